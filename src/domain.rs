@@ -1,0 +1,11 @@
+//! Keys, tags, stamps, schedules and policies as plain values.
+//!
+//! Nothing here does I/O, reads a clock, or waits; a test enforces it.
+
+pub mod event;
+pub mod keyspace;
+pub mod schedule;
+pub mod stamp;
+pub mod template;
+pub mod units;
+pub mod window;

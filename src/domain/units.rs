@@ -1,0 +1,1 @@
+//! Durations, sizes and shares with units.

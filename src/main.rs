@@ -1,0 +1,2 @@
+//! The `cachekeeper` command.
+fn main() {}

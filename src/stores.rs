@@ -1,0 +1,3 @@
+//! Every SQL statement and every Redis command, one function each.
+
+pub mod postgres;

@@ -1,0 +1,3 @@
+//! Postgres: statements and the binary format of rows.
+
+pub mod transcode;

@@ -1,0 +1,1 @@
+//! From Postgres's binary rows straight to the bytes of a value.
