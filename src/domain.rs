@@ -2,7 +2,9 @@
 //!
 //! Nothing here does I/O, reads a clock, or waits; a test enforces it.
 
+pub mod entry;
 pub mod event;
+pub mod freshness;
 pub mod keyspace;
 pub mod schedule;
 pub mod stamp;

@@ -1,3 +1,4 @@
 //! Every SQL statement and every Redis command, one function each.
 
 pub mod postgres;
+pub mod redis;

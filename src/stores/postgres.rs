@@ -1,3 +1,18 @@
 //! Postgres: statements and the binary format of rows.
 
+mod connection;
+mod error;
+mod incarnation;
+mod inspect;
+mod load;
+mod migrate;
+mod statement;
 pub mod transcode;
+
+pub use connection::Postgres;
+pub use error::{SourceError, Trouble};
+pub use incarnation::Poll;
+pub use inspect::{Function, Inspection};
+pub use load::{Loaded, Pass, Row};
+pub use migrate::MigrationState;
+pub use statement::{DatasetSource, KeyValues, SourceProblem};

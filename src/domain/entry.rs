@@ -1,0 +1,187 @@
+//! Entries on their way to Redis: keys, values and tags in a few growing buffers that are used again, so that a
+//! pass over a million rows allocates nothing for each row.
+
+use std::collections::HashMap;
+
+/// A batch of entries that one script stores.
+#[derive(Debug, Default)]
+pub struct EntryBatch {
+    keys: String,
+    values: Vec<u8>,
+    ends: Vec<End>,
+    tags: HashMap<String, Vec<u32>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct End {
+    key: usize,
+    value: usize,
+    life_ms: u64,
+}
+
+/// One entry of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryRef<'a> {
+    /// Its key.
+    pub key: &'a str,
+    /// Its value; empty and without meaning where `life_ms` is 0.
+    pub value: &'a [u8],
+    /// Its lifetime in milliseconds; 0: the row is gone, the entry is to be deleted.
+    pub life_ms: u64,
+}
+
+impl EntryBatch {
+    /// Adds an entry with what `write` appends to the buffers; nothing is added if it fails.
+    ///
+    /// # Errors
+    /// What `write` answers.
+    pub fn push_with<E>(
+        &mut self,
+        life_ms: u64,
+        write: impl FnOnce(&mut String, &mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<u32, E> {
+        let (key_start, value_start) = (self.keys.len(), self.values.len());
+        if let Err(error) = write(&mut self.keys, &mut self.values) {
+            self.keys.truncate(key_start);
+            self.values.truncate(value_start);
+            return Err(error);
+        }
+        self.ends.push(End {
+            key: self.keys.len(),
+            value: self.values.len(),
+            life_ms,
+        });
+        Ok(u32::try_from(self.ends.len() - 1).unwrap_or(u32::MAX))
+    }
+
+    /// Adds an entry and answers its position.
+    pub fn push(&mut self, key: &str, value: &[u8], life_ms: u64) -> u32 {
+        self.keys.push_str(key);
+        self.values.extend_from_slice(value);
+        self.ends.push(End {
+            key: self.keys.len(),
+            value: self.values.len(),
+            life_ms,
+        });
+        u32::try_from(self.ends.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Adds the deletion of an entry whose row is gone.
+    pub fn push_gone(&mut self, key: &str) -> u32 {
+        self.push(key, &[], 0)
+    }
+
+    /// Gives the entry at this position a tag.
+    pub fn tag(&mut self, position: u32, tag: &str) {
+        match self.tags.get_mut(tag) {
+            Some(positions) if positions.last() == Some(&position) => {}
+            Some(positions) => positions.push(position),
+            None => {
+                self.tags.insert(tag.to_owned(), vec![position]);
+            }
+        }
+    }
+
+    /// The entry at this position.
+    #[must_use]
+    pub fn get(&self, position: usize) -> Option<EntryRef<'_>> {
+        let end = self.ends.get(position)?;
+        let start = position.checked_sub(1).and_then(|before| self.ends.get(before));
+        let (key_start, value_start) = start.map_or((0, 0), |start| (start.key, start.value));
+        Some(EntryRef {
+            key: self.keys.get(key_start..end.key)?,
+            value: self.values.get(value_start..end.value)?,
+            life_ms: end.life_ms,
+        })
+    }
+
+    /// All entries in order.
+    pub fn iter(&self) -> impl Iterator<Item = EntryRef<'_>> {
+        (0..self.ends.len()).filter_map(|position| self.get(position))
+    }
+
+    /// The tags, each with the positions of its entries.
+    pub fn tags(&self) -> impl Iterator<Item = (&str, &[u32])> {
+        self.tags
+            .iter()
+            .map(|(tag, positions)| (tag.as_str(), positions.as_slice()))
+    }
+
+    /// The tags of the entry at this position.
+    pub fn tags_of(&self, position: u32) -> impl Iterator<Item = &str> {
+        self.tags()
+            .filter(move |(_, positions)| positions.contains(&position))
+            .map(|(tag, _)| tag)
+    }
+
+    /// How many tags the batch has.
+    #[must_use]
+    pub fn tag_count(&self) -> usize {
+        self.tags.len()
+    }
+
+    /// How many entries.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// How many bytes of keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.keys.len() + self.values.len()
+    }
+
+    /// Forgets the entries and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.values.clear();
+        self.ends.clear();
+        self.tags.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_back_in_order_and_a_failed_one_leaves_no_trace() {
+        let mut batch = EntryBatch::default();
+        let first = batch.push("a", b"1", 10);
+        let failed = batch.push_with(10, |keys, values| {
+            keys.push_str("broken");
+            values.push(0);
+            Err("broken")
+        });
+        assert_eq!(failed, Err("broken"));
+        let second = batch.push_gone("bb");
+        batch.tag(first, "t");
+        batch.tag(second, "t");
+        batch.tag(second, "t");
+        assert_eq!(
+            batch.get(0),
+            Some(EntryRef {
+                key: "a",
+                value: b"1",
+                life_ms: 10
+            })
+        );
+        assert_eq!(
+            batch.get(1),
+            Some(EntryRef {
+                key: "bb",
+                value: b"",
+                life_ms: 0
+            })
+        );
+        assert_eq!(batch.tags().collect::<Vec<_>>(), vec![("t", [0, 1].as_slice())]);
+        assert_eq!((batch.len(), batch.bytes()), (2, 4));
+    }
+}

@@ -1,0 +1,133 @@
+//! What a failed statement means.
+
+use sqlx::Error;
+
+/// A statement that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("postgres: failed to {what}: {trouble}")]
+pub struct SourceError {
+    /// What was attempted.
+    pub what: &'static str,
+    /// What the failure means.
+    pub trouble: Trouble,
+    /// The driver's error.
+    #[source]
+    pub source: Error,
+}
+
+/// What a failure means, and so what helps.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// The server cannot be reached, or broke off, or has no connection to spare.
+    #[error("the server cannot be reached")]
+    Unavailable,
+    /// The schema `cachekeeper` is not installed.
+    #[error("the schema `cachekeeper` is not installed; run `cachekeeper migrate`")]
+    NoSchema,
+    /// This is a standby. Loads come from the primary only.
+    #[error("this server is a standby; loads come from the primary only")]
+    Standby,
+    /// The incarnation's row is missing: the server began another life.
+    #[error("the server began another life and its incarnation is not recorded yet")]
+    NoIncarnation,
+    /// A value in the data makes the statement fail.
+    #[error("a value in the data makes the statement fail")]
+    Data,
+    /// A statement took longer than it may, or was cancelled.
+    #[error("the statement took longer than `statement_timeout`, or was cancelled")]
+    Cancelled,
+    /// Wrong user, password or rights.
+    #[error("the user, the password or the user's rights are wrong")]
+    Forbidden,
+    /// The tables have changed since the statement was prepared.
+    #[error("the tables have changed since the statement was prepared")]
+    Changed,
+    /// The statement itself is wrong.
+    #[error("the statement is not accepted")]
+    Statement,
+    /// The reply does not have the agreed form.
+    #[error("the reply has another form than agreed")]
+    Reply,
+}
+
+impl SourceError {
+    pub(super) fn new(what: &'static str, source: Error) -> Self {
+        Self {
+            what,
+            trouble: trouble(&source),
+            source,
+        }
+    }
+
+    pub(super) fn with(what: &'static str, trouble: Trouble, detail: String) -> Self {
+        Self {
+            what,
+            trouble,
+            source: Error::Protocol(detail),
+        }
+    }
+
+    /// Whether waiting helps.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self.trouble {
+            Trouble::Unavailable | Trouble::NoIncarnation | Trouble::Cancelled | Trouble::Changed => true,
+            Trouble::NoSchema
+            | Trouble::Standby
+            | Trouble::Data
+            | Trouble::Forbidden
+            | Trouble::Statement
+            | Trouble::Reply => false,
+        }
+    }
+
+    /// Where in the statement the server found the mistake: a byte offset, if it said.
+    #[must_use]
+    pub fn position(&self) -> Option<usize> {
+        let database = self.source.as_database_error()?;
+        let postgres = database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
+        match postgres.position()? {
+            sqlx::postgres::PgErrorPosition::Original(position) => position.checked_sub(1),
+            sqlx::postgres::PgErrorPosition::Internal { .. } => None,
+        }
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the driver's enum is non-exhaustive"
+)]
+fn trouble(error: &Error) -> Trouble {
+    match error {
+        Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {
+            Trouble::Unavailable
+        }
+        Error::Database(database) => {
+            let code = database.code().unwrap_or_default();
+            let message = database.message();
+            by_code(&code, message)
+        }
+        Error::ColumnDecode { .. } | Error::Decode(_) | Error::Protocol(_) => Trouble::Reply,
+        _ => Trouble::Statement,
+    }
+}
+
+/// By SQLSTATE (PostgreSQL manual, appendix A).
+fn by_code(code: &str, message: &str) -> Trouble {
+    match code {
+        "0A000" if message.contains("during recovery") => Trouble::Standby,
+        "0A000" if message.contains("cached plan") => Trouble::Changed,
+        "25006" if message.contains("recovery") => Trouble::Standby,
+        "57014" => Trouble::Cancelled,
+        "3F000" | "42P01" if message.contains("cachekeeper") => Trouble::NoSchema,
+        "42501" => Trouble::Forbidden,
+        "55P03" => Trouble::Cancelled,
+        _ => match code.get(..2).unwrap_or_default() {
+            "08" | "53" | "57" | "58" | "XX" => Trouble::Unavailable,
+            "28" => Trouble::Forbidden,
+            "21" | "22" => Trouble::Data,
+            "40" => Trouble::Cancelled,
+            _ => Trouble::Statement,
+        },
+    }
+}

@@ -1,0 +1,245 @@
+//! Loads: by keys, or everything.
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{Arguments, AssertSqlSafe, PgConnection, Row as _};
+use tokio::sync::mpsc;
+
+use super::incarnation::read_stamped;
+use super::statement::{DatasetSource, KeyType, KeyValues};
+use super::{Poll, Postgres, SourceError, Trouble};
+
+/// A row of a load. Its first two columns are not the query's.
+pub type Row = PgRow;
+
+/// The rows of given keys and the snapshot they were read at.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Snapshot and incarnation.
+    pub poll: Poll,
+    /// The rows, those of one key together.
+    pub rows: Vec<Row>,
+}
+
+/// A running pass: everything that the query returned at one snapshot.
+#[derive(Debug)]
+pub struct Pass {
+    /// Snapshot and incarnation.
+    pub poll: Poll,
+    rows: mpsc::Receiver<Result<Vec<Row>, SourceError>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl DatasetSource {
+    /// How many columns of the statements stand before the query's.
+    pub const FIRST_COLUMN: usize = 2;
+    /// Rows are handed over in groups, because handing over costs more than reading one.
+    const GROUP: usize = 256;
+    const GROUPS_AHEAD: usize = 4;
+}
+
+impl Postgres {
+    /// Loads the entries of these keys in one statement.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn load(&self, source: &DatasetSource, keys: &[KeyValues]) -> Result<Loaded, SourceError> {
+        let what = "load entries";
+        let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
+        let statement = sqlx::query_with(AssertSqlSafe(source.by_key.clone()), arguments);
+        let mut rows = statement
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| SourceError::new(what, error))?;
+        let Some(first) = rows.first() else {
+            return Err(SourceError::with(
+                what,
+                Trouble::Reply,
+                "the statement returned no row at all".to_owned(),
+            ));
+        };
+        let poll = read_poll(what, first)?;
+        // Without a match the left join still returns one row; its key columns are null.
+        rows.retain(|row| source.has_key(row));
+        Ok(Loaded { poll, rows })
+    }
+
+    /// Begins to read everything; with `behind`, only what comes after that key.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn pass(
+        &self,
+        source: &DatasetSource,
+        behind: Option<&KeyValues>,
+    ) -> Result<Pass, SourceError> {
+        let connection = self.open_unlimited().await?;
+        let (sql, values) = match behind {
+            Some(values) => (source.resumed_pass.clone(), values.clone()),
+            None => (source.pass.clone(), Vec::new()),
+        };
+        let (sender, mut rows) = mpsc::channel(DatasetSource::GROUPS_AHEAD);
+        let reader = tokio::task::spawn(read_pass(connection, sql, values, sender));
+        let what = "begin a pass";
+        let first = match rows.recv().await {
+            Some(Ok(group)) => group.into_iter().next(),
+            Some(Err(error)) => return Err(error),
+            None => None,
+        };
+        let Some(first) = first else {
+            return Err(SourceError::with(
+                what,
+                Trouble::Reply,
+                "the pass returned no row at all".to_owned(),
+            ));
+        };
+        Ok(Pass {
+            poll: read_poll(what, &first)?,
+            rows,
+            reader,
+        })
+    }
+
+    /// The keys of a pass with a limit, the most wanted first; none if the dataset has no limit.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn first_keys(&self, source: &DatasetSource) -> Result<Option<Vec<KeyValues>>, SourceError> {
+        let what = "choose the keys of a pass";
+        let Some(sql) = &source.first_keys else {
+            return Ok(None);
+        };
+        let mut connection = self.open_unlimited().await?;
+        let casts: Vec<String> = (1..=source.key_columns.len())
+            .map(|column| format!("k.c{column}::text"))
+            .collect();
+        let names: Vec<String> = (1..=source.key_columns.len())
+            .map(|column| format!("c{column}"))
+            .collect();
+        let sql = format!(
+            "select {} from ({sql}) k ({})",
+            casts.join(", "),
+            names.join(", ")
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await;
+        let mut keys = Vec::new();
+        for row in rows.map_err(|error| SourceError::new(what, error))? {
+            let values: Result<Vec<Option<String>>, _> = (0..source.key_columns.len())
+                .map(|column| row.try_get(column))
+                .collect();
+            let values = values.map_err(|error| SourceError::new(what, error))?;
+            keys.extend(values.into_iter().collect::<Option<Vec<String>>>());
+        }
+        Ok(Some(keys))
+    }
+}
+
+impl Pass {
+    /// The next rows; none when all have been read.
+    ///
+    /// # Errors
+    /// [`SourceError`]; the pass is over then.
+    pub async fn next(&mut self) -> Result<Option<Vec<Row>>, SourceError> {
+        self.rows.recv().await.transpose()
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        // The connection goes with the task, so a pass that is given up does not go on reading.
+        self.reader.abort();
+    }
+}
+
+impl DatasetSource {
+    fn has_key(&self, row: &Row) -> bool {
+        self.key_columns.iter().any(|column| {
+            row.try_get_raw(Self::FIRST_COLUMN + column)
+                .is_ok_and(|value| !sqlx::ValueRef::is_null(&value))
+        })
+    }
+}
+
+async fn read_pass(
+    mut connection: PgConnection,
+    sql: String,
+    values: KeyValues,
+    sender: mpsc::Sender<Result<Vec<Row>, SourceError>>,
+) {
+    let mut statement = sqlx::query(AssertSqlSafe(sql));
+    for value in values {
+        statement = statement.bind(value);
+    }
+    let mut stream: BoxStream<'_, Result<PgRow, sqlx::Error>> = statement.fetch(&mut connection);
+    let mut group = Vec::with_capacity(DatasetSource::GROUP);
+    let mut is_first = true;
+    while let Some(row) = stream.next().await {
+        let is_last = row.is_err();
+        match row {
+            Ok(row) => group.push(row),
+            Err(error) => {
+                if !group.is_empty() && sender.send(Ok(std::mem::take(&mut group))).await.is_err() {
+                    return;
+                }
+                let error = SourceError::new("read a pass", error);
+                if sender.send(Err(error)).await.is_err() {
+                    return;
+                }
+            }
+        }
+        if is_last {
+            return;
+        }
+        // The first row stands alone: it carries the snapshot.
+        if is_first || group.len() == DatasetSource::GROUP {
+            is_first = false;
+            let full = std::mem::replace(&mut group, Vec::with_capacity(DatasetSource::GROUP));
+            if sender.send(Ok(full)).await.is_err() {
+                return;
+            }
+        }
+    }
+    if !group.is_empty() && sender.send(Ok(group)).await.is_err() {
+        // Nobody waits for the rest.
+    }
+}
+
+fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {
+    let snapshot: Option<String> = row.try_get(0).map_err(|error| SourceError::new(what, error))?;
+    let incarnation: Option<String> = row.try_get(1).map_err(|error| SourceError::new(what, error))?;
+    let Some(snapshot) = snapshot else {
+        return Err(SourceError::with(
+            what,
+            Trouble::Reply,
+            "the first row carries no snapshot".to_owned(),
+        ));
+    };
+    read_stamped(what, &snapshot, incarnation)
+}
+
+/// One array for each placeholder. Keys that no row can have are left out.
+fn bind_keys(source: &DatasetSource, keys: &[KeyValues]) -> Result<PgArguments, sqlx::Error> {
+    let possible: Vec<&KeyValues> = keys
+        .iter()
+        .filter(|values| {
+            values.len() == source.key_types.len()
+                && values
+                    .iter()
+                    .enumerate()
+                    .all(|(position, text)| source.accepts(position, text))
+        })
+        .collect();
+    let mut arguments = PgArguments::default();
+    for (position, kind) in source.key_types.iter().enumerate() {
+        let texts = possible.iter().filter_map(|values| values.get(position));
+        let added = match kind {
+            KeyType::Integer => {
+                arguments.add(texts.filter_map(|text| text.parse().ok()).collect::<Vec<i64>>())
+            }
+            KeyType::Cast(_) => arguments.add(texts.cloned().collect::<Vec<String>>()),
+        };
+        added.map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
+}

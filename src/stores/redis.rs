@@ -1,0 +1,22 @@
+//! Redis: every command and script, one function each, and what their replies mean.
+
+mod connection;
+mod entries;
+mod epoch;
+mod error;
+mod leases;
+mod script;
+mod server;
+mod subscription;
+mod tags;
+mod walk;
+
+pub use connection::Redis;
+pub use entries::{Refused, StoreMode, Stored};
+pub use epoch::{Adoption, Claim, Creation, Debt, Epoch, Head, NewEpoch};
+pub use error::{CacheError, Refusal};
+pub use leases::{LeaseAttempt, LeaseGrant};
+pub use script::{Answer, Gone, Standing};
+pub use server::ServerFacts;
+pub use subscription::{Notice, Subscription};
+pub use walk::{UseSign, WalkPage, Walked, Wanted};

@@ -1,0 +1,132 @@
+//! What a failed command means: whether it was applied, and what to do.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// A command or script that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("redis: failed to {what}: {refusal}")]
+pub struct CacheError {
+    /// What was attempted.
+    pub what: &'static str,
+    /// What the failure means.
+    pub refusal: Refusal,
+    /// The driver's error.
+    #[source]
+    pub source: RedisError,
+}
+
+/// What a failure means. All but [`Refusal::Unknown`] mean *not applied*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No reply: the command may or may not have been applied.
+    Unknown,
+    /// Memory is full (OOM).
+    Full,
+    /// The server takes no writes now: a replica, a failed snapshot, loading, a cluster that is down.
+    NotWritable,
+    /// Wrong user, password or rights.
+    Forbidden,
+    /// The key holds another type.
+    WrongType,
+    /// Anything else; a bug, or a server that is not Redis.
+    Other,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Unknown => "no reply, so it is not known whether it was applied",
+            Self::Full => "memory is full; raise maxmemory, or set an eviction policy",
+            Self::NotWritable => "the server takes no writes at the moment",
+            Self::Forbidden => "the user, the password or the user's rights are wrong",
+            Self::WrongType => "one of Cachekeeper's own keys holds another type; delete it",
+            Self::Other => "the server refused it",
+        })
+    }
+}
+
+impl CacheError {
+    pub(super) fn new(what: &'static str, source: RedisError) -> Self {
+        Self {
+            what,
+            refusal: refusal(&source),
+            source,
+        }
+    }
+
+    /// A reply that does not have the agreed form.
+    pub(super) fn unexpected(what: &'static str, reply: &str) -> Self {
+        let detail = reply.chars().take(200).collect::<String>();
+        let source = RedisError::from((ErrorKind::UnexpectedReturnType, "unexpected reply", detail));
+        Self {
+            what,
+            refusal: Refusal::Other,
+            source,
+        }
+    }
+
+    /// Whether Redis was not reached, or broke off.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        self.refusal == Refusal::Unknown
+    }
+}
+
+/// A label for metrics.
+impl Refusal {
+    /// One word.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unknown => "no_reply",
+            Self::Full => "full",
+            Self::NotWritable => "not_writable",
+            Self::Forbidden => "forbidden",
+            Self::WrongType => "wrong_type",
+            Self::Other => "other",
+        }
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the driver's enums are non-exhaustive"
+)]
+fn refusal(error: &RedisError) -> Refusal {
+    if error.is_io_error()
+        || error.is_timeout()
+        || error.is_connection_dropped()
+        || error.is_connection_refusal()
+    {
+        return Refusal::Unknown;
+    }
+    match error.kind() {
+        ErrorKind::Io => return Refusal::Unknown,
+        ErrorKind::AuthenticationFailed => return Refusal::Forbidden,
+        ErrorKind::Server(
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown,
+        ) => return Refusal::NotWritable,
+        ErrorKind::Server(ServerErrorKind::NoPerm) => return Refusal::Forbidden,
+        _ => {}
+    }
+    match error.code() {
+        Some("OOM") => Refusal::Full,
+        Some(
+            "MISCONF" | "NOREPLICAS" | "READONLY" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN"
+            | "TRYAGAIN",
+        ) => Refusal::NotWritable,
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Refusal::Forbidden,
+        Some("WRONGTYPE") => Refusal::WrongType,
+        // Some servers put the code of an error inside a script behind ERR.
+        _ => match error.detail().unwrap_or_default() {
+            detail if detail.contains("OOM command not allowed") => Refusal::Full,
+            detail if detail.contains("READONLY") || detail.contains("MISCONF") => Refusal::NotWritable,
+            detail if detail.contains("WRONGTYPE") => Refusal::WrongType,
+            _ => Refusal::Other,
+        },
+    }
+}
