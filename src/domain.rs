@@ -6,6 +6,7 @@ pub mod entry;
 pub mod event;
 pub mod freshness;
 pub mod keyspace;
+pub mod revision;
 pub mod schedule;
 pub mod stamp;
 pub mod template;

@@ -220,16 +220,7 @@ fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {
 
 /// One array for each placeholder. Keys that no row can have are left out.
 fn bind_keys(source: &DatasetSource, keys: &[KeyValues]) -> Result<PgArguments, sqlx::Error> {
-    let possible: Vec<&KeyValues> = keys
-        .iter()
-        .filter(|values| {
-            values.len() == source.key_types.len()
-                && values
-                    .iter()
-                    .enumerate()
-                    .all(|(position, text)| source.accepts(position, text))
-        })
-        .collect();
+    let possible: Vec<&KeyValues> = keys.iter().filter(|values| source.can_hold(values)).collect();
     let mut arguments = PgArguments::default();
     for (position, kind) in source.key_types.iter().enumerate() {
         let texts = possible.iter().filter_map(|values| values.get(position));

@@ -77,8 +77,17 @@ impl DatasetSource {
         }
     }
 
-    /// Whether a text can be a value of this key column at all. What cannot is a key of no row.
-    pub(super) fn accepts(&self, position: usize, text: &str) -> bool {
+    /// Whether these texts can be the values of a key at all. What cannot is a key of no row.
+    #[must_use]
+    pub fn can_hold(&self, values: &[String]) -> bool {
+        values.len() == self.key_types.len()
+            && values
+                .iter()
+                .enumerate()
+                .all(|(position, text)| self.accepts(position, text))
+    }
+
+    fn accepts(&self, position: usize, text: &str) -> bool {
         match self.key_types.get(position) {
             Some(KeyType::Integer) => text.parse::<i64>().is_ok_and(|number| number.to_string() == text),
             Some(KeyType::Cast(name)) if name == "uuid" => {

@@ -1,0 +1,14 @@
+//! The actors. They decide *when*; the flows decide *what*.
+//!
+//! A handler dispatches and never fails; long work runs in a task that the actor holds and that tells it when it is
+//! over; messages are hints, because each actor also looks by itself on its own timer.
+
+pub mod address;
+pub mod epoch_keeper;
+pub mod health;
+pub mod invalidation_listener;
+pub mod lock_renewer;
+pub mod metrics_reporter;
+pub mod refresher;
+pub mod task;
+pub mod warmer;

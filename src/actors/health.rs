@@ -1,0 +1,97 @@
+//! What readiness and `status` say: facts that actors write and the admin listener reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::metrics::{ByDependency, Metrics};
+
+/// The facts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Health {
+    facts: Arc<Mutex<Facts>>,
+    metrics: Arc<Metrics>,
+}
+
+/// What is known.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Servers and subscriptions that are not reachable, with the reason. Missing: not asked yet.
+    pub dependencies: BTreeMap<&'static str, Result<(), String>>,
+    /// Datasets that have not been warmed since the start.
+    pub not_warmed: BTreeSet<String>,
+    /// Datasets that cannot work, with the reason.
+    pub broken: BTreeMap<String, String>,
+    /// Datasets whose entries are being looked at again, with the reason.
+    pub owed: BTreeMap<String, String>,
+    /// The epoch.
+    pub epoch: Option<String>,
+    /// Set while the worker stops.
+    pub is_stopping: bool,
+}
+
+/// The dependencies that readiness waits for.
+pub const DEPENDENCIES: [&str; 3] = ["postgres", "redis", "subscription"];
+
+impl Health {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            facts: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// A copy of all facts.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes facts.
+    pub fn update(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes whether a dependency answers. True: that is news.
+    pub fn note(&self, dependency: &'static str, state: Result<(), String>) -> bool {
+        let is_up = state.is_ok();
+        self.metrics
+            .dependency_up
+            .get_or_create(&ByDependency::new(dependency))
+            .set(i64::from(is_up));
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = facts.dependencies.insert(dependency, state);
+        before.map(|before| before.is_ok()) != Some(is_up)
+    }
+
+    /// Why the worker is not ready; empty: it is.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<String> {
+        let facts = self.facts();
+        let mut reasons = Vec::new();
+        if facts.is_stopping {
+            reasons.push("stopping".to_owned());
+        }
+        for dependency in DEPENDENCIES {
+            match facts.dependencies.get(dependency) {
+                Some(Ok(())) => {}
+                Some(Err(reason)) => reasons.push(format!("{dependency}: {reason}")),
+                None => reasons.push(format!("{dependency}: not reached yet")),
+            }
+        }
+        reasons.extend(
+            facts
+                .broken
+                .iter()
+                .map(|(dataset, reason)| format!("dataset {dataset}: {reason}")),
+        );
+        reasons.extend(
+            facts
+                .not_warmed
+                .iter()
+                .map(|dataset| format!("dataset {dataset}: not warmed yet")),
+        );
+        reasons
+    }
+}

@@ -1,0 +1,203 @@
+//! The worker as a whole: build the stores, look at the servers, run the actors, stop them in time.
+
+use std::time::Duration;
+
+use ractor::{Actor, ActorRef};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::actors::health::Health;
+use crate::config::{Config, FeedNeed};
+use crate::flows::context::Context;
+use crate::flows::error::{FlowError, chain};
+use crate::stores::redis::ServerFacts;
+use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage, Wiring};
+
+/// The oldest Redis that has what the scripts need.
+const REDIS_MAJOR_MIN: u32 = 7;
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    root: ActorRef<SupervisorMessage>,
+    join: JoinHandle<()>,
+    outcome: oneshot::Receiver<Outcome>,
+    /// Facts behind readiness.
+    pub health: Health,
+    /// Stores and metrics.
+    pub context: Context,
+    shutdown_timeout: Duration,
+}
+
+/// Why a worker cannot start. Waiting does not help.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A URL cannot be used.
+    #[error(transparent)]
+    Flow(#[from] FlowError),
+    /// The actors could not be started.
+    #[error("the actors could not be started")]
+    Spawn(#[source] ractor::SpawnErr),
+    /// The server is too old.
+    #[error("Redis {version} is too old: Cachekeeper needs {REDIS_MAJOR_MIN}.0 or newer (or Valkey)")]
+    RedisTooOld {
+        /// What it says.
+        version: String,
+    },
+    /// Another namespace lives in this database.
+    #[error(
+        "this Redis database already serves {found}: one database serves one namespace; use another database number"
+    )]
+    OtherNamespace {
+        /// The head of the other one.
+        found: String,
+    },
+    /// Eviction could take what is required.
+    #[error(
+        "dataset {dataset} has feed = \"required\", but Redis may evict anything ({policy}); set maxmemory-policy to volatile-* or noeviction"
+    )]
+    Evicting {
+        /// Which dataset.
+        dataset: String,
+        /// Redis's policy.
+        policy: String,
+    },
+}
+
+impl Worker {
+    /// Starts the worker. Servers that are down are waited for, not ready; what waiting cannot mend is an error.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let context = Context::new(&config)?;
+        match look_at_redis(&config, &context).await {
+            Ok(()) => {}
+            Err(LookError::Final(error)) => return Err(error),
+            Err(LookError::NotNow(error)) => {
+                warn!(error = %error, redis = %config.redis.url.redacted(), "redis does not answer yet, waiting for it");
+            }
+        }
+        let health = Health::new(context.metrics.clone());
+        health.update(|facts| {
+            let warmed = config
+                .datasets
+                .iter()
+                .filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
+            facts.not_warmed = warmed.map(|dataset| dataset.name.clone()).collect();
+        });
+        let shutdown_timeout = config.service.shutdown_timeout;
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            namespace = %config.service.namespace,
+            datasets = config.datasets.len(),
+            postgres = %config.postgres.url.redacted(),
+            redis = %config.redis.url.redacted(),
+            "worker starts"
+        );
+        let wiring = Wiring::new(config, context.clone(), health.clone(), owner());
+        let (sender, outcome) = oneshot::channel();
+        // A second less than the whole: the stores must be closed too.
+        let stop_within = shutdown_timeout
+            .saturating_sub(Duration::from_secs(1))
+            .max(shutdown_timeout / 2);
+        let arguments = SupervisorArguments {
+            wiring,
+            stop_within,
+            outcome: sender,
+        };
+        let (root, join) = Actor::spawn(None, Supervisor, arguments)
+            .await
+            .map_err(StartError::Spawn)?;
+        Ok(Self {
+            root,
+            join,
+            outcome,
+            health,
+            context,
+            shutdown_timeout,
+        })
+    }
+
+    /// The supervisor, for tests and the demo.
+    #[must_use]
+    pub fn supervisor(&self) -> &ActorRef<SupervisorMessage> {
+        &self.root
+    }
+
+    /// Waits until the worker ends by itself: an actor failed too often.
+    pub async fn ended(&mut self) -> Outcome {
+        (&mut self.outcome)
+            .await
+            .unwrap_or(Outcome::GaveUp { child: "supervisor" })
+    }
+
+    /// Stops the worker within its time limit. True: in time.
+    pub async fn stop(self) -> bool {
+        self.health.update(|facts| facts.is_stopping = true);
+        self.root.stop(Some("shutdown".to_owned()));
+        let in_time = tokio::time::timeout(self.shutdown_timeout, self.join)
+            .await
+            .is_ok();
+        if tokio::time::timeout(Duration::from_secs(1), self.context.postgres.close())
+            .await
+            .is_err()
+        {
+            warn!("connections to postgres were still busy");
+        }
+        in_time
+    }
+}
+
+enum LookError {
+    Final(StartError),
+    NotNow(String),
+}
+
+async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookError> {
+    let not_now = |error| LookError::NotNow(chain(&error));
+    let facts = context.redis.facts().await.map_err(not_now)?;
+    if facts.major() < REDIS_MAJOR_MIN {
+        return Err(LookError::Final(StartError::RedisTooOld {
+            version: facts.version,
+        }));
+    }
+    check_eviction(config, &facts)?;
+    let others = context.redis.other_namespaces().await.map_err(not_now)?;
+    match others.into_iter().next() {
+        Some(found) => Err(LookError::Final(StartError::OtherNamespace { found })),
+        None => Ok(()),
+    }
+}
+
+fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError> {
+    if !facts.evicts_anything() {
+        return Ok(());
+    }
+    let policy = facts.maxmemory_policy.clone();
+    if let Some(dataset) = config
+        .datasets
+        .iter()
+        .find(|dataset| dataset.feed == FeedNeed::Required)
+    {
+        let dataset = dataset.name.clone();
+        return Err(LookError::Final(StartError::Evicting { dataset, policy }));
+    }
+    warn!(
+        policy,
+        "redis may evict the stamp tables; each time everything is looked at again. Better: volatile-lru, or noeviction"
+    );
+    Ok(())
+}
+
+/// Names this process in leases.
+fn owner() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!(
+        "{}:{}:{:08x}",
+        host.trim(),
+        std::process::id(),
+        rand::random::<u32>()
+    )
+}

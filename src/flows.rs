@@ -1,0 +1,13 @@
+//! The procedures: what is done. Actors decide when.
+
+pub mod catalog;
+pub mod compare;
+pub mod context;
+pub mod debt;
+pub mod encode;
+pub mod epoch;
+pub mod error;
+pub mod invalidate;
+pub mod refresh;
+pub mod reload;
+pub mod warm;
