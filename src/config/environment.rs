@@ -1,1 +1,144 @@
-//! environment
+//! Overrides from environment variables: `CACHEKEEPER__REDIS__URL`, `CACHEKEEPER__DATASET__PRODUCT__TTL`.
+//!
+//! The environment comes in as a map; nothing here reads the process's own.
+
+use std::collections::{BTreeMap, HashMap};
+
+use config::Source as _;
+
+use super::diagnostic::{Diagnostic, did_you_mean};
+use super::raw::{Leaf, Leaves, expected, join};
+use super::schema::{Key, ROOT, Shape};
+use super::source::Source;
+
+const PREFIX: &str = "CACHEKEEPER__";
+
+/// Puts the variables over the file's settings.
+pub fn apply(
+    environment: &BTreeMap<String, String>,
+    leaves: &mut Leaves,
+    source: &mut Source,
+    problems: &mut Vec<Diagnostic>,
+) {
+    let ours = environment
+        .iter()
+        .filter(|(name, _)| name.to_uppercase().starts_with(PREFIX));
+    let ours: HashMap<String, String> = ours.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let names: BTreeMap<String, String> = ours
+        .keys()
+        .map(|name| {
+            (
+                name.get(PREFIX.len()..)
+                    .unwrap_or_default()
+                    .to_lowercase()
+                    .replace("__", "."),
+                name.clone(),
+            )
+        })
+        .collect();
+    let layer = config::Environment::with_prefix("CACHEKEEPER")
+        .prefix_separator("__")
+        .separator("__")
+        .source(Some(ours.clone()));
+    let collected = match layer.collect() {
+        Ok(collected) => collected,
+        Err(error) => {
+            problems.push(Diagnostic::error(
+                format!("the environment cannot be read: {error}"),
+                None,
+            ));
+            return;
+        }
+    };
+    let mut flat = Vec::new();
+    for (name, value) in collected {
+        flatten(&name, value, &mut flat);
+    }
+    flat.sort();
+    for (path, text) in flat {
+        let variable = names.get(&path).cloned().unwrap_or_else(|| path.clone());
+        match find(&path, leaves) {
+            Ok((path, shape)) => {
+                source.note_variable(&path, &variable);
+                match parse(shape, &text) {
+                    Some(leaf) => drop(leaves.insert(path, leaf)),
+                    None => {
+                        problems.push(source.problem(&path, format!("expected {}", expected(shape)), None))
+                    }
+                }
+            }
+            Err(help) => {
+                let mut problem =
+                    Diagnostic::error(format!("environment variable {variable} names no setting"), help);
+                problem.variable = Some(variable);
+                problems.push(problem);
+            }
+        }
+    }
+}
+
+fn flatten(path: &str, value: config::Value, flat: &mut Vec<(String, String)>) {
+    match value.kind {
+        config::ValueKind::Table(table) => {
+            for (name, value) in table {
+                flatten(&join(path, &name), value, flat);
+            }
+        }
+        _ => flat.push((path.to_owned(), value.into_string().unwrap_or_default())),
+    }
+}
+
+/// The setting that a lower-case path means. Names of datasets are found without regard to case.
+fn find(path: &str, leaves: &Leaves) -> Result<(String, Shape), String> {
+    let mut keys: &[Key] = ROOT;
+    let mut found = String::new();
+    let mut parts = path.split('.').peekable();
+    while let Some(part) = parts.next() {
+        let Some(key) = keys.iter().find(|key| key.name == part) else {
+            let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
+            let close = did_you_mean(part, known.iter().copied());
+            return Err(close.map_or_else(
+                || format!("known: {}", known.join(", ")),
+                |close| format!("did you mean {close}?"),
+            ));
+        };
+        found = join(&found, key.name);
+        match key.shape {
+            Shape::Table(below) => keys = below,
+            Shape::Named(below) => {
+                let Some(name) = parts.next() else {
+                    return Err("give the dataset's name behind it".to_owned());
+                };
+                let wanted = join(&found, name);
+                let dataset = leaves.keys().find(|known| known.to_lowercase() == wanted);
+                found = dataset
+                    .cloned()
+                    .ok_or_else(|| format!("the file has no [{wanted}]"))?;
+                keys = below;
+            }
+            Shape::Tables(_) | Shape::Mapping => {
+                return Err("this setting can only be given in the file".to_owned());
+            }
+            shape => {
+                return if parts.peek().is_none() {
+                    Ok((found, shape))
+                } else {
+                    Err(format!("{found} has no parts"))
+                };
+            }
+        }
+    }
+    Err("this is a section, not a setting".to_owned())
+}
+
+fn parse(shape: Shape, text: &str) -> Option<Leaf> {
+    match shape {
+        Shape::Text => Some(Leaf::Text(text.to_owned())),
+        Shape::Integer => text.parse().ok().map(Leaf::Integer),
+        Shape::Boolean => text.parse().ok().map(Leaf::Boolean),
+        Shape::Texts => Some(Leaf::Texts(
+            text.split(',').map(|part| part.trim().to_owned()).collect(),
+        )),
+        Shape::Table(_) | Shape::Named(_) | Shape::Tables(_) | Shape::Mapping => None,
+    }
+}

@@ -1,5 +1,155 @@
 //! Where in the file a setting stands.
 
-/// The file's path and text, and where each setting stands in it.
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::diagnostic::{Diagnostic, Position};
+
+/// The file's path and text, where each setting stands in it, and which come from the environment.
 #[derive(Clone, Debug, Default)]
-pub struct Source {}
+pub struct Source {
+    file: String,
+    text: String,
+    spans: BTreeMap<String, Range<usize>>,
+    variables: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// Begins with a file.
+    #[must_use]
+    pub fn new(file: String, text: String) -> Self {
+        Self {
+            file,
+            text,
+            spans: BTreeMap::new(),
+            variables: BTreeMap::new(),
+        }
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Notes where a setting's value stands.
+    pub fn note(&mut self, path: &str, span: Range<usize>) {
+        self.spans.insert(path.to_owned(), span);
+    }
+
+    /// Notes that a setting comes from an environment variable.
+    pub fn note_variable(&mut self, path: &str, variable: &str) {
+        self.variables.insert(path.to_owned(), variable.to_owned());
+    }
+
+    /// Whether the file itself has this setting.
+    #[must_use]
+    pub fn has(&self, path: &str) -> bool {
+        self.spans.contains_key(path) || self.variables.contains_key(path)
+    }
+
+    /// A problem with a setting; where the file does not have it, its section is shown.
+    #[must_use]
+    pub fn problem(
+        &self,
+        path: &str,
+        message: impl Into<String>,
+        help: impl Into<Option<String>>,
+    ) -> Diagnostic {
+        self.problem_within(path, None, message, help)
+    }
+
+    /// A problem at a byte of a text.
+    #[must_use]
+    pub fn problem_within(
+        &self,
+        path: &str,
+        offset: Option<usize>,
+        message: impl Into<String>,
+        help: impl Into<Option<String>>,
+    ) -> Diagnostic {
+        let mut problem = Diagnostic::error(message, help);
+        path.clone_into(&mut problem.path);
+        if let Some(variable) = self.variables.get(path) {
+            problem.variable = Some(variable.clone());
+            return problem;
+        }
+        let mut shown = path;
+        let span = loop {
+            if let Some(span) = self.spans.get(shown) {
+                break Some(span.clone());
+            }
+            match shown.rsplit_once('.') {
+                Some((parent, _)) => shown = parent,
+                None => break None,
+            }
+        };
+        problem.position = span.map(|span| {
+            let span = offset
+                .filter(|_| shown == path)
+                .map_or(span.clone(), |offset| self.inside(&span, offset));
+            self.position(span)
+        });
+        problem
+    }
+
+    /// A problem at a place of the file.
+    #[must_use]
+    pub fn problem_at(
+        &self,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<Option<String>>,
+    ) -> Diagnostic {
+        let mut problem = Diagnostic::error(message, help);
+        problem.position = Some(self.position(span));
+        problem
+    }
+
+    /// The place of a byte of a text within its quotes. Exact unless escapes stand before it.
+    fn inside(&self, span: &Range<usize>, offset: usize) -> Range<usize> {
+        let written = self.text.get(span.clone()).unwrap_or_default();
+        let quotes = if written.starts_with("\"\"\"") || written.starts_with("'''") {
+            // A line break right behind the quotes is not part of the text.
+            let behind = written.get(3..).unwrap_or_default();
+            3 + behind.len()
+                - behind
+                    .strip_prefix("\r\n")
+                    .or_else(|| behind.strip_prefix('\n'))
+                    .unwrap_or(behind)
+                    .len()
+        } else {
+            1
+        };
+        let start = (span.start + quotes + offset).min(span.end.saturating_sub(1));
+        let rest = self.text.get(start..span.end).unwrap_or_default();
+        let word = rest
+            .find(|character: char| !(character.is_alphanumeric() || character == '_'))
+            .unwrap_or(rest.len());
+        start..start + word.max(1)
+    }
+
+    fn position(&self, span: Range<usize>) -> Position {
+        let start = (0..=span.start.min(self.text.len()))
+            .rev()
+            .find(|at| self.text.is_char_boundary(*at))
+            .unwrap_or(0);
+        let before = self.text.get(..start).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let rest = self.text.get(line_start..).unwrap_or_default();
+        let excerpt = rest.lines().next().unwrap_or_default();
+        let column = before.get(line_start..).unwrap_or_default().chars().count() + 1;
+        let marked = self
+            .text
+            .get(start..span.end.min(self.text.len()))
+            .unwrap_or_default();
+        let width = marked.lines().next().unwrap_or_default().chars().count();
+        Position {
+            file: self.file.clone(),
+            line: before.matches('\n').count() + 1,
+            column,
+            width: width.max(1),
+            excerpt: excerpt.to_owned(),
+        }
+    }
+}

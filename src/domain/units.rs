@@ -1,1 +1,150 @@
-//! Durations, sizes and shares with units.
+//! Durations, sizes and shares as people write them, always with a unit.
+
+use std::time::Duration;
+
+const DURATIONS: [(&str, u64); 6] = [
+    ("ms", 1),
+    ("s", 1_000),
+    ("m", 60_000),
+    ("h", 3_600_000),
+    ("d", 86_400_000),
+    ("w", 604_800_000),
+];
+const SIZES: [(&str, u64); 10] = [
+    ("B", 1),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("K", 1 << 10),
+    ("M", 1 << 20),
+];
+
+/// Reads `250ms`, `30s`, `1h 30m`.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let total = parse_sum(
+        text,
+        &DURATIONS,
+        "a duration such as \"30s\", \"5m\" or \"1h 30m\"",
+    )?;
+    Ok(Duration::from_millis(total))
+}
+
+/// Reads `512B`, `1KiB`, `4MiB`.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    parse_sum(text, &SIZES, "a size such as \"512B\", \"1KiB\" or \"4MiB\"")
+}
+
+/// Reads `20%` as 0.2.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    let number = text
+        .trim()
+        .strip_suffix('%')
+        .ok_or_else(|| format!("a share ends with %, write \"{}%\"", text.trim()))?;
+    let share: f64 = number
+        .trim()
+        .parse()
+        .map_err(|_number| "a share such as \"20%\"".to_owned())?;
+    if (0.0..=100.0).contains(&share) {
+        Ok(share / 100.0)
+    } else {
+        Err("a share is between 0% and 100%".to_owned())
+    }
+}
+
+fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, String> {
+    let mut total = 0_u64;
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(format!("expected {expected}"));
+    }
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|character: char| !character.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let (number, behind) = rest.split_at(digits);
+        let letters = behind
+            .find(|character: char| !character.is_ascii_alphabetic())
+            .unwrap_or(behind.len());
+        let (unit, behind) = behind.split_at(letters);
+        let number: u64 = number.parse().map_err(|_number| format!("expected {expected}"))?;
+        if unit.is_empty() {
+            let example = units.get(1).map_or("", |(unit, _)| unit);
+            return Err(format!("missing unit, write \"{number}{example}\""));
+        }
+        let Some((_, factor)) = units.iter().find(|(known, _)| *known == unit) else {
+            let known: Vec<&str> = units.iter().map(|(known, _)| *known).collect();
+            return Err(format!("unknown unit {unit:?}, use one of {}", known.join(", ")));
+        };
+        let part = number
+            .checked_mul(*factor)
+            .and_then(|part| total.checked_add(part));
+        total = part.ok_or_else(|| "too large".to_owned())?;
+        rest = behind.trim_start();
+    }
+    Ok(total)
+}
+
+/// A duration in the largest unit that shows it exactly.
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let fitting = DURATIONS
+        .iter()
+        .rev()
+        .find(|(unit, factor)| *unit != "w" && millis.is_multiple_of(*factor) && 0 < millis / factor);
+    fitting.map_or_else(
+        || format!("{millis}ms"),
+        |(unit, factor)| format!("{}{unit}", millis / factor),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_read_and_shown() {
+        for (text, millis) in [
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("1h 30m", 5_400_000),
+            ("2d", 172_800_000),
+            (" 5m ", 300_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        assert_eq!(parse_size("1KiB"), Ok(1024));
+        assert_eq!(parse_size("1MB"), Ok(1_000_000));
+        assert_eq!(parse_share("20%"), Ok(0.2));
+        assert_eq!(show_duration(Duration::from_secs(90)), "90s");
+        assert_eq!(show_duration(Duration::from_secs(3600)), "1h");
+    }
+
+    #[test]
+    fn errors_say_what_to_write() {
+        for (text, fragment) in [
+            ("30", "write \"30s\""),
+            ("30x", "unknown unit"),
+            ("", "expected"),
+            ("s", "expected"),
+            ("99999999999999999d", "too large"),
+        ] {
+            assert!(parse_duration(text).unwrap_err().contains(fragment), "{text}");
+        }
+        assert!(parse_share("20").unwrap_err().contains("\"20%\""));
+        assert!(parse_share("120%").unwrap_err().contains("between"));
+    }
+}

@@ -219,8 +219,12 @@ fn assemble<'b>(dataset: &Dataset, rows: u32, value: &'b mut Vec<u8>, packed: &'
     match dataset.settings.compression {
         Some(compression) if compression.min_size <= value.len() => {
             packed.clear();
-            compress(compression.codec, value, packed);
-            packed
+            // Where it cannot be compressed it stays as it is: readers tell by the frame's first bytes.
+            if compress(compression.codec, value, packed) {
+                packed
+            } else {
+                value
+            }
         }
         Some(_) | None => value,
     }

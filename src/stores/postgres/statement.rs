@@ -358,14 +358,16 @@ fn key_type(kind: &PgTypeInfo) -> KeyType {
     }
 }
 
-/// The type as SQL text. The names that the driver gives to built-in types are SQL names already.
+/// The type as SQL text. Names of built-in types are SQL but for their case; the others come from `regtype`, quoted
+/// and qualified as needed.
 fn type_name(kind: &PgTypeInfo) -> String {
-    let name = kind.name();
-    match kind.kind() {
-        PgTypeKind::Array(element) => format!("{}[]", type_name(element)),
-        PgTypeKind::Simple | PgTypeKind::Pseudo if name == name.to_uppercase() => name.to_lowercase(),
-        _ if name.contains('.') || name.contains('"') || name == "\"CHAR\"" => name.to_lowercase(),
-        _ => quote(name),
+    match (kind.kind(), kind.name()) {
+        (PgTypeKind::Array(element), _) => format!("{}[]", type_name(element)),
+        // `char` would be `char(1)`.
+        (_, "CHAR") => "bpchar".to_owned(),
+        (_, "BIT") => "varbit".to_owned(),
+        (_, name) if name == name.to_uppercase() => name.to_lowercase(),
+        (_, name) => name.to_owned(),
     }
 }
 
