@@ -6,6 +6,7 @@ pub mod actors;
 pub mod admin;
 pub mod app;
 pub mod config;
+pub mod demo;
 pub mod domain;
 pub mod flows;
 pub mod metrics;

@@ -1,0 +1,3 @@
+//! The demonstration: private servers, a shop, load, and a comparison at the end.
+
+pub mod servers;
