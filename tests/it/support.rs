@@ -23,7 +23,10 @@ impl Rig {
 
     pub async fn start_with(sql: &str, postgres: &[&str], redis: &[&str]) -> Self {
         let (postgres, redis) = tokio::join!(Postgres::start(postgres), Redis::start(redis));
-        let rig = Self { postgres: postgres.unwrap(), redis: redis.unwrap() };
+        let rig = Self {
+            postgres: postgres.unwrap(),
+            redis: redis.unwrap(),
+        };
         rig.postgres.execute(sql).await.unwrap();
         let context = rig.context("");
         context.postgres.migrate().await.unwrap();
@@ -57,7 +60,11 @@ impl Rig {
 
     /// A plain client, as an application has one.
     pub async fn client(&self) -> redis::aio::MultiplexedConnection {
-        redis::Client::open(self.redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+        redis::Client::open(self.redis.url())
+            .unwrap()
+            .get_multiplexed_async_connection()
+            .await
+            .unwrap()
     }
 }
 
@@ -70,7 +77,9 @@ where
     loop {
         match look().await {
             Ok(value) => return value,
-            Err(state) if deadline < Instant::now() => panic!("waited too long until {what}; last seen: {state}"),
+            Err(state) if deadline < Instant::now() => {
+                panic!("waited too long until {what}; last seen: {state}")
+            }
             // The pause between two looks at a state, not a wait for time to pass.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }

@@ -1,0 +1,218 @@
+//! The command line: one file a verb.
+
+mod audit;
+mod check;
+mod get;
+mod healthcheck;
+mod invalidate;
+mod migrate;
+mod output;
+mod run;
+mod status;
+mod warm;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::diagnostic::{Diagnostic, render};
+use crate::config::{Config, check as config_check};
+use crate::flows::context::Context;
+use crate::flows::error::{FlowError, chain};
+use crate::stores::postgres::Trouble;
+use crate::stores::redis::Refusal;
+pub use output::Exit;
+
+/// Keeps Redis consistent with Postgres.
+#[derive(Debug, Parser)]
+#[command(name = "cachekeeper", version, about, propagate_version = true)]
+struct Arguments {
+    /// The configuration file [default: ./cachekeeper.toml, then /etc/cachekeeper/cachekeeper.toml]
+    #[arg(short, long, global = true, value_name = "FILE", env = "CACHEKEEPER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the worker
+    Run,
+    /// Check the configuration: syntax, meaning, then the servers
+    Check {
+        /// Leave the servers out
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Install or update the schema `cachekeeper` in Postgres
+    Migrate {
+        /// Print the SQL instead
+        #[arg(long)]
+        print: bool,
+        /// Remove the schema with everything in it
+        #[arg(long, conflicts_with = "print")]
+        uninstall: bool,
+    },
+    /// Fill datasets from Postgres
+    Warm {
+        /// Which datasets [default: all]
+        datasets: Vec<String>,
+        /// Begin at the start, also where an earlier pass was interrupted
+        #[arg(long)]
+        restart: bool,
+    },
+    /// Invalidate entries as an event would: keys, tags, or a dataset
+    Invalidate(invalidate::Targets),
+    /// Load entries again now: keys, tags, or a dataset
+    Refresh(invalidate::Targets),
+    /// Show an entry, decoded
+    Get {
+        /// Its key
+        key: String,
+    },
+    /// Show what stands in Redis and Postgres
+    Status,
+    /// Compare Redis with Postgres
+    Audit {
+        /// Which datasets [default: all]
+        datasets: Vec<String>,
+        /// Load again what is wrong
+        #[arg(long)]
+        fix: bool,
+    },
+    /// Start private servers with a sample shop and show the worker at work
+    Demo(crate::demo::Options),
+    /// Print the JSON Schema of the configuration file
+    Schema,
+    /// Ask a running worker's admin listener: exit 0 if it lives (for containers)
+    Healthcheck {
+        /// Ask for readiness instead
+        #[arg(long)]
+        ready: bool,
+    },
+}
+
+/// Runs the command line.
+pub async fn main(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+    environment: BTreeMap<String, String>,
+) -> Exit {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no mistakes.
+            let is_mistake = error.use_stderr();
+            drop(error.print());
+            return if is_mistake { Exit::Usage } else { Exit::Ok };
+        }
+    };
+    let out = output::Output { json: arguments.json };
+    let result = match arguments.verb {
+        Verb::Schema => {
+            out.line(&format!("{:#}", crate::config::schema::json_schema()));
+            return Exit::Ok;
+        }
+        Verb::Demo(options) => return crate::demo::run(&options, &environment).await,
+        Verb::Migrate { print: true, .. } => {
+            migrate::print(&out);
+            return Exit::Ok;
+        }
+        verb => match load(arguments.config, &environment, &out) {
+            Ok(config) => run_verb(verb, config, &out).await,
+            Err(exit) => return exit,
+        },
+    };
+    result.unwrap_or_else(|error| {
+        out.error(&chain(&error));
+        exit_of(&error)
+    })
+}
+
+async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Exit, FlowError> {
+    match verb {
+        Verb::Run => return Ok(run::run(config, out).await),
+        Verb::Check { offline } => return check::check(config, offline, out).await,
+        Verb::Healthcheck { ready } => return Ok(healthcheck::healthcheck(&config, ready, out).await),
+        _ => {}
+    }
+    let context = Context::new(&config)?;
+    match verb {
+        Verb::Migrate { uninstall, .. } => migrate::migrate(&context, uninstall, out).await,
+        Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
+        Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,
+        Verb::Refresh(targets) => {
+            invalidate::invalidate(&context, &targets, Some(crate::domain::event::Op::Refresh), out).await
+        }
+        Verb::Get { key } => get::get(&context, &key, out).await,
+        Verb::Status => status::status(&context, out).await,
+        Verb::Audit { datasets, fix } => audit::audit(&context, &datasets, fix, out).await,
+        Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema | Verb::Demo(_) => {
+            Ok(Exit::Usage)
+        }
+    }
+}
+
+fn load(
+    explicit: Option<PathBuf>,
+    environment: &BTreeMap<String, String>,
+    out: &output::Output,
+) -> Result<Config, Exit> {
+    let fail = |problems: &[Diagnostic]| {
+        out.problems(problems);
+        Exit::Configuration
+    };
+    let path = config_check::find(explicit, environment).map_err(|problem| fail(&[problem]))?;
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        let help = "give the file with -c FILE; config/cachekeeper.toml shows every key".to_owned();
+        fail(&[Diagnostic::error(
+            format!("{} cannot be read: {error}", path.display()),
+            help,
+        )])
+    })?;
+    let (config, warnings) = Config::load(&path, text, environment).map_err(|problems| fail(&problems))?;
+    if !warnings.is_empty() {
+        out.note(&render(&warnings));
+    }
+    if let Err(message) = crate::telemetry::start(&config.log) {
+        return Err(fail(&[Diagnostic::error(message, None)]));
+    }
+    Ok(config)
+}
+
+/// The datasets of these names, or all.
+fn choose<'a>(
+    context: &'a Context,
+    names: &[String],
+    out: &output::Output,
+) -> Result<Vec<&'a std::sync::Arc<crate::flows::catalog::Dataset>>, Exit> {
+    let mut chosen = Vec::new();
+    for name in names {
+        let Some(dataset) = context.catalog.get(name) else {
+            let known: Vec<&str> = context.catalog.iter().map(|dataset| dataset.name()).collect();
+            out.error(&format!(
+                "no dataset is named {name}; there are {}",
+                known.join(", ")
+            ));
+            return Err(Exit::Usage);
+        };
+        chosen.push(dataset);
+    }
+    Ok(if names.is_empty() {
+        context.catalog.iter().collect()
+    } else {
+        chosen
+    })
+}
+
+fn exit_of(error: &FlowError) -> Exit {
+    match error {
+        FlowError::Source(error) if error.trouble == Trouble::Unavailable => Exit::Unavailable,
+        FlowError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
+        FlowError::Dataset { .. } => Exit::Configuration,
+        _ => Exit::Failed,
+    }
+}

@@ -1,0 +1,173 @@
+//! `cachekeeper check`: syntax and meaning are checked by now; the servers come next.
+
+use serde_json::json;
+
+use super::output::{Exit, Output};
+use crate::config::diagnostic::{Diagnostic, Severity};
+use crate::config::{Config, FeedNeed};
+use crate::flows::catalog::Dataset;
+use crate::flows::context::Context;
+use crate::flows::error::FlowError;
+use crate::stores::postgres::Trouble;
+
+/// Checks what only the servers know.
+pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, FlowError> {
+    let mut problems = Vec::new();
+    if !offline {
+        let context = Context::new(&config)?;
+        check_servers(&config, &context, &mut problems).await?;
+    }
+    let errors = problems
+        .iter()
+        .filter(|problem| problem.severity == Severity::Error)
+        .count();
+    if out.json {
+        out.line(
+            &json!({ "ok": errors == 0, "datasets": config.datasets.len(), "problems": problems })
+                .to_string(),
+        );
+    } else {
+        if !problems.is_empty() {
+            out.problems(&problems);
+        }
+        if errors == 0 {
+            let how = if offline {
+                "servers not asked"
+            } else {
+                "servers asked"
+            };
+            out.line(&format!(
+                "configuration is right: {} datasets, {how}",
+                config.datasets.len()
+            ));
+        }
+    }
+    Ok(if errors == 0 {
+        Exit::Ok
+    } else {
+        Exit::Configuration
+    })
+}
+
+async fn check_servers(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<(), FlowError> {
+    context.postgres.ping().await?;
+    let facts = context.redis.facts().await?;
+    if facts.evicts_anything() {
+        let message = format!(
+            "Redis may evict anything (maxmemory-policy {})",
+            facts.maxmemory_policy
+        );
+        let required = config
+            .datasets
+            .iter()
+            .any(|dataset| dataset.feed == FeedNeed::Required);
+        let help =
+            "each eviction of a stamp table makes everything be loaded again; use volatile-lru or noeviction";
+        let problem = config.source.problem("redis.url", message, help.to_owned());
+        problems.push(if required { problem } else { problem.into_warning() });
+    }
+    match context.postgres.poll().await {
+        Err(error) if error.trouble == Trouble::NoSchema => {
+            let help = "run `cachekeeper migrate` as a user who may create a schema".to_owned();
+            let message = "the schema `cachekeeper` is not installed";
+            problems.push(config.source.problem("postgres.url", message, help));
+        }
+        Err(error) if error.trouble == Trouble::Standby => return Err(error.into()),
+        Err(_) | Ok(_) => {}
+    }
+    for dataset in context.catalog.iter() {
+        check_dataset(config, context, dataset, problems).await?;
+    }
+    check_overlaps(config, context, problems);
+    Ok(())
+}
+
+async fn check_dataset(
+    config: &Config,
+    context: &Context,
+    dataset: &Dataset,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<(), FlowError> {
+    let path = |setting: &str| format!("dataset.{}.{setting}", dataset.name());
+    match dataset.source(&context.postgres).await {
+        Ok(_) => {}
+        Err(FlowError::Dataset { problem, .. }) => {
+            let setting = path(problem.setting);
+            problems.push(config.source.problem_within(
+                &setting,
+                problem.offset,
+                problem.message,
+                problem.help,
+            ));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    let inspection = context.postgres.inspect(&dataset.settings.query).await?;
+    let query = path("query");
+    for (relation, _) in inspection.relations.iter().filter(|(_, kind)| *kind == 'f') {
+        let message = format!(
+            "the query reads the foreign table {relation}, which this server's snapshots do not cover"
+        );
+        problems.push(config.source.problem(
+            &query,
+            message,
+            "copy its rows into a table of this server".to_owned(),
+        ));
+    }
+    for function in &inspection.functions {
+        let name = &function.name;
+        if function.volatility == 'v' {
+            let message =
+                format!("the query calls {name}, which is volatile: it can return data newer than its stamp");
+            let help = "declare the function stable if it is, or leave it out".to_owned();
+            problems.push(config.source.problem(&query, message, help));
+        } else if matches!(
+            name.as_str(),
+            "now" | "transaction_timestamp" | "statement_timestamp"
+        ) {
+            let message =
+                format!("the query calls {name}(): its result changes without any change of the data");
+            let help = "give the dataset a short ttl, or leave the time to the readers".to_owned();
+            problems.push(config.source.problem(&query, message, help).into_warning());
+        } else if function.may_read_tables {
+            let message = format!("the query calls {name}, which may read tables that are not seen here");
+            let help = "write its query out, or watch those tables".to_owned();
+            problems.push(config.source.problem(&query, message, help).into_warning());
+        }
+    }
+    Ok(())
+}
+
+/// With the types known, whether two datasets' keys can coincide is known too.
+fn check_overlaps(config: &Config, context: &Context, problems: &mut Vec<Diagnostic>) {
+    let datasets: Vec<_> = context.catalog.iter().collect();
+    for (position, later) in datasets.iter().enumerate() {
+        for earlier in datasets.iter().take(position) {
+            let (Some(left), Some(right)) = (later.known_source(), earlier.known_source()) else {
+                continue;
+            };
+            let (key, other) = (&later.settings.key, &earlier.settings.key);
+            if key.overlaps(
+                |column| left.alphabet(column),
+                other,
+                |column| right.alphabet(column),
+            ) {
+                let message = format!(
+                    "keys {key} and {other} of dataset {} could coincide",
+                    earlier.name()
+                );
+                let help = "begin each dataset's keys with a prefix of its own".to_owned();
+                problems.push(
+                    config
+                        .source
+                        .problem(&format!("dataset.{}.key", later.name()), message, help),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! `cachekeeper invalidate` and `cachekeeper refresh`
+
+use clap::Args;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::output::{Exit, Output};
+use crate::domain::event::Op;
+use crate::flows::context::Context;
+use crate::flows::debt;
+use crate::flows::epoch;
+use crate::flows::error::FlowError;
+use crate::flows::invalidate;
+use crate::flows::reload::{Report, with_current_order};
+use crate::flows::warm::{PassOptions, pass};
+use crate::stores::redis::{Answer, Debt};
+
+/// What to invalidate.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Targets {
+    /// Keys
+    keys: Vec<String>,
+    /// A tag; may be given several times
+    #[arg(short, long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// A whole dataset; may be given several times
+    #[arg(short, long = "dataset", value_name = "NAME")]
+    datasets: Vec<String>,
+    /// Delete, whatever the dataset says
+    #[arg(long)]
+    delete: bool,
+}
+
+/// Does at once, in this process, what an event would make the worker do.
+pub async fn invalidate(
+    context: &Context,
+    targets: &Targets,
+    op: Option<Op>,
+    out: &Output,
+) -> Result<Exit, FlowError> {
+    let op = if targets.delete { Some(Op::Delete) } else { op };
+    let mut report = Report::default();
+    // The query's types decide to which dataset a key belongs.
+    for dataset in context.catalog.iter() {
+        dataset.source(&context.postgres).await?;
+    }
+    if !targets.keys.is_empty() {
+        report.add(with_current_order(context, || invalidate::keys(context, &targets.keys, op)).await?);
+    }
+    if !targets.tags.is_empty() {
+        report.add(with_current_order(context, || invalidate::tags(context, &targets.tags, op)).await?);
+    }
+    if !targets.datasets.is_empty() {
+        let chosen = match super::choose(context, &targets.datasets, out) {
+            Ok(chosen) => chosen,
+            Err(exit) => return Ok(exit),
+        };
+        for dataset in chosen {
+            report.add(with_current_order(context, || whole(context, dataset, op)).await?);
+        }
+    }
+    let text = format!(
+        "{} stored again, {} gone, {} deleted{}",
+        report.stored,
+        report.gone,
+        report.invalidated,
+        if report.failures.is_empty() {
+            String::new()
+        } else {
+            format!(", {} failed", report.failures.len())
+        }
+    );
+    let failed: Vec<_> = report
+        .failures
+        .iter()
+        .map(|one| json!({ "key": one.key, "reason": one.reason }))
+        .collect();
+    out.result(
+        &text,
+        &json!({ "stored": report.stored, "gone": report.gone, "deleted": report.invalidated, "failed": failed }),
+    );
+    Ok(if report.failures.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Failed
+    })
+}
+
+/// Every entry of a dataset: those in Redis are looked at again, then what is missing is filled.
+async fn whole(
+    context: &Context,
+    dataset: &crate::flows::catalog::Dataset,
+    op: Option<Op>,
+) -> Result<Report, FlowError> {
+    let order = epoch::ensure(context, "").await?;
+    let (names, debt) = ([dataset.name().to_owned()], Debt::new("command"));
+    if let Answer::Gone(gone) = context
+        .redis
+        .owe(&order.epoch, &order.poll.incarnation, &debt, &names)
+        .await?
+    {
+        return Err(FlowError::Gone(gone));
+    }
+    let policy = if op == Some(Op::Delete) {
+        crate::config::OnNewEpoch::Drop
+    } else {
+        crate::config::OnNewEpoch::Refresh
+    };
+    let mut report = debt::pay(context, dataset, policy, &CancellationToken::new()).await?;
+    let holds_all = dataset.settings.scope == crate::config::Scope::All;
+    if holds_all && op != Some(Op::Delete) {
+        let options = PassOptions {
+            cancel: CancellationToken::new(),
+            rate: None,
+            progress: None,
+            resume: false,
+        };
+        // The pass stores every entry, so its count is the whole.
+        report.stored = 0;
+        report.add(pass(context, dataset, &options).await?);
+    }
+    Ok(report)
+}

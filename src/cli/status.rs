@@ -1,0 +1,77 @@
+//! `cachekeeper status`
+
+use serde_json::json;
+
+use super::output::{Exit, Output};
+use crate::flows::context::Context;
+use crate::flows::error::{FlowError, chain};
+
+/// Shows what stands in both servers. Nothing is changed.
+pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> {
+    let facts = context.redis.facts().await?;
+    let head = context.redis.head("").await?;
+    let keys = context.redis.key_count().await?;
+    let poll = context.postgres.poll().await;
+    let mut lines = vec![format!(
+        "redis      {} {}, {} keys, {} MiB, {}",
+        facts.version,
+        facts.role,
+        keys,
+        facts.used_memory >> 20,
+        facts.maxmemory_policy
+    )];
+    match &poll {
+        Ok(poll) => lines.push(format!(
+            "postgres   snapshot {}, incarnation {}",
+            poll.snapshot.as_str(),
+            poll.incarnation
+        )),
+        Err(error) => lines.push(format!("postgres   {}", chain(error))),
+    }
+    match (&head.epoch, head.is_whole) {
+        (Some(epoch), true) => lines.push(format!(
+            "epoch      {epoch}, floor {}",
+            head.floor.unwrap_or_default()
+        )),
+        (Some(epoch), false) => lines.push(format!("epoch      {epoch}, but the stamp tables are not whole")),
+        (None, _) => lines.push("epoch      none yet: no worker has run here".to_owned()),
+    }
+    let mut datasets = Vec::new();
+    for dataset in context.catalog.iter() {
+        let revision = head.revisions.get(dataset.name());
+        let definition = match revision {
+            Some(known) if *known == dataset.revision => "as configured",
+            Some(_) => "another definition than this file's",
+            None => "not known to any worker yet",
+        };
+        let owed = head.owed.get(dataset.name()).map(|debt| debt.reason().to_owned());
+        let pass = head.passes.get(dataset.name());
+        lines.push(format!(
+            "dataset    {} ({}): {definition}{}{}",
+            dataset.name(),
+            dataset.settings.key,
+            owed.as_ref()
+                .map_or(String::new(), |reason| format!(", owed: {reason}")),
+            pass.map_or(String::new(), |pass| format!(", a pass stands at {pass}"))
+        ));
+        datasets.push(json!({ "name": dataset.name(), "revision_known": revision, "revision": dataset.revision, "owed": owed, "pass": pass }));
+    }
+    out.result(
+        &lines.join("\n"),
+        &json!({
+            "redis": { "version": facts.version, "role": facts.role, "keys": keys, "used_memory": facts.used_memory, "maxmemory_policy": facts.maxmemory_policy },
+            "postgres": match &poll {
+                Ok(poll) => json!({ "up": true, "snapshot": poll.snapshot.as_str(), "incarnation": poll.incarnation }),
+                Err(error) => json!({ "up": false, "reason": chain(error) }),
+            },
+            "epoch": head.epoch.map(|epoch| epoch.to_string()),
+            "whole": head.is_whole,
+            "datasets": datasets,
+        }),
+    );
+    Ok(if poll.is_ok() && head.is_whole {
+        Exit::Ok
+    } else {
+        Exit::Failed
+    })
+}

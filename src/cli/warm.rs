@@ -1,0 +1,119 @@
+//! `cachekeeper warm`
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::output::{Exit, Output};
+use crate::flows::context::Context;
+use crate::flows::error::{FlowError, chain};
+use crate::flows::reload::with_current_order;
+use crate::flows::warm::{PassOptions, Progress, pass};
+
+/// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
+pub async fn warm(
+    context: &Context,
+    names: &[String],
+    resume: bool,
+    out: &Output,
+) -> Result<Exit, FlowError> {
+    let chosen = match super::choose(context, names, out) {
+        Ok(chosen) => chosen,
+        Err(exit) => return Ok(exit),
+    };
+    let cancel = CancellationToken::new();
+    let stopper = cancel.clone();
+    let signal = tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            stopper.cancel();
+        }
+    });
+    let mut exit = Exit::Ok;
+    for dataset in chosen {
+        let (progress, told) = tokio::sync::watch::channel(Progress::default());
+        let rate = dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
+        let options = PassOptions {
+            cancel: cancel.clone(),
+            rate,
+            progress: Some(progress),
+            resume,
+        };
+        let began = Instant::now();
+        let result = tokio::select! {
+            result = with_current_order(context, || pass(context, dataset, &options)) => result,
+            () = show(dataset.name(), told) => Err(FlowError::Cancelled),
+        };
+        match result {
+            Ok(report) => {
+                let seconds = began.elapsed().as_secs_f64();
+                let text = format!(
+                    "{}: {} entries stored in {seconds:.1} s{}",
+                    dataset.name(),
+                    report.stored,
+                    if report.failures.is_empty() {
+                        String::new()
+                    } else {
+                        format!(", {} rows failed", report.failures.len())
+                    }
+                );
+                let failed: Vec<_> = report
+                    .failures
+                    .iter()
+                    .map(|one| json!({ "key": one.key, "reason": one.reason }))
+                    .collect();
+                out.result(&text, &json!({ "dataset": dataset.name(), "stored": report.stored, "seconds": seconds, "failed": failed }));
+                for failure in report.failures.iter().take(10) {
+                    out.note(&format!(
+                        "  {}: {}",
+                        failure.key.as_deref().unwrap_or("(no key)"),
+                        failure.reason
+                    ));
+                }
+                if !report.failures.is_empty() {
+                    exit = Exit::Failed;
+                }
+            }
+            Err(FlowError::Cancelled) => {
+                out.note(&format!(
+                    "{}: stopped; run it again to go on where it ended",
+                    dataset.name()
+                ));
+                return Ok(Exit::Failed);
+            }
+            Err(error) => {
+                out.error(&format!("{}: {}", dataset.name(), chain(&error)));
+                exit = super::exit_of(&error);
+            }
+        }
+    }
+    signal.abort();
+    Ok(exit)
+}
+
+/// A bar on a terminal, else a line every few seconds. Never returns.
+async fn show(dataset: &str, mut told: tokio::sync::watch::Receiver<Progress>) {
+    if std::io::stderr().is_terminal() {
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {prefix}: {human_pos} entries, {per_sec}, {elapsed}")
+        {
+            bar.set_style(style);
+        }
+        bar.set_prefix(dataset.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        loop {
+            if told.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            bar.set_position(told.borrow_and_update().entries);
+        }
+    }
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        tracing::info!(dataset, entries = told.borrow().entries, "pass under way");
+    }
+}
