@@ -22,6 +22,7 @@ use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
 use crate::stores::postgres::Trouble;
 use crate::stores::redis::Refusal;
+pub use audit::describe as audit_text;
 pub use output::Exit;
 
 /// Keeps Redis consistent with Postgres.
