@@ -43,6 +43,7 @@ const PORT_TRIES: usize = 5;
 pub struct Redis {
     server: Server,
     arguments: Vec<String>,
+    environment: Vec<String>,
 }
 
 /// A running Postgres.
@@ -67,8 +68,17 @@ impl Redis {
     /// # Errors
     /// [`ServerError`].
     pub async fn start(arguments: &[&str]) -> Result<Self, ServerError> {
+        Self::start_with(arguments, &[]).await
+    }
+
+    /// The same with environment variables.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub async fn start_with(arguments: &[&str], environment: &[(&str, String)]) -> Result<Self, ServerError> {
         let directory = new_directory("redis")?;
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        let environment: Vec<String> = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         for _ in 0..PORT_TRIES {
             let server = Server {
                 pid: None,
@@ -78,6 +88,7 @@ impl Redis {
             let mut redis = Self {
                 server,
                 arguments: arguments.clone(),
+                environment: environment.clone(),
             };
             if redis.launch().await.is_ok() {
                 return Ok(redis);
@@ -96,7 +107,9 @@ impl Redis {
                 program: "redis-server",
             })?;
         let directory = self.server.directory.display().to_string();
-        let mut command = vec![program.display().to_string()];
+        let mut command = vec!["env".to_owned()];
+        command.extend(self.environment.iter().cloned());
+        command.push(program.display().to_string());
         let port = self.server.port.to_string();
         for argument in [
             "--port",

@@ -8,4 +8,6 @@
 )]
 
 mod flows;
+mod scripts;
 mod support;
+mod transcode;

@@ -68,6 +68,46 @@ impl Rig {
     }
 }
 
+/// A Redis alone, for tests of scripts.
+pub struct RedisRig {
+    pub redis: Redis,
+}
+
+impl RedisRig {
+    pub async fn start(arguments: &[&str]) -> Self {
+        Self { redis: Redis::start(arguments).await.unwrap() }
+    }
+
+    /// A server that sorts text as English does, if that locale can be made.
+    pub async fn start_in_english() -> Self {
+        let directory = std::env::temp_dir().join("cachekeeper-locale");
+        std::fs::create_dir_all(&directory).unwrap();
+        let made = std::process::Command::new("localedef")
+            .args(["-i", "en_US", "-f", "UTF-8"])
+            .arg(directory.join("en_US.UTF-8"))
+            .output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            println!("localedef could not make en_US.UTF-8");
+        }
+        let environment = [("LOCPATH", directory.display().to_string()), ("LC_ALL", "en_US.UTF-8".to_owned())];
+        Self { redis: Redis::start_with(&[], &environment).await.unwrap() }
+    }
+
+    pub fn store(&self) -> cachekeeper::stores::redis::Redis {
+        let settings = cachekeeper::config::Redis {
+            url: cachekeeper::config::Secret::new(self.redis.url()),
+            password: None,
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(5),
+        };
+        cachekeeper::stores::redis::Redis::new(&settings, "test").unwrap()
+    }
+
+    pub async fn client(&self) -> redis::aio::MultiplexedConnection {
+        redis::Client::open(self.redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+}
+
 /// Waits until `look` answers `Ok`; fails with the last state seen.
 pub async fn wait_until<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
 where

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::script::{ADOPT, Answer, CLAIM, CREATE_EPOCH, Call, HEAD, OWE, Standing};
+use super::script::{ADOPT, Answer, CLAIM, CREATE_EPOCH, Call, HEAD, HEAD_COUNTED, OWE, Standing};
 use super::{CacheError, Redis};
 use crate::domain::stamp::{Snapshot, Stamp};
 use crate::domain::window::window_width;
@@ -139,7 +139,7 @@ impl Redis {
     /// # Errors
     /// [`CacheError`].
     pub async fn head(&self, job: &str) -> Result<Head, CacheError> {
-        let mut call = Call::new(&HEAD, 3);
+        let mut call = Call::new(if job.is_empty() { &HEAD } else { &HEAD_COUNTED }, 3);
         call.arg(self.keys.head.as_bytes())
             .arg(self.keys.stamps.as_bytes());
         call.arg(self.keys.tag_stamps.as_bytes()).arg(job.as_bytes());

@@ -12,6 +12,9 @@ const NEEDS_MEMORY: &str = "#!lua\n";
 /// Runs also when memory is full: what raises, deletes, advances or creates (DESIGN 2.2).
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 
+/// Runs also where nothing may be written, on a replica for example.
+const READ_ONLY: &str = "#!lua flags=no-writes\n";
+
 /// One script, known to Redis by the hash of its text.
 #[derive(Debug)]
 pub(super) struct Script {
@@ -46,7 +49,8 @@ scripts! {
     OWE = "owe", ALLOW_OOM, PRELUDE;
     CLAIM = "claim", ALLOW_OOM, PRELUDE;
     ADOPT = "adopt", ALLOW_OOM, PRELUDE;
-    HEAD = "head", ALLOW_OOM;
+    HEAD = "head", READ_ONLY;
+    HEAD_COUNTED = "head", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch", ALLOW_OOM;
     DROP_WINDOWS = "drop_windows", ALLOW_OOM;
     LEASE_ACQUIRE = "lease_acquire", ALLOW_OOM;

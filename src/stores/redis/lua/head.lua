@@ -1,4 +1,4 @@
--- The head as it is, and whether the tables are whole and agree with it.
+-- The head as it is (read-only unless a job is counted), and whether the tables are whole and agree with it.
 -- KEYS: 1 head, 2 stamps, 3 tagstamps. ARGV: 1 a job to count or ''.
 -- Answers [1 if whole else 0, the job's count, field, value, …].
 local TABLE_BYTES = 1048584
