@@ -11,3 +11,4 @@ mod flows;
 mod scripts;
 mod support;
 mod transcode;
+mod worker;

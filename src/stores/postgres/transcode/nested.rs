@@ -24,7 +24,6 @@ pub fn write_value<S: Sink>(
         Kind::Int2 => sink.integer(i64::from(reader.i16()?)),
         Kind::Int4 => sink.integer(i64::from(reader.i32()?)),
         Kind::Int8 => sink.integer(reader.i64()?),
-        Kind::Oid => sink.integer(i64::from(reader.i32()?.cast_unsigned())),
         Kind::Float4 => {
             let value = f32::from_bits(Reader::new(bytes, "float4").i32()?.cast_unsigned());
             write_float(
@@ -55,7 +54,9 @@ pub fn write_value<S: Sink>(
             sink.text(text);
             Ok(())
         })?,
-        Kind::Char
+        // `to_json` quotes an oid.
+        Kind::Oid
+        | Kind::Char
         | Kind::Uuid
         | Kind::Date
         | Kind::Time
