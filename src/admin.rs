@@ -35,16 +35,8 @@ pub async fn serve(listener: TcpListener, context: Context, health: Health) -> s
 
 async fn readyz(State(shared): State<Shared>) -> Response {
     let reasons = shared.health.reasons();
-    let code = if reasons.is_empty() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    (
-        code,
-        axum::Json(json!({ "ready": reasons.is_empty(), "reasons": reasons })),
-    )
-        .into_response()
+    let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, axum::Json(json!({ "ready": reasons.is_empty(), "reasons": reasons }))).into_response()
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {

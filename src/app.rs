@@ -81,10 +81,8 @@ impl Worker {
         }
         let health = Health::new(context.metrics.clone());
         health.update(|facts| {
-            let warmed = config
-                .datasets
-                .iter()
-                .filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
+            let warmed =
+                config.datasets.iter().filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
             facts.not_warmed = warmed.map(|dataset| dataset.name.clone()).collect();
         });
         let shutdown_timeout = config.service.shutdown_timeout;
@@ -99,25 +97,10 @@ impl Worker {
         let wiring = Wiring::new(config, context.clone(), health.clone(), owner());
         let (sender, outcome) = oneshot::channel();
         // A second less than the whole: the stores must be closed too.
-        let stop_within = shutdown_timeout
-            .saturating_sub(Duration::from_secs(1))
-            .max(shutdown_timeout / 2);
-        let arguments = SupervisorArguments {
-            wiring,
-            stop_within,
-            outcome: sender,
-        };
-        let (root, join) = Actor::spawn(None, Supervisor, arguments)
-            .await
-            .map_err(StartError::Spawn)?;
-        Ok(Self {
-            root,
-            join,
-            outcome,
-            health,
-            context,
-            shutdown_timeout,
-        })
+        let stop_within = shutdown_timeout.saturating_sub(Duration::from_secs(1)).max(shutdown_timeout / 2);
+        let arguments = SupervisorArguments { wiring, stop_within, outcome: sender };
+        let (root, join) = Actor::spawn(None, Supervisor, arguments).await.map_err(StartError::Spawn)?;
+        Ok(Self { root, join, outcome, health, context, shutdown_timeout })
     }
 
     /// The supervisor, for tests and the demo.
@@ -128,22 +111,15 @@ impl Worker {
 
     /// Waits until the worker ends by itself: an actor failed too often.
     pub async fn ended(&mut self) -> Outcome {
-        (&mut self.outcome)
-            .await
-            .unwrap_or(Outcome::GaveUp { child: "supervisor" })
+        (&mut self.outcome).await.unwrap_or(Outcome::GaveUp { child: "supervisor" })
     }
 
     /// Stops the worker within its time limit. True: in time.
     pub async fn stop(self) -> bool {
         self.health.update(|facts| facts.is_stopping = true);
         self.root.stop(Some("shutdown".to_owned()));
-        let in_time = tokio::time::timeout(self.shutdown_timeout, self.join)
-            .await
-            .is_ok();
-        if tokio::time::timeout(Duration::from_secs(1), self.context.postgres.close())
-            .await
-            .is_err()
-        {
+        let in_time = tokio::time::timeout(self.shutdown_timeout, self.join).await.is_ok();
+        if tokio::time::timeout(Duration::from_secs(1), self.context.postgres.close()).await.is_err() {
             warn!("connections to postgres were still busy");
         }
         in_time
@@ -159,9 +135,7 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
     let not_now = |error| LookError::NotNow(chain(&error));
     let facts = context.redis.facts().await.map_err(not_now)?;
     if facts.major() < REDIS_MAJOR_MIN {
-        return Err(LookError::Final(StartError::RedisTooOld {
-            version: facts.version,
-        }));
+        return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
     }
     check_eviction(config, &facts)?;
     let others = context.redis.other_namespaces().await.map_err(not_now)?;
@@ -176,11 +150,7 @@ fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError>
         return Ok(());
     }
     let policy = facts.maxmemory_policy.clone();
-    if let Some(dataset) = config
-        .datasets
-        .iter()
-        .find(|dataset| dataset.feed == FeedNeed::Required)
-    {
+    if let Some(dataset) = config.datasets.iter().find(|dataset| dataset.feed == FeedNeed::Required) {
         let dataset = dataset.name.clone();
         return Err(LookError::Final(StartError::Evicting { dataset, policy }));
     }
@@ -194,10 +164,5 @@ fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError>
 /// Names this process in leases.
 fn owner() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!(
-        "{}:{}:{:08x}",
-        host.trim(),
-        std::process::id(),
-        rand::random::<u32>()
-    )
+    format!("{}:{}:{:08x}", host.trim(), std::process::id(), rand::random::<u32>())
 }

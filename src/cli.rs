@@ -169,10 +169,7 @@ fn load(
     let path = config_check::find(explicit, environment).map_err(|problem| fail(&[problem]))?;
     let text = std::fs::read_to_string(&path).map_err(|error| {
         let help = "give the file with -c FILE; config/cachekeeper.toml shows every key".to_owned();
-        fail(&[Diagnostic::error(
-            format!("{} cannot be read: {error}", path.display()),
-            help,
-        )])
+        fail(&[Diagnostic::error(format!("{} cannot be read: {error}", path.display()), help)])
     })?;
     let (config, warnings) = Config::load(&path, text, environment).map_err(|problems| fail(&problems))?;
     if !warnings.is_empty() {
@@ -194,19 +191,12 @@ fn choose<'a>(
     for name in names {
         let Some(dataset) = context.catalog.get(name) else {
             let known: Vec<&str> = context.catalog.iter().map(|dataset| dataset.name()).collect();
-            out.error(&format!(
-                "no dataset is named {name}; there are {}",
-                known.join(", ")
-            ));
+            out.error(&format!("no dataset is named {name}; there are {}", known.join(", ")));
             return Err(Exit::Usage);
         };
         chosen.push(dataset);
     }
-    Ok(if names.is_empty() {
-        context.catalog.iter().collect()
-    } else {
-        chosen
-    })
+    Ok(if names.is_empty() { context.catalog.iter().collect() } else { chosen })
 }
 
 fn exit_of(error: &FlowError) -> Exit {

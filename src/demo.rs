@@ -52,13 +52,10 @@ pub async fn run(options: &Options, environment: &BTreeMap<String, String>) -> E
         }
     };
     match Stage::build(environment, &mut view).await {
-        Ok(stage) => stage
-            .play(duration, options.faults, view)
-            .await
-            .unwrap_or_else(|error| {
-                View::default().say(&format!("error: {error:#}"));
-                Exit::Failed
-            }),
+        Ok(stage) => stage.play(duration, options.faults, view).await.unwrap_or_else(|error| {
+            View::default().say(&format!("error: {error:#}"));
+            Exit::Failed
+        }),
         Err(error) => {
             view.say(&format!("error: {error:#}"));
             Exit::Unavailable
@@ -90,28 +87,16 @@ impl Stage {
             .collect();
         environment.insert("CACHEKEEPER__POSTGRES__URL".to_owned(), postgres.url());
         environment.insert("CACHEKEEPER__REDIS__URL".to_owned(), redis.url());
-        environment
-            .entry("CACHEKEEPER__LOG__LEVEL".to_owned())
-            .or_insert_with(|| "error".to_owned());
+        environment.entry("CACHEKEEPER__LOG__LEVEL".to_owned()).or_insert_with(|| "error".to_owned());
         let (config, _warnings) =
             Config::load(Path::new("config/demo.toml"), CONFIG.to_owned(), &environment)
                 .map_err(|problems| anyhow::anyhow!("{}", crate::config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
         let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
-        crate::flows::context::Context::new(&config)?
-            .postgres
-            .migrate()
-            .await?;
+        crate::flows::context::Context::new(&config)?.postgres.migrate().await?;
         view.say("starting the worker: five datasets, see config/demo.toml\n");
         let worker = Worker::start(config).await?;
-        Ok(Self {
-            postgres,
-            redis,
-            worker,
-            shoppers,
-            happened: Vec::new(),
-            next_fault: 0,
-        })
+        Ok(Self { postgres, redis, worker, shoppers, happened: Vec::new(), next_fault: 0 })
     }
 
     async fn play(
@@ -149,11 +134,7 @@ impl Stage {
         self.settle(&mut view).await;
         let exit = self.report(&mut view).await?;
         let in_time = self.worker.stop().await;
-        view.say(if in_time {
-            "worker stopped"
-        } else {
-            "the worker did not stop in time"
-        });
+        view.say(if in_time { "worker stopped" } else { "the worker did not stop in time" });
         Ok(exit)
     }
 
@@ -212,11 +193,7 @@ impl Stage {
             let is_paid =
                 head.is_ok_and(|head| head.is_whole && head.owed.is_empty() && head.passes.is_empty());
             let pending = self.worker.context.metrics.events_pending.get();
-            quiet = if is_ready && is_paid && pending == 0 {
-                quiet + 1
-            } else {
-                0
-            };
+            quiet = if is_ready && is_paid && pending == 0 { quiet + 1 } else { 0 };
             self.show(view).await;
             tokio::time::sleep(view.pause()).await;
         }
@@ -234,11 +211,7 @@ impl Stage {
         for text in &self.happened {
             view.say(&format!("  meanwhile: {text}"));
         }
-        view.say(if is_clean {
-            "\nRedis and Postgres agree"
-        } else {
-            "\nRedis and Postgres do NOT agree"
-        });
+        view.say(if is_clean { "\nRedis and Postgres agree" } else { "\nRedis and Postgres do NOT agree" });
         Ok(if is_clean { Exit::Ok } else { Exit::Failed })
     }
 }

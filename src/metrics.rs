@@ -95,9 +95,7 @@ pub struct Metrics {
 }
 
 fn latency() -> Histogram {
-    Histogram::new([
-        0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    ])
+    Histogram::new([0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
 }
 
 impl Default for Metrics {
@@ -109,10 +107,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Registers everything under the prefix `cachekeeper_`.
     #[must_use]
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one block a metric; splitting hides the table"
-    )]
+    #[expect(clippy::too_many_lines, reason = "one block a metric; splitting hides the table")]
     pub fn new() -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("cachekeeper"),

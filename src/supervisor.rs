@@ -122,11 +122,7 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
-                state.on_exit(
-                    &myself,
-                    cell.get_id(),
-                    &reason.unwrap_or_else(|| "it ended".to_owned()),
-                );
+                state.on_exit(&myself, cell.get_id(), &reason.unwrap_or_else(|| "it ended".to_owned()));
             }
             SupervisionEvent::ActorFailed(cell, error) => {
                 state.on_exit(&myself, cell.get_id(), &error.to_string())
@@ -142,9 +138,7 @@ impl Actor for Supervisor {
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
         state.stop_all().await;
-        let outcome = state
-            .gave_up
-            .map_or(Outcome::Stopped, |child| Outcome::GaveUp { child });
+        let outcome = state.gave_up.map_or(Outcome::Stopped, |child| Outcome::GaveUp { child });
         if let Some(sender) = state.outcome.take() {
             // Nobody waits for it any more: fine.
             drop(sender.send(outcome));
@@ -158,14 +152,7 @@ impl SupervisorState {
         match self.wiring.spawn(kind, myself.get_cell()).await {
             Ok(cell) => {
                 self.up(kind).set(1);
-                self.running.insert(
-                    cell.get_id(),
-                    Running {
-                        kind,
-                        cell,
-                        since: Instant::now(),
-                    },
-                );
+                self.running.insert(cell.get_id(), Running { kind, cell, since: Instant::now() });
             }
             // A failed start is a failure like any other; ractor does not report it as an event.
             Err(error) => self.after_exit(myself, kind, Duration::ZERO, &error.to_string()),
@@ -189,10 +176,7 @@ impl SupervisorState {
         reason: &str,
     ) {
         let metrics = self.wiring.metrics();
-        metrics
-            .actor_restarts
-            .get_or_create(&ByActor::new(kind.name()))
-            .inc();
+        metrics.actor_restarts.get_or_create(&ByActor::new(kind.name())).inc();
         match self.policy.on_exit(kind, ran, Instant::now()) {
             Decision::RestartAfter(delay) => {
                 warn!(
@@ -205,10 +189,7 @@ impl SupervisorState {
                 drop(myself.send_after(delay, move || SupervisorMessage::Start(kind)));
             }
             Decision::GiveUp => {
-                error!(
-                    actor = kind.name(),
-                    reason, "actor fails again and again, giving up"
-                );
+                error!(actor = kind.name(), reason, "actor fails again and again, giving up");
                 self.gave_up = Some(kind.name());
                 myself.stop(Some("gave up".to_owned()));
             }
@@ -216,11 +197,7 @@ impl SupervisorState {
     }
 
     fn up(&self, kind: ChildKind) -> prometheus_client::metrics::gauge::Gauge {
-        self.wiring
-            .metrics()
-            .actor_up
-            .get_or_create(&ByActor::new(kind.name()))
-            .clone()
+        self.wiring.metrics().actor_up.get_or_create(&ByActor::new(kind.name())).clone()
     }
 
     async fn stop_all(&mut self) {

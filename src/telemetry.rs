@@ -18,9 +18,7 @@ pub fn start(log: &Log) -> Result<(), String> {
         )
     })?;
     let is_terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let is_pretty = match log.format {
         LogFormat::Auto => is_terminal,
         LogFormat::Pretty => true,
@@ -29,11 +27,7 @@ pub fn start(log: &Log) -> Result<(), String> {
     let started = if is_pretty {
         builder.with_ansi(is_terminal).with_target(false).try_init()
     } else {
-        builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .try_init()
+        builder.json().flatten_event(true).with_current_span(false).try_init()
     };
     // A second start in one process (tests, the demo) keeps the first.
     started.or(Ok(()))

@@ -16,17 +16,13 @@ pub struct Address<M: Message> {
 
 impl<M: Message> Clone for Address<M> {
     fn clone(&self) -> Self {
-        Self {
-            slot: self.slot.clone(),
-        }
+        Self { slot: self.slot.clone() }
     }
 }
 
 impl<M: Message> Default for Address<M> {
     fn default() -> Self {
-        Self {
-            slot: watch::Sender::new(None),
-        }
+        Self { slot: watch::Sender::new(None) }
     }
 }
 

@@ -82,13 +82,7 @@ impl Actor for EpochKeeper {
         myself: ActorRef<EpochKeeperMessage>,
         arguments: EpochKeeperArguments,
     ) -> Result<EpochKeeperState, ActorProcessingErr> {
-        let mut state = EpochKeeperState {
-            arguments,
-            timer: None,
-            last: None,
-            paying: None,
-            lead: None,
-        };
+        let mut state = EpochKeeperState { arguments, timer: None, last: None, paying: None, lead: None };
         state.arm(&myself, Duration::ZERO);
         Ok(state)
     }
@@ -130,10 +124,7 @@ impl Actor for EpochKeeper {
 
 impl EpochKeeperState {
     fn arm(&mut self, myself: &ActorRef<EpochKeeperMessage>, delay: Duration) {
-        if let Some(timer) = self
-            .timer
-            .replace(myself.send_after(delay, || EpochKeeperMessage::Look))
-        {
+        if let Some(timer) = self.timer.replace(myself.send_after(delay, || EpochKeeperMessage::Look)) {
             timer.abort();
         }
     }
@@ -161,9 +152,7 @@ impl EpochKeeperState {
             info!("postgres answers");
             if let Err(error) = self.arguments.context.redis.note_outage(None).await {
                 debug!(error = %chain(&error), "the end of the outage is noted at the next look");
-                self.arguments
-                    .health
-                    .update(|facts| drop(facts.dependencies.remove("postgres")));
+                self.arguments.health.update(|facts| drop(facts.dependencies.remove("postgres")));
             }
         }
     }
@@ -178,11 +167,12 @@ impl EpochKeeperState {
                 }
             }
             FlowError::Source(_) | FlowError::Retired => {
+                // The head was read before Postgres was asked.
+                if health.note("redis", Ok(())) {
+                    info!("redis answers");
+                }
                 if health.note("postgres", Err(text.clone())) {
-                    warn!(
-                        error = text,
-                        "postgres does not answer as it should, trying again"
-                    );
+                    warn!(error = text, "postgres does not answer as it should, trying again");
                 }
                 let now = now_ms();
                 if let Err(error) = self.arguments.context.redis.note_outage(Some(now)).await {
@@ -200,9 +190,7 @@ impl EpochKeeperState {
     /// The counter of looks only grows within an epoch, whoever looks. If it does not, Redis went back.
     async fn check_went_back(&mut self, order: &Order) {
         let counted = order.head.counted;
-        let went_back = self
-            .last
-            .is_some_and(|(epoch, last)| epoch == order.epoch && counted <= last);
+        let went_back = self.last.is_some_and(|(epoch, last)| epoch == order.epoch && counted <= last);
         self.last = Some((order.epoch, counted));
         if went_back {
             self.relabel().await;
@@ -211,12 +199,7 @@ impl EpochKeeperState {
 
     async fn relabel(&mut self) {
         warn!("redis went back to an older state, everything is looked at again");
-        self.arguments
-            .context
-            .metrics
-            .gaps
-            .get_or_create(&ByReason::new("redis_went_back"))
-            .inc();
+        self.arguments.context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
         if let Err(error) = epoch::relabel(&self.arguments.context).await {
             // Still going back at the next look: the last count is kept.
             self.last = self.last.map(|(epoch, _)| (epoch, u64::MAX));
@@ -229,19 +212,12 @@ impl EpochKeeperState {
         for dataset in self.arguments.context.catalog.iter() {
             let is_owed = owed.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
-            self.arguments
-                .context
-                .metrics
-                .owed
-                .get_or_create(&labels)
-                .set(i64::from(is_owed));
+            self.arguments.context.metrics.owed.get_or_create(&labels).set(i64::from(is_owed));
         }
         self.arguments.health.update(|facts| {
             facts.epoch = Some(order.epoch.to_string());
-            facts.owed = owed
-                .iter()
-                .map(|(dataset, debt)| (dataset.clone(), debt.reason().to_owned()))
-                .collect();
+            facts.owed =
+                owed.iter().map(|(dataset, debt)| (dataset.clone(), debt.reason().to_owned())).collect();
         });
     }
 
@@ -251,10 +227,7 @@ impl EpochKeeperState {
         }
         let context = self.arguments.context.clone();
         let owed = order.head.owed.keys().find_map(|name| {
-            context
-                .catalog
-                .get(name)
-                .filter(|dataset| !dataset.is_displaced() && !self.is_broken(name))
+            context.catalog.get(name).filter(|dataset| !dataset.is_displaced() && !self.is_broken(name))
         });
         let Some(dataset) = owed.cloned() else {
             self.give_back_lead();
@@ -262,17 +235,10 @@ impl EpochKeeperState {
         };
         let Some(lease) = self.lead().await else { return };
         let cancel = lease.lost.child_token();
-        let (name, policy, stop) = (
-            dataset.name().to_owned(),
-            self.arguments.on_new_epoch,
-            cancel.clone(),
-        );
+        let (name, policy, stop) = (dataset.name().to_owned(), self.arguments.on_new_epoch, cancel.clone());
         let ended = name.clone();
         let work = async move { debt::pay(&context, &dataset, policy, &stop).await };
-        let tell = move |result| EpochKeeperMessage::DebtEnded {
-            dataset: ended,
-            result,
-        };
+        let tell = move |result| EpochKeeperMessage::DebtEnded { dataset: ended, result };
         self.paying = Some((name, Task::spawn(myself, work, tell), cancel));
     }
 
@@ -296,9 +262,7 @@ impl EpochKeeperState {
                     dataset.settings.scope == Scope::All && dataset.settings.warm.is_some()
                 });
                 if holds_all {
-                    self.arguments.peers.warmer.hint(WarmerMessage::PassWanted {
-                        dataset: name.to_owned(),
-                    });
+                    self.arguments.peers.warmer.hint(WarmerMessage::PassWanted { dataset: name.to_owned() });
                 }
             }
             Some(Err(FlowError::WentBack)) => self.relabel().await,
@@ -308,10 +272,7 @@ impl EpochKeeperState {
             Some(Err(error)) => {
                 debug!(dataset = name, error = %chain(&error), "the debt stands, trying again")
             }
-            None => warn!(
-                dataset = name,
-                "the task that paid the debt panicked, trying again"
-            ),
+            None => warn!(dataset = name, "the task that paid the debt panicked, trying again"),
         }
     }
 
@@ -320,10 +281,7 @@ impl EpochKeeperState {
             return Some(lease.clone());
         }
         let renewer = self.arguments.peers.lock_renewer.get()?;
-        let ask = |reply| LockRenewerMessage::Acquire {
-            name: LEAD.to_owned(),
-            reply,
-        };
+        let ask = |reply| LockRenewerMessage::Acquire { name: LEAD.to_owned(), reply };
         match renewer.call(ask, Some(ASK_TIMEOUT)).await {
             Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) => {
                 self.lead = Some(lease.clone());
@@ -335,28 +293,13 @@ impl EpochKeeperState {
 
     fn give_back_lead(&mut self) {
         if let Some(lease) = self.lead.take() {
-            self.arguments
-                .peers
-                .lock_renewer
-                .hint(LockRenewerMessage::Release { name: lease.name });
+            self.arguments.peers.lock_renewer.hint(LockRenewerMessage::Release { name: lease.name });
         }
     }
 
     async fn drop_windows(&self) {
-        match self
-            .arguments
-            .context
-            .redis
-            .drop_old_windows(WINDOWS_AT_ONCE)
-            .await
-        {
-            Ok(dropped) => drop(
-                self.arguments
-                    .context
-                    .metrics
-                    .windows_dropped
-                    .inc_by(dropped as u64),
-            ),
+        match self.arguments.context.redis.drop_old_windows(WINDOWS_AT_ONCE).await {
+            Ok(dropped) => drop(self.arguments.context.metrics.windows_dropped.inc_by(dropped as u64)),
             Err(error) => debug!(error = %chain(&error), "old tag sets are dropped at the next look"),
         }
     }

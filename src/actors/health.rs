@@ -36,10 +36,7 @@ impl Health {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self {
-            facts: Arc::default(),
-            metrics,
-        }
+        Self { facts: Arc::default(), metrics }
     }
 
     /// A copy of all facts.
@@ -56,10 +53,7 @@ impl Health {
     /// Notes whether a dependency answers. True: that is news.
     pub fn note(&self, dependency: &'static str, state: Result<(), String>) -> bool {
         let is_up = state.is_ok();
-        self.metrics
-            .dependency_up
-            .get_or_create(&ByDependency::new(dependency))
-            .set(i64::from(is_up));
+        self.metrics.dependency_up.get_or_create(&ByDependency::new(dependency)).set(i64::from(is_up));
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = facts.dependencies.insert(dependency, state);
         before.map(|before| before.is_ok()) != Some(is_up)
@@ -80,18 +74,8 @@ impl Health {
                 None => reasons.push(format!("{dependency}: not reached yet")),
             }
         }
-        reasons.extend(
-            facts
-                .broken
-                .iter()
-                .map(|(dataset, reason)| format!("dataset {dataset}: {reason}")),
-        );
-        reasons.extend(
-            facts
-                .not_warmed
-                .iter()
-                .map(|dataset| format!("dataset {dataset}: not warmed yet")),
-        );
+        reasons.extend(facts.broken.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
+        reasons.extend(facts.not_warmed.iter().map(|dataset| format!("dataset {dataset}: not warmed yet")));
         reasons
     }
 }

@@ -91,11 +91,7 @@ impl Actor for InvalidationListener {
         arguments: InvalidationListenerArguments,
     ) -> Result<InvalidationListenerState, ActorProcessingErr> {
         let (sender, queue) = mpsc::channel(arguments.max_pending.max(1));
-        let reader = Reader {
-            arguments: arguments.clone(),
-            listener: myself,
-            queue: sender,
-        };
+        let reader = Reader { arguments: arguments.clone(), listener: myself, queue: sender };
         Ok(InvalidationListenerState {
             arguments,
             queue,
@@ -137,9 +133,8 @@ impl Actor for InvalidationListener {
 
 impl InvalidationListenerState {
     fn arm(&mut self, myself: &ActorRef<InvalidationListenerMessage>, delay: Duration) {
-        if let Some(timer) = self
-            .timer
-            .replace(myself.send_after(delay, || InvalidationListenerMessage::Obey))
+        if let Some(timer) =
+            self.timer.replace(myself.send_after(delay, || InvalidationListenerMessage::Obey))
         {
             timer.abort();
         }
@@ -208,11 +203,7 @@ impl InvalidationListenerState {
                     if let Some(at) = event.at_ms {
                         #[expect(clippy::cast_precision_loss, reason = "seconds for a histogram")]
                         let lag = now.saturating_sub(at) as f64 / 1000.0;
-                        context
-                            .metrics
-                            .event_lag_seconds
-                            .get_or_create(&BySource::new(SOURCE))
-                            .observe(lag);
+                        context.metrics.event_lag_seconds.get_or_create(&BySource::new(SOURCE)).observe(lag);
                     }
                 }
             }
@@ -240,12 +231,7 @@ impl InvalidationListenerState {
             self.pending.pop_back();
             if !self.has_gap {
                 warn!("more events wait than are kept, everything is looked at again");
-                self.arguments
-                    .context
-                    .metrics
-                    .gaps
-                    .get_or_create(&ByReason::new("overflow"))
-                    .inc();
+                self.arguments.context.metrics.gaps.get_or_create(&ByReason::new("overflow")).inc();
             }
             self.has_gap = true;
         }
@@ -254,19 +240,11 @@ impl InvalidationListenerState {
     /// Every entry may be out of date: that is a debt, written down in Redis.
     async fn repair_gap(&mut self) {
         let context = &self.arguments.context;
-        let names: Vec<String> = context
-            .catalog
-            .iter()
-            .map(|dataset| dataset.name().to_owned())
-            .collect();
+        let names: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
         let debt = Debt::new("events lost");
         let result = with_current_order(context, || async {
             let order = epoch::ensure(context, "").await?;
-            match context
-                .redis
-                .owe(&order.epoch, &order.poll.incarnation, &debt, &names)
-                .await?
-            {
+            match context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &names).await? {
                 Answer::Done(_) => Ok(()),
                 Answer::Gone(gone) => Err(FlowError::Gone(gone)),
             }
@@ -301,11 +279,7 @@ impl Merged {
                 tags.extend(event.tags.iter().cloned());
                 let Some(name) = &event.dataset else { continue };
                 let Some(dataset) = context.catalog.get(name) else {
-                    context
-                        .metrics
-                        .events_invalid
-                        .get_or_create(&ByReason::new("unknown_dataset"))
-                        .inc();
+                    context.metrics.events_invalid.get_or_create(&ByReason::new("unknown_dataset")).inc();
                     warn!(dataset = %name, "an event names a dataset that is not configured");
                     continue;
                 };
@@ -316,26 +290,17 @@ impl Merged {
                     match dataset.key_of(id) {
                         Some(key) => keys.push(key),
                         None => {
-                            context
-                                .metrics
-                                .events_invalid
-                                .get_or_create(&ByReason::new("wrong_id"))
-                                .inc();
+                            context.metrics.events_invalid.get_or_create(&ByReason::new("wrong_id")).inc();
                             warn!(dataset = %name, "an event has an id with another number of parts than the key");
                         }
                     }
                 }
             }
-            for (kind, list, all) in [
-                ("key", &mut keys, &mut merged.keys),
-                ("tag", &mut tags, &mut merged.tags),
-            ] {
+            for (kind, list, all) in
+                [("key", &mut keys, &mut merged.keys), ("tag", &mut tags, &mut merged.tags)]
+            {
                 let labels = BySourceKind::new(SOURCE, kind);
-                context
-                    .metrics
-                    .events
-                    .get_or_create(&labels)
-                    .inc_by(list.len() as u64);
+                context.metrics.events.get_or_create(&labels).inc_by(list.len() as u64);
                 list.sort_unstable();
                 list.dedup();
                 if !list.is_empty() {
@@ -349,10 +314,7 @@ impl Merged {
     }
 
     fn all_keys(&self) -> Vec<String> {
-        self.keys
-            .iter()
-            .flat_map(|(_, keys)| keys.iter().cloned())
-            .collect()
+        self.keys.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect()
     }
 
     async fn obey(&self, context: &Context, peers: &AddressBook) -> Result<(), FlowError> {
@@ -369,11 +331,7 @@ impl Merged {
         with_current_order(context, || async {
             let order = epoch::ensure(context, "").await?;
             let debt = Debt::new("event");
-            match context
-                .redis
-                .owe(&order.epoch, &order.poll.incarnation, &debt, &self.datasets)
-                .await?
-            {
+            match context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &self.datasets).await? {
                 Answer::Done(_) => Ok(()),
                 Answer::Gone(gone) => Err(FlowError::Gone(gone)),
             }
@@ -383,9 +341,7 @@ impl Merged {
         for dataset in &self.datasets {
             let labels = BySourceKind::new(SOURCE, "dataset");
             context.metrics.events.get_or_create(&labels).inc();
-            peers.warmer.hint(WarmerMessage::PassWanted {
-                dataset: dataset.clone(),
-            });
+            peers.warmer.hint(WarmerMessage::PassWanted { dataset: dataset.clone() });
         }
         Ok(())
     }
@@ -411,12 +367,7 @@ impl Reader {
             if self.arguments.health.note("subscription", Err(text.clone())) {
                 warn!(error = text, "the subscription ended, opening it again");
             }
-            self.arguments
-                .context
-                .metrics
-                .gaps
-                .get_or_create(&ByReason::new("subscription"))
-                .inc();
+            self.arguments.context.metrics.gaps.get_or_create(&ByReason::new("subscription")).inc();
             if RETRY_DELAY_MAX < began.elapsed() {
                 delay = RETRY_DELAY_MIN;
             }
@@ -427,18 +378,12 @@ impl Reader {
 
     async fn listen(&self) -> Result<std::convert::Infallible, CacheError> {
         let context = &self.arguments.context;
-        let with_misses = context
-            .catalog
-            .iter()
-            .any(|dataset| dataset.settings.on_miss == OnMiss::Load);
+        let with_misses = context.catalog.iter().any(|dataset| dataset.settings.on_miss == OnMiss::Load);
         if with_misses && let Err(error) = context.redis.enable_miss_events().await {
             warn!(error = %chain(&error), "misses are not filled: set notify-keyspace-events to include \"Em\"");
         }
         let channels = &self.arguments.channels;
-        let mut subscription = context
-            .redis
-            .subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT)
-            .await?;
+        let mut subscription = context.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         self.arguments.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
         drop(self.listener.cast(InvalidationListenerMessage::Subscribed));
@@ -447,10 +392,7 @@ impl Reader {
                 Notice::Quiet => {}
                 Notice::Miss { key } => {
                     if context.catalog.of_key(&key).is_some() {
-                        self.arguments
-                            .peers
-                            .refresher
-                            .hint(RefresherMessage::Missed { keys: vec![key] });
+                        self.arguments.peers.refresher.hint(RefresherMessage::Missed { keys: vec![key] });
                     }
                 }
                 Notice::Event { channel, body } => self.take(&channel, &body),
@@ -463,10 +405,7 @@ impl Reader {
         let event = match Event::decode(body) {
             Ok(event) => event,
             Err(invalid) => {
-                metrics
-                    .events_invalid
-                    .get_or_create(&ByReason::new(invalid.reason))
-                    .inc();
+                metrics.events_invalid.get_or_create(&ByReason::new(invalid.reason)).inc();
                 warn!(channel, reason = invalid.reason, problem = %invalid, bytes = body.len(), "an event cannot be read");
                 return;
             }

@@ -103,11 +103,7 @@ impl Actor for LockRenewer {
         myself: ActorRef<LockRenewerMessage>,
         arguments: LockRenewerArguments,
     ) -> Result<LockRenewerState, ActorProcessingErr> {
-        let mut state = LockRenewerState {
-            arguments,
-            held: Vec::new(),
-            timer: None,
-        };
+        let mut state = LockRenewerState { arguments, held: Vec::new(), timer: None };
         state.arm(&myself);
         Ok(state)
     }
@@ -161,28 +157,13 @@ impl LockRenewerState {
             return Wish::Held(LEASE_LIFE);
         }
         let asked = Instant::now();
-        match self
-            .arguments
-            .context
-            .redis
-            .acquire_lease(name, &self.arguments.owner, LEASE_LIFE)
-            .await
-        {
+        match self.arguments.context.redis.acquire_lease(name, &self.arguments.owner, LEASE_LIFE).await {
             Ok(LeaseAttempt::Granted(grant)) => {
                 let lost = CancellationToken::new();
-                let lease = Lease {
-                    name: name.to_owned(),
-                    token: grant.token,
-                    lost: lost.clone(),
-                };
+                let lease = Lease { name: name.to_owned(), token: grant.token, lost: lost.clone() };
                 let guard = lost.clone().drop_guard();
                 let trusted_until = asked + (LEASE_LIFE - MARGIN);
-                self.held.push(Held {
-                    grant,
-                    lost,
-                    _guard: guard,
-                    trusted_until,
-                });
+                self.held.push(Held { grant, lost, _guard: guard, trusted_until });
                 Wish::Granted(lease)
             }
             Ok(LeaseAttempt::Held { owner, left }) => {
@@ -212,20 +193,10 @@ impl LockRenewerState {
         }
         let asked = Instant::now();
         let grants: Vec<LeaseGrant> = self.held.iter().map(|held| held.grant.clone()).collect();
-        match self
-            .arguments
-            .context
-            .redis
-            .renew_leases(&grants, LEASE_LIFE)
-            .await
-        {
+        match self.arguments.context.redis.renew_leases(&grants, LEASE_LIFE).await {
             Ok(renewed) => {
                 for (held, is_held) in self.held.iter_mut().zip(renewed) {
-                    held.trusted_until = if is_held {
-                        asked + (LEASE_LIFE - MARGIN)
-                    } else {
-                        asked
-                    };
+                    held.trusted_until = if is_held { asked + (LEASE_LIFE - MARGIN) } else { asked };
                 }
             }
             Err(error) => warn!(error = %chain(&error), leases = grants.len(), "leases could not be renewed"),

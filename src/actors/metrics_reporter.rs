@@ -61,11 +61,7 @@ impl Actor for MetricsReporter {
             let (context, health) = (arguments.context.clone(), arguments.health.clone());
             Task::run(async move { listen_forever(&listen, context, health).await })
         });
-        let mut state = MetricsReporterState {
-            arguments,
-            timer: None,
-            _listener: listener,
-        };
+        let mut state = MetricsReporterState { arguments, timer: None, _listener: listener };
         state.arm(&myself);
         Ok(state)
     }

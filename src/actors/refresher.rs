@@ -77,15 +77,8 @@ impl Actor for Refresher {
         arguments: RefresherArguments,
     ) -> Result<RefresherState, ActorProcessingErr> {
         // Several looks fall into the last part of every lifetime.
-        let due = arguments
-            .context
-            .catalog
-            .iter()
-            .map(|dataset| dataset.lifetimes.due_within() / 4)
-            .min();
-        let walk_every = due
-            .unwrap_or(WALK_EVERY_MAX)
-            .clamp(WALK_EVERY_MIN, WALK_EVERY_MAX);
+        let due = arguments.context.catalog.iter().map(|dataset| dataset.lifetimes.due_within() / 4).min();
+        let walk_every = due.unwrap_or(WALK_EVERY_MAX).clamp(WALK_EVERY_MIN, WALK_EVERY_MAX);
         let mut state = RefresherState {
             arguments,
             walk_every,
@@ -137,10 +130,7 @@ impl Actor for Refresher {
 impl RefresherState {
     fn arm(&mut self, myself: &ActorRef<RefresherMessage>) {
         let delay = self.walk_every.mul_f64(0.9 + 0.2 * rand::random::<f64>());
-        if let Some(timer) = self
-            .timer
-            .replace(myself.send_after(delay, || RefresherMessage::Walk))
-        {
+        if let Some(timer) = self.timer.replace(myself.send_after(delay, || RefresherMessage::Walk)) {
             timer.abort();
         }
     }
@@ -148,9 +138,7 @@ impl RefresherState {
     fn on_walk(&mut self, myself: &ActorRef<RefresherMessage>) {
         let context = self.arguments.context.clone();
         let work = async move { walk(&context).await };
-        self.walking = Some(Task::spawn(myself, work, |result| RefresherMessage::WalkEnded {
-            result,
-        }));
+        self.walking = Some(Task::spawn(myself, work, |result| RefresherMessage::WalkEnded { result }));
     }
 
     fn on_walk_ended(&mut self, result: Option<Result<Looked, FlowError>>) {
@@ -171,12 +159,7 @@ impl RefresherState {
     fn on_missed(&mut self, keys: Vec<String>) {
         for key in keys {
             if MISSED_MAX <= self.missed.len() {
-                self.arguments
-                    .context
-                    .metrics
-                    .gaps
-                    .get_or_create(&ByReason::new("misses_overflow"))
-                    .inc();
+                self.arguments.context.metrics.gaps.get_or_create(&ByReason::new("misses_overflow")).inc();
                 return;
             }
             self.missed.insert(key);
@@ -190,9 +173,7 @@ impl RefresherState {
         let keys: Vec<String> = std::mem::take(&mut self.missed).into_iter().collect();
         let context = self.arguments.context.clone();
         let work = async move { fill_missed(&context, keys).await };
-        self.filling = Some(Task::spawn(myself, work, |result| RefresherMessage::FillEnded {
-            result,
-        }));
+        self.filling = Some(Task::spawn(myself, work, |result| RefresherMessage::FillEnded { result }));
     }
 
     fn on_fill_ended(&mut self, result: Option<Result<u64, FlowError>>) {

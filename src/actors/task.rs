@@ -33,9 +33,7 @@ impl Task {
 
     /// Runs a task that tells by itself.
     pub fn run(work: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self {
-            handle: tokio::spawn(work),
-        }
+        Self { handle: tokio::spawn(work) }
     }
 
     /// Whether it is over.

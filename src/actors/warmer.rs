@@ -13,7 +13,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::address::AddressBook;
 use super::epoch_keeper::{EpochKeeperMessage, now_ms};
@@ -30,6 +30,8 @@ use crate::metrics::{ByDataset, ByDatasetOutcome};
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
 /// Schedules are looked at no less often than this, so that a clock that was set is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// A pass of another worker may end sooner than its lease would.
+const LOOK_AT_OTHERS: Duration = Duration::from_secs(1);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -70,15 +72,17 @@ pub enum PassEnd {
     Ran(Result<Report, FlowError>, Duration),
     /// Another worker runs it; look again after this.
     Elsewhere(Duration),
+    /// Another worker has run it since it was wanted.
+    DoneElsewhere,
 }
 
 #[derive(Debug)]
 struct Wanted {
     /// Not before.
     due: Instant,
-    /// A pass that began after this (Unix milliseconds) makes this one needless.
-    since_ms: u64,
-    failures: u32,
+    /// A pass of another worker that began after this (Unix milliseconds) makes this one needless; none: nothing
+    /// does, because an event is about this moment, and clocks differ.
+    since_ms: Option<u64>,
 }
 
 /// What the actor knows.
@@ -88,7 +92,17 @@ pub struct WarmerState {
     timer: Option<JoinHandle<Result<(), ractor::MessagingErr<WarmerMessage>>>>,
     wanted: BTreeMap<String, Wanted>,
     next_fires: BTreeMap<String, DateTime<Utc>>,
-    running: Option<(String, Task, CancellationToken)>,
+    running: Option<Running>,
+    /// How often a dataset's pass has failed in a row.
+    failures: BTreeMap<String, u32>,
+}
+
+#[derive(Debug)]
+struct Running {
+    dataset: String,
+    _task: Task,
+    cancel: CancellationToken,
+    since_ms: Option<u64>,
 }
 
 /// The actor.
@@ -111,6 +125,7 @@ impl Actor for Warmer {
             wanted: BTreeMap::new(),
             next_fires: BTreeMap::new(),
             running: None,
+            failures: BTreeMap::new(),
         };
         state.plan_start();
         state.arm(&myself, Duration::ZERO);
@@ -125,7 +140,7 @@ impl Actor for Warmer {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             WarmerMessage::Look => {}
-            WarmerMessage::PassWanted { dataset } => state.want(&dataset, Duration::ZERO, 0),
+            WarmerMessage::PassWanted { dataset } => state.want(&dataset, Duration::ZERO, None),
             WarmerMessage::PassEnded { dataset, result } => state.on_pass_ended(&dataset, result),
         }
         state.on_look(&myself);
@@ -140,9 +155,9 @@ impl Actor for Warmer {
         if let Some(timer) = state.timer.take() {
             timer.abort();
         }
-        if let Some((dataset, _task, cancel)) = state.running.take() {
-            cancel.cancel();
-            state.release(&dataset);
+        if let Some(running) = state.running.take() {
+            running.cancel.cancel();
+            state.release(&running.dataset);
         }
         Ok(())
     }
@@ -150,10 +165,7 @@ impl Actor for Warmer {
 
 impl WarmerState {
     fn arm(&mut self, myself: &ActorRef<WarmerMessage>, delay: Duration) {
-        if let Some(timer) = self
-            .timer
-            .replace(myself.send_after(delay, || WarmerMessage::Look))
-        {
+        if let Some(timer) = self.timer.replace(myself.send_after(delay, || WarmerMessage::Look)) {
             timer.abort();
         }
     }
@@ -168,31 +180,22 @@ impl WarmerState {
             let is_warm = !self.arguments.health.facts().not_warmed.contains(dataset.name());
             // After a restart of this actor alone, what was warmed stays warmed.
             if warm.on_start && !is_warm {
-                self.want(dataset.name(), Duration::ZERO, 0);
+                self.want(dataset.name(), Duration::ZERO, Some(now_ms()));
             }
-            if let Some(fire) = warm
-                .schedule
-                .as_ref()
-                .and_then(|schedule| schedule.next_after(now))
-            {
+            if let Some(fire) = warm.schedule.as_ref().and_then(|schedule| schedule.next_after(now)) {
                 self.next_fires.insert(dataset.name().to_owned(), fire);
             }
         }
     }
 
-    fn want(&mut self, dataset: &str, delay: Duration, failures: u32) {
+    fn want(&mut self, dataset: &str, delay: Duration, since_ms: Option<u64>) {
         if self.arguments.context.catalog.get(dataset).is_none() {
             return;
         }
-        let wanted = Wanted {
-            due: Instant::now() + delay,
-            since_ms: now_ms(),
-            failures,
-        };
-        let entry = self.wanted.entry(dataset.to_owned());
-        entry
-            .and_modify(|known| known.due = known.due.min(wanted.due))
-            .or_insert(wanted);
+        let due = Instant::now() + delay;
+        let known = self.wanted.entry(dataset.to_owned()).or_insert(Wanted { due, since_ms });
+        known.due = known.due.min(due);
+        known.since_ms = known.since_ms.and_then(|known| since_ms.map(|since| since.max(known)));
     }
 
     fn on_look(&mut self, myself: &ActorRef<WarmerMessage>) {
@@ -208,40 +211,24 @@ impl WarmerState {
                 self.start(myself, &name);
             }
         }
-        let next_wanted = self
-            .wanted
-            .values()
-            .map(|wanted| wanted.due.saturating_duration_since(now))
-            .min();
-        let next_fire = self
-            .next_fires
-            .values()
-            .map(|fire| (*fire - Utc::now()).to_std().unwrap_or_default())
-            .min();
+        let next_wanted = self.wanted.values().map(|wanted| wanted.due.saturating_duration_since(now)).min();
+        let next_fire =
+            self.next_fires.values().map(|fire| (*fire - Utc::now()).to_std().unwrap_or_default()).min();
         // While a pass runs its end wakes this actor, so what waits for it needs no timer.
         let next_wanted = next_wanted.filter(|_| self.running.is_none());
-        let delay = [next_wanted, next_fire]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(LOOK_EVERY);
+        let delay = [next_wanted, next_fire].into_iter().flatten().min().unwrap_or(LOOK_EVERY);
         self.arm(myself, delay.clamp(Duration::from_millis(10), LOOK_EVERY));
     }
 
     fn fire_schedules(&mut self) {
         let now = Utc::now();
-        let due: Vec<String> = self
-            .next_fires
-            .iter()
-            .filter(|(_, fire)| **fire <= now)
-            .map(|(name, _)| name.clone())
-            .collect();
+        let due: Vec<String> =
+            self.next_fires.iter().filter(|(_, fire)| **fire <= now).map(|(name, _)| name.clone()).collect();
         for name in due {
-            self.want(&name, Duration::ZERO, 0);
+            self.want(&name, Duration::ZERO, Some(now_ms()));
             let dataset = self.arguments.context.catalog.get(&name).cloned();
-            let schedule = dataset
-                .as_ref()
-                .and_then(|dataset| dataset.settings.warm.as_ref()?.schedule.as_ref());
+            let schedule =
+                dataset.as_ref().and_then(|dataset| dataset.settings.warm.as_ref()?.schedule.as_ref());
             match schedule.and_then(|schedule| schedule.next_after(now)) {
                 Some(fire) => drop(self.next_fires.insert(name, fire)),
                 None => drop(self.next_fires.remove(&name)),
@@ -260,33 +247,13 @@ impl WarmerState {
         let (arguments, stop, ended) = (self.arguments.clone(), cancel.clone(), name.to_owned());
         let since_ms = wanted.since_ms;
         let work = async move { run_pass(&arguments, &dataset, since_ms, stop).await };
-        let task = Task::spawn(myself, work, move |result| WarmerMessage::PassEnded {
-            dataset: ended,
-            result,
-        });
-        self.running = Some((name.to_owned(), task, cancel));
-        // Kept for the retry's delay.
-        if 0 < wanted.failures {
-            debug!(
-                dataset = name,
-                attempt = wanted.failures + 1,
-                "trying the pass again"
-            );
-        }
-        self.failures_of(name, wanted.failures);
-    }
-
-    /// Remembers how often a dataset's pass has failed in a row, until it succeeds.
-    fn failures_of(&mut self, name: &str, failures: u32) {
-        self.arguments.health.update(|facts| {
-            if 0 < failures {
-                facts.broken.entry(name.to_owned()).or_default();
-            }
-        });
+        let task =
+            Task::spawn(myself, work, move |result| WarmerMessage::PassEnded { dataset: ended, result });
+        self.running = Some(Running { dataset: name.to_owned(), _task: task, cancel, since_ms });
     }
 
     fn on_pass_ended(&mut self, name: &str, result: Option<PassEnd>) {
-        self.running = None;
+        let since_ms = self.running.take().and_then(|running| running.since_ms);
         self.release(name);
         let labels = |outcome| ByDatasetOutcome::new(name, outcome);
         let passes = &self.arguments.context.metrics.passes;
@@ -311,28 +278,35 @@ impl WarmerState {
                     duration_ms = u64::try_from(took.as_millis()).unwrap_or_default(),
                     "pass done"
                 );
-                self.arguments.health.update(|facts| {
-                    facts.not_warmed.remove(name);
-                    facts.broken.remove(name);
-                });
+                self.is_warm(name);
             }
-            Some(PassEnd::Elsewhere(left)) => {
+            Some(PassEnd::Elsewhere(left)) => self.want(name, left.clamp(RETRY_DELAY_MIN, LOOK_AT_OTHERS), since_ms),
+            Some(PassEnd::DoneElsewhere) => {
                 passes.get_or_create(&labels("elsewhere")).inc();
-                self.want(name, left.max(RETRY_DELAY_MIN), 0);
+                info!(dataset = name, "another worker has done the pass");
+                self.is_warm(name);
             }
             Some(PassEnd::Ran(Err(error), _)) => {
                 passes.get_or_create(&labels("failed")).inc();
-                self.on_pass_failed(name, &error);
+                self.on_pass_failed(name, &error, since_ms);
             }
             None => {
                 passes.get_or_create(&labels("panicked")).inc();
                 warn!(dataset = name, "the pass panicked, trying again");
-                self.want(name, RETRY_DELAY_MAX, 1);
+                self.want(name, RETRY_DELAY_MAX, since_ms);
             }
         }
     }
 
-    fn on_pass_failed(&mut self, name: &str, error: &FlowError) {
+    fn is_warm(&mut self, name: &str) {
+        self.failures.remove(name);
+        self.arguments.health.update(|facts| {
+            facts.not_warmed.remove(name);
+            facts.broken.remove(name);
+        });
+    }
+
+    fn on_pass_failed(&mut self, name: &str, error: &FlowError, since_ms: Option<u64>) {
         match error {
             // A newer process takes care of it.
             FlowError::Displaced { .. } => {
@@ -355,27 +329,17 @@ impl WarmerState {
             | FlowError::Retired
             | FlowError::Cancelled => {}
         }
-        let delay = RETRY_DELAY_MIN
-            .mul_f64(1.0 + rand::random::<f64>())
-            .min(RETRY_DELAY_MAX);
-        let delay = if error.is_unreachable() { delay * 4 } else { delay };
-        let delay = if matches!(error, FlowError::Dataset { .. }) {
-            RETRY_DELAY_MAX
-        } else {
-            delay
-        };
+        let failures = self.failures.entry(name.to_owned()).or_default();
+        *failures += 1;
+        let doubled = RETRY_DELAY_MIN.saturating_mul(1 << (*failures).min(8));
+        let delay = doubled.mul_f64(0.5 + 0.5 * rand::random::<f64>()).min(RETRY_DELAY_MAX);
         warn!(dataset = name, error = %chain(error), retry_ms = u64::try_from(delay.as_millis()).unwrap_or_default(),
             "pass failed");
-        self.want(name, delay, 1);
+        self.want(name, delay, since_ms);
     }
 
     fn release(&self, dataset: &str) {
-        self.arguments
-            .peers
-            .lock_renewer
-            .hint(LockRenewerMessage::Release {
-                name: lease_name(dataset),
-            });
+        self.arguments.peers.lock_renewer.hint(LockRenewerMessage::Release { name: lease_name(dataset) });
     }
 }
 
@@ -386,21 +350,27 @@ fn lease_name(dataset: &str) -> String {
 async fn run_pass(
     arguments: &WarmerArguments,
     dataset: &Arc<Dataset>,
-    _since_ms: u64,
+    since_ms: Option<u64>,
     stop: CancellationToken,
 ) -> PassEnd {
     let Some(renewer) = arguments.peers.lock_renewer.get() else {
         return PassEnd::Elsewhere(RETRY_DELAY_MIN);
     };
-    let ask = |reply| LockRenewerMessage::Acquire {
-        name: lease_name(dataset.name()),
-        reply,
-    };
+    let ask = |reply| LockRenewerMessage::Acquire { name: lease_name(dataset.name()), reply };
     let lease = match renewer.call(ask, Some(ASK_TIMEOUT)).await {
         Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) => lease,
         Ok(ractor::rpc::CallResult::Success(Wish::Held(left))) => return PassEnd::Elsewhere(left),
         _ => return PassEnd::Elsewhere(RETRY_DELAY_MAX),
     };
+    if let Some(since_ms) = since_ms {
+        match arguments.context.redis.head("").await {
+            Ok(head) if head.warmed.get(dataset.name()).is_some_and(|began| since_ms <= *began) => {
+                return PassEnd::DoneElsewhere;
+            }
+            Ok(_) => {}
+            Err(error) => return PassEnd::Ran(Err(error.into()), Duration::ZERO),
+        }
+    }
     let began = Instant::now();
     let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
     let options = PassOptions {
@@ -408,6 +378,7 @@ async fn run_pass(
         rate: dataset.settings.warm.as_ref().and_then(|warm| warm.rate),
         progress: Some(progress),
         resume: true,
+        began_ms: now_ms(),
     };
     let cancel = options.cancel.clone();
     let reporting = async {

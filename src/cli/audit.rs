@@ -40,15 +40,8 @@ pub async fn audit(
 
 /// One dataset's result as text.
 pub fn describe(found: &Comparison) -> String {
-    let mut text = format!(
-        "{}: {} entries looked at, {} right",
-        found.dataset, found.checked, found.right
-    );
-    for (kind, keys) in [
-        ("stale", &found.stale),
-        ("extra", &found.extra),
-        ("missing", &found.missing),
-    ] {
+    let mut text = format!("{}: {} entries looked at, {} right", found.dataset, found.checked, found.right);
+    for (kind, keys) in [("stale", &found.stale), ("extra", &found.extra), ("missing", &found.missing)] {
         if keys.is_empty() {
             continue;
         }

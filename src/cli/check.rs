@@ -17,10 +17,7 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
         let context = Context::new(&config)?;
         check_servers(&config, &context, &mut problems).await?;
     }
-    let errors = problems
-        .iter()
-        .filter(|problem| problem.severity == Severity::Error)
-        .count();
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     if out.json {
         out.line(
             &json!({ "ok": errors == 0, "datasets": config.datasets.len(), "problems": problems })
@@ -31,22 +28,11 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
             out.problems(&problems);
         }
         if errors == 0 {
-            let how = if offline {
-                "servers not asked"
-            } else {
-                "servers asked"
-            };
-            out.line(&format!(
-                "configuration is right: {} datasets, {how}",
-                config.datasets.len()
-            ));
+            let how = if offline { "servers not asked" } else { "servers asked" };
+            out.line(&format!("configuration is right: {} datasets, {how}", config.datasets.len()));
         }
     }
-    Ok(if errors == 0 {
-        Exit::Ok
-    } else {
-        Exit::Configuration
-    })
+    Ok(if errors == 0 { Exit::Ok } else { Exit::Configuration })
 }
 
 async fn check_servers(
@@ -57,14 +43,8 @@ async fn check_servers(
     context.postgres.ping().await?;
     let facts = context.redis.facts().await?;
     if facts.evicts_anything() {
-        let message = format!(
-            "Redis may evict anything (maxmemory-policy {})",
-            facts.maxmemory_policy
-        );
-        let required = config
-            .datasets
-            .iter()
-            .any(|dataset| dataset.feed == FeedNeed::Required);
+        let message = format!("Redis may evict anything (maxmemory-policy {})", facts.maxmemory_policy);
+        let required = config.datasets.iter().any(|dataset| dataset.feed == FeedNeed::Required);
         let help =
             "each eviction of a stamp table makes everything be loaded again; use volatile-lru or noeviction";
         let problem = config.source.problem("redis.url", message, help.to_owned());
@@ -126,10 +106,7 @@ async fn check_dataset(
                 format!("the query calls {name}, which is volatile: it can return data newer than its stamp");
             let help = "declare the function stable if it is, or leave it out".to_owned();
             problems.push(config.source.problem(&query, message, help));
-        } else if matches!(
-            name.as_str(),
-            "now" | "transaction_timestamp" | "statement_timestamp"
-        ) {
+        } else if matches!(name.as_str(), "now" | "transaction_timestamp" | "statement_timestamp") {
             let message =
                 format!("the query calls {name}(): its result changes without any change of the data");
             let help = "give the dataset a short ttl, or leave the time to the readers".to_owned();
@@ -152,21 +129,10 @@ fn check_overlaps(config: &Config, context: &Context, problems: &mut Vec<Diagnos
                 continue;
             };
             let (key, other) = (&later.settings.key, &earlier.settings.key);
-            if key.overlaps(
-                |column| left.alphabet(column),
-                other,
-                |column| right.alphabet(column),
-            ) {
-                let message = format!(
-                    "keys {key} and {other} of dataset {} could coincide",
-                    earlier.name()
-                );
+            if key.overlaps(|column| left.alphabet(column), other, |column| right.alphabet(column)) {
+                let message = format!("keys {key} and {other} of dataset {} could coincide", earlier.name());
                 let help = "begin each dataset's keys with a prefix of its own".to_owned();
-                problems.push(
-                    config
-                        .source
-                        .problem(&format!("dataset.{}.key", later.name()), message, help),
-                );
+                problems.push(config.source.problem(&format!("dataset.{}.key", later.name()), message, help));
             }
         }
     }

@@ -19,10 +19,7 @@ const SHOWN_MAX: usize = 64 << 20;
 pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, FlowError> {
     let mut read = context.redis.read(&[key]).await?;
     let Some((Some(value), left)) = read.pop() else {
-        out.result(
-            &format!("{key} is not in Redis"),
-            &json!({ "key": key, "found": false }),
-        );
+        out.result(&format!("{key} is not in Redis"), &json!({ "key": key, "found": false }));
         return Ok(Exit::Failed);
     };
     let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset);
@@ -47,10 +44,7 @@ pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, Flo
     let text = format!(
         "{shown:#}\n\ndataset {}, {stored} bytes, {} left, slot {}",
         dataset.map_or("(none)", |dataset| dataset.name()),
-        left.map_or_else(
-            || "no end".to_owned(),
-            |left| show_duration(Duration::from_secs(left.as_secs()))
-        ),
+        left.map_or_else(|| "no end".to_owned(), |left| show_duration(Duration::from_secs(left.as_secs()))),
         slot(key.as_bytes())
     );
     out.result(&text, &facts);
@@ -61,10 +55,9 @@ pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, Flo
 fn decode(plain: &[u8], format: Option<&Format>) -> Value {
     let as_text = || match std::str::from_utf8(plain) {
         Ok(text) => Value::from(text),
-        Err(_binary) => Value::from(format!(
-            "\\x{}",
-            plain.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-        )),
+        Err(_binary) => {
+            Value::from(format!("\\x{}", plain.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+        }
     };
     match format {
         Some(Format::Raw { .. }) => as_text(),

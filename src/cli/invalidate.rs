@@ -71,20 +71,13 @@ pub async fn invalidate(
             format!(", {} failed", report.failures.len())
         }
     );
-    let failed: Vec<_> = report
-        .failures
-        .iter()
-        .map(|one| json!({ "key": one.key, "reason": one.reason }))
-        .collect();
+    let failed: Vec<_> =
+        report.failures.iter().map(|one| json!({ "key": one.key, "reason": one.reason })).collect();
     out.result(
         &text,
         &json!({ "stored": report.stored, "gone": report.gone, "deleted": report.invalidated, "failed": failed }),
     );
-    Ok(if report.failures.is_empty() {
-        Exit::Ok
-    } else {
-        Exit::Failed
-    })
+    Ok(if report.failures.is_empty() { Exit::Ok } else { Exit::Failed })
 }
 
 /// Every entry of a dataset: those in Redis are looked at again, then what is missing is filled.
@@ -95,10 +88,8 @@ async fn whole(
 ) -> Result<Report, FlowError> {
     let order = epoch::ensure(context, "").await?;
     let (names, debt) = ([dataset.name().to_owned()], Debt::new("command"));
-    if let Answer::Gone(gone) = context
-        .redis
-        .owe(&order.epoch, &order.poll.incarnation, &debt, &names)
-        .await?
+    if let Answer::Gone(gone) =
+        context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &names).await?
     {
         return Err(FlowError::Gone(gone));
     }
@@ -110,12 +101,8 @@ async fn whole(
     let mut report = debt::pay(context, dataset, policy, &CancellationToken::new()).await?;
     let holds_all = dataset.settings.scope == crate::config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
-        let options = PassOptions {
-            cancel: CancellationToken::new(),
-            rate: None,
-            progress: None,
-            resume: false,
-        };
+        let options =
+            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false, began_ms: 0 };
         // The pass stores every entry, so its count is the whole.
         report.stored = 0;
         report.add(pass(context, dataset, &options).await?);

@@ -15,11 +15,8 @@ pub async fn migrate(context: &Context, uninstall: bool, out: &Output) -> Result
         return Ok(Exit::Ok);
     }
     let state = context.postgres.migrate().await?;
-    let text: Vec<String> = state
-        .known
-        .iter()
-        .map(|(version, name)| format!("{version:04} {name}: applied"))
-        .collect();
+    let text: Vec<String> =
+        state.known.iter().map(|(version, name)| format!("{version:04} {name}: applied")).collect();
     out.result(&text.join("\n"), &json!({ "applied": state.applied }));
     Ok(Exit::Ok)
 }

@@ -1,9 +1,5 @@
 //! What a person, or a program, reads.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the one place that prints"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
 
 use std::process::{ExitCode, Termination};
 
@@ -56,11 +52,7 @@ impl Output {
 
     /// A result in both forms.
     pub fn result(&self, text: &str, json: &serde_json::Value) {
-        if self.json {
-            self.line(&json.to_string())
-        } else {
-            self.line(text)
-        }
+        if self.json { self.line(&json.to_string()) } else { self.line(text) }
     }
 
     /// Something worth knowing.

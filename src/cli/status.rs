@@ -29,10 +29,9 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
         Err(error) => lines.push(format!("postgres   {}", chain(error))),
     }
     match (&head.epoch, head.is_whole) {
-        (Some(epoch), true) => lines.push(format!(
-            "epoch      {epoch}, floor {}",
-            head.floor.unwrap_or_default()
-        )),
+        (Some(epoch), true) => {
+            lines.push(format!("epoch      {epoch}, floor {}", head.floor.unwrap_or_default()))
+        }
         (Some(epoch), false) => lines.push(format!("epoch      {epoch}, but the stamp tables are not whole")),
         (None, _) => lines.push("epoch      none yet: no worker has run here".to_owned()),
     }
@@ -50,8 +49,7 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
             "dataset    {} ({}): {definition}{}{}",
             dataset.name(),
             dataset.settings.key,
-            owed.as_ref()
-                .map_or(String::new(), |reason| format!(", owed: {reason}")),
+            owed.as_ref().map_or(String::new(), |reason| format!(", owed: {reason}")),
             pass.map_or(String::new(), |pass| format!(", a pass stands at {pass}"))
         ));
         datasets.push(json!({ "name": dataset.name(), "revision_known": revision, "revision": dataset.revision, "owed": owed, "pass": pass }));
@@ -69,9 +67,5 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
             "datasets": datasets,
         }),
     );
-    Ok(if poll.is_ok() && head.is_whole {
-        Exit::Ok
-    } else {
-        Exit::Failed
-    })
+    Ok(if poll.is_ok() && head.is_whole { Exit::Ok } else { Exit::Failed })
 }

@@ -36,12 +36,7 @@ pub async fn warm(
     for dataset in chosen {
         let (progress, told) = tokio::sync::watch::channel(Progress::default());
         let rate = dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
-        let options = PassOptions {
-            cancel: cancel.clone(),
-            rate,
-            progress: Some(progress),
-            resume,
-        };
+        let options = PassOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume, began_ms: crate::actors::epoch_keeper::now_ms() };
         let began = Instant::now();
         let result = tokio::select! {
             result = with_current_order(context, || pass(context, dataset, &options)) => result,
@@ -78,10 +73,7 @@ pub async fn warm(
                 }
             }
             Err(FlowError::Cancelled) => {
-                out.note(&format!(
-                    "{}: stopped; run it again to go on where it ended",
-                    dataset.name()
-                ));
+                out.note(&format!("{}: stopped; run it again to go on where it ended", dataset.name()));
                 return Ok(Exit::Failed);
             }
             Err(error) => {

@@ -30,18 +30,13 @@ impl Config {
         environment::apply(environment, &mut leaves, &mut source, &mut problems);
         let mut reader = Reader::new(&leaves, &source, problems);
         let config = read_config(&mut reader);
-        let (mut errors, warnings): (Vec<_>, Vec<_>) = reader
-            .problems
-            .into_iter()
-            .partition(|problem| problem.severity == Severity::Error);
+        let (mut errors, warnings): (Vec<_>, Vec<_>) =
+            reader.problems.into_iter().partition(|problem| problem.severity == Severity::Error);
         if errors.is_empty() {
             return Ok((Self { source, ..config }, warnings));
         }
         errors.sort_by_key(|problem| {
-            problem
-                .position
-                .as_ref()
-                .map_or((0, 0), |place| (place.line, place.column))
+            problem.position.as_ref().map_or((0, 0), |place| (place.line, place.column))
         });
         errors.dedup();
         errors.extend(warnings);
@@ -73,11 +68,8 @@ pub fn find(
 }
 
 fn read_config(reader: &mut Reader<'_>) -> Config {
-    let feed_mode = reader.choice(
-        "feed.mode",
-        &[("outbox", FeedMode::Outbox), ("off", FeedMode::Off)],
-        FeedMode::Outbox,
-    );
+    let feed_mode =
+        reader.choice("feed.mode", &[("outbox", FeedMode::Outbox), ("off", FeedMode::Off)], FeedMode::Outbox);
     let datasets = dataset::read_all(reader, feed_mode);
     let limit = Duration::from_secs;
     Config {
@@ -91,12 +83,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             ),
         },
         postgres: Postgres {
-            url: url(
-                reader,
-                "postgres",
-                "postgres://cache@localhost/shop",
-                &["postgres", "postgresql"],
-            ),
+            url: url(reader, "postgres", "postgres://cache@localhost/shop", &["postgres", "postgresql"]),
             password: reader.secret_file("postgres.password_file"),
             max_connections: u32::try_from(reader.integer("postgres.max_connections", 8, 1..=1_000))
                 .unwrap_or(8),
@@ -112,12 +99,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             ),
         },
         redis: Redis {
-            url: url(
-                reader,
-                "redis",
-                "redis://localhost:6379/0",
-                &["redis", "rediss", "redis+unix", "unix"],
-            ),
+            url: url(reader, "redis", "redis://localhost:6379/0", &["redis", "rediss", "redis+unix", "unix"]),
             password: reader.secret_file("redis.password_file"),
             connect_timeout: reader.duration(
                 "redis.connect_timeout",
@@ -130,9 +112,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
                 Duration::from_millis(100)..=limit(60),
             ),
         },
-        admin: Admin {
-            listen: listen(reader),
-        },
+        admin: Admin { listen: listen(reader) },
         feed: Feed {
             mode: feed_mode,
             retention: reader.duration("feed.retention", limit(3_600), limit(60)..=limit(30 * 86_400)),
@@ -145,18 +125,12 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             max_pending: usize::try_from(reader.integer("invalidation.max_pending", 10_000, 1..=10_000_000))
                 .unwrap_or(10_000),
         },
-        writes: Writes {
-            stream: optional(reader, "writes.stream", "cache:writes"),
-        },
+        writes: Writes { stream: optional(reader, "writes.stream", "cache:writes") },
         log: Log {
             level: reader.text("log.level").unwrap_or_else(|| "info".to_owned()),
             format: reader.choice(
                 "log.format",
-                &[
-                    ("auto", LogFormat::Auto),
-                    ("pretty", LogFormat::Pretty),
-                    ("json", LogFormat::Json),
-                ],
+                &[("auto", LogFormat::Auto), ("pretty", LogFormat::Pretty), ("json", LogFormat::Json)],
                 LogFormat::Auto,
             ),
         },
@@ -183,11 +157,7 @@ fn url(reader: &mut Reader<'_>, section: &str, default: &str, schemes: &[&str]) 
     let (path, file) = (format!("{section}.url"), format!("{section}.url_file"));
     let from_file = reader.secret_file(&file);
     if from_file.is_some() && reader.source.has(&path) {
-        reader.error(
-            &path,
-            format!("both `url` and `url_file` in [{section}]"),
-            "keep one of them",
-        );
+        reader.error(&path, format!("both `url` and `url_file` in [{section}]"), "keep one of them");
     }
     let secret = from_file.or_else(|| reader.text(&path).map(Secret::new));
     let secret = secret.unwrap_or_else(|| Secret::new(default.to_owned()));
@@ -196,11 +166,7 @@ fn url(reader: &mut Reader<'_>, section: &str, default: &str, schemes: &[&str]) 
     if !schemes.contains(&scheme) {
         let help = format!(
             "it begins with {}",
-            schemes
-                .iter()
-                .map(|scheme| format!("{scheme}://"))
-                .collect::<Vec<_>>()
-                .join(" or ")
+            schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ")
         );
         reader.error(&path, format!("this is no URL for [{section}]"), &help);
     } else if url::Url::parse(secret.reveal()).is_err() {

@@ -75,22 +75,14 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
-        let word = if self.severity == Severity::Error {
-            "error"
-        } else {
-            "warning"
-        };
+        let word = if self.severity == Severity::Error { "error" } else { "warning" };
         writeln!(text, "{word}: {}", self.message)?;
         match (&self.position, &self.variable) {
             (_, Some(variable)) => writeln!(text, "  --> environment variable {variable}")?,
             (Some(position), None) => {
                 let number = position.line.to_string();
                 let margin = " ".repeat(number.len());
-                writeln!(
-                    text,
-                    "{margin}--> {}:{}:{}",
-                    position.file, position.line, position.column
-                )?;
+                writeln!(text, "{margin}--> {}:{}:{}", position.file, position.line, position.column)?;
                 writeln!(text, "{margin} |")?;
                 writeln!(text, "{number} | {}", position.excerpt)?;
                 let indent = " ".repeat(position.column.saturating_sub(1));
@@ -109,15 +101,8 @@ impl fmt::Display for Diagnostic {
 /// All problems as a person reads them.
 #[must_use]
 pub fn render(problems: &[Diagnostic]) -> String {
-    let mut text = problems
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("\n\n");
-    let errors = problems
-        .iter()
-        .filter(|problem| problem.severity == Severity::Error)
-        .count();
+    let mut text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n");
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     if 0 < errors {
         let plural = if errors == 1 { "" } else { "s" };
         text.push_str(&format!("\n\n{errors} error{plural}"));
@@ -128,10 +113,7 @@ pub fn render(problems: &[Diagnostic]) -> String {
 /// The closest of the known words, if it is close enough to be meant.
 #[must_use]
 pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let close = known
-        .into_iter()
-        .map(|candidate| (distance(word, candidate), candidate))
-        .min();
+    let close = known.into_iter().map(|candidate| (distance(word, candidate), candidate)).min();
     close
         .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len()) / 3).max(1))
         .map(|(_, word)| word)

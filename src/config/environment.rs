@@ -20,20 +20,12 @@ pub fn apply(
     source: &mut Source,
     problems: &mut Vec<Diagnostic>,
 ) {
-    let ours = environment
-        .iter()
-        .filter(|(name, _)| name.to_uppercase().starts_with(PREFIX));
+    let ours = environment.iter().filter(|(name, _)| name.to_uppercase().starts_with(PREFIX));
     let ours: HashMap<String, String> = ours.map(|(name, value)| (name.clone(), value.clone())).collect();
     let names: BTreeMap<String, String> = ours
         .keys()
         .map(|name| {
-            (
-                name.get(PREFIX.len()..)
-                    .unwrap_or_default()
-                    .to_lowercase()
-                    .replace("__", "."),
-                name.clone(),
-            )
+            (name.get(PREFIX.len()..).unwrap_or_default().to_lowercase().replace("__", "."), name.clone())
         })
         .collect();
     let layer = config::Environment::with_prefix("CACHEKEEPER")
@@ -43,10 +35,7 @@ pub fn apply(
     let collected = match layer.collect() {
         Ok(collected) => collected,
         Err(error) => {
-            problems.push(Diagnostic::error(
-                format!("the environment cannot be read: {error}"),
-                None,
-            ));
+            problems.push(Diagnostic::error(format!("the environment cannot be read: {error}"), None));
             return;
         }
     };
@@ -111,9 +100,7 @@ fn find(path: &str, leaves: &Leaves) -> Result<(String, Shape), String> {
                 };
                 let wanted = join(&found, name);
                 let dataset = leaves.keys().find(|known| known.to_lowercase() == wanted);
-                found = dataset
-                    .cloned()
-                    .ok_or_else(|| format!("the file has no [{wanted}]"))?;
+                found = dataset.cloned().ok_or_else(|| format!("the file has no [{wanted}]"))?;
                 keys = below;
             }
             Shape::Tables(_) | Shape::Mapping => {
@@ -136,9 +123,7 @@ fn parse(shape: Shape, text: &str) -> Option<Leaf> {
         Shape::Text => Some(Leaf::Text(text.to_owned())),
         Shape::Integer => text.parse().ok().map(Leaf::Integer),
         Shape::Boolean => text.parse().ok().map(Leaf::Boolean),
-        Shape::Texts => Some(Leaf::Texts(
-            text.split(',').map(|part| part.trim().to_owned()).collect(),
-        )),
+        Shape::Texts => Some(Leaf::Texts(text.split(',').map(|part| part.trim().to_owned()).collect())),
         Shape::Table(_) | Shape::Named(_) | Shape::Tables(_) | Shape::Mapping => None,
     }
 }

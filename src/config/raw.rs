@@ -36,11 +36,7 @@ pub fn read(source: &mut Source, problems: &mut Vec<Diagnostic>) -> Leaves {
         let span = error.span().unwrap_or(0..0);
         problems.push(source.problem_at(span, format!("not TOML: {}", error.message()), None));
     }
-    let mut walk = Walk {
-        source,
-        problems,
-        leaves: Leaves::new(),
-    };
+    let mut walk = Walk { source, problems, leaves: Leaves::new() };
     walk.table(table.get_ref(), ROOT, "");
     walk.leaves
 }
@@ -62,11 +58,7 @@ impl Walk<'_> {
                     Some(close) => format!("did you mean `{close}`?"),
                     None => format!("known here: {}", known.join(", ")),
                 };
-                let place = if path.is_empty() {
-                    "at the top".to_owned()
-                } else {
-                    format!("in [{path}]")
-                };
+                let place = if path.is_empty() { "at the top".to_owned() } else { format!("in [{path}]") };
                 self.problems.push(self.source.problem_at(
                     name.span(),
                     format!("unknown key `{text}` {place}"),
@@ -86,8 +78,7 @@ impl Walk<'_> {
                 match i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()) {
                     Ok(number) => Leaf::Integer(number),
                     Err(_range) => {
-                        self.problems
-                            .push(self.source.problem(path, "the number is too large", None));
+                        self.problems.push(self.source.problem(path, "the number is too large", None));
                         return;
                     }
                 }
@@ -161,10 +152,9 @@ impl Walk<'_> {
     fn wrong_type(&mut self, path: &str, expected: &str, found: &DeValue<'_>) {
         let message = format!("expected {expected}, found {}", article(found.type_str()));
         let help = match found {
-            DeValue::Integer(number) if expected.starts_with("text") => Some(format!(
-                "write it in quotes and with a unit, for example \"{}s\"",
-                number.as_str()
-            )),
+            DeValue::Integer(number) if expected.starts_with("text") => {
+                Some(format!("write it in quotes and with a unit, for example \"{}s\"", number.as_str()))
+            }
             _ => None,
         };
         self.problems.push(self.source.problem(path, message, help));
@@ -184,19 +174,11 @@ pub fn expected(shape: Shape) -> &'static str {
 }
 
 fn article(kind: &str) -> String {
-    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        "an"
-    } else {
-        "a"
-    };
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
     format!("{article} {kind}")
 }
 
 /// A path and a name below it.
 pub fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
-    }
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }

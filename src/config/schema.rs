@@ -53,11 +53,7 @@ pub const ROOT: &[Key] = &[
 ];
 
 const SERVICE: &[Key] = &[
-    key(
-        "namespace",
-        Shape::Text,
-        "Prefix of Cachekeeper's own keys, ck:{namespace}:…",
-    ),
+    key("namespace", Shape::Text, "Prefix of Cachekeeper's own keys, ck:{namespace}:…"),
     key("shutdown_timeout", Shape::Text, "How long a stop may take"),
     key(
         "on_new_epoch",
@@ -70,72 +66,36 @@ const POSTGRES: &[Key] = &[
     key("url", Shape::Text, "postgres://user@host:port/database"),
     key("url_file", Shape::Text, "A file with the URL"),
     key("password_file", Shape::Text, "A file with the password"),
-    key(
-        "max_connections",
-        Shape::Integer,
-        "Most connections of one process",
-    ),
+    key("max_connections", Shape::Integer, "Most connections of one process"),
     key("statement_timeout", Shape::Text, "Time limit for a load by key"),
-    key(
-        "connect_timeout",
-        Shape::Text,
-        "Time limit for a connection attempt",
-    ),
+    key("connect_timeout", Shape::Text, "Time limit for a connection attempt"),
 ];
 
 const REDIS: &[Key] = &[
     key("url", Shape::Text, "redis://host:port/database or rediss://…"),
     key("url_file", Shape::Text, "A file with the URL"),
     key("password_file", Shape::Text, "A file with the password"),
-    key(
-        "connect_timeout",
-        Shape::Text,
-        "Time limit for a connection attempt",
-    ),
-    key(
-        "response_timeout",
-        Shape::Text,
-        "Time limit for the reply to one command",
-    ),
+    key("connect_timeout", Shape::Text, "Time limit for a connection attempt"),
+    key("response_timeout", Shape::Text, "Time limit for the reply to one command"),
 ];
 
-const ADMIN: &[Key] = &[key(
-    "listen",
-    Shape::Text,
-    "Address of /livez, /readyz, /metrics; empty: off",
-)];
+const ADMIN: &[Key] = &[key("listen", Shape::Text, "Address of /livez, /readyz, /metrics; empty: off")];
 
 const FEED: &[Key] = &[
-    key(
-        "mode",
-        Shape::Text,
-        "outbox: changes are captured by triggers; off: not at all",
-    ),
+    key("mode", Shape::Text, "outbox: changes are captured by triggers; off: not at all"),
     key("retention", Shape::Text, "How long consumed changes are kept"),
 ];
 
 const INVALIDATION: &[Key] = &[
     key("channels", Shape::Texts, "Pub/sub channels"),
     key("stream", Shape::Text, "Stream of durable events; empty: none"),
-    key(
-        "max_pending",
-        Shape::Integer,
-        "Most events held while Postgres is down",
-    ),
+    key("max_pending", Shape::Integer, "Most events held while Postgres is down"),
 ];
 
-const WRITES: &[Key] = &[key(
-    "stream",
-    Shape::Text,
-    "Stream of write commands; empty: none",
-)];
+const WRITES: &[Key] = &[key("stream", Shape::Text, "Stream of write commands; empty: none")];
 
 const LOG: &[Key] = &[
-    key(
-        "level",
-        Shape::Text,
-        "A level, or filters such as info,cachekeeper::actors=debug",
-    ),
+    key("level", Shape::Text, "A level, or filters such as info,cachekeeper::actors=debug"),
     key("format", Shape::Text, "auto, pretty or json"),
 ];
 
@@ -154,62 +114,30 @@ const DEFAULTS: &[Key] = &[
 ];
 
 const FORMAT: Key = key("format", Shape::Text, "msgpack, json or raw");
-const NUMERIC: Key = key(
-    "numeric",
-    Shape::Text,
-    "How numeric columns are written: text (exact) or number",
-);
-const COMPRESSION: Key = key(
-    "compression",
-    Shape::Table(COMPRESSION_KEYS),
-    "Compression of large values, as standard frames",
-);
+const NUMERIC: Key = key("numeric", Shape::Text, "How numeric columns are written: text (exact) or number");
+const COMPRESSION: Key =
+    key("compression", Shape::Table(COMPRESSION_KEYS), "Compression of large values, as standard frames");
 const TTL: Key = key("ttl", Shape::Text, "The longest lifetime");
-const TTL_JITTER: Key = key(
-    "ttl_jitter",
-    Shape::Text,
-    "By which share a lifetime may be shortened",
-);
-const MAX_STALE: Key = key(
-    "max_stale",
-    Shape::Text,
-    "How long past its lifetime an entry is kept while Postgres is down",
-);
-const NEGATIVE_TTL: Key = key(
-    "negative_ttl",
-    Shape::Text,
-    "Lifetime of an explicit null for a key without a row",
-);
+const TTL_JITTER: Key = key("ttl_jitter", Shape::Text, "By which share a lifetime may be shortened");
+const MAX_STALE: Key =
+    key("max_stale", Shape::Text, "How long past its lifetime an entry is kept while Postgres is down");
+const NEGATIVE_TTL: Key =
+    key("negative_ttl", Shape::Text, "Lifetime of an explicit null for a key without a row");
 const ON_CHANGE: Key = key("on_change", Shape::Text, "refresh or delete");
 const ON_MISS: Key = key("on_miss", Shape::Text, "ignore, or load what applications missed");
-const FEED_NEED: Key = key(
-    "feed",
-    Shape::Text,
-    "wanted, or required: not ready unless every relation is captured",
-);
+const FEED_NEED: Key =
+    key("feed", Shape::Text, "wanted, or required: not ready unless every relation is captured");
 const BATCH: Key = key("batch", Shape::Integer, "Most keys of one load");
 
 const DATASET: &[Key] = &[
     key("query", Shape::Text, "The SQL that produces the rows"),
     key("key", Shape::Text, "Where each row goes: text with {column}s"),
     key("rows", Shape::Text, "one row a key, or many as one list"),
-    key(
-        "sort",
-        Shape::Text,
-        "SQL order of the rows of one key, by output columns",
-    ),
+    key("sort", Shape::Text, "SQL order of the rows of one key, by output columns"),
     key("tags", Shape::Texts, "The tags of each row: texts with {column}s"),
     key("watch", Shape::Tables(WATCH), "Which changes touch which entries"),
-    key(
-        "value",
-        Shape::Text,
-        "The column whose bytes are the value (format = \"raw\")",
-    ),
-    key(
-        "scope",
-        Shape::Text,
-        "all: Redis holds every row; cached: only what was warmed or asked for",
-    ),
+    key("value", Shape::Text, "The column whose bytes are the value (format = \"raw\")"),
+    key("scope", Shape::Text, "all: Redis holds every row; cached: only what was warmed or asked for"),
     key("refresh", Shape::Table(REFRESH), "Refresh-ahead"),
     key("warm", Shape::Table(WARM), "Warming"),
     key("write", Shape::Table(WRITE), "Write-through"),
@@ -233,31 +161,16 @@ const COMPRESSION_KEYS: &[Key] = &[
 
 const WATCH: &[Key] = &[
     key("table", Shape::Text, "The watched table"),
-    key(
-        "key",
-        Shape::Mapping,
-        "From each placeholder of the key to a column of the watched table",
-    ),
+    key("key", Shape::Mapping, "From each placeholder of the key to a column of the watched table"),
     key("tag", Shape::Text, "A tag with columns of the watched table"),
-    key(
-        "dataset",
-        Shape::Boolean,
-        "true: any change touches the whole dataset",
-    ),
+    key("dataset", Shape::Boolean, "true: any change touches the whole dataset"),
 ];
 
-const REFRESH: &[Key] = &[key(
-    "ahead",
-    Shape::Text,
-    "The last share of a lifetime in which a read entry is loaded again",
-)];
+const REFRESH: &[Key] =
+    &[key("ahead", Shape::Text, "The last share of a lifetime in which a read entry is loaded again")];
 
 const WARM: &[Key] = &[
-    key(
-        "on_start",
-        Shape::Boolean,
-        "Whether a pass runs when the worker starts",
-    ),
+    key("on_start", Shape::Boolean, "Whether a pass runs when the worker starts"),
     key("schedule", Shape::Text, "Cron expression of five or six fields"),
     key("timezone", Shape::Text, "Zone of the schedule"),
     key("order_by", Shape::Text, "SQL order by output columns, for limit"),
@@ -265,11 +178,7 @@ const WARM: &[Key] = &[
     key("rate", Shape::Integer, "Most entries a second"),
 ];
 
-const WRITE: &[Key] = &[key(
-    "statement",
-    Shape::Text,
-    "The statement, with :named parameters",
-)];
+const WRITE: &[Key] = &[key("statement", Shape::Text, "The statement, with :named parameters")];
 
 /// The JSON Schema of the file, for editors.
 #[must_use]

@@ -18,12 +18,7 @@ impl Source {
     /// Begins with a file.
     #[must_use]
     pub fn new(file: String, text: String) -> Self {
-        Self {
-            file,
-            text,
-            spans: BTreeMap::new(),
-            variables: BTreeMap::new(),
-        }
+        Self { file, text, spans: BTreeMap::new(), variables: BTreeMap::new() }
     }
 
     /// The file's text.
@@ -85,9 +80,8 @@ impl Source {
             }
         };
         problem.position = span.map(|span| {
-            let span = offset
-                .filter(|_| shown == path)
-                .map_or(span.clone(), |offset| self.inside(&span, offset));
+            let span =
+                offset.filter(|_| shown == path).map_or(span.clone(), |offset| self.inside(&span, offset));
             self.position(span)
         });
         problem
@@ -113,11 +107,7 @@ impl Source {
             // A line break right behind the quotes is not part of the text.
             let behind = written.get(3..).unwrap_or_default();
             3 + behind.len()
-                - behind
-                    .strip_prefix("\r\n")
-                    .or_else(|| behind.strip_prefix('\n'))
-                    .unwrap_or(behind)
-                    .len()
+                - behind.strip_prefix("\r\n").or_else(|| behind.strip_prefix('\n')).unwrap_or(behind).len()
         } else {
             1
         };
@@ -139,10 +129,7 @@ impl Source {
         let rest = self.text.get(line_start..).unwrap_or_default();
         let excerpt = rest.lines().next().unwrap_or_default();
         let column = before.get(line_start..).unwrap_or_default().chars().count() + 1;
-        let marked = self
-            .text
-            .get(start..span.end.min(self.text.len()))
-            .unwrap_or_default();
+        let marked = self.text.get(start..span.end.min(self.text.len())).unwrap_or_default();
         let width = marked.lines().next().unwrap_or_default().chars().count();
         Position {
             file: self.file.clone(),

@@ -42,10 +42,7 @@ pub struct Shoppers {
 
 impl std::fmt::Debug for Shoppers {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Shoppers")
-            .field("counts", &self.counts)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Shoppers").field("counts", &self.counts).finish_non_exhaustive()
     }
 }
 
@@ -64,9 +61,7 @@ impl Shoppers {
             .set_connection_timeout(Some(Duration::from_millis(500)))
             .set_response_timeout(Some(Duration::from_secs(2)));
         let options: PgConnectOptions = postgres.parse()?;
-        let pool = PgPoolOptions::new()
-            .max_connections(4)
-            .acquire_timeout(Duration::from_secs(2));
+        let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(2));
         Ok(Self {
             redis: redis::Client::open(redis)?.get_connection_manager_lazy(manager)?,
             postgres: pool.connect_lazy_with(options),
@@ -94,11 +89,7 @@ impl Shoppers {
         while !stop.is_cancelled() {
             let (sql, event) = random_write();
             let done = sqlx::query(AssertSqlSafe(sql)).execute(&self.postgres).await;
-            let counter = if done.is_ok() {
-                &self.counts.writes
-            } else {
-                &self.counts.failed_writes
-            };
+            let counter = if done.is_ok() { &self.counts.writes } else { &self.counts.failed_writes };
             counter.fetch_add(1, Ordering::Relaxed);
             // A write whose reply was lost may have committed: the event is published in any case.
             self.publish(&event, &stop).await;
@@ -125,10 +116,8 @@ impl Shoppers {
         let mut seen = BTreeMap::new();
         for id in ids {
             let sql = format!("select price_cents from products where id = {id}");
-            let postgres = sqlx::query_scalar(AssertSqlSafe(sql))
-                .fetch_optional(&self.postgres)
-                .await
-                .unwrap_or(None);
+            let postgres =
+                sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(&self.postgres).await.unwrap_or(None);
             let value: RedisResult<Option<Vec<u8>>> = self.redis.get(format!("product:{id}")).await;
             let redis = value.ok().flatten().and_then(|value| {
                 let product: serde_json::Value = rmp_serde::from_slice(&value).ok()?;
@@ -157,16 +146,9 @@ fn random_key() -> String {
     match random.random_range(0..10) {
         0..6 => format!("product:{}", popular()),
         6 => format!("reviews:{}", 1 + popular() % 50_000),
-        7 => format!(
-            "inventory:{}:{}",
-            popular(),
-            random.random_range(1..=shop::WAREHOUSES)
-        ),
+        7 => format!("inventory:{}:{}", popular(), random.random_range(1..=shop::WAREHOUSES)),
         8 => format!("price_history:{}", popular()),
-        _ => format!(
-            "user:00000000-0000-0000-0000-{:012x}",
-            random.random_range(0..100)
-        ),
+        _ => format!("user:00000000-0000-0000-0000-{:012x}", random.random_range(0..100)),
     }
 }
 
@@ -188,10 +170,7 @@ fn random_write() -> (String, String) {
             let sql = format!(
                 "update inventory set quantity = {quantity} where product_id = {id} and warehouse_id = {warehouse}"
             );
-            (
-                sql,
-                format!(r#"{{"dataset":"inventory","ids":[[{id},{warehouse}]]}}"#),
-            )
+            (sql, format!(r#"{{"dataset":"inventory","ids":[[{id},{warehouse}]]}}"#))
         }
         15..17 => {
             let product = 1 + id % 50_000;

@@ -29,10 +29,7 @@ pub enum ServerError {
 }
 
 fn failed(what: impl Into<String>, detail: impl ToString) -> ServerError {
-    ServerError::Failed {
-        what: what.into(),
-        detail: detail.to_string(),
-    }
+    ServerError::Failed { what: what.into(), detail: detail.to_string() }
 }
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -78,18 +75,11 @@ impl Redis {
     pub async fn start_with(arguments: &[&str], environment: &[(&str, String)]) -> Result<Self, ServerError> {
         let directory = new_directory("redis")?;
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-        let environment: Vec<String> = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let environment: Vec<String> =
+            environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         for _ in 0..PORT_TRIES {
-            let server = Server {
-                pid: None,
-                port: free_port()?,
-                directory: directory.clone(),
-            };
-            let mut redis = Self {
-                server,
-                arguments: arguments.clone(),
-                environment: environment.clone(),
-            };
+            let server = Server { pid: None, port: free_port()?, directory: directory.clone() };
+            let mut redis = Self { server, arguments: arguments.clone(), environment: environment.clone() };
             if redis.launch().await.is_ok() {
                 return Ok(redis);
             }
@@ -103,26 +93,15 @@ impl Redis {
     async fn launch(&mut self) -> Result<(), ServerError> {
         let program = find_program("redis-server", &[])
             .or_else(|| find_program("valkey-server", &[]))
-            .ok_or(ServerError::Missing {
-                program: "redis-server",
-            })?;
+            .ok_or(ServerError::Missing { program: "redis-server" })?;
         let directory = self.server.directory.display().to_string();
         let mut command = vec!["env".to_owned()];
         command.extend(self.environment.iter().cloned());
         command.push(program.display().to_string());
         let port = self.server.port.to_string();
-        for argument in [
-            "--port",
-            &port,
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            &directory,
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ] {
+        for argument in
+            ["--port", &port, "--bind", "127.0.0.1", "--dir", &directory, "--save", "", "--appendonly", "no"]
+        {
             command.push(argument.to_owned());
         }
         command.extend(self.arguments.iter().cloned());
@@ -191,24 +170,11 @@ impl Postgres {
         let directory = new_directory("postgres")?;
         let template = template().await?;
         let data = directory.join("data");
-        run_as_server(&[
-            "cp",
-            "-a",
-            &template.display().to_string(),
-            &data.display().to_string(),
-        ])?;
+        run_as_server(&["cp", "-a", &template.display().to_string(), &data.display().to_string()])?;
         let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
         for _ in 0..PORT_TRIES {
-            let server = Server {
-                pid: None,
-                port: free_port()?,
-                directory: directory.clone(),
-            };
-            let mut postgres = Self {
-                server,
-                data: data.clone(),
-                settings: settings.clone(),
-            };
+            let server = Server { pid: None, port: free_port()?, directory: directory.clone() };
+            let mut postgres = Self { server, data: data.clone(), settings: settings.clone() };
             if postgres.launch().await.is_ok() {
                 return Ok(postgres);
             }
@@ -220,11 +186,8 @@ impl Postgres {
 
     async fn launch(&mut self) -> Result<(), ServerError> {
         let program = postgres_program("postgres")?;
-        let mut command = vec![
-            program.display().to_string(),
-            "-D".to_owned(),
-            self.data.display().to_string(),
-        ];
+        let mut command =
+            vec![program.display().to_string(), "-D".to_owned(), self.data.display().to_string()];
         let port = format!("port={}", self.server.port);
         let fixed = [
             port.as_str(),
@@ -235,11 +198,7 @@ impl Postgres {
             "autovacuum=off",
             "max_connections=100",
         ];
-        for setting in fixed
-            .into_iter()
-            .map(str::to_owned)
-            .chain(self.settings.iter().cloned())
-        {
+        for setting in fixed.into_iter().map(str::to_owned).chain(self.settings.iter().cloned()) {
             command.push("-c".to_owned());
             command.push(setting);
         }
@@ -268,10 +227,7 @@ impl Postgres {
     /// The URL of another database of this server.
     #[must_use]
     pub fn url_of(&self, database: &str) -> String {
-        format!(
-            "postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable",
-            self.server.port
-        )
+        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.server.port)
     }
 
     /// Runs statements.
@@ -302,11 +258,7 @@ impl Postgres {
     /// # Errors
     /// [`ServerError`].
     pub async fn start_again(&mut self) -> Result<(), ServerError> {
-        drop(run_as_server(&[
-            "rm",
-            "-f",
-            &self.data.join("postmaster.pid").display().to_string(),
-        ]));
+        drop(run_as_server(&["rm", "-f", &self.data.join("postmaster.pid").display().to_string()]));
         self.launch().await
     }
 }
@@ -316,20 +268,13 @@ impl Server {
         self.pid.is_some_and(|pid| {
             // A dead child that nobody waited for is a zombie.
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(") ")
-                .next()
-                .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+            stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
         })
     }
 
     fn signal(&self, name: &str) {
         if let Some(pid) = self.pid {
-            drop(
-                Command::new("kill")
-                    .args(["-s", name, &pid.to_string()])
-                    .stderr(Stdio::null())
-                    .status(),
-            );
+            drop(Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status());
         }
     }
 
@@ -340,12 +285,7 @@ impl Server {
         self.signal(name);
         if name == "KILL" {
             for child in children {
-                drop(
-                    Command::new("kill")
-                        .args(["-s", "KILL", &child])
-                        .stderr(Stdio::null())
-                        .status(),
-                );
+                drop(Command::new("kill").args(["-s", "KILL", &child]).stderr(Stdio::null()).status());
             }
         }
         while self.is_alive() {
@@ -386,11 +326,8 @@ static LAUNCHER: LazyLock<Mutex<mpsc::Sender<Request>>> = LazyLock::new(|| {
 
 fn spawn_logged(command: &[String], log: &Path) -> Result<u32, String> {
     use std::os::unix::process::CommandExt;
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(|error| error.to_string())?;
+    let file =
+        std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(|error| error.to_string())?;
     let errors = file.try_clone().map_err(|error| error.to_string())?;
     let (program, arguments) = command.split_first().ok_or("no program")?;
     let mut child = Command::new(program)
@@ -417,23 +354,15 @@ fn launch(command: Vec<String>, log: &Path, as_server: bool) -> Result<u32, Serv
     whole.extend(command);
     let (sender, receiver) = mpsc::channel();
     let launcher = LAUNCHER.lock().unwrap_or_else(PoisonError::into_inner);
-    launcher
-        .send((whole, log.to_owned(), sender))
-        .map_err(|error| failed("starting a server", error))?;
+    launcher.send((whole, log.to_owned(), sender)).map_err(|error| failed("starting a server", error))?;
     drop(launcher);
-    let answer = receiver
-        .recv()
-        .map_err(|error| failed("starting a server", error))?;
+    let answer = receiver.recv().map_err(|error| failed("starting a server", error))?;
     answer.map_err(|error| failed("starting a server", error))
 }
 
 /// Postgres refuses to run as root.
 fn unprivileged() -> [String; 3] {
-    [
-        "--reuid=postgres".to_owned(),
-        "--regid=postgres".to_owned(),
-        "--clear-groups".to_owned(),
-    ]
+    ["--reuid=postgres".to_owned(), "--regid=postgres".to_owned(), "--clear-groups".to_owned()]
 }
 
 fn is_root() -> bool {
@@ -446,12 +375,8 @@ fn run_as_server(command: &[&str]) -> Result<(), ServerError> {
     if is_root() {
         whole.args(unprivileged());
     }
-    let output = whole
-        .arg("--")
-        .args(command)
-        .current_dir("/")
-        .output()
-        .map_err(|error| failed("setpriv", error))?;
+    let output =
+        whole.arg("--").args(command).current_dir("/").output().map_err(|error| failed("setpriv", error))?;
     if output.status.success() {
         return Ok(());
     }
@@ -468,18 +393,17 @@ fn new_directory(kind: &str) -> Result<PathBuf, ServerError> {
 fn free_port() -> Result<u16, ServerError> {
     let listener =
         std::net::TcpListener::bind("127.0.0.1:0").map_err(|error| failed("finding a free port", error))?;
-    listener
-        .local_addr()
-        .map(|address| address.port())
-        .map_err(|error| failed("finding a free port", error))
+    listener.local_addr().map(|address| address.port()).map_err(|error| failed("finding a free port", error))
 }
 
 /// A fresh data directory, made once and copied for each server, because making one takes most of a second.
 async fn template() -> Result<PathBuf, ServerError> {
     let initdb = postgres_program("initdb")?;
-    let version = initdb.components().rev().nth(2).map_or_else(String::new, |part| {
-        part.as_os_str().to_string_lossy().into_owned()
-    });
+    let version = initdb
+        .components()
+        .rev()
+        .nth(2)
+        .map_or_else(String::new, |part| part.as_os_str().to_string_lossy().into_owned());
     let user = if is_root() { "root" } else { "user" };
     let template = std::env::temp_dir().join(format!("cachekeeper-initdb-{version}-{user}-2"));
     if template.join("PG_VERSION").exists() {
@@ -513,27 +437,15 @@ fn postgres_program(name: &'static str) -> Result<PathBuf, ServerError> {
         .unwrap_or_default();
     // The highest version first.
     versions.sort_by_key(|path| {
-        let version = path
-            .parent()
-            .and_then(Path::file_name)
-            .map(|name| name.to_string_lossy().into_owned());
-        std::cmp::Reverse(
-            version
-                .and_then(|version| version.parse::<u32>().ok())
-                .unwrap_or_default(),
-        )
+        let version = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        std::cmp::Reverse(version.and_then(|version| version.parse::<u32>().ok()).unwrap_or_default())
     });
     find_program(name, &versions).ok_or(ServerError::Missing { program: name })
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "where programs are is a fact of the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "where programs are is a fact of the environment")]
 fn find_program(name: &str, first: &[PathBuf]) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let directories = first.iter().cloned().chain(std::env::split_paths(&path));
-    directories
-        .map(|directory| directory.join(name))
-        .find(|program| program.is_file())
+    directories.map(|directory| directory.join(name)).find(|program| program.is_file())
 }

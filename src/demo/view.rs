@@ -40,12 +40,7 @@ pub struct Scene<'a> {
 
 impl Default for View {
     fn default() -> Self {
-        Self {
-            began: Instant::now(),
-            is_terminal: std::io::stdout().is_terminal(),
-            before: None,
-            drawn: 0,
-        }
+        Self { began: Instant::now(), is_terminal: std::io::stdout().is_terminal(), before: None, drawn: 0 }
     }
 }
 
@@ -53,11 +48,7 @@ impl View {
     /// How often it is worth looking.
     #[must_use]
     pub fn pause(&self) -> Duration {
-        if self.is_terminal {
-            Duration::from_millis(500)
-        } else {
-            Duration::from_secs(2)
-        }
+        if self.is_terminal { Duration::from_millis(500) } else { Duration::from_secs(2) }
     }
 
     /// A line that stays.
@@ -108,19 +99,11 @@ impl View {
         let _infallible = writeln!(
             text,
             "  entries {}  redis {} MiB  epoch {}",
-            scene
-                .entries
-                .map_or("?".to_owned(), |entries| entries.to_string()),
-            scene
-                .memory
-                .map_or("?".to_owned(), |bytes| (bytes >> 20).to_string()),
+            scene.entries.map_or("?".to_owned(), |entries| entries.to_string()),
+            scene.memory.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string()),
             facts.epoch.as_deref().unwrap_or("none yet"),
         );
-        let percent = if hits + misses == 0 {
-            0
-        } else {
-            hits * 100 / (hits + misses)
-        };
+        let percent = if hits + misses == 0 { 0 } else { hits * 100 / (hits + misses) };
         let _infallible = writeln!(
             text,
             "  reads {:.0}/s  hits {percent} %  writes {:.0}/s  events {:.0}/s",
@@ -129,11 +112,8 @@ impl View {
             rate(events, events_then)
         );
         if !facts.owed.is_empty() {
-            let owed: Vec<String> = facts
-                .owed
-                .iter()
-                .map(|(name, reason)| format!("{name} ({reason})"))
-                .collect();
+            let owed: Vec<String> =
+                facts.owed.iter().map(|(name, reason)| format!("{name} ({reason})")).collect();
             let _infallible = writeln!(text, "  looked at again: {}", owed.join(", "));
         }
         for (id, (postgres, redis)) in scene.prices {

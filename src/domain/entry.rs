@@ -46,11 +46,7 @@ impl EntryBatch {
             self.values.truncate(value_start);
             return Err(error);
         }
-        self.ends.push(End {
-            key: self.keys.len(),
-            value: self.values.len(),
-            life_ms,
-        });
+        self.ends.push(End { key: self.keys.len(), value: self.values.len(), life_ms });
         Ok(u32::try_from(self.ends.len() - 1).unwrap_or(u32::MAX))
     }
 
@@ -58,11 +54,7 @@ impl EntryBatch {
     pub fn push(&mut self, key: &str, value: &[u8], life_ms: u64) -> u32 {
         self.keys.push_str(key);
         self.values.extend_from_slice(value);
-        self.ends.push(End {
-            key: self.keys.len(),
-            value: self.values.len(),
-            life_ms,
-        });
+        self.ends.push(End { key: self.keys.len(), value: self.values.len(), life_ms });
         u32::try_from(self.ends.len() - 1).unwrap_or(u32::MAX)
     }
 
@@ -102,16 +94,12 @@ impl EntryBatch {
 
     /// The tags, each with the positions of its entries.
     pub fn tags(&self) -> impl Iterator<Item = (&str, &[u32])> {
-        self.tags
-            .iter()
-            .map(|(tag, positions)| (tag.as_str(), positions.as_slice()))
+        self.tags.iter().map(|(tag, positions)| (tag.as_str(), positions.as_slice()))
     }
 
     /// The tags of the entry at this position.
     pub fn tags_of(&self, position: u32) -> impl Iterator<Item = &str> {
-        self.tags()
-            .filter(move |(_, positions)| positions.contains(&position))
-            .map(|(tag, _)| tag)
+        self.tags().filter(move |(_, positions)| positions.contains(&position)).map(|(tag, _)| tag)
     }
 
     /// How many tags the batch has.
@@ -165,22 +153,8 @@ mod tests {
         batch.tag(first, "t");
         batch.tag(second, "t");
         batch.tag(second, "t");
-        assert_eq!(
-            batch.get(0),
-            Some(EntryRef {
-                key: "a",
-                value: b"1",
-                life_ms: 10
-            })
-        );
-        assert_eq!(
-            batch.get(1),
-            Some(EntryRef {
-                key: "bb",
-                value: b"",
-                life_ms: 0
-            })
-        );
+        assert_eq!(batch.get(0), Some(EntryRef { key: "a", value: b"1", life_ms: 10 }));
+        assert_eq!(batch.get(1), Some(EntryRef { key: "bb", value: b"", life_ms: 0 }));
         assert_eq!(batch.tags().collect::<Vec<_>>(), vec![("t", [0, 1].as_slice())]);
         assert_eq!((batch.len(), batch.bytes()), (2, 4));
     }

@@ -48,10 +48,7 @@ pub struct InvalidEvent {
 }
 
 fn invalid(reason: &'static str, message: impl Into<String>) -> InvalidEvent {
-    InvalidEvent {
-        reason,
-        message: message.into(),
-    }
+    InvalidEvent { reason, message: message.into() }
 }
 
 impl Event {
@@ -62,10 +59,7 @@ impl Event {
     /// [`InvalidEvent`].
     pub fn decode(message: &[u8]) -> Result<Self, InvalidEvent> {
         if EVENT_BYTES_MAX < message.len() {
-            return Err(invalid(
-                "too_large",
-                format!("{} bytes, at most {EVENT_BYTES_MAX}", message.len()),
-            ));
+            return Err(invalid("too_large", format!("{} bytes, at most {EVENT_BYTES_MAX}", message.len())));
         }
         let trimmed = message.trim_ascii();
         match trimmed.first() {
@@ -85,10 +79,7 @@ impl Event {
                 if text.chars().any(char::is_control) {
                     return Err(invalid("unprintable_key", "a bare key must be printable"));
                 }
-                Ok(Self {
-                    keys: vec![name("key", text.to_owned())?],
-                    ..Self::default()
-                })
+                Ok(Self { keys: vec![name("key", text.to_owned())?], ..Self::default() })
             }
         }
     }
@@ -111,10 +102,7 @@ impl Event {
                 .map_err(|_utf8| invalid("not_utf8", format!("field {field} must be UTF-8 text")))?;
             let value = match field {
                 "keys" | "tags" | "ids" => serde_json::from_str(text).map_err(|error| {
-                    invalid(
-                        "malformed_json",
-                        format!("field {field} is not a JSON list: {error}"),
-                    )
+                    invalid("malformed_json", format!("field {field} is not a JSON list: {error}"))
                 })?,
                 "at" => serde_json::from_str(text).unwrap_or_else(|_text| Value::String(text.to_owned())),
                 _ => Value::String(text.to_owned()),
@@ -149,10 +137,7 @@ impl Event {
             }
         }
         if event.keys.is_empty() && event.tags.is_empty() && event.dataset.is_none() {
-            return Err(invalid(
-                "no_target",
-                "name a `key`, `keys`, `tag`, `tags` or a `dataset`",
-            ));
+            return Err(invalid("no_target", "name a `key`, `keys`, `tag`, `tags` or a `dataset`"));
         }
         if !event.ids.is_empty() && event.dataset.is_none() {
             return Err(invalid("no_target", "`ids` need a `dataset`"));
@@ -166,10 +151,7 @@ impl Event {
         let mut map = serde_json::Map::new();
         let mut put = |field: &str, value: Value| drop(map.insert(field.to_owned(), value));
         if let Some(op) = self.op {
-            put(
-                "op",
-                Value::from(if op == Op::Refresh { "refresh" } else { "delete" }),
-            );
+            put("op", Value::from(if op == Op::Refresh { "refresh" } else { "delete" }));
         }
         if let Some(id) = &self.id {
             put("id", Value::from(id.clone()));
@@ -247,10 +229,7 @@ fn name(field: &str, text: String) -> Result<String, InvalidEvent> {
         return Err(invalid("key_too_long", message));
     }
     if text.starts_with(RESERVED_PREFIX) {
-        return Err(invalid(
-            "reserved_key",
-            format!("{text} belongs to Cachekeeper itself"),
-        ));
+        return Err(invalid("reserved_key", format!("{text} belongs to Cachekeeper itself")));
     }
     Ok(text)
 }
@@ -352,10 +331,7 @@ mod tests {
     use super::*;
 
     fn keys(keys: &[&str]) -> Event {
-        Event {
-            keys: keys.iter().map(ToString::to_string).collect(),
-            ..Event::default()
-        }
+        Event { keys: keys.iter().map(ToString::to_string).collect(), ..Event::default() }
     }
 
     #[test]
@@ -386,16 +362,9 @@ mod tests {
         assert_eq!(event.dataset.as_deref(), Some("stock"));
         assert_eq!(
             event.ids,
-            [
-                vec!["42".to_owned()],
-                vec!["1".to_owned(), "x".to_owned()],
-                vec!["true".to_owned()]
-            ]
+            [vec!["42".to_owned()], vec!["1".to_owned(), "x".to_owned()], vec!["true".to_owned()]]
         );
-        assert_eq!(
-            (event.op, event.id.as_deref(), event.at_ms),
-            (Some(Op::Delete), Some("7"), Some(123))
-        );
+        assert_eq!((event.op, event.id.as_deref(), event.at_ms), (Some(Op::Delete), Some("7"), Some(123)));
         assert_eq!(Event::decode(event.to_json().as_bytes()).unwrap(), event);
         let both = Event::decode(br#"{"tag":"a","keys":["k"],"tags":["b"]}"#).unwrap();
         assert_eq!((both.tags.len(), both.keys.len()), (2, 1));
@@ -432,12 +401,7 @@ mod tests {
             let shown = String::from_utf8_lossy(&message[..message.len().min(40)]).into_owned();
             assert_eq!(Event::decode(message).unwrap_err().reason, reason, "{shown}");
         }
-        assert_eq!(
-            Event::decode(&vec![b'a'; EVENT_BYTES_MAX + 1])
-                .unwrap_err()
-                .reason,
-            "too_large"
-        );
+        assert_eq!(Event::decode(&vec![b'a'; EVENT_BYTES_MAX + 1]).unwrap_err().reason, "too_large");
     }
 
     proptest::proptest! {

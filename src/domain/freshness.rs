@@ -27,9 +27,7 @@ impl Lifetimes {
     pub fn of(&self, key: &str) -> Duration {
         // The upper bits: the lower ones choose the slot.
         let share = f64::from((key_hash(key.as_bytes()) >> 32) as u32) / f64::from(u32::MAX);
-        self.ttl
-            .mul_f64(1.0 - self.jitter * share)
-            .max(Duration::from_millis(1))
+        self.ttl.mul_f64(1.0 - self.jitter * share).max(Duration::from_millis(1))
     }
 
     /// The remaining time below which no key's entry can be fresh enough to be left alone.
@@ -101,14 +99,8 @@ mod tests {
     fn lifetimes_spread_between_the_shortened_and_the_full_one() {
         let lives: Vec<_> = (0..1000).map(|n| LIFETIMES.of(&format!("product:{n}"))).collect();
         let (low, high) = (lives.iter().min().unwrap(), lives.iter().max().unwrap());
-        assert!(
-            Duration::from_secs(900) <= *low && *low < Duration::from_secs(905),
-            "{low:?}"
-        );
-        assert!(
-            *high <= LIFETIMES.ttl && Duration::from_secs(995) < *high,
-            "{high:?}"
-        );
+        assert!(Duration::from_secs(900) <= *low && *low < Duration::from_secs(905), "{low:?}");
+        assert!(*high <= LIFETIMES.ttl && Duration::from_secs(995) < *high, "{high:?}");
     }
 
     #[test]
@@ -127,10 +119,7 @@ mod tests {
     #[test]
     fn an_extension_keeps_the_entry_due_and_is_told_from_use() {
         let extension = LIFETIMES.extension();
-        assert_eq!(
-            LIFETIMES.judge("k", extension, Some(Duration::ZERO)),
-            Verdict::Due
-        );
+        assert_eq!(LIFETIMES.judge("k", extension, Some(Duration::ZERO)), Verdict::Due);
         let left = extension.checked_sub(Duration::from_secs(50)).unwrap();
         assert!(LIFETIMES.is_unread_extension(left, Some(Duration::from_secs(50))));
         assert!(!LIFETIMES.is_unread_extension(left, Some(Duration::from_secs(10))));

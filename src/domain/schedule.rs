@@ -30,9 +30,7 @@ pub struct ScheduleError {
 }
 
 fn wrong(message: impl Into<String>) -> ScheduleError {
-    ScheduleError {
-        message: message.into(),
-    }
+    ScheduleError { message: message.into() }
 }
 
 const DAYS: [&str; 7] = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
@@ -64,9 +62,7 @@ impl Schedule {
             7 => return Err(wrong("a schedule has five or six fields; a year cannot be given")),
             count => {
                 let example = "for example \"0 */5 * * * *\" or \"30 3 * * 1-5\"";
-                return Err(wrong(format!(
-                    "a schedule has five or six fields, this has {count}; {example}"
-                )));
+                return Err(wrong(format!("a schedule has five or six fields, this has {count}; {example}")));
             }
         }
         let [second, minute, hour, day, month, weekday] = fields.as_slice() else {
@@ -127,11 +123,7 @@ impl Schedule {
 
     fn next_wall(&self, after: NaiveDateTime) -> Option<NaiveDateTime> {
         let next = |schedule: &cron::Schedule| schedule.after(&after.and_utc()).next();
-        self.alternatives
-            .iter()
-            .filter_map(next)
-            .min()
-            .map(|found| found.naive_utc())
+        self.alternatives.iter().filter_map(next).min().map(|found| found.naive_utc())
     }
 
     /// What a wall-clock time means, if it means a moment after `now`.
@@ -152,10 +144,7 @@ impl Schedule {
     fn end_of_gap(&self, wall: NaiveDateTime) -> DateTime<Utc> {
         // Under the offset before the gap, the skipped time is a moment after the transition.
         let before = self.offset((wall - Duration::days(1)).and_utc());
-        self.transition(
-            (wall - before - Duration::days(1)).and_utc(),
-            (wall - before).and_utc(),
-        )
+        self.transition((wall - before - Duration::days(1)).and_utc(), (wall - before).and_utc())
     }
 
     /// Clocks went back between `now` and `found`: the first time that fits in the repeated stretch.
@@ -164,9 +153,7 @@ impl Schedule {
         let offset = self.offset(transition);
         let before = transition.naive_utc() + offset - Duration::seconds(1);
         let repeated = self.next_wall(before).map(|wall| (wall - offset).and_utc());
-        repeated
-            .filter(|repeated| now < *repeated)
-            .map_or(found, |repeated| repeated.min(found))
+        repeated.filter(|repeated| now < *repeated).map_or(found, |repeated| repeated.min(found))
     }
 
     /// The moment between these two at which the offset changes.
@@ -175,18 +162,10 @@ impl Schedule {
         let (mut low, mut high) = (early, late);
         while Duration::seconds(1) < high - low {
             let middle = low + (high - low) / 2;
-            if self.offset(middle) == offset {
-                low = middle
-            } else {
-                high = middle
-            }
+            if self.offset(middle) == offset { low = middle } else { high = middle }
         }
         // Transitions fall on whole seconds.
-        if high.nanosecond() == 0 {
-            high
-        } else {
-            high.with_nanosecond(0).unwrap_or(high)
-        }
+        if high.nanosecond() == 0 { high } else { high.with_nanosecond(0).unwrap_or(high) }
     }
 
     fn offset(&self, moment: DateTime<Utc>) -> Duration {
@@ -205,13 +184,8 @@ impl fmt::Display for Schedule {
 fn read_weekdays(field: &str) -> Result<String, ScheduleError> {
     let mut wanted = [false; 7];
     for part in field.split(',') {
-        let (range, step) = part
-            .split_once('/')
-            .map_or((part, None), |(range, step)| (range, Some(step)));
-        let step = step
-            .map_or(Ok(1), str::parse::<usize>)
-            .ok()
-            .filter(|step| 0 < *step);
+        let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
+        let step = step.map_or(Ok(1), str::parse::<usize>).ok().filter(|step| 0 < *step);
         let step =
             step.ok_or_else(|| wrong(format!("day of the week {part:?}: the step is a number above 0")))?;
         let (from, to) = match range.split_once('-') {
@@ -225,9 +199,7 @@ fn read_weekdays(field: &str) -> Result<String, ScheduleError> {
             None => (read_weekday(range)?, read_weekday(range)?),
         };
         if to < from {
-            return Err(wrong(format!(
-                "day of the week {part:?}: the range runs backwards"
-            )));
+            return Err(wrong(format!("day of the week {part:?}: the range runs backwards")));
         }
         for day in (from..=to).step_by(step) {
             if let Some(wanted) = wanted.get_mut(day % 7) {
@@ -238,12 +210,8 @@ fn read_weekdays(field: &str) -> Result<String, ScheduleError> {
     if wanted.iter().all(|wanted| *wanted) {
         return Ok("*".to_owned());
     }
-    let names: Vec<&str> = DAYS
-        .iter()
-        .zip(wanted)
-        .filter(|(_, wanted)| *wanted)
-        .map(|(name, _)| *name)
-        .collect();
+    let names: Vec<&str> =
+        DAYS.iter().zip(wanted).filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect();
     Ok(names.join(","))
 }
 
@@ -254,9 +222,7 @@ fn read_weekday(text: &str) -> Result<usize, ScheduleError> {
     let short = text.get(..3).unwrap_or(text).to_uppercase();
     let found = DAYS.iter().position(|name| *name == short);
     found.ok_or_else(|| {
-        wrong(format!(
-            "day of the week {text:?}: give 0 to 7 (0 and 7 are Sunday) or sun … sat"
-        ))
+        wrong(format!("day of the week {text:?}: give 0 to 7 (0 and 7 are Sunday) or sun … sat"))
     })
 }
 
@@ -264,13 +230,7 @@ fn read_weekday(text: &str) -> Result<usize, ScheduleError> {
 fn explain(fields: &[&str], error: &cron::error::Error) -> String {
     for (position, name) in FIELDS.iter().enumerate() {
         let alone: Vec<&str> = (0..6)
-            .map(|at| {
-                if at == position {
-                    fields.get(at).copied()
-                } else {
-                    None
-                }
-            })
+            .map(|at| if at == position { fields.get(at).copied() } else { None })
             .map(|field| field.unwrap_or("*"))
             .collect();
         if cron::Schedule::from_str(&alone.join(" ")).is_err() {
@@ -286,17 +246,13 @@ fn explain(fields: &[&str], error: &cron::error::Error) -> String {
 fn unknown_zone(zone: &str) -> String {
     let wanted = zone.to_lowercase();
     let last = wanted.rsplit('/').next().unwrap_or_default();
-    let close = chrono_tz::TZ_VARIANTS
-        .iter()
-        .map(|zone| zone.name())
-        .find(|name| {
-            let name = name.to_lowercase();
-            name == wanted || (!last.is_empty() && name.rsplit('/').next() == Some(last))
-        });
-    let help = close.map_or(
-        "use a name such as \"UTC\" or \"Europe/Berlin\"".to_owned(),
-        |close| format!("did you mean {close:?}?"),
-    );
+    let close = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()).find(|name| {
+        let name = name.to_lowercase();
+        name == wanted || (!last.is_empty() && name.rsplit('/').next() == Some(last))
+    });
+    let help = close.map_or("use a name such as \"UTC\" or \"Europe/Berlin\"".to_owned(), |close| {
+        format!("did you mean {close:?}?")
+    });
     format!("time zone {zone:?} is not known; {help}")
 }
 
@@ -318,11 +274,7 @@ mod tests {
             let next = schedule.next_after(now).unwrap();
             assert!(now < next, "{expression}: {next} is not after {now}");
             now = next;
-            fires.push(
-                next.with_timezone(&Tz::from_str(zone).unwrap())
-                    .format("%a %d %H:%M %z")
-                    .to_string(),
-            );
+            fires.push(next.with_timezone(&Tz::from_str(zone).unwrap()).format("%a %d %H:%M %z").to_string());
         }
         fires
     }
@@ -336,17 +288,8 @@ mod tests {
             "Fri 27 09:00 +0000",
             "Mon 30 09:00 +0000",
         ];
-        for expression in [
-            "0 0 9 * * 1-5",
-            "0 9 * * 1-5",
-            "0 9 * * MON-FRI",
-            "0 9 * * mon,tue,wed,thu,fri",
-        ] {
-            assert_eq!(
-                fires(expression, "UTC", "2026-11-24T00:00:00Z", 5),
-                expected,
-                "{expression}"
-            );
+        for expression in ["0 0 9 * * 1-5", "0 9 * * 1-5", "0 9 * * MON-FRI", "0 9 * * mon,tue,wed,thu,fri"] {
+            assert_eq!(fires(expression, "UTC", "2026-11-24T00:00:00Z", 5), expected, "{expression}");
         }
         for expression in ["0 9 * * 0", "0 9 * * 7", "0 9 * * sunday", "@weekly"] {
             assert!(
@@ -354,19 +297,13 @@ mod tests {
                 "{expression}"
             );
         }
-        assert_eq!(
-            fires("0 9 * * fri-sun", "UTC", "2026-11-24T00:00:00Z", 3)[2],
-            "Sun 29 09:00 +0000"
-        );
+        assert_eq!(fires("0 9 * * fri-sun", "UTC", "2026-11-24T00:00:00Z", 3)[2], "Sun 29 09:00 +0000");
     }
 
     #[test]
     fn a_job_in_a_gap_runs_once_after_it() {
         let berlin = fires("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00Z", 3);
-        assert_eq!(
-            berlin,
-            ["Sun 29 03:00 +0200", "Mon 30 02:30 +0200", "Tue 31 02:30 +0200"]
-        );
+        assert_eq!(berlin, ["Sun 29 03:00 +0200", "Mon 30 02:30 +0200", "Tue 31 02:30 +0200"]);
         let york = fires("15 2 * * *", "America/New_York", "2026-03-08T05:00:00Z", 2);
         assert_eq!(york, ["Sun 08 03:00 -0400", "Mon 09 02:15 -0400"]);
         let howe = fires("15 2 * * *", "Australia/Lord_Howe", "2026-10-03T12:00:00Z", 2);
@@ -378,11 +315,7 @@ mod tests {
         let berlin = fires("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00:00Z", 2);
         assert_eq!(berlin, ["Sun 25 02:30 +0200", "Mon 26 02:30 +0100"]);
         let between = fires("30 2 * * *", "Europe/Berlin", "2026-10-25T01:10:00Z", 1);
-        assert_eq!(
-            between,
-            ["Mon 26 02:30 +0100"],
-            "the second 02:30 is not another one"
-        );
+        assert_eq!(between, ["Mon 26 02:30 +0100"], "the second 02:30 is not another one");
     }
 
     #[test]
@@ -400,19 +333,11 @@ mod tests {
             ]
         );
         let gap = fires("15,45 * * * *", "Europe/Berlin", "2026-03-29T00:40:00Z", 3);
-        assert_eq!(
-            gap,
-            ["Sun 29 01:45 +0100", "Sun 29 03:15 +0200", "Sun 29 03:45 +0200"]
-        );
+        assert_eq!(gap, ["Sun 29 01:45 +0100", "Sun 29 03:15 +0200", "Sun 29 03:45 +0200"]);
         let howe = fires("*/15 * * * *", "Australia/Lord_Howe", "2026-04-04T14:40:00Z", 4);
         assert_eq!(
             howe,
-            [
-                "Sun 05 01:45 +1100",
-                "Sun 05 01:30 +1030",
-                "Sun 05 01:45 +1030",
-                "Sun 05 02:00 +1030"
-            ]
+            ["Sun 05 01:45 +1100", "Sun 05 01:30 +1030", "Sun 05 01:45 +1030", "Sun 05 02:00 +1030"]
         );
     }
 
@@ -421,12 +346,7 @@ mod tests {
         let both = fires("0 12 13 * 5", "UTC", "2026-11-01T00:00:00Z", 4);
         assert_eq!(
             both,
-            [
-                "Fri 06 12:00 +0000",
-                "Fri 13 12:00 +0000",
-                "Fri 20 12:00 +0000",
-                "Fri 27 12:00 +0000"
-            ]
+            ["Fri 06 12:00 +0000", "Fri 13 12:00 +0000", "Fri 20 12:00 +0000", "Fri 27 12:00 +0000"]
         );
     }
 

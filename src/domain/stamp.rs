@@ -48,12 +48,7 @@ impl Stamp {
 
 impl fmt::Display for Stamp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}-{}",
-            self.0 >> 16,
-            RUNNING_MAX as u64 - (self.0 & 0xffff)
-        )
+        write!(formatter, "{}-{}", self.0 >> 16, RUNNING_MAX as u64 - (self.0 & 0xffff))
     }
 }
 
@@ -82,9 +77,7 @@ impl FromStr for Snapshot {
     type Err = StampError;
 
     fn from_str(text: &str) -> Result<Self, StampError> {
-        let malformed = || StampError::Malformed {
-            text: text.to_owned(),
-        };
+        let malformed = || StampError::Malformed { text: text.to_owned() };
         let mut parts = text.split(':');
         let (Some(_xmin), Some(xmax), Some(running), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -94,15 +87,8 @@ impl FromStr for Snapshot {
         let Ok(xmax) = xmax.parse() else {
             return Err(malformed());
         };
-        let running = if running.is_empty() {
-            0
-        } else {
-            running.split(',').count()
-        };
-        Ok(Self {
-            text: text.to_owned(),
-            stamp: Stamp::new(xmax, running)?,
-        })
+        let running = if running.is_empty() { 0 } else { running.split(',').count() };
+        Ok(Self { text: text.to_owned(), stamp: Stamp::new(xmax, running)? })
     }
 }
 
@@ -139,14 +125,7 @@ mod tests {
 
     #[test]
     fn later_snapshots_have_later_stamps() {
-        let in_order = [
-            "10:10:",
-            "10:12:10,11",
-            "10:12:10",
-            "10:12:",
-            "12:70000:12,13",
-            "70000:70000:",
-        ];
+        let in_order = ["10:10:", "10:12:10,11", "10:12:10", "10:12:", "12:70000:12,13", "70000:70000:"];
         for pair in in_order.windows(2) {
             assert!(stamp(pair[0]) < stamp(pair[1]), "{pair:?}");
         }
@@ -161,20 +140,11 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        assert_eq!(
-            Stamp::new(1, RUNNING_MAX),
-            Err(StampError::TooManyRunning { running: RUNNING_MAX })
-        );
+        assert_eq!(Stamp::new(1, RUNNING_MAX), Err(StampError::TooManyRunning { running: RUNNING_MAX }));
         assert!(Stamp::new(1, RUNNING_MAX - 1).is_ok());
-        assert!(matches!(
-            Stamp::new(1 << 48, 0),
-            Err(StampError::XmaxTooLarge { .. })
-        ));
+        assert!(matches!(Stamp::new(1 << 48, 0), Err(StampError::XmaxTooLarge { .. })));
         for text in ["", "1:2", "1:x:", "1:2:3:4"] {
-            assert!(
-                matches!(text.parse::<Snapshot>(), Err(StampError::Malformed { .. })),
-                "{text}"
-            );
+            assert!(matches!(text.parse::<Snapshot>(), Err(StampError::Malformed { .. })), "{text}");
         }
     }
 }

@@ -44,9 +44,7 @@ impl Alphabet {
 
     fn meets(self, other: Self) -> bool {
         // One witness of each class and of their intersections is enough.
-        ['0', 'a', '-', ':', 'z']
-            .into_iter()
-            .any(|witness| self.holds(witness) && other.holds(witness))
+        ['0', 'a', '-', ':', 'z'].into_iter().any(|witness| self.holds(witness) && other.holds(witness))
     }
 }
 
@@ -99,10 +97,7 @@ impl Template {
         if parts.is_empty() {
             return Err(TemplateError::new(0, "the template is empty"));
         }
-        Ok(Self {
-            text: text.to_owned(),
-            parts,
-        })
+        Ok(Self { text: text.to_owned(), parts })
     }
 
     /// The template as it was written.
@@ -146,18 +141,13 @@ impl Template {
                     let is_present = value(position, output);
                     let written = output.get(start..).unwrap_or_default();
                     if !is_present || written.is_empty() {
-                        return Err(RenderError::Missing {
-                            column: column.clone(),
-                        });
+                        return Err(RenderError::Missing { column: column.clone() });
                     }
                     if let Some(Part::Literal(next)) = self.parts.get(index + 1)
                         && self.parts.len() > index + 2
                         && written.contains(next.as_str())
                     {
-                        return Err(RenderError::Ambiguous {
-                            column: column.clone(),
-                            literal: next.clone(),
-                        });
+                        return Err(RenderError::Ambiguous { column: column.clone(), literal: next.clone() });
                     }
                     position += 1;
                 }
@@ -330,10 +320,7 @@ pub struct TemplateError {
 
 impl TemplateError {
     fn new(offset: usize, message: &str) -> Self {
-        Self {
-            offset,
-            message: message.to_owned(),
-        }
+        Self { offset, message: message.to_owned() }
     }
 }
 
@@ -382,10 +369,7 @@ mod tests {
     #[test]
     fn a_value_that_could_not_be_read_back_is_refused() {
         let two = template("p:{a}:{b}");
-        assert!(matches!(
-            two.render(&["1:2", "3"]),
-            Err(RenderError::Ambiguous { .. })
-        ));
+        assert!(matches!(two.render(&["1:2", "3"]), Err(RenderError::Ambiguous { .. })));
         assert!(matches!(two.render(&["", "3"]), Err(RenderError::Missing { .. })));
         for other in ["q:1:2", "p:1", "p::2", "p:1:"] {
             assert_eq!(two.read(other), None, "{other}");
@@ -402,11 +386,7 @@ mod tests {
     #[test]
     fn overlap_depends_on_what_the_placeholders_hold() {
         let check = |a: &str, class, b: &str, expected| {
-            assert_eq!(
-                template(a).overlaps(|_| class, &template(b), |_| class),
-                expected,
-                "{a} {b}"
-            );
+            assert_eq!(template(a).overlaps(|_| class, &template(b), |_| class), expected, "{a} {b}");
         };
         check("product:{id}", Alphabet::Any, "product:{id}:reviews", true);
         check("product:{id}", Alphabet::Integer, "product:{id}:reviews", false);

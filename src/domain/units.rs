@@ -2,14 +2,8 @@
 
 use std::time::Duration;
 
-const DURATIONS: [(&str, u64); 6] = [
-    ("ms", 1),
-    ("s", 1_000),
-    ("m", 60_000),
-    ("h", 3_600_000),
-    ("d", 86_400_000),
-    ("w", 604_800_000),
-];
+const DURATIONS: [(&str, u64); 6] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("w", 604_800_000)];
 const SIZES: [(&str, u64); 10] = [
     ("B", 1),
     ("KiB", 1 << 10),
@@ -28,11 +22,7 @@ const SIZES: [(&str, u64); 10] = [
 /// # Errors
 /// What to write instead.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let total = parse_sum(
-        text,
-        &DURATIONS,
-        "a duration such as \"30s\", \"5m\" or \"1h 30m\"",
-    )?;
+    let total = parse_sum(text, &DURATIONS, "a duration such as \"30s\", \"5m\" or \"1h 30m\"")?;
     Ok(Duration::from_millis(total))
 }
 
@@ -53,10 +43,7 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
         .trim()
         .strip_suffix('%')
         .ok_or_else(|| format!("a share ends with %, write \"{}%\"", text.trim()))?;
-    let share: f64 = number
-        .trim()
-        .parse()
-        .map_err(|_number| "a share such as \"20%\"".to_owned())?;
+    let share: f64 = number.trim().parse().map_err(|_number| "a share such as \"20%\"".to_owned())?;
     if (0.0..=100.0).contains(&share) {
         Ok(share / 100.0)
     } else {
@@ -71,13 +58,9 @@ fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, S
         return Err(format!("expected {expected}"));
     }
     while !rest.is_empty() {
-        let digits = rest
-            .find(|character: char| !character.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let digits = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
         let (number, behind) = rest.split_at(digits);
-        let letters = behind
-            .find(|character: char| !character.is_ascii_alphabetic())
-            .unwrap_or(behind.len());
+        let letters = behind.find(|character: char| !character.is_ascii_alphabetic()).unwrap_or(behind.len());
         let (unit, behind) = behind.split_at(letters);
         let number: u64 = number.parse().map_err(|_number| format!("expected {expected}"))?;
         if unit.is_empty() {
@@ -88,9 +71,7 @@ fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, S
             let known: Vec<&str> = units.iter().map(|(known, _)| *known).collect();
             return Err(format!("unknown unit {unit:?}, use one of {}", known.join(", ")));
         };
-        let part = number
-            .checked_mul(*factor)
-            .and_then(|part| total.checked_add(part));
+        let part = number.checked_mul(*factor).and_then(|part| total.checked_add(part));
         total = part.ok_or_else(|| "too large".to_owned())?;
         rest = behind.trim_start();
     }
@@ -105,10 +86,7 @@ pub fn show_duration(duration: Duration) -> String {
         .iter()
         .rev()
         .find(|(unit, factor)| *unit != "w" && millis.is_multiple_of(*factor) && 0 < millis / factor);
-    fitting.map_or_else(
-        || format!("{millis}ms"),
-        |(unit, factor)| format!("{}{unit}", millis / factor),
-    )
+    fitting.map_or_else(|| format!("{millis}ms"), |(unit, factor)| format!("{}{unit}", millis / factor))
 }
 
 #[cfg(test)]
@@ -117,13 +95,9 @@ mod tests {
 
     #[test]
     fn units_are_read_and_shown() {
-        for (text, millis) in [
-            ("250ms", 250),
-            ("30s", 30_000),
-            ("1h 30m", 5_400_000),
-            ("2d", 172_800_000),
-            (" 5m ", 300_000),
-        ] {
+        for (text, millis) in
+            [("250ms", 250), ("30s", 30_000), ("1h 30m", 5_400_000), ("2d", 172_800_000), (" 5m ", 300_000)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         assert_eq!(parse_size("1KiB"), Ok(1024));

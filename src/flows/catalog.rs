@@ -44,12 +44,7 @@ impl Dataset {
             settings.key.to_string(),
             text(&settings.rows),
             text(&settings.sort),
-            settings
-                .tags
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("\n"),
+            settings.tags.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
             text(&settings.watch),
             text(&settings.format),
             text(&settings.compression),
@@ -95,10 +90,8 @@ impl Dataset {
             return Ok(source);
         }
         let described = postgres.describe(&self.settings).await?;
-        let source = described.map_err(|problem| FlowError::Dataset {
-            dataset: self.name().to_owned(),
-            problem,
-        })?;
+        let source =
+            described.map_err(|problem| FlowError::Dataset { dataset: self.name().to_owned(), problem })?;
         let source = Arc::new(source);
         *self.source.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
         Ok(source)
@@ -123,9 +116,7 @@ impl Dataset {
 
     pub(super) fn displace(&self) -> FlowError {
         self.is_displaced.store(true, Ordering::Relaxed);
-        FlowError::Displaced {
-            dataset: self.name().to_owned(),
-        }
+        FlowError::Displaced { dataset: self.name().to_owned() }
     }
 }
 
@@ -139,12 +130,7 @@ impl Catalog {
     /// Prepares all datasets.
     #[must_use]
     pub fn new(settings: Vec<config::Dataset>) -> Self {
-        Self {
-            datasets: settings
-                .into_iter()
-                .map(|settings| Arc::new(Dataset::new(settings)))
-                .collect(),
-        }
+        Self { datasets: settings.into_iter().map(|settings| Arc::new(Dataset::new(settings))).collect() }
     }
 
     /// All of them.
@@ -166,9 +152,7 @@ impl Catalog {
         }
         let mut fitting = self.datasets.iter().filter_map(|dataset| {
             let values = dataset.read_key(key)?;
-            let fits = dataset
-                .known_source()
-                .is_none_or(|source| source.can_hold(&values));
+            let fits = dataset.known_source().is_none_or(|source| source.can_hold(&values));
             fits.then_some((dataset, values))
         });
         fitting.next()

@@ -56,10 +56,7 @@ pub async fn compare(
     mut told: impl FnMut(u64),
 ) -> Result<Comparison, FlowError> {
     let source = dataset.source(&context.postgres).await?;
-    let mut found = Comparison {
-        dataset: dataset.name().to_owned(),
-        ..Comparison::default()
-    };
+    let mut found = Comparison { dataset: dataset.name().to_owned(), ..Comparison::default() };
     let mut seen: HashSet<String> = HashSet::new();
     let prefix = dataset.settings.key.prefix();
     let mut cursor = 0;
@@ -67,15 +64,8 @@ pub async fn compare(
         let order_poll = epoch::poll(context).await?;
         let current = current_epoch(context).await?;
         let standing = dataset.standing(&current, &order_poll.incarnation);
-        let wanted = [Wanted {
-            prefix,
-            left_max: None,
-        }];
-        let page = match context
-            .redis
-            .walk(&standing, "", (cursor, PAGE), UseSign::None, &wanted)
-            .await?
-        {
+        let wanted = [Wanted { prefix, left_max: None }];
+        let page = match context.redis.walk(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await? {
             Answer::Done(page) => page,
             Answer::Gone(gone) => return Err(gone_error(context, dataset, gone)),
         };
@@ -154,10 +144,7 @@ fn encode(dataset: &Dataset, source: &DatasetSource, rows: &[Row]) -> HashMap<St
         encoder.add(row, &mut batch);
     }
     encoder.finish(&mut batch);
-    batch
-        .iter()
-        .map(|entry| (entry.key.to_owned(), entry.value.to_vec()))
-        .collect()
+    batch.iter().map(|entry| (entry.key.to_owned(), entry.value.to_vec())).collect()
 }
 
 async fn find_missing(
@@ -172,12 +159,8 @@ async fn find_missing(
     let mut batch = EntryBatch::default();
     let mut absent = Vec::new();
     let mut take = |batch: &mut EntryBatch| {
-        absent.extend(
-            batch
-                .iter()
-                .filter(|entry| !seen.contains(entry.key))
-                .map(|entry| entry.key.to_owned()),
-        );
+        absent
+            .extend(batch.iter().filter(|entry| !seen.contains(entry.key)).map(|entry| entry.key.to_owned()));
         batch.clear();
     };
     while let Some(group) = rows.next().await? {
@@ -203,9 +186,7 @@ async fn find_missing(
 /// [`FlowError`].
 pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, FlowError> {
     let wrong = found.stale.iter().chain(&found.extra).chain(&found.missing);
-    let keys = wrong
-        .filter_map(|key| Some((key.clone(), dataset.read_key(key)?)))
-        .collect();
+    let keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();
     let report = reload(context, dataset, keys, Cause::Change, &mut Job::uncounted()).await?;
     Ok(report.stored + report.gone + report.invalidated)
 }

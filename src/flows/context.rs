@@ -61,11 +61,6 @@ impl Dataset {
     /// What a script that writes this dataset's entries must find unchanged.
     #[must_use]
     pub fn standing<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Standing<'a> {
-        Standing {
-            epoch,
-            incarnation,
-            dataset: self.name(),
-            revision: &self.revision,
-        }
+        Standing { epoch, incarnation, dataset: self.name(), revision: &self.revision }
     }
 }

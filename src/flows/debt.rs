@@ -12,7 +12,7 @@ use super::reload::{Cause, Job, Report, gone_error, reload};
 use crate::config::OnNewEpoch;
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Answer, Claim, Debt, Epoch, UseSign, Walked, Wanted};
+use crate::stores::redis::{Answer, Claim, Debt, Epoch, Paid, UseSign, Walked, Wanted};
 
 /// Keys looked at by one script of the walk.
 const WALK_PAGE: usize = 500;
@@ -34,11 +34,7 @@ pub async fn pay(
     let Some(debt) = order.head.owed.get(dataset.name()) else {
         return Ok(Report::default());
     };
-    info!(
-        dataset = dataset.name(),
-        reason = debt.reason(),
-        "looking at every entry again"
-    );
+    info!(dataset = dataset.name(), reason = debt.reason(), "looking at every entry again");
     // Known before the walk, so that a key that fits several templates goes to the right dataset.
     dataset.source(&context.postgres).await?;
     let mut walk = Walk {
@@ -71,10 +67,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     async fn run(&mut self, cancel: &CancellationToken) -> Result<(), FlowError> {
         let prefix = self.dataset.settings.key.prefix();
-        let wanted = [Wanted {
-            prefix,
-            left_max: None,
-        }];
+        let wanted = [Wanted { prefix, left_max: None }];
         let mut cursor = 0;
         let mut pending: Vec<(String, KeyValues)> = Vec::new();
         loop {
@@ -83,21 +76,14 @@ impl Walk<'_> {
             }
             let standing = self.dataset.standing(&self.epoch, &self.poll.incarnation);
             let page = (cursor, WALK_PAGE);
-            let answer = self
-                .context
-                .redis
-                .walk(&standing, &self.job.id, page, UseSign::None, &wanted)
-                .await?;
+            let answer =
+                self.context.redis.walk(&standing, &self.job.id, page, UseSign::None, &wanted).await?;
             let page = match answer {
                 Answer::Done(page) => page,
                 Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
             };
             self.job.count += 1;
-            pending.extend(
-                page.entries
-                    .into_iter()
-                    .filter_map(|entry| self.of_dataset(entry)),
-            );
+            pending.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
             cursor = page.cursor;
             if self.dataset.settings.batch <= pending.len() || cursor == 0 {
                 self.look_again(std::mem::take(&mut pending)).await?;
@@ -125,12 +111,7 @@ impl Walk<'_> {
         let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
         let standing = self.dataset.standing(&self.epoch, &self.poll.incarnation);
         let stamp = self.poll.snapshot.stamp();
-        match self
-            .context
-            .redis
-            .invalidate_counted(&standing, stamp, &names, &self.job.id, "")
-            .await?
-        {
+        match self.context.redis.invalidate_counted(&standing, stamp, &names, &self.job.id, "").await? {
             Answer::Done(existed) => self.report.invalidated += existed.len() as u64,
             Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
         }
@@ -140,19 +121,10 @@ impl Walk<'_> {
 
     async fn claim(self, debt: &Debt) -> Result<Report, FlowError> {
         let standing = self.dataset.standing(&self.epoch, &self.poll.incarnation);
-        match self
-            .context
-            .redis
-            .claim(&standing, &self.job.id, self.job.count, Some(debt))
-            .await?
-        {
+        match self.context.redis.claim(&standing, &self.job.id, self.job.count, Paid::Debt(debt)).await? {
             Answer::Done(Claim::Accepted) => Ok(self.report),
             Answer::Done(Claim::WentBack) => {
-                self.context
-                    .metrics
-                    .gaps
-                    .get_or_create(&ByReason::new("redis_went_back"))
-                    .inc();
+                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
                 Err(FlowError::WentBack)
             }
             Answer::Gone(gone) => Err(gone_error(self.context, self.dataset, gone)),

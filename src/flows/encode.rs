@@ -65,13 +65,8 @@ impl<'a> Encoder<'a> {
     pub fn add(&mut self, row: &Row, batch: &mut EntryBatch) {
         let mut key = std::mem::take(&mut self.text);
         key.clear();
-        let rendered = render(
-            &self.dataset.settings.key,
-            &self.source.key_columns,
-            self.source,
-            row,
-            &mut key,
-        );
+        let rendered =
+            render(&self.dataset.settings.key, &self.source.key_columns, self.source, row, &mut key);
         match rendered {
             Ok(()) => {
                 if self.pending.rows == 0 || key != self.pending.key {
@@ -80,10 +75,7 @@ impl<'a> Encoder<'a> {
                 }
                 self.add_row(row);
             }
-            Err(error) => self.failures.push(Failure {
-                key: None,
-                reason: format!("no key: {error}"),
-            }),
+            Err(error) => self.failures.push(Failure { key: None, reason: format!("no key: {error}") }),
         }
         self.text = key;
     }
@@ -95,17 +87,12 @@ impl<'a> Encoder<'a> {
             return;
         }
         if self.dataset.settings.rows == Rows::One && 1 < pending.rows {
-            let message = format!(
-                "{} rows for this key; use rows = \"many\", or make the key unique",
-                pending.rows
-            );
+            let message =
+                format!("{} rows for this key; use rows = \"many\", or make the key unique", pending.rows);
             pending.failure.get_or_insert(message);
         }
         match pending.failure.take() {
-            Some(reason) => self.failures.push(Failure {
-                key: Some(pending.key.clone()),
-                reason,
-            }),
+            Some(reason) => self.failures.push(Failure { key: Some(pending.key.clone()), reason }),
             None => {
                 let life = self.dataset.lifetimes.of(&pending.key).as_millis();
                 let life_ms = u64::try_from(life).unwrap_or(u64::MAX);
@@ -129,10 +116,7 @@ impl<'a> Encoder<'a> {
         if self.dataset.settings.rows == Rows::Many && is_json {
             pending.value.push(if pending.rows == 1 { b'[' } else { b',' });
         }
-        let written = self
-            .source
-            .plan
-            .write_row(row, DatasetSource::FIRST_COLUMN, &mut pending.value);
+        let written = self.source.plan.write_row(row, DatasetSource::FIRST_COLUMN, &mut pending.value);
         if let Err(error) = written {
             pending.failure = Some(error.to_string());
             return;
@@ -187,10 +171,7 @@ fn render(
             let Some(column) = columns.get(position) else {
                 return false;
             };
-            match source
-                .plan
-                .write_text(row, DatasetSource::FIRST_COLUMN, *column, output)
-            {
+            match source.plan.write_text(row, DatasetSource::FIRST_COLUMN, *column, output) {
                 Ok(is_present) => is_present,
                 Err(error) => {
                     failed = Some(error);
@@ -220,11 +201,7 @@ fn assemble<'b>(dataset: &Dataset, rows: u32, value: &'b mut Vec<u8>, packed: &'
         Some(compression) if compression.min_size <= value.len() => {
             packed.clear();
             // Where it cannot be compressed it stays as it is: readers tell by the frame's first bytes.
-            if compress(compression.codec, value, packed) {
-                packed
-            } else {
-                value
-            }
+            if compress(compression.codec, value, packed) { packed } else { value }
         }
         Some(_) | None => value,
     }

@@ -31,11 +31,7 @@ const ATTEMPTS: usize = 10;
 /// [`FlowError`]; [`FlowError::Retired`] where this server was replaced.
 pub async fn ensure(context: &Context, job: &str) -> Result<Order, FlowError> {
     for _ in 0..ATTEMPTS {
-        let head = context
-            .redis
-            .head(job)
-            .await
-            .map_err(|error| context.count_refusal(error))?;
+        let head = context.redis.head(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
         if head.retired.contains(&poll.incarnation) {
             context.set_epoch(None);
@@ -47,11 +43,7 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, FlowError> {
             adopt_all(context, &epoch, &poll, &head).await?;
             return Ok(Order { epoch, poll, head });
         }
-        let reason = if !head.is_whole {
-            "tables lost"
-        } else {
-            "another incarnation"
-        };
+        let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
         begin(context, &head, &poll, reason, false).await?;
     }
     Err(FlowError::Gone(crate::stores::redis::Gone::Epoch))
@@ -74,11 +66,7 @@ async fn begin(
     reason: &str,
     is_relabel: bool,
 ) -> Result<(), FlowError> {
-    let datasets: Vec<String> = context
-        .catalog
-        .iter()
-        .map(|dataset| dataset.name().to_owned())
-        .collect();
+    let datasets: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
     let new = NewEpoch {
         incarnation: &poll.incarnation,
         snapshot: &poll.snapshot,
@@ -125,11 +113,7 @@ async fn adopt_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head) -
         }
         let longest = dataset.lifetimes.longest();
         let revisions = (seen, dataset.revision.as_str());
-        match context
-            .redis
-            .adopt(epoch, &poll.incarnation, dataset.name(), revisions, longest)
-            .await?
-        {
+        match context.redis.adopt(epoch, &poll.incarnation, dataset.name(), revisions, longest).await? {
             Answer::Done(Adoption::Adopted) => {
                 info!(dataset = dataset.name(), revision = %dataset.revision, "definition adopted, entries are owed");
                 dataset.is_adopted.store(true, Ordering::Relaxed);

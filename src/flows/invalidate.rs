@@ -13,7 +13,7 @@ use crate::domain::event::Op;
 use crate::domain::keyspace::RESERVED_PREFIX;
 use crate::metrics::{ByDatasetCause, ByReason};
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Answer, Epoch, Gone, Standing};
+use crate::stores::redis::{Answer, Epoch, Gone, Paid, Standing};
 
 /// Keys of one script.
 const PAGE: usize = 256;
@@ -50,26 +50,17 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     job.count = order.head.counted;
     let standing = unfenced(&order.epoch, &order.poll);
     let stamp = order.poll.snapshot.stamp();
-    let sets = done(
-        context,
-        context.redis.raise_tags(&standing, stamp, &job.id, tags).await?,
-    )?;
+    let sets = done(context, context.redis.raise_tags(&standing, stamp, &job.id, tags).await?)?;
     job.count += 1;
     let mut report = Report::default();
     for (set, _size) in sets {
         let mut cursor = 0;
         loop {
-            let page = context
-                .redis
-                .members(&standing, &job.id, &set, cursor, PAGE)
-                .await?;
+            let page = context.redis.members(&standing, &job.id, &set, cursor, PAGE).await?;
             let (next, members) = done(context, page)?;
             job.count += 1;
             let (mut to_delete, mut to_reload) = (Vec::new(), Reloads::new());
-            for member in members
-                .into_iter()
-                .filter_map(|member| String::from_utf8(member).ok())
-            {
+            for member in members.into_iter().filter_map(|member| String::from_utf8(member).ok()) {
                 sort_key(context, &member, op, &mut to_delete, &mut to_reload);
             }
             // A page may hold more than was asked for: small sets come whole.
@@ -86,18 +77,11 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
         }
     }
     // Nothing is claimed by a debt, but a rollback in between would have hidden members from the walk.
-    let claim = done(
-        context,
-        context.redis.claim(&standing, &job.id, job.count, None).await?,
-    )?;
+    let claim = done(context, context.redis.claim(&standing, &job.id, job.count, Paid::Nothing).await?)?;
     match claim {
         crate::stores::redis::Claim::Accepted => Ok(report),
         crate::stores::redis::Claim::WentBack => {
-            context
-                .metrics
-                .gaps
-                .get_or_create(&ByReason::new("redis_went_back"))
-                .inc();
+            context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
             Err(FlowError::WentBack)
         }
     }
@@ -109,10 +93,7 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
 /// # Errors
 /// [`FlowError`].
 pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), FlowError> {
-    let keys: Vec<&String> = keys
-        .iter()
-        .filter(|key| !key.starts_with(RESERVED_PREFIX))
-        .collect();
+    let keys: Vec<&String> = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).collect();
     for page in keys.chunks(PAGE) {
         context.redis.delete(page).await?;
     }
@@ -139,10 +120,7 @@ fn sort_key(
     };
     if refresh && !dataset.is_displaced() {
         let entry = to_reload.entry(dataset.name().to_owned());
-        entry
-            .or_insert_with(|| (Arc::clone(dataset), Vec::new()))
-            .1
-            .push((key.to_owned(), values));
+        entry.or_insert_with(|| (Arc::clone(dataset), Vec::new())).1.push((key.to_owned(), values));
     } else {
         to_delete.push(key.to_owned());
     }
@@ -161,22 +139,11 @@ async fn reload_existing(
         let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
         let epoch = current_epoch(context).await?;
         let standing = dataset.standing(&epoch, &poll.incarnation);
-        let positions = done(
-            context,
-            context
-                .redis
-                .raise(&standing, poll.snapshot.stamp(), &names)
-                .await?,
-        )?;
+        let positions = done(context, context.redis.raise(&standing, poll.snapshot.stamp(), &names).await?)?;
         if dataset.settings.scope == crate::config::Scope::All {
             existing.extend(page.iter().cloned());
         } else {
-            existing.extend(
-                positions
-                    .into_iter()
-                    .filter_map(|position| page.get(position))
-                    .cloned(),
-            );
+            existing.extend(positions.into_iter().filter_map(|position| page.get(position)).cloned());
         }
     }
     reload(context, dataset, existing, Cause::Change, &mut Job::uncounted()).await
@@ -194,16 +161,9 @@ async fn reload_members(
         let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
         let epoch = current_epoch(context).await?;
         let standing = dataset.standing(&epoch, &poll.incarnation);
-        let answer = context
-            .redis
-            .raise(&standing, poll.snapshot.stamp(), &names)
-            .await?;
+        let answer = context.redis.raise(&standing, poll.snapshot.stamp(), &names).await?;
         let positions = done(context, answer)?;
-        let existing = positions
-            .into_iter()
-            .filter_map(|position| page.get(position))
-            .cloned()
-            .collect();
+        let existing = positions.into_iter().filter_map(|position| page.get(position)).cloned().collect();
         report.add(reload(context, dataset, existing, Cause::Change, job).await?);
     }
     Ok(report)
@@ -220,10 +180,7 @@ async fn delete(
     let stamp = poll.snapshot.stamp();
     let answer = match member_of {
         Some((job, set)) => {
-            let answer = context
-                .redis
-                .invalidate_counted(&standing, stamp, keys, &job.id, set)
-                .await?;
+            let answer = context.redis.invalidate_counted(&standing, stamp, keys, &job.id, set).await?;
             job.count += 1;
             answer
         }
@@ -234,23 +191,14 @@ async fn delete(
     for position in &existed {
         let dataset = keys.get(*position).and_then(|key| context.catalog.of_key(key));
         let name = dataset.map_or(NO_DATASET, |(dataset, _)| dataset.name());
-        context
-            .metrics
-            .deleted
-            .get_or_create(&ByDatasetCause::new(name, "event"))
-            .inc();
+        context.metrics.deleted.get_or_create(&ByDatasetCause::new(name, "event")).inc();
     }
     Ok(existed.len() as u64)
 }
 
 /// Deleting needs no revision: absence is right under every definition.
 fn unfenced<'a>(epoch: &'a Epoch, poll: &'a Poll) -> Standing<'a> {
-    Standing {
-        epoch,
-        incarnation: &poll.incarnation,
-        dataset: "",
-        revision: "",
-    }
+    Standing { epoch, incarnation: &poll.incarnation, dataset: "", revision: "" }
 }
 
 fn done<T>(context: &Context, answer: Answer<T>) -> Result<T, FlowError> {

@@ -44,16 +44,8 @@ impl RefreshWalk {
     /// Begins a walk.
     #[must_use]
     pub fn new(facts: &ServerFacts) -> Self {
-        let sign = if facts.counts_use() {
-            UseSign::Frequency
-        } else {
-            UseSign::Idle
-        };
-        Self {
-            cursor: 0,
-            sign,
-            looked: Looked::default(),
-        }
+        let sign = if facts.counts_use() { UseSign::Frequency } else { UseSign::Idle };
+        Self { cursor: 0, sign, looked: Looked::default() }
     }
 
     /// Looks at the next page. True: the walk is over.
@@ -78,16 +70,8 @@ impl RefreshWalk {
             })
             .collect();
         let (current, incarnation) = standing_of(context, outage.as_ref()).await?;
-        let standing = Standing {
-            epoch: &current,
-            incarnation: &incarnation,
-            dataset: "",
-            revision: "",
-        };
-        let answer = context
-            .redis
-            .walk(&standing, "", (self.cursor, WALK_PAGE), self.sign, &wanted)
-            .await?;
+        let standing = Standing { epoch: &current, incarnation: &incarnation, dataset: "", revision: "" };
+        let answer = context.redis.walk(&standing, "", (self.cursor, WALK_PAGE), self.sign, &wanted).await?;
         let page = match answer {
             Answer::Done(page) => page,
             Answer::Gone(gone) => {
@@ -105,10 +89,7 @@ impl RefreshWalk {
                 continue;
             };
             if let Some(entry) = self.judge(known, entry, values, outage.as_ref()) {
-                due.entry(known.name())
-                    .or_insert_with(|| (*known, Vec::new()))
-                    .1
-                    .push(entry);
+                due.entry(known.name()).or_insert_with(|| (*known, Vec::new())).1.push(entry);
             }
         }
         for (dataset, entries) in due.into_values() {
@@ -133,11 +114,7 @@ impl RefreshWalk {
             // Used often enough: as if used just now; else as if never since it was stored.
             UseSign::Frequency => {
                 let is_used = entry.used.is_none_or(|count| FREQUENCY_USED <= count);
-                Some(if is_used {
-                    Duration::ZERO
-                } else {
-                    Duration::MAX / 2
-                })
+                Some(if is_used { Duration::ZERO } else { Duration::MAX / 2 })
             }
             UseSign::None => None,
         };
@@ -152,11 +129,7 @@ impl RefreshWalk {
         if !is_wanted {
             self.looked.unread += 1;
         }
-        is_wanted.then_some(Due {
-            key: entry.key,
-            values,
-            left,
-        })
+        is_wanted.then_some(Due { key: entry.key, values, left })
     }
 
     async fn reload(
@@ -168,11 +141,7 @@ impl RefreshWalk {
         let keys = entries.into_iter().map(|due| (due.key, due.values)).collect();
         let report: Report = reload(context, dataset, keys, Cause::Refresh, &mut Job::uncounted()).await?;
         self.looked.refreshed += report.stored;
-        context
-            .metrics
-            .refreshed
-            .get_or_create(&ByDataset::new(dataset.name()))
-            .inc_by(report.stored);
+        context.metrics.refreshed.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
         Ok(())
     }
 
@@ -196,11 +165,7 @@ impl RefreshWalk {
         match context.redis.extend(&standing, &entries, life).await? {
             Answer::Done(extended) => {
                 self.looked.extended += extended;
-                context
-                    .metrics
-                    .extended
-                    .get_or_create(&ByDataset::new(dataset.name()))
-                    .inc_by(extended);
+                context.metrics.extended.get_or_create(&ByDataset::new(dataset.name())).inc_by(extended);
                 Ok(())
             }
             Answer::Gone(gone) => Err(gone_error(context, dataset, gone)),
@@ -267,20 +232,13 @@ pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, Fl
         };
         if dataset.settings.on_miss == crate::config::OnMiss::Load && !dataset.is_displaced() {
             let entry = by_dataset.entry(dataset.name().to_owned());
-            entry
-                .or_insert_with(|| (Arc::clone(dataset), Vec::new()))
-                .1
-                .push((key, values));
+            entry.or_insert_with(|| (Arc::clone(dataset), Vec::new())).1.push((key, values));
         }
     }
     let mut filled = 0;
     for (dataset, keys) in by_dataset.into_values() {
         let report = reload(context, &dataset, keys, Cause::Miss, &mut Job::uncounted()).await?;
-        context
-            .metrics
-            .misses
-            .get_or_create(&ByDataset::new(dataset.name()))
-            .inc_by(report.stored);
+        context.metrics.misses.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
         filled += report.stored;
     }
     Ok(filled)

@@ -64,19 +64,13 @@ impl Job {
     /// A job that claims nothing.
     #[must_use]
     pub fn uncounted() -> Self {
-        Self {
-            id: String::new(),
-            count: 0,
-        }
+        Self { id: String::new(), count: 0 }
     }
 
     /// A new counted job.
     #[must_use]
     pub fn new(kind: &str) -> Self {
-        Self {
-            id: format!("{kind}-{:016x}", rand::random::<u64>()),
-            count: 0,
-        }
+        Self { id: format!("{kind}-{:016x}", rand::random::<u64>()), count: 0 }
     }
 }
 
@@ -132,10 +126,7 @@ pub async fn reload(
     let source = dataset.source(&context.postgres).await?;
     let mut report = Report::default();
     let mut seen = HashSet::with_capacity(keys.len());
-    let unique: Vec<_> = keys
-        .into_iter()
-        .filter(|(key, _)| seen.insert(key.clone()))
-        .collect();
+    let unique: Vec<_> = keys.into_iter().filter(|(key, _)| seen.insert(key.clone())).collect();
     for chunk in unique.chunks(dataset.settings.batch) {
         let done = reload_chunk(context, dataset, &source, chunk, cause, job).await?;
         report.add(done);
@@ -156,16 +147,7 @@ async fn reload_chunk(
     let mut work: Vec<(Vec<(String, KeyValues)>, usize)> = vec![(keys.to_vec(), 0)];
     while let Some((part, tries)) = work.pop() {
         if tries == LOADS_MAX {
-            give_up(
-                context,
-                dataset,
-                &part,
-                cause,
-                "refused three times",
-                job,
-                &mut report,
-            )
-            .await?;
+            give_up(context, dataset, &part, cause, "refused three times", job, &mut report).await?;
             continue;
         }
         match load_and_store(context, dataset, source, &part, cause, job).await {
@@ -182,16 +164,7 @@ async fn reload_chunk(
                 work.push((right.to_vec(), tries));
             }
             Err(FlowError::Source(error)) if error.trouble == Trouble::Data => {
-                give_up(
-                    context,
-                    dataset,
-                    &part,
-                    Cause::Change,
-                    &chain(&error),
-                    job,
-                    &mut report,
-                )
-                .await?;
+                give_up(context, dataset, &part, Cause::Change, &chain(&error), job, &mut report).await?;
             }
             Err(FlowError::Cache(error)) if error.refusal == Refusal::Full => {
                 context.count_refusal(error);
@@ -223,11 +196,7 @@ async fn load_and_store(
     let began = Instant::now();
     let loaded = context.postgres.load(source, &values).await?;
     let labels = ByDataset::new(dataset.name());
-    context
-        .metrics
-        .load_seconds
-        .get_or_create(&labels)
-        .observe(began.elapsed().as_secs_f64());
+    context.metrics.load_seconds.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
 
     let by_key: HashMap<&str, &(String, KeyValues)> =
         keys.iter().map(|pair| (pair.0.as_str(), pair)).collect();
@@ -236,18 +205,11 @@ async fn load_and_store(
     let mut refused = Keys::new();
     let mut encoder = Encoder::new(dataset, source);
     let mut batch = EntryBatch::default();
-    let mut sink = Sink {
-        context,
-        dataset,
-        poll: &loaded.poll,
-        cause,
-        job,
-    };
+    let mut sink = Sink { context, dataset, poll: &loaded.poll, cause, job };
     for row in &loaded.rows {
         encoder.add(row, &mut batch);
         if BATCH_BYTES <= batch.bytes() {
-            sink.store(&mut batch, &by_key, &mut missing, &mut report, &mut refused)
-                .await?;
+            sink.store(&mut batch, &by_key, &mut missing, &mut report, &mut refused).await?;
         }
     }
     encoder.finish(&mut batch);
@@ -271,8 +233,7 @@ async fn load_and_store(
             }
         }
     }
-    sink.store(&mut batch, &by_key, &mut missing, &mut report, &mut refused)
-        .await?;
+    sink.store(&mut batch, &by_key, &mut missing, &mut report, &mut refused).await?;
     let failures = std::mem::take(&mut encoder.failures);
     sink.drop_failed(failures, &mut report).await?;
     Ok((report, refused))
@@ -304,17 +265,11 @@ impl Sink<'_> {
         }
         let epoch = current_epoch(self.context).await?;
         let standing = self.dataset.standing(&epoch, &self.poll.incarnation);
-        let mode = if self.job.id.is_empty() {
-            StoreMode::Slots
-        } else {
-            StoreMode::Counted { job: &self.job.id }
-        };
+        let mode =
+            if self.job.id.is_empty() { StoreMode::Slots } else { StoreMode::Counted { job: &self.job.id } };
         let longest = self.dataset.lifetimes.longest();
-        let answer = self
-            .context
-            .redis
-            .store(&standing, self.poll.snapshot.stamp(), batch, longest, mode)
-            .await?;
+        let answer =
+            self.context.redis.store(&standing, self.poll.snapshot.stamp(), batch, longest, mode).await?;
         let positions = match answer {
             Answer::Done(positions) => positions,
             Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
@@ -336,18 +291,9 @@ impl Sink<'_> {
         }
         let labels = ByDatasetCause::new(self.dataset.name(), self.cause.label());
         let metrics = &self.context.metrics;
-        metrics
-            .stored
-            .get_or_create(&labels)
-            .inc_by(report.stored - before.0);
-        metrics
-            .deleted
-            .get_or_create(&labels)
-            .inc_by(report.gone - before.1);
-        metrics
-            .refused
-            .get_or_create(&labels)
-            .inc_by(positions.len() as u64);
+        metrics.stored.get_or_create(&labels).inc_by(report.stored - before.0);
+        metrics.deleted.get_or_create(&labels).inc_by(report.gone - before.1);
+        metrics.refused.get_or_create(&labels).inc_by(positions.len() as u64);
         batch.clear();
         Ok(())
     }
@@ -358,28 +304,18 @@ impl Sink<'_> {
             return Ok(());
         }
         let labels = ByDatasetCause::new(self.dataset.name(), self.cause.label());
-        self.context
-            .metrics
-            .failed
-            .get_or_create(&labels)
-            .inc_by(failures.len() as u64);
+        self.context.metrics.failed.get_or_create(&labels).inc_by(failures.len() as u64);
         if let Some(first) = failures.first() {
             warn!(dataset = self.dataset.name(), failed = failures.len(), entry.key = first.key.as_deref(),
                 reason = %first.reason, "rows have no entry");
         }
-        let keys: Vec<&str> = failures
-            .iter()
-            .filter_map(|failure| failure.key.as_deref())
-            .collect();
+        let keys: Vec<&str> = failures.iter().filter_map(|failure| failure.key.as_deref()).collect();
         if !keys.is_empty() {
             let epoch = current_epoch(self.context).await?;
             let standing = self.dataset.standing(&epoch, &self.poll.incarnation);
             let stamp = self.poll.snapshot.stamp();
-            let answer = self
-                .context
-                .redis
-                .invalidate_counted(&standing, stamp, &keys, &self.job.id, "")
-                .await?;
+            let answer =
+                self.context.redis.invalidate_counted(&standing, stamp, &keys, &self.job.id, "").await?;
             match answer {
                 Answer::Done(existed) => {
                     self.job.count += 1;
@@ -388,10 +324,7 @@ impl Sink<'_> {
                 Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
             }
         }
-        report.add(Report {
-            failures,
-            ..Report::default()
-        });
+        report.add(Report { failures, ..Report::default() });
         Ok(())
     }
 }
@@ -416,10 +349,7 @@ async fn give_up(
     report.add(Report {
         failures: keys
             .iter()
-            .map(|(key, _)| Failure {
-                key: Some(key.clone()),
-                reason: reason.to_owned(),
-            })
+            .map(|(key, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() })
             .collect(),
         ..Report::default()
     });
@@ -432,21 +362,13 @@ async fn give_up(
     let current = current_epoch(context).await?;
     let standing = dataset.standing(&current, &poll.incarnation);
     let stamp = poll.snapshot.stamp();
-    match context
-        .redis
-        .invalidate_counted(&standing, stamp, &names, &job.id, "")
-        .await?
-    {
+    match context.redis.invalidate_counted(&standing, stamp, &names, &job.id, "").await? {
         Answer::Done(_) => job.count += 1,
         Answer::Gone(gone) => return Err(gone_error(context, dataset, gone)),
     }
     report.invalidated += keys.len() as u64;
     let labels = ByDatasetCause::new(dataset.name(), cause.label());
-    context
-        .metrics
-        .deleted
-        .get_or_create(&labels)
-        .inc_by(keys.len() as u64);
+    context.metrics.deleted.get_or_create(&labels).inc_by(keys.len() as u64);
     Ok(())
 }
 

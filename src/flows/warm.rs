@@ -16,7 +16,7 @@ use super::reload::{BATCH_BYTES, Cause, Job, Report, current_epoch, gone_error, 
 use crate::domain::entry::EntryBatch;
 use crate::metrics::{ByDatasetCause, ByReason};
 use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll};
-use crate::stores::redis::{Answer, Claim, Epoch, StoreMode, Stored};
+use crate::stores::redis::{Answer, Claim, Epoch, Paid, StoreMode, Stored};
 
 /// How far a pass is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct PassOptions {
     pub progress: Option<tokio::sync::watch::Sender<Progress>>,
     /// Whether a pass that was interrupted is continued.
     pub resume: bool,
+    /// When it begins, in Unix milliseconds; other workers see from it that they need not repeat the pass.
+    pub began_ms: u64,
 }
 
 /// Entries of one script: large enough that the script's own cost disappears, small enough that it does not hold up
@@ -73,17 +75,8 @@ async fn pass_by_keys(
         if options.cancel.is_cancelled() {
             return Err(FlowError::Cancelled);
         }
-        let named = chunk
-            .iter()
-            .filter_map(|values| Some((dataset.key_of(values)?, values.clone())));
-        let done = reload(
-            context,
-            dataset,
-            named.collect(),
-            Cause::Warm,
-            &mut Job::uncounted(),
-        )
-        .await?;
+        let named = chunk.iter().filter_map(|values| Some((dataset.key_of(values)?, values.clone())));
+        let done = reload(context, dataset, named.collect(), Cause::Warm, &mut Job::uncounted()).await?;
         pace.spend(done.stored).await;
         report.add(done);
         tell(options, report.stored, false);
@@ -103,6 +96,7 @@ struct StreamedPass<'a> {
     /// Where the last confirmed batch ended; what an interrupted pass goes on from.
     confirmed: String,
     entries_before: u64,
+    began_ms: u64,
 }
 
 /// A batch on its way: its entries, and the key it ends with.
@@ -138,6 +132,7 @@ impl<'a> StreamedPass<'a> {
             refused: Vec::new(),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
             entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
+            began_ms: options.began_ms,
         };
         pass.stream(source, &mut rows, options).await?;
         drop(rows);
@@ -204,26 +199,14 @@ impl<'a> StreamedPass<'a> {
                 dataset: &name,
                 revision: &revision,
             };
-            let mode = StoreMode::Floor {
-                job: &job,
-                progress: &progress,
-            };
-            let answer = context
-                .redis
-                .store(&standing, poll.snapshot.stamp(), &batch, longest, mode)
-                .await;
-            Sent {
-                batch,
-                answer: answer.map_err(|error| FlowError::Cache(context.count_refusal(error))),
-            }
+            let mode = StoreMode::Floor { job: &job, progress: &progress };
+            let answer = context.redis.store(&standing, poll.snapshot.stamp(), &batch, longest, mode).await;
+            Sent { batch, answer: answer.map_err(|error| FlowError::Cache(context.count_refusal(error))) }
         });
         async move {
             match sending.await {
                 Ok(sent) => sent,
-                Err(_aborted) => Sent {
-                    batch: EntryBatch::default(),
-                    answer: Err(FlowError::Cancelled),
-                },
+                Err(_aborted) => Sent { batch: EntryBatch::default(), answer: Err(FlowError::Cancelled) },
             }
         }
     }
@@ -243,38 +226,24 @@ impl<'a> StreamedPass<'a> {
         self.job.count += 1;
         for position in &positions {
             let key = batch.get(*position).map(|entry| entry.key.to_owned());
-            self.refused
-                .extend(key.and_then(|key| Some((key.clone(), self.dataset.read_key(&key)?))));
+            self.refused.extend(key.and_then(|key| Some((key.clone(), self.dataset.read_key(&key)?))));
         }
         let stored = (batch.len() - positions.len()) as u64;
         self.report.stored += stored;
         let labels = ByDatasetCause::new(self.dataset.name(), Cause::Warm.label());
         self.context.metrics.stored.get_or_create(&labels).inc_by(stored);
-        self.context
-            .metrics
-            .refused
-            .get_or_create(&labels)
-            .inc_by(positions.len() as u64);
+        self.context.metrics.refused.get_or_create(&labels).inc_by(positions.len() as u64);
         if let Some(last) = batch.get(batch.len().saturating_sub(1))
             && let Some(values) = self.dataset.read_key(last.key)
         {
             let entries = self.entries_before + self.report.stored;
-            self.confirmed = Bookmark {
-                key: last.key.to_owned(),
-                values,
-                entries,
-            }
-            .render();
+            self.confirmed = Bookmark { key: last.key.to_owned(), values, entries }.render();
         }
         // Rows whose slots moved on are loaded again by key; not too many of them at the end.
         if self.dataset.settings.batch <= self.refused.len() {
             self.reload_refused().await?;
         }
-        tell(
-            options,
-            self.entries_before + self.report.stored,
-            0 < self.entries_before,
-        );
+        tell(options, self.entries_before + self.report.stored, 0 < self.entries_before);
         pace.spend(stored).await;
         batch.clear();
         Ok(batch)
@@ -294,24 +263,12 @@ impl<'a> StreamedPass<'a> {
         tracing::warn!(dataset = self.dataset.name(), failed = failures.len(), entry.key = first.key.as_deref(),
             reason = %first.reason, "rows have no entry");
         let labels = ByDatasetCause::new(self.dataset.name(), Cause::Warm.label());
-        self.context
-            .metrics
-            .failed
-            .get_or_create(&labels)
-            .inc_by(failures.len() as u64);
-        let keys: Vec<&str> = failures
-            .iter()
-            .filter_map(|failure| failure.key.as_deref())
-            .collect();
+        self.context.metrics.failed.get_or_create(&labels).inc_by(failures.len() as u64);
+        let keys: Vec<&str> = failures.iter().filter_map(|failure| failure.key.as_deref()).collect();
         if !keys.is_empty() {
             let standing = self.dataset.standing(&self.epoch, &self.poll.incarnation);
             let stamp = self.poll.snapshot.stamp();
-            match self
-                .context
-                .redis
-                .invalidate_counted(&standing, stamp, &keys, &self.job.id, "")
-                .await?
-            {
+            match self.context.redis.invalidate_counted(&standing, stamp, &keys, &self.job.id, "").await? {
                 Answer::Done(existed) => {
                     self.job.count += 1;
                     self.report.invalidated += existed.len() as u64;
@@ -319,10 +276,7 @@ impl<'a> StreamedPass<'a> {
                 Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
             }
         }
-        self.report.add(Report {
-            failures,
-            ..Report::default()
-        });
+        self.report.add(Report { failures, ..Report::default() });
         Ok(())
     }
 
@@ -331,19 +285,11 @@ impl<'a> StreamedPass<'a> {
         self.reload_refused().await?;
         let epoch = current_epoch(self.context).await?;
         let standing = self.dataset.standing(&epoch, &self.poll.incarnation);
-        match self
-            .context
-            .redis
-            .claim(&standing, &self.job.id, self.job.count, None)
-            .await?
-        {
+        let paid = Paid::Pass { began_ms: self.began_ms };
+        match self.context.redis.claim(&standing, &self.job.id, self.job.count, paid).await? {
             Answer::Done(Claim::Accepted) => Ok(self.report),
             Answer::Done(Claim::WentBack) => {
-                self.context
-                    .metrics
-                    .gaps
-                    .get_or_create(&ByReason::new("redis_went_back"))
-                    .inc();
+                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
                 Err(FlowError::WentBack)
             }
             Answer::Gone(gone) => Err(gone_error(self.context, self.dataset, gone)),
@@ -365,11 +311,7 @@ impl Bookmark {
 
     fn parse(text: &str, dataset: &Dataset) -> Option<Self> {
         let (entries, key) = text.split_once(' ')?;
-        Some(Self {
-            key: key.to_owned(),
-            values: dataset.read_key(key)?,
-            entries: entries.parse().ok()?,
-        })
+        Some(Self { key: key.to_owned(), values: dataset.read_key(key)?, entries: entries.parse().ok()? })
     }
 }
 
@@ -388,11 +330,7 @@ struct Pace {
 
 impl Pace {
     fn new(rate: Option<u64>) -> Self {
-        Self {
-            rate,
-            began: Instant::now(),
-            spent: 0,
-        }
+        Self { rate, began: Instant::now(), spent: 0 }
     }
 
     async fn spend(&mut self, entries: u64) {

@@ -13,7 +13,7 @@ mod walk;
 
 pub use connection::Redis;
 pub use entries::{Refused, StoreMode, Stored};
-pub use epoch::{Adoption, Claim, Creation, Debt, Epoch, Head, NewEpoch};
+pub use epoch::{Adoption, Claim, Creation, Debt, Epoch, Head, NewEpoch, Paid};
 pub use error::{CacheError, Refusal};
 pub use leases::{LeaseAttempt, LeaseGrant};
 pub use script::{Answer, Gone, Standing};

@@ -70,13 +70,7 @@ impl Wiring {
     /// Prepares the wiring. `owner` names this process in leases.
     #[must_use]
     pub fn new(config: Config, context: Context, health: Health, owner: String) -> Self {
-        Self {
-            context,
-            peers: AddressBook::default(),
-            health,
-            config,
-            owner,
-        }
+        Self { context, peers: AddressBook::default(), health, config, owner }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -89,32 +83,20 @@ impl Wiring {
         // Actors have no names: ractor's registry is shared by the whole process, tests too.
         match kind {
             ChildKind::LockRenewer => {
-                let arguments = LockRenewerArguments {
-                    context,
-                    owner: self.owner.clone(),
-                };
+                let arguments = LockRenewerArguments { context, owner: self.owner.clone() };
                 let (actor, _) = Actor::spawn_linked(None, LockRenewer, arguments, parent).await?;
                 self.peers.lock_renewer.fill(Some(actor.clone()));
                 Ok(actor.get_cell())
             }
             ChildKind::MetricsReporter => {
                 let listen = self.config.admin.listen.clone();
-                let arguments = MetricsReporterArguments {
-                    context,
-                    health,
-                    listen,
-                };
+                let arguments = MetricsReporterArguments { context, health, listen };
                 let (actor, _) = Actor::spawn_linked(None, MetricsReporter, arguments, parent).await?;
                 Ok(actor.get_cell())
             }
             ChildKind::EpochKeeper => {
                 let on_new_epoch = self.config.service.on_new_epoch;
-                let arguments = EpochKeeperArguments {
-                    context,
-                    peers,
-                    health,
-                    on_new_epoch,
-                };
+                let arguments = EpochKeeperArguments { context, peers, health, on_new_epoch };
                 let (actor, _) = Actor::spawn_linked(None, EpochKeeper, arguments, parent).await?;
                 self.peers.epoch_keeper.fill(Some(actor.clone()));
                 Ok(actor.get_cell())
@@ -126,11 +108,7 @@ impl Wiring {
                 Ok(actor.get_cell())
             }
             ChildKind::Warmer => {
-                let arguments = WarmerArguments {
-                    context,
-                    peers,
-                    health,
-                };
+                let arguments = WarmerArguments { context, peers, health };
                 let (actor, _) = Actor::spawn_linked(None, Warmer, arguments, parent).await?;
                 self.peers.warmer.fill(Some(actor.clone()));
                 Ok(actor.get_cell())
@@ -138,13 +116,8 @@ impl Wiring {
             ChildKind::InvalidationListener => {
                 let invalidation = &self.config.invalidation;
                 let (channels, max_pending) = (invalidation.channels.clone(), invalidation.max_pending);
-                let arguments = InvalidationListenerArguments {
-                    context,
-                    peers,
-                    health,
-                    channels,
-                    max_pending,
-                };
+                let arguments =
+                    InvalidationListenerArguments { context, peers, health, channels, max_pending };
                 let (actor, _) = Actor::spawn_linked(None, InvalidationListener, arguments, parent).await?;
                 Ok(actor.get_cell())
             }

@@ -40,9 +40,7 @@ impl RestartPolicy {
     /// A child of this kind ended at `now` after it had run for `ran`.
     pub fn on_exit(&mut self, kind: ChildKind, ran: Duration, now: Instant) -> Decision {
         let history = self.histories.entry(kind).or_default();
-        history
-            .exits
-            .retain(|exit| now.saturating_duration_since(*exit) < WINDOW);
+        history.exits.retain(|exit| now.saturating_duration_since(*exit) < WINDOW);
         if STABLE_AFTER <= ran {
             history.attempts = 0;
         }
@@ -65,11 +63,7 @@ mod tests {
         let mut policy = RestartPolicy::default();
         let start = Instant::now();
         let mut exit = |ran, at| {
-            policy.on_exit(
-                ChildKind::Warmer,
-                Duration::from_secs(ran),
-                start + Duration::from_secs(at),
-            )
+            policy.on_exit(ChildKind::Warmer, Duration::from_secs(ran), start + Duration::from_secs(at))
         };
         assert_eq!(exit(0, 0), Decision::RestartAfter(BACKOFF_MIN));
         assert_eq!(exit(0, 1), Decision::RestartAfter(BACKOFF_MIN * 2));
@@ -78,10 +72,7 @@ mod tests {
             assert!(matches!(exit(0, at), Decision::RestartAfter(_)));
         }
         assert_eq!(exit(0, 54), Decision::GiveUp);
-        assert!(
-            matches!(exit(0, 200), Decision::RestartAfter(_)),
-            "exits outside the window do not count"
-        );
+        assert!(matches!(exit(0, 200), Decision::RestartAfter(_)), "exits outside the window do not count");
     }
 
     #[test]

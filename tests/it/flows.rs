@@ -22,12 +22,7 @@ const DATASET: &str = r#"
 "#;
 
 fn options() -> PassOptions {
-    PassOptions {
-        cancel: CancellationToken::new(),
-        rate: None,
-        progress: None,
-        resume: true,
-    }
+    PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true, began_ms: 0 }
 }
 
 #[tokio::test]
@@ -39,21 +34,14 @@ async fn a_pass_fills_redis_and_events_are_obeyed() {
     assert_eq!((report.stored, report.failures.len()), (1000, 0));
     let mut client = rig.client().await;
     let value: String = client.get("product:42").await.unwrap();
-    assert_eq!(
-        value,
-        r#"{"id":42,"name":"product 42","price_cents":420,"category_id":2}"#
-    );
+    assert_eq!(value, r#"{"id":42,"name":"product 42","price_cents":420,"category_id":2}"#);
 
     rig.postgres
         .execute("update products set price_cents = 1 where id = 42; delete from products where id = 43")
         .await
         .unwrap();
-    let keys = [
-        "product:42".to_owned(),
-        "product:43".to_owned(),
-        "product:44".to_owned(),
-        "other".to_owned(),
-    ];
+    let keys =
+        ["product:42".to_owned(), "product:43".to_owned(), "product:44".to_owned(), "other".to_owned()];
     let _: () = client.set("other", 1).await.unwrap();
     let report = invalidate::keys(&context, &keys, None).await.unwrap();
     assert_eq!((report.stored, report.gone, report.invalidated), (2, 1, 1));
@@ -62,27 +50,15 @@ async fn a_pass_fills_redis_and_events_are_obeyed() {
     let left: bool = client.exists("product:43").await.unwrap();
     assert!(!left);
 
-    rig.postgres
-        .execute("update products set name = 'new' where category_id = 7")
-        .await
-        .unwrap();
-    let report = invalidate::tags(&context, &["category:7".to_owned()], None)
-        .await
-        .unwrap();
+    rig.postgres.execute("update products set name = 'new' where category_id = 7").await.unwrap();
+    let report = invalidate::tags(&context, &["category:7".to_owned()], None).await.unwrap();
     assert_eq!(report.stored, 100);
     let value: String = client.get("product:17").await.unwrap();
     assert!(value.contains("\"name\":\"new\""), "{value}");
-    let report = invalidate::tags(&context, &["category:7".to_owned()], Some(Op::Delete))
-        .await
-        .unwrap();
+    let report = invalidate::tags(&context, &["category:7".to_owned()], Some(Op::Delete)).await.unwrap();
     assert_eq!(report.invalidated, 100);
     let left: bool = client.exists("product:17").await.unwrap();
     assert!(!left);
-    let report = invalidate::tags(&context, &["category:7".to_owned()], Some(Op::Delete))
-        .await
-        .unwrap();
-    assert_eq!(
-        report.invalidated, 0,
-        "members that were deleted have left the tag"
-    );
+    let report = invalidate::tags(&context, &["category:7".to_owned()], Some(Op::Delete)).await.unwrap();
+    assert_eq!(report.invalidated, 0, "members that were deleted have left the tag");
 }

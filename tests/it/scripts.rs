@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::AsyncCommands;
 
-use crate::support::{Rig, RedisRig};
+use crate::support::{RedisRig, Rig};
 
 /// What the scripts must do, in a few lines.
 #[derive(Default)]
@@ -29,7 +29,14 @@ impl Model {
         tags.chain([own, self.floor]).max().unwrap()
     }
 
-    fn store(&mut self, stamp: Stamp, key: &str, value: Option<&str>, tags: &[String], is_pass: bool) -> bool {
+    fn store(
+        &mut self,
+        stamp: Stamp,
+        key: &str,
+        value: Option<&str>,
+        tags: &[String],
+        is_pass: bool,
+    ) -> bool {
         if stamp < self.limit(key, tags) {
             return false;
         }
@@ -55,8 +62,11 @@ async fn begin(redis: &Redis) -> Epoch {
     let seen = redis.head("").await.unwrap();
     let snapshot: Snapshot = "5:5:".parse().unwrap();
     let debt = Debt::new("test");
-    let new = NewEpoch { incarnation: "life", snapshot: &snapshot, debt: &debt, datasets: &[], is_relabel: false };
-    let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else { panic!("not created") };
+    let new =
+        NewEpoch { incarnation: "life", snapshot: &snapshot, debt: &debt, datasets: &[], is_relabel: false };
+    let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else {
+        panic!("not created")
+    };
     redis.adopt(&epoch, "life", "d", ("", "r1"), Duration::from_secs(600)).await.unwrap();
     epoch
 }
@@ -82,7 +92,8 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
         let key = keys[random.random_range(0..keys.len())].clone();
         match random.random_range(0..10) {
             0..6 => {
-                let chosen: Vec<String> = tags.iter().filter(|_| random.random_ratio(1, 4)).cloned().collect();
+                let chosen: Vec<String> =
+                    tags.iter().filter(|_| random.random_ratio(1, 4)).cloned().collect();
                 let is_pass = random.random_ratio(1, 40);
                 let value = (!random.random_ratio(1, 6)).then(|| format!("v{step}"));
                 let mut batch = EntryBatch::default();
@@ -93,8 +104,10 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                 for tag in &chosen {
                     batch.tag(position, tag);
                 }
-                let mode = if is_pass { StoreMode::Floor { job: "", progress: "" } } else { StoreMode::Slots };
-                let answer = store.store(&standing, at, &batch, Duration::from_secs(600), mode).await.unwrap();
+                let mode =
+                    if is_pass { StoreMode::Floor { job: "", progress: "" } } else { StoreMode::Slots };
+                let answer =
+                    store.store(&standing, at, &batch, Duration::from_secs(600), mode).await.unwrap();
                 let Answer::Done(refused) = answer else { panic!("{answer:?}") };
                 let expected = model.store(at, &key, value.as_deref(), &chosen, is_pass);
                 // A pass raises the floor also where its entries are refused one by one.
@@ -104,18 +117,24 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                 assert_eq!(refused.is_empty(), expected, "step {step}: store {key} at {at} with {chosen:?}");
             }
             6 => {
-                let Answer::Done(existing) = store.raise(&standing, at, &[&key]).await.unwrap() else { panic!() };
+                let Answer::Done(existing) = store.raise(&standing, at, &[&key]).await.unwrap() else {
+                    panic!()
+                };
                 model.raise(at, &key);
                 assert_eq!(!existing.is_empty(), model.values.contains_key(&key), "step {step}");
             }
             7 => {
-                let Answer::Done(existed) = store.invalidate(&standing, at, &[&key]).await.unwrap() else { panic!() };
+                let Answer::Done(existed) = store.invalidate(&standing, at, &[&key]).await.unwrap() else {
+                    panic!()
+                };
                 model.raise(at, &key);
                 assert_eq!(!existed.is_empty(), model.values.remove(&key).is_some(), "step {step}");
             }
             _ => {
                 let tag = &tags[random.random_range(0..tags.len())];
-                let Answer::Done(sets) = store.raise_tags(&standing, at, "", &[tag]).await.unwrap() else { panic!() };
+                let Answer::Done(sets) = store.raise_tags(&standing, at, "", &[tag]).await.unwrap() else {
+                    panic!()
+                };
                 let entry = model.tags.entry(slot(tag.as_bytes())).or_default();
                 *entry = at.max(*entry);
                 let mut members = Vec::new();
@@ -144,9 +163,13 @@ async fn the_scripts_decide_as_the_model_under_another_collation() {
     let redis = RedisRig::start_in_english().await;
     // The control: this server really compares strings by collation.
     let mut client = redis.client().await;
-    let by_collation: i64 = redis::Script::new("local n = 0 for i = 0, 255 do for j = 0, 255 do \
-         if (string.char(i) < string.char(j)) ~= (i < j) then n = n + 1 end end end return n")
-        .invoke_async(&mut client).await.unwrap();
+    let by_collation: i64 = redis::Script::new(
+        "local n = 0 for i = 0, 255 do for j = 0, 255 do \
+         if (string.char(i) < string.char(j)) ~= (i < j) then n = n + 1 end end end return n",
+    )
+    .invoke_async(&mut client)
+    .await
+    .unwrap();
     if by_collation == 0 {
         println!("the locale could not be made here, so this is the first test again");
     }
@@ -226,14 +249,16 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     batch.push("k:1", b"value", 10_000);
     store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap();
     let mut client = redis.client().await;
-    let _: () = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query_async(&mut client).await.unwrap();
+    let _: () =
+        redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query_async(&mut client).await.unwrap();
     let error = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap_err();
     assert_eq!(error.refusal, cachekeeper::stores::redis::Refusal::Full, "{error}");
     assert_eq!(store.invalidate(&standing, at, &["k:1"]).await.unwrap(), Answer::Done(vec![0]));
     // An evicted table can be made again.
     let _: () = client.del(&store.keys().stamps).await.unwrap();
     begin(&store).await;
-    let _: () = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(0).query_async(&mut client).await.unwrap();
+    let _: () =
+        redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(0).query_async(&mut client).await.unwrap();
     // A replica takes no writes, and says so.
     let _: () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).query_async(&mut client).await.unwrap();
     let head = store.head("").await.unwrap();

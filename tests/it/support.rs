@@ -23,10 +23,7 @@ impl Rig {
 
     pub async fn start_with(sql: &str, postgres: &[&str], redis: &[&str]) -> Self {
         let (postgres, redis) = tokio::join!(Postgres::start(postgres), Redis::start(redis));
-        let rig = Self {
-            postgres: postgres.unwrap(),
-            redis: redis.unwrap(),
-        };
+        let rig = Self { postgres: postgres.unwrap(), redis: redis.unwrap() };
         rig.postgres.execute(sql).await.unwrap();
         let context = rig.context("");
         context.postgres.migrate().await.unwrap();
@@ -60,11 +57,7 @@ impl Rig {
 
     /// A plain client, as an application has one.
     pub async fn client(&self) -> redis::aio::MultiplexedConnection {
-        redis::Client::open(self.redis.url())
-            .unwrap()
-            .get_multiplexed_async_connection()
-            .await
-            .unwrap()
+        redis::Client::open(self.redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
     }
 }
 
@@ -89,7 +82,8 @@ impl RedisRig {
         if !made.is_ok_and(|made| made.status.success()) {
             println!("localedef could not make en_US.UTF-8");
         }
-        let environment = [("LOCPATH", directory.display().to_string()), ("LC_ALL", "en_US.UTF-8".to_owned())];
+        let environment =
+            [("LOCPATH", directory.display().to_string()), ("LC_ALL", "en_US.UTF-8".to_owned())];
         Self { redis: Redis::start_with(&[], &environment).await.unwrap() }
     }
 

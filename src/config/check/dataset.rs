@@ -30,17 +30,8 @@ pub fn read_all(reader: &mut Reader<'_>, feed_mode: FeedMode) -> Vec<Dataset> {
             "add a [dataset.NAME] with `query` and `key`",
         );
     }
-    let datasets: Vec<Dataset> = names
-        .iter()
-        .filter_map(|name| {
-            One {
-                reader: &mut *reader,
-                name,
-                feed_mode,
-            }
-            .read()
-        })
-        .collect();
+    let datasets: Vec<Dataset> =
+        names.iter().filter_map(|name| One { reader: &mut *reader, name, feed_mode }.read()).collect();
     check_overlaps(reader, &datasets);
     datasets
 }
@@ -79,20 +70,14 @@ impl One<'_, '_> {
     /// The dataset's own setting, or the one that it inherits.
     fn inherited(&self, key: &str) -> String {
         let own = self.own(key);
-        if self.reader.has(&own) {
-            own
-        } else {
-            format!("defaults.{key}")
-        }
+        if self.reader.has(&own) { own } else { format!("defaults.{key}") }
     }
 
     fn read(mut self) -> Option<Dataset> {
         let query = self.query();
         let key = self.key();
         let rows = self.own("rows");
-        let rows = self
-            .reader
-            .choice(&rows, &[("one", Rows::One), ("many", Rows::Many)], Rows::One);
+        let rows = self.reader.choice(&rows, &[("one", Rows::One), ("many", Rows::Many)], Rows::One);
         let sort = self.reader.text(&self.own("sort"));
         if sort.is_some() && rows == Rows::One {
             let path = self.own("sort");
@@ -111,11 +96,8 @@ impl One<'_, '_> {
         let (ttl, ttl_jitter) = (self.inherited("ttl"), self.inherited("ttl_jitter"));
         let (max_stale, negative_ttl) = (self.inherited("max_stale"), self.inherited("negative_ttl"));
         let (on_change, on_miss) = (self.inherited("on_change"), self.inherited("on_miss"));
-        let (batch, ahead, statement) = (
-            self.inherited("batch"),
-            self.own("refresh.ahead"),
-            self.own("write.statement"),
-        );
+        let (batch, ahead, statement) =
+            (self.inherited("batch"), self.own("refresh.ahead"), self.own("write.statement"));
         let compression = self.compression();
         let feed = self.feed();
         let has_refresh = self.reader.has(&self.own("refresh"));
@@ -168,8 +150,7 @@ impl One<'_, '_> {
         };
         let query = query.trim().trim_end_matches(';').trim_end();
         if query.is_empty() {
-            self.reader
-                .error(&path, "the query is empty", "give the SQL that produces the rows");
+            self.reader.error(&path, "the query is empty", "give the SQL that produces the rows");
             return None;
         }
         Some(query.to_owned())
@@ -255,16 +236,9 @@ impl One<'_, '_> {
             Json,
             Raw,
         }
-        let words = [
-            ("msgpack", Word::MessagePack),
-            ("json", Word::Json),
-            ("raw", Word::Raw),
-        ];
-        let (format, numeric, value) = (
-            self.inherited("format"),
-            self.inherited("numeric"),
-            self.own("value"),
-        );
+        let words = [("msgpack", Word::MessagePack), ("json", Word::Json), ("raw", Word::Raw)];
+        let (format, numeric, value) =
+            (self.inherited("format"), self.inherited("numeric"), self.own("value"));
         let word = self.reader.choice(&format, &words, Word::MessagePack);
         let numeric = self.reader.choice(
             &numeric,
@@ -279,9 +253,7 @@ impl One<'_, '_> {
                     "format = \"raw\" needs `value`",
                     "name the column whose bytes are the value",
                 );
-                Format::Raw {
-                    column: String::new(),
-                }
+                Format::Raw { column: String::new() }
             }
             (Word::Raw, Some(column)) => {
                 if rows == Rows::Many {
@@ -301,11 +273,7 @@ impl One<'_, '_> {
                         "remove it, or set the format",
                     );
                 }
-                if word == Word::Json {
-                    Format::Json { numeric }
-                } else {
-                    Format::MessagePack { numeric }
-                }
+                if word == Word::Json { Format::Json { numeric } } else { Format::MessagePack { numeric } }
             }
         }
     }
@@ -315,19 +283,10 @@ impl One<'_, '_> {
         if !self.reader.has(&section) {
             return None;
         }
-        let words = [
-            ("none", None),
-            ("zstd", Some(Codec::Zstd)),
-            ("lz4", Some(Codec::Lz4)),
-        ];
-        let codec = self
-            .reader
-            .choice(&format!("{section}.codec"), &words, Some(Codec::Zstd))?;
+        let words = [("none", None), ("zstd", Some(Codec::Zstd)), ("lz4", Some(Codec::Lz4))];
+        let codec = self.reader.choice(&format!("{section}.codec"), &words, Some(Codec::Zstd))?;
         let min_size = self.reader.size(&format!("{section}.min_size"), 1024);
-        Some(Compression {
-            codec,
-            min_size: usize::try_from(min_size).unwrap_or(usize::MAX),
-        })
+        Some(Compression { codec, min_size: usize::try_from(min_size).unwrap_or(usize::MAX) })
     }
 
     fn feed(&mut self) -> FeedNeed {
@@ -348,21 +307,11 @@ impl One<'_, '_> {
     }
 
     fn scope(&mut self, warm: Option<&Warm>) -> Scope {
-        let default = if warm.is_some_and(|warm| warm.limit.is_none()) {
-            Scope::All
-        } else {
-            Scope::Cached
-        };
+        let default = if warm.is_some_and(|warm| warm.limit.is_none()) { Scope::All } else { Scope::Cached };
         let path = self.own("scope");
-        let scope = self
-            .reader
-            .choice(&path, &[("all", Scope::All), ("cached", Scope::Cached)], default);
+        let scope = self.reader.choice(&path, &[("all", Scope::All), ("cached", Scope::Cached)], default);
         if scope == Scope::All && warm.is_none() {
-            self.reader.error(
-                &path,
-                "scope = \"all\" needs `warm`",
-                "add warm = { on_start = true }",
-            );
+            self.reader.error(&path, "scope = \"all\" needs `warm`", "add warm = { on_start = true }");
         }
         scope
     }
@@ -391,11 +340,7 @@ impl One<'_, '_> {
                 match Schedule::parse(&expression, &timezone) {
                     Ok(schedule) => Some(schedule),
                     Err(error) => {
-                        let path = if error.message.starts_with("time zone") {
-                            zone
-                        } else {
-                            schedule
-                        };
+                        let path = if error.message.starts_with("time zone") { zone } else { schedule };
                         self.reader.error(
                             &path,
                             error.message,
@@ -406,11 +351,7 @@ impl One<'_, '_> {
                 }
             }
             (None, Some(_)) => {
-                self.reader.error(
-                    &zone,
-                    "`timezone` goes with `schedule`",
-                    "add a schedule, or remove it",
-                );
+                self.reader.error(&zone, "`timezone` goes with `schedule`", "add a schedule, or remove it");
                 None
             }
             (None, None) => None,
@@ -439,10 +380,7 @@ impl One<'_, '_> {
                 );
                 continue;
             };
-            rules.extend(
-                self.watch_target(&path, key)
-                    .map(|target| Watch { table, target }),
-            );
+            rules.extend(self.watch_target(&path, key).map(|target| Watch { table, target }));
         }
         rules
     }
@@ -454,10 +392,8 @@ impl One<'_, '_> {
         match (mapping, tag, dataset) {
             (Some(pairs), None, false) => {
                 let mut wanted: Vec<&str> = key.columns().collect();
-                let mut given: Vec<&str> = pairs
-                    .iter()
-                    .map(|(placeholder, _)| placeholder.as_str())
-                    .collect();
+                let mut given: Vec<&str> =
+                    pairs.iter().map(|(placeholder, _)| placeholder.as_str()).collect();
                 wanted.sort_unstable();
                 given.sort_unstable();
                 if wanted != given {

@@ -19,31 +19,19 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub fn new(leaves: &'a Leaves, source: &'a Source, problems: Vec<Diagnostic>) -> Self {
-        Self {
-            leaves,
-            source,
-            problems,
-        }
+        Self { leaves, source, problems }
     }
 
     pub fn error(&mut self, path: &str, message: impl Into<String>, help: &str) {
-        self.problems
-            .push(self.source.problem(path, message, Some(help.to_owned())));
+        self.problems.push(self.source.problem(path, message, Some(help.to_owned())));
     }
 
     pub fn error_within(&mut self, path: &str, offset: usize, message: impl Into<String>, help: &str) {
-        self.problems.push(
-            self.source
-                .problem_within(path, Some(offset), message, Some(help.to_owned())),
-        );
+        self.problems.push(self.source.problem_within(path, Some(offset), message, Some(help.to_owned())));
     }
 
     pub fn warning(&mut self, path: &str, message: impl Into<String>, help: &str) {
-        self.problems.push(
-            self.source
-                .problem(path, message, Some(help.to_owned()))
-                .into_warning(),
-        );
+        self.problems.push(self.source.problem(path, message, Some(help.to_owned())).into_warning());
     }
 
     pub fn has(&self, path: &str) -> bool {
@@ -86,10 +74,7 @@ impl<'a> Reader<'a> {
         let Some(Leaf::Integer(number)) = self.leaves.get(path) else {
             return None;
         };
-        match u64::try_from(*number)
-            .ok()
-            .filter(|number| allowed.contains(number))
-        {
+        match u64::try_from(*number).ok().filter(|number| allowed.contains(number)) {
             Some(number) => Some(number),
             None => {
                 let help = format!("give {} to {}", allowed.start(), allowed.end());
@@ -108,11 +93,8 @@ impl<'a> Reader<'a> {
         match parse_duration(&text) {
             Ok(duration) if allowed.contains(&duration) => Some(duration),
             Ok(_) => {
-                let help = format!(
-                    "give {} to {}",
-                    show_duration(*allowed.start()),
-                    show_duration(*allowed.end())
-                );
+                let help =
+                    format!("give {} to {}", show_duration(*allowed.start()), show_duration(*allowed.end()));
                 self.error(path, format!("{text:?} is out of range"), &help);
                 None
             }
@@ -140,11 +122,7 @@ impl<'a> Reader<'a> {
         match parse_share(&text) {
             Ok(share) if allowed.contains(&share) => share,
             Ok(_) => {
-                let help = format!(
-                    "give {:.0}% to {:.0}%",
-                    allowed.start() * 100.0,
-                    allowed.end() * 100.0
-                );
+                let help = format!("give {:.0}% to {:.0}%", allowed.start() * 100.0, allowed.end() * 100.0);
                 self.error(path, format!("{text:?} is out of range"), &help);
                 default
             }

@@ -53,11 +53,7 @@ impl Postgres {
             .acquire_timeout(settings.connect_timeout)
             .idle_timeout(Duration::from_secs(300))
             .connect_lazy_with(options.clone());
-        Ok(Self {
-            pool,
-            options,
-            connect_timeout: settings.connect_timeout,
-        })
+        Ok(Self { pool, options, connect_timeout: settings.connect_timeout })
     }
 
     /// Asks whether the server answers.
@@ -66,9 +62,7 @@ impl Postgres {
     /// [`SourceError`], with what to do about it.
     pub async fn ping(&self) -> Result<(), SourceError> {
         let reply = sqlx::query("select 1").execute(&self.pool).await;
-        reply
-            .map(drop)
-            .map_err(|source| SourceError::new("reach the server", source))
+        reply.map(drop).map_err(|source| SourceError::new("reach the server", source))
     }
 
     /// A connection of its own, without a time limit for statements: for passes.

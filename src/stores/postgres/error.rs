@@ -52,19 +52,11 @@ pub enum Trouble {
 
 impl SourceError {
     pub(super) fn new(what: &'static str, source: Error) -> Self {
-        Self {
-            what,
-            trouble: trouble(&source),
-            source,
-        }
+        Self { what, trouble: trouble(&source), source }
     }
 
     pub(super) fn with(what: &'static str, trouble: Trouble, detail: String) -> Self {
-        Self {
-            what,
-            trouble,
-            source: Error::Protocol(detail),
-        }
+        Self { what, trouble, source: Error::Protocol(detail) }
     }
 
     /// Whether waiting helps.
@@ -93,10 +85,7 @@ impl SourceError {
     }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the driver's enum is non-exhaustive"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the driver's enum is non-exhaustive")]
 fn trouble(error: &Error) -> Trouble {
     match error {
         Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {

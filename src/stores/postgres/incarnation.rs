@@ -29,10 +29,8 @@ impl Postgres {
     pub async fn poll(&self) -> Result<Poll, SourceError> {
         let what = "take a snapshot";
         let sql = sqlx::AssertSqlSafe(format!("select pg_current_snapshot()::text, {INCARNATION}"));
-        let row = sqlx::query(sql)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(|source| SourceError::new(what, source))?;
+        let row =
+            sqlx::query(sql).fetch_one(&self.pool).await.map_err(|source| SourceError::new(what, source))?;
         let snapshot: String = row.try_get(0).map_err(|source| SourceError::new(what, source))?;
         let incarnation: Option<String> = row.try_get(1).map_err(|source| SourceError::new(what, source))?;
         read_stamped(what, &snapshot, incarnation)
@@ -54,10 +52,7 @@ impl Postgres {
              select gen_random_uuid(), pg_postmaster_start_time(), d.oid from pg_database d \
              where d.datname = current_database() on conflict do nothing",
         ] {
-            sqlx::query(statement)
-                .execute(&mut *transaction)
-                .await
-                .map_err(error)?;
+            sqlx::query(statement).execute(&mut *transaction).await.map_err(error)?;
         }
         transaction.commit().await.map_err(error)
     }
@@ -69,19 +64,10 @@ pub(super) fn read_stamped(
     incarnation: Option<String>,
 ) -> Result<Poll, SourceError> {
     let Some(incarnation) = incarnation else {
-        return Err(SourceError::with(
-            what,
-            Trouble::NoIncarnation,
-            "no incarnation is recorded".to_owned(),
-        ));
+        return Err(SourceError::with(what, Trouble::NoIncarnation, "no incarnation is recorded".to_owned()));
     };
-    let snapshot = snapshot
-        .parse()
-        .map_err(|stamp: crate::domain::stamp::StampError| {
-            SourceError::with(what, Trouble::Reply, stamp.to_string())
-        })?;
-    Ok(Poll {
-        snapshot,
-        incarnation,
-    })
+    let snapshot = snapshot.parse().map_err(|stamp: crate::domain::stamp::StampError| {
+        SourceError::with(what, Trouble::Reply, stamp.to_string())
+    })?;
+    Ok(Poll { snapshot, incarnation })
 }

@@ -64,30 +64,19 @@ impl Postgres {
         let what = "find out what a query reads";
         let error = |source| SourceError::new(what, source);
         let mut transaction = self.pool.begin().await.map_err(error)?;
-        transaction
-            .execute("set transaction read write")
-            .await
-            .map_err(error)?;
+        transaction.execute("set transaction read write").await.map_err(error)?;
         let view = format!("create temporary view cachekeeper_inspected as select q.* from (\n{query}\n) q");
         transaction.execute(AssertSqlSafe(view)).await.map_err(error)?;
         let mut inspection = Inspection::default();
-        for row in sqlx::query(RELATIONS)
-            .persistent(false)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(error)?
+        for row in
+            sqlx::query(RELATIONS).persistent(false).fetch_all(&mut *transaction).await.map_err(error)?
         {
             let name: String = row.try_get(0).map_err(error)?;
             let kind: String = row.try_get(1).map_err(error)?;
-            inspection
-                .relations
-                .push((name, kind.chars().next().unwrap_or('r')));
+            inspection.relations.push((name, kind.chars().next().unwrap_or('r')));
         }
-        for row in sqlx::query(FUNCTIONS)
-            .persistent(false)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(error)?
+        for row in
+            sqlx::query(FUNCTIONS).persistent(false).fetch_all(&mut *transaction).await.map_err(error)?
         {
             let volatility: String = row.try_get(1).map_err(error)?;
             inspection.functions.push(Function {

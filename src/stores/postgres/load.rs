@@ -48,10 +48,8 @@ impl Postgres {
         let what = "load entries";
         let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
         let statement = sqlx::query_with(AssertSqlSafe(source.by_key.clone()), arguments);
-        let mut rows = statement
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|error| SourceError::new(what, error))?;
+        let mut rows =
+            statement.fetch_all(&self.pool).await.map_err(|error| SourceError::new(what, error))?;
         let Some(first) = rows.first() else {
             return Err(SourceError::with(
                 what,
@@ -94,11 +92,7 @@ impl Postgres {
                 "the pass returned no row at all".to_owned(),
             ));
         };
-        Ok(Pass {
-            poll: read_poll(what, &first)?,
-            rows,
-            reader,
-        })
+        Ok(Pass { poll: read_poll(what, &first)?, rows, reader })
     }
 
     /// The keys of a pass with a limit, the most wanted first; none if the dataset has no limit.
@@ -111,23 +105,15 @@ impl Postgres {
             return Ok(None);
         };
         let mut connection = self.open_unlimited().await?;
-        let casts: Vec<String> = (1..=source.key_columns.len())
-            .map(|column| format!("k.c{column}::text"))
-            .collect();
-        let names: Vec<String> = (1..=source.key_columns.len())
-            .map(|column| format!("c{column}"))
-            .collect();
-        let sql = format!(
-            "select {} from ({sql}) k ({})",
-            casts.join(", "),
-            names.join(", ")
-        );
+        let casts: Vec<String> =
+            (1..=source.key_columns.len()).map(|column| format!("k.c{column}::text")).collect();
+        let names: Vec<String> = (1..=source.key_columns.len()).map(|column| format!("c{column}")).collect();
+        let sql = format!("select {} from ({sql}) k ({})", casts.join(", "), names.join(", "));
         let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await;
         let mut keys = Vec::new();
         for row in rows.map_err(|error| SourceError::new(what, error))? {
-            let values: Result<Vec<Option<String>>, _> = (0..source.key_columns.len())
-                .map(|column| row.try_get(column))
-                .collect();
+            let values: Result<Vec<Option<String>>, _> =
+                (0..source.key_columns.len()).map(|column| row.try_get(column)).collect();
             let values = values.map_err(|error| SourceError::new(what, error))?;
             keys.extend(values.into_iter().collect::<Option<Vec<String>>>());
         }
@@ -155,8 +141,7 @@ impl Drop for Pass {
 impl DatasetSource {
     fn has_key(&self, row: &Row) -> bool {
         self.key_columns.iter().any(|column| {
-            row.try_get_raw(Self::FIRST_COLUMN + column)
-                .is_ok_and(|value| !sqlx::ValueRef::is_null(&value))
+            row.try_get_raw(Self::FIRST_COLUMN + column).is_ok_and(|value| !sqlx::ValueRef::is_null(&value))
         })
     }
 }
@@ -209,11 +194,7 @@ fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {
     let snapshot: Option<String> = row.try_get(0).map_err(|error| SourceError::new(what, error))?;
     let incarnation: Option<String> = row.try_get(1).map_err(|error| SourceError::new(what, error))?;
     let Some(snapshot) = snapshot else {
-        return Err(SourceError::with(
-            what,
-            Trouble::Reply,
-            "the first row carries no snapshot".to_owned(),
-        ));
+        return Err(SourceError::with(what, Trouble::Reply, "the first row carries no snapshot".to_owned()));
     };
     read_stamped(what, &snapshot, incarnation)
 }

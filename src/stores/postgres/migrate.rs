@@ -25,30 +25,18 @@ impl Postgres {
         let what = "install the schema `cachekeeper`";
         let error = |source| SourceError::new(what, source);
         let mut connection = self.open_unlimited().await?;
-        connection
-            .execute("set default_transaction_read_only = off")
-            .await
-            .map_err(error)?;
+        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
         let exists: Option<bool> =
             sqlx::query_scalar("select exists (select from pg_namespace where nspname = 'cachekeeper')")
                 .fetch_one(&mut connection)
                 .await
                 .map_err(error)?;
         if exists != Some(true) {
-            connection
-                .execute("create schema if not exists cachekeeper")
-                .await
-                .map_err(error)?;
+            connection.execute("create schema if not exists cachekeeper").await.map_err(error)?;
         }
         // The table of applied migrations belongs into the schema too.
-        connection
-            .execute("set search_path = cachekeeper, pg_catalog")
-            .await
-            .map_err(error)?;
-        MIGRATIONS
-            .run_direct(None, &mut connection, false)
-            .await
-            .map_err(|source| error(source.into()))?;
+        connection.execute("set search_path = cachekeeper, pg_catalog").await.map_err(error)?;
+        MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|source| error(source.into()))?;
         connection.close().await.map_err(error)?;
         self.record_incarnation().await?;
         self.migration_state().await
@@ -65,10 +53,7 @@ impl Postgres {
                 .fetch_all(&self.pool)
                 .await
                 .map_err(|source| SourceError::new(what, source))?;
-        let known = MIGRATIONS
-            .iter()
-            .map(|step| (step.version, step.description.to_string()))
-            .collect();
+        let known = MIGRATIONS.iter().map(|step| (step.version, step.description.to_string())).collect();
         Ok(MigrationState { known, applied })
     }
 
@@ -85,14 +70,8 @@ impl Postgres {
         let what = "remove the schema `cachekeeper`";
         let error = |source| SourceError::new(what, source);
         let mut connection = self.open_unlimited().await?;
-        connection
-            .execute("set default_transaction_read_only = off")
-            .await
-            .map_err(error)?;
-        connection
-            .execute("drop schema if exists cachekeeper cascade")
-            .await
-            .map_err(error)?;
+        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
+        connection.execute("drop schema if exists cachekeeper cascade").await.map_err(error)?;
         Ok(())
     }
 }

@@ -67,10 +67,7 @@ impl DatasetSource {
     #[must_use]
     pub fn alphabet(&self, column: &str) -> Alphabet {
         let found = self.columns.iter().find(|(name, _)| name == column);
-        match found
-            .map(|(_, kind)| base_type(kind).name().to_owned())
-            .as_deref()
-        {
+        match found.map(|(_, kind)| base_type(kind).name().to_owned()).as_deref() {
             Some("INT2" | "INT4" | "INT8") => Alphabet::Integer,
             Some("UUID") => Alphabet::Uuid,
             _ => Alphabet::Any,
@@ -81,10 +78,7 @@ impl DatasetSource {
     #[must_use]
     pub fn can_hold(&self, values: &[String]) -> bool {
         values.len() == self.key_types.len()
-            && values
-                .iter()
-                .enumerate()
-                .all(|(position, text)| self.accepts(position, text))
+            && values.iter().enumerate().all(|(position, text)| self.accepts(position, text))
     }
 
     fn accepts(&self, position: usize, text: &str) -> bool {
@@ -113,11 +107,7 @@ impl Postgres {
         dataset: &Dataset,
     ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
         let what = "describe a query";
-        let mut connection = self
-            .pool
-            .acquire()
-            .await
-            .map_err(|source| SourceError::new(what, source))?;
+        let mut connection = self.pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
         // The parentheses make a second statement, or a statement that is no query, a syntax error. The query
         // stands on lines of its own, so that a comment at its end ends there.
         let opening = "select q.* from (\n";
@@ -129,9 +119,7 @@ impl Postgres {
                 if error.is_transient() || error.trouble == super::Trouble::Forbidden {
                     return Err(error);
                 }
-                let offset = error
-                    .position()
-                    .and_then(|position| position.checked_sub(opening.len()));
+                let offset = error.position().and_then(|position| position.checked_sub(opening.len()));
                 return Ok(Err(SourceProblem {
                     setting: "query",
                     message: format!("Postgres does not accept the query: {}", database_message(&error)),
@@ -152,10 +140,10 @@ impl Postgres {
 }
 
 fn database_message(error: &SourceError) -> String {
-    error.source.as_database_error().map_or_else(
-        || error.source.to_string(),
-        |database| database.message().to_owned(),
-    )
+    error
+        .source
+        .as_database_error()
+        .map_or_else(|| error.source.to_string(), |database| database.message().to_owned())
 }
 
 fn make_source(
@@ -184,22 +172,10 @@ fn make_source(
         offset: None,
     })?;
     let named = |index: &usize| columns.get(*index);
-    let key_types: Vec<KeyType> = key_columns
-        .iter()
-        .filter_map(named)
-        .map(|(_, kind)| key_type(kind))
-        .collect();
-    let key_names: Vec<String> = key_columns
-        .iter()
-        .filter_map(named)
-        .map(|(name, _)| quote(name))
-        .collect();
-    let statements = Statements {
-        dataset,
-        columns: &columns,
-        key_names: &key_names,
-        key_types: &key_types,
-    };
+    let key_types: Vec<KeyType> =
+        key_columns.iter().filter_map(named).map(|(_, kind)| key_type(kind)).collect();
+    let key_names: Vec<String> = key_columns.iter().filter_map(named).map(|(name, _)| quote(name)).collect();
+    let statements = Statements { dataset, columns: &columns, key_names: &key_names, key_types: &key_types };
     Ok(DatasetSource {
         by_key: statements.by_key(),
         pass: statements.pass(false),
@@ -226,10 +202,7 @@ fn find_columns(
                 setting,
                 message: format!("{template} uses {{{placeholder}}}, but the query has no such column"),
                 help: format!("columns: {}", names.join(", ")),
-                offset: template
-                    .as_str()
-                    .find(&format!("{{{placeholder}}}"))
-                    .map(|at| at + 1),
+                offset: template.as_str().find(&format!("{{{placeholder}}}")).map(|at| at + 1),
             });
         };
         found.push(index);
@@ -247,21 +220,13 @@ struct Statements<'a> {
 impl Statements<'_> {
     /// The entries of given keys, with the snapshot and the incarnation also where no row matches (R1).
     fn by_key(&self) -> String {
-        let parameters: Vec<String> = self
-            .key_types
-            .iter()
-            .enumerate()
-            .map(|(index, kind)| kind.parameter(index + 1))
-            .collect();
+        let parameters: Vec<String> =
+            self.key_types.iter().enumerate().map(|(index, kind)| kind.parameter(index + 1)).collect();
         let condition = match (self.key_names, parameters.as_slice()) {
             ([name], [parameter]) => format!("q0.{name} = any({parameter})"),
             (names, parameters) => format!(
                 "({}) in (select * from unnest({}))",
-                names
-                    .iter()
-                    .map(|name| format!("q0.{name}"))
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                names.iter().map(|name| format!("q0.{name}")).collect::<Vec<_>>().join(", "),
                 parameters.join(", ")
             ),
         };

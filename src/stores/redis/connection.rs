@@ -20,10 +20,7 @@ pub struct Redis {
 
 impl std::fmt::Debug for Redis {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Redis")
-            .field("keys", &self.keys)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Redis").field("keys", &self.keys).finish_non_exhaustive()
     }
 }
 
@@ -55,11 +52,7 @@ impl Redis {
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout));
         let connection = client.get_connection_manager_lazy(manager).map_err(error)?;
-        Ok(Self {
-            client,
-            connection,
-            keys: Keyspace::new(namespace),
-        })
+        Ok(Self { client, connection, keys: Keyspace::new(namespace) })
     }
 
     /// Cachekeeper's own keys in this database.
@@ -75,9 +68,7 @@ impl Redis {
     pub async fn ping(&self) -> Result<(), CacheError> {
         let mut connection = self.connection.clone();
         let reply: Result<String, _> = redis::cmd("PING").query_async(&mut connection).await;
-        reply
-            .map(drop)
-            .map_err(|source| CacheError::new("reach the server", source))
+        reply.map(drop).map_err(|source| CacheError::new("reach the server", source))
     }
 
     pub(super) async fn command<T: redis::FromRedisValue>(
@@ -86,9 +77,6 @@ impl Redis {
         command: &redis::Cmd,
     ) -> Result<T, CacheError> {
         let mut connection = self.connection.clone();
-        command
-            .query_async(&mut connection)
-            .await
-            .map_err(|source| CacheError::new(what, source))
+        command.query_async(&mut connection).await.map_err(|source| CacheError::new(what, source))
     }
 }

@@ -57,11 +57,8 @@ impl Redis {
             StoreMode::Floor { job, progress } => ("floor", job, progress),
             StoreMode::Counted { job } => ("slots", job, ""),
         };
-        call.arg(&stamp.to_bytes())
-            .arg(raises.as_bytes())
-            .arg(self.keys.tag_prefix().as_bytes());
-        call.number(longest_life.as_secs() + 1)
-            .number(window_width(longest_life));
+        call.arg(&stamp.to_bytes()).arg(raises.as_bytes()).arg(self.keys.tag_prefix().as_bytes());
+        call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
         call.arg(job.as_bytes()).arg(progress.as_bytes());
         call.arg(&pack_slots(batch.iter().map(|entry| entry.key)));
         call.number(batch.tag_count() as u64);
@@ -122,8 +119,7 @@ impl Redis {
         job: &str,
         tag_set: &str,
     ) -> Result<Answer<Vec<usize>>, CacheError> {
-        self.raise_and(standing, stamp, keys, "delete", job, tag_set)
-            .await
+        self.raise_and(standing, stamp, keys, "delete", job, tag_set).await
     }
 
     async fn raise_and(
@@ -140,11 +136,8 @@ impl Redis {
             call.arg(key.as_ref().as_bytes());
         }
         call.standing(standing);
-        call.arg(&stamp.to_bytes())
-            .arg(then.as_bytes())
-            .arg(job.as_bytes());
-        call.arg(&pack_slots(keys.iter().map(AsRef::as_ref)))
-            .arg(tag_set.as_bytes());
+        call.arg(&stamp.to_bytes()).arg(then.as_bytes()).arg(job.as_bytes());
+        call.arg(&pack_slots(keys.iter().map(AsRef::as_ref))).arg(tag_set.as_bytes());
         match call.run_fenced(self).await? {
             Answer::Done(reply) => Ok(Answer::Done(call.read(reply)?)),
             Answer::Gone(gone) => Ok(Answer::Gone(gone)),
@@ -198,11 +191,7 @@ impl Redis {
         }
         let mut pipeline = redis::pipe();
         for key in keys {
-            pipeline
-                .cmd("GET")
-                .arg(key.as_ref())
-                .cmd("PTTL")
-                .arg(key.as_ref());
+            pipeline.cmd("GET").arg(key.as_ref()).cmd("PTTL").arg(key.as_ref());
         }
         let mut connection = self.connection.clone();
         let flat: Vec<redis::Value> = pipeline

@@ -53,9 +53,7 @@ impl Debt {
     /// The reason alone.
     #[must_use]
     pub fn reason(&self) -> &str {
-        self.0
-            .rsplit_once(' ')
-            .map_or(self.0.as_str(), |(reason, _)| reason)
+        self.0.rsplit_once(' ').map_or(self.0.as_str(), |(reason, _)| reason)
     }
 }
 
@@ -80,6 +78,8 @@ pub struct Head {
     pub revisions: BTreeMap<String, String>,
     /// Where interrupted passes stand.
     pub passes: BTreeMap<String, String>,
+    /// When the last whole pass of a dataset began, in Unix milliseconds.
+    pub warmed: BTreeMap<String, u64>,
     /// Incarnations that are over.
     pub retired: Vec<String>,
     /// Since when Postgres has not answered, in Unix milliseconds.
@@ -123,6 +123,20 @@ pub enum Adoption {
     Lost,
 }
 
+/// What a finished job has settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paid<'a> {
+    /// Nothing that is written down.
+    Nothing,
+    /// A debt.
+    Debt(&'a Debt),
+    /// A pass, so that other workers need not repeat it.
+    Pass {
+        /// When it began, in Unix milliseconds.
+        began_ms: u64,
+    },
+}
+
 /// How a claim ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
@@ -140,8 +154,7 @@ impl Redis {
     /// [`CacheError`].
     pub async fn head(&self, job: &str) -> Result<Head, CacheError> {
         let mut call = Call::new(if job.is_empty() { &HEAD } else { &HEAD_COUNTED }, 3);
-        call.arg(self.keys.head.as_bytes())
-            .arg(self.keys.stamps.as_bytes());
+        call.arg(self.keys.head.as_bytes()).arg(self.keys.stamps.as_bytes());
         call.arg(self.keys.tag_stamps.as_bytes()).arg(job.as_bytes());
         let reply = call.run(self).await?;
         let fields: Vec<Vec<u8>> = match reply {
@@ -158,15 +171,12 @@ impl Redis {
     pub async fn create_epoch(&self, seen: &Head, new: &NewEpoch<'_>) -> Result<Creation, CacheError> {
         let epoch = Epoch::random();
         let mut call = Call::new(&CREATE_EPOCH, 4);
-        call.arg(self.keys.head.as_bytes())
-            .arg(self.keys.stamps.as_bytes());
-        call.arg(self.keys.tag_stamps.as_bytes())
-            .arg(self.keys.watermark.as_bytes());
+        call.arg(self.keys.head.as_bytes()).arg(self.keys.stamps.as_bytes());
+        call.arg(self.keys.tag_stamps.as_bytes()).arg(self.keys.watermark.as_bytes());
         call.arg(seen.epoch.as_ref().map_or(&[], Epoch::as_bytes));
         call.arg(seen.incarnation.as_deref().unwrap_or_default().as_bytes());
         call.arg(epoch.as_bytes()).arg(new.incarnation.as_bytes());
-        call.arg(&new.snapshot.stamp().to_bytes())
-            .arg(new.snapshot.as_str().as_bytes());
+        call.arg(&new.snapshot.stamp().to_bytes()).arg(new.snapshot.as_str().as_bytes());
         call.arg(new.debt.0.as_bytes());
         call.arg(if new.is_relabel { b"relabel" } else { b"new" });
         for dataset in new.datasets {
@@ -193,19 +203,12 @@ impl Redis {
         (seen, revision): (&str, &str),
         longest_life: Duration,
     ) -> Result<Answer<Adoption>, CacheError> {
-        let standing = Standing {
-            epoch,
-            incarnation,
-            dataset: "",
-            revision: "",
-        };
+        let standing = Standing { epoch, incarnation, dataset: "", revision: "" };
         let mut call = Call::fenced(&ADOPT, self, 0);
         call.standing(&standing);
         call.arg(seen.as_bytes()).arg(revision.as_bytes());
-        call.number(longest_life.as_secs() + 1)
-            .number(window_width(longest_life));
-        call.arg(Debt::new("redefined").0.as_bytes())
-            .arg(dataset.as_bytes());
+        call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
+        call.arg(Debt::new("redefined").0.as_bytes()).arg(dataset.as_bytes());
         match call.run_fenced(self).await? {
             Answer::Gone(gone) => Ok(Answer::Gone(gone)),
             Answer::Done(reply) => match call.read::<String>(reply)?.as_str() {
@@ -229,12 +232,7 @@ impl Redis {
         datasets: &[String],
     ) -> Result<Answer<u64>, CacheError> {
         let mut call = Call::fenced(&OWE, self, 0);
-        call.standing(&Standing {
-            epoch,
-            incarnation,
-            dataset: "",
-            revision: "",
-        });
+        call.standing(&Standing { epoch, incarnation, dataset: "", revision: "" });
         call.arg(debt.0.as_bytes());
         for dataset in datasets {
             call.arg(dataset.as_bytes());
@@ -245,7 +243,7 @@ impl Redis {
         }
     }
 
-    /// Ends a counted job: its debt, if it paid one, is struck out.
+    /// Ends a counted job; what it has settled is written down.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -254,12 +252,17 @@ impl Redis {
         standing: &Standing<'_>,
         job: &str,
         count: u64,
-        debt: Option<&Debt>,
+        paid: Paid<'_>,
     ) -> Result<Answer<Claim>, CacheError> {
         let mut call = Call::fenced(&CLAIM, self, 0);
         call.standing(standing);
         call.arg(job.as_bytes()).number(count);
-        call.arg(debt.map_or(&[], |debt| debt.0.as_bytes()));
+        let (debt, began) = match paid {
+            Paid::Nothing => ("", String::new()),
+            Paid::Debt(debt) => (debt.0.as_str(), String::new()),
+            Paid::Pass { began_ms } => ("", began_ms.to_string()),
+        };
+        call.arg(debt.as_bytes()).arg(began.as_bytes());
         match call.run_fenced(self).await? {
             Answer::Gone(gone) => Ok(Answer::Gone(gone)),
             Answer::Done(reply) => match call.read::<String>(reply)?.as_str() {
@@ -276,11 +279,7 @@ impl Redis {
     /// [`CacheError`].
     pub async fn note_outage(&self, since_ms: Option<u64>) -> Result<(), CacheError> {
         let command = match since_ms {
-            Some(since) => redis::cmd("HSETNX")
-                .arg(&self.keys.head)
-                .arg("outage")
-                .arg(since)
-                .to_owned(),
+            Some(since) => redis::cmd("HSETNX").arg(&self.keys.head).arg("outage").arg(since).to_owned(),
             None => redis::cmd("HDEL").arg(&self.keys.head).arg("outage").to_owned(),
         };
         self.command::<Value>("note an outage", &command).await.map(drop)
@@ -292,10 +291,7 @@ fn parse_head(fields: &[Vec<u8>]) -> Head {
     let mut head = Head::default();
     let mut flat = fields.iter();
     head.is_whole = flat.next().is_some_and(|whole| whole == b"1");
-    head.counted = flat
-        .next()
-        .and_then(|count| text(count).parse().ok())
-        .unwrap_or_default();
+    head.counted = flat.next().and_then(|count| text(count).parse().ok()).unwrap_or_default();
     while let (Some(field), Some(value)) = (flat.next(), flat.next()) {
         let field = text(field);
         match field.split_once(':').unwrap_or((&field, "")) {
@@ -306,6 +302,11 @@ fn parse_head(fields: &[Vec<u8>]) -> Head {
             ("owed", dataset) => drop(head.owed.insert(dataset.to_owned(), Debt(text(value)))),
             ("rev", dataset) => drop(head.revisions.insert(dataset.to_owned(), text(value))),
             ("pass", dataset) => drop(head.passes.insert(dataset.to_owned(), text(value))),
+            ("warmed", dataset) => {
+                if let Ok(began) = text(value).parse() {
+                    head.warmed.insert(dataset.to_owned(), began);
+                }
+            }
             ("retired", incarnation) => head.retired.push(incarnation.to_owned()),
             ("outage", _) => head.outage_since = text(value).parse().ok(),
             _ => {}

@@ -47,22 +47,14 @@ impl std::fmt::Display for Refusal {
 
 impl CacheError {
     pub(super) fn new(what: &'static str, source: RedisError) -> Self {
-        Self {
-            what,
-            refusal: refusal(&source),
-            source,
-        }
+        Self { what, refusal: refusal(&source), source }
     }
 
     /// A reply that does not have the agreed form.
     pub(super) fn unexpected(what: &'static str, reply: &str) -> Self {
         let detail = reply.chars().take(200).collect::<String>();
         let source = RedisError::from((ErrorKind::UnexpectedReturnType, "unexpected reply", detail));
-        Self {
-            what,
-            refusal: Refusal::Other,
-            source,
-        }
+        Self { what, refusal: Refusal::Other, source }
     }
 
     /// Whether Redis was not reached, or broke off.
@@ -88,10 +80,7 @@ impl Refusal {
     }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the driver's enums are non-exhaustive"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the driver's enums are non-exhaustive")]
 fn refusal(error: &RedisError) -> Refusal {
     if error.is_io_error()
         || error.is_timeout()

@@ -49,9 +49,7 @@ impl Redis {
         life: Duration,
     ) -> Result<LeaseAttempt, CacheError> {
         let mut call = Call::new(&LEASE_ACQUIRE, 1);
-        call.arg(self.keys.lock(name).as_bytes())
-            .arg(owner.as_bytes())
-            .number(millis(life));
+        call.arg(self.keys.lock(name).as_bytes()).arg(owner.as_bytes()).number(millis(life));
         let reply = call.run(self).await?;
         let values: Vec<redis::Value> = call.read(reply)?;
         match values.as_slice() {
@@ -62,10 +60,7 @@ impl Redis {
             })),
             [_, redis::Value::Int(left), redis::Value::BulkString(holder)] => {
                 let holder = String::from_utf8_lossy(holder);
-                let owner = holder
-                    .split_once(' ')
-                    .map_or(holder.as_ref(), |(_, owner)| owner)
-                    .to_owned();
+                let owner = holder.split_once(' ').map_or(holder.as_ref(), |(_, owner)| owner).to_owned();
                 Ok(LeaseAttempt::Held {
                     owner,
                     left: Duration::from_millis(u64::try_from(*left).unwrap_or_default()),
@@ -98,8 +93,7 @@ impl Redis {
     /// [`CacheError`]; then it ends by itself.
     pub async fn release_lease(&self, grant: &LeaseGrant) -> Result<bool, CacheError> {
         let mut call = Call::new(&LEASE_RELEASE, 1);
-        call.arg(self.keys.lock(&grant.name).as_bytes())
-            .arg(grant.content().as_bytes());
+        call.arg(self.keys.lock(&grant.name).as_bytes()).arg(grant.content().as_bytes());
         let reply = call.run(self).await?;
         call.read(reply)
     }

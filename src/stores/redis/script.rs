@@ -168,10 +168,7 @@ impl Call {
         let load = redis::cmd("SCRIPT").arg("LOAD").arg(&self.script.text).to_owned();
         let loaded: Result<String, _> = load.query_async(&mut connection).await;
         loaded.map_err(|source| CacheError::new(name, source))?;
-        self.command
-            .query_async(&mut connection)
-            .await
-            .map_err(|source| CacheError::new(name, source))
+        self.command.query_async(&mut connection).await.map_err(|source| CacheError::new(name, source))
     }
 
     /// Runs a fenced script.

@@ -36,11 +36,7 @@ impl ServerFacts {
     /// The major version, 0 if it cannot be told.
     #[must_use]
     pub fn major(&self) -> u32 {
-        self.version
-            .split('.')
-            .next()
-            .and_then(|major| major.parse().ok())
-            .unwrap_or_default()
+        self.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default()
     }
 }
 
@@ -52,9 +48,8 @@ impl Redis {
     pub async fn facts(&self) -> Result<ServerFacts, CacheError> {
         let mut facts = ServerFacts::default();
         for section in ["server", "replication", "memory", "stats"] {
-            let text: String = self
-                .command("ask what the server is", redis::cmd("INFO").arg(section))
-                .await?;
+            let text: String =
+                self.command("ask what the server is", redis::cmd("INFO").arg(section)).await?;
             for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
                 match name {
                     "redis_version" => facts.version = value.to_owned(),
@@ -102,20 +97,13 @@ impl Redis {
     /// [`CacheError`], for example where `CONFIG` is not allowed.
     pub async fn enable_miss_events(&self) -> Result<(), CacheError> {
         let what = "turn key-miss events on (notify-keyspace-events)";
-        let get = redis::cmd("CONFIG")
-            .arg("GET")
-            .arg("notify-keyspace-events")
-            .to_owned();
+        let get = redis::cmd("CONFIG").arg("GET").arg("notify-keyspace-events").to_owned();
         let (_, mut flags): (String, String) = self.command(what, &get).await?;
         if flags.contains('E') && flags.contains('m') {
             return Ok(());
         }
         flags.push_str("Em");
-        let set = redis::cmd("CONFIG")
-            .arg("SET")
-            .arg("notify-keyspace-events")
-            .arg(flags)
-            .to_owned();
+        let set = redis::cmd("CONFIG").arg("SET").arg("notify-keyspace-events").arg(flags).to_owned();
         self.command::<redis::Value>(what, &set).await.map(drop)
     }
 

@@ -60,28 +60,18 @@ impl Redis {
     ) -> Result<Subscription, CacheError> {
         let what = "subscribe";
         let opened = tokio::time::timeout(reply_limit, self.client.get_async_pubsub()).await;
-        let pubsub = opened
-            .map_err(|_elapsed| timed_out(what))?
-            .map_err(|source| CacheError::new(what, source))?;
+        let pubsub =
+            opened.map_err(|_elapsed| timed_out(what))?.map_err(|source| CacheError::new(what, source))?;
         let (mut sink, stream) = pubsub.split();
         if !channels.is_empty() {
-            sink.subscribe(channels)
-                .await
-                .map_err(|source| CacheError::new(what, source))?;
+            sink.subscribe(channels).await.map_err(|source| CacheError::new(what, source))?;
         }
         if with_misses {
             let database = self.client.get_connection_info().redis_settings().db();
             let pattern = MISS_PATTERN.replace('*', &database.to_string());
-            sink.subscribe(&[pattern])
-                .await
-                .map_err(|source| CacheError::new(what, source))?;
+            sink.subscribe(&[pattern]).await.map_err(|source| CacheError::new(what, source))?;
         }
-        Ok(Subscription {
-            sink,
-            stream,
-            heartbeat,
-            reply_limit,
-        })
+        Ok(Subscription { sink, stream, heartbeat, reply_limit })
     }
 }
 
@@ -96,9 +86,7 @@ impl Subscription {
                 let channel = message.get_channel_name().to_owned();
                 let body = message.get_payload_bytes().to_vec();
                 if channel.starts_with("__keyevent@") {
-                    return Ok(Notice::Miss {
-                        key: String::from_utf8_lossy(&body).into_owned(),
-                    });
+                    return Ok(Notice::Miss { key: String::from_utf8_lossy(&body).into_owned() });
                 }
                 Ok(Notice::Event { channel, body })
             }
@@ -114,16 +102,9 @@ impl Subscription {
 }
 
 fn ended() -> redis::RedisError {
-    std::io::Error::new(
-        std::io::ErrorKind::ConnectionReset,
-        "the server closed the connection",
-    )
-    .into()
+    std::io::Error::new(std::io::ErrorKind::ConnectionReset, "the server closed the connection").into()
 }
 
 fn timed_out(what: &'static str) -> CacheError {
-    CacheError::new(
-        what,
-        std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into(),
-    )
+    CacheError::new(what, std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into())
 }

@@ -20,9 +20,7 @@ impl Redis {
     ) -> Result<Answer<Vec<(String, u64)>>, CacheError> {
         let mut call = Call::fenced(&RAISE_TAGS, self, 0);
         call.standing(standing);
-        call.arg(&stamp.to_bytes())
-            .arg(job.as_bytes())
-            .arg(self.keys.tag_prefix().as_bytes());
+        call.arg(&stamp.to_bytes()).arg(job.as_bytes()).arg(self.keys.tag_prefix().as_bytes());
         for tag in tags {
             let tag = tag.as_ref();
             call.arg(tag.as_bytes()).number(u64::from(slot(tag.as_bytes())));
@@ -71,12 +69,7 @@ impl Redis {
     /// # Errors
     /// [`CacheError`].
     pub async fn memory_of(&self, key: &str) -> Result<u64, CacheError> {
-        let command = redis::cmd("MEMORY")
-            .arg("USAGE")
-            .arg(key)
-            .arg("SAMPLES")
-            .arg(0)
-            .to_owned();
+        let command = redis::cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0).to_owned();
         let bytes: Option<u64> = self.command("measure a key", &command).await?;
         Ok(bytes.unwrap_or_default())
     }

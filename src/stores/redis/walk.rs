@@ -88,9 +88,9 @@ fn read_page(values: Vec<Value>) -> Result<WalkPage, CacheError> {
     let malformed = || CacheError::unexpected("walk", "a page of another form");
     let mut values = values.into_iter();
     let cursor = match values.next() {
-        Some(Value::BulkString(bytes)) => String::from_utf8_lossy(&bytes)
-            .parse()
-            .map_err(|_parse| malformed())?,
+        Some(Value::BulkString(bytes)) => {
+            String::from_utf8_lossy(&bytes).parse().map_err(|_parse| malformed())?
+        }
         Some(_) | None => return Err(malformed()),
     };
     let mut entries = Vec::with_capacity(values.len() / 3);
@@ -99,11 +99,7 @@ fn read_page(values: Vec<Value>) -> Result<WalkPage, CacheError> {
             (Some(Value::BulkString(key)), Some(Value::Int(left)), Some(Value::Int(used))) => {
                 let Ok(key) = String::from_utf8(key) else { continue };
                 let left = u64::try_from(left).ok().map(Duration::from_millis);
-                entries.push(Walked {
-                    key,
-                    left,
-                    used: u64::try_from(used).ok(),
-                });
+                entries.push(Walked { key, left, used: u64::try_from(used).ok() });
             }
             (None, None, None) => return Ok(WalkPage { cursor, entries }),
             _ => return Err(malformed()),

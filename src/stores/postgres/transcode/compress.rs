@@ -68,9 +68,7 @@ pub fn decompress(value: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, Decompres
         zstd::stream::read::Decoder::new(value)
             .and_then(|decoder| decoder.take(most).read_to_end(&mut output))
     } else if value.starts_with(&LZ4_MAGIC) {
-        lz4_flex::frame::FrameDecoder::new(value)
-            .take(most)
-            .read_to_end(&mut output)
+        lz4_flex::frame::FrameDecoder::new(value).take(most).read_to_end(&mut output)
     } else {
         return Ok(Cow::Borrowed(value));
     };
@@ -93,10 +91,7 @@ mod tests {
             assert!(compress(codec, &value, &mut packed));
             assert!(packed.len() < value.len() / 10);
             assert_eq!(decompress(&packed, 100_000).unwrap().as_ref(), value);
-            assert!(matches!(
-                decompress(&packed, 100),
-                Err(DecompressError::TooLarge { .. })
-            ));
+            assert!(matches!(decompress(&packed, 100), Err(DecompressError::TooLarge { .. })));
             let cut = packed.get(..packed.len() / 2).unwrap();
             assert!(decompress(cut, 100_000).is_err(), "{codec:?}");
         }

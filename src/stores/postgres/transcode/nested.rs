@@ -26,19 +26,11 @@ pub fn write_value<S: Sink>(
         Kind::Int8 => sink.integer(reader.i64()?),
         Kind::Float4 => {
             let value = f32::from_bits(Reader::new(bytes, "float4").i32()?.cast_unsigned());
-            write_float(
-                sink,
-                |text| number::write_f32(value, text),
-                |sink, text| sink.float4(value, text),
-            );
+            write_float(sink, |text| number::write_f32(value, text), |sink, text| sink.float4(value, text));
         }
         Kind::Float8 => {
             let value = f64::from_bits(Reader::new(bytes, "float8").i64()?.cast_unsigned());
-            write_float(
-                sink,
-                |text| number::write_f64(value, text),
-                |sink, text| sink.float8(value, text),
-            );
+            write_float(sink, |text| number::write_f64(value, text), |sink, text| sink.float8(value, text));
         }
         Kind::Numeric => with_text(|text| {
             number::write_numeric(bytes, text)?;

@@ -40,13 +40,8 @@ pub fn write_numeric(bytes: &[u8], output: &mut String) -> Result<(), Malformed>
 }
 
 fn write_digits(digits: &[u16], weight: i32, scale: usize, output: &mut String) {
-    let group = |position: i32| {
-        usize::try_from(position)
-            .ok()
-            .and_then(|at| digits.get(at))
-            .copied()
-            .unwrap_or(0)
-    };
+    let group =
+        |position: i32| usize::try_from(position).ok().and_then(|at| digits.get(at)).copied().unwrap_or(0);
     if weight < 0 {
         output.push('0');
     }
@@ -114,24 +109,14 @@ fn layout(shortest: &str, digits_max: i32, output: &mut String) {
         }
         output.push('e');
         output.push(if power <= 0 { '-' } else { '+' });
-        push_padded(
-            u16::try_from((power - 1).unsigned_abs()).unwrap_or_default(),
-            2,
-            output,
-        );
+        push_padded(u16::try_from((power - 1).unsigned_abs()).unwrap_or_default(), 2, output);
     } else if power <= 0 {
         output.push_str("0.");
-        output.extend(std::iter::repeat_n(
-            '0',
-            usize::try_from(-power).unwrap_or_default(),
-        ));
+        output.extend(std::iter::repeat_n('0', usize::try_from(-power).unwrap_or_default()));
         output.push_str(digits);
     } else if count <= power {
         output.push_str(digits);
-        output.extend(std::iter::repeat_n(
-            '0',
-            usize::try_from(power - count).unwrap_or_default(),
-        ));
+        output.extend(std::iter::repeat_n('0', usize::try_from(power - count).unwrap_or_default()));
     } else {
         let (whole, fraction) = digits.split_at(usize::try_from(power).unwrap_or_default());
         output.push_str(whole);

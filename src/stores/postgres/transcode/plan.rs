@@ -110,11 +110,7 @@ impl RowPlan {
                 }
                 Format::Raw { .. } => {}
             }
-            planned.push(Column {
-                name: name.clone(),
-                kind,
-                lead,
-            });
+            planned.push(Column { name: name.clone(), kind, lead });
         }
         let mut header = Vec::new();
         let mut raw = 0;
@@ -123,17 +119,10 @@ impl RowPlan {
             Format::Json { .. } => {}
             Format::Raw { column } => {
                 let found = planned.iter().position(|known| known.name == *column);
-                raw = found.ok_or_else(|| UnsupportedType::NoColumn {
-                    column: column.clone(),
-                })?;
+                raw = found.ok_or_else(|| UnsupportedType::NoColumn { column: column.clone() })?;
             }
         }
-        Ok(Self {
-            columns: planned,
-            format: format.clone(),
-            header,
-            raw,
-        })
+        Ok(Self { columns: planned, format: format.clone(), header, raw })
     }
 
     /// Appends one row's value. `first` is the position of the query's first column in the row.
@@ -229,30 +218,19 @@ impl RowPlan {
 
 impl Column {
     fn bytes<'r>(&self, row: &'r PgRow, position: usize) -> Result<Option<&'r [u8]>, EncodeError> {
-        let failed = |reason: String| EncodeError {
-            column: self.name.clone(),
-            reason,
-        };
-        let value = row
-            .try_get_raw(position)
-            .map_err(|error| failed(error.to_string()))?;
+        let failed = |reason: String| EncodeError { column: self.name.clone(), reason };
+        let value = row.try_get_raw(position).map_err(|error| failed(error.to_string()))?;
         if value.is_null() {
             return Ok(None);
         }
         if value.format() != PgValueFormat::Binary {
             return Err(failed("came as text, not in binary format".to_owned()));
         }
-        value
-            .as_bytes()
-            .map(Some)
-            .map_err(|error| failed(error.to_string()))
+        value.as_bytes().map(Some).map_err(|error| failed(error.to_string()))
     }
 
     fn error(&self, malformed: Malformed) -> EncodeError {
-        EncodeError {
-            column: self.name.clone(),
-            reason: malformed.to_string(),
-        }
+        EncodeError { column: self.name.clone(), reason: malformed.to_string() }
     }
 }
 
@@ -262,9 +240,7 @@ fn kind_of(info: &PgTypeInfo) -> Option<Kind> {
         PgTypeKind::Domain(base) => kind_of(base),
         PgTypeKind::Enum(_) => Some(Kind::Text),
         PgTypeKind::Composite(fields) => {
-            let known = fields
-                .iter()
-                .map(|(name, info)| Some((name.to_string(), kind_of(info)?)));
+            let known = fields.iter().map(|(name, info)| Some((name.to_string(), kind_of(info)?)));
             known.collect::<Option<Vec<_>>>().map(Kind::Composite)
         }
         PgTypeKind::Range(_) | PgTypeKind::Pseudo => None,

@@ -71,11 +71,7 @@ impl<'a> Reader<'a> {
 
     /// Everything must have been read.
     pub fn end(self) -> Result<(), Malformed> {
-        if self.bytes.is_empty() {
-            Ok(())
-        } else {
-            Err(Malformed(self.what))
-        }
+        if self.bytes.is_empty() { Ok(()) } else { Err(Malformed(self.what)) }
     }
 }
 

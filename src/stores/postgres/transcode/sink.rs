@@ -125,8 +125,7 @@ impl Sink for JsonSink<'_> {
     }
 
     fn integer(&mut self, value: i64) {
-        self.0
-            .extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+        self.0.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     fn text(&mut self, value: &str) {

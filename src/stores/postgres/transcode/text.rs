@@ -134,11 +134,7 @@ fn write_bits(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
     }
     for position in 0..length {
         let byte = packed.get(position / 8).copied().unwrap_or_default();
-        output.push(if byte >> (7 - position % 8) & 1 == 1 {
-            '1'
-        } else {
-            '0'
-        });
+        output.push(if byte >> (7 - position % 8) & 1 == 1 { '1' } else { '0' });
     }
     Ok(())
 }

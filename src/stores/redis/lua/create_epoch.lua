@@ -14,7 +14,7 @@ local fields = redis.call('HKEYS', KEYS[1])
 for _, field in ipairs(fields) do
   local dataset = string.match(field, '^rev:(.*)$')
   if dataset then redis.call('HSET', KEYS[1], 'owed:' .. dataset, ARGV[7]) end
-  if string.find(field, '^job:') or string.find(field, '^pass:') then redis.call('HDEL', KEYS[1], field) end
+  if string.find(field, '^job:') or string.find(field, '^pass:') or string.find(field, '^warmed:') then redis.call('HDEL', KEYS[1], field) end
 end
 for i = 9, #ARGV do redis.call('HSET', KEYS[1], 'owed:' .. ARGV[i], ARGV[7]) end
 if incarnation ~= '' and incarnation ~= ARGV[4] then redis.call('HSET', KEYS[1], 'retired:' .. incarnation, 1) end
