@@ -136,7 +136,18 @@ impl Source {
             line: before.matches('\n').count() + 1,
             column,
             width: width.max(1),
-            excerpt: excerpt.to_owned(),
+            excerpt: without_password(excerpt),
         }
+    }
+}
+
+/// A line as it may be shown: `scheme://user:password@host` loses its password.
+fn without_password(line: &str) -> String {
+    let Some((before, behind)) = line.split_once("://") else { return line.to_owned() };
+    let end = behind.find(['/', '?', '"', '\'', ' ']).unwrap_or(behind.len());
+    let (authority, rest) = behind.split_at(end);
+    match authority.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?.0, host))) {
+        Some((user, host)) => format!("{before}://{user}:***@{host}{rest}"),
+        None => line.to_owned(),
     }
 }

@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod config;
 mod flows;
 mod scripts;
 mod support;

@@ -91,22 +91,22 @@ impl One<'_, '_> {
         let tags = self.tags();
         let warm = self.warm();
         let scope = self.scope(warm.as_ref());
-        let (key, query) = (key?, query?);
-        let watch = self.watch(&key);
-        let (ttl, ttl_jitter) = (self.inherited("ttl"), self.inherited("ttl_jitter"));
-        let (max_stale, negative_ttl) = (self.inherited("max_stale"), self.inherited("negative_ttl"));
-        let (on_change, on_miss) = (self.inherited("on_change"), self.inherited("on_miss"));
-        let (batch, ahead, statement) =
-            (self.inherited("batch"), self.own("refresh.ahead"), self.own("write.statement"));
+        let watch = key.as_ref().map(|key| self.watch(key)).unwrap_or_default();
         let compression = self.compression();
         let feed = self.feed();
         let has_refresh = self.reader.has(&self.own("refresh"));
-        let reader = self.reader;
         let hour = Duration::from_secs(3_600);
-        Some(Dataset {
+        let on_change = [("refresh", OnChange::Refresh), ("delete", OnChange::Delete)];
+        let on_miss = [("ignore", OnMiss::Ignore), ("load", OnMiss::Load)];
+        let path = |one: &Self, key: &str| one.inherited(key);
+        let (ttl, jitter, stale) = (path(&self, "ttl"), path(&self, "ttl_jitter"), path(&self, "max_stale"));
+        let (negative, change, miss) = (path(&self, "negative_ttl"), path(&self, "on_change"), path(&self, "on_miss"));
+        let (batch, ahead, statement) = (path(&self, "batch"), self.own("refresh.ahead"), self.own("write.statement"));
+        let reader = self.reader;
+        let dataset = Dataset {
             name: self.name.to_owned(),
-            query,
-            key,
+            query: query.clone().unwrap_or_default(),
+            key: key.clone().or_else(|| Template::parse("x").ok())?,
             rows,
             sort,
             tags,
@@ -114,26 +114,20 @@ impl One<'_, '_> {
             format,
             compression,
             ttl: reader.duration(&ttl, hour, SECOND..=YEAR),
-            ttl_jitter: reader.share(&ttl_jitter, 0.1, 0.0..=0.9),
-            max_stale: reader.duration(&max_stale, hour, Duration::ZERO..=YEAR),
-            negative_ttl: reader.optional_duration(&negative_ttl, SECOND..=YEAR),
-            on_change: reader.choice(
-                &on_change,
-                &[("refresh", OnChange::Refresh), ("delete", OnChange::Delete)],
-                OnChange::Refresh,
-            ),
-            on_miss: reader.choice(
-                &on_miss,
-                &[("ignore", OnMiss::Ignore), ("load", OnMiss::Load)],
-                OnMiss::Ignore,
-            ),
+            ttl_jitter: reader.share(&jitter, 0.1, 0.0..=0.9),
+            max_stale: reader.duration(&stale, hour, Duration::ZERO..=YEAR),
+            negative_ttl: reader.optional_duration(&negative, SECOND..=YEAR),
+            on_change: reader.choice(&change, &on_change, OnChange::Refresh),
+            on_miss: reader.choice(&miss, &on_miss, OnMiss::Ignore),
             feed,
             scope,
             refresh_ahead: has_refresh.then(|| reader.share(&ahead, 0.2, 0.01..=0.9)),
             warm,
             write: reader.text(&statement),
             batch: usize::try_from(reader.integer(&batch, 500, 1..=10_000)).unwrap_or(500),
-        })
+        };
+        // Every setting has been looked at by now, so that all problems are known.
+        (query.is_some() && key.is_some()).then_some(dataset)
     }
 
     fn query(&mut self) -> Option<String> {

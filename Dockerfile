@@ -1,0 +1,17 @@
+FROM rust:1.95-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+COPY migrations migrations
+COPY config config
+RUN cargo build --release --locked --bin cachekeeper
+
+FROM debian:bookworm-slim
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
+COPY --from=build /build/target/release/cachekeeper /usr/local/bin/cachekeeper
+USER 65532:65532
+STOPSIGNAL SIGTERM
+HEALTHCHECK CMD ["cachekeeper", "healthcheck"]
+ENTRYPOINT ["cachekeeper"]
+CMD ["run"]

@@ -1,0 +1,33 @@
+# Everything a developer types. `make demo` and `make test` install what is missing, or say the one line that does.
+
+CARGO ?= cargo
+PYTHON ?= python3
+
+.PHONY: demo test bench lint servers readers
+
+demo: servers
+	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
+
+test: servers readers
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --locked; \
+	else \
+		$(CARGO) test --locked; \
+	fi
+
+bench: servers
+	$(CARGO) build --release --locked
+	$(CARGO) bench --locked --bench warm
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+# Private servers are started from these programs; the system's own servers are never touched.
+servers:
+	@tests/install-servers
+
+# The clients of other languages that the tests read with.
+readers:
+	@tests/readers/install

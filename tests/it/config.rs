@@ -1,0 +1,169 @@
+//! Wrong configurations: what is said, and where.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cachekeeper::config::Config;
+use cachekeeper::config::diagnostic::render;
+use cachekeeper::config::schema::json_schema;
+
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<(Config, String), String> {
+    let environment: BTreeMap<String, String> =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    match Config::load(Path::new("f.toml"), text.to_owned(), &environment) {
+        Ok((config, warnings)) => Ok((config, render(&warnings))),
+        Err(problems) => Err(render(&problems)),
+    }
+}
+
+const GOOD: &str = "[dataset.p]\nquery = \"select 1 as id\"\nkey = \"p:{id}\"\n";
+
+/// A line added to the good dataset, where the problem is shown, and what is said.
+#[test]
+fn every_problem_has_a_place_and_help() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("ttl = \"ten\"", "4:7", &["no duration", "\"30s\""]),
+        ("ttl = 30", "4:7", &["expected text", "in quotes", "\"30s\""]),
+        ("ttl = \"30\"", "4:7", &["missing unit, write \"30s\""]),
+        ("ttl = \"30y\"", "4:7", &["unknown unit \"y\""]),
+        ("ttl = \"10ms\"", "4:7", &["out of range", "1s"]),
+        ("ttl_jitter = \"10\"", "4:14", &["write \"10%\""]),
+        ("ttl_jitter = \"95%\"", "4:14", &["0% to 90%"]),
+        ("querry = \"x\"", "4:1", &["unknown key `querry`", "did you mean `query`?"]),
+        ("tll = \"1h\"", "4:1", &["did you mean `ttl`?"]),
+        ("rows = \"two\"", "4:8", &["\"two\" is not known here"]),
+        ("rows = \"mny\"", "4:8", &["did you mean \"many\"?"]),
+        ("sort = \"id\"", "4:8", &["rows = \"many\""]),
+        ("format = \"raw\"", "4:10", &["needs `value`"]),
+        ("value = \"id\"", "4:9", &["goes with format = \"raw\""]),
+        ("format = \"raw\"\nvalue = \"id\"\nrows = \"many\"", "4:10", &["many rows"]),
+        ("numeric = \"float\"", "4:11", &["one of text, number"]),
+        ("tags = \"a\"", "4:8", &["a list of texts"]),
+        ("tags = [\"c:{x\"]", "4:12", &["has no `}`"]),
+        ("tags = [1]", "4:9", &["expected text"]),
+        ("compression = { codec = \"gzip\" }", "4:25", &["none, zstd, lz4"]),
+        ("compression = { min_size = \"1\" }", "4:28", &["missing unit"]),
+        ("compression = { level = 3 }", "4:17", &["unknown key `level`"]),
+        ("refresh = { ahead = \"0%\" }", "4:21", &["1% to 90%"]),
+        ("refresh = true", "4:11", &["a table { … }"]),
+        ("warm = { schedule = \"61 * * * *\" }", "4:21", &["minute \"61\""]),
+        ("warm = { schedule = \"0 0 * * *\", timezone = \"Berlin\" }", "4:45", &["Europe/Berlin"]),
+        ("warm = { timezone = \"UTC\" }", "4:21", &["goes with `schedule`"]),
+        ("warm = { limit = 0 }", "4:18", &["out of range"]),
+        ("warm = { on_start = \"yes\" }", "4:21", &["true or false"]),
+        ("scope = \"all\"", "4:9", &["needs `warm`"]),
+        ("batch = 0", "4:9", &["1 to 10000"]),
+        ("batch = 99999999999999999999", "4:9", &["too large"]),
+        ("negative_ttl = \"0s\"", "4:16", &["out of range"]),
+        ("on_miss = \"fill\"", "4:11", &["ignore, load"]),
+        ("watch = [{ key = { id = \"id\" } }]", "4:10", &["needs a `table`"]),
+        ("watch = [{ table = \"t\" }]", "4:10", &["exactly one of"]),
+        ("watch = [{ table = \"t\", key = { other = \"id\" } }]", "4:31", &["the key has id"]),
+        ("watch = [{ table = \"t\", tag = \"x:{\" }]", "4:34", &["has no `}`"]),
+        ("watch = \"t\"", "4:9", &["a list of tables"]),
+        ("feed = \"required\"\n[feed]\nmode = \"off\"", "4:8", &["mode = \"off\""]),
+        ("[service]\nnamespace = \"a b\"", "5:13", &["cannot be a namespace"]),
+        ("[service]\nshutdown_timeout = \"0s\"", "5:20", &["1s to 10m"]),
+        ("[postgres]\nurl = \"mysql://x\"", "5:7", &["no URL for [postgres]", "postgres://"]),
+        ("[postgres]\npassword_file = \"/nowhere/at/all\"", "5:17", &["cannot be read"]),
+        ("[redis]\nurl = \"localhost\"", "5:7", &["redis://"]),
+        ("[admin]\nlisten = \"9464\"", "5:10", &["no address with a port"]),
+        ("[log]\nformat = \"xml\"", "5:10", &["auto, pretty, json"]),
+        ("[invalidation]\nmax_pending = -1", "5:15", &["out of range"]),
+        ("[datasett.x]", "4:2", &["unknown key `datasett` at the top", "did you mean `dataset`?"]),
+        ("[dataset.q]\nquery = \"select 1\"", "4:10", &["has no `key`"]),
+        ("[dataset.q]\nkey = \"q:{id}\"", "4:10", &["has no `query`"]),
+        ("[dataset.q]\nquery = \" ; \"\nkey = \"q:{id}\"", "5:9", &["query is empty"]),
+        ("[dataset.q]\nquery = \"select 1\"\nkey = \"p:{x}\"", "6:7", &["could coincide"]),
+        ("[dataset.q]\nquery = \"select 1\"\nkey = \"q\"", "6:7", &["no placeholder"]),
+        ("[dataset.q]\nquery = \"select 1\"\nkey = \"q:{a}:{a}\"", "6:", &["stands twice"]),
+        ("[dataset.q]\nquery = \"select 1\"\nkey = \"q:{a}{b}\"", "6:13", &["cannot be read back"]),
+        ("[dataset.q]\nquery = \"select 1\"\nkey = \"ck:{a}\"", "6:7", &["Cachekeeper's own"]),
+        ("[dataset.q]\nquery = \"select 1\"\nkey = \"{a}\"", "6:7", &["begins with a placeholder"]),
+        ("x = \"open", "4:", &["not TOML"]),
+    ];
+    for (line, place, fragments) in cases {
+        let problems = match load(&format!("{GOOD}{line}\n"), &[]) {
+            Ok((_, warnings)) => panic!("{line}: accepted, with {warnings:?}"),
+            Err(problems) => problems,
+        };
+        assert!(problems.contains(&format!("--> f.toml:{place}")), "{line}: not at {place}\n{problems}");
+        for fragment in *fragments {
+            assert!(problems.contains(fragment), "{line}: does not say {fragment:?}\n{problems}");
+        }
+    }
+}
+
+#[test]
+fn all_problems_come_at_once() {
+    let text = "[service]\nnamespce = \"x\"\n[redis]\nurl = 5\n[dataset.p]\nquery = \"select 1\"\nkey = \"p:{\"\nttl = \"x\"\n";
+    let problems = load(text, &[("CACHEKEEPER__FEED__MODE", "sometimes"), ("CACHEKEEPER__REDDIS__URL", "x")]).unwrap_err();
+    for part in ["namespce", "f.toml:4:7", "f.toml:7:10", "no duration", "CACHEKEEPER__FEED__MODE", "CACHEKEEPER__REDDIS__URL", "6 errors"] {
+        assert!(problems.contains(part), "{part}\n{problems}");
+    }
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_names_itself() {
+    let environment = [("CACHEKEEPER__DATASET__P__TTL", "10m"), ("CACHEKEEPER__INVALIDATION__CHANNELS", "a, b"), ("OTHER", "x")];
+    let (config, _) = load(GOOD, &environment).unwrap();
+    assert_eq!(config.dataset("p").unwrap().ttl.as_secs(), 600);
+    assert_eq!(config.invalidation.channels, ["a", "b"]);
+    let problems = load(GOOD, &[("CACHEKEEPER__DATASET__P__BATCH", "many")]).unwrap_err();
+    assert!(problems.contains("environment variable CACHEKEEPER__DATASET__P__BATCH"), "{problems}");
+    let problems = load(GOOD, &[("CACHEKEEPER__DATASET__Q__TTL", "1h")]).unwrap_err();
+    assert!(problems.contains("the file has no [dataset.q]"), "{problems}");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let file = std::env::temp_dir().join(format!("cachekeeper-secret-{}", std::process::id()));
+    std::fs::write(&file, "hunter2\n").unwrap();
+    let text = format!(
+        "{GOOD}[postgres]\nurl = \"postgres://u:sesame@h/d\"\npassword_file = \"{}\"\n[redis]\nurl = \"redis://:sesame@h\"\n",
+        file.display()
+    );
+    let (config, _) = load(&text, &[]).unwrap();
+    std::fs::remove_file(file).unwrap();
+    assert_eq!(config.postgres.password.as_ref().unwrap().reveal(), "hunter2");
+    let shown = format!("{:?} {:?} {}", config.postgres, config.redis, config.postgres.url.redacted());
+    assert!(!shown.contains("sesame") && !shown.contains("hunter2"), "{shown}");
+    // The line of the file itself may not be shown either.
+    let problems = load(&format!("{GOOD}[postgres]\nurl = \"mysql://u:sesame@h/d\"\n"), &[]).unwrap_err();
+    assert!(!problems.contains("sesame"), "{problems}");
+}
+
+#[test]
+fn the_shipped_files_are_right_and_the_reference_is_whole() {
+    for file in ["config/cachekeeper.toml", "config/demo.toml"] {
+        let text = std::fs::read_to_string(file).unwrap();
+        let (config, warnings) = load(&text, &[]).unwrap_or_else(|problems| panic!("{file}: {problems}"));
+        assert_eq!(warnings, "", "{file}");
+        assert!(!config.datasets.is_empty());
+    }
+    let reference = std::fs::read_to_string("config/cachekeeper.toml").unwrap();
+    let lines: Vec<&str> = reference.lines().collect();
+    let mut missing = Vec::new();
+    check_keys(&json_schema(), "", &reference, &mut missing);
+    for (number, line) in lines.iter().enumerate() {
+        let is_key = line.split(" = ").next().is_some_and(|key| !key.is_empty() && key.chars().all(|one| one.is_alphanumeric() || one == '_')) && line.contains(" = ");
+        if is_key && !lines[number - 1].starts_with('#') {
+            missing.push(format!("line {}: {line:?} has no comment above it", number + 1));
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+fn check_keys(schema: &serde_json::Value, path: &str, reference: &str, missing: &mut Vec<String>) {
+    let below = schema.get("additionalProperties").filter(|below| below.is_object()).or_else(|| schema.get("items"));
+    if let Some(below) = below {
+        check_keys(below, path, reference, missing);
+    }
+    for (name, value) in schema.get("properties").and_then(|all| all.as_object()).into_iter().flatten() {
+        let is_there = reference.contains(&format!("{name} = ")) || reference.contains(&format!("[{name}")) || reference.contains(&format!(".{name}]"));
+        if !is_there {
+            missing.push(format!("{path}.{name} is not in the reference"));
+        }
+        check_keys(value, &format!("{path}.{name}"), reference, missing);
+    }
+}
