@@ -22,7 +22,7 @@ use crate::flows::epoch::{self, Order};
 use crate::flows::error::{FlowError, chain};
 use crate::flows::{debt, reload::Report};
 use crate::metrics::{ByDataset, ByReason};
-use crate::stores::redis::Epoch;
+use crate::stores::redis::{Debt, Epoch};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A job in the head that only counts looks, so that a Redis that went back while nothing else happened is noticed.
@@ -53,6 +53,8 @@ pub enum EpochKeeperMessage {
     DebtEnded {
         /// Which dataset.
         dataset: String,
+        /// When the debt was made, by Redis's clock.
+        made_ms: Option<u64>,
         /// How; none if it panicked.
         result: Option<Result<Report, FlowError>>,
     },
@@ -98,8 +100,8 @@ impl Actor for EpochKeeper {
                 state.on_look(&myself).await;
                 state.arm(&myself, LOOK_EVERY);
             }
-            EpochKeeperMessage::DebtEnded { dataset, result } => {
-                state.on_debt_ended(&dataset, result).await;
+            EpochKeeperMessage::DebtEnded { dataset, made_ms, result } => {
+                state.on_debt_ended(&dataset, made_ms, result).await;
                 state.arm(&myself, Duration::from_millis(50));
             }
         }
@@ -238,7 +240,8 @@ impl EpochKeeperState {
         let (name, policy, stop) = (dataset.name().to_owned(), self.arguments.on_new_epoch, cancel.clone());
         let ended = name.clone();
         let work = async move { debt::pay(&context, &dataset, policy, &stop).await };
-        let tell = move |result| EpochKeeperMessage::DebtEnded { dataset: ended, result };
+        let made_ms = order.head.owed.get(&name).and_then(Debt::made_ms);
+        let tell = move |result| EpochKeeperMessage::DebtEnded { dataset: ended, made_ms, result };
         self.paying = Some((name, Task::spawn(myself, work, tell), cancel));
     }
 
@@ -246,7 +249,12 @@ impl EpochKeeperState {
         self.arguments.health.facts().broken.contains_key(dataset)
     }
 
-    async fn on_debt_ended(&mut self, name: &str, result: Option<Result<Report, FlowError>>) {
+    async fn on_debt_ended(
+        &mut self,
+        name: &str,
+        made_ms: Option<u64>,
+        result: Option<Result<Report, FlowError>>,
+    ) {
         self.paying = None;
         match result {
             Some(Ok(report)) => {
@@ -262,7 +270,10 @@ impl EpochKeeperState {
                     dataset.settings.scope == Scope::All && dataset.settings.warm.is_some()
                 });
                 if holds_all {
-                    self.arguments.peers.warmer.hint(WarmerMessage::PassWanted { dataset: name.to_owned() });
+                    self.arguments
+                        .peers
+                        .warmer
+                        .hint(WarmerMessage::PassWanted { dataset: name.to_owned(), since_ms: made_ms });
                 }
             }
             Some(Err(FlowError::WentBack)) => self.relabel().await,

@@ -58,8 +58,11 @@ pub struct InvalidationListenerArguments {
 pub enum InvalidationListenerMessage {
     /// Events wait in the queue. Sent by the reading task and the actor's own timer.
     Obey,
-    /// A subscription stands; before it, events may have been lost.
-    Subscribed,
+    /// A subscription stands since this moment of Redis's clock; before it, events may have been lost.
+    Subscribed {
+        /// Unix milliseconds, if Redis said.
+        at_ms: Option<u64>,
+    },
 }
 
 /// What the actor knows.
@@ -71,6 +74,7 @@ pub struct InvalidationListenerState {
     timer: Option<JoinHandle<Result<(), ractor::MessagingErr<InvalidationListenerMessage>>>>,
     pending: VecDeque<Event>,
     has_gap: bool,
+    gap_since_ms: Option<u64>,
     retry_delay: Duration,
     seen: HashSet<String>,
     seen_order: VecDeque<String>,
@@ -99,6 +103,7 @@ impl Actor for InvalidationListener {
             timer: None,
             pending: VecDeque::new(),
             has_gap: false,
+            gap_since_ms: None,
             retry_delay: RETRY_DELAY_MIN,
             seen: HashSet::new(),
             seen_order: VecDeque::new(),
@@ -113,7 +118,10 @@ impl Actor for InvalidationListener {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             InvalidationListenerMessage::Obey => {}
-            InvalidationListenerMessage::Subscribed => state.has_gap = true,
+            InvalidationListenerMessage::Subscribed { at_ms } => {
+                state.has_gap = true;
+                state.gap_since_ms = at_ms;
+            }
         }
         state.on_obey(&myself).await;
         Ok(())
@@ -234,6 +242,7 @@ impl InvalidationListenerState {
                 self.arguments.context.metrics.gaps.get_or_create(&ByReason::new("overflow")).inc();
             }
             self.has_gap = true;
+            self.gap_since_ms = None;
         }
     }
 
@@ -241,9 +250,10 @@ impl InvalidationListenerState {
     async fn repair_gap(&mut self) {
         let context = &self.arguments.context;
         let names: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
-        let debt = Debt::new("events lost");
+        let since_ms = self.gap_since_ms;
         let result = with_current_order(context, || async {
             let order = epoch::ensure(context, "").await?;
+            let debt = Debt::new("events lost", since_ms.unwrap_or(order.head.now_ms));
             match context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &names).await? {
                 Answer::Done(_) => Ok(()),
                 Answer::Gone(gone) => Err(FlowError::Gone(gone)),
@@ -330,7 +340,7 @@ impl Merged {
         // Written down first: a pass that nobody ran would otherwise be forgotten.
         with_current_order(context, || async {
             let order = epoch::ensure(context, "").await?;
-            let debt = Debt::new("event");
+            let debt = Debt::new("event", order.head.now_ms);
             match context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &self.datasets).await? {
                 Answer::Done(_) => Ok(()),
                 Answer::Gone(gone) => Err(FlowError::Gone(gone)),
@@ -341,7 +351,7 @@ impl Merged {
         for dataset in &self.datasets {
             let labels = BySourceKind::new(SOURCE, "dataset");
             context.metrics.events.get_or_create(&labels).inc();
-            peers.warmer.hint(WarmerMessage::PassWanted { dataset: dataset.clone() });
+            peers.warmer.hint(WarmerMessage::PassWanted { dataset: dataset.clone(), since_ms: None });
         }
         Ok(())
     }
@@ -384,9 +394,11 @@ impl Reader {
         }
         let channels = &self.arguments.channels;
         let mut subscription = context.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
+        // Before the subscription is said to stand: passes at the start wait for it, so that they cover the gap.
+        let at_ms = context.redis.head("").await.ok().map(|head| head.now_ms);
         self.arguments.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
-        drop(self.listener.cast(InvalidationListenerMessage::Subscribed));
+        drop(self.listener.cast(InvalidationListenerMessage::Subscribed { at_ms }));
         loop {
             match subscription.next().await? {
                 Notice::Quiet => {}
@@ -413,7 +425,7 @@ impl Reader {
         let was_idle = self.queue.capacity() == self.queue.max_capacity();
         if self.queue.try_send(event).is_err() {
             metrics.gaps.get_or_create(&ByReason::new("overflow")).inc();
-            drop(self.listener.cast(InvalidationListenerMessage::Subscribed));
+            drop(self.listener.cast(InvalidationListenerMessage::Subscribed { at_ms: None }));
         } else if was_idle {
             drop(self.listener.cast(InvalidationListenerMessage::Obey));
         }

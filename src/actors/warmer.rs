@@ -32,7 +32,11 @@ const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A pass of another worker may end sooner than its lease would.
 const LOOK_AT_OTHERS: Duration = Duration::from_secs(1);
+/// How long Redis's clock may have been on its way here.
+const CLOCK_SLACK: Duration = Duration::from_millis(100);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+const WAIT_FOR_LISTENER: Duration = Duration::from_millis(20);
+const WAIT_FOR_LISTENER_MAX: Duration = Duration::from_secs(5);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the actor needs.
@@ -55,6 +59,8 @@ pub enum WarmerMessage {
     PassWanted {
         /// Of which dataset.
         dataset: String,
+        /// A pass that began after this moment of Redis's clock will do; none: after now.
+        since_ms: Option<u64>,
     },
     /// The task of a pass is over.
     PassEnded {
@@ -76,13 +82,21 @@ pub enum PassEnd {
     DoneElsewhere,
 }
 
+/// A moment, by the clock that it was read from.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    /// Redis's, in Unix milliseconds.
+    Redis(u64),
+    /// This process's.
+    Here(Instant),
+}
+
 #[derive(Debug)]
 struct Wanted {
     /// Not before.
     due: Instant,
-    /// A pass of another worker that began after this (Unix milliseconds) makes this one needless; none: nothing
-    /// does, because an event is about this moment, and clocks differ.
-    since_ms: Option<u64>,
+    /// Any worker's pass that began after this makes this one needless.
+    since: Since,
 }
 
 /// What the actor knows.
@@ -93,6 +107,7 @@ pub struct WarmerState {
     wanted: BTreeMap<String, Wanted>,
     next_fires: BTreeMap<String, DateTime<Utc>>,
     running: Option<Running>,
+    began: Instant,
     /// How often a dataset's pass has failed in a row.
     failures: BTreeMap<String, u32>,
 }
@@ -102,7 +117,7 @@ struct Running {
     dataset: String,
     _task: Task,
     cancel: CancellationToken,
-    since_ms: Option<u64>,
+    since: Since,
 }
 
 /// The actor.
@@ -125,6 +140,7 @@ impl Actor for Warmer {
             wanted: BTreeMap::new(),
             next_fires: BTreeMap::new(),
             running: None,
+            began: Instant::now(),
             failures: BTreeMap::new(),
         };
         state.plan_start();
@@ -140,7 +156,10 @@ impl Actor for Warmer {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             WarmerMessage::Look => {}
-            WarmerMessage::PassWanted { dataset } => state.want(&dataset, Duration::ZERO, None),
+            WarmerMessage::PassWanted { dataset, since_ms } => {
+                let since = since_ms.map_or_else(|| Since::Here(Instant::now()), Since::Redis);
+                state.want(&dataset, Duration::ZERO, since);
+            }
             WarmerMessage::PassEnded { dataset, result } => state.on_pass_ended(&dataset, result),
         }
         state.on_look(&myself);
@@ -180,7 +199,7 @@ impl WarmerState {
             let is_warm = !self.arguments.health.facts().not_warmed.contains(dataset.name());
             // After a restart of this actor alone, what was warmed stays warmed.
             if warm.on_start && !is_warm {
-                self.want(dataset.name(), Duration::ZERO, Some(now_ms()));
+                self.want(dataset.name(), Duration::ZERO, Since::Here(Instant::now()));
             }
             if let Some(fire) = warm.schedule.as_ref().and_then(|schedule| schedule.next_after(now)) {
                 self.next_fires.insert(dataset.name().to_owned(), fire);
@@ -188,19 +207,24 @@ impl WarmerState {
         }
     }
 
-    fn want(&mut self, dataset: &str, delay: Duration, since_ms: Option<u64>) {
+    fn want(&mut self, dataset: &str, delay: Duration, since: Since) {
         if self.arguments.context.catalog.get(dataset).is_none() {
             return;
         }
         let due = Instant::now() + delay;
-        let known = self.wanted.entry(dataset.to_owned()).or_insert(Wanted { due, since_ms });
+        let known = self.wanted.entry(dataset.to_owned()).or_insert(Wanted { due, since });
         known.due = known.due.min(due);
-        known.since_ms = known.since_ms.and_then(|known| since_ms.map(|since| since.max(known)));
+        // The later wish counts: whatever satisfies it satisfies the earlier one too.
+        known.since = since;
     }
 
     fn on_look(&mut self, myself: &ActorRef<WarmerMessage>) {
         self.fire_schedules();
         let now = Instant::now();
+        if !self.is_listening() {
+            self.arm(myself, WAIT_FOR_LISTENER);
+            return;
+        }
         if self.running.is_none() {
             let due = self
                 .wanted
@@ -220,12 +244,19 @@ impl WarmerState {
         self.arm(myself, delay.clamp(Duration::from_millis(10), LOOK_EVERY));
     }
 
+    /// A pass that begins before events are listened to would have to be repeated: those in between are lost.
+    fn is_listening(&self) -> bool {
+        // Where nobody may subscribe at all, filling late is better than never.
+        WAIT_FOR_LISTENER_MAX < self.began.elapsed()
+            || matches!(self.arguments.health.facts().dependencies.get("subscription"), Some(Ok(())))
+    }
+
     fn fire_schedules(&mut self) {
         let now = Utc::now();
         let due: Vec<String> =
             self.next_fires.iter().filter(|(_, fire)| **fire <= now).map(|(name, _)| name.clone()).collect();
         for name in due {
-            self.want(&name, Duration::ZERO, Some(now_ms()));
+            self.want(&name, Duration::ZERO, Since::Here(Instant::now()));
             let dataset = self.arguments.context.catalog.get(&name).cloned();
             let schedule =
                 dataset.as_ref().and_then(|dataset| dataset.settings.warm.as_ref()?.schedule.as_ref());
@@ -245,15 +276,15 @@ impl WarmerState {
         };
         let cancel = CancellationToken::new();
         let (arguments, stop, ended) = (self.arguments.clone(), cancel.clone(), name.to_owned());
-        let since_ms = wanted.since_ms;
-        let work = async move { run_pass(&arguments, &dataset, since_ms, stop).await };
+        let since = wanted.since;
+        let work = async move { run_pass(&arguments, &dataset, since, stop).await };
         let task =
             Task::spawn(myself, work, move |result| WarmerMessage::PassEnded { dataset: ended, result });
-        self.running = Some(Running { dataset: name.to_owned(), _task: task, cancel, since_ms });
+        self.running = Some(Running { dataset: name.to_owned(), _task: task, cancel, since });
     }
 
     fn on_pass_ended(&mut self, name: &str, result: Option<PassEnd>) {
-        let since_ms = self.running.take().and_then(|running| running.since_ms);
+        let since = self.running.take().map_or_else(|| Since::Here(Instant::now()), |running| running.since);
         self.release(name);
         let labels = |outcome| ByDatasetOutcome::new(name, outcome);
         let passes = &self.arguments.context.metrics.passes;
@@ -280,20 +311,22 @@ impl WarmerState {
                 );
                 self.is_warm(name);
             }
-            Some(PassEnd::Elsewhere(left)) => self.want(name, left.clamp(RETRY_DELAY_MIN, LOOK_AT_OTHERS), since_ms),
+            Some(PassEnd::Elsewhere(left)) => {
+                self.want(name, left.clamp(RETRY_DELAY_MIN, LOOK_AT_OTHERS), since)
+            }
             Some(PassEnd::DoneElsewhere) => {
                 passes.get_or_create(&labels("elsewhere")).inc();
-                info!(dataset = name, "another worker has done the pass");
+                info!(dataset = name, "a pass has been done since it was wanted");
                 self.is_warm(name);
             }
             Some(PassEnd::Ran(Err(error), _)) => {
                 passes.get_or_create(&labels("failed")).inc();
-                self.on_pass_failed(name, &error, since_ms);
+                self.on_pass_failed(name, &error, since);
             }
             None => {
                 passes.get_or_create(&labels("panicked")).inc();
                 warn!(dataset = name, "the pass panicked, trying again");
-                self.want(name, RETRY_DELAY_MAX, since_ms);
+                self.want(name, RETRY_DELAY_MAX, since);
             }
         }
     }
@@ -306,7 +339,7 @@ impl WarmerState {
         });
     }
 
-    fn on_pass_failed(&mut self, name: &str, error: &FlowError, since_ms: Option<u64>) {
+    fn on_pass_failed(&mut self, name: &str, error: &FlowError, since: Since) {
         match error {
             // A newer process takes care of it.
             FlowError::Displaced { .. } => {
@@ -335,7 +368,7 @@ impl WarmerState {
         let delay = doubled.mul_f64(0.5 + 0.5 * rand::random::<f64>()).min(RETRY_DELAY_MAX);
         warn!(dataset = name, error = %chain(error), retry_ms = u64::try_from(delay.as_millis()).unwrap_or_default(),
             "pass failed");
-        self.want(name, delay, since_ms);
+        self.want(name, delay, since);
     }
 
     fn release(&self, dataset: &str) {
@@ -350,7 +383,7 @@ fn lease_name(dataset: &str) -> String {
 async fn run_pass(
     arguments: &WarmerArguments,
     dataset: &Arc<Dataset>,
-    since_ms: Option<u64>,
+    since: Since,
     stop: CancellationToken,
 ) -> PassEnd {
     let Some(renewer) = arguments.peers.lock_renewer.get() else {
@@ -362,14 +395,20 @@ async fn run_pass(
         Ok(ractor::rpc::CallResult::Success(Wish::Held(left))) => return PassEnd::Elsewhere(left),
         _ => return PassEnd::Elsewhere(RETRY_DELAY_MAX),
     };
-    if let Some(since_ms) = since_ms {
-        match arguments.context.redis.head("").await {
-            Ok(head) if head.warmed.get(dataset.name()).is_some_and(|began| since_ms <= *began) => {
+    match arguments.context.redis.head("").await {
+        Ok(head) => {
+            let since_ms = match since {
+                Since::Redis(since_ms) => since_ms,
+                Since::Here(since) => {
+                    let elapsed = since.elapsed().saturating_sub(CLOCK_SLACK);
+                    head.now_ms.saturating_sub(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+                }
+            };
+            if head.warmed.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
                 return PassEnd::DoneElsewhere;
             }
-            Ok(_) => {}
-            Err(error) => return PassEnd::Ran(Err(error.into()), Duration::ZERO),
         }
+        Err(error) => return PassEnd::Ran(Err(error.into()), Duration::ZERO),
     }
     let began = Instant::now();
     let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
@@ -378,7 +417,6 @@ async fn run_pass(
         rate: dataset.settings.warm.as_ref().and_then(|warm| warm.rate),
         progress: Some(progress),
         resume: true,
-        began_ms: now_ms(),
     };
     let cancel = options.cancel.clone();
     let reporting = async {

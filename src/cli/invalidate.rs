@@ -87,7 +87,7 @@ async fn whole(
     op: Option<Op>,
 ) -> Result<Report, FlowError> {
     let order = epoch::ensure(context, "").await?;
-    let (names, debt) = ([dataset.name().to_owned()], Debt::new("command"));
+    let (names, debt) = ([dataset.name().to_owned()], Debt::new("command", order.head.now_ms));
     if let Answer::Gone(gone) =
         context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &names).await?
     {
@@ -102,7 +102,7 @@ async fn whole(
     let holds_all = dataset.settings.scope == crate::config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false, began_ms: 0 };
+            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         // The pass stores every entry, so its count is the whole.
         report.stored = 0;
         report.add(pass(context, dataset, &options).await?);

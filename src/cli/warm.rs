@@ -36,7 +36,7 @@ pub async fn warm(
     for dataset in chosen {
         let (progress, told) = tokio::sync::watch::channel(Progress::default());
         let rate = dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
-        let options = PassOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume, began_ms: crate::actors::epoch_keeper::now_ms() };
+        let options = PassOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume };
         let began = Instant::now();
         let result = tokio::select! {
             result = with_current_order(context, || pass(context, dataset, &options)) => result,

@@ -70,7 +70,7 @@ async fn begin(
     let new = NewEpoch {
         incarnation: &poll.incarnation,
         snapshot: &poll.snapshot,
-        debt: &Debt::new(reason),
+        debt: &Debt::new(reason, head.now_ms),
         datasets: &datasets,
         is_relabel,
     };
@@ -113,7 +113,8 @@ async fn adopt_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head) -
         }
         let longest = dataset.lifetimes.longest();
         let revisions = (seen, dataset.revision.as_str());
-        match context.redis.adopt(epoch, &poll.incarnation, dataset.name(), revisions, longest).await? {
+        let life = (longest, head.now_ms);
+        match context.redis.adopt(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
             Answer::Done(Adoption::Adopted) => {
                 info!(dataset = dataset.name(), revision = %dataset.revision, "definition adopted, entries are owed");
                 dataset.is_adopted.store(true, Ordering::Relaxed);

@@ -38,8 +38,6 @@ pub struct PassOptions {
     pub progress: Option<tokio::sync::watch::Sender<Progress>>,
     /// Whether a pass that was interrupted is continued.
     pub resume: bool,
-    /// When it begins, in Unix milliseconds; other workers see from it that they need not repeat the pass.
-    pub began_ms: u64,
 }
 
 /// Entries of one script: large enough that the script's own cost disappears, small enough that it does not hold up
@@ -132,7 +130,7 @@ impl<'a> StreamedPass<'a> {
             refused: Vec::new(),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
             entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
-            began_ms: options.began_ms,
+            began_ms: order.head.now_ms,
         };
         pass.stream(source, &mut rows, options).await?;
         drop(rows);

@@ -97,15 +97,28 @@ fn every_problem_has_a_place_and_help() {
 #[test]
 fn all_problems_come_at_once() {
     let text = "[service]\nnamespce = \"x\"\n[redis]\nurl = 5\n[dataset.p]\nquery = \"select 1\"\nkey = \"p:{\"\nttl = \"x\"\n";
-    let problems = load(text, &[("CACHEKEEPER__FEED__MODE", "sometimes"), ("CACHEKEEPER__REDDIS__URL", "x")]).unwrap_err();
-    for part in ["namespce", "f.toml:4:7", "f.toml:7:10", "no duration", "CACHEKEEPER__FEED__MODE", "CACHEKEEPER__REDDIS__URL", "6 errors"] {
+    let problems = load(text, &[("CACHEKEEPER__FEED__MODE", "sometimes"), ("CACHEKEEPER__REDDIS__URL", "x")])
+        .unwrap_err();
+    for part in [
+        "namespce",
+        "f.toml:4:7",
+        "f.toml:7:10",
+        "no duration",
+        "CACHEKEEPER__FEED__MODE",
+        "CACHEKEEPER__REDDIS__URL",
+        "6 errors",
+    ] {
         assert!(problems.contains(part), "{part}\n{problems}");
     }
 }
 
 #[test]
 fn the_environment_overrides_the_file_and_names_itself() {
-    let environment = [("CACHEKEEPER__DATASET__P__TTL", "10m"), ("CACHEKEEPER__INVALIDATION__CHANNELS", "a, b"), ("OTHER", "x")];
+    let environment = [
+        ("CACHEKEEPER__DATASET__P__TTL", "10m"),
+        ("CACHEKEEPER__INVALIDATION__CHANNELS", "a, b"),
+        ("OTHER", "x"),
+    ];
     let (config, _) = load(GOOD, &environment).unwrap();
     assert_eq!(config.dataset("p").unwrap().ttl.as_secs(), 600);
     assert_eq!(config.invalidation.channels, ["a", "b"]);
@@ -146,7 +159,10 @@ fn the_shipped_files_are_right_and_the_reference_is_whole() {
     let mut missing = Vec::new();
     check_keys(&json_schema(), "", &reference, &mut missing);
     for (number, line) in lines.iter().enumerate() {
-        let is_key = line.split(" = ").next().is_some_and(|key| !key.is_empty() && key.chars().all(|one| one.is_alphanumeric() || one == '_')) && line.contains(" = ");
+        let is_key =
+            line.split(" = ").next().is_some_and(|key| {
+                !key.is_empty() && key.chars().all(|one| one.is_alphanumeric() || one == '_')
+            }) && line.contains(" = ");
         if is_key && !lines[number - 1].starts_with('#') {
             missing.push(format!("line {}: {line:?} has no comment above it", number + 1));
         }
@@ -155,12 +171,15 @@ fn the_shipped_files_are_right_and_the_reference_is_whole() {
 }
 
 fn check_keys(schema: &serde_json::Value, path: &str, reference: &str, missing: &mut Vec<String>) {
-    let below = schema.get("additionalProperties").filter(|below| below.is_object()).or_else(|| schema.get("items"));
+    let below =
+        schema.get("additionalProperties").filter(|below| below.is_object()).or_else(|| schema.get("items"));
     if let Some(below) = below {
         check_keys(below, path, reference, missing);
     }
     for (name, value) in schema.get("properties").and_then(|all| all.as_object()).into_iter().flatten() {
-        let is_there = reference.contains(&format!("{name} = ")) || reference.contains(&format!("[{name}")) || reference.contains(&format!(".{name}]"));
+        let is_there = reference.contains(&format!("{name} = "))
+            || reference.contains(&format!("[{name}"))
+            || reference.contains(&format!(".{name}]"));
         if !is_there {
             missing.push(format!("{path}.{name} is not in the reference"));
         }

@@ -22,7 +22,7 @@ const DATASET: &str = r#"
 "#;
 
 fn options() -> PassOptions {
-    PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true, began_ms: 0 }
+    PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true }
 }
 
 #[tokio::test]

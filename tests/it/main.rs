@@ -7,9 +7,12 @@
     reason = "tests"
 )]
 
+mod cli;
 mod config;
 mod flows;
+mod readers;
 mod scripts;
 mod support;
+mod tidy;
 mod transcode;
 mod worker;

@@ -61,13 +61,13 @@ impl Model {
 async fn begin(redis: &Redis) -> Epoch {
     let seen = redis.head("").await.unwrap();
     let snapshot: Snapshot = "5:5:".parse().unwrap();
-    let debt = Debt::new("test");
+    let debt = Debt::new("test", 1);
     let new =
         NewEpoch { incarnation: "life", snapshot: &snapshot, debt: &debt, datasets: &[], is_relabel: false };
     let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else {
         panic!("not created")
     };
-    redis.adopt(&epoch, "life", "d", ("", "r1"), Duration::from_secs(600)).await.unwrap();
+    redis.adopt(&epoch, "life", "d", ("", "r1"), (Duration::from_secs(600), 1)).await.unwrap();
     epoch
 }
 

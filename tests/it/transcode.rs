@@ -167,7 +167,7 @@ async fn json_is_what_to_json_says_and_text_is_what_postgres_prints() {
         let context = rig.context(&config);
         let mut client = rig.client().await;
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false, began_ms: 0 };
+            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         for name in ["json", "packed"] {
             let dataset = context.catalog.get(name).unwrap();
             let report =
@@ -267,7 +267,7 @@ async fn numerics_bytes_and_keys() {
         value = "b"
         warm = {}"#,
     );
-    let options = PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false, began_ms: 0 };
+    let options = PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
     for dataset in context.catalog.iter() {
         pass(&context, dataset, &options).await.unwrap();
     }

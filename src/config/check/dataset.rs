@@ -100,8 +100,10 @@ impl One<'_, '_> {
         let on_miss = [("ignore", OnMiss::Ignore), ("load", OnMiss::Load)];
         let path = |one: &Self, key: &str| one.inherited(key);
         let (ttl, jitter, stale) = (path(&self, "ttl"), path(&self, "ttl_jitter"), path(&self, "max_stale"));
-        let (negative, change, miss) = (path(&self, "negative_ttl"), path(&self, "on_change"), path(&self, "on_miss"));
-        let (batch, ahead, statement) = (path(&self, "batch"), self.own("refresh.ahead"), self.own("write.statement"));
+        let (negative, change, miss) =
+            (path(&self, "negative_ttl"), path(&self, "on_change"), path(&self, "on_miss"));
+        let (batch, ahead, statement) =
+            (path(&self, "batch"), self.own("refresh.ahead"), self.own("write.statement"));
         let reader = self.reader;
         let dataset = Dataset {
             name: self.name.to_owned(),

@@ -341,8 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_quoted_and_types_are_sql() {
+    fn names_are_quoted() {
         assert_eq!(quote("a\"b"), "\"a\"\"b\"");
-        assert_eq!(type_name(&PgTypeInfo::with_name("INT4")), "int4");
     }
 }

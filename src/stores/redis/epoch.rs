@@ -44,10 +44,17 @@ impl fmt::Debug for Epoch {
 pub struct Debt(String);
 
 impl Debt {
-    /// A debt for this reason (one word or a few).
+    /// A debt for this reason (one word or a few), made at this moment of Redis's clock: a pass that began later has
+    /// filled what was missing then.
     #[must_use]
-    pub fn new(reason: &str) -> Self {
-        Self(format!("{reason} {:016x}", rand::random::<u64>()))
+    pub fn new(reason: &str, made_ms: u64) -> Self {
+        Self(format!("{reason} {made_ms}-{:016x}", rand::random::<u64>()))
+    }
+
+    /// When it was made, in Unix milliseconds of Redis's clock.
+    #[must_use]
+    pub fn made_ms(&self) -> Option<u64> {
+        self.0.rsplit_once(' ')?.1.split_once('-')?.0.parse().ok()
     }
 
     /// The reason alone.
@@ -62,6 +69,8 @@ impl Debt {
 pub struct Head {
     /// Whether the tables are there and agree with the head.
     pub is_whole: bool,
+    /// Redis's clock, in Unix milliseconds.
+    pub now_ms: u64,
     /// How often the job that asked has been counted.
     pub counted: u64,
     /// The epoch.
@@ -132,7 +141,7 @@ pub enum Paid<'a> {
     Debt(&'a Debt),
     /// A pass, so that other workers need not repeat it.
     Pass {
-        /// When it began, in Unix milliseconds.
+        /// When it began, in Unix milliseconds of Redis's clock.
         began_ms: u64,
     },
 }
@@ -201,14 +210,14 @@ impl Redis {
         incarnation: &str,
         dataset: &str,
         (seen, revision): (&str, &str),
-        longest_life: Duration,
+        (longest_life, made_ms): (Duration, u64),
     ) -> Result<Answer<Adoption>, CacheError> {
         let standing = Standing { epoch, incarnation, dataset: "", revision: "" };
         let mut call = Call::fenced(&ADOPT, self, 0);
         call.standing(&standing);
         call.arg(seen.as_bytes()).arg(revision.as_bytes());
         call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
-        call.arg(Debt::new("redefined").0.as_bytes()).arg(dataset.as_bytes());
+        call.arg(Debt::new("redefined", made_ms).0.as_bytes()).arg(dataset.as_bytes());
         match call.run_fenced(self).await? {
             Answer::Gone(gone) => Ok(Answer::Gone(gone)),
             Answer::Done(reply) => match call.read::<String>(reply)?.as_str() {
@@ -292,6 +301,7 @@ fn parse_head(fields: &[Vec<u8>]) -> Head {
     let mut flat = fields.iter();
     head.is_whole = flat.next().is_some_and(|whole| whole == b"1");
     head.counted = flat.next().and_then(|count| text(count).parse().ok()).unwrap_or_default();
+    head.now_ms = flat.next().and_then(|now| text(now).parse().ok()).unwrap_or_default();
     while let (Some(field), Some(value)) = (flat.next(), flat.next()) {
         let field = text(field);
         match field.split_once(':').unwrap_or((&field, "")) {

@@ -1,0 +1,215 @@
+//! The command line, as a user types it.
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+use redis::AsyncCommands;
+
+use crate::support::{Rig, wait_until};
+
+const TABLES: &str = "
+    create table products (id int primary key, name text, price numeric);
+    insert into products select n, 'product ' || n, n from generate_series(1, 500) n;
+    create function slow() returns int language sql volatile as 'select 1';";
+
+const DATASETS: &str = r#"
+    [log]
+    level = "warn"
+    [dataset.product]
+    query = "select id, name, price from products"
+    key = "product:{id}"
+    tags = ["all"]
+    compression = { codec = "lz4", min_size = "1B" }
+    warm = {}
+"#;
+
+struct Cli {
+    file: std::path::PathBuf,
+    environment: Vec<(String, String)>,
+}
+
+impl Cli {
+    fn new(rig: &Rig, toml: &str) -> Self {
+        let file = std::env::temp_dir().join(format!("cachekeeper-cli-{:016x}.toml", rand::random::<u64>()));
+        std::fs::File::create(&file).unwrap().write_all(toml.as_bytes()).unwrap();
+        Self { file, environment: rig.environment().into_iter().collect() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        command.args(arguments).arg("-c").arg(&self.file);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> (i32, String) {
+        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        (status.code().unwrap(), text)
+    }
+}
+
+impl Drop for Cli {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.file));
+    }
+}
+
+#[tokio::test]
+async fn verbs_do_their_work_without_a_running_worker() {
+    let rig = Rig::start(TABLES).await;
+    let cli = Cli::new(&rig, DATASETS);
+    assert_eq!(cli.run(&["check"]), (0, "configuration is right: 1 datasets, servers asked\n".to_owned()));
+    let (code, text) = cli.run(&["status"]);
+    assert!(code == 1 && text.contains("no worker has run here"), "{text}");
+    let (code, text) = cli.run(&["warm", "--json"]);
+    assert!(code == 0 && text.contains("\"stored\":500"), "{text}");
+    let (code, text) = cli.run(&["get", "product:42"]);
+    assert!(
+        code == 0 && text.contains("\"name\": \"product 42\"") && text.contains("dataset product"),
+        "{text}"
+    );
+    let (code, text) = cli.run(&["get", "product:9999"]);
+    assert!(code == 1 && text.contains("is not in Redis"), "{text}");
+    let (code, text) = cli.run(&["audit"]);
+    assert!(code == 0 && text.contains("500 entries looked at, 500 right"), "{text}");
+    let mut client = rig.client().await;
+    let _: () = client.set("product:7", "planted").await.unwrap();
+    let _: () = client.set("product:7777", "planted").await.unwrap();
+    let _: () = client.del("product:8").await.unwrap();
+    let (code, text) = cli.run(&["audit", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(code, 1);
+    assert_eq!(found["stale"], serde_json::json!(["product:7"]));
+    assert_eq!(found["extra"], serde_json::json!(["product:7777"]));
+    assert_eq!(found["missing"], serde_json::json!(["product:8"]));
+    assert_eq!(cli.run(&["audit", "--fix"]).0, 0);
+    assert_eq!(cli.run(&["audit"]).0, 0);
+    rig.postgres
+        .execute("update products set name = 'new' where id = 9; delete from products where id = 10")
+        .await
+        .unwrap();
+    let (code, text) = cli.run(&["refresh", "product:9", "product:10"]);
+    assert_eq!((code, text.as_str()), (0, "1 stored again, 1 gone, 0 deleted\n"));
+    let (code, text) = cli.run(&["invalidate", "--tag", "all", "--delete"]);
+    // The two that were planted by hand have left the tag by then, or were never in it.
+    assert!(code == 0 && text.contains("499 deleted"), "{text}");
+    let (code, text) = cli.run(&["refresh", "-d", "product"]);
+    assert!(code == 0 && text.contains("499 stored again"), "{text}");
+    assert_eq!(cli.run(&["status"]).0, 0);
+}
+
+#[tokio::test]
+async fn mistakes_are_told_with_the_agreed_exit_codes() {
+    let mut rig = Rig::start(TABLES).await;
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "[dataset.p]\nquery = \"select idd from products\"\nkey = \"p:{id}\"",
+            &["t.toml:2:", "column \"idd\" does not exist"],
+        ),
+        (
+            "[dataset.p]\nquery = \"select id from products\"\nkey = \"p:{idd}\"",
+            &[":3:11", "no such column", "columns: id"],
+        ),
+        ("[dataset.p]\nquery = \"select id from products where\"\nkey = \"p:{id}\"", &["syntax error"]),
+        (
+            "[dataset.p]\nquery = \"select id, slow() from products\"\nkey = \"p:{id}\"",
+            &["slow, which is volatile"],
+        ),
+        (
+            "[dataset.p]\nquery = \"select id, random() as r from products\"\nkey = \"p:{id}\"",
+            &["random, which is volatile"],
+        ),
+        ("[dataset.p]\nquery = \"select id, id from products\"\nkey = \"p:{id}\"", &["two columns named id"]),
+        (
+            "[dataset.p]\nquery = \"delete from products returning id\"\nkey = \"p:{id}\"",
+            &["does not accept the query"],
+        ),
+        (
+            "[dataset.p]\nquery = \"select 1 as id; drop table products\"\nkey = \"p:{id}\"",
+            &["does not accept the query"],
+        ),
+        (
+            "[dataset.p]\nquery = \"select name as id from products\"\nkey = \"p:{id}\"\n[dataset.q]\nquery = \"select id from products\"\nkey = \"p:x:{id}\"",
+            &["could coincide"],
+        ),
+    ];
+    for (toml, fragments) in cases {
+        let cli = Cli::new(&rig, toml);
+        let (code, text) = cli.run(&["check"]);
+        assert_eq!(code, 78, "{toml}\n{text}");
+        for fragment in *fragments {
+            let fragment = fragment.replace("t.toml", &cli.file.display().to_string());
+            assert!(text.contains(&fragment), "{toml}\ndoes not say {fragment:?}:\n{text}");
+        }
+    }
+    let cli = Cli::new(&rig, DATASETS);
+    assert_eq!(cli.run(&["warm", "nosuch"]).0, 2);
+    assert_eq!(cli.run(&["frobnicate"]).0, 2);
+    assert_eq!(cli.run(&["check", "-c", "/nowhere.toml"]).0, 2, "given twice");
+    let wrong = Cli { file: "/nowhere.toml".into(), environment: cli.environment.clone() };
+    assert!(wrong.run(&["check"]).1.contains("cannot be read"));
+    assert_eq!(wrong.run(&["check"]).0, 78);
+    let mut broken = Cli::new(&rig, "[dataset.p]\nkey = 5");
+    assert_eq!(broken.run(&["run"]).0, 78);
+    // Another namespace in the same database is refused.
+    assert_eq!(cli.run(&["warm"]).0, 0);
+    broken.environment.iter_mut().find(|(name, _)| name.ends_with("NAMESPACE")).unwrap().1 =
+        "other".to_owned();
+    let other = Cli { file: cli.file.clone(), environment: broken.environment.clone() };
+    let (code, text) = other.run(&["run"]);
+    assert!(code == 78 && text.contains("already serves"), "{text}");
+    std::mem::forget(other);
+    rig.postgres.stop();
+    let (code, text) = cli.run(&["warm"]);
+    assert!(code == 69 && text.contains("cannot be reached"), "{code} {text}");
+    rig.redis.kill();
+    let (code, text) = cli.run(&["get", "product:1"]);
+    assert!(code == 69, "{code} {text}");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_to_be_one() {
+    let rig = Rig::start_with(TABLES, &[], &["--requirepass", "right"]).await;
+    let cli = Cli::new(&rig, DATASETS);
+    let (code, text) = cli.run(&["warm"]);
+    assert!(code == 1 && text.contains("password"), "{code} {text}");
+}
+
+#[tokio::test]
+async fn a_signal_stops_the_worker_in_order() {
+    let rig = Rig::start(TABLES).await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut cli = Cli::new(&rig, DATASETS);
+    cli.environment.retain(|(name, _)| !name.contains("ADMIN"));
+    cli.environment.push(("CACHEKEEPER__ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{port}")));
+    let mut child = cli.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the worker is ready", || async {
+        let (code, text) = cli.run(&["healthcheck", "--ready"]);
+        if code == 0 { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert_eq!(cli.run(&["healthcheck"]), (0, "ok\n".to_owned()));
+    let client = http_get(port, "/metrics").await;
+    assert!(
+        client.contains("cachekeeper_entries_stored_total{dataset=\"product\",cause=\"warm\"} 500"),
+        "{client}"
+    );
+    assert!(http_get(port, "/api/v1/status").await.contains("\"warmed\":true"));
+    Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut redis = rig.client().await;
+    let leases: Vec<String> = redis.keys("ck:{test}:lock:*").await.unwrap();
+    assert_eq!(leases, Vec::<String>::new());
+}
+
+async fn http_get(port: u16, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
