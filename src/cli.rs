@@ -166,7 +166,7 @@ fn load(
         out.problems(problems);
         Exit::Configuration
     };
-    let path = config_check::find(explicit, environment).map_err(|problem| fail(&[problem]))?;
+    let path = config_check::find(explicit, environment).map_err(|problem| fail(&[*problem]))?;
     let text = std::fs::read_to_string(&path).map_err(|error| {
         let help = "give the file with -c FILE; config/cachekeeper.toml shows every key".to_owned();
         fail(&[Diagnostic::error(format!("{} cannot be read: {error}", path.display()), help)])

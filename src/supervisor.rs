@@ -125,7 +125,7 @@ impl Actor for Supervisor {
                 state.on_exit(&myself, cell.get_id(), &reason.unwrap_or_else(|| "it ended".to_owned()));
             }
             SupervisionEvent::ActorFailed(cell, error) => {
-                state.on_exit(&myself, cell.get_id(), &error.to_string())
+                state.on_exit(&myself, cell.get_id(), &error.to_string());
             }
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
         }

@@ -281,7 +281,7 @@ impl EpochKeeperState {
                 warn!(dataset = name, error = %chain(&error), "the dataset does not fit the database");
             }
             Some(Err(error)) => {
-                debug!(dataset = name, error = %chain(&error), "the debt stands, trying again")
+                debug!(dataset = name, error = %chain(&error), "the debt stands, trying again");
             }
             None => warn!(dataset = name, "the task that paid the debt panicked, trying again"),
         }

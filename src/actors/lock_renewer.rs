@@ -21,6 +21,7 @@ pub const LEASE_LIFE: Duration = Duration::from_secs(10);
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// Trust ends this much before the lease does, for clocks that run at different speeds.
 const MARGIN: Duration = Duration::from_secs(1);
+const TRUSTED_FOR: Duration = LEASE_LIFE.saturating_sub(MARGIN);
 
 /// What the actor needs.
 #[derive(Clone, Debug)]
@@ -162,7 +163,7 @@ impl LockRenewerState {
                 let lost = CancellationToken::new();
                 let lease = Lease { name: name.to_owned(), token: grant.token, lost: lost.clone() };
                 let guard = lost.clone().drop_guard();
-                let trusted_until = asked + (LEASE_LIFE - MARGIN);
+                let trusted_until = asked + TRUSTED_FOR;
                 self.held.push(Held { grant, lost, _guard: guard, trusted_until });
                 Wish::Granted(lease)
             }
@@ -196,7 +197,7 @@ impl LockRenewerState {
         match self.arguments.context.redis.renew_leases(&grants, LEASE_LIFE).await {
             Ok(renewed) => {
                 for (held, is_held) in self.held.iter_mut().zip(renewed) {
-                    held.trusted_until = if is_held { asked + (LEASE_LIFE - MARGIN) } else { asked };
+                    held.trusted_until = if is_held { asked + TRUSTED_FOR } else { asked };
                 }
             }
             Err(error) => warn!(error = %chain(&error), leases = grants.len(), "leases could not be renewed"),

@@ -181,7 +181,7 @@ impl RefresherState {
         match result {
             Some(Ok(_)) => {}
             Some(Err(error)) => {
-                debug!(error = %chain(&error), "misses not filled, the next miss tries again")
+                debug!(error = %chain(&error), "misses not filled, the next miss tries again");
             }
             None => warn!("filling misses panicked"),
         }

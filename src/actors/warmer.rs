@@ -312,7 +312,7 @@ impl WarmerState {
                 self.is_warm(name);
             }
             Some(PassEnd::Elsewhere(left)) => {
-                self.want(name, left.clamp(RETRY_DELAY_MIN, LOOK_AT_OTHERS), since)
+                self.want(name, left.clamp(RETRY_DELAY_MIN, LOOK_AT_OTHERS), since);
             }
             Some(PassEnd::DoneElsewhere) => {
                 passes.get_or_create(&labels("elsewhere")).inc();

@@ -30,7 +30,7 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
     }
     match (&head.epoch, head.is_whole) {
         (Some(epoch), true) => {
-            lines.push(format!("epoch      {epoch}, floor {}", head.floor.unwrap_or_default()))
+            lines.push(format!("epoch      {epoch}, floor {}", head.floor.unwrap_or_default()));
         }
         (Some(epoch), false) => lines.push(format!("epoch      {epoch}, but the stamp tables are not whole")),
         (None, _) => lines.push("epoch      none yet: no worker has run here".to_owned()),

@@ -52,7 +52,7 @@ impl Config {
 pub fn find(
     explicit: Option<PathBuf>,
     environment: &BTreeMap<String, String>,
-) -> Result<PathBuf, Diagnostic> {
+) -> Result<PathBuf, Box<Diagnostic>> {
     if let Some(path) = explicit.or_else(|| environment.get("CACHEKEEPER_CONFIG").map(PathBuf::from)) {
         return Ok(path);
     }
@@ -60,10 +60,8 @@ pub fn find(
     let found = usual.iter().map(PathBuf::from).find(|path| path.is_file());
     found.ok_or_else(|| {
         let help = "give one with -c FILE or CACHEKEEPER_CONFIG; config/cachekeeper.toml shows every key";
-        Diagnostic::error(
-            format!("no configuration file: looked for {}", usual.join(" and ")),
-            help.to_owned(),
-        )
+        let message = format!("no configuration file: looked for {}", usual.join(" and "));
+        Box::new(Diagnostic::error(message, help.to_owned()))
     })
 }
 

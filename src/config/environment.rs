@@ -52,7 +52,7 @@ pub fn apply(
                 match parse(shape, &text) {
                     Some(leaf) => drop(leaves.insert(path, leaf)),
                     None => {
-                        problems.push(source.problem(&path, format!("expected {}", expected(shape)), None))
+                        problems.push(source.problem(&path, format!("expected {}", expected(shape)), None));
                     }
                 }
             }

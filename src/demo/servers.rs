@@ -168,7 +168,7 @@ impl Postgres {
     /// [`ServerError`].
     pub async fn start(settings: &[&str]) -> Result<Self, ServerError> {
         let directory = new_directory("postgres")?;
-        let template = template().await?;
+        let template = template()?;
         let data = directory.join("data");
         run_as_server(&["cp", "-a", &template.display().to_string(), &data.display().to_string()])?;
         let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
@@ -397,7 +397,7 @@ fn free_port() -> Result<u16, ServerError> {
 }
 
 /// A fresh data directory, made once and copied for each server, because making one takes most of a second.
-async fn template() -> Result<PathBuf, ServerError> {
+fn template() -> Result<PathBuf, ServerError> {
     let initdb = postgres_program("initdb")?;
     let version = initdb
         .components()

@@ -103,7 +103,7 @@ impl View {
             scene.memory.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string()),
             facts.epoch.as_deref().unwrap_or("none yet"),
         );
-        let percent = if hits + misses == 0 { 0 } else { hits * 100 / (hits + misses) };
+        let percent = (hits * 100).checked_div(hits + misses).unwrap_or_default();
         let _infallible = writeln!(
             text,
             "  reads {:.0}/s  hits {percent} %  writes {:.0}/s  events {:.0}/s",

@@ -111,8 +111,8 @@ mod tests {
         check(life, Some(seconds(0)), Verdict::Fresh);
         check(life.mul_f64(0.21), Some(seconds(0)), Verdict::Fresh);
         check(seconds(100), Some(seconds(3)), Verdict::Due);
-        check(seconds(100), Some(life - seconds(100)), Verdict::Unread);
-        check(seconds(100), Some(life - seconds(101)), Verdict::Unread);
+        check(seconds(100), Some(life.checked_sub(seconds(100)).unwrap()), Verdict::Unread);
+        check(seconds(100), Some(life.checked_sub(seconds(101)).unwrap()), Verdict::Unread);
         check(seconds(100), None, Verdict::Due);
     }
 

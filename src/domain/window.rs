@@ -30,7 +30,7 @@ mod tests {
             assert_eq!(window_width(Duration::from_secs(life)), width);
             for last in 1_000_000..1_000_100 {
                 let end = window_end(last, width);
-                assert!(last < end && end <= last + width && end % width == 0);
+                assert!(last < end && end <= last + width && end.is_multiple_of(width));
             }
         }
     }

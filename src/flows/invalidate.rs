@@ -100,7 +100,8 @@ pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), FlowEr
     Ok(())
 }
 
-type Reloads = BTreeMap<String, (Arc<Dataset>, Vec<(String, KeyValues)>)>;
+/// Keys to load again, by dataset.
+pub(super) type Reloads = BTreeMap<String, (Arc<Dataset>, Vec<(String, KeyValues)>)>;
 
 fn sort_key(
     context: &Context,

@@ -225,7 +225,7 @@ async fn standing_of(
 /// # Errors
 /// [`FlowError`]; the next miss tries again.
 pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, FlowError> {
-    let mut by_dataset: BTreeMap<String, (Arc<Dataset>, Vec<(String, KeyValues)>)> = BTreeMap::new();
+    let mut by_dataset = super::invalidate::Reloads::new();
     for key in keys {
         let Some((dataset, values)) = context.catalog.of_key(&key) else {
             continue;

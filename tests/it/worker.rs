@@ -174,9 +174,9 @@ async fn a_new_life_of_postgres_is_a_new_epoch() {
     for is_clean in [true, false] {
         let before = worker.health.facts().epoch;
         if is_clean {
-            rig.postgres.stop()
+            rig.postgres.stop();
         } else {
-            rig.postgres.kill()
+            rig.postgres.kill();
         }
         rig.postgres.start_again().await.unwrap();
         // Whatever stands in Redis may come from commits that were lost.

@@ -85,7 +85,6 @@ impl SourceError {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the driver's enum is non-exhaustive")]
 fn trouble(error: &Error) -> Trouble {
     match error {
         Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {

@@ -80,7 +80,6 @@ impl Refusal {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the driver's enums are non-exhaustive")]
 fn refusal(error: &RedisError) -> Refusal {
     if error.is_io_error()
         || error.is_timeout()
