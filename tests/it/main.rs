@@ -10,6 +10,7 @@
 mod cli;
 mod config;
 mod flows;
+mod passes;
 mod readers;
 mod scripts;
 mod support;
