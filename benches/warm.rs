@@ -37,8 +37,11 @@ struct Bench {
 #[tokio::main]
 async fn main() {
     let rows = std::env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(1_000_000);
-    let (postgres, redis) =
-        tokio::try_join!(Postgres::start(&["shared_buffers=512MB", "max_parallel_workers_per_gather=0"]), Redis::start(&[])).unwrap();
+    let (postgres, redis) = tokio::try_join!(
+        Postgres::start(&["shared_buffers=512MB", "max_parallel_workers_per_gather=0"]),
+        Redis::start(&[])
+    )
+    .unwrap();
     let bench = Bench { postgres, redis, rows };
     bench.fill().await;
     bench.warm().await;
@@ -120,7 +123,8 @@ impl Bench {
         let context = self.context(format, tags);
         let dataset = context.catalog.get("item").unwrap();
         let began = Instant::now();
-        let options = PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+        let options =
+            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         let report = pass(&context, dataset, &options).await.unwrap();
         assert_eq!(report.stored, self.rows);
         began.elapsed()
@@ -135,9 +139,11 @@ impl Bench {
             self.flush().await;
             times.entry("psql | redis-cli --pipe").or_default().push(self.baseline().as_secs_f64());
             memory.insert("plain", self.used_memory().await - empty);
-            for (name, format, tags) in
-                [("json, no tag", "json", "[]"), ("json, one tag", "json", tag), ("msgpack, one tag", "msgpack", tag)]
-            {
+            for (name, format, tags) in [
+                ("json, no tag", "json", "[]"),
+                ("json, one tag", "json", tag),
+                ("msgpack, one tag", "msgpack", tag),
+            ] {
                 self.flush().await;
                 times.entry(name).or_default().push(self.ours(format, tags).await.as_secs_f64());
                 memory.insert(name, self.used_memory().await - empty);
@@ -158,7 +164,10 @@ impl Bench {
         println!("  and for each tag           {:>7.1}", with_tag / rows);
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-        println!("\nworker's peak memory: {}\n", peak.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
+        println!(
+            "\nworker's peak memory: {}\n",
+            peak.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+        );
     }
 
     async fn invalidate(&self) {
@@ -197,7 +206,10 @@ impl Bench {
     }
 }
 
-async fn slowest_get(mut client: redis::aio::MultiplexedConnection, stop: CancellationToken) -> (Duration, u64) {
+async fn slowest_get(
+    mut client: redis::aio::MultiplexedConnection,
+    stop: CancellationToken,
+) -> (Duration, u64) {
     let mut slowest = Duration::ZERO;
     let mut gets = 0;
     while !stop.is_cancelled() {

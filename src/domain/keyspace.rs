@@ -35,7 +35,8 @@ pub struct Keyspace {
     pub tag_stamps: String,
     /// What every covered entry is at least as fresh as.
     pub watermark: String,
-    /// Sorted set: tag sets by the second from which no member can be alive.
+    /// Sorted set: the windows of tag sets, each the second from which no member can be alive. Behind the same name and
+    /// `:<window>` stands the set of a window's tags.
     pub windows: String,
 }
 

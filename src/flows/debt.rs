@@ -112,7 +112,7 @@ impl Walk<'_> {
         let standing = self.dataset.standing(&self.epoch, &self.poll.incarnation);
         let stamp = self.poll.snapshot.stamp();
         match self.context.redis.invalidate_counted(&standing, stamp, &names, &self.job.id, "").await? {
-            Answer::Done(existed) => self.report.invalidated += existed.len() as u64,
+            Answer::Done(existed) => self.report.invalidated += existed,
             Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
         }
         self.job.count += 1;

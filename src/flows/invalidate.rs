@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::catalog::Dataset;
 use super::context::Context;
-use super::epoch;
+use super::epoch::{self, Order};
 use super::error::FlowError;
 use super::reload::{Cause, Job, Report, current_epoch, reload};
 use crate::config::OnChange;
@@ -13,10 +13,12 @@ use crate::domain::event::Op;
 use crate::domain::keyspace::RESERVED_PREFIX;
 use crate::metrics::{ByDatasetCause, ByReason};
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Answer, Epoch, Gone, Paid, Standing};
+use crate::stores::redis::{Answer, Claim, Epoch, Gone, Paid, Standing};
 
 /// Keys of one script.
-const PAGE: usize = 256;
+const PAGE: usize = 512;
+/// Members of one page of a tag; small sets come whole, whatever is asked for.
+const TAG_PAGE: usize = 512;
 /// Label of entries that belong to no dataset.
 const NO_DATASET: &str = "none";
 
@@ -27,14 +29,12 @@ const NO_DATASET: &str = "none";
 pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<Report, FlowError> {
     let poll = epoch::poll(context).await?;
     let mut report = Report::default();
-    let (mut to_delete, mut to_reload) = (Vec::new(), Reloads::new());
-    for key in keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)) {
-        sort_key(context, key, op, &mut to_delete, &mut to_reload);
+    let keys = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).cloned();
+    let sorted = Sorted::new(context, keys, op);
+    for (dataset, keys) in &sorted.to_delete {
+        report.invalidated += delete(context, dataset, &poll, keys, None).await?;
     }
-    for page in to_delete.chunks(PAGE) {
-        report.invalidated += delete(context, &poll, page, None).await?;
-    }
-    for (dataset, keys) in to_reload.into_values() {
+    for (dataset, keys) in sorted.to_reload.into_values() {
         report.add(reload_existing(context, &dataset, &poll, keys).await?);
     }
     Ok(report)
@@ -54,37 +54,66 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     job.count += 1;
     let mut report = Report::default();
     for (set, _size) in sets {
-        let mut cursor = 0;
-        loop {
-            let page = context.redis.members(&standing, &job.id, &set, cursor, PAGE).await?;
-            let (next, members) = done(context, page)?;
-            job.count += 1;
-            let (mut to_delete, mut to_reload) = (Vec::new(), Reloads::new());
-            for member in members.into_iter().filter_map(|member| String::from_utf8(member).ok()) {
-                sort_key(context, &member, op, &mut to_delete, &mut to_reload);
-            }
-            // A page may hold more than was asked for: small sets come whole.
-            for keys in to_delete.chunks(PAGE) {
-                report.invalidated += delete(context, &order.poll, keys, Some((&mut job, &set))).await?;
-            }
-            for (dataset, keys) in to_reload.into_values() {
-                report.add(reload_members(context, &dataset, &order.poll, keys, &mut job).await?);
-            }
-            cursor = next;
-            if cursor == 0 {
-                break;
-            }
-        }
+        report.add(invalidate_set(context, &order, &set, op, &mut job).await?);
     }
     // Nothing is claimed by a debt, but a rollback in between would have hidden members from the walk.
     let claim = done(context, context.redis.claim(&standing, &job.id, job.count, Paid::Nothing).await?)?;
     match claim {
-        crate::stores::redis::Claim::Accepted => Ok(report),
-        crate::stores::redis::Claim::WentBack => {
+        Claim::Accepted => Ok(report),
+        Claim::WentBack => {
             context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
             Err(FlowError::WentBack)
         }
     }
+}
+
+/// Invalidates the members of one set; while one page is worked off, the next is on its way.
+async fn invalidate_set(
+    context: &Context,
+    order: &Order,
+    set: &str,
+    op: Option<Op>,
+    job: &mut Job,
+) -> Result<Report, FlowError> {
+    let standing = unfenced(&order.epoch, &order.poll);
+    let id = job.id.clone();
+    let fetch = async |cursor: u64| {
+        let page = context.redis.members(&standing, &id, set, cursor, TAG_PAGE).await?;
+        done(context, page)
+    };
+    let mut report = Report::default();
+    let (mut cursor, mut members) = fetch(0).await?;
+    job.count += 1;
+    loop {
+        let keys = members.into_iter().filter_map(|member| String::from_utf8(member).ok());
+        let sorted = Sorted::new(context, keys, op);
+        let work = invalidate_members(context, order, set, sorted, job);
+        if cursor == 0 {
+            report.add(work.await?);
+            return Ok(report);
+        }
+        let (next, worked) = tokio::join!(fetch(cursor), work);
+        report.add(worked?);
+        (cursor, members) = next?;
+        job.count += 1;
+    }
+}
+
+async fn invalidate_members(
+    context: &Context,
+    order: &Order,
+    set: &str,
+    sorted: Sorted,
+    job: &mut Job,
+) -> Result<Report, FlowError> {
+    let mut report = Report::default();
+    for (dataset, keys) in &sorted.to_delete {
+        report.invalidated += delete(context, dataset, &order.poll, keys, Some((&mut *job, set))).await?;
+    }
+    for (dataset, keys) in sorted.to_reload.into_values() {
+        report.add(reload_members(context, &dataset, &order.poll, keys, job).await?);
+    }
+    Ok(report)
 }
 
 /// Deletes keys at once and without a stamp, because none can be had while Postgres is down. The event is kept and
@@ -103,27 +132,46 @@ pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), FlowEr
 /// Keys to load again, by dataset.
 pub(super) type Reloads = BTreeMap<String, (Arc<Dataset>, Vec<(String, KeyValues)>)>;
 
-fn sort_key(
-    context: &Context,
-    key: &str,
-    op: Option<Op>,
-    to_delete: &mut Vec<String>,
-    to_reload: &mut Reloads,
-) {
-    let Some((dataset, values)) = context.catalog.of_key(key) else {
-        to_delete.push(key.to_owned());
-        return;
-    };
-    let refresh = match op {
-        Some(Op::Refresh) => true,
-        Some(Op::Delete) => false,
-        None => dataset.settings.on_change == OnChange::Refresh,
-    };
-    if refresh && !dataset.is_displaced() {
-        let entry = to_reload.entry(dataset.name().to_owned());
-        entry.or_insert_with(|| (Arc::clone(dataset), Vec::new())).1.push((key.to_owned(), values));
-    } else {
-        to_delete.push(key.to_owned());
+/// Keys by what is to be done with them.
+#[derive(Default)]
+struct Sorted {
+    to_delete: BTreeMap<String, Vec<String>>,
+    to_reload: Reloads,
+}
+
+impl Sorted {
+    fn new(context: &Context, keys: impl Iterator<Item = String>, op: Option<Op>) -> Self {
+        let mut sorted = Self::default();
+        for key in keys {
+            let Some((dataset, values)) = context.catalog.of_key(&key) else {
+                sorted.delete(NO_DATASET, key);
+                continue;
+            };
+            let refresh = match op {
+                Some(Op::Refresh) => true,
+                Some(Op::Delete) => false,
+                None => dataset.settings.on_change == OnChange::Refresh,
+            };
+            if !refresh || dataset.is_displaced() {
+                sorted.delete(dataset.name(), key);
+                continue;
+            }
+            match sorted.to_reload.get_mut(dataset.name()) {
+                Some((_, keys)) => keys.push((key, values)),
+                None => {
+                    let entry = (Arc::clone(dataset), vec![(key, values)]);
+                    sorted.to_reload.insert(dataset.name().to_owned(), entry);
+                }
+            }
+        }
+        sorted
+    }
+
+    fn delete(&mut self, dataset: &str, key: String) {
+        match self.to_delete.get_mut(dataset) {
+            Some(keys) => keys.push(key),
+            None => drop(self.to_delete.insert(dataset.to_owned(), vec![key])),
+        }
     }
 }
 
@@ -172,29 +220,26 @@ async fn reload_members(
 
 async fn delete(
     context: &Context,
+    dataset: &str,
     poll: &Poll,
     keys: &[String],
-    member_of: Option<(&mut Job, &str)>,
+    mut member_of: Option<(&mut Job, &str)>,
 ) -> Result<u64, FlowError> {
-    let epoch = current_epoch(context).await?;
-    let standing = unfenced(&epoch, poll);
-    let stamp = poll.snapshot.stamp();
-    let answer = match member_of {
-        Some((job, set)) => {
-            let answer = context.redis.invalidate_counted(&standing, stamp, keys, &job.id, set).await?;
+    let mut deleted = 0;
+    for page in keys.chunks(PAGE) {
+        let epoch = current_epoch(context).await?;
+        let standing = unfenced(&epoch, poll);
+        let stamp = poll.snapshot.stamp();
+        let (job, set) = member_of.as_ref().map_or(("", ""), |(job, set)| (job.id.as_str(), *set));
+        let answer = context.redis.invalidate_counted(&standing, stamp, page, job, set).await?;
+        if let Some((job, _)) = &mut member_of {
             job.count += 1;
-            answer
         }
-        None => context.redis.invalidate(&standing, stamp, keys).await?,
-    };
-    // The delete was carried out in any case; where the order changed, the caller repeats it with the new one.
-    let existed = done(context, answer)?;
-    for position in &existed {
-        let dataset = keys.get(*position).and_then(|key| context.catalog.of_key(key));
-        let name = dataset.map_or(NO_DATASET, |(dataset, _)| dataset.name());
-        context.metrics.deleted.get_or_create(&ByDatasetCause::new(name, "event")).inc();
+        // The delete was carried out in any case; where the order changed, the caller repeats it with the new one.
+        deleted += done(context, answer)?;
     }
-    Ok(existed.len() as u64)
+    context.metrics.deleted.get_or_create(&ByDatasetCause::new(dataset, "event")).inc_by(deleted);
+    Ok(deleted)
 }
 
 /// Deleting needs no revision: absence is right under every definition.

@@ -319,7 +319,7 @@ impl Sink<'_> {
             match answer {
                 Answer::Done(existed) => {
                     self.job.count += 1;
-                    report.invalidated += existed.len() as u64;
+                    report.invalidated += existed;
                 }
                 Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
             }

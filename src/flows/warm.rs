@@ -269,7 +269,7 @@ impl<'a> StreamedPass<'a> {
             match self.context.redis.invalidate_counted(&standing, stamp, &keys, &self.job.id, "").await? {
                 Answer::Done(existed) => {
                     self.job.count += 1;
-                    self.report.invalidated += existed.len() as u64;
+                    self.report.invalidated += existed;
                 }
                 Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
             }

@@ -47,7 +47,8 @@ async fn a_stalled_load_never_brings_an_old_value_back() {
     pass(&context, dataset, &options()).await.unwrap();
     let source = dataset.source(&context.postgres).await.unwrap();
     // A worker loads, and stalls before it stores.
-    let stalled = context.postgres.load(&source, &[vec!["1".to_owned()], vec!["2".to_owned()]]).await.unwrap();
+    let stalled =
+        context.postgres.load(&source, &[vec!["1".to_owned()], vec!["2".to_owned()]]).await.unwrap();
     rig.postgres.execute("update t set name = 'new' where id = 1; delete from t where id = 2").await.unwrap();
     invalidate::keys(&context, &["t:1".to_owned(), "t:2".to_owned()], None).await.unwrap();
     let mut batch = EntryBatch::default();
@@ -56,7 +57,11 @@ async fn a_stalled_load_never_brings_an_old_value_back() {
     let epoch = context.epoch().unwrap();
     let standing = dataset.standing(&epoch, &stalled.poll.incarnation);
     let life = dataset.lifetimes.longest();
-    let stored = context.redis.store(&standing, stalled.poll.snapshot.stamp(), &batch, life, StoreMode::Slots).await.unwrap();
+    let stored = context
+        .redis
+        .store(&standing, stalled.poll.snapshot.stamp(), &batch, life, StoreMode::Slots)
+        .await
+        .unwrap();
     assert_eq!(stored, Answer::Done(vec![0, 1]), "both are refused");
     let mut client = rig.client().await;
     let value: String = client.get("t:1").await.unwrap();
@@ -76,7 +81,8 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let dataset = context.catalog.get("t").unwrap();
     let cancel = CancellationToken::new();
     let (progress, mut told) = tokio::sync::watch::channel(cachekeeper::flows::warm::Progress::default());
-    let slow = PassOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
+    let slow =
+        PassOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
     let stopper = tokio::spawn(async move {
         told.wait_for(|progress| 1_000 < progress.entries).await.unwrap();
         cancel.cancel();
@@ -99,11 +105,12 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
 
 #[tokio::test]
 async fn a_poison_row_fails_alone() {
-    let rig = Rig::start("
+    let rig = Rig::start(
+        "
         create table t (id int primary key, name text, divisor int, data json);
         insert into t select n, 'name ' || n, n - 50, '{}' from generate_series(1, 100) n;
-        update t set data = repeat('[', 200)::text::json where false;
-        update t set data = (repeat('[', 200) || repeat(']', 200))::json where id = 7;")
+        update t set data = (repeat('[', 200) || repeat(']', 200))::json where id = 7;",
+    )
     .await;
     let context = rig.context(
         r#"
@@ -127,7 +134,9 @@ async fn a_poison_row_fails_alone() {
     );
     let mut client = rig.client().await;
     // A value that cannot be encoded; two rows of one key; a row without a key. Each in a pass, then by key.
-    for (name, poisoned, stored) in [("deep", Some("deep:7"), 99), ("twice", Some("twice:1"), 98), ("named", None, 99)] {
+    for (name, poisoned, stored) in
+        [("deep", Some("deep:7"), 99), ("twice", Some("twice:1"), 98), ("named", None, 99)]
+    {
         let dataset = context.catalog.get(name).unwrap();
         if let Some(key) = poisoned {
             let _: () = client.set(key, "an older value").await.unwrap();
@@ -179,7 +188,8 @@ async fn two_hundred_thousand_tagged_keys_leave_nothing_behind() {
             batch.tag(position, "all");
             if batch.len() == 500 {
                 let life = dataset.lifetimes.longest();
-                let stored = context.redis.store(&standing, stamp, &batch, life, StoreMode::Slots).await.unwrap();
+                let stored =
+                    context.redis.store(&standing, stamp, &batch, life, StoreMode::Slots).await.unwrap();
                 assert_eq!(stored, Answer::Done(vec![]));
                 batch.clear();
             }
@@ -188,15 +198,14 @@ async fn two_hundred_thousand_tagged_keys_leave_nothing_behind() {
             wait_until("entries and tag sets are gone", || async {
                 context.redis.drop_old_windows(1_000).await.unwrap();
                 let keys = context.redis.key_count().await.unwrap();
-                // What stays: head and the two tables.
-                if keys <= 3 { Ok(()) } else { Err(keys.to_string()) }
+                // What stays: head and the two tables. Memory is given back by Redis's own background thread.
+                let used = context.redis.facts().await.unwrap().used_memory;
+                let limit = if round == 0 { u64::MAX } else { after_first + (1 << 20) };
+                if keys <= 3 && used <= limit { Ok(used) } else { Err(format!("{keys} keys, {used} bytes")) }
             })
             .await;
-            let used = context.redis.facts().await.unwrap().used_memory;
             if round == 0 {
-                after_first = used;
-            } else {
-                assert!(used < after_first + (1 << 20), "{used} bytes after, {after_first} at first");
+                after_first = context.redis.facts().await.unwrap().used_memory;
             }
         }
     }
@@ -252,10 +261,12 @@ async fn a_newer_definition_displaces_the_older_process() {
     let rig = Rig::start(TABLES).await;
     let older = rig.context(DATASET);
     pass(&older, older.catalog.get("t").unwrap(), &options()).await.unwrap();
-    let newer = rig.context(&DATASET.replace("select id, name, part", "select id, upper(name) as name, part"));
+    let newer =
+        rig.context(&DATASET.replace("select id, name, part", "select id, upper(name) as name, part"));
     pass(&newer, newer.catalog.get("t").unwrap(), &options()).await.unwrap();
     let keys = vec![("t:1".to_owned(), vec!["1".to_owned()])];
-    let error = reload(&older, older.catalog.get("t").unwrap(), keys, Cause::Change, &mut Job::uncounted()).await;
+    let error =
+        reload(&older, older.catalog.get("t").unwrap(), keys, Cause::Change, &mut Job::uncounted()).await;
     assert!(matches!(error, Err(FlowError::Displaced { .. })), "{error:?}");
     let mut client = rig.client().await;
     let value: String = client.get("t:1").await.unwrap();
@@ -271,7 +282,8 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let _: i64 = client.lpush("t:1", "not a string").await.unwrap();
     wait_until("two passes were made", || async {
         let metrics = worker.context.metrics.render().unwrap();
-        let line = metrics.lines().find(|line| line.starts_with("cachekeeper_passes_total") && line.contains("ok"));
+        let line =
+            metrics.lines().find(|line| line.starts_with("cachekeeper_passes_total") && line.contains("ok"));
         match line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()) {
             Some(2..) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -296,7 +308,10 @@ async fn the_loss_of_a_lease_is_told() {
     let wish = acquire("a").await.unwrap().unwrap();
     let Wish::Granted(lease) = wish else { panic!("{wish:?}") };
     let other = context.redis.acquire_lease("a", "somebody else", Duration::from_secs(1)).await.unwrap();
-    assert!(matches!(other, cachekeeper::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"), "{other:?}");
+    assert!(
+        matches!(other, cachekeeper::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
+        "{other:?}"
+    );
     // Taken by force.
     let mut client = rig.client().await;
     let _: () = client.set("ck:{test}:lock:a", "1 somebody else").await.unwrap();

@@ -90,11 +90,14 @@ impl Redis {
         stamp: Stamp,
         keys: &[impl AsRef<str>],
     ) -> Result<Answer<Vec<usize>>, CacheError> {
-        self.raise_and(standing, stamp, keys, "exists", "", "").await
+        match self.raise_and(standing, stamp, keys, "exists", "", "").await? {
+            (call, Answer::Done(reply)) => Ok(Answer::Done(call.read(reply)?)),
+            (_, Answer::Gone(gone)) => Ok(Answer::Gone(gone)),
+        }
     }
 
-    /// Raises keys and deletes them; answers the positions of those that existed. The delete is carried out even
-    /// where the answer is [`Answer::Gone`]: absence is always right, but the caller must then repeat it.
+    /// Raises keys and deletes them; answers how many existed. The delete is carried out even where the answer is
+    /// [`Answer::Gone`]: absence is always right, but the caller must then repeat it.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -103,8 +106,8 @@ impl Redis {
         standing: &Standing<'_>,
         stamp: Stamp,
         keys: &[impl AsRef<str>],
-    ) -> Result<Answer<Vec<usize>>, CacheError> {
-        self.raise_and(standing, stamp, keys, "delete", "", "").await
+    ) -> Result<Answer<u64>, CacheError> {
+        self.invalidate_counted(standing, stamp, keys, "", "").await
     }
 
     /// As [`Self::invalidate`], as a step of a counted job, and takes the keys out of a tag's set.
@@ -118,8 +121,11 @@ impl Redis {
         keys: &[impl AsRef<str>],
         job: &str,
         tag_set: &str,
-    ) -> Result<Answer<Vec<usize>>, CacheError> {
-        self.raise_and(standing, stamp, keys, "delete", job, tag_set).await
+    ) -> Result<Answer<u64>, CacheError> {
+        match self.raise_and(standing, stamp, keys, "delete", job, tag_set).await? {
+            (call, Answer::Done(reply)) => Ok(Answer::Done(call.read(reply)?)),
+            (_, Answer::Gone(gone)) => Ok(Answer::Gone(gone)),
+        }
     }
 
     async fn raise_and(
@@ -130,7 +136,7 @@ impl Redis {
         then: &str,
         job: &str,
         tag_set: &str,
-    ) -> Result<Answer<Vec<usize>>, CacheError> {
+    ) -> Result<(Call, Answer<redis::Value>), CacheError> {
         let mut call = Call::fenced(&RAISE, self, keys.len());
         for key in keys {
             call.arg(key.as_ref().as_bytes());
@@ -138,10 +144,8 @@ impl Redis {
         call.standing(standing);
         call.arg(&stamp.to_bytes()).arg(then.as_bytes()).arg(job.as_bytes());
         call.arg(&pack_slots(keys.iter().map(AsRef::as_ref))).arg(tag_set.as_bytes());
-        match call.run_fenced(self).await? {
-            Answer::Done(reply) => Ok(Answer::Done(call.read(reply)?)),
-            Answer::Gone(gone) => Ok(Answer::Gone(gone)),
-        }
+        let answer = call.run_fenced(self).await?;
+        Ok((call, answer))
     }
 
     /// Deletes keys without any stamp: for the moment in which none can be had, because Postgres is down.

@@ -59,7 +59,7 @@ impl Redis {
     /// [`CacheError`].
     pub async fn drop_old_windows(&self, most: usize) -> Result<usize, CacheError> {
         let mut call = Call::new(&DROP_WINDOWS, 1);
-        call.arg(self.keys.windows.as_bytes()).number(most as u64);
+        call.arg(self.keys.windows.as_bytes()).arg(self.keys.tag_prefix().as_bytes()).number(most as u64);
         let reply = call.run(self).await?;
         call.read(reply)
     }

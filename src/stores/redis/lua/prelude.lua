@@ -30,7 +30,8 @@ end
 
 -- Raises one slot, never lowers it.
 local function raise_slot(table_key, slot, stamp, top)
-  if less(top, stamp) or less(slot_stamp(table_key, slot), stamp) then
+  -- Nothing is above `top`.
+  if not less(stamp, top) or less(slot_stamp(table_key, slot), stamp) then
     redis.call('SETRANGE', table_key, 8 + slot * 8, stamp)
   end
 end

@@ -1,9 +1,9 @@
 -- Raises keys, cached or not (R6), and then deletes them or answers which exist.
 -- KEYS: 4… the keys. ARGV: 5 stamp, 6 'delete' or 'exists', 7 job or '', 8 the keys' slots (4 bytes each),
 --       9 a tag set that loses these members, or ''.
--- Answers the positions of the keys that existed. A delete is carried out even where the answer is GONE ….
+-- Answers how many were deleted, or the positions of those that exist. A delete is carried out even where the answer
+-- is GONE ….
 local why, head = gone()
-local existed = {}
 if not why then
   local stamp, top = ARGV[5], head[4]
   for i = 4, #KEYS do
@@ -11,11 +11,16 @@ if not why then
   end
   raise_top(top, stamp)
 end
-for i = 4, #KEYS do
-  local command = ARGV[6] == 'delete' and 'UNLINK' or 'EXISTS'
-  if redis.call(command, KEYS[i]) == 1 then existed[#existed + 1] = i - 4 end
+local answer
+if ARGV[6] == 'delete' then
+  answer = redis.call('UNLINK', unpack(KEYS, 4))
+elseif not why then
+  answer = {}
+  for i = 4, #KEYS do
+    if redis.call('EXISTS', KEYS[i]) == 1 then answer[#answer + 1] = i - 4 end
+  end
 end
 if why then return why end
 if ARGV[9] ~= '' then redis.pcall('SREM', ARGV[9], unpack(KEYS, 4)) end
 count(ARGV[7])
-return existed
+return answer

@@ -59,29 +59,41 @@ for i = 5, n + 4 do
 end
 
 -- A set is named by the second from which no member can be alive. Redis's own clock decides, so that writers whose
--- clocks differ agree.
+-- clocks differ agree. The tags of a window stand in one set, the windows in KEYS[4]: what is over can be dropped.
 if tags > 0 then
   local width = tonumber(ARGV[9])
   local window = (math.floor((redis.call('TIME')[1] + ARGV[8]) / width) + 1) * width
+  local suffix = ':' .. string.format('%d', window)
+  local names = {}
   for t = 0, tags - 1 do
-    local set = ARGV[7] .. ARGV[first_tag + t * 3] .. ':' .. string.format('%d', window)
-    local members, packed = {}, ARGV[first_tag + t * 3 + 2]
-    for m = 1, #packed, 4 do
-      local i = struct.unpack('>I4', packed, m)
-      if not refused[i] then members[#members + 1] = KEYS[i + 4] end
+    local name, packed = ARGV[first_tag + t * 3], ARGV[first_tag + t * 3 + 2]
+    local set, added = ARGV[7] .. name .. suffix, 0
+    if #packed == 4 then -- one member, as where every entry has a tag of its own
+      local i = struct.unpack('>I4', packed)
+      if not refused[i] then added = redis.pcall('SADD', set, KEYS[i + 4]) end
+    else
+      local members = {}
+      for m = 1, #packed, 4 do
+        local i = struct.unpack('>I4', packed, m)
+        if not refused[i] then members[#members + 1] = KEYS[i + 4] end
+      end
+      for from = 1, #members, 4000 do
+        added = redis.pcall('SADD', set, unpack(members, from, math.min(from + 3999, #members)))
+      end
     end
-    for from = 1, #members, 4000 do
-      local upto = math.min(from + 3999, #members)
-      local added = redis.pcall('SADD', set, unpack(members, from, upto))
-      if type(added) == 'table' then -- something else stood there, so no member did
-        redis.call('UNLINK', set)
-        added = redis.call('SADD', set, unpack(members, from, upto))
+    if type(added) == 'table' then -- something else stood there, so no member did
+      redis.call('UNLINK', set)
+      for m = 1, #packed, 4 do
+        local i = struct.unpack('>I4', packed, m)
+        if not refused[i] then redis.call('SADD', set, KEYS[i + 4]) end
       end
-      if added == upto - from + 1 and redis.call('SCARD', set) == added then
-        redis.call('ZADD', KEYS[4], window, set)
-      end
+    end
+    names[t % 4000 + 1] = name
+    if t == tags - 1 or t % 4000 == 3999 then
+      redis.call('SADD', KEYS[4] .. suffix, unpack(names, 1, t % 4000 + 1))
     end
   end
+  redis.call('ZADD', KEYS[4], window, string.format('%d', window))
 end
 
 if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'pass:' .. ARGV[3], ARGV[11]) end
