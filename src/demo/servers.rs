@@ -399,13 +399,10 @@ fn free_port() -> Result<u16, ServerError> {
 /// A fresh data directory, made once and copied for each server, because making one takes most of a second.
 fn template() -> Result<PathBuf, ServerError> {
     let initdb = postgres_program("initdb")?;
-    let version = initdb
-        .components()
-        .rev()
-        .nth(2)
-        .map_or_else(String::new, |part| part.as_os_str().to_string_lossy().into_owned());
     let user = if is_root() { "root" } else { "user" };
-    let template = std::env::temp_dir().join(format!("cachekeeper-initdb-{version}-{user}-2"));
+    // The whole path names the template: two installations of one version may differ.
+    let place = crate::domain::keyspace::key_hash(initdb.as_os_str().as_encoded_bytes());
+    let template = std::env::temp_dir().join(format!("cachekeeper-initdb-{user}-{place:016x}"));
     if template.join("PG_VERSION").exists() {
         return Ok(template);
     }
@@ -431,15 +428,19 @@ fn template() -> Result<PathBuf, ServerError> {
     Ok(template)
 }
 
+/// `CACHEKEEPER_POSTGRES_BIN` decides, then the highest version of the distribution's packages, then `PATH`.
+#[expect(clippy::disallowed_methods, reason = "where programs are is a fact of the environment")]
 fn postgres_program(name: &'static str) -> Result<PathBuf, ServerError> {
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
         .unwrap_or_default();
-    // The highest version first.
     versions.sort_by_key(|path| {
         let version = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
         std::cmp::Reverse(version.and_then(|version| version.parse::<u32>().ok()).unwrap_or_default())
     });
+    if let Ok(chosen) = std::env::var("CACHEKEEPER_POSTGRES_BIN") {
+        versions.insert(0, PathBuf::from(chosen));
+    }
     find_program(name, &versions).ok_or(ServerError::Missing { program: name })
 }
 

@@ -16,9 +16,9 @@ use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Answer, Claim, Epoch, Gone, Paid, Standing};
 
 /// Keys of one script.
-const PAGE: usize = 512;
+const PAGE: usize = 256;
 /// Members of one page of a tag; small sets come whole, whatever is asked for.
-const TAG_PAGE: usize = 512;
+const TAG_PAGE: usize = 256;
 /// Label of entries that belong to no dataset.
 const NO_DATASET: &str = "none";
 
