@@ -18,11 +18,11 @@ use clap::{Parser, Subcommand};
 
 use crate::config::diagnostic::{Diagnostic, render};
 use crate::config::{Config, check as config_check};
+use crate::demo::Ending;
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
 use crate::stores::postgres::Trouble;
 use crate::stores::redis::Refusal;
-pub use audit::describe as audit_text;
 pub use output::Exit;
 
 /// Keeps Redis consistent with Postgres.
@@ -117,7 +117,14 @@ pub async fn main(
             out.line(&format!("{:#}", crate::config::schema::json_schema()));
             return Exit::Ok;
         }
-        Verb::Demo(options) => return crate::demo::run(&options, &environment).await,
+        Verb::Demo(options) => {
+            return match crate::demo::run(&options, &environment).await {
+                Ending::Agreed => Exit::Ok,
+                Ending::Differed => Exit::Failed,
+                Ending::Misused => Exit::Usage,
+                Ending::NoServers => Exit::Unavailable,
+            };
+        }
         Verb::Migrate { print: true, .. } => {
             migrate::print(&out);
             return Exit::Ok;

@@ -17,7 +17,6 @@ use self::load::Shoppers;
 use self::servers::{Postgres, Redis};
 use self::view::{Scene, View};
 use crate::app::Worker;
-use crate::cli::{Exit, audit_text};
 use crate::config::Config;
 use crate::domain::units::parse_duration;
 use crate::flows::compare::compare;
@@ -35,6 +34,19 @@ pub struct Options {
     faults: bool,
 }
 
+/// How the demonstration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Redis and Postgres agree.
+    Agreed,
+    /// They do not, or something failed.
+    Differed,
+    /// The options were wrong.
+    Misused,
+    /// The private servers could not be started.
+    NoServers,
+}
+
 const CONFIG: &str = include_str!("../config/demo.toml");
 const SHOWN: [u32; 4] = [1, 2, 3, 42];
 const FAULT_EVERY: Duration = Duration::from_secs(6);
@@ -42,23 +54,23 @@ const FAULT_EVERY: Duration = Duration::from_secs(6);
 const SETTLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Runs the demonstration.
-pub async fn run(options: &Options, environment: &BTreeMap<String, String>) -> Exit {
+pub async fn run(options: &Options, environment: &BTreeMap<String, String>) -> Ending {
     let mut view = View::default();
     let duration = match options.duration.as_deref().map(parse_duration).transpose() {
         Ok(duration) => duration,
         Err(help) => {
             view.say(&format!("error: --for: {help}"));
-            return Exit::Usage;
+            return Ending::Misused;
         }
     };
     match Stage::build(environment, &mut view).await {
         Ok(stage) => stage.play(duration, options.faults, view).await.unwrap_or_else(|error| {
             View::default().say(&format!("error: {error:#}"));
-            Exit::Failed
+            Ending::Differed
         }),
         Err(error) => {
             view.say(&format!("error: {error:#}"));
-            Exit::Unavailable
+            Ending::NoServers
         }
     }
 }
@@ -104,7 +116,7 @@ impl Stage {
         duration: Option<Duration>,
         with_faults: bool,
         mut view: View,
-    ) -> anyhow::Result<Exit> {
+    ) -> anyhow::Result<Ending> {
         let stop = CancellationToken::new();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..2 {
@@ -199,19 +211,19 @@ impl Stage {
         }
     }
 
-    async fn report(&mut self, view: &mut View) -> anyhow::Result<Exit> {
+    async fn report(&mut self, view: &mut View) -> anyhow::Result<Ending> {
         view.say("\nevery entry in Redis against Postgres:");
         let mut is_clean = true;
         let context = self.worker.context.clone();
         for dataset in context.catalog.iter() {
             let found = with_current_order(&context, || compare(&context, dataset, |_| {})).await?;
             is_clean &= found.is_clean();
-            view.say(&format!("  {}", audit_text(&found)));
+            view.say(&format!("  {found}"));
         }
         for text in &self.happened {
             view.say(&format!("  meanwhile: {text}"));
         }
         view.say(if is_clean { "\nRedis and Postgres agree" } else { "\nRedis and Postgres do NOT agree" });
-        Ok(if is_clean { Exit::Ok } else { Exit::Failed })
+        Ok(if is_clean { Ending::Agreed } else { Ending::Differed })
     }
 }

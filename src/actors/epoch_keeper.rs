@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::address::AddressBook;
+use super::clock::now_ms;
 use super::health::Health;
 use super::lock_renewer::{Lease, LockRenewerMessage, Wish};
 use super::task::Task;
@@ -314,11 +315,4 @@ impl EpochKeeperState {
             Err(error) => debug!(error = %chain(&error), "old tag sets are dropped at the next look"),
         }
     }
-}
-
-/// Milliseconds since 1970.
-#[must_use]
-pub fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -6,6 +6,7 @@
 //! are deleted meanwhile. If the actor dies, its start is a gap like any other.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -14,7 +15,8 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::address::AddressBook;
-use super::epoch_keeper::{EpochKeeperMessage, now_ms};
+use super::clock::now_ms;
+use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
 use super::refresher::RefresherMessage;
 use super::task::Task;
@@ -36,6 +38,8 @@ const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 256;
 /// Ids remembered for deduplication.
 const IDS_MAX: usize = 10_000;
+/// Pause between two log lines about invalid events.
+const QUIET_MS: u64 = 1_000;
 const SOURCE: &str = "pubsub";
 
 /// What the actor needs.
@@ -95,7 +99,12 @@ impl Actor for InvalidationListener {
         arguments: InvalidationListenerArguments,
     ) -> Result<InvalidationListenerState, ActorProcessingErr> {
         let (sender, queue) = mpsc::channel(arguments.max_pending.max(1));
-        let reader = Reader { arguments: arguments.clone(), listener: myself, queue: sender };
+        let reader = Reader {
+            arguments: arguments.clone(),
+            listener: myself,
+            queue: sender,
+            quiet_until_ms: AtomicU64::new(0),
+        };
         Ok(InvalidationListenerState {
             arguments,
             queue,
@@ -362,6 +371,8 @@ struct Reader {
     arguments: InvalidationListenerArguments,
     listener: ActorRef<InvalidationListenerMessage>,
     queue: mpsc::Sender<Event>,
+    /// Until when invalid events are counted only: garbage may come in floods.
+    quiet_until_ms: AtomicU64,
 }
 
 impl Reader {
@@ -418,6 +429,11 @@ impl Reader {
             Ok(event) => event,
             Err(invalid) => {
                 metrics.events_invalid.get_or_create(&ByReason::new(invalid.reason)).inc();
+                let now = now_ms();
+                if now < self.quiet_until_ms.load(Ordering::Relaxed) {
+                    return;
+                }
+                self.quiet_until_ms.store(now + QUIET_MS, Ordering::Relaxed);
                 warn!(channel, reason = invalid.reason, problem = %invalid, bytes = body.len(), "an event cannot be read");
                 return;
             }

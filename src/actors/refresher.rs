@@ -10,7 +10,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use super::epoch_keeper::now_ms;
+use super::clock::now_ms;
 use super::task::Task;
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};

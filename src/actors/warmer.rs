@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::address::AddressBook;
-use super::epoch_keeper::{EpochKeeperMessage, now_ms};
+use super::clock::now_ms;
+use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
 use super::lock_renewer::{LockRenewerMessage, Wish};
 use super::task::Task;

@@ -1,6 +1,7 @@
 //! Compares Redis with Postgres, and accuses only what stays different while both are looked at again.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -38,6 +39,24 @@ impl Comparison {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.stale.is_empty() && self.extra.is_empty() && self.missing.is_empty()
+    }
+}
+
+/// Keys of each kind that are named in the text.
+const SHOWN: usize = 10;
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {} entries looked at, {} right", self.dataset, self.checked, self.right)?;
+        for (kind, keys) in [("stale", &self.stale), ("extra", &self.extra), ("missing", &self.missing)] {
+            if keys.is_empty() {
+                continue;
+            }
+            let shown: Vec<&str> = keys.iter().take(SHOWN).map(String::as_str).collect();
+            let more = if SHOWN < keys.len() { ", …" } else { "" };
+            write!(formatter, "\n  {} {kind}: {}{more}", keys.len(), shown.join(", "))?;
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod compress;
 mod json;
+mod kind;
 mod nested;
 mod number;
 mod plan;

@@ -5,7 +5,7 @@
 
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::read::Malformed;
+use super::read::{Malformed, Reader};
 
 /// Appends the MessagePack of a JSON text. Integers beyond 64 bits become floats.
 pub fn to_message_pack(text: &[u8], output: &mut Vec<u8>) -> Result<(), Malformed> {
@@ -14,6 +14,15 @@ pub fn to_message_pack(text: &[u8], output: &mut Vec<u8>) -> Result<(), Malforme
         .deserialize_any(Writer(output))
         .map_err(|_json| Malformed("json, or nested more than 128 deep"))?;
     parser.end().map_err(|_json| Malformed("json"))
+}
+
+/// `jsonb` begins with the version of its format, 1.
+pub fn jsonb_text(bytes: &[u8]) -> Result<&[u8], Malformed> {
+    let mut reader = Reader::new(bytes, "jsonb");
+    if reader.u8()? != 1 {
+        return Err(Malformed("jsonb"));
+    }
+    Ok(reader.rest())
 }
 
 struct Writer<'a>(&'a mut Vec<u8>);

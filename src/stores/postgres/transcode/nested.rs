@@ -1,7 +1,8 @@
 //! Values of every kind, lists and composites too.
 
+use super::json::jsonb_text;
+use super::kind::Kind;
 use super::number;
-use super::plan::Kind;
 use super::read::{Malformed, Reader, utf8};
 use super::sink::Sink;
 use super::text::{TEXT_MAX, with_text};
@@ -85,15 +86,6 @@ fn write_numeric<S: Sink>(text: &str, numeric: Numeric, sink: &mut S) {
         Numeric::Number if S::IS_BINARY => sink.float8(text.parse().unwrap_or(f64::NAN), text),
         Numeric::Number | Numeric::Text => sink.text(text),
     }
-}
-
-/// `jsonb` begins with the version of its format, 1.
-pub fn jsonb_text(bytes: &[u8]) -> Result<&[u8], Malformed> {
-    let mut reader = Reader::new(bytes, "jsonb");
-    if reader.u8()? != 1 {
-        return Err(Malformed("jsonb"));
-    }
-    Ok(reader.rest())
 }
 
 /// A list of lists for each dimension (src/backend/utils/adt/arrayfuncs.c, `array_send`).

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::nested::jsonb_text;
+use super::json::jsonb_text;
+use super::kind::Kind;
 use super::number;
-use super::plan::Kind;
 use super::read::{Malformed, Reader, utf8};
 use super::time::{self, Style};
 
