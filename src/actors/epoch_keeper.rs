@@ -4,10 +4,12 @@
 //! a Postgres that does not answer are noticed here first. Debts are paid one dataset at a time, in a task, by the
 //! one worker that holds the lease `lead`. If it dies, debts stand in Redis and the next one goes on.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -28,6 +30,7 @@ use crate::stores::redis::{Debt, Epoch};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A job in the head that only counts looks, so that a Redis that went back while nothing else happened is noticed.
 const LOOKS: &str = "looks";
+const POSTPONED_FOR: Duration = Duration::from_secs(10);
 const LEAD: &str = "lead";
 const WINDOWS_AT_ONCE: usize = 64;
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,6 +72,8 @@ pub struct EpochKeeperState {
     last: Option<(Epoch, u64)>,
     paying: Option<(String, Task, CancellationToken)>,
     lead: Option<Lease>,
+    /// Datasets that do not fit the database, and when they are tried again.
+    postponed: HashMap<String, Instant>,
 }
 
 /// The actor.
@@ -85,7 +90,7 @@ impl Actor for EpochKeeper {
         myself: ActorRef<EpochKeeperMessage>,
         arguments: EpochKeeperArguments,
     ) -> Result<EpochKeeperState, ActorProcessingErr> {
-        let mut state = EpochKeeperState { arguments, timer: None, last: None, paying: None, lead: None };
+        let mut state = EpochKeeperState { arguments, timer: None, last: None, paying: None, lead: None, postponed: HashMap::new() };
         state.arm(&myself, Duration::ZERO);
         Ok(state)
     }
@@ -230,7 +235,7 @@ impl EpochKeeperState {
         }
         let context = self.arguments.context.clone();
         let owed = order.head.owed.keys().find_map(|name| {
-            context.catalog.get(name).filter(|dataset| !dataset.is_displaced() && !self.is_broken(name))
+            context.catalog.get(name).filter(|dataset| !dataset.is_displaced() && !self.is_postponed(name))
         });
         let Some(dataset) = owed.cloned() else {
             self.give_back_lead();
@@ -246,8 +251,8 @@ impl EpochKeeperState {
         self.paying = Some((name, Task::spawn(myself, work, tell), cancel));
     }
 
-    fn is_broken(&self, dataset: &str) -> bool {
-        self.arguments.health.facts().broken.contains_key(dataset)
+    fn is_postponed(&self, dataset: &str) -> bool {
+        self.postponed.get(dataset).is_some_and(|until| Instant::now() < *until)
     }
 
     async fn on_debt_ended(
@@ -259,6 +264,7 @@ impl EpochKeeperState {
         self.paying = None;
         match result {
             Some(Ok(report)) => {
+                self.arguments.health.update(|facts| drop(facts.broken.remove(name)));
                 info!(
                     dataset = name,
                     stored = report.stored,
@@ -279,7 +285,10 @@ impl EpochKeeperState {
             }
             Some(Err(FlowError::WentBack)) => self.relabel().await,
             Some(Err(error @ FlowError::Dataset { .. })) => {
-                warn!(dataset = name, error = %chain(&error), "the dataset does not fit the database");
+                let text = chain(&error);
+                warn!(dataset = name, error = text, "the dataset does not fit the database");
+                self.postponed.insert(name.to_owned(), Instant::now() + POSTPONED_FOR);
+                self.arguments.health.update(|facts| drop(facts.broken.insert(name.to_owned(), text)));
             }
             Some(Err(error)) => {
                 debug!(dataset = name, error = %chain(&error), "the debt stands, trying again");

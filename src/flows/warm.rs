@@ -115,6 +115,9 @@ impl<'a> StreamedPass<'a> {
         job.count = order.head.counted;
         let interrupted = order.head.passes.get(dataset.name()).filter(|_| options.resume);
         let interrupted = interrupted.and_then(|text| Bookmark::parse(text, dataset));
+        // Of a pass that was interrupted long ago the first entries may have expired.
+        let recent = order.head.now_ms.saturating_sub(millis(dataset.lifetimes.ttl / 2));
+        let interrupted = interrupted.filter(|bookmark| recent < bookmark.began_ms);
         let behind = interrupted.as_ref().map(|bookmark| &bookmark.values);
         if let Some(bookmark) = &interrupted {
             info!(dataset = dataset.name(), behind = %bookmark.key, entries = bookmark.entries, "resuming the pass");
@@ -129,8 +132,8 @@ impl<'a> StreamedPass<'a> {
             report: Report::default(),
             refused: Vec::new(),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
+            began_ms: interrupted.as_ref().map_or(order.head.now_ms, |bookmark| bookmark.began_ms),
             entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
-            began_ms: order.head.now_ms,
         };
         pass.stream(source, &mut rows, options).await?;
         drop(rows);
@@ -235,7 +238,8 @@ impl<'a> StreamedPass<'a> {
             && let Some(values) = self.dataset.read_key(last.key)
         {
             let entries = self.entries_before + self.report.stored;
-            self.confirmed = Bookmark { key: last.key.to_owned(), values, entries }.render();
+            let began_ms = self.began_ms;
+            self.confirmed = Bookmark { key: last.key.to_owned(), values, entries, began_ms }.render();
         }
         // Rows whose slots moved on are loaded again by key; not too many of them at the end.
         if self.dataset.settings.batch <= self.refused.len() {
@@ -300,17 +304,25 @@ struct Bookmark {
     key: String,
     values: KeyValues,
     entries: u64,
+    /// When the pass began that was interrupted first, by Redis's clock.
+    began_ms: u64,
 }
 
 impl Bookmark {
     fn render(&self) -> String {
-        format!("{} {}", self.entries, self.key)
+        format!("{} {} {}", self.entries, self.began_ms, self.key)
     }
 
     fn parse(text: &str, dataset: &Dataset) -> Option<Self> {
-        let (entries, key) = text.split_once(' ')?;
-        Some(Self { key: key.to_owned(), values: dataset.read_key(key)?, entries: entries.parse().ok()? })
+        let (entries, rest) = text.split_once(' ')?;
+        let (began, key) = rest.split_once(' ')?;
+        let values = dataset.read_key(key)?;
+        Some(Self { key: key.to_owned(), values, entries: entries.parse().ok()?, began_ms: began.parse().ok()? })
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn tell(options: &PassOptions, entries: u64, is_resumed: bool) {

@@ -446,3 +446,41 @@ async fn two_workers_share_the_work_and_agree() {
     let leases: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
     assert_eq!(leases, Vec::<String>::new(), "leases are released");
 }
+
+#[tokio::test]
+async fn altered_tables_are_noticed_and_broken_queries_heal() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(
+        r#"
+        [dataset.product]
+        query = "select * from products"
+        key = "product:{id}"
+        format = "json"
+        warm = {}
+        [dataset.late]
+        query = "select id, name from comes_later"
+        key = "late:{id}"
+        format = "json"
+        warm = {}"#,
+    ))
+    .await
+    .unwrap();
+    let mut client = rig.client().await;
+    value_is(&mut client, "product:1", Some("\"price\":10")).await;
+    let _: () = client.publish("cache:invalidation", "product:1").await.unwrap();
+    rig.postgres.execute("alter table products add column colour text default 'red'").await.unwrap();
+    let _: () = client.publish("cache:invalidation", "product:1").await.unwrap();
+    value_is(&mut client, "product:1", Some("\"colour\":\"red\"")).await;
+    rig.postgres.execute("alter table products alter column price type numeric(10, 2)").await.unwrap();
+    let _: () = client.publish("cache:invalidation", "product:1").await.unwrap();
+    value_is(&mut client, "product:1", Some("\"price\":\"10.00\"")).await;
+    wait_until("readiness names the table that is missing", || async {
+        let reasons = worker.health.reasons();
+        if reasons.iter().any(|reason| reason.contains("comes_later")) { Ok(()) } else { Err(format!("{reasons:?}")) }
+    })
+    .await;
+    rig.postgres.execute("create table comes_later as select 1 as id, 'here'::text as name").await.unwrap();
+    value_is(&mut client, "late:1", Some("here")).await;
+    ready(&worker).await;
+    assert!(worker.stop().await);
+}

@@ -1,5 +1,7 @@
 //! The statements of a dataset, made from its query once its columns are known.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sqlx::postgres::{PgTypeInfo, PgTypeKind};
 use sqlx::{Column, Executor, SqlSafeStr, Statement, TypeInfo};
 
@@ -8,6 +10,9 @@ use super::transcode::RowPlan;
 use super::{Postgres, SourceError};
 use crate::config::{Dataset, Rows};
 use crate::domain::template::{Alphabet, Template};
+
+/// How many queries were described by this process.
+static DESCRIBED: AtomicU64 = AtomicU64::new(0);
 
 /// The texts of a key's placeholders.
 pub type KeyValues = Vec<String>;
@@ -110,7 +115,10 @@ impl Postgres {
         let mut connection = self.pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
         // The parentheses make a second statement, or a statement that is no query, a syntax error. The query
         // stands on lines of its own, so that a comment at its end ends there.
-        let opening = "select q.* from (\n";
+        // The number makes the text a new one each time: connections keep what they prepared by its text, and after
+        // a change of the tables all of that is worthless.
+        let number = DESCRIBED.fetch_add(1, Ordering::Relaxed);
+        let opening = format!("/* {number} */ select q.* from (\n");
         let sql = sqlx::AssertSqlSafe(format!("{opening}{}\n) q", dataset.query)).into_sql_str();
         let prepared = match (&mut *connection).prepare(sql).await {
             Ok(prepared) => prepared,
@@ -135,7 +143,7 @@ impl Postgres {
             .iter()
             .map(|column| (column.name().to_owned(), column.type_info().clone()))
             .collect();
-        Ok(make_source(dataset, columns))
+        Ok(make_source(dataset, columns, number))
     }
 }
 
@@ -149,6 +157,7 @@ fn database_message(error: &SourceError) -> String {
 fn make_source(
     dataset: &Dataset,
     columns: Vec<(String, PgTypeInfo)>,
+    number: u64,
 ) -> Result<DatasetSource, SourceProblem> {
     for (index, (name, _)) in columns.iter().enumerate() {
         if columns.iter().take(index).any(|(earlier, _)| earlier == name) {
@@ -177,7 +186,7 @@ fn make_source(
     let key_names: Vec<String> = key_columns.iter().filter_map(named).map(|(name, _)| quote(name)).collect();
     let statements = Statements { dataset, columns: &columns, key_names: &key_names, key_types: &key_types };
     Ok(DatasetSource {
-        by_key: statements.by_key(),
+        by_key: format!("/* {number} */ {}", statements.by_key()),
         pass: statements.pass(false),
         resumed_pass: statements.pass(true),
         first_keys: statements.first_keys(),
