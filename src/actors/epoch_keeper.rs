@@ -90,7 +90,14 @@ impl Actor for EpochKeeper {
         myself: ActorRef<EpochKeeperMessage>,
         arguments: EpochKeeperArguments,
     ) -> Result<EpochKeeperState, ActorProcessingErr> {
-        let mut state = EpochKeeperState { arguments, timer: None, last: None, paying: None, lead: None, postponed: HashMap::new() };
+        let mut state = EpochKeeperState {
+            arguments,
+            timer: None,
+            last: None,
+            paying: None,
+            lead: None,
+            postponed: HashMap::new(),
+        };
         state.arm(&myself, Duration::ZERO);
         Ok(state)
     }

@@ -317,7 +317,12 @@ impl Bookmark {
         let (entries, rest) = text.split_once(' ')?;
         let (began, key) = rest.split_once(' ')?;
         let values = dataset.read_key(key)?;
-        Some(Self { key: key.to_owned(), values, entries: entries.parse().ok()?, began_ms: began.parse().ok()? })
+        Some(Self {
+            key: key.to_owned(),
+            values,
+            entries: entries.parse().ok()?,
+            began_ms: began.parse().ok()?,
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! The stamp rule as one decision table, run against a model in Rust and against the scripts, under two collations.
+//! The stamp rule as one decision table, run against a model in Rust, the double in memory, and the scripts under two
+//! collations.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use cachekeeper::domain::entry::EntryBatch;
 use cachekeeper::domain::keyspace::slot;
 use cachekeeper::domain::stamp::{Snapshot, Stamp};
+use cachekeeper::stores::memory::Memory;
 use cachekeeper::stores::redis::{Answer, Creation, Debt, Epoch, Gone, NewEpoch, Redis, Standing, StoreMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -84,6 +86,7 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
     let epoch = begin(&store).await;
     let standing = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
     let mut model = Model { floor: Stamp::new(5, 0).unwrap(), ..Model::default() };
+    let mut memory = Memory::new(Stamp::new(5, 0).unwrap());
     let keys: Vec<String> = (0..8).map(|n| format!("k:{n}")).collect();
     let tags: Vec<String> = (0..3).map(|n| format!("t{n}")).collect();
     let mut client = redis.client().await;
@@ -109,6 +112,9 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                 let answer =
                     store.store(&standing, at, &batch, Duration::from_secs(600), mode).await.unwrap();
                 let Answer::Done(refused) = answer else { panic!("{answer:?}") };
+                let in_memory =
+                    if is_pass { memory.store_page(at, &batch) } else { memory.store(at, &batch) };
+                assert_eq!(in_memory, refused, "step {step}");
                 let expected = model.store(at, &key, value.as_deref(), &chosen, is_pass);
                 // A pass raises the floor also where its entries are refused one by one.
                 if is_pass {
@@ -121,6 +127,7 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                     panic!()
                 };
                 model.raise(at, &key);
+                assert_eq!(memory.raise(at, &[&key]), existing, "step {step}");
                 assert_eq!(!existing.is_empty(), model.values.contains_key(&key), "step {step}");
             }
             7 => {
@@ -128,6 +135,7 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                     panic!()
                 };
                 model.raise(at, &key);
+                assert_eq!(memory.invalidate(at, &[&key]), existed, "step {step}");
                 assert_eq!(existed == 1, model.values.remove(&key).is_some(), "step {step}");
             }
             _ => {
@@ -142,12 +150,15 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                     let found: Vec<String> = client.smembers(set).await.unwrap();
                     members.extend(found);
                 }
+                let in_memory = memory.raise_tag(at, tag);
+                assert_eq!(in_memory, members.iter().cloned().collect(), "step {step}");
                 for (key, (_, of)) in &model.values {
                     assert!(!of.contains(tag) || members.contains(key), "step {step}: {key} is not in {tag}");
                 }
             }
         }
         let value: Option<String> = client.get(&key).await.unwrap();
+        assert_eq!(memory.get(&key), value.as_deref().map(str::as_bytes), "step {step}: {key}");
         assert_eq!(value.as_ref(), model.values.get(&key).map(|(value, _)| value), "step {step}: {key}");
     }
 }

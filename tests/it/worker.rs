@@ -476,11 +476,87 @@ async fn altered_tables_are_noticed_and_broken_queries_heal() {
     value_is(&mut client, "product:1", Some("\"price\":\"10.00\"")).await;
     wait_until("readiness names the table that is missing", || async {
         let reasons = worker.health.reasons();
-        if reasons.iter().any(|reason| reason.contains("comes_later")) { Ok(()) } else { Err(format!("{reasons:?}")) }
+        if reasons.iter().any(|reason| reason.contains("comes_later")) {
+            Ok(())
+        } else {
+            Err(format!("{reasons:?}"))
+        }
     })
     .await;
     rig.postgres.execute("create table comes_later as select 1 as id, 'here'::text as name").await.unwrap();
     value_is(&mut client, "late:1", Some("here")).await;
     ready(&worker).await;
     assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn a_subscription_that_was_cut_is_a_gap_and_is_repaired() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    // As Redis does with a subscriber that is too slow; the event of this change is published to nobody.
+    rig.postgres
+        .execute("update products set name = 'unheard' where id = 5; delete from products where id = 6")
+        .await
+        .unwrap();
+    let killed: u64 =
+        redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").query_async(&mut client).await.unwrap();
+    assert_eq!(killed, 1);
+    value_is(&mut client, "product:5", Some("unheard")).await;
+    value_is(&mut client, "product:6", None).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn a_full_redis_loses_what_it_cannot_hold_and_recovers() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    let limit = |bytes: u64| redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes).to_owned();
+    let _: () = limit(1).query_async(&mut client).await.unwrap();
+    rig.postgres.execute("update products set name = 'changed' where id in (5, 6)").await.unwrap();
+    let _: () = client.publish("cache:invalidation", r#"{"keys":["product:5","product:6"]}"#).await.unwrap();
+    // The old value may not stay, and the new one has no room.
+    value_is(&mut client, "product:5", None).await;
+    let _: () = limit(0).query_async(&mut client).await.unwrap();
+    let _: () = client.publish("cache:invalidation", "product:6").await.unwrap();
+    value_is(&mut client, "product:6", Some("changed")).await;
+    // Read-only for a while, as a server that was demoted.
+    let _: () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg("1").query_async(&mut client).await.unwrap();
+    rig.postgres.execute("update products set name = 'later' where id = 5").await.unwrap();
+    let _: () = client.publish("cache:invalidation", "product:5").await.unwrap();
+    wait_until("readiness says so", || async {
+        let reasons = worker.health.reasons();
+        if reasons.iter().any(|reason| reason.contains("takes no writes")) {
+            Ok(())
+        } else {
+            Err(format!("{reasons:?}"))
+        }
+    })
+    .await;
+    let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut client).await.unwrap();
+    value_is(&mut client, "product:5", Some("later")).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn an_actor_that_fails_again_and_again_ends_the_worker() {
+    let rig = Rig::start(TABLES).await;
+    let mut worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let root = worker.supervisor().clone();
+    let killer = tokio::spawn(async move {
+        let mut pace = tokio::time::interval(Duration::from_millis(10));
+        while root.cast(SupervisorMessage::Kill(ChildKind::Refresher)).is_ok() {
+            pace.tick().await;
+        }
+    });
+    let outcome = worker.ended().await;
+    killer.abort();
+    assert_eq!(outcome, cachekeeper::supervisor::Outcome::GaveUp { child: "refresher" });
 }
