@@ -12,6 +12,9 @@ use tokio::time::Instant;
 use super::load::Counts;
 use crate::actors::health::Health;
 
+/// Columns that every terminal has.
+const WIDTH: usize = 80;
+
 /// The screen, or lines where there is none.
 #[derive(Debug)]
 pub struct View {
@@ -64,6 +67,9 @@ impl View {
             println!("{}", text.replace('\n', " | ").replace("  ", " "));
             return;
         }
+        // A line that wraps would spoil the count of lines to go up.
+        let text: Vec<String> = text.lines().map(|line| line.chars().take(WIDTH).collect()).collect();
+        let text = text.join("\n");
         let mut screen = String::new();
         if 0 < self.drawn {
             // Up to where the last scene began, clearing below.
