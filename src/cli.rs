@@ -54,8 +54,11 @@ enum Verb {
         /// Print the SQL instead
         #[arg(long)]
         print: bool,
+        /// Let this role run the worker: rights on the schema, not on your tables
+        #[arg(long, value_name = "ROLE", conflicts_with = "print")]
+        grant: Option<String>,
         /// Remove the schema with everything in it
-        #[arg(long, conflicts_with = "print")]
+        #[arg(long, conflicts_with_all = ["print", "grant"])]
         uninstall: bool,
     },
     /// Fill datasets from Postgres
@@ -149,7 +152,9 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
     }
     let context = Context::new(&config)?;
     match verb {
-        Verb::Migrate { uninstall, .. } => migrate::migrate(&context, uninstall, out).await,
+        Verb::Migrate { uninstall, grant, .. } => {
+            migrate::migrate(&context, uninstall, grant.as_deref(), out).await
+        }
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,
         Verb::Refresh(targets) => {

@@ -7,6 +7,7 @@ pub mod debt;
 pub mod encode;
 pub mod epoch;
 pub mod error;
+pub mod events;
 pub mod invalidate;
 pub mod refresh;
 pub mod reload;

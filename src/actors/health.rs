@@ -21,6 +21,8 @@ pub struct Facts {
     pub not_warmed: BTreeSet<String>,
     /// Datasets that cannot work, with the reason.
     pub broken: BTreeMap<String, String>,
+    /// Datasets that ask for what this worker does not give, with the reason.
+    pub unmet: BTreeMap<String, String>,
     /// Datasets whose entries are being looked at again, with the reason.
     pub owed: BTreeMap<String, String>,
     /// The epoch.
@@ -74,6 +76,7 @@ impl Health {
                 None => reasons.push(format!("{dependency}: not reached yet")),
             }
         }
+        reasons.extend(facts.unmet.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         reasons.extend(facts.broken.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         reasons.extend(facts.not_warmed.iter().map(|dataset| format!("dataset {dataset}: not warmed yet")));
         reasons

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::address::AddressBook;
@@ -22,14 +23,13 @@ use super::refresher::RefresherMessage;
 use super::task::Task;
 use super::warmer::WarmerMessage;
 use crate::config::OnMiss;
-use crate::domain::event::{Event, Op};
+use crate::domain::event::Event;
 use crate::flows::context::Context;
-use crate::flows::epoch;
 use crate::flows::error::{FlowError, chain};
-use crate::flows::invalidate;
-use crate::flows::reload::{RETRY_DELAY_MAX, with_current_order};
-use crate::metrics::{ByReason, BySource, BySourceKind};
-use crate::stores::redis::{Answer, CacheError, Debt, Notice};
+use crate::flows::events;
+use crate::flows::reload::RETRY_DELAY_MAX;
+use crate::metrics::{ByReason, BySource};
+use crate::stores::redis::{CacheError, Notice};
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
@@ -40,7 +40,6 @@ const AT_ONCE: usize = 256;
 const IDS_MAX: usize = 10_000;
 /// Pause between two log lines about invalid events.
 const QUIET_MS: u64 = 1_000;
-const SOURCE: &str = "pubsub";
 
 /// What the actor needs.
 #[derive(Clone, Debug)]
@@ -67,6 +66,13 @@ pub enum InvalidationListenerMessage {
         /// Unix milliseconds, if Redis said.
         at_ms: Option<u64>,
     },
+    /// The task that obeyed a batch is over.
+    Obeyed {
+        /// The batch.
+        batch: Vec<Event>,
+        /// How; none if it panicked.
+        result: Option<Result<Vec<String>, FlowError>>,
+    },
 }
 
 /// What the actor knows.
@@ -75,11 +81,15 @@ pub struct InvalidationListenerState {
     arguments: InvalidationListenerArguments,
     queue: mpsc::Receiver<Event>,
     _reader: Task,
+    /// A tag may have a million members, so events are obeyed in a task.
+    working: Option<Task>,
     timer: Option<JoinHandle<Result<(), ractor::MessagingErr<InvalidationListenerMessage>>>>,
     pending: VecDeque<Event>,
     has_gap: bool,
     gap_since_ms: Option<u64>,
     retry_delay: Duration,
+    is_failing: bool,
+    not_before: Instant,
     seen: HashSet<String>,
     seen_order: VecDeque<String>,
 }
@@ -109,11 +119,14 @@ impl Actor for InvalidationListener {
             arguments,
             queue,
             _reader: Task::run(reader.run()),
+            working: None,
             timer: None,
             pending: VecDeque::new(),
             has_gap: false,
             gap_since_ms: None,
             retry_delay: RETRY_DELAY_MIN,
+            is_failing: false,
+            not_before: Instant::now(),
             seen: HashSet::new(),
             seen_order: VecDeque::new(),
         })
@@ -131,6 +144,7 @@ impl Actor for InvalidationListener {
                 state.has_gap = true;
                 state.gap_since_ms = at_ms;
             }
+            InvalidationListenerMessage::Obeyed { batch, result } => state.on_obeyed(&myself, batch, result),
         }
         state.on_obey(&myself).await;
         Ok(())
@@ -158,37 +172,102 @@ impl InvalidationListenerState {
     }
 
     async fn on_obey(&mut self, myself: &ActorRef<InvalidationListenerMessage>) {
+        if self.working.is_some() || Instant::now() < self.not_before {
+            if self.is_failing {
+                self.delete_waiting().await;
+            }
+            return;
+        }
         if self.has_gap {
             self.repair_gap().await;
         }
         let mut batch: Vec<Event> = Vec::new();
         // What waited longest comes first.
         while batch.len() < AT_ONCE {
-            let Some(event) = self.pending.pop_front().or_else(|| self.queue.try_recv().ok()) else {
-                break;
-            };
+            let Some(event) = self.pending.pop_front().or_else(|| self.queue.try_recv().ok()) else { break };
             if self.is_new(&event) {
                 batch.push(event);
             }
         }
-        let is_full = batch.len() == AT_ONCE;
         if !batch.is_empty() {
-            self.obey(batch).await;
+            let (context, sent) = (self.arguments.context.clone(), batch.clone());
+            let work = async move { events::obey(&context, &sent).await };
+            let tell = move |result| InvalidationListenerMessage::Obeyed { batch, result };
+            self.working = Some(Task::spawn(myself, work, tell));
+        } else if self.has_gap {
+            self.retry_later(myself);
         }
-        self.arguments
-            .context
-            .metrics
-            .events_pending
-            .set(i64::try_from(self.pending.len()).unwrap_or(i64::MAX));
-        if self.has_gap || !self.pending.is_empty() {
-            self.arm(myself, self.retry_delay);
-            self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
-        } else {
-            self.retry_delay = RETRY_DELAY_MIN;
-            if is_full {
+    }
+
+    fn on_obeyed(
+        &mut self,
+        myself: &ActorRef<InvalidationListenerMessage>,
+        batch: Vec<Event>,
+        result: Option<Result<Vec<String>, FlowError>>,
+    ) {
+        self.working = None;
+        match result {
+            Some(Ok(passes)) => {
+                self.want_passes(passes);
+                let now = now_ms();
+                for event in &batch {
+                    self.remember(event);
+                    if let Some(at) = event.at_ms {
+                        #[expect(clippy::cast_precision_loss, reason = "seconds for a histogram")]
+                        let lag = now.saturating_sub(at) as f64 / 1000.0;
+                        let lags = &self.arguments.context.metrics.event_lag_seconds;
+                        lags.get_or_create(&BySource::new(events::SOURCE)).observe(lag);
+                    }
+                }
+                self.retry_delay = RETRY_DELAY_MIN;
+                self.is_failing = false;
                 self.arm(myself, Duration::ZERO);
             }
+            Some(Err(error)) => {
+                if matches!(error, FlowError::WentBack) {
+                    self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
+                }
+                warn!(error = %chain(&error), events = batch.len(), "events wait, they are obeyed later");
+                self.keep(batch);
+                self.retry_later(myself);
+            }
+            None => {
+                warn!(events = batch.len(), "obeying events panicked, they are obeyed later");
+                self.keep(batch);
+                self.retry_later(myself);
+            }
         }
+        let waiting = i64::try_from(self.pending.len()).unwrap_or(i64::MAX);
+        self.arguments.context.metrics.events_pending.set(waiting);
+    }
+
+    /// Events that come while none can be obeyed: their keys go at once.
+    async fn delete_waiting(&mut self) {
+        let mut events = Vec::new();
+        while let Ok(event) = self.queue.try_recv() {
+            events.push(event);
+        }
+        events::delete_named(&self.arguments.context, &events).await;
+        self.pending.extend(events);
+        self.drop_overflow();
+    }
+
+    /// A pass of a dataset was asked for. The debt is written down, so a lost hint costs time only.
+    fn want_passes(&self, datasets: Vec<String>) {
+        let peers = &self.arguments.peers;
+        if !datasets.is_empty() {
+            peers.epoch_keeper.hint(EpochKeeperMessage::Look);
+        }
+        for dataset in datasets {
+            peers.warmer.hint(WarmerMessage::PassWanted { dataset, since_ms: None });
+        }
+    }
+
+    fn retry_later(&mut self, myself: &ActorRef<InvalidationListenerMessage>) {
+        self.is_failing = true;
+        self.not_before = Instant::now() + self.retry_delay;
+        self.arm(myself, self.retry_delay);
+        self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
     }
 
     /// An event with an id that was obeyed before is passed over.
@@ -208,42 +287,14 @@ impl InvalidationListenerState {
         }
     }
 
-    async fn obey(&mut self, batch: Vec<Event>) {
-        let context = self.arguments.context.clone();
-        let merged = Merged::of(&context, &batch);
-        let result = merged.obey(&context, &self.arguments.peers).await;
-        match result {
-            Ok(()) => {
-                let now = now_ms();
-                for event in &batch {
-                    self.remember(event);
-                    if let Some(at) = event.at_ms {
-                        #[expect(clippy::cast_precision_loss, reason = "seconds for a histogram")]
-                        let lag = now.saturating_sub(at) as f64 / 1000.0;
-                        context.metrics.event_lag_seconds.get_or_create(&BySource::new(SOURCE)).observe(lag);
-                    }
-                }
-            }
-            Err(error) => {
-                if error.is_source_down() {
-                    // Absence is always right; the event is kept, because an older load could still come.
-                    if let Err(error) = invalidate::delete_now(&context, &merged.all_keys()).await {
-                        debug!(error = %chain(&error), "keys could not be deleted yet");
-                    }
-                }
-                if matches!(error, FlowError::WentBack) {
-                    self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
-                }
-                warn!(error = %chain(&error), events = batch.len(), "events wait, they are obeyed later");
-                self.keep(batch);
-            }
-        }
-    }
-
     fn keep(&mut self, batch: Vec<Event>) {
         for event in batch.into_iter().rev() {
             self.pending.push_front(event);
         }
+        self.drop_overflow();
+    }
+
+    fn drop_overflow(&mut self) {
         while self.arguments.max_pending < self.pending.len() {
             self.pending.pop_back();
             if !self.has_gap {
@@ -259,16 +310,7 @@ impl InvalidationListenerState {
     async fn repair_gap(&mut self) {
         let context = &self.arguments.context;
         let names: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
-        let since_ms = self.gap_since_ms;
-        let result = with_current_order(context, || async {
-            let order = epoch::ensure(context, "").await?;
-            let debt = Debt::new("events lost", since_ms.unwrap_or(order.head.now_ms));
-            match context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &names).await? {
-                Answer::Done(_) => Ok(()),
-                Answer::Gone(gone) => Err(FlowError::Gone(gone)),
-            }
-        })
-        .await;
+        let result = events::owe(context, &names, "events lost", self.gap_since_ms).await;
         match result {
             Ok(()) => {
                 self.has_gap = false;
@@ -277,92 +319,6 @@ impl InvalidationListenerState {
             }
             Err(error) => debug!(error = %chain(&error), "the gap is repaired later"),
         }
-    }
-}
-
-/// What a batch of events asks for, each thing once.
-#[derive(Debug, Default)]
-struct Merged {
-    keys: Vec<(Option<Op>, Vec<String>)>,
-    tags: Vec<(Option<Op>, Vec<String>)>,
-    datasets: Vec<String>,
-}
-
-impl Merged {
-    fn of(context: &Context, batch: &[Event]) -> Self {
-        let mut merged = Self::default();
-        for op in [None, Some(Op::Refresh), Some(Op::Delete)] {
-            let (mut keys, mut tags) = (Vec::new(), Vec::new());
-            for event in batch.iter().filter(|event| event.op == op) {
-                keys.extend(event.keys.iter().cloned());
-                tags.extend(event.tags.iter().cloned());
-                let Some(name) = &event.dataset else { continue };
-                let Some(dataset) = context.catalog.get(name) else {
-                    context.metrics.events_invalid.get_or_create(&ByReason::new("unknown_dataset")).inc();
-                    warn!(dataset = %name, "an event names a dataset that is not configured");
-                    continue;
-                };
-                if event.ids.is_empty() {
-                    merged.datasets.push(name.clone());
-                }
-                for id in &event.ids {
-                    match dataset.key_of(id) {
-                        Some(key) => keys.push(key),
-                        None => {
-                            context.metrics.events_invalid.get_or_create(&ByReason::new("wrong_id")).inc();
-                            warn!(dataset = %name, "an event has an id with another number of parts than the key");
-                        }
-                    }
-                }
-            }
-            for (kind, list, all) in
-                [("key", &mut keys, &mut merged.keys), ("tag", &mut tags, &mut merged.tags)]
-            {
-                let labels = BySourceKind::new(SOURCE, kind);
-                context.metrics.events.get_or_create(&labels).inc_by(list.len() as u64);
-                list.sort_unstable();
-                list.dedup();
-                if !list.is_empty() {
-                    all.push((op, std::mem::take(list)));
-                }
-            }
-        }
-        merged.datasets.sort_unstable();
-        merged.datasets.dedup();
-        merged
-    }
-
-    fn all_keys(&self) -> Vec<String> {
-        self.keys.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect()
-    }
-
-    async fn obey(&self, context: &Context, peers: &AddressBook) -> Result<(), FlowError> {
-        for (op, keys) in &self.keys {
-            with_current_order(context, || invalidate::keys(context, keys, *op)).await?;
-        }
-        for (op, tags) in &self.tags {
-            with_current_order(context, || invalidate::tags(context, tags, *op)).await?;
-        }
-        if self.datasets.is_empty() {
-            return Ok(());
-        }
-        // Written down first: a pass that nobody ran would otherwise be forgotten.
-        with_current_order(context, || async {
-            let order = epoch::ensure(context, "").await?;
-            let debt = Debt::new("event", order.head.now_ms);
-            match context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &self.datasets).await? {
-                Answer::Done(_) => Ok(()),
-                Answer::Gone(gone) => Err(FlowError::Gone(gone)),
-            }
-        })
-        .await?;
-        peers.epoch_keeper.hint(EpochKeeperMessage::Look);
-        for dataset in &self.datasets {
-            let labels = BySourceKind::new(SOURCE, "dataset");
-            context.metrics.events.get_or_create(&labels).inc();
-            peers.warmer.hint(WarmerMessage::PassWanted { dataset: dataset.clone(), since_ms: None });
-        }
-        Ok(())
     }
 }
 
@@ -379,7 +335,7 @@ impl Reader {
     async fn run(self) {
         let mut delay = RETRY_DELAY_MIN;
         loop {
-            let began = tokio::time::Instant::now();
+            let began = Instant::now();
             let error = match self.listen().await {
                 Ok(never) => match never {},
                 Err(error) => error,

@@ -18,7 +18,7 @@ use crate::flows::refresh::{Looked, Outage, RefreshWalk, fill_missed};
 use crate::metrics::ByReason;
 
 const WALK_EVERY_MIN: Duration = Duration::from_millis(500);
-const WALK_EVERY_MAX: Duration = Duration::from_secs(60);
+const WALK_EVERY_MAX: Duration = Duration::from_secs(300);
 /// Misses that wait. More are forgotten: the application that missed loads by itself, or misses again.
 const MISSED_MAX: usize = 10_000;
 

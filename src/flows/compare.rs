@@ -14,7 +14,7 @@ use super::error::FlowError;
 use super::reload::{Cause, Job, current_epoch, gone_error, reload};
 use crate::config::Scope;
 use crate::domain::entry::EntryBatch;
-use crate::stores::postgres::{DatasetSource, KeyValues, Row};
+use crate::stores::postgres::{DatasetSource, KeyValues, Row, Trouble};
 use crate::stores::redis::{Answer, UseSign, Wanted};
 
 /// What was found in one dataset.
@@ -97,7 +97,11 @@ pub async fn compare(
                 (owner.name() == dataset.name()).then_some((entry.key, values))
             })
             .collect();
-        check_keys(context, dataset, &source, keys, &mut found).await?;
+        let checked = check_keys(context, dataset, &source, keys, &mut found).await;
+        if matches!(&checked, Err(FlowError::Source(error)) if error.trouble == Trouble::Changed) {
+            dataset.forget_source();
+        }
+        checked?;
         told(found.checked);
         cursor = page.cursor;
         if cursor == 0 {

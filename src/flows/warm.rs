@@ -15,7 +15,7 @@ use super::error::FlowError;
 use super::reload::{BATCH_BYTES, Cause, Job, Report, current_epoch, gone_error, reload};
 use crate::domain::entry::EntryBatch;
 use crate::metrics::{ByDatasetCause, ByReason};
-use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll};
+use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll, Trouble};
 use crate::stores::redis::{Answer, Claim, Epoch, Paid, StoreMode, Stored};
 
 /// How far a pass is.
@@ -55,10 +55,18 @@ pub async fn pass(context: &Context, dataset: &Dataset, options: &PassOptions) -
         return Err(dataset.displace());
     }
     let source = dataset.source(&context.postgres).await?;
-    match context.postgres.first_keys(&source).await? {
-        Some(keys) => pass_by_keys(context, dataset, keys, options).await,
-        None => StreamedPass::run(context, dataset, &source, options).await,
+    let passed = match context.postgres.first_keys(&source).await {
+        Ok(Some(keys)) => pass_by_keys(context, dataset, keys, options).await,
+        Ok(None) => StreamedPass::run(context, dataset, &source, options).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(FlowError::Source(error)) = &passed
+        && matches!(error.trouble, Trouble::Changed | Trouble::Statement)
+    {
+        // The tables may have changed since the query was described.
+        dataset.forget_source();
     }
+    passed
 }
 
 async fn pass_by_keys(

@@ -213,3 +213,65 @@ async fn http_get(port: u16, path: &str) -> String {
     stream.read_to_string(&mut text).await.unwrap();
     text
 }
+
+#[tokio::test]
+async fn a_role_that_only_reads_can_run_the_worker() {
+    let rig = Rig::start(TABLES).await;
+    rig.postgres
+        .execute("create role reader login; grant select on products to reader; revoke all on schema public from public; grant usage on schema public to reader")
+        .await
+        .unwrap();
+    let mut cli = Cli::new(&rig, DATASETS);
+    let url = rig.postgres.url().replace("postgres@", "reader@");
+    let as_reader = |cli: &mut Cli| {
+        cli.environment.iter_mut().find(|(name, _)| name.ends_with("POSTGRES__URL")).unwrap().1 = url.clone();
+    };
+    let (code, text) = cli.run(&["migrate", "--grant", "reader"]);
+    assert!(code == 0 && text.contains("0001"), "{text}");
+    as_reader(&mut cli);
+    rig.postgres.execute("delete from cachekeeper.incarnation").await.unwrap();
+    let (code, text) = cli.run(&["warm"]);
+    assert!(code == 0 && text.contains("500 entries stored"), "{text}");
+    let (code, text) = cli.run(&["migrate"]);
+    assert!(code == 1 && text.contains("rights"), "{code} {text}");
+    let (code, text) = cli.run(&["migrate", "--print"]);
+    assert!(code == 0 && text.contains("create unlogged table cachekeeper.incarnation"), "{text}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_worker_at_once() {
+    let rig = Rig::start(TABLES).await;
+    // Redis does not answer, so an orderly stop takes its time.
+    let cli = Cli::new(&rig, &format!("{DATASETS}\n[redis]\nresponse_timeout = \"60s\""));
+    let mut child = cli.command(&["run"]).stderr(Stdio::null()).spawn().unwrap();
+    let mut client = rig.client().await;
+    wait_until("it works", || {
+        let mut client = client.clone();
+        async move {
+            let leases: Vec<String> = client.keys("ck:{test}:*").await.map_err(|error| error.to_string())?;
+            if leases.len() > 2 { Ok(()) } else { Err(format!("{leases:?}")) }
+        }
+    })
+    .await;
+    let _: () = client.publish("cache:invalidation", "product:1").await.unwrap();
+    rig.redis.pause();
+    let pid = child.id();
+    let signal = || Command::new("kill").args(["-s", "INT", &pid.to_string()]).status().unwrap();
+    signal();
+    wait_until("the first signal was taken", || async {
+        let status =
+            std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|error| error.to_string())?;
+        // No signal is pending any more.
+        let pending = status.lines().filter(|line| line.starts_with("SigPnd") || line.starts_with("ShdPnd"));
+        if pending.clone().all(|line| line.ends_with("0000000000000000")) { Ok(()) } else { Err(status) }
+    })
+    .await;
+    let code = wait_until("it has ended", || {
+        signal();
+        let ended = child.try_wait().unwrap();
+        async move { ended.ok_or_else(|| "still running".to_owned()) }
+    })
+    .await;
+    assert_eq!(code.code(), Some(130));
+    rig.redis.resume();
+}

@@ -560,3 +560,24 @@ async fn an_actor_that_fails_again_and_again_ends_the_worker() {
     killer.abort();
     assert_eq!(outcome, cachekeeper::supervisor::Outcome::GaveUp { child: "refresher" });
 }
+
+#[tokio::test]
+async fn an_event_with_an_id_is_obeyed_once_and_a_required_feed_is_not_promised() {
+    let rig = Rig::start(TABLES).await;
+    let toml = DATASETS.replacen("format = \"json\"", "format = \"json\"\nfeed = \"required\"", 1);
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    let mut client = rig.client().await;
+    value_is(&mut client, "product:5", Some("product 5")).await;
+    assert!(worker.health.reasons().iter().any(|reason| reason.contains("does not capture changes yet")));
+    rig.postgres.execute("update products set name = 'once' where id = 5").await.unwrap();
+    let event = r#"{"key":"product:5","id":"e1"}"#;
+    let _: () = client.publish("cache:invalidation", event).await.unwrap();
+    value_is(&mut client, "product:5", Some("once")).await;
+    rig.postgres.execute("update products set name = 'twice' where id in (5, 6)").await.unwrap();
+    let _: () = client.publish("cache:invalidation", event).await.unwrap();
+    let _: () = client.publish("cache:invalidation", "product:6").await.unwrap();
+    value_is(&mut client, "product:6", Some("twice")).await;
+    // Events of one channel are obeyed in order, so the repeated one was passed over by now.
+    value_is(&mut client, "product:5", Some("once")).await;
+    assert!(worker.stop().await);
+}

@@ -1,6 +1,7 @@
 //! What a failed statement means.
 
 use sqlx::Error;
+use sqlx::migrate::MigrateError;
 
 /// A statement that failed.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +96,10 @@ fn trouble(error: &Error) -> Trouble {
             let message = database.message();
             by_code(&code, message)
         }
+        Error::Migrate(migrate) => match migrate.as_ref() {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => trouble(error),
+            _ => Trouble::Statement,
+        },
         Error::ColumnDecode { .. } | Error::Decode(_) | Error::Protocol(_) => Trouble::Reply,
         _ => Trouble::Statement,
     }

@@ -3,7 +3,7 @@
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::{Arguments, AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{Arguments, AssertSqlSafe, Column, PgConnection, Row as _};
 use tokio::sync::mpsc;
 
 use super::incarnation::read_stamped;
@@ -58,6 +58,7 @@ impl Postgres {
             ));
         };
         let poll = read_poll(what, first)?;
+        source.check_columns(what, first)?;
         // Without a match the left join still returns one row; its key columns are null.
         rows.retain(|row| source.has_key(row));
         Ok(Loaded { poll, rows })
@@ -92,6 +93,7 @@ impl Postgres {
                 "the pass returned no row at all".to_owned(),
             ));
         };
+        source.check_columns(what, &first)?;
         Ok(Pass { poll: read_poll(what, &first)?, rows, reader })
     }
 
@@ -139,6 +141,21 @@ impl Drop for Pass {
 }
 
 impl DatasetSource {
+    /// A connection that prepares the statement anew after a change of the tables gets other columns without an error.
+    fn check_columns(&self, what: &'static str, row: &Row) -> Result<(), SourceError> {
+        let found = row.columns().iter().skip(Self::FIRST_COLUMN);
+        let found = found.map(|column| (column.name(), column.type_info()));
+        let known = self.columns.iter().map(|(name, kind)| (name.as_str(), kind));
+        if found.eq(known) {
+            return Ok(());
+        }
+        Err(SourceError::with(
+            what,
+            Trouble::Changed,
+            "the query returns other columns than before".to_owned(),
+        ))
+    }
+
     fn has_key(&self, row: &Row) -> bool {
         self.key_columns.iter().any(|column| {
             row.try_get_raw(Self::FIRST_COLUMN + column).is_ok_and(|value| !sqlx::ValueRef::is_null(&value))

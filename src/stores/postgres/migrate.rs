@@ -3,6 +3,7 @@
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor};
 
+use super::statement::quote;
 use super::{Postgres, SourceError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
@@ -40,6 +41,26 @@ impl Postgres {
         connection.close().await.map_err(error)?;
         self.record_incarnation().await?;
         self.migration_state().await
+    }
+
+    /// Gives a role what the worker needs of the schema: to read it, and to record the incarnation.
+    ///
+    /// # Errors
+    /// [`SourceError`], for example when there is no such role.
+    pub async fn grant(&self, role: &str) -> Result<(), SourceError> {
+        let what = "grant rights on the schema `cachekeeper`";
+        let error = |source| SourceError::new(what, source);
+        let mut connection = self.open_unlimited().await?;
+        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
+        let role = quote(role);
+        for statement in [
+            format!("grant usage on schema cachekeeper to {role}"),
+            format!("grant select on cachekeeper._sqlx_migrations to {role}"),
+            format!("grant select, insert, delete on cachekeeper.incarnation to {role}"),
+        ] {
+            connection.execute(sqlx::AssertSqlSafe(statement)).await.map_err(error)?;
+        }
+        Ok(())
     }
 
     /// What has been applied.

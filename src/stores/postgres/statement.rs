@@ -307,7 +307,8 @@ impl Statements<'_> {
     }
 }
 
-fn quote(name: &str) -> String {
+/// An identifier as SQL text.
+pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

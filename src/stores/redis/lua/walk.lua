@@ -7,10 +7,11 @@ if why then return why end
 local page = redis.call('SCAN', ARGV[6], 'COUNT', ARGV[7])
 local answer = { page[1] }
 for _, key in ipairs(page[2]) do
+  local left
   for i = 9, #ARGV, 2 do
     local prefix, upto = ARGV[i], ARGV[i + 1]
     if string.sub(key, 1, #prefix) == prefix then
-      local left = redis.call('PTTL', key)
+      left = left or redis.call('PTTL', key)
       if left ~= -2 and (upto == '' or left <= tonumber(upto)) then
         local use = -1
         if ARGV[8] ~= '' then
@@ -20,8 +21,9 @@ for _, key in ipairs(page[2]) do
         answer[#answer + 1] = key
         answer[#answer + 1] = left
         answer[#answer + 1] = use
+        -- Another dataset may share the beginning and want the key for itself: the caller tells them apart.
+        break
       end
-      break
     end
   end
 end
