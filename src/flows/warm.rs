@@ -42,7 +42,7 @@ pub struct PassOptions {
 
 /// Entries of one script: large enough that the script's own cost disappears, small enough that it does not hold up
 /// other clients for more than a few milliseconds.
-const BATCH_ENTRIES: usize = 512;
+const BATCH_ENTRIES: usize = 256;
 /// Scripts that are under way at once: Redis works on one while the next is on its way.
 const SCRIPTS_AHEAD: usize = 3;
 

@@ -52,7 +52,7 @@ fn every_problem_has_a_place_and_help() {
         ("warm = { limit = 0 }", "4:18", &["out of range"]),
         ("warm = { on_start = \"yes\" }", "4:21", &["true or false"]),
         ("scope = \"all\"", "4:9", &["needs `warm`"]),
-        ("batch = 0", "4:9", &["1 to 10000"]),
+        ("batch = 0", "4:9", &["1 to 5000"]),
         ("batch = 99999999999999999999", "4:9", &["too large"]),
         ("negative_ttl = \"0s\"", "4:16", &["out of range"]),
         ("on_miss = \"fill\"", "4:11", &["ignore, load"]),

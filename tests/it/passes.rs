@@ -332,3 +332,50 @@ async fn the_loss_of_a_lease_is_told() {
     let left: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
     assert_eq!(left, ["ck:{test}:lock:a"], "only what is somebody else's");
 }
+
+#[tokio::test]
+async fn entries_of_many_tags_are_members_of_each_and_refusals_name_the_right_ones() {
+    let rig = Rig::start("").await;
+    let context = rig.context("[dataset.t]\nquery = \"select 1 as id\"\nkey = \"t:{id}\"");
+    let order = epoch::ensure(&context, "").await.unwrap();
+    let dataset = context.catalog.get("t").unwrap();
+    let standing = dataset.standing(&order.epoch, &order.poll.incarnation);
+    let life = dataset.lifetimes.longest();
+    let (low, high) = (Stamp::new(1 << 40, 0).unwrap(), Stamp::new(1 << 41, 0).unwrap());
+    let names: Vec<String> = (0..300).map(|number| format!("t:{number}")).collect();
+    let mut batch = EntryBatch::default();
+    for (number, name) in names.iter().enumerate() {
+        let position = batch.push(name, b"v", 60_000);
+        batch.tag(position, &format!("seventh:{}", number % 7));
+        batch.tag(position, &format!("third:{}", number % 3));
+        if number % 50 == 0 {
+            batch.tag(position, "rare");
+        }
+    }
+    // Three keys and one tag were touched by something newer.
+    let touched = ["t:5", "t:100", "t:299"];
+    context.redis.raise(&standing, high, &touched).await.unwrap();
+    context.redis.raise_tags(&standing, high, "", &["rare"]).await.unwrap();
+    let expected: Vec<usize> =
+        (0..300).filter(|number| number % 50 == 0 || touched.contains(&names[*number].as_str())).collect();
+    for mode in [StoreMode::Slots, StoreMode::Floor { job: "", progress: "" }] {
+        let stored = context.redis.store(&standing, low, &batch, life, mode).await.unwrap();
+        assert_eq!(stored, Answer::Done(expected.clone()));
+    }
+    let mut client = rig.client().await;
+    for (modulus, kind) in [(7, "seventh"), (3, "third")] {
+        for rest in 0..modulus {
+            let tag = format!("{kind}:{rest}");
+            let sets = context.redis.raise_tags(&standing, high, "", &[&tag]).await.unwrap();
+            let Answer::Done(sets) = sets else { panic!("{sets:?}") };
+            let mut found: Vec<String> = client.smembers(&sets[0].0).await.unwrap();
+            let mut wanted: Vec<String> = (0..300)
+                .filter(|number| number % modulus == rest && !expected.contains(number))
+                .map(|number| names[number].clone())
+                .collect();
+            found.sort();
+            wanted.sort();
+            assert_eq!(found, wanted, "{tag}");
+        }
+    }
+}

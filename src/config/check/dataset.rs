@@ -126,7 +126,7 @@ impl One<'_, '_> {
             refresh_ahead: has_refresh.then(|| reader.share(&ahead, 0.2, 0.01..=0.9)),
             warm,
             write: reader.text(&statement),
-            batch: usize::try_from(reader.integer(&batch, 500, 1..=10_000)).unwrap_or(500),
+            batch: usize::try_from(reader.integer(&batch, 500, 1..=5_000)).unwrap_or(500),
         };
         // Every setting has been looked at by now, so that all problems are known.
         (query.is_some() && key.is_some()).then_some(dataset)
