@@ -46,12 +46,9 @@ impl Redis {
         longest_life: Duration,
         mode: StoreMode<'_>,
     ) -> Result<Stored, CacheError> {
-        // Entries of one tag stand together, so that a script adds them to its set in one go.
-        let order = batch.by_tag();
-        let entries = || order.iter().filter_map(|position| batch.get(*position as usize));
         let mut call = Call::fenced(&STORE, self, 1 + batch.len());
         call.arg(self.keys.windows.as_bytes());
-        for entry in entries() {
+        for entry in batch.iter() {
             call.arg(entry.key.as_bytes());
         }
         call.standing(standing);
@@ -63,33 +60,24 @@ impl Redis {
         call.arg(&stamp.to_bytes()).arg(raises.as_bytes()).arg(self.keys.tag_prefix().as_bytes());
         call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
         call.arg(job.as_bytes()).arg(progress.as_bytes());
-        call.arg(&pack_slots(entries().map(|entry| entry.key)));
+        call.arg(&pack_slots(batch.iter().map(|entry| entry.key)));
         call.number(batch.tag_count() as u64);
-        for entry in entries() {
+        for entry in batch.iter() {
             call.arg(entry.value).number(entry.life_ms);
-        }
-        let mut place = vec![0_u32; order.len()];
-        for (index, position) in (1_u32..).zip(&order) {
-            if let Some(place) = place.get_mut(*position as usize) {
-                *place = index;
-            }
         }
         let mut packed = Vec::new();
         for (tag, positions) in batch.tags() {
-            pack_members(positions, &place, &mut packed);
+            packed.clear();
+            for position in positions {
+                packed.extend_from_slice(&(position + 1).to_be_bytes());
+            }
             let slot = crate::domain::keyspace::slot(tag.as_bytes());
             call.arg(tag.as_bytes()).number(u64::from(slot)).arg(&packed);
         }
-        let refused: Vec<usize> = match call.run_fenced(self).await? {
-            Answer::Done(reply) => call.read(reply)?,
-            Answer::Gone(gone) => return Ok(Answer::Gone(gone)),
-        };
-        let mut refused: Vec<usize> = refused
-            .into_iter()
-            .filter_map(|index| order.get(index).map(|position| *position as usize))
-            .collect();
-        refused.sort_unstable();
-        Ok(Answer::Done(refused))
+        match call.run_fenced(self).await? {
+            Answer::Done(reply) => Ok(Answer::Done(call.read(reply)?)),
+            Answer::Gone(gone) => Ok(Answer::Gone(gone)),
+        }
     }
 
     /// Raises keys, cached or not, and answers the positions of those that exist (R6).
@@ -229,20 +217,4 @@ impl Redis {
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The places of a tag's entries: the first and the last and an `r` where they stand together, else all.
-fn pack_members(positions: &[u32], place: &[u32], packed: &mut Vec<u8>) {
-    packed.clear();
-    let mut places: Vec<u32> =
-        positions.iter().filter_map(|position| place.get(*position as usize)).copied().collect();
-    places.sort_unstable();
-    match (places.first(), places.last()) {
-        (Some(first), Some(last)) if (last - first) as usize + 1 == places.len() => {
-            packed.extend_from_slice(&first.to_be_bytes());
-            packed.extend_from_slice(&last.to_be_bytes());
-            packed.push(b'r');
-        }
-        _ => packed.extend(places.iter().flat_map(|place| place.to_be_bytes())),
-    }
 }

@@ -4,8 +4,7 @@
 --       7 prefix of tag sets, 8 longest life in seconds, 9 window width in seconds, 10 job or '', 11 progress of the
 --       pass or '', 12 the keys' slots (4 bytes each), 13 number of tags,
 --       then for each key its value and lifetime in milliseconds ('0': the row is gone, delete),
---       then for each tag its name, its slot and the positions of its keys (4 bytes each), or, where they stand
---       together, of the first and the last with an 'r' behind.
+--       then for each tag its name, its slot and the positions of its keys (4 bytes each).
 -- Answers the positions that were refused; GONE … if nothing was done.
 local why, head = gone()
 if why then return why end
@@ -14,17 +13,6 @@ local stamp, floor, top = ARGV[5], head[3], head[4]
 local n, tags = #KEYS - 4, tonumber(ARGV[13])
 local first_tag = 14 + 2 * n
 local refused, any = {}, false
-
-local function positions(packed)
-  local list = {}
-  if #packed == 9 then
-    local from, upto = struct.unpack('>I4I4', packed)
-    for i = from, upto do list[#list + 1] = i end
-  else
-    for at = 1, #packed, 4 do list[#list + 1] = struct.unpack('>I4', packed, at) end
-  end
-  return list
-end
 
 -- All checks come before all writes: an error half way would keep what was written.
 if less(stamp, top) then
@@ -38,7 +26,8 @@ if less(stamp, top) then
     end
     for t = 0, tags - 1 do
       if less(stamp, slot_stamp(KEYS[3], tonumber(ARGV[first_tag + t * 3 + 1]))) then
-        for _, i in ipairs(positions(ARGV[first_tag + t * 3 + 2])) do refused[i] = true end
+        local members = ARGV[first_tag + t * 3 + 2]
+        for at = 1, #members, 4 do refused[struct.unpack('>I4', members, at)] = true end
         any = true
       end
     end
@@ -79,20 +68,23 @@ if tags > 0 then
   for t = 0, tags - 1 do
     local name, packed = ARGV[first_tag + t * 3], ARGV[first_tag + t * 3 + 2]
     local set, added = ARGV[7] .. name .. suffix, 0
-    if #packed == 9 and not any then -- its keys stand together and none is refused: the usual case
-      local from, upto = struct.unpack('>I4I4', packed)
-      added = redis.pcall('SADD', set, unpack(KEYS, from + 4, upto + 4))
+    if #packed == 4 then -- one member, as where every entry has a tag of its own
+      local i = struct.unpack('>I4', packed)
+      if not refused[i] then added = redis.pcall('SADD', set, KEYS[i + 4]) end
     else
-      for _, i in ipairs(positions(packed)) do
-        if not refused[i] then
-          added = redis.pcall('SADD', set, KEYS[i + 4])
-          if type(added) == 'table' then break end
-        end
+      local members = {}
+      for m = 1, #packed, 4 do
+        local i = struct.unpack('>I4', packed, m)
+        if not refused[i] then members[#members + 1] = KEYS[i + 4] end
+      end
+      for from = 1, #members, 4000 do
+        added = redis.pcall('SADD', set, unpack(members, from, math.min(from + 3999, #members)))
       end
     end
     if type(added) == 'table' then -- something else stood there, so no member did
       redis.call('UNLINK', set)
-      for _, i in ipairs(positions(packed)) do
+      for m = 1, #packed, 4 do
+        local i = struct.unpack('>I4', packed, m)
         if not refused[i] then redis.call('SADD', set, KEYS[i + 4]) end
       end
     end
