@@ -1,3 +1,229 @@
-//! The demonstration, and what it shares with the tests: private servers.
+//! The demonstration: private servers, a shop, load, faults if wanted, and a comparison of everything at the end.
 
+pub mod load;
 pub mod servers;
+pub mod shop;
+pub mod view;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::load::Shoppers;
+use self::servers::{Postgres, Redis};
+use self::view::{Scene, View};
+use crate::app::Worker;
+use crate::config::Config;
+use crate::domain::units::parse_duration;
+use crate::flows::compare::compare;
+use crate::flows::reload::with_current_order;
+use crate::supervisor::{ChildKind, SupervisorMessage};
+
+/// Options of `cachekeeper demo`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// End after this long, for example 30s [default: at Ctrl-C]
+    #[arg(long = "for", value_name = "DURATION")]
+    duration: Option<String>,
+    /// Kill an actor, Postgres or Redis every few seconds
+    #[arg(long)]
+    faults: bool,
+}
+
+/// How the demonstration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Redis and Postgres agree.
+    Agreed,
+    /// They do not, or something failed.
+    Differed,
+    /// The options were wrong.
+    Misused,
+    /// The private servers could not be started.
+    NoServers,
+}
+
+const CONFIG: &str = include_str!("../config/demo.toml");
+const SHOWN: [u32; 4] = [1, 2, 3, 42];
+const FAULT_EVERY: Duration = Duration::from_secs(6);
+/// How long the worker may take to catch up when the load has ended.
+const SETTLE_WITHIN: Duration = Duration::from_secs(60);
+
+/// Runs the demonstration.
+pub async fn run(options: &Options, environment: &BTreeMap<String, String>) -> Ending {
+    let mut view = View::default();
+    let duration = match options.duration.as_deref().map(parse_duration).transpose() {
+        Ok(duration) => duration,
+        Err(help) => {
+            view.say(&format!("error: --for: {help}"));
+            return Ending::Misused;
+        }
+    };
+    match Stage::build(environment, &mut view).await {
+        Ok(stage) => stage.play(duration, options.faults, view).await.unwrap_or_else(|error| {
+            View::default().say(&format!("error: {error:#}"));
+            Ending::Differed
+        }),
+        Err(error) => {
+            view.say(&format!("error: {error:#}"));
+            Ending::NoServers
+        }
+    }
+}
+
+/// Everything that the demo has running.
+struct Stage {
+    postgres: Postgres,
+    redis: Redis,
+    worker: Worker,
+    shoppers: Shoppers,
+    happened: Vec<String>,
+    next_fault: usize,
+}
+
+impl Stage {
+    async fn build(environment: &BTreeMap<String, String>, view: &mut View) -> anyhow::Result<Self> {
+        view.say("starting a private Postgres and a private Redis …");
+        let (postgres, redis) = tokio::try_join!(Postgres::start(&[]), Redis::start(&[]))?;
+        view.say(&format!("  {}\n  {}", postgres.url(), redis.url()));
+        view.say("filling the shop: 100,000 products, 150,000 reviews, 200,000 stocks, 20,000 users …");
+        postgres.execute(shop::SQL).await?;
+        let mut environment: BTreeMap<String, String> = environment
+            .iter()
+            .filter(|(name, _)| name.starts_with("CACHEKEEPER__"))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        environment.insert("CACHEKEEPER__POSTGRES__URL".to_owned(), postgres.url());
+        environment.insert("CACHEKEEPER__REDIS__URL".to_owned(), redis.url());
+        environment.entry("CACHEKEEPER__LOG__LEVEL".to_owned()).or_insert_with(|| "error".to_owned());
+        let (config, _warnings) =
+            Config::load(Path::new("config/demo.toml"), CONFIG.to_owned(), &environment)
+                .map_err(|problems| anyhow::anyhow!("{}", crate::config::diagnostic::render(&problems)))?;
+        crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
+        let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
+        crate::flows::context::Context::new(&config)?.postgres.migrate().await?;
+        view.say("starting the worker: five datasets, see config/demo.toml\n");
+        let worker = Worker::start(config).await?;
+        Ok(Self { postgres, redis, worker, shoppers, happened: Vec::new(), next_fault: 0 })
+    }
+
+    async fn play(
+        mut self,
+        duration: Option<Duration>,
+        with_faults: bool,
+        mut view: View,
+    ) -> anyhow::Result<Ending> {
+        let stop = CancellationToken::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..2 {
+            tasks.spawn(self.shoppers.clone().read(stop.clone()));
+        }
+        tasks.spawn(self.shoppers.clone().write(stop.clone()));
+        let began = Instant::now();
+        let mut last_fault = began;
+        let mut tick = tokio::time::interval(view.pause());
+        loop {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => break,
+                _ = tick.tick() => {}
+            }
+            if with_faults && FAULT_EVERY < last_fault.elapsed() {
+                last_fault = Instant::now();
+                self.fault().await?;
+            }
+            self.show(&mut view).await;
+            if duration.is_some_and(|duration| duration <= began.elapsed()) {
+                break;
+            }
+        }
+        view.say("\nthe load ends, the worker catches up …");
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
+        self.settle(&mut view).await;
+        let exit = self.report(&mut view).await?;
+        let in_time = self.worker.stop().await;
+        view.say(if in_time { "worker stopped" } else { "the worker did not stop in time" });
+        Ok(exit)
+    }
+
+    async fn show(&mut self, view: &mut View) {
+        let facts = self.worker.context.redis.facts().await.ok();
+        let entries = self.worker.context.redis.key_count().await.ok();
+        let prices = self.shoppers.peek(&SHOWN).await;
+        view.draw(&Scene {
+            counts: &self.shoppers.counts,
+            health: &self.worker.health,
+            entries,
+            memory: facts.map(|facts| facts.used_memory),
+            prices: &prices,
+            happened: &self.happened,
+        });
+    }
+
+    /// The next fault of the round: each actor, then the servers.
+    async fn fault(&mut self) -> anyhow::Result<()> {
+        let actors = ChildKind::START_ORDER;
+        let which = self.next_fault % (actors.len() + 3);
+        self.next_fault += 1;
+        let text = match actors.get(which) {
+            Some(kind) => {
+                drop(self.worker.supervisor().cast(SupervisorMessage::Kill(*kind)));
+                format!("killed the actor {}", kind.name())
+            }
+            None if which == actors.len() => {
+                self.postgres.kill();
+                self.postgres.start_again().await?;
+                "killed Postgres with -9 and started it again".to_owned()
+            }
+            None if which == actors.len() + 1 => {
+                self.redis.kill();
+                self.redis.start_again().await?;
+                "killed Redis with -9: it came back empty".to_owned()
+            }
+            None => {
+                let client = redis::Client::open(self.redis.url())?;
+                let mut connection = client.get_multiplexed_async_connection().await?;
+                let _: () = redis::cmd("FLUSHALL").query_async(&mut connection).await?;
+                "flushed Redis".to_owned()
+            }
+        };
+        self.happened.push(text);
+        Ok(())
+    }
+
+    /// Waits until nothing is owed, everything is warm, and no event waits.
+    async fn settle(&mut self, view: &mut View) {
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        let mut quiet = 0;
+        while quiet < 3 && Instant::now() < deadline {
+            let is_ready = self.worker.health.reasons().is_empty();
+            let head = self.worker.context.redis.head("").await;
+            let is_paid =
+                head.is_ok_and(|head| head.is_whole && head.owed.is_empty() && head.passes.is_empty());
+            let pending = self.worker.context.metrics.events_pending.get();
+            quiet = if is_ready && is_paid && pending == 0 { quiet + 1 } else { 0 };
+            self.show(view).await;
+            tokio::time::sleep(view.pause()).await;
+        }
+    }
+
+    async fn report(&mut self, view: &mut View) -> anyhow::Result<Ending> {
+        view.say("\nevery entry in Redis against Postgres:");
+        let mut is_clean = true;
+        let context = self.worker.context.clone();
+        for dataset in context.catalog.iter() {
+            let found = with_current_order(&context, || compare(&context, dataset, |_| {})).await?;
+            is_clean &= found.is_clean();
+            view.say(&format!("  {found}"));
+        }
+        for text in &self.happened {
+            view.say(&format!("  meanwhile: {text}"));
+        }
+        view.say(if is_clean { "\nRedis and Postgres agree" } else { "\nRedis and Postgres do NOT agree" });
+        Ok(if is_clean { Ending::Agreed } else { Ending::Differed })
+    }
+}

@@ -20,7 +20,6 @@ pub mod stores;
 pub mod domain;
 
 pub mod config;
-pub mod demo;
 pub mod metrics;
 pub mod telemetry;
 
