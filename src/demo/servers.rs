@@ -34,6 +34,7 @@ fn failed(what: impl Into<String>, detail: impl ToString) -> ServerError {
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const PORT_TRIES: usize = 5;
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running Redis.
 #[derive(Debug)]
@@ -114,7 +115,9 @@ impl Redis {
                 Err(error) => Err(error),
             };
             match answer {
-                Ok(_) => return Ok(()),
+                // Whoever answers on this port must be ours.
+                Ok(_) if self.server.is_alive() => return Ok(()),
+                Ok(_) => return Err(failed("starting redis-server", "the port was taken")),
                 // It answers, but asks for a password.
                 Err(error) if matches!(error.code(), Some("NOAUTH")) => return Ok(()),
                 Err(error) if deadline < Instant::now() || !self.server.is_alive() => {
@@ -263,6 +266,14 @@ impl Postgres {
     }
 }
 
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.server.signal("CONT");
+        // At once, but so that it gives back its shared memory: the system has room for few thousand segments.
+        self.server.kill("QUIT");
+    }
+}
+
 impl Server {
     fn is_alive(&self) -> bool {
         self.pid.is_some_and(|pid| {
@@ -288,7 +299,11 @@ impl Server {
                 drop(Command::new("kill").args(["-s", "KILL", &child]).stderr(Stdio::null()).status());
             }
         }
+        let asked = Instant::now();
         while self.is_alive() {
+            if ENDS_WITHIN < asked.elapsed() && name != "KILL" {
+                return self.kill("KILL");
+            }
             std::thread::yield_now();
         }
         self.pid = None;
@@ -390,10 +405,15 @@ fn new_directory(kind: &str) -> Result<PathBuf, ServerError> {
     Ok(directory)
 }
 
+/// A port below those that the system gives to outgoing connections: nothing takes it while its server is down.
 fn free_port() -> Result<u16, ServerError> {
-    let listener =
-        std::net::TcpListener::bind("127.0.0.1:0").map_err(|error| failed("finding a free port", error))?;
-    listener.local_addr().map(|address| address.port()).map_err(|error| failed("finding a free port", error))
+    for _ in 0..100 {
+        let port = rand::random_range(15_000..32_000);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(failed("finding a free port", "a hundred ports were taken"))
 }
 
 /// A fresh data directory, made once and copied for each server, because making one takes most of a second.
