@@ -384,13 +384,13 @@ impl Reader {
         let event = match Event::decode(body) {
             Ok(event) => event,
             Err(invalid) => {
-                metrics.events_invalid.get_or_create(&ByReason::new(invalid.reason)).inc();
+                metrics.events_invalid.get_or_create(&ByReason::new(invalid.reason())).inc();
                 let now = now_ms();
                 if now < self.quiet_until_ms.load(Ordering::Relaxed) {
                     return;
                 }
                 self.quiet_until_ms.store(now + QUIET_MS, Ordering::Relaxed);
-                warn!(channel, reason = invalid.reason, problem = %invalid, bytes = body.len(), "an event cannot be read");
+                warn!(channel, reason = invalid.reason(), problem = %invalid, bytes = body.len(), "an event cannot be read");
                 return;
             }
         };

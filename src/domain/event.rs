@@ -1,416 +1,465 @@
 //! Invalidation events: a statement that the source changed before the event was published.
+//!
+//! Anyone may publish, in any language: what arrives is not trusted, and what it means never depends on the encoding.
 
-use serde_json::Value;
+use serde_json::json;
 
 use super::keyspace::RESERVED_PREFIX;
 
+mod invalid;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use invalid::InvalidEvent;
+use invalid::{excerpt, is_printable};
+use value::{Excess, MEMBERS_MAX, Unreadable, Value, read_json, read_json_value, read_msgpack};
+
+/// Bytes of one message.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a key, a tag, a dataset's name or an id.
+pub const TEXT_BYTES_MAX: usize = 10 * 1024;
+/// Parts of one id: Postgres has no wider key.
+pub const ID_PARTS_MAX: usize = 32;
+
 /// What an event asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Op {
-    /// Load again; the old value stays readable until then.
+    /// Load again; the old value stays readable until the new one is stored.
     Refresh,
     /// Delete.
     Delete,
 }
 
-/// One event. Everything that it names is obeyed.
-#[derive(Clone, PartialEq, Debug, Default)]
+impl Op {
+    /// The word that stands in events.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refresh => "refresh",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// One event. All that it names is obeyed: `key` and `keys` are one list, as are `tag` and `tags`, and keys, tags and
+/// a dataset may stand side by side. Doing too much is harmless, leaving out what somebody named is not.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Event {
-    /// What to do; none: as the dataset says.
+    /// What to do; none: what the dataset says.
     pub op: Option<Op>,
-    /// For deduplication.
+    /// For deduplication. Text only: `{"dataset": "product", "id": 42}` is refused, because it means `ids`.
     pub id: Option<String>,
     /// When it was published, in Unix milliseconds.
     pub at_ms: Option<u64>,
-    /// Keys.
+    /// Entries, by key. Never one of Cachekeeper's own keys.
     pub keys: Vec<String>,
-    /// Tags.
+    /// Tags, whose every member is meant.
     pub tags: Vec<String>,
-    /// A dataset.
+    /// A dataset: the entries with these [`Self::ids`], or all of them if there are none.
     pub dataset: Option<String>,
-    /// Entries of the dataset, each by the texts of its placeholders; none: the whole dataset.
+    /// Entries of the dataset, each by the texts of the columns of its key. An empty list is never received.
     pub ids: Vec<Vec<String>>,
 }
 
-/// Bytes of one event at most.
-pub const EVENT_BYTES_MAX: usize = 1 << 20;
-/// Bytes of a key, tag or id at most.
-pub const NAME_BYTES_MAX: usize = 10 * 1024;
-
-/// Why a message is no event.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct InvalidEvent {
-    /// One word, for the metric.
-    pub reason: &'static str,
-    /// What is wrong.
-    pub message: String,
-}
-
-fn invalid(reason: &'static str, message: impl Into<String>) -> InvalidEvent {
-    InvalidEvent { reason, message: message.into() }
-}
-
 impl Event {
-    /// Reads a message. The first byte that is no blank decides: `{` is JSON, a MessagePack map is a MessagePack map,
-    /// anything else is a bare key.
+    /// Reads a message. The first byte that is no blank decides: `{` is JSON, 0x80 to 0x8f, 0xde and 0xdf are
+    /// MessagePack, anything else is a bare key, without the blanks around it.
+    ///
+    /// Unknown fields are ignored and null is as good as absent. In MessagePack, binary data that is UTF-8 is text.
     ///
     /// # Errors
     /// [`InvalidEvent`].
     pub fn decode(message: &[u8]) -> Result<Self, InvalidEvent> {
         if EVENT_BYTES_MAX < message.len() {
-            return Err(invalid("too_large", format!("{} bytes, at most {EVENT_BYTES_MAX}", message.len())));
+            let bytes = message.len();
+            return Err(InvalidEvent::TooLarge { bytes });
         }
-        let trimmed = message.trim_ascii();
-        match trimmed.first() {
-            None => Err(invalid("empty", "the message is empty")),
-            Some(b'{') => {
-                // The parser itself refuses more than 128 levels.
-                let value: Value = serde_json::from_slice(trimmed)
-                    .map_err(|error| invalid("malformed_json", format!("not JSON: {error}")))?;
-                Self::from_value(value)
-            }
+        let body = message.trim_ascii_start();
+        let mut draft = Draft::default();
+        let read = match body.first() {
+            None => return Err(InvalidEvent::Empty { what: "the message" }),
             Some(0x80..=0x8f | 0xde | 0xdf) => {
-                Self::from_value(read_message_pack(message.trim_ascii_start())?)
+                read_msgpack(body, Name::is_known, |name, value| draft.take(&name, value))
+                    .map_err(|problem| unreadable(problem, body, Encoding::Msgpack))
             }
-            Some(_) => {
-                let text = std::str::from_utf8(trimmed)
-                    .map_err(|_utf8| invalid("not_utf8", "a bare key must be UTF-8 text"))?;
-                if text.chars().any(char::is_control) {
-                    return Err(invalid("unprintable_key", "a bare key must be printable"));
-                }
-                Ok(Self { keys: vec![name("key", text.to_owned())?], ..Self::default() })
+            Some(b'{') => {
+                let text = std::str::from_utf8(body).map_err(|_error| not_utf8("the message", body))?;
+                read_json(text, Name::is_known, |name, value| draft.take(&name, value))
+                    .map_err(|problem| unreadable(problem, body, Encoding::Json))
             }
-        }
+            Some(_) => return Self::from_bare_key(body.trim_ascii_end()),
+        };
+        read?;
+        draft.finish()
     }
 
-    /// Reads the fields of a stream entry: the same names, lists as JSON.
+    /// Reads the fields of a stream entry: the same names; `keys`, `tags` and `ids` are lists in JSON.
     ///
     /// # Errors
     /// [`InvalidEvent`].
-    pub fn from_fields<'a>(
-        fields: impl IntoIterator<Item = (&'a str, &'a [u8])>,
-    ) -> Result<Self, InvalidEvent> {
-        let mut map = serde_json::Map::new();
-        let mut size = 0;
-        for (field, bytes) in fields {
-            size += field.len() + bytes.len();
-            if EVENT_BYTES_MAX < size {
-                return Err(invalid("too_large", format!("more than {EVENT_BYTES_MAX} bytes")));
+    pub fn from_fields<'a, N, F>(fields: F) -> Result<Self, InvalidEvent>
+    where
+        N: AsRef<[u8]>,
+        F: IntoIterator<Item = (N, &'a [u8])>,
+    {
+        let mut draft = Draft::default();
+        let mut bytes = 0_usize;
+        for (name, text) in fields {
+            let name = name.as_ref();
+            bytes = bytes.saturating_add(name.len()).saturating_add(text.len());
+            if EVENT_BYTES_MAX < bytes {
+                return Err(InvalidEvent::TooLarge { bytes });
             }
-            let text = std::str::from_utf8(bytes)
-                .map_err(|_utf8| invalid("not_utf8", format!("field {field} must be UTF-8 text")))?;
-            let value = match field {
-                "keys" | "tags" | "ids" => serde_json::from_str(text).map_err(|error| {
-                    invalid("malformed_json", format!("field {field} is not a JSON list: {error}"))
-                })?,
-                "at" => serde_json::from_str(text).unwrap_or_else(|_text| Value::String(text.to_owned())),
-                _ => Value::String(text.to_owned()),
-            };
-            map.insert(field.to_owned(), value);
-        }
-        Self::from_value(Value::Object(map))
-    }
-
-    fn from_value(value: Value) -> Result<Self, InvalidEvent> {
-        let Value::Object(fields) = value else {
-            return Err(invalid("wrong_type", "an event is a map"));
-        };
-        let mut event = Self::default();
-        for (field, value) in fields {
-            match field.as_str() {
-                "op" => event.op = Some(read_op(&value)?),
-                "id" => event.id = Some(scalar("id", value)?),
-                "at" => {
-                    let at = value
-                        .as_u64()
-                        .ok_or_else(|| invalid("wrong_type", "`at` is a number of milliseconds"))?;
-                    event.at_ms = Some(at);
-                }
-                "key" | "CacheKey" => event.keys.push(text("key", value)?),
-                "keys" => event.keys.extend(texts("keys", value)?),
-                "tag" => event.tags.push(text("tag", value)?),
-                "tags" => event.tags.extend(texts("tags", value)?),
-                "dataset" => event.dataset = Some(text("dataset", value)?),
-                "ids" => event.ids = read_ids(value)?,
-                _ => {}
+            match std::str::from_utf8(name).ok().and_then(Name::parse) {
+                Some(name) => draft.set(name, name.read_field(text)?)?,
+                None => draft.note_unknown(name),
             }
         }
-        if event.keys.is_empty() && event.tags.is_empty() && event.dataset.is_none() {
-            return Err(invalid("no_target", "name a `key`, `keys`, `tag`, `tags` or a `dataset`"));
-        }
-        if !event.ids.is_empty() && event.dataset.is_none() {
-            return Err(invalid("no_target", "`ids` need a `dataset`"));
-        }
-        Ok(event)
+        draft.finish()
     }
 
-    /// The event as JSON, for publishing.
+    /// The event as JSON, for publishing. [`Self::decode`] reads the same event.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let mut map = serde_json::Map::new();
-        let mut put = |field: &str, value: Value| drop(map.insert(field.to_owned(), value));
+        let mut fields = serde_json::Map::new();
+        let mut put = |name: &str, value| drop(fields.insert(name.to_owned(), value));
         if let Some(op) = self.op {
-            put("op", Value::from(if op == Op::Refresh { "refresh" } else { "delete" }));
+            put("op", json!(op.as_str()));
         }
         if let Some(id) = &self.id {
-            put("id", Value::from(id.clone()));
+            put("id", json!(id));
         }
-        if let Some(at) = self.at_ms {
-            put("at", Value::from(at));
+        if let Some(at_ms) = self.at_ms {
+            put("at", json!(at_ms));
         }
-        if !self.keys.is_empty() {
-            put("keys", Value::from(self.keys.clone()));
+        match self.keys.as_slice() {
+            [] => {}
+            [key] => put("key", json!(key)),
+            keys => put("keys", json!(keys)),
         }
-        if !self.tags.is_empty() {
-            put("tags", Value::from(self.tags.clone()));
+        match self.tags.as_slice() {
+            [] => {}
+            [tag] => put("tag", json!(tag)),
+            tags => put("tags", json!(tags)),
         }
         if let Some(dataset) = &self.dataset {
-            put("dataset", Value::from(dataset.clone()));
+            put("dataset", json!(dataset));
         }
         if !self.ids.is_empty() {
-            put("ids", Value::from(self.ids.clone()));
+            let ids: Vec<_> = self.ids.iter().map(|id| id_to_json(id)).collect();
+            put("ids", json!(ids));
         }
-        Value::Object(map).to_string()
+        serde_json::Value::Object(fields).to_string()
+    }
+
+    fn from_bare_key(bytes: &[u8]) -> Result<Self, InvalidEvent> {
+        let text = std::str::from_utf8(bytes).map_err(|_error| not_utf8("a bare key", bytes))?;
+        let key = check_key("a bare key", text.to_owned())?;
+        if !key.chars().all(is_printable) {
+            let excerpt = excerpt(bytes);
+            return Err(InvalidEvent::UnprintableKey { excerpt });
+        }
+        Ok(Self { keys: vec![key], ..Self::default() })
     }
 }
 
-fn read_op(value: &Value) -> Result<Op, InvalidEvent> {
-    match value.as_str() {
-        Some("refresh") => Ok(Op::Refresh),
-        Some("delete") => Ok(Op::Delete),
-        _ => Err(invalid("wrong_op", "`op` is \"refresh\" or \"delete\"")),
+/// An id of one column stands for itself.
+fn id_to_json(id: &[String]) -> serde_json::Value {
+    match id {
+        [only] => json!(only),
+        parts => json!(parts),
     }
 }
 
-fn read_ids(value: Value) -> Result<Vec<Vec<String>>, InvalidEvent> {
-    let Value::Array(ids) = value else {
-        return Err(invalid("wrong_type", "`ids` is a list"));
-    };
-    let one = |id: Value| match id {
-        // An id of several placeholders.
-        Value::Array(parts) => parts.into_iter().map(|part| scalar("ids", part)).collect(),
-        id => Ok(vec![scalar("ids", id)?]),
-    };
-    ids.into_iter().map(one).collect()
+/// The fields of an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Name {
+    Op,
+    Id,
+    At,
+    Key,
+    Keys,
+    Tag,
+    Tags,
+    Dataset,
+    Ids,
 }
 
-fn texts(field: &str, value: Value) -> Result<Vec<String>, InvalidEvent> {
-    let Value::Array(values) = value else {
-        return Err(invalid("wrong_type", format!("`{field}` is a list")));
-    };
-    values.into_iter().map(|value| text(field, value)).collect()
+impl Name {
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "op" => Self::Op,
+            "id" => Self::Id,
+            "at" => Self::At,
+            "key" | "CacheKey" => Self::Key,
+            "keys" => Self::Keys,
+            "tag" => Self::Tag,
+            "tags" => Self::Tags,
+            "dataset" => Self::Dataset,
+            "ids" => Self::Ids,
+            _ => return None,
+        })
+    }
+
+    fn is_known(name: &str) -> bool {
+        Self::parse(name).is_some()
+    }
+
+    /// The name as it stands in messages to people.
+    fn quoted(self) -> &'static str {
+        match self {
+            Self::Op => "`op`",
+            Self::Id => "`id`",
+            Self::At => "`at`",
+            Self::Key => "`key`",
+            Self::Keys => "`keys`",
+            Self::Tag => "`tag`",
+            Self::Tags => "`tags`",
+            Self::Dataset => "`dataset`",
+            Self::Ids => "`ids`",
+        }
+    }
+
+    /// What a field of a stream entry holds.
+    fn read_field(self, bytes: &[u8]) -> Result<Value, InvalidEvent> {
+        let text = std::str::from_utf8(bytes).map_err(|_error| not_utf8(self.quoted(), bytes))?;
+        match self {
+            Self::Keys | Self::Tags | Self::Ids => {
+                read_json_value(text).map_err(|problem| unreadable(problem, bytes, Encoding::Json))
+            }
+            Self::At => Ok(text.parse().map_or_else(|_error| Value::Text(text.to_owned()), Value::Unsigned)),
+            Self::Op | Self::Id | Self::Key | Self::Tag | Self::Dataset => Ok(Value::Text(text.to_owned())),
+        }
+    }
 }
 
-fn text(field: &str, value: Value) -> Result<String, InvalidEvent> {
+/// An event that is being read.
+#[derive(Default)]
+struct Draft {
+    event: Event,
+    /// A list that names nothing: no fault while something else is named.
+    empty_list: Option<Name>,
+    unknown: Vec<String>,
+    problem: Option<InvalidEvent>,
+}
+
+impl Draft {
+    /// Takes a field as the parsers hand it over; a problem is kept, so that malformed input is called malformed.
+    fn take(&mut self, name: &str, value: Option<Value>) {
+        let known = Name::parse(name).zip(value);
+        let Some((name, value)) = known else {
+            return self.note_unknown(name.as_bytes());
+        };
+        if self.problem.is_none() {
+            self.problem = self.set(name, value).err();
+        }
+    }
+
+    fn note_unknown(&mut self, name: &[u8]) {
+        // Enough to see what was meant.
+        if self.unknown.len() < 3 {
+            self.unknown.push(excerpt(name));
+        }
+    }
+
+    fn set(&mut self, name: Name, value: Value) -> Result<(), InvalidEvent> {
+        if value == Value::Null {
+            return Ok(());
+        }
+        let what = name.quoted();
+        let event = &mut self.event;
+        match name {
+            Name::Op => set_once(&mut event.op, read_op(value)?, what),
+            Name::Id => set_once(&mut event.id, read_text(what, value)?, what),
+            Name::At => set_once(&mut event.at_ms, read_at(value)?, what),
+            Name::Dataset => set_once(&mut event.dataset, read_text(what, value)?, what),
+            Name::Key => extend(&mut event.keys, vec![read_key(what, value)?]),
+            Name::Tag => extend(&mut event.tags, vec![read_text(what, value)?]),
+            Name::Keys | Name::Tags | Name::Ids => self.set_list(name, value),
+        }
+    }
+
+    fn set_list(&mut self, name: Name, value: Value) -> Result<(), InvalidEvent> {
+        let what = name.quoted();
+        let Value::List(members) = value else {
+            return Err(wrong_type(what, "a list", &value));
+        };
+        if members.is_empty() {
+            self.empty_list = Some(name);
+        }
+        let members = members.into_iter();
+        let event = &mut self.event;
+        match name {
+            Name::Keys => {
+                let keys: Result<_, _> = members.map(|member| read_key(what, member)).collect();
+                extend(&mut event.keys, keys?)
+            }
+            Name::Tags => {
+                let tags: Result<_, _> = members.map(|member| read_text(what, member)).collect();
+                extend(&mut event.tags, tags?)
+            }
+            // An empty list would otherwise read as the whole dataset.
+            Name::Ids if members.len() == 0 => Err(InvalidEvent::Empty { what }),
+            Name::Ids => {
+                let ids: Result<_, _> = members.map(read_id).collect();
+                extend(&mut event.ids, ids?)
+            }
+            Name::Op | Name::Id | Name::At | Name::Key | Name::Tag | Name::Dataset => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<Event, InvalidEvent> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        let event = self.event;
+        if !event.ids.is_empty() && event.dataset.is_none() {
+            return Err(InvalidEvent::IdsWithoutDataset);
+        }
+        let names_something = !event.keys.is_empty() || !event.tags.is_empty() || event.dataset.is_some();
+        if names_something {
+            return Ok(event);
+        }
+        let unknown = self.unknown;
+        Err(match self.empty_list {
+            Some(name) => InvalidEvent::Empty { what: name.quoted() },
+            None => InvalidEvent::NoTarget { unknown },
+        })
+    }
+}
+
+fn set_once<T>(slot: &mut Option<T>, value: T, what: &'static str) -> Result<(), InvalidEvent> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(InvalidEvent::DuplicateField { what }),
+    }
+}
+
+fn extend<T>(list: &mut Vec<T>, mut members: Vec<T>) -> Result<(), InvalidEvent> {
+    if MEMBERS_MAX < list.len() + members.len() {
+        return Err(InvalidEvent::TooMany);
+    }
+    list.append(&mut members);
+    Ok(())
+}
+
+fn read_op(value: Value) -> Result<Op, InvalidEvent> {
+    let Value::Text(text) = value else {
+        return Err(wrong_type("`op`", "\"refresh\" or \"delete\"", &value));
+    };
+    let found = [Op::Refresh, Op::Delete].into_iter().find(|op| op.as_str() == text);
+    found.ok_or_else(|| InvalidEvent::UnknownOp { excerpt: excerpt(text.as_bytes()) })
+}
+
+fn read_at(value: Value) -> Result<u64, InvalidEvent> {
     match value {
-        Value::String(text) => name(field, text),
-        _ => Err(invalid("wrong_type", format!("`{field}` holds text"))),
+        Value::Unsigned(at_ms) => Ok(at_ms),
+        // Languages that have only floating point numbers send them as such.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to fit")]
+        Value::Float(at_ms) if at_ms.fract() == 0.0 && (0.0..9e15).contains(&at_ms) => Ok(at_ms as u64),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Signed(_)
+        | Value::Float(_)
+        | Value::Text(_)
+        | Value::Bytes(_)
+        | Value::List(_)
+        | Value::Other => Err(wrong_type("`at`", "a number of milliseconds", &value)),
     }
 }
 
-fn scalar(field: &str, value: Value) -> Result<String, InvalidEvent> {
+/// One id: a scalar, or a list of the scalars of a composite key.
+fn read_id(value: Value) -> Result<Vec<String>, InvalidEvent> {
+    let Value::List(parts) = value else {
+        return Ok(vec![read_scalar(value)?]);
+    };
+    if parts.is_empty() {
+        return Err(InvalidEvent::Empty { what: "a member of `ids`" });
+    }
+    if ID_PARTS_MAX < parts.len() {
+        return Err(InvalidEvent::TooMany);
+    }
+    parts.into_iter().map(read_scalar).collect()
+}
+
+fn read_scalar(value: Value) -> Result<String, InvalidEvent> {
+    let what = "a member of `ids`";
     match value {
-        Value::String(text) => name(field, text),
-        Value::Number(number) => Ok(number.to_string()),
+        Value::Unsigned(number) => Ok(number.to_string()),
+        Value::Signed(number) => Ok(number.to_string()),
         Value::Bool(is_true) => Ok(is_true.to_string()),
-        Value::Null | Value::Array(_) | Value::Object(_) => {
-            Err(invalid("wrong_type", format!("`{field}` holds text or numbers")))
+        Value::Text(_) | Value::Bytes(_) => read_text(what, value),
+        Value::Null | Value::Float(_) | Value::List(_) | Value::Other => {
+            Err(wrong_type(what, "text, an integer or a boolean", &value))
         }
     }
 }
 
-fn name(field: &str, text: String) -> Result<String, InvalidEvent> {
+fn read_key(what: &'static str, value: Value) -> Result<String, InvalidEvent> {
+    check_key(what, read_text(what, value)?)
+}
+
+fn read_text(what: &'static str, value: Value) -> Result<String, InvalidEvent> {
+    match value {
+        Value::Text(text) => check_text(what, text),
+        Value::Bytes(bytes) => Err(not_utf8(what, &bytes)),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Unsigned(_)
+        | Value::Signed(_)
+        | Value::Float(_)
+        | Value::List(_)
+        | Value::Other => Err(wrong_type(what, "text", &value)),
+    }
+}
+
+fn check_key(what: &'static str, key: String) -> Result<String, InvalidEvent> {
+    let key = check_text(what, key)?;
+    if key.starts_with(RESERVED_PREFIX) {
+        let excerpt = excerpt(key.as_bytes());
+        return Err(InvalidEvent::ReservedKey { excerpt });
+    }
+    Ok(key)
+}
+
+fn check_text(what: &'static str, text: String) -> Result<String, InvalidEvent> {
     if text.is_empty() {
-        return Err(invalid("empty", format!("`{field}` is empty")));
+        return Err(InvalidEvent::Empty { what });
     }
-    if NAME_BYTES_MAX < text.len() {
-        let message = format!("`{field}` has {} bytes, at most {NAME_BYTES_MAX}", text.len());
-        return Err(invalid("key_too_long", message));
-    }
-    if text.starts_with(RESERVED_PREFIX) {
-        return Err(invalid("reserved_key", format!("{text} belongs to Cachekeeper itself")));
+    if TEXT_BYTES_MAX < text.len() {
+        let (bytes, excerpt) = (text.len(), excerpt(text.as_bytes()));
+        return Err(InvalidEvent::TextTooLong { what, bytes, excerpt });
     }
     Ok(text)
 }
 
-/// Levels of nesting in a MessagePack event, as in JSON.
-const DEPTH_MAX: u16 = 128;
-
-fn read_message_pack(bytes: &[u8]) -> Result<Value, InvalidEvent> {
-    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
-    decoder.set_max_depth(usize::from(DEPTH_MAX));
-    let value = serde::Deserialize::deserialize(&mut decoder).map(|Lenient(value)| value);
-    value.map_err(|error| match error {
-        rmp_serde::decode::Error::DepthLimitExceeded => {
-            invalid("too_deep", format!("more than {DEPTH_MAX} levels"))
-        }
-        error => invalid("malformed_msgpack", format!("not MessagePack: {error}")),
-    })
+#[derive(Clone, Copy)]
+enum Encoding {
+    Json,
+    Msgpack,
 }
 
-/// A value of which binary parts are read as text and keys that are no text are passed over: what an event needs of
-/// MessagePack, which can say more than JSON.
-struct Lenient(Value);
-
-impl<'de> serde::Deserialize<'de> for Lenient {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(LenientVisitor).map(Self)
+fn unreadable(problem: Unreadable, bytes: &[u8], encoding: Encoding) -> InvalidEvent {
+    let excerpt = excerpt(bytes);
+    match (problem, encoding) {
+        (Unreadable::Excess(Excess::Depth), _) => InvalidEvent::TooDeep { excerpt },
+        (Unreadable::Excess(Excess::Members), _) => InvalidEvent::TooMany,
+        (Unreadable::Malformed(problem), Encoding::Json) => InvalidEvent::MalformedJson { problem, excerpt },
+        (Unreadable::Malformed(problem), Encoding::Msgpack) => {
+            InvalidEvent::MalformedMsgpack { problem, excerpt }
+        }
     }
 }
 
-struct LenientVisitor;
-
-impl<'de> serde::de::Visitor<'de> for LenientVisitor {
-    type Value = Value;
-
-    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("a MessagePack value")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::from(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::from(value))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Value::from(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::from(value))
-    }
-
-    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
-        Ok(std::str::from_utf8(value).map_or(Value::Null, Value::from))
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_none<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_newtype_struct<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        // An extension type: nothing an event knows.
-        serde::de::IgnoredAny::deserialize(deserializer).map(|_ignored| Value::Null)
-    }
-
-    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        while let Some(Lenient(value)) = items.next_element()? {
-            values.push(value);
-        }
-        Ok(Value::Array(values))
-    }
-
-    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut map = serde_json::Map::new();
-        while let Some((Lenient(key), Lenient(value))) = items.next_entry()? {
-            if let Value::String(key) = key {
-                map.insert(key, value);
-            }
-        }
-        Ok(Value::Object(map))
-    }
+fn not_utf8(what: &'static str, bytes: &[u8]) -> InvalidEvent {
+    let excerpt = excerpt(bytes);
+    InvalidEvent::NotUtf8 { what, excerpt }
 }
 
-use serde::Deserialize as _;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(keys: &[&str]) -> Event {
-        Event { keys: keys.iter().map(ToString::to_string).collect(), ..Event::default() }
-    }
-
-    #[test]
-    fn every_form_of_the_same_event_is_read() {
-        let expected = keys(&["product:42"]);
-        for message in [
-            r#"{"key": "product:42"}"#,
-            r#"  {"keys": ["product:42"], "extra": {"a": [1]}}"#,
-            r#"{"CacheKey": "product:42"}"#,
-            "product:42",
-            " product:42\n",
-        ] {
-            assert_eq!(Event::decode(message.as_bytes()).unwrap(), expected, "{message}");
-        }
-        let packed =
-            rmp_serde::to_vec_named(&serde_json::json!({"key": "product:42", "extra": [{"b": 1.5}]}))
-                .unwrap();
-        assert_eq!(Event::decode(&packed).unwrap(), expected);
-        let fields = [("keys", br#"["product:42"]"#.as_slice())];
-        assert_eq!(Event::from_fields(fields).unwrap(), expected);
-    }
-
-    #[test]
-    fn targets_ids_and_options_are_read() {
-        let event =
-            Event::decode(br#"{"dataset":"stock","ids":[42,[1,"x"],true],"op":"delete","id":7,"at":123}"#)
-                .unwrap();
-        assert_eq!(event.dataset.as_deref(), Some("stock"));
-        assert_eq!(
-            event.ids,
-            [vec!["42".to_owned()], vec!["1".to_owned(), "x".to_owned()], vec!["true".to_owned()]]
-        );
-        assert_eq!((event.op, event.id.as_deref(), event.at_ms), (Some(Op::Delete), Some("7"), Some(123)));
-        assert_eq!(Event::decode(event.to_json().as_bytes()).unwrap(), event);
-        let both = Event::decode(br#"{"tag":"a","keys":["k"],"tags":["b"]}"#).unwrap();
-        assert_eq!((both.tags.len(), both.keys.len()), (2, 1));
-    }
-
-    #[test]
-    fn what_is_no_event_is_refused_with_a_reason() {
-        let deep_json = format!("{{\"a\":{}1{}}}", "[".repeat(200), "]".repeat(200));
-        let mut deep_pack = vec![0x81, 0xa1, b'a'];
-        deep_pack.extend(std::iter::repeat_n(0x91, 100_000));
-        let huge_claim = [0x81, 0xa3, b'k', b'e', b'y', 0xdb, 0xff, 0xff, 0xff, 0xff];
-        let long_key = "k".repeat(NAME_BYTES_MAX + 1);
-        let cases: Vec<(&[u8], &str)> = vec![
-            (b"", "empty"),
-            (b"  ", "empty"),
-            (b"{", "malformed_json"),
-            (b"{}", "no_target"),
-            (br#"{"key": 1}"#, "wrong_type"),
-            (br#"{"key": ""}"#, "empty"),
-            (br#"{"keys": "a"}"#, "wrong_type"),
-            (br#"{"ids": [1]}"#, "no_target"),
-            (br#"{"key":"a","op":"drop"}"#, "wrong_op"),
-            (br#"{"key":"ck:{shop}:head"}"#, "reserved_key"),
-            (b"ck:{shop}:stamps", "reserved_key"),
-            (&[0x81, 0xa3, b'k'], "malformed_msgpack"),
-            (&huge_claim, "malformed_msgpack"),
-            (&[0xff, 0xfe], "not_utf8"),
-            (b"a\x01b", "unprintable_key"),
-            (deep_json.as_bytes(), "malformed_json"),
-            (&deep_pack, "too_deep"),
-            (long_key.as_bytes(), "key_too_long"),
-        ];
-        for (message, reason) in cases {
-            let shown = String::from_utf8_lossy(&message[..message.len().min(40)]).into_owned();
-            assert_eq!(Event::decode(message).unwrap_err().reason, reason, "{shown}");
-        }
-        assert_eq!(Event::decode(&vec![b'a'; EVENT_BYTES_MAX + 1]).unwrap_err().reason, "too_large");
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
-            drop(Event::decode(&bytes));
-            let mut map = vec![0x82];
-            map.extend(&bytes);
-            drop(Event::decode(&map));
-        }
-    }
+fn wrong_type(what: &'static str, wanted: &'static str, value: &Value) -> InvalidEvent {
+    let found = value.kind();
+    InvalidEvent::WrongType { what, wanted, found }
 }
