@@ -8,15 +8,14 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::actors::health::Health;
-use crate::config::{Config, FeedNeed};
+use crate::config::{Config, FeedMode, FeedNeed};
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
 use crate::stores::redis::ServerFacts;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage, Wiring};
 
 /// Said of datasets that rely on the capture of committed changes.
-const NO_FEED: &str =
-    "feed = \"required\", but this version does not capture changes yet; use \"wanted\" and publish events";
+const NO_FEED: &str = "feed = \"required\", but feed.mode is \"off\"";
 /// The oldest Redis that has what the scripts need.
 const REDIS_MAJOR_MIN: u32 = 7;
 
@@ -87,8 +86,12 @@ impl Worker {
             let warmed =
                 config.datasets.iter().filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
             facts.not_warmed = warmed.map(|dataset| dataset.name.clone()).collect();
-            let required = config.datasets.iter().filter(|dataset| dataset.feed == FeedNeed::Required);
-            facts.unmet = required.map(|dataset| (dataset.name.clone(), NO_FEED.to_owned())).collect();
+            if config.feed.mode == FeedMode::Outbox {
+                facts.max_lag = Some(config.feed.max_lag);
+            } else {
+                let required = config.datasets.iter().filter(|dataset| dataset.feed == FeedNeed::Required);
+                facts.unmet = required.map(|dataset| (dataset.name.clone(), NO_FEED.to_owned())).collect();
+            }
         });
         let shutdown_timeout = config.service.shutdown_timeout;
         info!(

@@ -61,6 +61,12 @@ enum Verb {
         #[arg(long, conflicts_with_all = ["print", "grant"])]
         uninstall: bool,
     },
+    /// Turn the capture of changes off, without waiting for any lock, or on again
+    Capture {
+        /// off or on
+        #[arg(value_parser = ["on", "off"])]
+        state: String,
+    },
     /// Fill datasets from Postgres
     Warm {
         /// Which datasets [default: all]
@@ -155,6 +161,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Migrate { uninstall, grant, .. } => {
             migrate::migrate(&context, uninstall, grant.as_deref(), out).await
         }
+        Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,
         Verb::Refresh(targets) => {

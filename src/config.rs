@@ -100,6 +100,12 @@ pub struct Feed {
     pub mode: FeedMode,
     /// How long consumed changes are kept.
     pub retention: Duration,
+    /// Rows of one statement above which its change means the whole table.
+    pub max_rows: u64,
+    /// Keys in the outbox above which nothing more is captured, so that an absent worker does not fill the disk.
+    pub max_outbox: u64,
+    /// The watermark's age from which the worker is not ready.
+    pub max_lag: Duration,
 }
 
 /// How changes are captured.

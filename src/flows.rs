@@ -3,11 +3,14 @@
 pub mod catalog;
 pub mod compare;
 pub mod context;
+pub mod coverage;
 pub mod debt;
 pub mod encode;
 pub mod epoch;
 pub mod error;
 pub mod events;
+pub mod failpoint;
+pub mod follow;
 pub mod invalidate;
 pub mod refresh;
 pub mod reload;

@@ -80,6 +80,18 @@ pub struct Metrics {
     pub epochs: Family<ByReason, Counter>,
     /// 1 while a dataset's entries must be looked at again.
     pub owed: Family<ByDataset, Gauge>,
+    /// Captured statements that were applied.
+    pub changes: Counter,
+    /// Keys that changes touched.
+    pub changed_keys: Family<ByDataset, Counter>,
+    /// Seconds from a statement in Postgres to its effect in Redis.
+    pub feed_lag_seconds: Histogram,
+    /// Batches that had to begin again.
+    pub feed_restarts: Family<ByReason, Counter>,
+    /// Age of the watermark in seconds.
+    pub watermark_age_seconds: Gauge<f64, AtomicU64>,
+    /// 1 while every relation of the dataset's query is captured.
+    pub covered: Family<ByDataset, Gauge>,
     /// Restarts of an actor.
     pub actor_restarts: Family<ByActor, Counter>,
     /// 1 while the actor runs.
@@ -131,6 +143,12 @@ impl Metrics {
             redis_refusals: Family::default(),
             epochs: Family::default(),
             owed: Family::default(),
+            changes: Counter::default(),
+            changed_keys: Family::default(),
+            feed_lag_seconds: latency(),
+            feed_restarts: Family::default(),
+            watermark_age_seconds: Gauge::default(),
+            covered: Family::default(),
             actor_restarts: Family::default(),
             actor_up: Family::default(),
             leases_lost: Counter::default(),
@@ -164,6 +182,12 @@ impl Metrics {
             "redis_refusals", "Commands that Redis refused", metrics.redis_refusals;
             "epochs", "Epochs begun by this process", metrics.epochs;
             "dataset_owed", "1 while a dataset's entries must be looked at again", metrics.owed;
+            "changes", "Captured statements that were applied", metrics.changes;
+            "changed_keys", "Keys that changes touched", metrics.changed_keys;
+            "feed_lag_seconds", "From a statement in Postgres to its effect in Redis", metrics.feed_lag_seconds;
+            "feed_restarts", "Batches of the feed that had to begin again", metrics.feed_restarts;
+            "watermark_age_seconds", "Age of the watermark", metrics.watermark_age_seconds;
+            "dataset_covered", "1 while every relation of the dataset's query is captured", metrics.covered;
             "actor_restarts", "Restarts of an actor", metrics.actor_restarts;
             "actor_up", "1 while the actor runs", metrics.actor_up;
             "leases_lost", "Leases lost while they were held", metrics.leases_lost;

@@ -151,11 +151,28 @@ impl EpochKeeperState {
                 self.note_up().await;
                 self.check_went_back(&order).await;
                 self.note_order(&order);
+                self.note_watermark().await;
                 self.pay_next(myself, &order).await;
                 self.drop_windows().await;
             }
             Err(error) => self.note_trouble(&error).await,
         }
+    }
+
+    async fn note_watermark(&self) {
+        let context = &self.arguments.context;
+        if !context.feed.is_on {
+            return;
+        }
+        let read = context.redis.watermark().await;
+        self.arguments.health.update(|facts| {
+            if let Ok(watermark) = read {
+                facts.see_watermark(watermark);
+            }
+            if let Some((_, moved)) = &facts.watermark {
+                context.metrics.watermark_age_seconds.set(moved.elapsed().as_secs_f64());
+            }
+        });
     }
 
     async fn note_up(&mut self) {
@@ -197,6 +214,7 @@ impl EpochKeeperState {
             FlowError::Dataset { .. }
             | FlowError::Gone(_)
             | FlowError::Displaced { .. }
+            | FlowError::Slow { .. }
             | FlowError::WentBack
             | FlowError::Cancelled => debug!(error = text, "looking again"),
         }

@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::metrics::{ByDependency, Metrics};
+use crate::stores::redis::Watermark;
 
 /// The facts. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -23,6 +27,12 @@ pub struct Facts {
     pub broken: BTreeMap<String, String>,
     /// Datasets that ask for what this worker does not give, with the reason.
     pub unmet: BTreeMap<String, String>,
+    /// Datasets whose changes may be missed, with the reason.
+    pub uncovered: BTreeMap<String, String>,
+    /// The watermark, and when it last moved as seen from here; none: there is none, or the feed is off.
+    pub watermark: Option<(Watermark, Instant)>,
+    /// How long the watermark may stand still.
+    pub max_lag: Option<Duration>,
     /// Datasets whose entries are being looked at again, with the reason.
     pub owed: BTreeMap<String, String>,
     /// The epoch.
@@ -76,9 +86,33 @@ impl Health {
                 None => reasons.push(format!("{dependency}: not reached yet")),
             }
         }
+        reasons.extend(facts.feed_trouble());
         reasons.extend(facts.unmet.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         reasons.extend(facts.broken.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         reasons.extend(facts.not_warmed.iter().map(|dataset| format!("dataset {dataset}: not warmed yet")));
         reasons
+    }
+}
+
+impl Facts {
+    /// Why the changes do not come through.
+    fn feed_trouble(&self) -> Option<String> {
+        let max_lag = self.max_lag?;
+        match &self.watermark {
+            None => Some("feed: there is no watermark yet".to_owned()),
+            Some((watermark, moved)) if max_lag < moved.elapsed() => {
+                let since = moved.elapsed().as_secs();
+                Some(format!("feed: the watermark has stood at {} for {since} s", watermark.as_of))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Notes the watermark as it was just read.
+    pub fn see_watermark(&mut self, watermark: Option<Watermark>) {
+        self.watermark = watermark.map(|new| match self.watermark.take() {
+            Some((old, moved)) if old.as_of == new.as_of => (new, moved),
+            _ => (new, Instant::now()),
+        });
     }
 }

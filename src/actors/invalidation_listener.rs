@@ -309,12 +309,29 @@ impl InvalidationListenerState {
     /// Every entry may be out of date: that is a debt, written down in Redis.
     async fn repair_gap(&mut self) {
         let context = &self.arguments.context;
+        let coverage = context.coverage();
+        if context.feed.is_on && coverage.is_none() {
+            // Not known yet what the feed covers.
+            return;
+        }
+        // What the feed follows misses nothing (DESIGN 3.2).
+        let is_covered = |name: &str| {
+            coverage.as_ref().is_some_and(|coverage| coverage.datasets.get(name).is_some_and(Result::is_ok))
+        };
         let names: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
+        let names: Vec<String> = names.into_iter().filter(|name| !is_covered(name)).collect();
+        if names.is_empty() {
+            self.has_gap = false;
+            return;
+        }
         let result = events::owe(context, &names, "events lost", self.gap_since_ms).await;
         match result {
             Ok(()) => {
                 self.has_gap = false;
-                info!("events may have been missed, every entry is looked at again");
+                info!(
+                    datasets = names.join(", "),
+                    "events may have been missed, every entry is looked at again"
+                );
                 self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
             }
             Err(error) => debug!(error = %chain(&error), "the gap is repaired later"),

@@ -361,6 +361,7 @@ impl WarmerState {
             | FlowError::Cache(_)
             | FlowError::Gone(_)
             | FlowError::Retired
+            | FlowError::Slow { .. }
             | FlowError::Cancelled => {}
         }
         let failures = self.failures.entry(name.to_owned()).or_default();

@@ -89,7 +89,7 @@ async fn whole(
     let order = epoch::ensure(context, "").await?;
     let (names, debt) = ([dataset.name().to_owned()], Debt::new("command", order.head.now_ms));
     if let Answer::Gone(gone) =
-        context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, &names).await?
+        context.redis.owe((&order.epoch, &order.poll.incarnation), &debt, &names, None, "").await?
     {
         return Err(FlowError::Gone(gone));
     }

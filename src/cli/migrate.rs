@@ -1,11 +1,19 @@
 //! `cachekeeper migrate`
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::output::{Exit, Output};
+use crate::config::FeedNeed;
 use crate::flows::context::Context;
+use crate::flows::coverage::{self, Coverage};
 use crate::flows::error::FlowError;
 use crate::stores::postgres::Postgres;
+
+const ATTEMPTS: usize = 10;
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// Installs, updates or removes the schema.
 pub async fn migrate(
@@ -23,9 +31,48 @@ pub async fn migrate(
     if let Some(role) = grant {
         context.postgres.grant(role).await?;
     }
-    let text: Vec<String> =
+    let mut text: Vec<String> =
         state.known.iter().map(|(version, name)| format!("{version:04} {name}: applied")).collect();
-    out.result(&text.join("\n"), &json!({ "applied": state.applied }));
+    let coverage = install_triggers(context).await?;
+    for (dataset, mark) in &coverage.datasets {
+        text.push(match mark {
+            Ok(_) => format!("dataset {dataset}: changes are captured"),
+            Err(reason) => format!("dataset {dataset}: not covered: {reason}"),
+        });
+    }
+    let gaps: BTreeMap<&String, &String> = coverage.gaps().collect();
+    out.result(&text.join("\n"), &json!({ "applied": state.applied, "not_covered": gaps }));
+    let is_required = |name: &String| {
+        context.catalog.get(name).is_some_and(|dataset| dataset.settings.feed == FeedNeed::Required)
+    };
+    Ok(if gaps.keys().any(|name| is_required(name)) { Exit::Failed } else { Exit::Ok })
+}
+
+/// A table that somebody uses for long is waited for, but never so that others have to wait behind us for long.
+async fn install_triggers(context: &Context) -> Result<Coverage, FlowError> {
+    let mut coverage = coverage::look(context, true).await?;
+    for _ in 1..ATTEMPTS {
+        if !coverage.gaps().any(|(_, reason)| reason.contains(coverage::TRYING_AGAIN)) {
+            break;
+        }
+        tokio::time::sleep(BETWEEN).await;
+        coverage = coverage::look(context, true).await?;
+    }
+    Ok(coverage)
+}
+
+/// Turns the triggers off, without waiting for anybody, or on again.
+pub async fn capture(context: &Context, is_on: bool, out: &Output) -> Result<Exit, FlowError> {
+    let switched = context.postgres.switch_capture(is_on, &context.feed.limits).await?;
+    let text = if is_on {
+        "changes are captured again; what may have been missed is loaded again once older transactions have ended"
+    } else {
+        "no change is captured from now on; the watermark leaves the datasets out"
+    };
+    out.result(
+        &format!("{switched} captures switched: {text}"),
+        &json!({ "switched": switched, "on": is_on }),
+    );
     Ok(Exit::Ok)
 }
 

@@ -84,6 +84,9 @@ const ADMIN: &[Key] = &[key("listen", Shape::Text, "Address of /livez, /readyz, 
 const FEED: &[Key] = &[
     key("mode", Shape::Text, "outbox: changes are captured by triggers; off: not at all"),
     key("retention", Shape::Text, "How long consumed changes are kept"),
+    key("max_rows", Shape::Integer, "Rows of one statement above which the whole table is meant"),
+    key("max_outbox", Shape::Integer, "Keys in the outbox above which nothing more is captured"),
+    key("max_lag", Shape::Text, "The watermark's age from which the worker is not ready"),
 ];
 
 const INVALIDATION: &[Key] = &[

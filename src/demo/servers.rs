@@ -1,13 +1,18 @@
 //! Private Postgres and Redis servers, for the demo and the tests: own directory, own free port, gone with us.
 
+mod postgres;
+mod redis;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::time::Instant;
+
+pub use postgres::{Postgres, Session};
+pub use redis::Redis;
 
 /// Why a server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -36,242 +41,12 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 const PORT_TRIES: usize = 5;
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
-/// A running Redis.
-#[derive(Debug)]
-pub struct Redis {
-    server: Server,
-    arguments: Vec<String>,
-    environment: Vec<String>,
-}
-
-/// A running Postgres.
-#[derive(Debug)]
-pub struct Postgres {
-    server: Server,
-    data: PathBuf,
-    settings: Vec<String>,
-}
-
 /// What both have: a process, a port, a directory.
 #[derive(Debug)]
 struct Server {
     pid: Option<u32>,
     port: u16,
     directory: PathBuf,
-}
-
-impl Redis {
-    /// Starts a server without persistence, with further arguments as on its command line.
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub async fn start(arguments: &[&str]) -> Result<Self, ServerError> {
-        Self::start_with(arguments, &[]).await
-    }
-
-    /// The same with environment variables.
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub async fn start_with(arguments: &[&str], environment: &[(&str, String)]) -> Result<Self, ServerError> {
-        let directory = new_directory("redis")?;
-        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-        let environment: Vec<String> =
-            environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        for _ in 0..PORT_TRIES {
-            let server = Server { pid: None, port: free_port()?, directory: directory.clone() };
-            let mut redis = Self { server, arguments: arguments.clone(), environment: environment.clone() };
-            if redis.launch().await.is_ok() {
-                return Ok(redis);
-            }
-            // Only the last attempt may take the directory with it.
-            redis.server.directory = PathBuf::new();
-        }
-        let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
-        Err(failed("starting redis-server", log))
-    }
-
-    async fn launch(&mut self) -> Result<(), ServerError> {
-        let program = find_program("redis-server", &[])
-            .or_else(|| find_program("valkey-server", &[]))
-            .ok_or(ServerError::Missing { program: "redis-server" })?;
-        let directory = self.server.directory.display().to_string();
-        let mut command = vec!["env".to_owned()];
-        command.extend(self.environment.iter().cloned());
-        command.push(program.display().to_string());
-        let port = self.server.port.to_string();
-        for argument in
-            ["--port", &port, "--bind", "127.0.0.1", "--dir", &directory, "--save", "", "--appendonly", "no"]
-        {
-            command.push(argument.to_owned());
-        }
-        command.extend(self.arguments.iter().cloned());
-        self.server.pid = Some(launch(command, &self.server.directory.join("log"), false)?);
-        let deadline = Instant::now() + READY_WITHIN;
-        let client = redis::Client::open(self.url()).map_err(|error| failed("connecting", error))?;
-        loop {
-            let answer = match client.get_multiplexed_async_connection().await {
-                Ok(mut connection) => redis::cmd("PING").query_async::<String>(&mut connection).await,
-                Err(error) => Err(error),
-            };
-            match answer {
-                // Whoever answers on this port must be ours.
-                Ok(_) if self.server.is_alive() => return Ok(()),
-                Ok(_) => return Err(failed("starting redis-server", "the port was taken")),
-                // It answers, but asks for a password.
-                Err(error) if matches!(error.code(), Some("NOAUTH")) => return Ok(()),
-                Err(error) if deadline < Instant::now() || !self.server.is_alive() => {
-                    return Err(failed("starting redis-server", error));
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    }
-
-    /// `redis://127.0.0.1:PORT/0`
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.server.port)
-    }
-
-    /// Kills it, as a power cut would.
-    pub fn kill(&mut self) {
-        self.server.kill("KILL");
-    }
-
-    /// Starts it again on the same port, after [`Self::kill`].
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub async fn start_again(&mut self) -> Result<(), ServerError> {
-        self.launch().await
-    }
-
-    /// Stops it from running without ending it.
-    pub fn pause(&self) {
-        self.server.signal("STOP");
-    }
-
-    /// Lets it go on.
-    pub fn resume(&self) {
-        self.server.signal("CONT");
-    }
-
-    /// Its port.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.server.port
-    }
-}
-
-impl Postgres {
-    /// Starts a server with further settings as `name=value`.
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub async fn start(settings: &[&str]) -> Result<Self, ServerError> {
-        let directory = new_directory("postgres")?;
-        let template = template()?;
-        let data = directory.join("data");
-        run_as_server(&["cp", "-a", &template.display().to_string(), &data.display().to_string()])?;
-        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
-        for _ in 0..PORT_TRIES {
-            let server = Server { pid: None, port: free_port()?, directory: directory.clone() };
-            let mut postgres = Self { server, data: data.clone(), settings: settings.clone() };
-            if postgres.launch().await.is_ok() {
-                return Ok(postgres);
-            }
-            postgres.server.directory = PathBuf::new();
-        }
-        let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
-        Err(failed("starting postgres", log))
-    }
-
-    async fn launch(&mut self) -> Result<(), ServerError> {
-        let program = postgres_program("postgres")?;
-        let mut command =
-            vec![program.display().to_string(), "-D".to_owned(), self.data.display().to_string()];
-        let port = format!("port={}", self.server.port);
-        let fixed = [
-            port.as_str(),
-            "listen_addresses=127.0.0.1",
-            "unix_socket_directories=",
-            "fsync=off",
-            "full_page_writes=off",
-            "autovacuum=off",
-            "max_connections=100",
-        ];
-        for setting in fixed.into_iter().map(str::to_owned).chain(self.settings.iter().cloned()) {
-            command.push("-c".to_owned());
-            command.push(setting);
-        }
-        self.server.pid = Some(launch(command, &self.server.directory.join("log"), true)?);
-        let deadline = Instant::now() + READY_WITHIN;
-        loop {
-            match PgConnection::connect(&self.url()).await {
-                Ok(connection) => {
-                    drop(connection.close().await);
-                    return Ok(());
-                }
-                Err(error) if deadline < Instant::now() || !self.server.is_alive() => {
-                    return Err(failed("starting postgres", error));
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        }
-    }
-
-    /// `postgres://postgres@127.0.0.1:PORT/postgres`
-    #[must_use]
-    pub fn url(&self) -> String {
-        self.url_of("postgres")
-    }
-
-    /// The URL of another database of this server.
-    #[must_use]
-    pub fn url_of(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.server.port)
-    }
-
-    /// Runs statements.
-    ///
-    /// # Errors
-    /// [`ServerError`], with Postgres's message.
-    pub async fn execute(&self, sql: &str) -> Result<(), ServerError> {
-        let run = async {
-            let mut connection = PgConnection::connect(&self.url()).await?;
-            connection.execute(AssertSqlSafe(sql.to_owned())).await?;
-            connection.close().await
-        };
-        run.await.map_err(|error| failed("a statement", error))
-    }
-
-    /// Kills it with all its processes, as a power cut would.
-    pub fn kill(&mut self) {
-        self.server.kill("KILL");
-    }
-
-    /// Stops it cleanly, at once for its clients.
-    pub fn stop(&mut self) {
-        self.server.kill("INT");
-    }
-
-    /// Starts it again on the same port and data.
-    ///
-    /// # Errors
-    /// [`ServerError`].
-    pub async fn start_again(&mut self) -> Result<(), ServerError> {
-        drop(run_as_server(&["rm", "-f", &self.data.join("postmaster.pid").display().to_string()]));
-        self.launch().await
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        self.server.signal("CONT");
-        // At once, but so that it gives back its shared memory: the system has room for few thousand segments.
-        self.server.kill("QUIT");
-    }
 }
 
 impl Server {
@@ -414,54 +189,6 @@ fn free_port() -> Result<u16, ServerError> {
         }
     }
     Err(failed("finding a free port", "a hundred ports were taken"))
-}
-
-/// A fresh data directory, made once and copied for each server, because making one takes most of a second.
-fn template() -> Result<PathBuf, ServerError> {
-    let initdb = postgres_program("initdb")?;
-    let user = if is_root() { "root" } else { "user" };
-    // The whole path names the template: two installations of one version may differ.
-    let place = crate::domain::keyspace::key_hash(initdb.as_os_str().as_encoded_bytes());
-    let template = std::env::temp_dir().join(format!("cachekeeper-initdb-{user}-{place:016x}"));
-    if template.join("PG_VERSION").exists() {
-        return Ok(template);
-    }
-    let fresh = std::env::temp_dir().join(format!("cachekeeper-initdb-{:016x}", rand::random::<u64>()));
-    let (program, path) = (initdb.display().to_string(), fresh.display().to_string());
-    run_as_server(&[
-        &program,
-        "-D",
-        &path,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C.UTF-8",
-        "--no-sync",
-    ])?;
-    // Whoever is first wins; the others' copies go.
-    if run_as_server(&["mv", "-T", "-n", &path, &template.display().to_string()]).is_err() || fresh.exists() {
-        run_as_server(&["rm", "-rf", &path])?;
-    }
-    Ok(template)
-}
-
-/// `CACHEKEEPER_POSTGRES_BIN` decides, then the highest version of the distribution's packages, then `PATH`.
-#[expect(clippy::disallowed_methods, reason = "where programs are is a fact of the environment")]
-fn postgres_program(name: &'static str) -> Result<PathBuf, ServerError> {
-    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
-        .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
-        .unwrap_or_default();
-    versions.sort_by_key(|path| {
-        let version = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-        std::cmp::Reverse(version.and_then(|version| version.parse::<u32>().ok()).unwrap_or_default())
-    });
-    if let Ok(chosen) = std::env::var("CACHEKEEPER_POSTGRES_BIN") {
-        versions.insert(0, PathBuf::from(chosen));
-    }
-    find_program(name, &versions).ok_or(ServerError::Missing { program: name })
 }
 
 #[expect(clippy::disallowed_methods, reason = "where programs are is a fact of the environment")]

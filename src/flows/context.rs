@@ -1,11 +1,13 @@
 //! What every flow is given.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::catalog::{Catalog, Dataset};
-use crate::config::Config;
+use super::coverage::Coverage;
+use crate::config::{Config, FeedMode};
 use crate::metrics::Metrics;
-use crate::stores::postgres::Postgres;
+use crate::stores::postgres::{CaptureLimits, Postgres};
 use crate::stores::redis::{CacheError, Epoch, Redis, Standing};
 
 /// Stores, datasets, metrics, and the epoch as this process knows it. Cheap to clone.
@@ -19,7 +21,23 @@ pub struct Context {
     pub catalog: Arc<Catalog>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// How changes are captured.
+    pub feed: FeedSettings,
     epoch: Arc<RwLock<Option<Epoch>>>,
+    coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
+}
+
+/// How changes are captured, as flows need to know it.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedSettings {
+    /// Whether they are.
+    pub is_on: bool,
+    /// Limits of the triggers.
+    pub limits: CaptureLimits,
+    /// How long applied changes are kept, for a Redis that goes back.
+    pub retention: Duration,
+    /// The watermark's age from which the worker is not ready.
+    pub max_lag: Duration,
 }
 
 impl Context {
@@ -33,7 +51,14 @@ impl Context {
             redis: Redis::new(&config.redis, &config.service.namespace)?,
             catalog: Arc::new(Catalog::new(config.datasets.clone())),
             metrics: Arc::new(Metrics::new()),
+            feed: FeedSettings {
+                is_on: config.feed.mode == FeedMode::Outbox,
+                limits: CaptureLimits { max_rows: config.feed.max_rows, max_outbox: config.feed.max_outbox },
+                retention: config.feed.retention,
+                max_lag: config.feed.max_lag,
+            },
             epoch: Arc::default(),
+            coverage: Arc::default(),
         })
     }
 
@@ -45,6 +70,17 @@ impl Context {
 
     pub(super) fn set_epoch(&self, epoch: Option<Epoch>) {
         *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    /// What the feed follows, as it was last looked at.
+    #[must_use]
+    pub fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.coverage.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what was found.
+    pub fn set_coverage(&self, coverage: Coverage) {
+        *self.coverage.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(coverage));
     }
 
     /// Counts a refusal by Redis and hands the error on.

@@ -6,8 +6,9 @@ use tracing::{info, warn};
 
 use super::context::Context;
 use super::error::FlowError;
+use crate::domain::stamp::Snapshot;
 use crate::metrics::ByReason;
-use crate::stores::postgres::{Poll, Trouble};
+use crate::stores::postgres::{OutboxState, Poll, Trouble};
 use crate::stores::redis::{Adoption, Answer, Creation, Debt, Epoch, Head, NewEpoch};
 
 /// The order of things as it was just read.
@@ -57,6 +58,20 @@ pub async fn relabel(context: &Context) -> Result<(), FlowError> {
     let head = context.redis.head("").await?;
     let poll = poll(context).await?;
     begin(context, &head, &poll, "went back", head.is_whole).await
+}
+
+/// Begins anew if the cursor is behind what the outbox still has (R13).
+///
+/// # Errors
+/// [`FlowError`].
+pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), FlowError> {
+    let head = context.redis.head("").await?;
+    let poll = poll(context).await?;
+    let cursor = head.cursor.as_deref().and_then(|text| text.parse::<Snapshot>().ok());
+    if cursor.is_none_or(|cursor| outbox.is_behind(&cursor, &poll.incarnation)) {
+        begin(context, &head, &poll, "changes lost", false).await?;
+    }
+    Ok(())
 }
 
 async fn begin(

@@ -35,6 +35,12 @@ pub enum FlowError {
     /// Redis went back to an older state while a job ran.
     #[error("Redis went back to an older state while a job ran")]
     WentBack,
+    /// Loading took longer than a change may wait.
+    #[error("loading entries of dataset {dataset} takes too long")]
+    Slow {
+        /// Which.
+        dataset: String,
+    },
     /// Somebody asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -122,7 +122,7 @@ pub async fn owe(
     with_current_order(context, || async {
         let order = epoch::ensure(context, "").await?;
         let debt = Debt::new(reason, made_ms.unwrap_or(order.head.now_ms));
-        match context.redis.owe(&order.epoch, &order.poll.incarnation, &debt, datasets).await? {
+        match context.redis.owe((&order.epoch, &order.poll.incarnation), &debt, datasets, None, "").await? {
             Answer::Done(_) => Ok(()),
             Answer::Gone(gone) => Err(FlowError::Gone(gone)),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::catalog::Dataset;
 use super::context::Context;
-use super::epoch::{self, Order};
+use super::epoch;
 use super::error::FlowError;
 use super::reload::{Cause, Job, Report, current_epoch, reload};
 use crate::config::OnChange;
@@ -35,7 +35,7 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
         report.invalidated += delete(context, dataset, &poll, keys, None).await?;
     }
     for (dataset, keys) in sorted.to_reload.into_values() {
-        report.add(reload_existing(context, &dataset, &poll, keys).await?);
+        report.add(reload_keys(context, &dataset, &poll, keys, &mut Job::uncounted()).await?);
     }
     Ok(report)
 }
@@ -49,13 +49,7 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     let order = epoch::ensure(context, &job.id).await?;
     job.count = order.head.counted;
     let standing = unfenced(&order.epoch, &order.poll);
-    let stamp = order.poll.snapshot.stamp();
-    let sets = done(context, context.redis.raise_tags(&standing, stamp, &job.id, tags).await?)?;
-    job.count += 1;
-    let mut report = Report::default();
-    for (set, _size) in sets {
-        report.add(invalidate_set(context, &order, &set, op, &mut job).await?);
-    }
+    let report = members(context, (&order.epoch, &order.poll), tags, op, &mut job).await?;
     // Nothing is claimed by a debt, but a rollback in between would have hidden members from the walk.
     let claim = done(context, context.redis.claim(&standing, &job.id, job.count, Paid::Nothing).await?)?;
     match claim {
@@ -67,15 +61,34 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     }
 }
 
+/// Raises tags and invalidates their members, as steps of a counted job that makes a claim later.
+pub(super) async fn members(
+    context: &Context,
+    at: (&Epoch, &Poll),
+    tags: &[String],
+    op: Option<Op>,
+    job: &mut Job,
+) -> Result<Report, FlowError> {
+    let standing = unfenced(at.0, at.1);
+    let stamp = at.1.snapshot.stamp();
+    let sets = done(context, context.redis.raise_tags(&standing, stamp, &job.id, tags).await?)?;
+    job.count += 1;
+    let mut report = Report::default();
+    for (set, _size) in sets {
+        report.add(invalidate_set(context, at, &set, op, job).await?);
+    }
+    Ok(report)
+}
+
 /// Invalidates the members of one set; while one page is worked off, the next is on its way.
 async fn invalidate_set(
     context: &Context,
-    order: &Order,
+    at: (&Epoch, &Poll),
     set: &str,
     op: Option<Op>,
     job: &mut Job,
 ) -> Result<Report, FlowError> {
-    let standing = unfenced(&order.epoch, &order.poll);
+    let standing = unfenced(at.0, at.1);
     let id = job.id.clone();
     let fetch = async |cursor: u64| {
         let page = context.redis.members(&standing, &id, set, cursor, TAG_PAGE).await?;
@@ -87,7 +100,7 @@ async fn invalidate_set(
     loop {
         let keys = members.into_iter().filter_map(|member| String::from_utf8(member).ok());
         let sorted = Sorted::new(context, keys, op);
-        let work = invalidate_members(context, order, set, sorted, job);
+        let work = invalidate_members(context, at.1, set, sorted, job);
         if cursor == 0 {
             report.add(work.await?);
             return Ok(report);
@@ -101,17 +114,17 @@ async fn invalidate_set(
 
 async fn invalidate_members(
     context: &Context,
-    order: &Order,
+    poll: &Poll,
     set: &str,
     sorted: Sorted,
     job: &mut Job,
 ) -> Result<Report, FlowError> {
     let mut report = Report::default();
     for (dataset, keys) in &sorted.to_delete {
-        report.invalidated += delete(context, dataset, &order.poll, keys, Some((&mut *job, set))).await?;
+        report.invalidated += delete(context, dataset, poll, keys, Some((&mut *job, set))).await?;
     }
     for (dataset, keys) in sorted.to_reload.into_values() {
-        report.add(reload_members(context, &dataset, &order.poll, keys, job).await?);
+        report.add(reload_existing(context, &dataset, poll, keys, job).await?);
     }
     Ok(report)
 }
@@ -177,28 +190,23 @@ impl Sorted {
 
 /// Raises the keys, so that nothing older can be stored any more, then loads those that exist again. Where the
 /// dataset holds every row, the others too.
-async fn reload_existing(
+pub(super) async fn reload_keys(
     context: &Context,
     dataset: &Dataset,
     poll: &Poll,
     keys: Vec<(String, KeyValues)>,
+    job: &mut Job,
 ) -> Result<Report, FlowError> {
-    let mut existing = Vec::with_capacity(keys.len());
-    for page in keys.chunks(PAGE) {
-        let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
-        let epoch = current_epoch(context).await?;
-        let standing = dataset.standing(&epoch, &poll.incarnation);
-        let positions = done(context, context.redis.raise(&standing, poll.snapshot.stamp(), &names).await?)?;
-        if dataset.settings.scope == crate::config::Scope::All {
-            existing.extend(page.iter().cloned());
-        } else {
-            existing.extend(positions.into_iter().filter_map(|position| page.get(position)).cloned());
-        }
+    if dataset.settings.scope != crate::config::Scope::All {
+        return reload_existing(context, dataset, poll, keys, job).await;
     }
-    reload(context, dataset, existing, Cause::Change, &mut Job::uncounted()).await
+    for page in keys.chunks(PAGE) {
+        raise(context, dataset, poll, page, job).await?;
+    }
+    reload(context, dataset, keys, Cause::Change, job).await
 }
 
-async fn reload_members(
+async fn reload_existing(
     context: &Context,
     dataset: &Dataset,
     poll: &Poll,
@@ -207,15 +215,47 @@ async fn reload_members(
 ) -> Result<Report, FlowError> {
     let mut report = Report::default();
     for page in keys.chunks(PAGE) {
-        let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
-        let epoch = current_epoch(context).await?;
-        let standing = dataset.standing(&epoch, &poll.incarnation);
-        let answer = context.redis.raise(&standing, poll.snapshot.stamp(), &names).await?;
-        let positions = done(context, answer)?;
-        let existing = positions.into_iter().filter_map(|position| page.get(position)).cloned().collect();
+        let positions = raise(context, dataset, poll, page, job).await?;
+        let existing: Vec<_> =
+            positions.into_iter().filter_map(|position| page.get(position)).cloned().collect();
         report.add(reload(context, dataset, existing, Cause::Change, job).await?);
     }
     Ok(report)
+}
+
+async fn raise(
+    context: &Context,
+    dataset: &Dataset,
+    poll: &Poll,
+    page: &[(String, KeyValues)],
+    job: &mut Job,
+) -> Result<Vec<usize>, FlowError> {
+    let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
+    let epoch = current_epoch(context).await?;
+    let standing = dataset.standing(&epoch, &poll.incarnation);
+    let answer = context.redis.raise(&standing, poll.snapshot.stamp(), &names, &job.id).await?;
+    job.count += u64::from(!job.id.is_empty());
+    done(context, answer)
+}
+
+/// Raises and deletes keys, as steps of a counted job.
+pub(super) async fn delete_keys(
+    context: &Context,
+    poll: &Poll,
+    keys: &[(String, KeyValues)],
+    job: &mut Job,
+) -> Result<u64, FlowError> {
+    let mut deleted = 0;
+    for page in keys.chunks(PAGE) {
+        let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
+        let epoch = current_epoch(context).await?;
+        let standing = unfenced(&epoch, poll);
+        let stamp = poll.snapshot.stamp();
+        let answer = context.redis.invalidate_counted(&standing, stamp, &names, &job.id, "").await?;
+        job.count += 1;
+        deleted += done(context, answer)?;
+    }
+    Ok(deleted)
 }
 
 async fn delete(

@@ -1,7 +1,9 @@
 //! Postgres: statements and the binary format of rows.
 
+pub mod capture;
 mod connection;
 mod error;
+mod feed;
 mod incarnation;
 mod inspect;
 mod load;
@@ -9,8 +11,10 @@ mod migrate;
 mod statement;
 pub mod transcode;
 
+pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::Postgres;
 pub use error::{SourceError, Trouble};
+pub use feed::{Change, FeedPoll, FeedReader, OutboxState};
 pub use incarnation::Poll;
 pub use inspect::{Function, Inspection};
 pub use load::{Loaded, Pass, Row};

@@ -10,6 +10,7 @@ mod server;
 mod subscription;
 mod tags;
 mod walk;
+mod watermark;
 
 pub use connection::Redis;
 pub use entries::{Refused, StoreMode, Stored};
@@ -20,3 +21,4 @@ pub use script::{Answer, Gone, Standing};
 pub use server::ServerFacts;
 pub use subscription::{Notice, Subscription};
 pub use walk::{UseSign, WalkPage, Walked, Wanted};
+pub use watermark::{Advance, Advanced, Watermark};

@@ -3,6 +3,7 @@
 use ractor::{Actor, ActorCell, SpawnErr};
 
 use crate::actors::address::AddressBook;
+use crate::actors::change_feed::{ChangeFeed, ChangeFeedArguments};
 use crate::actors::epoch_keeper::{EpochKeeper, EpochKeeperArguments};
 use crate::actors::health::Health;
 use crate::actors::invalidation_listener::{InvalidationListener, InvalidationListenerArguments};
@@ -23,6 +24,8 @@ pub enum ChildKind {
     MetricsReporter,
     /// Epochs and debts.
     EpochKeeper,
+    /// Committed changes.
+    ChangeFeed,
     /// Refresh-ahead and misses.
     Refresher,
     /// Passes.
@@ -33,10 +36,11 @@ pub enum ChildKind {
 
 impl ChildKind {
     /// Those that others rely on come first; stopping goes backwards, so that leases are released last.
-    pub const START_ORDER: [Self; 6] = [
+    pub const START_ORDER: [Self; 7] = [
         Self::LockRenewer,
         Self::MetricsReporter,
         Self::EpochKeeper,
+        Self::ChangeFeed,
         Self::Refresher,
         Self::Warmer,
         Self::InvalidationListener,
@@ -49,6 +53,7 @@ impl ChildKind {
             Self::LockRenewer => "lock_renewer",
             Self::MetricsReporter => "metrics_reporter",
             Self::EpochKeeper => "epoch_keeper",
+            Self::ChangeFeed => "change_feed",
             Self::Refresher => "refresher",
             Self::Warmer => "warmer",
             Self::InvalidationListener => "invalidation_listener",
@@ -101,6 +106,11 @@ impl Wiring {
                 self.peers.epoch_keeper.fill(Some(actor.clone()));
                 Ok(actor.get_cell())
             }
+            ChildKind::ChangeFeed => {
+                let arguments = ChangeFeedArguments { context, peers, health };
+                let (actor, _) = Actor::spawn_linked(None, ChangeFeed, arguments, parent).await?;
+                Ok(actor.get_cell())
+            }
             ChildKind::Refresher => {
                 let (actor, _) =
                     Actor::spawn_linked(None, Refresher, RefresherArguments { context }, parent).await?;
@@ -131,7 +141,7 @@ impl Wiring {
             ChildKind::EpochKeeper => self.peers.epoch_keeper.fill(None),
             ChildKind::Refresher => self.peers.refresher.fill(None),
             ChildKind::Warmer => self.peers.warmer.fill(None),
-            ChildKind::MetricsReporter | ChildKind::InvalidationListener => {}
+            ChildKind::MetricsReporter | ChildKind::ChangeFeed | ChildKind::InvalidationListener => {}
         }
     }
 }

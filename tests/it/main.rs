@@ -9,6 +9,7 @@
 
 mod cli;
 mod config;
+mod feed;
 mod flows;
 mod passes;
 mod readers;

@@ -354,7 +354,7 @@ async fn entries_of_many_tags_are_members_of_each_and_refusals_name_the_right_on
     }
     // Three keys and one tag were touched by something newer.
     let touched = ["t:5", "t:100", "t:299"];
-    context.redis.raise(&standing, high, &touched).await.unwrap();
+    context.redis.raise(&standing, high, &touched, "").await.unwrap();
     context.redis.raise_tags(&standing, high, "", &["rare"]).await.unwrap();
     let expected: Vec<usize> =
         (0..300).filter(|number| number % 50 == 0 || touched.contains(&names[*number].as_str())).collect();

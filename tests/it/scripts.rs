@@ -123,7 +123,7 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                 assert_eq!(refused.is_empty(), expected, "step {step}: store {key} at {at} with {chosen:?}");
             }
             6 => {
-                let Answer::Done(existing) = store.raise(&standing, at, &[&key]).await.unwrap() else {
+                let Answer::Done(existing) = store.raise(&standing, at, &[&key], "").await.unwrap() else {
                     panic!()
                 };
                 model.raise(at, &key);

@@ -43,7 +43,8 @@ impl Postgres {
         self.migration_state().await
     }
 
-    /// Gives a role what the worker needs of the schema: to read it, and to record the incarnation.
+    /// Gives a role what the worker needs of the schema: to read it, to record the incarnation, and to keep
+    /// the outbox small. Triggers it cannot make: that takes the tables' owner.
     ///
     /// # Errors
     /// [`SourceError`], for example when there is no such role.
@@ -57,6 +58,12 @@ impl Postgres {
             format!("grant usage on schema cachekeeper to {role}"),
             format!("grant select on cachekeeper._sqlx_migrations to {role}"),
             format!("grant select, insert, delete on cachekeeper.incarnation to {role}"),
+            format!(
+                "grant select, truncate on cachekeeper.outbox, cachekeeper.outbox_0, cachekeeper.outbox_1, \
+                     cachekeeper.outbox_2, cachekeeper.outbox_3 to {role}"
+            ),
+            format!("grant select, update on cachekeeper.feed, cachekeeper.outbox_count to {role}"),
+            format!("grant select, insert, update on cachekeeper.capture to {role}"),
         ] {
             connection.execute(sqlx::AssertSqlSafe(statement)).await.map_err(error)?;
         }

@@ -80,7 +80,8 @@ impl Redis {
         }
     }
 
-    /// Raises keys, cached or not, and answers the positions of those that exist (R6).
+    /// Raises keys, cached or not, and answers the positions of those that exist (R6). `job` is counted, if it is
+    /// not empty.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -89,8 +90,9 @@ impl Redis {
         standing: &Standing<'_>,
         stamp: Stamp,
         keys: &[impl AsRef<str>],
+        job: &str,
     ) -> Result<Answer<Vec<usize>>, CacheError> {
-        match self.raise_and(standing, stamp, keys, "exists", "", "").await? {
+        match self.raise_and(standing, stamp, keys, "exists", job, "").await? {
             (call, Answer::Done(reply)) => Ok(Answer::Done(call.read(reply)?)),
             (_, Answer::Gone(gone)) => Ok(Answer::Gone(gone)),
         }

@@ -41,7 +41,7 @@ impl fmt::Debug for Epoch {
 
 /// Why a dataset's entries must be looked at again, and a number that tells this debt from the next one.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Debt(String);
+pub struct Debt(pub(super) String);
 
 impl Debt {
     /// A debt for this reason (one word or a few), made at this moment of Redis's clock: a pass that began later has
@@ -229,20 +229,27 @@ impl Redis {
         }
     }
 
-    /// Records that these datasets must be looked at again.
+    /// Records that these datasets must be looked at again. With `floor`, which is what a change of a whole table
+    /// asks for, no older load is stored any more; `job` is counted, if it is not empty.
     ///
     /// # Errors
     /// [`CacheError`].
     pub async fn owe(
         &self,
-        epoch: &Epoch,
-        incarnation: &str,
+        (epoch, incarnation): (&Epoch, &str),
         debt: &Debt,
         datasets: &[String],
+        floor: Option<Stamp>,
+        job: &str,
     ) -> Result<Answer<u64>, CacheError> {
         let mut call = Call::fenced(&OWE, self, 0);
         call.standing(&Standing { epoch, incarnation, dataset: "", revision: "" });
         call.arg(debt.0.as_bytes());
+        match floor {
+            Some(stamp) => call.arg(&stamp.to_bytes()),
+            None => call.arg(b""),
+        };
+        call.arg(job.as_bytes());
         for dataset in datasets {
             call.arg(dataset.as_bytes());
         }

@@ -48,6 +48,7 @@ scripts! {
     EXTEND = "extend", ALLOW_OOM, PRELUDE;
     OWE = "owe", ALLOW_OOM, PRELUDE;
     CLAIM = "claim", ALLOW_OOM, PRELUDE;
+    ADVANCE = "advance", ALLOW_OOM, PRELUDE;
     ADOPT = "adopt", ALLOW_OOM, PRELUDE;
     HEAD = "head", READ_ONLY;
     HEAD_COUNTED = "head", ALLOW_OOM;

@@ -1,0 +1,202 @@
+//! The change feed: what is committed shows up in Redis, whoever wrote it and however.
+
+use std::time::Duration;
+
+use cachekeeper::app::Worker;
+use cachekeeper::flows::compare::compare;
+use redis::AsyncCommands;
+
+use crate::support::{Rig, wait_until};
+
+const TABLES: &str = "
+    create table categories (id int primary key, name text not null);
+    create table products (id int primary key, name text, price int, category_id int);
+    create table stock (product_id int, place text, quantity int, primary key (product_id, place)) partition by hash (product_id);
+    create table stock_0 partition of stock for values with (modulus 2, remainder 0);
+    create table stock_1 partition of stock for values with (modulus 2, remainder 1);
+    insert into categories select n, 'category ' || n from generate_series(1, 10) n;
+    insert into products select n, 'product ' || n, n * 10, 1 + n % 10 from generate_series(1, 1000) n;
+    insert into stock select n, 'a', n from generate_series(1, 1000) n;";
+
+/// Three joined tables, one of them partitioned.
+const DATASETS: &str = r#"
+    [dataset.product]
+    query = """select p.id, p.name, p.price, p.category_id, c.name as category,
+               (select sum(s.quantity) from stock s where s.product_id = p.id) as quantity
+               from products p left join categories c on c.id = p.category_id"""
+    key = "product:{id}"
+    tags = ["category:{category_id}"]
+    format = "json"
+    feed = "required"
+    watch = [
+        { table = "products", key = { id = "id" } },
+        { table = "categories", tag = "category:{id}" },
+        { table = "stock", key = { id = "product_id" } },
+    ]
+    warm = {}
+"#;
+
+pub async fn ready(worker: &Worker) {
+    wait_until("the worker is ready and nothing is owed", || async {
+        let reasons = worker.health.reasons();
+        let head = worker.context.redis.head("").await.map_err(|error| error.to_string())?;
+        let watermark = worker.context.redis.watermark().await.map_err(|error| error.to_string())?;
+        let covered = watermark.as_ref().is_some_and(|watermark| watermark.not_covered.is_empty());
+        if reasons.is_empty() && head.owed.is_empty() && head.is_whole && covered {
+            Ok(())
+        } else {
+            Err(format!("{reasons:?}, owed {:?}, {watermark:?}", head.owed))
+        }
+    })
+    .await;
+}
+
+/// Waits until the watermark has passed this moment.
+pub async fn caught_up(worker: &Worker) {
+    let now = worker.context.postgres.poll().await.unwrap();
+    wait_until("the watermark has passed", || async {
+        let watermark = worker.context.redis.watermark().await.map_err(|error| error.to_string())?;
+        let Some(watermark) = watermark else { return Err("no watermark".to_owned()) };
+        let at: cachekeeper::domain::stamp::Snapshot = watermark.snapshot.parse().unwrap();
+        if now.snapshot.stamp() <= at.stamp() && watermark.not_covered.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{watermark:?}"))
+        }
+    })
+    .await;
+}
+
+pub async fn agrees(worker: &Worker) {
+    for dataset in worker.context.catalog.iter() {
+        let found = compare(&worker.context, dataset, |_| {}).await.unwrap();
+        assert!(found.is_clean(), "{found}");
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_write_reaches_redis() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    let writes = [
+        ("update products set price = 7777 where id = 5", "product:5", Some("\"price\":7777")),
+        // A join partner, through a tag.
+        ("update categories set name = 'renamed' where id = 3", "product:2", Some("renamed")),
+        // A partition directly, a partition through its root.
+        (
+            "update stock_0 set quantity = 5550 where product_id = (select min(product_id) from stock_0)",
+            "",
+            None,
+        ),
+        ("update stock set quantity = 4440 where product_id = 9", "product:9", Some("4440")),
+        // A row that moves between keys, and one that moves between tags.
+        ("update products set id = 5001 where id = 11", "product:11", None),
+        ("select 1", "product:5001", Some("product 11")),
+        (
+            "update products set category_id = 4 where id = 12; update categories set name = 'four' where id = 4",
+            "product:12",
+            Some("four"),
+        ),
+        ("delete from products where id = 13", "product:13", None),
+        ("insert into products values (6000, 'new', 1, 1)", "product:6000", Some("new")),
+        (
+            "begin; update products set name = 'rolled back' where id = 14; rollback; update products set name = 'kept' where id = 15",
+            "product:15",
+            Some("kept"),
+        ),
+        (
+            "begin; savepoint a; update products set name = 'x' where id = 16; rollback to a; update products set name = 'y' where id = 16; commit",
+            "product:16",
+            Some("\"y\""),
+        ),
+        (
+            "with moved as (delete from products where id = 17 returning *) insert into products select 7000, name, price, category_id from moved",
+            "product:7000",
+            Some("product 17"),
+        ),
+        (
+            "set session_replication_role = replica; update products set name = 'as a replica' where id = 18; set session_replication_role = origin",
+            "product:18",
+            Some("as a replica"),
+        ),
+        (
+            "copy products (id, name) from program 'echo 8000,copied' with (format csv)",
+            "product:8000",
+            Some("copied"),
+        ),
+    ];
+    for (sql, key, expected) in writes {
+        rig.postgres.execute(sql).await.unwrap();
+        if key.is_empty() {
+            continue;
+        }
+        let client = client.clone();
+        wait_until(&format!("{key} holds {expected:?} after {sql}"), || {
+            let mut client = client.clone();
+            async move {
+                match (client.get::<_, Option<String>>(key).await.unwrap(), expected) {
+                    (None, None) => Ok(()),
+                    (Some(value), Some(part)) if value.contains(part) => Ok(()),
+                    (other, _) => Err(format!("{other:?}")),
+                }
+            }
+        })
+        .await;
+    }
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    let kept: String = client.get("product:14").await.unwrap();
+    assert!(kept.contains("product 14"));
+    // A change of nothing is no change: no keys, no reload.
+    let before = worker.context.metrics.changes.get();
+    rig.postgres.execute("update products set name = name where id < 100").await.unwrap();
+    // Whole tables: more rows than are named one by one, and truncation.
+    rig.postgres.execute("update products set price = price + 1").await.unwrap();
+    caught_up(&worker).await;
+    assert_eq!(worker.context.metrics.changes.get(), before + 1);
+    agrees(&worker).await;
+    rig.postgres
+        .execute("truncate stock; insert into stock select n, 'b', 1 from generate_series(1, 500) n")
+        .await
+        .unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn changes_made_while_no_worker_ran_are_not_missed() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    assert!(worker.stop().await);
+    rig.postgres.execute("update products set name = 'meanwhile' where id = 5; delete from products where id = 6; update products set id = 9999 where id = 7").await.unwrap();
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    // Nothing was owed: the cursor told what to look at.
+    let text = worker.context.metrics.render().unwrap();
+    assert!(!text.contains("cause=\"debt\""), "{text}");
+    assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn a_late_commit_is_found_behind_thousands_of_later_ones() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let mut slow = rig.postgres.session().await.unwrap();
+    slow.execute("begin; update products set name = 'late' where id = 1").await.unwrap();
+    slow.execute("select pg_current_xact_id()").await.unwrap();
+    rig.postgres
+        .execute("do $$ begin for n in 1..3000 loop update products set price = price + 1 where id = 2 + n % 900; commit; end loop; end $$")
+        .await
+        .unwrap();
+    caught_up(&worker).await;
+    slow.execute("commit").await.unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    tokio::time::timeout(Duration::from_secs(30), worker.stop()).await.unwrap();
+}
