@@ -1,7 +1,9 @@
 //! The admin listener: health, metrics, status.
 
+use std::time::Duration;
+
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -9,7 +11,11 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::actors::health::Health;
+use crate::domain::token::Token;
+use crate::domain::units::parse_duration;
 use crate::flows::context::Context;
+use crate::flows::error::chain;
+use crate::flows::fresh;
 
 #[derive(Clone)]
 struct Shared {
@@ -29,6 +35,7 @@ pub async fn serve(listener: TcpListener, context: Context, health: Health) -> s
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
+        .route("/api/v1/watermark", get(watermark))
         .with_state(Shared { context, health });
     axum::serve(listener, router).await
 }
@@ -49,6 +56,48 @@ async fn metrics(State(shared): State<Shared>) -> Response {
     }
 }
 
+/// `?token=…` (of `select cachekeeper.token()`), `&dataset=…`, `&wait=500ms`.
+#[derive(serde::Deserialize)]
+struct Asked {
+    token: Option<String>,
+    dataset: Option<String>,
+    wait: Option<String>,
+}
+
+/// Nobody waits longer than this for one answer.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+    let refuse =
+        |code: StatusCode, error: String| (code, axum::Json(json!({ "error": error }))).into_response();
+    let token = match asked.token.as_deref().map(str::parse::<Token>).transpose() {
+        Ok(token) => token,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let wait = match asked.wait.as_deref().map(parse_duration).transpose() {
+        Ok(wait) => wait.unwrap_or_default().min(WAIT_MAX),
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("wait: {error}")),
+    };
+    if let Some(name) = asked.dataset.as_deref()
+        && shared.context.catalog.get(name).is_none()
+    {
+        return refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"));
+    }
+    let found = match &token {
+        Some(token) => fresh::wait(&shared.context, token, asked.dataset.as_deref(), wait).await,
+        None => {
+            shared.context.redis.watermark().await.map(|watermark| (watermark, false)).map_err(Into::into)
+        }
+    };
+    match found {
+        Ok((watermark, is_fresh)) => {
+            let body = json!({ "watermark": watermark, "fresh": token.as_ref().map(|_| is_fresh) });
+            axum::Json(body).into_response()
+        }
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),
+    }
+}
+
 async fn status(State(shared): State<Shared>) -> Response {
     let facts = shared.health.facts();
     let reasons = shared.health.reasons();
@@ -62,11 +111,13 @@ async fn status(State(shared): State<Shared>) -> Response {
                 "key": dataset.settings.key.as_str(),
                 "revision": dataset.revision,
                 "owed": facts.owed.get(dataset.name()),
+                "not_covered": facts.uncovered.get(dataset.name()),
                 "warmed": !facts.not_warmed.contains(dataset.name()),
                 "broken": facts.broken.get(dataset.name()),
             })
         })
         .collect();
-    let body = json!({ "ready": reasons.is_empty(), "reasons": reasons, "epoch": facts.epoch, "datasets": datasets });
+    let body = json!({ "ready": reasons.is_empty(), "reasons": reasons, "epoch": facts.epoch, "datasets": datasets,
+        "watermark": facts.watermark.as_ref().map(|(watermark, _)| watermark) });
     axum::Json(body).into_response()
 }

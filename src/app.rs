@@ -74,6 +74,14 @@ impl Worker {
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let context = Context::new(&config)?;
+        Self::start_with(config, context).await
+    }
+
+    /// The same with stores that the caller has prepared.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
         match look_at_redis(&config, &context).await {
             Ok(()) => {}
             Err(LookError::Final(error)) => return Err(error),

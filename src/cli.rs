@@ -120,6 +120,9 @@ pub async fn main(
             return if is_mistake { Exit::Usage } else { Exit::Ok };
         }
     };
+    if let Some(points) = environment.get(crate::flows::failpoint::VARIABLE) {
+        crate::flows::failpoint::arm(points);
+    }
     let out = output::Output { json: arguments.json };
     let result = match arguments.verb {
         Verb::Schema => {

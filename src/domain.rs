@@ -10,5 +10,6 @@ pub mod revision;
 pub mod schedule;
 pub mod stamp;
 pub mod template;
+pub mod token;
 pub mod units;
 pub mod window;

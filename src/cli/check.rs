@@ -7,6 +7,7 @@ use crate::config::diagnostic::{Diagnostic, Severity};
 use crate::config::{Config, FeedNeed};
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
+use crate::flows::coverage;
 use crate::flows::error::FlowError;
 use crate::stores::postgres::Trouble;
 
@@ -63,6 +64,34 @@ async fn check_servers(
         check_dataset(config, context, dataset, problems).await?;
     }
     check_overlaps(config, context, problems);
+    check_coverage(config, context, problems).await
+}
+
+/// Whether every change would be captured. Nothing is installed here.
+async fn check_coverage(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<(), FlowError> {
+    let coverage = match coverage::look(context, false).await {
+        Ok(coverage) => coverage,
+        // Said already.
+        Err(FlowError::Source(error)) if error.trouble == Trouble::NoSchema => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for (name, reason) in coverage.gaps() {
+        let is_required =
+            context.catalog.get(name).is_some_and(|dataset| dataset.settings.feed == FeedNeed::Required);
+        let message = format!("changes of dataset {name} would be missed: {reason}");
+        let help = if is_required {
+            "the dataset says feed = \"required\", so the worker would not be ready"
+        } else {
+            "its entries are as fresh as events and lifetimes keep them"
+        };
+        let setting = format!("dataset.{name}.watch");
+        let problem = config.source.problem(&setting, message, help.to_owned());
+        problems.push(if is_required { problem } else { problem.into_warning() });
+    }
     Ok(())
 }
 

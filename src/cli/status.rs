@@ -35,6 +35,19 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
         (Some(epoch), false) => lines.push(format!("epoch      {epoch}, but the stamp tables are not whole")),
         (None, _) => lines.push("epoch      none yet: no worker has run here".to_owned()),
     }
+    let watermark = context.redis.watermark().await?;
+    lines.push(match &watermark {
+        Some(watermark) if watermark.not_covered.is_empty() => {
+            format!("watermark  {}, snapshot {}", watermark.as_of, watermark.snapshot)
+        }
+        Some(watermark) => format!(
+            "watermark  {}, snapshot {}, but not for {}",
+            watermark.as_of,
+            watermark.snapshot,
+            watermark.not_covered.join(", ")
+        ),
+        None => "watermark  none: no feed has run here".to_owned(),
+    });
     let mut datasets = Vec::new();
     for dataset in context.catalog.iter() {
         let revision = head.revisions.get(dataset.name());
@@ -64,6 +77,7 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
             },
             "epoch": head.epoch.map(|epoch| epoch.to_string()),
             "whole": head.is_whole,
+            "watermark": watermark,
             "datasets": datasets,
         }),
     );

@@ -64,6 +64,13 @@ impl Server {
         }
     }
 
+    fn signal_all(&self, name: &str) {
+        let Some(pid) = self.pid else { return };
+        for process in children_of(pid).into_iter().chain([pid.to_string()]) {
+            drop(Command::new("kill").args(["-s", name, &process]).stderr(Stdio::null()).status());
+        }
+    }
+
     /// Ends the process and everything it started, and waits until the port is free again.
     fn kill(&mut self, name: &str) {
         let Some(pid) = self.pid else { return };

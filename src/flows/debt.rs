@@ -8,6 +8,7 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
 use super::error::FlowError;
+use super::failpoint;
 use super::reload::{Cause, Job, Report, gone_error, reload};
 use crate::config::OnNewEpoch;
 use crate::metrics::ByReason;
@@ -83,6 +84,7 @@ impl Walk<'_> {
                 Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
             };
             self.job.count += 1;
+            failpoint::reach("debt.page");
             pending.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
             cursor = page.cursor;
             if self.dataset.settings.batch <= pending.len() || cursor == 0 {

@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod feed;
 mod flows;
+mod oracle;
 mod passes;
 mod readers;
 mod scripts;

@@ -24,6 +24,14 @@ pub struct Postgres {
 pub struct Session(PgConnection);
 
 impl Session {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub async fn open(url: &str) -> Result<Self, ServerError> {
+        PgConnection::connect(url).await.map(Self).map_err(|error| failed("connecting", error))
+    }
+
     /// Runs statements.
     ///
     /// # Errors
@@ -130,12 +138,22 @@ impl Postgres {
     /// # Errors
     /// [`ServerError`].
     pub async fn session(&self) -> Result<Session, ServerError> {
-        PgConnection::connect(&self.url()).await.map(Session).map_err(|error| failed("connecting", error))
+        Session::open(&self.url()).await
     }
 
     /// Kills it with all its processes, as a power cut would.
     pub fn kill(&mut self) {
         self.server.kill("KILL");
+    }
+
+    /// Stops all its processes from running without ending them.
+    pub fn pause(&self) {
+        self.server.signal_all("STOP");
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        self.server.signal_all("CONT");
     }
 
     /// Stops it cleanly, at once for its clients.

@@ -114,6 +114,11 @@ impl Redis {
         self.server.signal("CONT");
     }
 
+    /// Removes the dump that a `SAVE` has left, so that the next start is empty.
+    pub fn forget_dump(&self) {
+        drop(std::fs::remove_file(self.server.directory.join("dump.rdb")));
+    }
+
     /// Its port.
     #[must_use]
     pub fn port(&self) -> u16 {

@@ -16,6 +16,7 @@ pub struct Redis {
     pub(super) client: Client,
     pub(super) connection: ConnectionManager,
     pub(super) keys: Keyspace,
+    pub(super) is_fenced: bool,
 }
 
 impl std::fmt::Debug for Redis {
@@ -52,7 +53,16 @@ impl Redis {
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout));
         let connection = client.get_connection_manager_lazy(manager).map_err(error)?;
-        Ok(Self { client, connection, keys: Keyspace::new(namespace) })
+        Ok(Self { client, connection, keys: Keyspace::new(namespace), is_fenced: true })
+    }
+
+    /// The same, but no stamps are compared: nothing keeps an old value from replacing a newer one. For the control
+    /// run of tests, which must see that go wrong.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_stamps(mut self) -> Self {
+        self.is_fenced = false;
+        self
     }
 
     /// Cachekeeper's own keys in this database.

@@ -21,13 +21,18 @@ pub(super) struct Script {
     pub(super) name: &'static str,
     text: String,
     hash: String,
+    /// Text and hash of the script that compares no stamps: the control that tests must see fail.
+    unfenced: (String, String),
 }
+
+const COMPARISON: &str = "return a_high < b_high or (a_high == b_high and a_low < b_low)";
 
 impl Script {
     fn new(name: &'static str, parts: &[&str]) -> Self {
         let text = parts.concat();
-        let hash = redis::Script::new(&text).get_hash().to_owned();
-        Self { name, text, hash }
+        let hash_of = |text: &str| redis::Script::new(text).get_hash().to_owned();
+        let loose = text.replace(COMPARISON, "return false");
+        Self { name, hash: hash_of(&text), unfenced: (loose.clone(), hash_of(&loose)), text }
     }
 }
 
@@ -118,19 +123,29 @@ impl<T> Answer<T> {
 /// The call of a script: keys first, then arguments, packed as they come.
 pub(super) struct Call {
     script: &'static Script,
+    text: &'static str,
     command: Cmd,
 }
 
 impl Call {
     pub(super) fn new(script: &'static Script, key_count: usize) -> Self {
+        Self::with_text(script, (&script.text, &script.hash), key_count)
+    }
+
+    fn with_text(script: &'static Script, (text, hash): (&'static str, &str), key_count: usize) -> Self {
         let mut command = Cmd::with_capacity(key_count + 32, 256);
-        command.arg("EVALSHA").arg(&script.hash).arg(key_count);
-        Self { script, command }
+        command.arg("EVALSHA").arg(hash).arg(key_count);
+        Self { script, text, command }
     }
 
     /// A fenced call: the three tables and `keys` more keys, which the caller adds before the [`Self::standing`].
     pub(super) fn fenced(script: &'static Script, redis: &Redis, keys: usize) -> Self {
-        let mut call = Self::new(script, 3 + keys);
+        let text = if redis.is_fenced {
+            (&*script.text, &*script.hash)
+        } else {
+            (&*script.unfenced.0, &*script.unfenced.1)
+        };
+        let mut call = Self::with_text(script, text, 3 + keys);
         call.arg(redis.keys.head.as_bytes());
         call.arg(redis.keys.stamps.as_bytes());
         call.arg(redis.keys.tag_stamps.as_bytes());
@@ -166,7 +181,7 @@ impl Call {
         if !forgotten {
             return first.map_err(|source| CacheError::new(name, source));
         }
-        let load = redis::cmd("SCRIPT").arg("LOAD").arg(&self.script.text).to_owned();
+        let load = redis::cmd("SCRIPT").arg("LOAD").arg(self.text).to_owned();
         let loaded: Result<String, _> = load.query_async(&mut connection).await;
         loaded.map_err(|source| CacheError::new(name, source))?;
         self.command.query_async(&mut connection).await.map_err(|source| CacheError::new(name, source))

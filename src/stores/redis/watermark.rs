@@ -87,11 +87,26 @@ impl Redis {
     /// [`CacheError`].
     pub async fn watermark(&self) -> Result<Option<Watermark>, CacheError> {
         let command = redis::cmd("GET").arg(&self.keys.watermark).to_owned();
-        let text: Option<String> = self.command("read the watermark", &command).await?;
-        text.map(|text| {
-            serde_json::from_str(&text)
-                .map_err(|error| CacheError::unexpected("read the watermark", &error.to_string()))
-        })
-        .transpose()
+        let text: Option<Vec<u8>> = self.command("read the watermark", &command).await?;
+        text.map(|text| parse(&text)).transpose()
     }
+
+    /// A value and the watermark of the same moment.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn read_with_watermark(
+        &self,
+        key: &str,
+    ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
+        let command = redis::cmd("MGET").arg(key).arg(&self.keys.watermark).to_owned();
+        let (value, text): (Option<Vec<u8>>, Option<Vec<u8>>) =
+            self.command("read a value with the watermark", &command).await?;
+        Ok((value, text.map(|text| parse(&text)).transpose()?))
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Watermark, CacheError> {
+    serde_json::from_slice(text)
+        .map_err(|error| CacheError::unexpected("read the watermark", &error.to_string()))
 }

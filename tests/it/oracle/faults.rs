@@ -1,0 +1,261 @@
+//! What is done to the servers and the workers.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::Arena;
+use super::verdict::Lives;
+use super::worker::WorkerProcess;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    KillWorker,
+    KillBothWorkers,
+    KillAfterStores,
+    KillAfterAdvance,
+    KillInTags,
+    KillInDebt,
+    StopWorker,
+    KillPostgres,
+    RestartPostgres,
+    KillOneBackend,
+    TerminateFeed,
+    PausePostgres,
+    LongTransaction,
+    DisabledTrigger,
+    KillRedis,
+    FlushRedis,
+    OldDump,
+    DeleteStamps,
+    DeleteTagStamps,
+    DeleteHead,
+    DeleteCursor,
+    DeleteWatermark,
+    CutPubSub,
+    CutClients,
+    PauseRedis,
+    FullRedis,
+    ReadOnlyRedis,
+    ForgottenScripts,
+    LostValues,
+}
+
+impl Fault {
+    pub const ALL: &[Self] = &[
+        Self::KillWorker,
+        Self::KillBothWorkers,
+        Self::KillAfterStores,
+        Self::KillAfterAdvance,
+        Self::KillInTags,
+        Self::KillInDebt,
+        Self::StopWorker,
+        Self::KillPostgres,
+        Self::RestartPostgres,
+        Self::KillOneBackend,
+        Self::TerminateFeed,
+        Self::PausePostgres,
+        Self::LongTransaction,
+        Self::DisabledTrigger,
+        Self::KillRedis,
+        Self::FlushRedis,
+        Self::OldDump,
+        Self::DeleteStamps,
+        Self::DeleteTagStamps,
+        Self::DeleteHead,
+        Self::DeleteCursor,
+        Self::DeleteWatermark,
+        Self::CutPubSub,
+        Self::CutClients,
+        Self::PauseRedis,
+        Self::FullRedis,
+        Self::ReadOnlyRedis,
+        Self::ForgottenScripts,
+        Self::LostValues,
+    ];
+
+    pub async fn inject(
+        self,
+        arena: &Arena,
+        workers: &mut [WorkerProcess],
+        random: &mut StdRng,
+        lives: &mut Lives,
+    ) {
+        let one = random.random_range(0..workers.len());
+        let some_time = Duration::from_millis(random.random_range(50..400));
+        match self {
+            Self::KillWorker => workers[one].replace(arena, ""),
+            Self::KillBothWorkers => workers.iter_mut().for_each(|worker| worker.replace(arena, "")),
+            Self::KillAfterStores => {
+                end_at(arena, workers, &format!("feed.stored={}", random.random_range(0..20))).await
+            }
+            Self::KillAfterAdvance => {
+                end_at(arena, workers, &format!("feed.advanced={}", random.random_range(0..20))).await
+            }
+            Self::KillInTags => {
+                end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3))).await
+            }
+            Self::KillInDebt => {
+                // A debt is made by the lost table; whoever pays it dies in the walk.
+                workers.iter_mut().for_each(|worker| worker.replace(arena, "debt.page=0"));
+                redis(arena, &["DEL", "ck:{test}:stamps"]).await;
+                wait_for_an_end(workers).await;
+                workers.iter_mut().for_each(|worker| worker.replace(arena, ""));
+            }
+            Self::StopWorker => {
+                workers[one].signal("STOP");
+                // Longer than a lease: the other one takes over, and this one wakes up as a zombie.
+                tokio::time::sleep(Duration::from_secs(11)).await;
+                workers[one].signal("CONT");
+            }
+            Self::KillPostgres | Self::RestartPostgres => {
+                let mut rig = arena.rig.lock().await;
+                if self == Self::KillPostgres {
+                    rig.postgres.kill()
+                } else {
+                    rig.postgres.stop()
+                }
+                tokio::time::sleep(some_time).await;
+                rig.postgres.start_again().await.unwrap();
+                drop(rig);
+                lives.begin(arena).await;
+            }
+            Self::KillOneBackend => kill_one_backend(arena, lives).await,
+            Self::TerminateFeed => {
+                postgres(arena, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'cachekeeper'").await;
+            }
+            Self::PausePostgres => {
+                let rig = arena.rig.lock().await;
+                rig.postgres.pause();
+                tokio::time::sleep(some_time * 3).await;
+                rig.postgres.resume();
+            }
+            Self::LongTransaction => {
+                let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+                session
+                    .execute("begin; create temporary table held (n int); select pg_current_xact_id()")
+                    .await
+                    .unwrap();
+                tokio::time::sleep(some_time * 3).await;
+                session.execute("rollback").await.unwrap();
+            }
+            Self::DisabledTrigger => {
+                // Within one transaction, so that nobody writes in between: the coverage check must still see it later.
+                postgres(arena, "alter table items disable trigger all; alter table items enable always trigger cachekeeper_update; \
+                     alter table items enable always trigger cachekeeper_insert; alter table items enable always trigger cachekeeper_delete; \
+                     alter table items enable always trigger cachekeeper_truncate").await;
+            }
+            Self::KillRedis => {
+                let mut rig = arena.rig.lock().await;
+                rig.redis.kill();
+                arena.redis_life.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(some_time).await;
+                rig.redis.start_again().await.unwrap();
+            }
+            Self::FlushRedis => {
+                arena.redis_life.fetch_add(1, Ordering::SeqCst);
+                redis(arena, &["FLUSHALL"]).await;
+                arena.redis_life.fetch_add(1, Ordering::SeqCst);
+            }
+            Self::OldDump => {
+                redis(arena, &["SAVE"]).await;
+                tokio::time::sleep(some_time).await;
+                let mut rig = arena.rig.lock().await;
+                rig.redis.kill();
+                arena.redis_life.fetch_add(1, Ordering::SeqCst);
+                rig.redis.start_again().await.unwrap();
+                rig.redis.forget_dump();
+            }
+            Self::DeleteStamps => redis(arena, &["DEL", "ck:{test}:stamps"]).await,
+            Self::DeleteTagStamps => redis(arena, &["DEL", "ck:{test}:tagstamps"]).await,
+            Self::DeleteHead => redis(arena, &["DEL", "ck:{test}:head"]).await,
+            Self::DeleteCursor => redis(arena, &["HDEL", "ck:{test}:head", "cursor"]).await,
+            Self::DeleteWatermark => redis(arena, &["DEL", "ck:{test}:watermark"]).await,
+            Self::CutPubSub => redis(arena, &["CLIENT", "KILL", "TYPE", "pubsub"]).await,
+            Self::CutClients => redis(arena, &["CLIENT", "KILL", "TYPE", "normal"]).await,
+            Self::PauseRedis => {
+                let rig = arena.rig.lock().await;
+                rig.redis.pause();
+                tokio::time::sleep(some_time * 3).await;
+                rig.redis.resume();
+            }
+            Self::FullRedis => {
+                redis(arena, &["CONFIG", "SET", "maxmemory", "1mb"]).await;
+                tokio::time::sleep(some_time).await;
+                redis(arena, &["CONFIG", "SET", "maxmemory", "0"]).await;
+            }
+            Self::ReadOnlyRedis => {
+                redis(arena, &["REPLICAOF", "127.0.0.1", "1"]).await;
+                tokio::time::sleep(some_time).await;
+                redis(arena, &["REPLICAOF", "NO", "ONE"]).await;
+            }
+            Self::ForgottenScripts => redis(arena, &["SCRIPT", "FLUSH"]).await,
+            Self::LostValues => {
+                let keys: Vec<String> =
+                    (0..50).map(|_| format!("item:{}", random.random_range(0..300))).collect();
+                let mut command = vec!["DEL"];
+                command.extend(keys.iter().map(String::as_str));
+                redis(arena, &command).await;
+            }
+        }
+    }
+}
+
+/// Both workers are armed, so that whichever leads dies at that point; then healthy ones take their places.
+async fn end_at(arena: &Arena, workers: &mut [WorkerProcess], point: &str) {
+    workers.iter_mut().for_each(|worker| worker.replace(arena, point));
+    wait_for_an_end(workers).await;
+    workers.iter_mut().for_each(|worker| worker.replace(arena, ""));
+}
+
+async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
+    while !workers.iter_mut().any(WorkerProcess::has_ended) {
+        assert!(tokio::time::Instant::now() < deadline, "no worker came to the point at which it was to end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// As the out-of-memory killer does: the postmaster starts all processes anew, and xids may be used again.
+async fn kill_one_backend(arena: &Arena, lives: &mut Lives) {
+    let rig = arena.rig.lock().await;
+    let mut session = rig.postgres.session().await.unwrap();
+    let pid = session.text("select pg_backend_pid()::text").await.unwrap().unwrap();
+    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    while session.text("select 'up'").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    loop {
+        if let Ok(mut session) = rig.postgres.session().await
+            && session.text("select 'up'").await.is_ok()
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(rig);
+    lives.begin(arena).await;
+}
+
+async fn postgres(arena: &Arena, sql: &str) {
+    // The tables may be in use for a moment; a deadlock with a writer is the writer's or ours.
+    for _ in 0..20 {
+        if arena.rig.lock().await.postgres.execute(sql).await.is_ok() {
+            return;
+        }
+    }
+    panic!("could not be done: {sql}");
+}
+
+async fn redis(arena: &Arena, parts: &[&str]) {
+    let client = redis::Client::open(arena.redis_url.clone()).unwrap();
+    let mut command = redis::cmd(parts[0]);
+    for part in &parts[1..] {
+        command.arg(*part);
+    }
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    // Some of these cut the connection that they come on.
+    drop(command.query_async::<redis::Value>(&mut connection).await);
+}

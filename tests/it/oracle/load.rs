@@ -1,0 +1,233 @@
+//! Writers that leave a history, readers that log what they see, and fills that stall.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cachekeeper::demo::servers::Session;
+use cachekeeper::flows::context::Context;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::task::JoinHandle;
+
+use super::Arena;
+
+pub const ITEMS: i64 = 300;
+const GROUPS: i64 = 10;
+
+/// One value as a reader saw it, with the watermark of the same moment.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub id: i64,
+    pub version: i64,
+    pub group: i64,
+    pub group_version: i64,
+    pub incarnation: String,
+    pub snapshot: String,
+    /// Whether the watermark held for the dataset.
+    pub is_covered: bool,
+}
+
+/// Everything that was seen, and what broke while it was seen.
+#[derive(Default)]
+pub struct Observed {
+    seen: Mutex<Vec<Seen>>,
+    pub broken: Mutex<Vec<String>>,
+}
+
+impl Observed {
+    pub fn len(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    pub fn all(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+pub fn start(arena: &Arc<Arena>, seed: u64) -> Vec<JoinHandle<()>> {
+    let mut tasks = Vec::new();
+    for number in 0..3 {
+        tasks.push(tokio::spawn(write(
+            Arc::clone(arena),
+            StdRng::seed_from_u64(seed ^ (number + 1)),
+            number,
+        )));
+    }
+    for number in 0..2 {
+        tasks.push(tokio::spawn(read(Arc::clone(arena), StdRng::seed_from_u64(seed ^ (100 + number)))));
+    }
+    tasks
+}
+
+async fn write(arena: Arc<Arena>, mut random: StdRng, number: u64) {
+    let mut session: Option<Session> = None;
+    while !arena.is_over.load(Ordering::SeqCst) {
+        let Some(open) = &mut session else {
+            session = connect(&arena.postgres_url).await;
+            if let Some(open) = &mut session {
+                // Prepared before the server was killed, and still holding its locks.
+                drop(open.execute(&format!("commit prepared 'p{number}'")).await);
+            }
+            continue;
+        };
+        let sql = statement(&mut random, number);
+        // A server that was killed: the transaction happened or did not, and the history happened with it.
+        for part in sql.split('|') {
+            if open.execute(part).await.is_err() {
+                if open.execute("rollback").await.is_err() {
+                    session = None;
+                }
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(1..8))).await;
+    }
+}
+
+async fn connect(url: &str) -> Option<Session> {
+    let session = Session::open(url).await.ok();
+    if session.is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    session
+}
+
+/// A transaction that bumps the version of what it writes and notes it in the history.
+fn statement(random: &mut StdRng, writer: u64) -> String {
+    let id = random.random_range(0..ITEMS);
+    let group = random.random_range(0..GROUPS);
+    let pause = if random.random_bool(0.1) { "select pg_sleep(0.03);" } else { "" };
+    match random.random_range(0..100) {
+        0..55 => format!("begin; {} {pause} commit", put(id, group)),
+        55..65 => format!("begin; {} {pause} commit", delete(id)),
+        65..75 => format!(
+            "begin; update groups set version = version + 1 where id = {group}; \
+             insert into group_history (id, version) select id, version from groups where id = {group}; {pause} commit"
+        ),
+        75..85 => {
+            let other = id + 1 + random.random_range(0..5);
+            format!("begin; {} {} commit", put(id, group), put(other.min(ITEMS - 1), group))
+        }
+        85..92 => format!("begin; {} savepoint s; {} rollback to s; commit", put(id, group), delete(id)),
+        92..97 => format!("begin; {} {pause} rollback", put(id, group)),
+        // More rows than are captured one by one.
+        97 => "begin; update counters set version = version + 1; \
+             update items i set version = c.version from counters c where c.id = i.id; \
+             insert into history (id, version, is_deleted) select c.id, c.version, i.id is null from counters c left join items i on i.id = c.id; commit".to_owned(),
+        98 => "begin; lock table items; update counters set version = version + 1; truncate items; \
+             insert into items select id, version, id % 10 from counters where id % 3 > 0; \
+             insert into history (id, version, is_deleted) select id, version, id % 3 = 0 from counters; commit".to_owned(),
+        _ => format!("begin; {} prepare transaction 'p{writer}'|select pg_sleep(0.02)|commit prepared 'p{writer}'", put(id, group)),
+    }
+}
+
+fn put(id: i64, group: i64) -> String {
+    format!(
+        "update counters set version = version + 1 where id = {id}; \
+         insert into items select {id}, version, {group} from counters where id = {id} \
+         on conflict (id) do update set version = excluded.version, grp = excluded.grp; \
+         insert into history (id, version, is_deleted) select id, version, false from counters where id = {id};"
+    )
+}
+
+fn delete(id: i64) -> String {
+    format!(
+        "update counters set version = version + 1 where id = {id}; delete from items where id = {id}; \
+         insert into history (id, version, is_deleted) select id, version, true from counters where id = {id};"
+    )
+}
+
+/// Value, watermark and epoch of one moment.
+const READ: &str = "local epoch = redis.pcall('HGET', KEYS[3], 'epoch')
+    if type(epoch) == 'table' then epoch = false end
+    return { redis.call('GET', KEYS[1]), redis.pcall('GET', KEYS[2]), epoch }";
+
+type Reply = (Option<String>, Option<String>, Option<Vec<u8>>);
+
+async fn read(arena: Arc<Arena>, mut random: StdRng) {
+    let client = redis::Client::open(arena.redis_url.clone()).unwrap();
+    let mut newest: HashMap<(Vec<u8>, u64, i64), i64> = HashMap::new();
+    let mut connection = None;
+    while !arena.is_over.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let Some(open) = &mut connection else {
+            let limit =
+                redis::AsyncConnectionConfig::new().set_connection_timeout(Some(Duration::from_secs(1)));
+            connection = client.get_multiplexed_async_connection_with_config(&limit).await.ok();
+            continue;
+        };
+        let id = random.random_range(0..ITEMS);
+        let life = arena.redis_life.load(Ordering::SeqCst);
+        let reply: Result<Reply, _> = redis::cmd("EVAL")
+            .arg(READ)
+            .arg(3)
+            .arg(format!("item:{id}"))
+            .arg("ck:{test}:watermark")
+            .arg("ck:{test}:head")
+            .query_async(open)
+            .await;
+        let Ok((Some(value), watermark, epoch)) = reply else {
+            if reply.is_err() {
+                connection = None;
+            }
+            continue;
+        };
+        let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+        let number = |name: &str| value[name].as_i64().unwrap_or(-1);
+        let version = number("version");
+        // A Redis that was made to go back shows older values until a worker has noticed.
+        let is_same_life = life == arena.redis_life.load(Ordering::SeqCst);
+        if let Some(epoch) = epoch.filter(|_| is_same_life) {
+            let before = newest.entry((epoch, life, id)).or_insert(version);
+            if version < *before {
+                let text = format!("C1: item:{id} went back from {before} to {version} within one epoch");
+                arena.observed.broken.lock().unwrap().push(text);
+            }
+            *before = version.max(*before);
+        }
+        let Some(watermark) = watermark else { continue };
+        let watermark: serde_json::Value = serde_json::from_str(&watermark).unwrap();
+        let text = |name: &str| watermark[name].as_str().unwrap_or_default().to_owned();
+        let is_covered =
+            watermark["not_covered"].as_array().is_some_and(|names| !names.iter().any(|name| name == "item"));
+        if is_same_life {
+            arena.observed.seen.lock().unwrap().push(Seen {
+                id,
+                version,
+                group: number("grp"),
+                group_version: number("group_version"),
+                incarnation: text("incarnation"),
+                snapshot: text("snapshot"),
+                is_covered,
+            });
+        }
+    }
+}
+
+/// Loads whose store comes late, as those of a stalled process do.
+pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context) -> Vec<JoinHandle<()>> {
+    let fill = |arena: Arc<Arena>, context: Context| async move {
+        let dataset = Arc::clone(context.catalog.get("item").unwrap());
+        while !arena.is_over.load(Ordering::SeqCst) {
+            let ids: Vec<Vec<String>> =
+                (0..20).map(|_| vec![rand::rng().random_range(0..ITEMS).to_string()]).collect();
+            let source = dataset.source(&context.postgres).await.unwrap();
+            let loaded = context.postgres.load(&source, &ids).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5 + rand::random::<u64>() % 55)).await;
+            let mut batch = cachekeeper::domain::entry::EntryBatch::default();
+            let mut encoder = cachekeeper::flows::encode::Encoder::new(&dataset, &source);
+            for row in &loaded.rows {
+                encoder.add(row, &mut batch);
+            }
+            encoder.finish(&mut batch);
+            let Some(epoch) = context.epoch() else { continue };
+            let standing = dataset.standing(&epoch, &loaded.poll.incarnation);
+            let (stamp, life) = (loaded.poll.snapshot.stamp(), dataset.lifetimes.longest());
+            let mode = cachekeeper::stores::redis::StoreMode::Slots;
+            drop(context.redis.store(&standing, stamp, &batch, life, mode).await);
+        }
+    };
+    (0..3).map(|_| tokio::spawn(fill(Arc::clone(arena), context.clone()))).collect()
+}
