@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::address::AddressBook;
 use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
 use super::lock_renewer::{Lease, LockRenewerMessage, Wish};
+use super::refresher::RefresherMessage;
 use super::task::Task;
 use crate::config::FeedNeed;
 use crate::flows::context::Context;
@@ -32,6 +34,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The cursor's script runs at least once a second, with room for a slow one (R11).
 const ADVANCE_EVERY: Duration = Duration::from_millis(500);
+/// A leader that does not move the watermark for so long may be dead, while its lease lives on.
+const LEADERLESS_AFTER: Duration = Duration::from_millis(1_500);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -67,7 +71,14 @@ impl Actor for ChangeFeed {
         myself: ActorRef<ChangeFeedMessage>,
         arguments: ChangeFeedArguments,
     ) -> Result<Task, ActorProcessingErr> {
-        let feed = Feed { arguments, look_at: Instant::now(), reasons: BTreeMap::new(), is_failing: false };
+        let feed = Feed {
+            arguments,
+            look_at: Instant::now(),
+            reasons: BTreeMap::new(),
+            is_failing: false,
+            last_seen: None,
+            is_substitute: false,
+        };
         Ok(Task::spawn(&myself, feed.run(), |_ended: Option<()>| ChangeFeedMessage::Ended))
     }
 
@@ -89,6 +100,10 @@ struct Feed {
     /// Why datasets are not covered, so that each reason is said once.
     reasons: BTreeMap<String, String>,
     is_failing: bool,
+    /// The watermark's time when it was last seen to move.
+    last_seen: Option<(Option<String>, Instant)>,
+    /// Whether this worker has just moved it without having the lease.
+    is_substitute: bool,
 }
 
 impl Feed {
@@ -98,12 +113,42 @@ impl Feed {
             match self.lead().await {
                 Some(lease) => {
                     info!("this worker follows the changes");
-                    self.follow(&lease).await;
+                    self.follow(&lease.lost).await;
                     self.arguments.peers.lock_renewer.hint(LockRenewerMessage::Release { name: lease.name });
+                }
+                None if self.is_leaderless().await => {
+                    // Whoever has the lease may be dead; following without it is safe, and it is tried again soon.
+                    debug!("nobody moves the watermark, this worker does until it has the lease");
+                    let soon = CancellationToken::new();
+                    let timer = soon.clone();
+                    let wake = Task::run(async move {
+                        tokio::time::sleep(LEAD_AGAIN).await;
+                        timer.cancel();
+                    });
+                    self.follow(&soon).await;
+                    self.is_substitute = true;
+                    drop(wake);
                 }
                 None => tokio::time::sleep(LEAD_AGAIN).await,
             }
         }
+    }
+
+    /// Whether the watermark stands still although somebody has the lease, or this worker moves it in their place.
+    async fn is_leaderless(&mut self) -> bool {
+        let context = &self.arguments.context;
+        if context.coverage().is_none() || context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+            return false;
+        }
+        let Ok(watermark) = context.redis.watermark().await else { return false };
+        let as_of = watermark.map(|watermark| watermark.as_of);
+        if std::mem::take(&mut self.is_substitute) {
+            return true;
+        }
+        if self.last_seen.as_ref().is_none_or(|(seen, _)| *seen != as_of) {
+            self.last_seen = Some((as_of, Instant::now()));
+        }
+        self.last_seen.as_ref().is_some_and(|(_, since)| LEADERLESS_AFTER < since.elapsed())
     }
 
     async fn lead(&self) -> Option<Lease> {
@@ -120,20 +165,25 @@ impl Feed {
         }
     }
 
-    async fn follow(&mut self, lease: &Lease) {
+    async fn follow(&mut self, until: &CancellationToken) {
         let context = self.arguments.context.clone();
         let mut follower = Follower::new(&context);
         let mut pace = Pace::default();
         let mut advanced = Instant::now();
         let mut retry = RETRY_MIN;
-        while !lease.lost.is_cancelled() && !context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+        while !until.is_cancelled() && !context.catalog.iter().any(|dataset| dataset.is_displaced()) {
             if self.look_if_due().await
                 && let Err(error) = follower.trim().await
             {
                 debug!(error = %chain(&error), "the outbox is trimmed later");
             }
             let must_advance = ADVANCE_EVERY < advanced.elapsed();
-            match follower.step(must_advance).await {
+            let step = follower.step(must_advance).await;
+            let keys = follower.take_dropped();
+            if !keys.is_empty() {
+                self.arguments.peers.refresher.hint(RefresherMessage::Missed { keys });
+            }
+            match step {
                 Ok(step @ (Step::Idle | Step::Applied(_))) => {
                     self.note(None);
                     retry = RETRY_MIN;

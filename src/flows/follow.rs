@@ -16,7 +16,7 @@ use super::failpoint;
 use super::invalidate::{delete_keys, members, reload_keys};
 use super::reload::Job;
 use super::{coverage, epoch};
-use crate::config::OnChange;
+use crate::config::{OnChange, Scope};
 use crate::domain::stamp::Snapshot;
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::postgres::{Change, FeedPoll, FeedReader, KeyValues, Poll, Trouble};
@@ -46,6 +46,8 @@ pub struct Follower {
     /// Datasets whose keys are deleted in this batch instead of loaded, because loading has failed or took too long.
     hurried: BTreeSet<String>,
     count_reset: Instant,
+    /// Entries that were deleted although Redis is to hold every row.
+    dropped: Vec<String>,
 }
 
 /// Where the feed stands in Redis.
@@ -79,7 +81,13 @@ impl Follower {
             place: None,
             hurried: BTreeSet::new(),
             count_reset: Instant::now(),
+            dropped: Vec::new(),
         }
+    }
+
+    /// Entries that had to be deleted although Redis is to hold every row: somebody should fill them again.
+    pub fn take_dropped(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Looks for changes once, and applies them. With `must_advance` the cursor's script runs also where nothing was
@@ -198,6 +206,7 @@ impl Follower {
             poll: found.poll.clone(),
             job: Job { id: self.job.clone(), count: place.count },
             hurried: &mut self.hurried,
+            dropped: &mut self.dropped,
             touched: Touched::default(),
         };
         let mut statements = 0;
@@ -330,6 +339,7 @@ struct Batch<'a> {
     poll: Poll,
     job: Job,
     hurried: &'a mut BTreeSet<String>,
+    dropped: &'a mut Vec<String>,
     touched: Touched,
 }
 
@@ -411,19 +421,23 @@ impl Batch<'_> {
         keys: Vec<(String, KeyValues)>,
     ) -> Result<(), FlowError> {
         let (context, poll) = (self.context, &self.poll);
-        let is_deleted =
-            dataset.settings.on_change == OnChange::Delete || self.hurried.contains(dataset.name());
+        let is_hurried = self.hurried.contains(dataset.name());
+        let is_deleted = dataset.settings.on_change == OnChange::Delete || is_hurried;
         let id = self.job.id.clone();
         let parts = keys.chunks(dataset.settings.batch).map(|part| {
             let mut job = Job { id: id.clone(), count: 0 };
             async move {
                 if is_deleted {
                     delete_keys(context, poll, part, &mut job).await?;
-                    return Ok(job.count);
+                    let dropped = part.iter().filter(|_| is_hurried).map(|(key, _)| key.clone()).collect();
+                    return Ok((job.count, dropped));
                 }
                 let work = reload_keys(context, dataset, poll, part.to_vec(), &mut job);
                 match tokio::time::timeout(LOAD_WITHIN, work).await {
-                    Ok(done) => done.map(|_report| job.count),
+                    Ok(done) => done.map(|report| {
+                        let dropped = report.failures.into_iter().filter_map(|failure| failure.key);
+                        (job.count, dropped.collect::<Vec<_>>())
+                    }),
                     Err(_elapsed) => Err(FlowError::Slow { dataset: dataset.name().to_owned() }),
                 }
             }
@@ -431,7 +445,12 @@ impl Batch<'_> {
         let mut parts = stream::iter(parts.collect::<Vec<_>>()).buffer_unordered(LOADS_AHEAD);
         while let Some(part) = parts.next().await {
             match part {
-                Ok(count) => self.job.count += count,
+                Ok((count, dropped)) => {
+                    self.job.count += count;
+                    if dataset.settings.scope == Scope::All && self.dropped.len() < GATHERED {
+                        self.dropped.extend(dropped);
+                    }
+                }
                 Err(error) => {
                     Self::give_up_loading(context, self.hurried, dataset, &error);
                     return Err(error);

@@ -230,7 +230,9 @@ pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, Fl
         let Some((dataset, values)) = context.catalog.of_key(&key) else {
             continue;
         };
-        if dataset.settings.on_miss == crate::config::OnMiss::Load && !dataset.is_displaced() {
+        let settings = &dataset.settings;
+        let is_wanted = settings.on_miss == crate::config::OnMiss::Load || settings.scope == Scope::All;
+        if is_wanted && !dataset.is_displaced() {
             let entry = by_dataset.entry(dataset.name().to_owned());
             entry.or_insert_with(|| (Arc::clone(dataset), Vec::new())).1.push((key, values));
         }

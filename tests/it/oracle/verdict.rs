@@ -161,7 +161,6 @@ pub async fn agrees(arena: &Arena) {
     for dataset in context.catalog.iter() {
         let found = compare(&context, dataset, |_| {}).await.unwrap();
         assert!(found.stale.is_empty() && found.extra.is_empty(), "{found}");
-        assert!(50 < found.checked, "{found}");
         // What was deleted or evicted is filled by the next pass.
         wait_until("Redis is whole", || async {
             let found = compare(&context, dataset, |_| {}).await.map_err(|error| error.to_string())?;
