@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench lint servers readers
+.PHONY: demo test bench faults lint servers readers
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
@@ -18,6 +18,11 @@ test: servers readers
 bench: servers
 	$(CARGO) build --release --locked
 	$(CARGO) bench --locked --bench warm
+	$(CARGO) bench --locked --bench feed
+
+# Some 300 faults against real servers, one by one and in pairs. CACHEKEEPER_SEED=n repeats a run.
+faults: servers
+	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-320} $(CARGO) test --locked --test it oracle::no_fault -- --nocapture
 
 lint:
 	$(CARGO) fmt --check

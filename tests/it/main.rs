@@ -4,9 +4,11 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stdout,
+    clippy::disallowed_methods,
     reason = "tests say what went wrong by failing"
 )]
 
+mod capture;
 mod cli;
 mod config;
 mod feed;

@@ -83,19 +83,27 @@ impl Fault {
         random: &mut StdRng,
         lives: &mut Lives,
     ) {
-        let one = random.random_range(0..workers.len());
         let some_time = Duration::from_millis(random.random_range(50..400));
+        match Self::ALL.iter().position(|fault| *fault == self) {
+            Some(0..7) => self.on_worker(arena, workers, random).await,
+            Some(7..14) => self.on_postgres(arena, some_time, lives).await,
+            _ => self.on_redis(arena, some_time, random).await,
+        }
+    }
+
+    async fn on_worker(self, arena: &Arena, workers: &mut [WorkerProcess], random: &mut StdRng) {
+        let one = random.random_range(0..workers.len());
         match self {
             Self::KillWorker => workers[one].replace(arena, ""),
             Self::KillBothWorkers => workers.iter_mut().for_each(|worker| worker.replace(arena, "")),
             Self::KillAfterStores => {
-                end_at(arena, workers, &format!("feed.stored={}", random.random_range(0..20))).await
+                end_at(arena, workers, &format!("feed.stored={}", random.random_range(0..20))).await;
             }
             Self::KillAfterAdvance => {
-                end_at(arena, workers, &format!("feed.advanced={}", random.random_range(0..20))).await
+                end_at(arena, workers, &format!("feed.advanced={}", random.random_range(0..20))).await;
             }
             Self::KillInTags => {
-                end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3))).await
+                end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3))).await;
             }
             Self::KillInDebt => {
                 // A debt is made by the lost table; whoever pays it dies in the walk.
@@ -110,12 +118,18 @@ impl Fault {
                 tokio::time::sleep(Duration::from_secs(11)).await;
                 workers[one].signal("CONT");
             }
+            _ => panic!("{self:?} is not done to a worker"),
+        }
+    }
+
+    async fn on_postgres(self, arena: &Arena, some_time: Duration, lives: &mut Lives) {
+        match self {
             Self::KillPostgres | Self::RestartPostgres => {
                 let mut rig = arena.rig.lock().await;
                 if self == Self::KillPostgres {
-                    rig.postgres.kill()
+                    rig.postgres.kill();
                 } else {
-                    rig.postgres.stop()
+                    rig.postgres.stop();
                 }
                 tokio::time::sleep(some_time).await;
                 rig.postgres.start_again().await.unwrap();
@@ -147,6 +161,12 @@ impl Fault {
                      alter table items enable always trigger cachekeeper_insert; alter table items enable always trigger cachekeeper_delete; \
                      alter table items enable always trigger cachekeeper_truncate").await;
             }
+            _ => panic!("{self:?} is not done to Postgres"),
+        }
+    }
+
+    async fn on_redis(self, arena: &Arena, some_time: Duration, random: &mut StdRng) {
+        match self {
             Self::KillRedis => {
                 let mut rig = arena.rig.lock().await;
                 rig.redis.kill();
@@ -199,6 +219,7 @@ impl Fault {
                 command.extend(keys.iter().map(String::as_str));
                 redis(arena, &command).await;
             }
+            _ => panic!("{self:?} is not done to Redis"),
         }
     }
 }

@@ -1,0 +1,343 @@
+//! What following changes costs, and how long a change takes to show up in Redis.
+//!
+//! `make bench`. Timings are of this machine and this moment: look at the ratios. `ROWS=100000` makes it shorter.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a benchmark prints, and fails by panicking"
+)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use cachekeeper::app::Worker;
+use cachekeeper::config::Config;
+use cachekeeper::demo::servers::{Postgres, Redis};
+use cachekeeper::domain::stamp::Snapshot;
+use cachekeeper::flows::context::Context;
+use cachekeeper::flows::coverage;
+use cachekeeper::flows::debt;
+use cachekeeper::flows::follow::{Follower, Step};
+use cachekeeper::flows::warm::{PassOptions, pass};
+use cachekeeper::stores::postgres::FeedReader;
+use redis::AsyncCommands;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+struct Bench {
+    postgres: Postgres,
+    redis: Redis,
+    rows: u64,
+}
+
+#[tokio::main]
+async fn main() {
+    let rows = std::env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(1_000_000);
+    let (postgres, redis) = tokio::try_join!(
+        Postgres::start(&["shared_buffers=512MB", "max_parallel_workers_per_gather=0", "max_wal_size=4GB"]),
+        Redis::start(&[])
+    )
+    .unwrap();
+    let bench = Bench { postgres, redis, rows };
+    bench.fill().await;
+    bench.writers().await;
+    bench.lag().await;
+    bench.drain().await;
+    bench.whole_table().await;
+    bench.poll_under_a_long_transaction().await;
+}
+
+impl Bench {
+    async fn fill(&self) {
+        let sql = format!(
+            "create table items (id int primary key, name text, description text, price int, category_id int, \
+             in_stock bool, updated_at timestamptz); \
+             insert into items select n, 'item number ' || n, repeat('some words about it ', 8), n % 10000, n % 100, \
+             n % 2 = 0, '2026-01-01'::timestamptz + n * interval '1 second' from generate_series(1, {}) n; \
+             analyze items; checkpoint",
+            self.rows
+        );
+        self.postgres.execute(&sql).await.unwrap();
+        self.context("").postgres.migrate().await.unwrap();
+        println!("{} rows, 2 cores shared by Postgres, Redis and the worker\n", self.rows);
+    }
+
+    fn config(&self, more: &str) -> Config {
+        let text = format!(
+            "[service]\nnamespace = \"bench\"\n[log]\nlevel = \"error\"\n[admin]\nlisten = \"\"\n[dataset.item]\n\
+             query = \"select * from items\"\nkey = \"item:{{id}}\"\nformat = \"json\"\nttl = \"1h\"\nwarm = {{}}\n\
+             watch = [{{ table = \"items\", key = {{ id = \"id\" }} }}]\n{more}"
+        );
+        let environment: BTreeMap<String, String> = [
+            ("CACHEKEEPER__POSTGRES__URL".to_owned(), self.postgres.url()),
+            ("CACHEKEEPER__REDIS__URL".to_owned(), self.redis.url()),
+        ]
+        .into();
+        Config::load(Path::new("bench.toml"), text, &environment).unwrap().0
+    }
+
+    fn context(&self, more: &str) -> Context {
+        Context::new(&self.config(more)).unwrap()
+    }
+
+    async fn client(&self) -> redis::aio::MultiplexedConnection {
+        redis::Client::open(self.redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// pgbench's simple update, and one large update, with and without the triggers, in turns.
+    async fn writers(&self) {
+        let pgbench = |arguments: &[&str]| {
+            let url = self.postgres.url();
+            let done = Command::new("pgbench").args(arguments).arg(&url).output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            let text = String::from_utf8_lossy(&done.stdout).into_owned();
+            text.lines()
+                .find_map(|line| line.strip_prefix("tps = "))
+                .and_then(|rest| rest.split_whitespace().next())
+                .map_or(0.0, |number| number.parse::<f64>().unwrap())
+        };
+        pgbench(&["-i", "-q", "-s", "5"]);
+        let watched = "[dataset.account]\nquery = \"select aid, abalance from pgbench_accounts\"\nkey = \"account:{aid}\"\n\
+             watch = [{ table = \"pgbench_accounts\", key = { aid = \"aid\" } }]\n";
+        let context = self.context(watched);
+        let coverage = coverage::look(&context, true).await.unwrap();
+        assert!(coverage.gaps().next().is_none());
+        let (mut rates, mut bulk) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for _ in 0..3 {
+            for (with, mode) in
+                ["disable trigger all", "enable always trigger cachekeeper_update"].iter().enumerate()
+            {
+                self.postgres.execute(&format!("alter table pgbench_accounts {mode}")).await.unwrap();
+                rates[with].push(pgbench(&["-N", "-n", "-c", "4", "-j", "2", "-T", "5"]));
+                let began = Instant::now();
+                self.postgres
+                    .execute("update pgbench_accounts set abalance = abalance + 1 where aid <= 50000")
+                    .await
+                    .unwrap();
+                bulk[with].push(began.elapsed().as_secs_f64());
+                self.postgres.execute("vacuum pgbench_accounts").await.unwrap();
+            }
+        }
+        let (without, with) = (median(&mut rates[0]), median(&mut rates[1]));
+        println!(
+            "pgbench -N, 4 clients: {without:.0} tps without capture, {with:.0} with: {:.2}",
+            with / without
+        );
+        let (without, with) = (median(&mut bulk[0]), median(&mut bulk[1]));
+        println!(
+            "update of 50,000 rows (above max_rows, so one row is captured): {:.0} ms without, {:.0} ms with: {:.2}\n",
+            without * 1e3,
+            with * 1e3,
+            with / without
+        );
+    }
+
+    /// From a commit until a GET returns the new value, at 1,000 commits a second; then what idling costs.
+    async fn lag(&self) {
+        let mut worker = Worker::start(self.config("")).await.unwrap();
+        self.caught_up(&worker.context).await;
+        let mut tasks = Vec::new();
+        let seconds = 10;
+        for writer in 0..4_u64 {
+            let mut session = self.postgres.session().await.unwrap();
+            let mut client = self.client().await;
+            let rows = self.rows;
+            tasks.push(tokio::spawn(async move {
+                let mut pace = tokio::time::interval(Duration::from_millis(4));
+                let mut lags = Vec::new();
+                for number in 0..seconds * 250_u64 {
+                    pace.tick().await;
+                    let id = 1 + (number * 7919 + writer * 104_729) % rows;
+                    let price = 1_000_000 + number * 4 + writer;
+                    session
+                        .execute(&format!("update items set price = {price} where id = {id}"))
+                        .await
+                        .unwrap();
+                    let committed = Instant::now();
+                    // One in ten is watched; the others only make the load.
+                    if number % 10 != 0 {
+                        continue;
+                    }
+                    let expected = format!("\"price\":{price},");
+                    while !client.get::<_, String>(format!("item:{id}")).await.unwrap().contains(&expected) {
+                        tokio::time::sleep(Duration::from_micros(200)).await;
+                    }
+                    lags.push(committed.elapsed().as_secs_f64() * 1e3);
+                }
+                lags
+            }));
+        }
+        let began = Instant::now();
+        let mut lags = Vec::new();
+        for task in tasks {
+            lags.extend(task.await.unwrap());
+        }
+        lags.sort_by(f64::total_cmp);
+        let at = |share: f64| lags[((lags.len() - 1) as f64 * share) as usize];
+        println!(
+            "commit to visible at {:.0} commits a second: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} watched)",
+            (seconds * 1_000) as f64 / began.elapsed().as_secs_f64(),
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(1.0),
+            lags.len()
+        );
+        let pid: u32 = self.feed_backend().await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = (cpu_ms(std::process::id()), cpu_ms(pid));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let after = (cpu_ms(std::process::id()), cpu_ms(pid));
+        println!(
+            "idle: worker {:.1} % of a core, its Postgres session {:.1} %\n",
+            (after.0 - before.0) / 100.0,
+            (after.1 - before.1) / 100.0
+        );
+        let ended = tokio::time::timeout(Duration::from_millis(1), worker.ended()).await;
+        assert!(ended.is_err());
+        worker.stop().await;
+    }
+
+    async fn feed_backend(&self) -> u32 {
+        let mut session = self.postgres.session().await.unwrap();
+        let sql = "select pid::text from pg_stat_activity where query like '%cachekeeper.outbox_count%' and pid <> pg_backend_pid() limit 1";
+        session.text(sql).await.unwrap().unwrap().parse().unwrap()
+    }
+
+    async fn caught_up(&self, context: &Context) {
+        let now = loop {
+            match context.postgres.poll().await {
+                Ok(now) => break now,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        loop {
+            if let Some(watermark) = context.redis.watermark().await.unwrap() {
+                let at: Snapshot = watermark.snapshot.parse().unwrap();
+                if now.snapshot.stamp() <= at.stamp() && !watermark.not_covered.contains(&"item".to_owned()) {
+                    let size: u64 = redis::cmd("DBSIZE").query_async(&mut self.client().await).await.unwrap();
+                    if self.rows <= size {
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Changes that waited while no worker ran, each row named: how fast they are applied.
+    async fn drain(&self) {
+        let context = self.context("");
+        context.set_coverage(coverage::look(&context, true).await.unwrap());
+        let mut follower = Follower::new(&context);
+        while follower.step(true).await.unwrap() != Step::Idle {}
+        let changed = self.rows.min(500_000);
+        for first in (0..changed).step_by(10_000) {
+            let sql =
+                format!("update items set price = price + 1 where id > {first} and id <= {}", first + 10_000);
+            self.postgres.execute(&sql).await.unwrap();
+        }
+        let began = Instant::now();
+        while follower.step(false).await.unwrap() != Step::Idle {}
+        let seconds = began.elapsed().as_secs_f64();
+        println!(
+            "{changed} changed cached keys applied in {seconds:.2} s: {:.0} a second",
+            changed as f64 / seconds
+        );
+        // Single commits that waited, as after a restart.
+        self.postgres
+            .execute("set synchronous_commit = off; do $$ begin for n in 1..20000 loop update items set price = price + 1 where id = n; commit; end loop; end $$")
+            .await
+            .unwrap();
+        let began = Instant::now();
+        while follower.step(false).await.unwrap() != Step::Idle {}
+        let seconds = began.elapsed().as_secs_f64();
+        println!(
+            "20000 single commits that waited applied in {seconds:.2} s: {:.0} a second\n",
+            20_000.0 / seconds
+        );
+    }
+
+    /// One statement that changes every row, beside a plain pass.
+    async fn whole_table(&self) {
+        let context = self.context("");
+        context.set_coverage(coverage::look(&context, true).await.unwrap());
+        let mut follower = Follower::new(&context);
+        while follower.step(true).await.unwrap() != Step::Idle {}
+        self.postgres.execute("update items set price = price + 1").await.unwrap();
+        self.postgres.execute("vacuum items").await.unwrap();
+        let dataset = context.catalog.get("item").unwrap();
+        let began = Instant::now();
+        while follower.step(true).await.unwrap() != Step::Idle {}
+        let policy = cachekeeper::config::OnNewEpoch::Refresh;
+        debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+        let drained = began.elapsed().as_secs_f64();
+        let options =
+            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+        let began = Instant::now();
+        pass(&context, dataset, &options).await.unwrap();
+        let warmed = began.elapsed().as_secs_f64();
+        println!(
+            "an update of all {} rows in one statement: looked at again in {drained:.1} s ({:.0} rows a second), \
+             a plain pass {warmed:.1} s: {:.2}\n",
+            self.rows,
+            self.rows as f64 / drained,
+            drained / warmed
+        );
+    }
+
+    /// A poll while a transaction has been open for long and the outbox is large.
+    async fn poll_under_a_long_transaction(&self) {
+        let mut open = self.postgres.session().await.unwrap();
+        open.execute("begin; create table held (n int)").await.unwrap();
+        self.postgres
+            .execute("set synchronous_commit = off; do $$ begin for n in 1..100000 loop update items set price = price + 1 where id = n; commit; end loop; end $$")
+            .await
+            .unwrap();
+        let context = self.context("");
+        context.set_coverage(coverage::look(&context, true).await.unwrap());
+        let mut reader = FeedReader::new(&context.postgres);
+        let cursor = context.postgres.poll().await.unwrap().snapshot;
+        let mut times = [Vec::new(), Vec::new()];
+        let mut writer = self.postgres.session().await.unwrap();
+        for number in 0..2_000 {
+            // Half of the polls meet a snapshot that has moved, so that the outbox is looked at.
+            let cursor = if number % 2 == 0 {
+                context.postgres.poll().await.unwrap().snapshot
+            } else {
+                cursor.clone()
+            };
+            if number == 0 {
+                writer.execute("select pg_current_xact_id()").await.unwrap();
+            }
+            let began = Instant::now();
+            reader.poll(cursor.as_str()).await.unwrap();
+            times[number % 2].push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        println!(
+            "a poll under an open transaction, 100000 rows in the outbox: unchanged snapshot {:.2} ms, changed {:.2} ms (median)",
+            median(&mut times[0]),
+            median(&mut times[1])
+        );
+        open.execute("rollback").await.unwrap();
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// CPU time of a process in milliseconds (`utime` and `stime` of proc(5), at 100 ticks a second).
+fn cpu_ms(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10.0
+}

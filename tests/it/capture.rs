@@ -1,0 +1,351 @@
+//! Capture and coverage: nothing slips past the triggers unnoticed, and they never stand in a writer's way.
+
+use std::time::Duration;
+
+use cachekeeper::app::Worker;
+use cachekeeper::flows::context::Context;
+use cachekeeper::flows::coverage;
+use cachekeeper::flows::follow::{Follower, Step};
+use cachekeeper::stores::redis::Watermark;
+
+use crate::feed::{agrees, caught_up, ready};
+use crate::support::{Rig, wait_until};
+
+const TABLES: &str = "
+    create table products (id int primary key, name text, price int) partition by range (id);
+    create table products_1 partition of products for values from (0) to (1000);
+    insert into products select n, 'product ' || n, n from generate_series(1, 500) n;
+    create table notes (id int primary key, product_id int, text text);
+    create materialized view prices as select id, price from products;
+    create view names as select id, name from products;";
+
+fn dataset(query: &str, watch: &str) -> String {
+    format!(
+        "[dataset.product]\nquery = \"{query}\"\nkey = \"product:{{id}}\"\nformat = \"json\"\nwarm = {{}}\nwatch = [{watch}]\n"
+    )
+}
+
+const PRODUCTS: &str = "{ table = \"products\", key = { id = \"id\" } }";
+
+fn plain() -> String {
+    dataset("select id, name, price from products", PRODUCTS)
+}
+
+async fn reason(context: &Context, may_install: bool) -> Option<String> {
+    let coverage = coverage::look(context, may_install).await.unwrap();
+    coverage.gaps().map(|(_, reason)| reason.clone()).next()
+}
+
+async fn count(rig: &Rig, sql: &str) -> i64 {
+    let mut session = rig.postgres.session().await.unwrap();
+    session.text(&format!("select ({sql})::text")).await.unwrap().unwrap().parse().unwrap()
+}
+
+/// Steps until there is nothing more to do.
+async fn settle(follower: &mut Follower) {
+    let mut idle = 0;
+    while idle < 2 {
+        match follower.step(true).await {
+            Ok(Step::Idle) => idle += 1,
+            Ok(_) => idle = 0,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn follower(context: &Context) -> Follower {
+    context.set_coverage(coverage::look(context, true).await.unwrap());
+    let mut follower = Follower::new(context);
+    settle(&mut follower).await;
+    follower
+}
+
+async fn watermark(context: &Context) -> Watermark {
+    context.redis.watermark().await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn every_gap_in_the_coverage_is_named() {
+    let rig = Rig::start(TABLES).await;
+    for (query, watch, expected) in [
+        ("select id, name from products", "", "reads products, but no watch rule"),
+        (
+            "select p.id, n.text from products p left join notes n on n.product_id = p.id",
+            PRODUCTS,
+            "reads notes",
+        ),
+        (
+            "select id, price from prices",
+            "{ table = \"prices\", key = { id = \"id\" } }",
+            "materialized view",
+        ),
+        ("select id, name from names", "{ table = \"names\", key = { id = \"id\" } }", "reads products"),
+        (
+            "select id, name from products",
+            "{ table = \"product\", key = { id = \"id\" } }",
+            "no table product",
+        ),
+        ("select id, name from products", "{ table = \"products\", key = { id = \"nr\" } }", "no column nr"),
+    ] {
+        let context = rig.context(&dataset(query, watch));
+        let found = reason(&context, true).await.unwrap_or_default();
+        assert!(found.contains(expected), "{query}, {watch}: {found}");
+    }
+    // A view's tables count as the query's own; a watched leaf stands for its tree.
+    for (query, watch) in [
+        ("select id, name from names", PRODUCTS),
+        ("select id, name from products", "{ table = \"products_1\", key = { id = \"id\" } }"),
+        ("select id, name from products_1", PRODUCTS),
+    ] {
+        let context = rig.context(&dataset(query, watch));
+        assert_eq!(reason(&context, true).await, None, "{query}, {watch}");
+    }
+}
+
+#[tokio::test]
+async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(&plain());
+    assert!(reason(&context, false).await.unwrap().contains("run `cachekeeper migrate`"));
+    let mut follower = follower(&context).await;
+    let mark = |coverage: &coverage::Coverage| coverage.datasets["product"].clone().unwrap();
+    let before = mark(&coverage::look(&context, false).await.unwrap());
+    assert_eq!(before, mark(&coverage::look(&context, true).await.unwrap()), "looking changes nothing");
+    // Off and on again between two looks: nobody knows what was written meanwhile.
+    rig.postgres
+        .execute("alter table products_1 disable trigger all; update products_1 set name = 'unseen' where id = 1; alter table products_1 enable always trigger cachekeeper_insert; alter table products_1 enable always trigger cachekeeper_update; alter table products_1 enable always trigger cachekeeper_delete; alter table products_1 enable always trigger cachekeeper_truncate")
+        .await
+        .unwrap();
+    let touched = coverage::look(&context, false).await.unwrap();
+    assert_ne!(before, mark(&touched));
+    context.redis.head("").await.unwrap();
+    let policy = cachekeeper::config::OnNewEpoch::Refresh;
+    let product = context.catalog.get("product").unwrap();
+    let cancel = tokio_util::sync::CancellationToken::new();
+    cachekeeper::flows::debt::pay(&context, product, policy, &cancel).await.unwrap();
+    follower.step(true).await.unwrap();
+    assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
+    context.set_coverage(touched);
+    follower.step(true).await.unwrap();
+    assert_eq!(watermark(&context).await.not_covered, ["product"]);
+    assert_eq!(context.redis.head("").await.unwrap().owed["product"].reason(), "followed anew");
+    // A disabled trigger, a new leaf: not covered until they are mended.
+    for (sql, expected) in [
+        ("alter table products disable trigger cachekeeper_update", "disabled or missing"),
+        (
+            "create table products_2 partition of products for values from (1000) to (2000)",
+            "products_2 has no triggers",
+        ),
+    ] {
+        rig.postgres.execute(sql).await.unwrap();
+        assert!(reason(&context, false).await.unwrap().contains(expected), "{sql}");
+        assert_eq!(reason(&context, true).await, None);
+    }
+    rig.postgres.execute("insert into products_2 values (1500, 'in a new leaf', 1)").await.unwrap();
+    assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox where keys = '{{1500}}'").await, 1);
+    // Nothing is left behind.
+    context.postgres.uninstall().await.unwrap();
+    assert_eq!(count(&rig, "select count(*) from pg_trigger where tgname like 'cachekeeper%'").await, 0);
+    rig.postgres.execute("update products set price = 0 where id = 1500").await.unwrap();
+}
+
+#[tokio::test]
+async fn writers_are_never_refused_for_the_sake_of_capture() {
+    let rig = Rig::start(TABLES).await;
+    let toml = dataset(
+        "select id, name from products",
+        "{ table = \"products\", key = { id = \"id\" } }, { table = \"products\", tag = \"price:{price}\" }",
+    );
+    let context = rig.context(&toml);
+    let mut follower = follower(&context).await;
+    // A role without any right on the schema writes, and its settings do not shape the keys.
+    rig.postgres
+        .execute("create role shop login; grant select, insert, update, delete on products to shop")
+        .await
+        .unwrap();
+    rig.postgres.execute("set role shop; update products set price = 7 where id = 3").await.unwrap();
+    let rows = "select count(*) from cachekeeper.outbox where keys = '{{3,3},{3,7}}'";
+    assert_eq!(count(&rig, rows).await, 1);
+    // A watched column is dropped: the whole table is meant.
+    rig.postgres
+        .execute("drop materialized view prices; alter table products drop column price")
+        .await
+        .unwrap();
+    rig.postgres.execute("update products set name = 'after the drop' where id = 4").await.unwrap();
+    assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox where keys is null").await, 1);
+    follower.step(true).await.unwrap();
+    assert_eq!(context.redis.head("").await.unwrap().owed["product"].reason(), "whole table changed");
+    // The worker's own role may read and trim, but not make triggers: it says who can.
+    context.postgres.grant("shop").await.unwrap();
+    rig.postgres.execute("drop trigger cachekeeper_insert on products_1").await.unwrap();
+    let mut config = rig.config(&dataset("select id, name from products", PRODUCTS));
+    config.postgres.url = cachekeeper::config::Secret::new(rig.postgres.url().replace("postgres@", "shop@"));
+    let limited = Context::new(&config).unwrap();
+    let found = reason(&limited, true).await.unwrap();
+    assert!(found.contains("run `cachekeeper migrate` as that user"), "{found}");
+}
+
+#[tokio::test]
+async fn keys_do_not_depend_on_who_writes() {
+    let rig = Rig::start("create table slots (at timestamptz primary key, note text); insert into slots values ('2026-01-02 03:04:05+00', 'x')").await;
+    let toml = "[dataset.slot]\nquery = \"select at, note from slots\"\nkey = \"slot/{at}\"\nformat = \"json\"\nwarm = {}\n\
+        watch = [{ table = \"slots\", key = { at = \"at\" } }]\n";
+    let worker = Worker::start(rig.config(toml)).await.unwrap();
+    ready(&worker).await;
+    rig.postgres
+        .execute("set timezone = 'Asia/Tokyo'; set datestyle = 'German'; update slots set note = 'changed'")
+        .await
+        .unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    let text = worker.context.metrics.render().unwrap();
+    assert!(text.contains("cachekeeper_entries_stored_total{dataset=\"slot\",cause=\"change\"} 1"), "{text}");
+    assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn the_kill_switch_blocks_nobody_and_what_it_let_pass_is_made_good() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(&plain())).await.unwrap();
+    ready(&worker).await;
+    let context = &worker.context;
+    let mut open = rig.postgres.session().await.unwrap();
+    open.execute("begin; update products set name = 'before' where id = 9").await.unwrap();
+    // No lock is waited for, although a writer has the table.
+    context.postgres.switch_capture(false, &context.feed.limits).await.unwrap();
+    open.execute("update products set name = 'unseen' where id = 10").await.unwrap();
+    rig.postgres.execute("update products set name = 'unseen too' where id = 11").await.unwrap();
+    assert!(reason(context, true).await.unwrap().contains("switched off"));
+    context.postgres.switch_capture(true, &context.feed.limits).await.unwrap();
+    assert!(reason(context, true).await.unwrap().contains("older transactions"));
+    open.execute("commit").await.unwrap();
+    wait_until("the capture is whole again", || async {
+        match reason(context, true).await {
+            None => Ok(()),
+            Some(reason) => Err(reason),
+        }
+    })
+    .await;
+    context.set_coverage(coverage::look(context, true).await.unwrap());
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn a_full_outbox_takes_nothing_more_and_nothing_is_missed() {
+    let rig = Rig::start(TABLES).await;
+    let toml = format!("[feed]\nmax_outbox = 100\n{}", plain());
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    assert!(worker.stop().await);
+    let mut open = rig.postgres.session().await.unwrap();
+    for id in 1..400 {
+        rig.postgres
+            .execute(&format!("update products set name = 'change {id}' where id = {id}"))
+            .await
+            .unwrap();
+    }
+    assert!(count(&rig, "select count(*) from cachekeeper.outbox").await <= 101);
+    open.execute("begin; update products set name = 'uncaptured' where id = 450").await.unwrap();
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    wait_until("the worker waits for what may have slipped past", || async {
+        let state = count(
+            &rig,
+            "select count(*) from cachekeeper.feed where overflow is not null and overflow <> 'pending'",
+        )
+        .await;
+        if state == 1 { Ok(()) } else { Err("no overflow noted".to_owned()) }
+    })
+    .await;
+    open.execute("commit").await.unwrap();
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
+
+#[tokio::test]
+async fn the_outbox_is_trimmed_only_behind_every_reader_and_writer() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(&plain());
+    let mut follower = follower(&context).await;
+    let rows = "select count(*) from cachekeeper.outbox";
+    rig.postgres.execute("update products set name = 'a' where id = 1").await.unwrap();
+    let old = context.postgres.poll().await.unwrap().snapshot;
+    let mut open = rig.postgres.session().await.unwrap();
+    open.execute("begin; update products set name = 'late' where id = 2").await.unwrap();
+    let trim =
+        async |at: &str| context.postgres.trim_outbox(&at.parse().unwrap(), Duration::ZERO).await.unwrap();
+    let cursor = async || context.redis.head("").await.unwrap().cursor.unwrap();
+    // Not read yet; then read, but somebody writes to the partition.
+    assert_eq!(trim(&cursor().await).await, 0);
+    settle(&mut follower).await;
+    assert_eq!(trim(&cursor().await).await, 0);
+    open.execute("commit").await.unwrap();
+    // Committed, but not visible in the cursor.
+    assert_eq!(trim(&cursor().await).await, 0);
+    assert_eq!(count(&rig, rows).await, 2);
+    settle(&mut follower).await;
+    let retention =
+        context.postgres.trim_outbox(&cursor().await.parse().unwrap(), Duration::from_secs(60)).await;
+    assert_eq!(retention.unwrap(), 0);
+    assert_eq!(trim(&cursor().await).await, 1);
+    assert_eq!(count(&rig, rows).await, 0);
+    // A Redis with an older cursor cannot be brought up to date from here: a new epoch.
+    let before = context.redis.head("").await.unwrap().epoch;
+    let mut client = rig.client().await;
+    let _: () = redis::cmd("HSET")
+        .arg("ck:{test}:head")
+        .arg("cursor")
+        .arg(old.as_str())
+        .query_async(&mut client)
+        .await
+        .unwrap();
+    let mut second = Follower::new(&context);
+    settle(&mut second).await;
+    let head = context.redis.head("").await.unwrap();
+    assert_ne!(before, head.epoch);
+    assert_eq!(head.owed["product"].reason(), "changes lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_can_wait_for_its_own_write() {
+    let rig = Rig::start(TABLES).await;
+    let mut config = rig.config(&plain());
+    let port = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port() };
+    config.admin.listen = Some(format!("127.0.0.1:{port}"));
+    let worker = Worker::start(config).await.unwrap();
+    ready(&worker).await;
+    let mut session = rig.postgres.session().await.unwrap();
+    session.execute("create role app login; set role app").await.unwrap();
+    let ask = async |query: &str| {
+        let answer = std::process::Command::new("curl")
+            .args(["-s", &format!("http://127.0.0.1:{port}/api/v1/watermark?{query}")])
+            .output();
+        serde_json::from_slice::<serde_json::Value>(&answer.unwrap().stdout).unwrap()
+    };
+    for round in 0..20 {
+        rig.postgres
+            .execute(&format!("update products set name = 'round {round}' where id = 5"))
+            .await
+            .unwrap();
+        let text = session.text("select cachekeeper.token()").await.unwrap().unwrap();
+        let answer = ask(&format!("token={text}&dataset=product&wait=10s")).await;
+        assert_eq!(answer["fresh"], true, "{answer}");
+        let found = cachekeeper::flows::fresh::get(&worker.context, "product:5", &text.parse().unwrap())
+            .await
+            .unwrap();
+        let cachekeeper::flows::fresh::Found::Fresh(Some(value)) = found else { panic!("{found:?}") };
+        assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
+    }
+    // A token of a moment that has not come, of another life, and none at all.
+    let token = cachekeeper::flows::fresh::token(&worker.context).await.unwrap();
+    let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
+    assert_eq!(answer["fresh"], false);
+    assert_eq!(ask("token=other/1:1:").await["fresh"], false);
+    assert!(ask("token=nonsense").await["error"].as_str().unwrap().contains("cachekeeper.token()"));
+    assert!(ask("").await["watermark"]["snapshot"].is_string());
+    assert!(worker.stop().await);
+}
