@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench faults lint servers readers
+.PHONY: demo test bench faults model lint servers readers
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
@@ -23,6 +23,10 @@ bench: servers
 # Some 300 faults against real servers, one by one and in pairs. CACHEKEEPER_SEED=n repeats a run.
 faults: servers
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-320} $(CARGO) test --locked --test it oracle::no_fault -- --nocapture
+
+# The large worlds of the formal model; the small ones are part of `make test`.
+model:
+	$(CARGO) test --release --locked --test model -- --ignored
 
 lint:
 	$(CARGO) fmt --check

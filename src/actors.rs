@@ -4,6 +4,7 @@
 //! over; messages are hints, because each actor also looks by itself on its own timer.
 
 pub mod address;
+pub mod auditor;
 pub mod change_feed;
 pub mod clock;
 pub mod epoch_keeper;

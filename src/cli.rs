@@ -93,6 +93,9 @@ enum Verb {
         /// Load again what is wrong
         #[arg(long)]
         fix: bool,
+        /// Look at about this many entries of each dataset, chosen at random
+        #[arg(long, value_name = "N")]
+        sample: Option<u64>,
     },
     /// Start private servers with a sample shop and show the worker at work
     Demo(crate::demo::Options),
@@ -172,7 +175,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         }
         Verb::Get { key } => get::get(&context, &key, out).await,
         Verb::Status => status::status(&context, out).await,
-        Verb::Audit { datasets, fix } => audit::audit(&context, &datasets, fix, out).await,
+        Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
         Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema | Verb::Demo(_) => {
             Ok(Exit::Usage)
         }

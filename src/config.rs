@@ -106,6 +106,8 @@ pub struct Feed {
     pub max_outbox: u64,
     /// The watermark's age from which the worker is not ready.
     pub max_lag: Duration,
+    /// Entries a second that the background audit compares with the database; 0: none.
+    pub audit_rate: u64,
 }
 
 /// How changes are captured.

@@ -19,7 +19,7 @@ use self::view::{Scene, View};
 use crate::app::Worker;
 use crate::config::Config;
 use crate::domain::units::parse_duration;
-use crate::flows::compare::compare;
+use crate::flows::compare::{Extent, compare};
 use crate::flows::reload::with_current_order;
 use crate::supervisor::{ChildKind, SupervisorMessage};
 
@@ -215,8 +215,9 @@ impl Stage {
         view.say("\nevery entry in Redis against Postgres:");
         let mut is_clean = true;
         let context = self.worker.context.clone();
+        let extent = Extent::default();
         for dataset in context.catalog.iter() {
-            let found = with_current_order(&context, || compare(&context, dataset, |_| {})).await?;
+            let found = with_current_order(&context, || compare(&context, dataset, &extent)).await?;
             is_clean &= found.is_clean();
             view.say(&format!("  {found}"));
         }

@@ -92,6 +92,10 @@ pub struct Metrics {
     pub watermark_age_seconds: Gauge<f64, AtomicU64>,
     /// 1 while every relation of the dataset's query is captured.
     pub covered: Family<ByDataset, Gauge>,
+    /// Entries that the background audit looked at, by what it found.
+    pub audited: Family<ByDatasetOutcome, Counter>,
+    /// The share of right entries in the last round with a wrong one, as a number of nines.
+    pub nines: Family<ByDataset, Gauge<f64, AtomicU64>>,
     /// Restarts of an actor.
     pub actor_restarts: Family<ByActor, Counter>,
     /// 1 while the actor runs.
@@ -149,6 +153,8 @@ impl Metrics {
             feed_restarts: Family::default(),
             watermark_age_seconds: Gauge::default(),
             covered: Family::default(),
+            audited: Family::default(),
+            nines: Family::default(),
             actor_restarts: Family::default(),
             actor_up: Family::default(),
             leases_lost: Counter::default(),
@@ -188,6 +194,8 @@ impl Metrics {
             "feed_restarts", "Batches of the feed that had to begin again", metrics.feed_restarts;
             "watermark_age_seconds", "Age of the watermark", metrics.watermark_age_seconds;
             "dataset_covered", "1 while every relation of the dataset's query is captured", metrics.covered;
+            "entries_audited", "Entries that the background audit looked at", metrics.audited;
+            "audit_nines", "Share of right entries in the last round with a wrong one, in nines", metrics.nines;
             "actor_restarts", "Restarts of an actor", metrics.actor_restarts;
             "actor_up", "1 while the actor runs", metrics.actor_up;
             "leases_lost", "Leases lost while they were held", metrics.leases_lost;

@@ -1,7 +1,7 @@
 //! `cachekeeper audit`
 
 use super::output::{Exit, Output};
-use crate::flows::compare::{compare, fix};
+use crate::flows::compare::{Extent, compare, fix};
 use crate::flows::context::Context;
 use crate::flows::error::FlowError;
 use crate::flows::reload::with_current_order;
@@ -11,15 +11,17 @@ pub async fn audit(
     context: &Context,
     names: &[String],
     with_fix: bool,
+    sample: Option<u64>,
     out: &Output,
 ) -> Result<Exit, FlowError> {
     let chosen = match super::choose(context, names, out) {
         Ok(chosen) => chosen,
         Err(exit) => return Ok(exit),
     };
+    let extent = Extent { sample, rate: None };
     let mut exit = Exit::Ok;
     for dataset in chosen {
-        let found = with_current_order(context, || compare(context, dataset, |_| {})).await?;
+        let found = with_current_order(context, || compare(context, dataset, &extent)).await?;
         let json = serde_json::to_value(&found).unwrap_or_default();
         out.result(&found.to_string(), &json);
         if found.is_clean() {

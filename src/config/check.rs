@@ -116,6 +116,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             retention: reader.duration("feed.retention", limit(3_600), limit(60)..=limit(30 * 86_400)),
             max_rows: reader.integer("feed.max_rows", 10_000, 1..=1_000_000),
             max_outbox: reader.integer("feed.max_outbox", 5_000_000, 1..=1_000_000_000),
+            audit_rate: reader.integer("feed.audit_rate", 20, 0..=1_000_000),
             max_lag: reader.duration("feed.max_lag", limit(30), limit(1)..=limit(86_400)),
         },
         invalidation: Invalidation {

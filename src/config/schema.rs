@@ -86,6 +86,7 @@ const FEED: &[Key] = &[
     key("retention", Shape::Text, "How long consumed changes are kept"),
     key("max_rows", Shape::Integer, "Rows of one statement above which the whole table is meant"),
     key("max_outbox", Shape::Integer, "Keys in the outbox above which nothing more is captured"),
+    key("audit_rate", Shape::Integer, "Entries a second that the background audit compares; 0: none"),
     key("max_lag", Shape::Text, "The watermark's age from which the worker is not ready"),
 ];
 

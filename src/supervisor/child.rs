@@ -3,6 +3,7 @@
 use ractor::{Actor, ActorCell, SpawnErr};
 
 use crate::actors::address::AddressBook;
+use crate::actors::auditor::{Auditor, AuditorArguments};
 use crate::actors::change_feed::{ChangeFeed, ChangeFeedArguments};
 use crate::actors::epoch_keeper::{EpochKeeper, EpochKeeperArguments};
 use crate::actors::health::Health;
@@ -32,11 +33,13 @@ pub enum ChildKind {
     Warmer,
     /// Events.
     InvalidationListener,
+    /// Entries against the database.
+    Auditor,
 }
 
 impl ChildKind {
     /// Those that others rely on come first; stopping goes backwards, so that leases are released last.
-    pub const START_ORDER: [Self; 7] = [
+    pub const START_ORDER: [Self; 8] = [
         Self::LockRenewer,
         Self::MetricsReporter,
         Self::EpochKeeper,
@@ -44,6 +47,7 @@ impl ChildKind {
         Self::Refresher,
         Self::Warmer,
         Self::InvalidationListener,
+        Self::Auditor,
     ];
 
     /// Its name, for logs and metrics.
@@ -57,6 +61,7 @@ impl ChildKind {
             Self::Refresher => "refresher",
             Self::Warmer => "warmer",
             Self::InvalidationListener => "invalidation_listener",
+            Self::Auditor => "auditor",
         }
     }
 }
@@ -111,6 +116,11 @@ impl Wiring {
                 let (actor, _) = Actor::spawn_linked(None, ChangeFeed, arguments, parent).await?;
                 Ok(actor.get_cell())
             }
+            ChildKind::Auditor => {
+                let arguments = AuditorArguments { context, peers, rate: self.config.feed.audit_rate };
+                let (actor, _) = Actor::spawn_linked(None, Auditor, arguments, parent).await?;
+                Ok(actor.get_cell())
+            }
             ChildKind::Refresher => {
                 let (actor, _) =
                     Actor::spawn_linked(None, Refresher, RefresherArguments { context }, parent).await?;
@@ -141,7 +151,10 @@ impl Wiring {
             ChildKind::EpochKeeper => self.peers.epoch_keeper.fill(None),
             ChildKind::Refresher => self.peers.refresher.fill(None),
             ChildKind::Warmer => self.peers.warmer.fill(None),
-            ChildKind::MetricsReporter | ChildKind::ChangeFeed | ChildKind::InvalidationListener => {}
+            ChildKind::MetricsReporter
+            | ChildKind::ChangeFeed
+            | ChildKind::Auditor
+            | ChildKind::InvalidationListener => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::compare::compare;
+use cachekeeper::flows::compare::{Extent, compare};
 use redis::AsyncCommands;
 
 use crate::support::{Rig, wait_until};
@@ -69,7 +69,7 @@ pub async fn caught_up(worker: &Worker) {
 
 pub async fn agrees(worker: &Worker) {
     for dataset in worker.context.catalog.iter() {
-        let found = compare(&worker.context, dataset, |_| {}).await.unwrap();
+        let found = compare(&worker.context, dataset, &Extent::default()).await.unwrap();
         assert!(found.is_clean(), "{found}");
     }
 }

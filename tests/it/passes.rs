@@ -99,7 +99,13 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
     let head = context.redis.head("").await.unwrap();
     assert!(head.passes.is_empty() && head.warmed.contains_key("t"));
-    let found = cachekeeper::flows::compare::compare(&context, dataset, |_| {}).await.unwrap();
+    let found = cachekeeper::flows::compare::compare(
+        &context,
+        dataset,
+        &cachekeeper::flows::compare::Extent::default(),
+    )
+    .await
+    .unwrap();
     assert!(found.is_clean() && found.checked == 5_000, "{found:?}");
 }
 

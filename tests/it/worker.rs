@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::compare::compare;
+use cachekeeper::flows::compare::{Extent, compare};
 use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
 use redis::AsyncCommands;
 
@@ -62,7 +62,7 @@ async fn value_is(client: &mut redis::aio::MultiplexedConnection, key: &str, exp
 
 async fn agrees(worker: &Worker) {
     for dataset in worker.context.catalog.iter() {
-        let found = compare(&worker.context, dataset, |_| {}).await.unwrap();
+        let found = compare(&worker.context, dataset, &Extent::default()).await.unwrap();
         assert!(found.is_clean(), "{found:?}");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use cachekeeper::flows::compare::compare;
+use cachekeeper::flows::compare::{Extent, compare};
 
 use super::load::Seen;
 use super::{Arena, DATASETS};
@@ -159,11 +159,12 @@ fn check(
 pub async fn agrees(arena: &Arena) {
     let context = arena.rig.lock().await.context(DATASETS);
     for dataset in context.catalog.iter() {
-        let found = compare(&context, dataset, |_| {}).await.unwrap();
+        let found = compare(&context, dataset, &Extent::default()).await.unwrap();
         assert!(found.stale.is_empty() && found.extra.is_empty(), "{found}");
         // What was deleted or evicted is filled by the next pass.
         wait_until("Redis is whole", || async {
-            let found = compare(&context, dataset, |_| {}).await.map_err(|error| error.to_string())?;
+            let found =
+                compare(&context, dataset, &Extent::default()).await.map_err(|error| error.to_string())?;
             if found.is_clean() { Ok(()) } else { Err(found.to_string()) }
         })
         .await;

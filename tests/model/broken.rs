@@ -1,0 +1,168 @@
+//! Worlds with one rule left out. Each must break what it says: a test fails where the model is blind to it.
+//!
+//! The first invariant named is what a reader of the cache would notice; the others are broken on the way.
+
+use crate::faults::Fault::{
+    Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover, Kill,
+};
+use crate::rules::{Page, Refusal, TokenRead};
+use crate::worlds::{FILL0, TagScripts, WARM, WARM0, WARM1, World, crowd, row, worlds};
+
+worlds! {
+    // Counterexamples of the review: DESIGN.md as it could be read before, one rule left out.
+    // R9: the batch is counted; the cursor alone is where the worker left it.
+    x01_failover_inside_a_batch_is_noticed breaks I2, I6:
+        World { faults: &[(Failover, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.batches_are_counted = false);
+    // R12: cursor and watermark in one script.
+    x02_watermark_in_a_second_script_outlives_a_failover breaks I2, I4:
+        World { faults: &[(Failover, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.watermark_moves_with_cursor = false);
+    // R19: the public words name the failover.
+    x03_promise_1_needs_the_words_on_failover breaks I1:
+        World { faults: &[(Failover, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.failover_may_go_back = false);
+    // R11: the idle tick runs the cursor script.
+    x04_idle_worker_notices_a_failover breaks I12, I11:
+        World { faults: &[(Failover, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.idle_looks_at_redis = false);
+    // R11.
+    x05_idle_worker_notices_a_missing_table breaks I12:
+        World { faults: &[(EvictTable, 1)], ..crowd([0, 0, 0]) }
+        .under(|rules| rules.idle_looks_at_redis = false);
+    // R14: the debt is written in Redis.
+    x06_debt_outlives_a_worker_killed_after_a_crash breaks I11, I12:
+        World { faults: &[(CrashLosing, 1), (Kill, 1)], ..row([2, 0, 0]) }
+        .under(|rules| rules.debt_is_durable = false);
+    // R14.
+    x07_debt_outlives_a_worker_killed_after_an_eviction breaks I11, I12:
+        World { faults: &[(EvictTable, 1), (Kill, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.debt_is_durable = false);
+    // R14: the debt holds back the watermark of all workers.
+    x08_debt_holds_back_the_second_worker breaks I2:
+        World { workers: 2, faults: &[(EvictTable, 1)], ..row([1, 1, 0]) }
+        .under(|rules| rules.debt_is_durable = false);
+    // R14: the walk is over Redis, so it meets what the table no longer has.
+    x09_pass_meets_entries_whose_rows_are_gone breaks I2, I5:
+        World { faults: &[(EvictTable, 1)], ..row([0, 1, 0]) }
+        .under(|rules| rules.pass_walks_redis = false);
+    // R4: the cursor script names the epoch too, for xids return.
+    x10_cursor_script_names_the_epoch breaks I2, I4, I6:
+        World { workers: 2, faults: &[(CrashLosing, 1)], ..row([3, 0, 0]) }
+        .under(|rules| rules.cursor_names_epoch = false);
+    // R8: no expiry on tag sets.
+    x11_tag_sets_are_not_evicted breaks I2, I8:
+        World { tags: true, faults: &[(EvictTag, 1)], ..row([0, 0, 1]) }
+        .under(|rules| rules.tag_sets_stay = false);
+    // R13.
+    x12_missing_cursor_is_a_new_epoch breaks I11, I6:
+        World { faults: &[(EvictCursor, 1), (Kill, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.missing_cursor_is_new_epoch = false);
+    // R18: one MGET.
+    x13_value_read_before_the_watermark breaks I10:
+        World { has_reader: true, ..row([1, 0, 0]) }
+        .under(|rules| rules.token_read = TokenRead::ValueFirst);
+    // R18.
+    x14_watermark_read_before_a_failover_and_the_value_after breaks I10:
+        World { has_reader: true, faults: &[(Failover, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.token_read = TokenRead::WatermarkFirst);
+    // R7: a script that writes raises what covers it.
+    x15_floor_raised_after_the_page breaks I1, I11:
+        World { loaders: &[WARM, WARM0], workers: 0, ..row([1, 0, 0]) }
+        .under(|rules| rules.page = Page::FloorAfter);
+    // R9 for passes.
+    x16_failover_inside_a_pass_is_noticed breaks I2, I5, I6:
+        World { faults: &[(Failover, 1), (EvictTable, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.passes_are_counted = false);
+    // R4: a store names the incarnation of its load.
+    x17_load_of_a_lost_history_is_refused breaks I3, I11:
+        World { loaders: &[WARM0], faults: &[(CrashLosing, 1)], ..row([1, 0, 0]) }
+        .under(|rules| { rules.store_names_incarnation = false; rules.epoch_before_load = false; });
+    // R11: the poll returns the incarnation.
+    x18_idle_poll_names_the_incarnation breaks I11, I12:
+        World { faults: &[(CrashLosing, 1)], ..row([2, 0, 0]) }
+        .under(|rules| {
+            rules.poll_names_incarnation = false;
+            rules.store_names_incarnation = false;
+        });
+    // R4, as X17, from the other side.
+    x19_load_of_a_new_history_is_refused_by_the_old_epoch breaks I2, I1:
+        World { loaders: &[WARM0], faults: &[(CrashLosing, 1)], ..row([1, 1, 0]) }
+        .under(|rules| rules.store_names_incarnation = false);
+    // R16: no rule left out but the one that definitions are epochs, which e01 keeps.
+    x20_worker_of_an_old_definition_stops breaks I2: World { workers: 2, blind: Some(0), ..row([0, 0, 1]) };
+    // R20: no rule of one server helps; no watermark in Cluster until a shard that goes back is noticed.
+    x21_shard_that_fails_over_alone breaks I2:
+        World { is_sharded: true, slots: [0, 1], faults: &[(Failover, 1)], ..row([0, 1, 0]) };
+    // R9: reads that a claim rests on are counted.
+    x22_walk_of_redis_is_counted breaks I2, I5:
+        World { faults: &[(EvictTable, 1), (EvictEntry, 1), (Failover, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.reads_are_counted = false);
+    // R9.
+    x23_enumeration_of_a_tag_is_counted breaks I2:
+        World { tags: true, faults: &[(EvictEntry, 1), (Failover, 1)], ..row([0, 0, 1]) }
+        .under(|rules| rules.reads_are_counted = false);
+    // R7.
+    x24_floor_raised_before_a_failover_and_the_page_after breaks I1, I11:
+        World { loaders: &[WARM, WARM0], workers: 0, faults: &[(Failover, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.page = Page::FloorBefore);
+    // R8: one script, or no tags in Cluster.
+    x25_store_of_three_scripts_across_a_failover breaks I2, I8:
+        World {
+            tags: true, tag_scripts: TagScripts::Three, loaders: &[FILL0], is_cold: true,
+            faults: &[(Failover, 1)], ..row([0, 0, 1])
+        };
+
+    // Controls: a model that does not see these is blind.
+    k01_no_stamps breaks I2:
+        World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.stamps_are_compared = false);
+    k02_store_that_does_not_raise breaks I1:
+        World { loaders: &[WARM0, WARM0], ..row([1, 0, 0]) }.under(|rules| rules.store_raises = false);
+    k03_exists_before_the_raise breaks I2:
+        World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.raise_answers = false);
+    // R5.
+    k04_refused_store_counts_as_applied breaks I2:
+        World { loaders: &[WARM1], ..row([2, 0, 0]) }.under(|rules| rules.refusal = Refusal::CountsAsDone);
+    k05_tag_checked_before_registration breaks I11:
+        World {
+            tags: true, tag_scripts: TagScripts::Three, has_tag_event: true, workers: 0, loaders: &[FILL0],
+            is_cold: true, ..crowd([0, 0, 1])
+        }
+        .under(|rules| rules.registers_before_check = false);
+    k06_tag_enumerated_before_the_raise breaks I11:
+        World {
+            tags: true, tag_scripts: TagScripts::Three, has_tag_event: true, workers: 0, loaders: &[FILL0],
+            is_cold: true, ..crowd([0, 0, 1])
+        }
+        .under(|rules| rules.tag_is_raised_first = false);
+    k07_absent_members_are_not_raised breaks I11:
+        World {
+            tags: true, tag_scripts: TagScripts::Three, has_tag_event: true, workers: 0, loaders: &[FILL0],
+            is_cold: true, ..crowd([0, 0, 1])
+        }
+        .under(|rules| rules.absent_members_are_raised = false);
+    k08_page_that_raises_nothing breaks I1:
+        World { loaders: &[WARM, WARM0], workers: 0, ..row([1, 0, 0]) }
+        .under(|rules| rules.page = Page::Nothing);
+    // It may go either way: creation without comparison costs work. Over a crash it brings a retired life
+    // back (k12).
+    k09_epochs_created_without_comparison:
+        World { workers: 2, loaders: &[WARM], faults: &[(EvictTable, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.creation_compares = false);
+    // R4: a stamp of the old history bars the slot until the xids have caught up.
+    k10_invalidation_without_epoch breaks I13:
+        World { events: 1, faults: &[(CrashLosing, 1)], ..row([2, 0, 0]) }
+        .under(|rules| rules.invalidation_names_epoch = false);
+    k11_outbox_and_snapshot_in_two_statements breaks I2:
+        row([1, 1, 0]).under(|rules| rules.poll_is_one_statement = false);
+    // R13.
+    k12_epochs_created_without_comparison_over_a_crash breaks I9:
+        World { workers: 2, faults: &[(EvictTable, 1), (Crash, 1)], ..row([1, 0, 0]) }
+        .under(|rules| rules.creation_compares = false);
+    // R6.
+    k13_raise_that_sets breaks I7:
+        World { loaders: &[WARM0], events: 1, ..row([1, 1, 0]) }
+        .under(|rules| rules.raises_only_rise = false);
+}

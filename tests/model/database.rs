@@ -1,0 +1,201 @@
+//! Postgres: three rows, transactions that overlap and commit in any order, the outbox, snapshots, crashes.
+
+use std::fmt;
+
+use crate::state::{Entry, Incarnation, SHARED, Set};
+
+pub(crate) type Xid = u8;
+/// The stamp of DESIGN.md 2.1 in small: `xmax`, then how few transactions were running.
+pub(crate) type Stamp = u8;
+
+/// The first transaction of every world; what is older is visible to all.
+pub(crate) const FIRST: Xid = 10;
+pub(crate) const ROW_NAMES: [&str; 3] = ["p0", "p1", "c"];
+
+/// A version of a row: its number, and the incarnation of the server that wrote it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Version(u8);
+
+pub(crate) type Rows = [Version; 3];
+
+impl Version {
+    pub(crate) fn new(number: u8, incarnation: Incarnation) -> Self {
+        Self(number << 3 | incarnation)
+    }
+
+    pub(crate) fn number(self) -> u8 {
+        self.0 >> 3
+    }
+
+    fn incarnation(self) -> Incarnation {
+        self.0 & 7
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}", self.number())?;
+        (1..self.incarnation()).try_for_each(|_| f.write_str("'"))
+    }
+}
+
+/// `pg_current_snapshot()`: below `xmax` all is visible that was not running.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Snapshot {
+    xmax: Xid,
+    /// Bit `i` stands for transaction `FIRST + i`.
+    running: u8,
+}
+
+impl Snapshot {
+    pub(crate) fn stamp(self) -> Stamp {
+        let running = u8::try_from(self.running.count_ones()).unwrap();
+        self.xmax * 8 + 7 - running
+    }
+
+    fn sees(self, xid: Xid) -> bool {
+        xid < self.xmax && (xid < FIRST || self.running >> (xid - FIRST) & 1 == 0)
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.xmax)?;
+        let running = (0..8).filter(|bit| self.running >> bit & 1 == 1);
+        let mut names = running.map(|bit| FIRST + bit);
+        names.try_for_each(|xid| write!(f, " without {xid}"))
+    }
+}
+
+/// A row of the outbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Change {
+    /// 0 where there is none.
+    xid: Xid,
+    row: u8,
+    old: Version,
+    new: Version,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Database {
+    next: Xid,
+    max_finished: Xid,
+    /// For each row the transaction that holds its lock, or 0.
+    running: [Xid; 3],
+    /// In the order of commit.
+    outbox: [Change; 4],
+    pub(crate) rows: Rows,
+    pub(crate) incarnation: Incarnation,
+    /// How many transactions each row still gets.
+    todo: [u8; 3],
+    /// The commit that a crash lost.
+    lost: Option<(u8, Version)>,
+}
+
+impl Database {
+    pub(crate) fn new(todo: [u8; 3]) -> Self {
+        Self {
+            next: FIRST,
+            max_finished: FIRST - 1,
+            running: [0; 3],
+            outbox: [Change::default(); 4],
+            rows: [Version::new(1, 1); 3],
+            incarnation: 1,
+            todo,
+            lost: None,
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let xmax = self.max_finished + 1;
+        let bits = self.running.iter().filter(|xid| **xid != 0 && **xid < xmax);
+        Snapshot { xmax, running: bits.fold(0, |all, xid| all | 1 << (xid - FIRST)) }
+    }
+
+    /// What a query for `key` returns from `rows`; `deleted` names the version that is a deletion.
+    pub(crate) fn query(rows: &Rows, key: usize, deleted: [u8; 2]) -> Option<Entry> {
+        let own = rows[key];
+        (deleted[key] == 0 || own.number() != deleted[key]).then_some(Entry { own, shared: rows[SHARED] })
+    }
+
+    pub(crate) fn can_begin(&self, row: usize) -> bool {
+        0 < self.todo[row] && self.running[row] == 0
+    }
+
+    pub(crate) fn begin(&mut self, row: usize) -> Xid {
+        let xid = self.next;
+        self.next += 1;
+        self.running[row] = xid;
+        self.todo[row] -= 1;
+        xid
+    }
+
+    pub(crate) fn running(&self, row: usize) -> Option<Xid> {
+        (self.running[row] != 0).then_some(self.running[row])
+    }
+
+    fn finish(&mut self, row: usize) -> Xid {
+        let xid = std::mem::take(&mut self.running[row]);
+        self.max_finished = self.max_finished.max(xid);
+        xid
+    }
+
+    pub(crate) fn commit(&mut self, row: usize) -> Xid {
+        let xid = self.finish(row);
+        let old = self.rows[row];
+        let new = Version::new(old.number() + 1, self.incarnation);
+        self.rows[row] = new;
+        let free = self.outbox.iter_mut().find(|change| change.xid == 0).unwrap();
+        *free = Change { xid, row: u8::try_from(row).unwrap(), old, new };
+        xid
+    }
+
+    pub(crate) fn rollback(&mut self, row: usize) -> Xid {
+        self.finish(row)
+    }
+
+    pub(crate) fn has_changes(&self) -> bool {
+        self.outbox[0].xid != 0
+    }
+
+    /// The rows of the outbox that `to` sees and `from` did not: never "id > last", for commits come out of
+    /// order.
+    pub(crate) fn changed(&self, from: Snapshot, to: Snapshot) -> Set {
+        let changes = self.outbox.iter().filter(|change| change.xid != 0);
+        changes
+            .filter(|change| !from.sees(change.xid) && to.sees(change.xid))
+            .map(|change| usize::from(change.row))
+            .collect()
+    }
+
+    fn last_change(&self) -> Option<usize> {
+        self.outbox.iter().rposition(|change| change.xid != 0)
+    }
+
+    /// Whether a crash now could lose a commit of this incarnation (asynchronous commit).
+    pub(crate) fn can_lose(&self) -> bool {
+        self.last_change().is_some_and(|last| self.outbox[last].new.incarnation() == self.incarnation)
+    }
+
+    /// Running transactions are gone and their xids are used again: a new incarnation.
+    pub(crate) fn crash(&mut self, loses: bool) {
+        if let Some(last) = self.last_change().filter(|_| loses) {
+            let change = std::mem::take(&mut self.outbox[last]);
+            self.rows[usize::from(change.row)] = change.old;
+            assert!(self.lost.replace((change.row, change.new)).is_none(), "one lost commit at most");
+        }
+        self.max_finished = self.outbox.iter().map(|change| change.xid).fold(FIRST - 1, Xid::max);
+        self.next = self.max_finished + 1;
+        self.running = [0; 3];
+        self.incarnation += 1;
+    }
+
+    /// Whether `entry` shows the commit that a crash lost.
+    pub(crate) fn has_lost(&self, key: usize, entry: Entry) -> bool {
+        self.lost.is_some_and(|(row, version)| {
+            let row = usize::from(row);
+            row == key && version == entry.own || row == SHARED && version == entry.shared
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! Worlds of the repaired protocol that are exhausted in seconds: no invariant breaks.
+
+use crate::faults::Fault::{Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, Failover, Flush, Kill};
+use crate::rules::{Page, TokenRead};
+use crate::worlds::{FILL0, FILL1, OnChange, TagScripts, WARM, World, crowd, row, worlds};
+
+worlds! {
+    // Repaired, nothing lost.
+    a01_page_and_fill_with_commits_out_of_order:
+        World { loaders: &[WARM, FILL0], faults: &[(EvictEntry, 1)], ..crowd([1, 1, 1]) };
+    a02_page_and_fill_in_different_slots:
+        World { loaders: &[WARM, FILL0], slots: [0, 1], faults: &[(EvictEntry, 1)], ..crowd([1, 1, 1]) };
+    a03_row_is_deleted_and_inserted_again:
+        World { loaders: &[WARM, FILL1], faults: &[(EvictEntry, 1)], ..crowd([1, 2, 0]) };
+    a04_event_is_duplicated_beside_a_page: World { loaders: &[WARM, FILL1], events: 2, ..crowd([1, 1, 0]) };
+    a05_two_workers_one_a_zombie: World { workers: 2, loaders: &[WARM], ..row([1, 0, 1]) };
+    a06_two_workers_with_overlapping_commits:
+        World { workers: 2, faults: &[(Kill, 1)], ..crowd([1, 1, 0]) };
+    a07_changed_entries_are_deleted:
+        World { on_change: OnChange::Delete, loaders: &[WARM, FILL0, FILL1], ..crowd([1, 1, 0]) };
+    a08_pages_raise_the_floor_in_each_script:
+        World { loaders: &[WARM, WARM], ..row([1, 0, 1]) }
+        .under(|rules| rules.page = Page::FloorInEachScript);
+    a09_equal_bytes_need_not_raise:
+        World { loaders: &[WARM, FILL0], faults: &[(EvictEntry, 1)], ..crowd([1, 0, 1]) }
+        .under(|rules| rules.equal_bytes_raise = false);
+
+    // Redis loses things.
+    b01_table_is_evicted_and_the_worker_killed:
+        World { loaders: &[WARM], faults: &[(EvictTable, 1), (Kill, 1)], ..row([1, 1, 0]) };
+    b02_two_workers_race_to_create_an_epoch:
+        World { workers: 2, faults: &[(EvictTable, 1)], ..row([1, 1, 0]) };
+    b03_flush: World { loaders: &[WARM, FILL0], faults: &[(Flush, 1), (Kill, 1)], ..row([1, 1, 0]) };
+    b04_cursor_is_evicted_alone:
+        World { loaders: &[WARM], faults: &[(EvictCursor, 1), (Kill, 1)], ..row([1, 1, 0]) };
+    b05_failover_to_an_old_copy: World { loaders: &[WARM], faults: &[(Failover, 1)], ..row([1, 1, 0]) };
+    b06_failover_under_two_workers: World { workers: 2, faults: &[(Failover, 1)], ..row([1, 1, 0]) };
+    b07_failover_and_eviction_of_the_table:
+        World { loaders: &[FILL0], faults: &[(Failover, 1), (EvictTable, 1)], ..row([1, 1, 0]) };
+    b08_table_is_evicted_twice:
+        World { workers: 2, loaders: &[WARM], faults: &[(EvictTable, 2)], ..row([1, 0, 0]) };
+
+    // Postgres crashes.
+    c01_crash_with_open_transactions_uses_xids_again:
+        World { loaders: &[WARM], faults: &[(Crash, 1)], ..crowd([1, 1, 0]) };
+    c02_crash_loses_the_last_commit:
+        World { loaders: &[WARM], faults: &[(CrashLosing, 1)], ..row([2, 1, 0]) };
+    c03_crash_loses_a_commit_under_a_zombie:
+        World { workers: 2, faults: &[(CrashLosing, 1)], ..row([2, 0, 0]) };
+    c04_crash_and_failover:
+        World { loaders: &[FILL0], faults: &[(CrashLosing, 1), (Failover, 1)], ..row([2, 0, 0]) };
+    c05_crash_and_the_worker_killed_in_the_pass:
+        World { loaders: &[FILL0], faults: &[(CrashLosing, 1), (Kill, 1)], ..row([2, 1, 0]) };
+
+    // Tags.
+    d01_tag_through_the_feed:
+        World { tags: true, loaders: &[WARM, FILL0], faults: &[(EvictEntry, 1)], ..crowd([1, 0, 1]) };
+    d02_tag_event_and_a_store_of_three_scripts:
+        World {
+            tags: true, tag_scripts: TagScripts::Three, has_tag_event: true, workers: 0,
+            loaders: &[FILL0, FILL1], is_cold: true, ..crowd([0, 0, 1])
+        };
+    d03_feed_and_a_store_of_three_scripts:
+        World {
+            tags: true, tag_scripts: TagScripts::Three, loaders: &[FILL0, FILL1], is_cold: true,
+            ..row([0, 0, 2])
+        };
+
+    // Reading what one has written.
+    r01_token_with_watermark_and_value_in_one_read:
+        World { has_reader: true, faults: &[(Failover, 1)], ..row([1, 0, 1]) };
+    r02_token_with_watermark_first_without_failover:
+        World { has_reader: true, loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..crowd([1, 0, 1]) }
+        .under(|rules| rules.token_read = TokenRead::WatermarkFirst);
+}

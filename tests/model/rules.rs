@@ -1,0 +1,140 @@
+//! The rules under test, as switches. The default is the repaired protocol: every rule holds.
+
+/// One field per rule, or per part of one that can be left out by itself; `true` means that the rule is kept.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one rule, switched off by itself")]
+pub(crate) struct Rules {
+    /// R5: a store below the slot, the floor or the tag is refused.
+    pub(crate) stamps_are_compared: bool,
+    /// R5: an accepted store raises its slot.
+    pub(crate) store_raises: bool,
+    /// R5: a refused store is never done.
+    pub(crate) refusal: Refusal,
+    /// R6: raising and asking which keys exist is one script.
+    pub(crate) raise_answers: bool,
+    /// R4: an invalidation names its epoch.
+    pub(crate) invalidation_names_epoch: bool,
+    /// R6: a raise takes the newer stamp of its own and the one that is there.
+    pub(crate) raises_only_rise: bool,
+    /// R4: a store names the incarnation of its load.
+    pub(crate) store_names_incarnation: bool,
+    /// R4: the cursor script names the epoch, not the cursor alone.
+    pub(crate) cursor_names_epoch: bool,
+    /// R8: tag sets have no expiry, so no eviction policy takes them first.
+    pub(crate) tag_sets_stay: bool,
+    /// R8: an invalidation by tag raises members that have no value, too.
+    pub(crate) absent_members_are_raised: bool,
+    /// R8: an invalidation raises the tag before it enumerates.
+    pub(crate) tag_is_raised_first: bool,
+    /// R8: a store registers its key before it checks the tag.
+    pub(crate) registers_before_check: bool,
+    /// R9: the cursor script refuses a batch of which Redis lost a script.
+    pub(crate) batches_are_counted: bool,
+    /// R9: pass done is refused where Redis lost a script of the pass.
+    pub(crate) passes_are_counted: bool,
+    /// R9: a script that only reads what the job relies on (SCAN page, members) is counted as well.
+    pub(crate) reads_are_counted: bool,
+    /// R10: snapshot and outbox rows come from one statement.
+    pub(crate) poll_is_one_statement: bool,
+    /// R11: an idle worker runs the cursor script all the same.
+    pub(crate) idle_looks_at_redis: bool,
+    /// R11: the poll returns the incarnation.
+    pub(crate) poll_names_incarnation: bool,
+    /// R12: cursor and watermark move in one script.
+    pub(crate) watermark_moves_with_cursor: bool,
+    /// R13: creating an epoch is a compare-and-set on the header read before the floor's snapshot.
+    pub(crate) creation_compares: bool,
+    /// R13: a missing cursor is a new epoch, not "go on from now".
+    pub(crate) missing_cursor_is_new_epoch: bool,
+    /// R14: the debt of a new epoch is written in Redis and holds the watermark back.
+    pub(crate) debt_is_durable: bool,
+    /// R14: the pass of a new epoch walks Redis, not the table of the dataset.
+    pub(crate) pass_walks_redis: bool,
+    /// R18: a reader takes watermark and value in one MGET.
+    pub(crate) token_read: TokenRead,
+    /// R7: how a page covers what it writes.
+    pub(crate) page: Page,
+    /// R13: Redis went back but is whole: the same record goes on under a new epoch id (allowed, not needed
+    /// here).
+    pub(crate) relabels: bool,
+    /// R5: a store of the bytes that are already there need not raise (allowed).
+    pub(crate) equal_bytes_raise: bool,
+    /// R15: a loader takes the epoch before its load. Reading it at the store is safe while R4 compares
+    /// incarnations.
+    pub(crate) epoch_before_load: bool,
+    /// R16: a new definition of a dataset is a new epoch, and workers of the old one stop.
+    pub(crate) definition_is_an_epoch: bool,
+    /// R19: a failover is a legal step back. Promise 1 as first worded did not say so.
+    pub(crate) failover_may_go_back: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            stamps_are_compared: true,
+            store_raises: true,
+            refusal: Refusal::LoadsAgain,
+            raise_answers: true,
+            invalidation_names_epoch: true,
+            raises_only_rise: true,
+            store_names_incarnation: true,
+            cursor_names_epoch: true,
+            tag_sets_stay: true,
+            absent_members_are_raised: true,
+            tag_is_raised_first: true,
+            registers_before_check: true,
+            batches_are_counted: true,
+            passes_are_counted: true,
+            reads_are_counted: true,
+            poll_is_one_statement: true,
+            idle_looks_at_redis: true,
+            poll_names_incarnation: true,
+            watermark_moves_with_cursor: true,
+            creation_compares: true,
+            missing_cursor_is_new_epoch: true,
+            debt_is_durable: true,
+            pass_walks_redis: true,
+            token_read: TokenRead::Together,
+            page: Page::Slots,
+            relabels: false,
+            equal_bytes_raise: true,
+            epoch_before_load: true,
+            definition_is_an_epoch: false,
+            failover_may_go_back: true,
+        }
+    }
+}
+
+/// What a worker does about keys whose stores were refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    LoadsAgain,
+    /// R10: after some refusals it invalidates instead (here after the first: more of them add no other
+    /// step).
+    Invalidates,
+    /// K4.
+    CountsAsDone,
+}
+
+/// How a reader with a token asks Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenRead {
+    Together,
+    WatermarkFirst,
+    ValueFirst,
+}
+
+/// What a page of a loader raises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Page {
+    /// The slot of each key, as any store does.
+    Slots,
+    /// The floor, in each script that writes (the cheap pass of DESIGN.md).
+    FloorInEachScript,
+    /// The floor, once before the page: a failover inside the page loses it (X24).
+    FloorBefore,
+    /// The floor, once after the page: a stalled neighbour writes in between (X15).
+    FloorAfter,
+    /// Nothing (K8).
+    Nothing,
+}

@@ -1,0 +1,126 @@
+//! A world: who takes part, what may go wrong, and which rules are kept.
+
+use crate::faults::Fault;
+use crate::rules::Rules;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnChange {
+    Refresh,
+    Delete,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TagScripts {
+    One,
+    /// Register, check and write by themselves (Cluster, where they are in different slots).
+    Three,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Loads where there is no value.
+    Fill,
+    /// A page of a pass: loads whatever is there.
+    Warm,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) kind: Kind,
+    pub(crate) keys: &'static [usize],
+    pub(crate) loads: u8,
+}
+
+pub(crate) const FILL0: Plan = Plan { kind: Kind::Fill, keys: &[0], loads: 1 };
+pub(crate) const FILL1: Plan = Plan { kind: Kind::Fill, keys: &[1], loads: 1 };
+pub(crate) const WARM: Plan = Plan { kind: Kind::Warm, keys: &[0, 1], loads: 1 };
+pub(crate) const WARM_TWICE: Plan = Plan { kind: Kind::Warm, keys: &[0, 1], loads: 2 };
+pub(crate) const WARM0: Plan = Plan { kind: Kind::Warm, keys: &[0], loads: 1 };
+pub(crate) const WARM1: Plan = Plan { kind: Kind::Warm, keys: &[1], loads: 1 };
+
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each says whether one thing is part of the world")]
+pub(crate) struct World {
+    /// Transactions of p0, p1 and c.
+    pub(crate) todo: [u8; 3],
+    /// Transactions are open together and commit in any order; else each is one step.
+    pub(crate) overlap: bool,
+    /// The version at which the own row of each key is deleted; 0 is never.
+    pub(crate) deleted: [u8; 2],
+    /// The slot of each key: the same one, unless a world says otherwise.
+    pub(crate) slots: [usize; 2],
+    pub(crate) workers: usize,
+    pub(crate) loaders: &'static [Plan],
+    pub(crate) events: usize,
+    pub(crate) has_tag_event: bool,
+    pub(crate) tags: bool,
+    pub(crate) tag_scripts: TagScripts,
+    pub(crate) has_reader: bool,
+    /// The cache begins empty.
+    pub(crate) is_cold: bool,
+    pub(crate) on_change: OnChange,
+    /// How often each fault may happen.
+    pub(crate) faults: &'static [(Fault, u8)],
+    /// A worker of an older definition, which does not watch the shared row.
+    pub(crate) blind: Option<usize>,
+    /// Redis Cluster: k1 and its slot are on a shard that fails over alone.
+    pub(crate) is_sharded: bool,
+    pub(crate) rules: Rules,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            todo: [1, 1, 1],
+            overlap: true,
+            deleted: [0, 2],
+            slots: [0, 0],
+            workers: 1,
+            loaders: &[],
+            events: 0,
+            has_tag_event: false,
+            tags: false,
+            tag_scripts: TagScripts::One,
+            has_reader: false,
+            is_cold: false,
+            on_change: OnChange::Refresh,
+            faults: &[],
+            blind: None,
+            is_sharded: false,
+            rules: Rules::default(),
+        }
+    }
+}
+
+/// A world whose transactions may be open together.
+pub(crate) fn crowd(todo: [u8; 3]) -> World {
+    World { todo, ..World::default() }
+}
+
+/// A world whose transactions are one step each.
+pub(crate) fn row(todo: [u8; 3]) -> World {
+    World { todo, overlap: false, ..World::default() }
+}
+
+impl World {
+    /// The same world under other rules.
+    pub(crate) fn under(mut self, change: fn(&mut Rules)) -> Self {
+        change(&mut self.rules);
+        self
+    }
+}
+
+/// Makes a test of each world, named after it; those that are expected to break something say what.
+macro_rules! worlds {
+    ($($(#[$meta:meta])* $name:ident $(breaks $($broken:ident),+)? : $world:expr;)+) => {
+        $(
+            $(#[$meta])*
+            #[test]
+            fn $name() {
+                let broken = [$($($crate::invariants::Invariant::$broken),+)?];
+                $crate::search::check(stringify!($name), &$world, &broken);
+            }
+        )+
+    };
+}
+pub(crate) use worlds;
