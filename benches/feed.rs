@@ -47,7 +47,9 @@ async fn main() {
     .unwrap();
     let bench = Bench { postgres, redis, rows };
     bench.fill().await;
-    bench.writers().await;
+    for fsync in ["on", "off"] {
+        writers(fsync).await;
+    }
     bench.lag().await;
     bench.drain().await;
     bench.whole_table().await;
@@ -70,73 +72,32 @@ impl Bench {
     }
 
     fn config(&self, more: &str) -> Config {
-        let text = format!(
+        self.config_of(&format!(
             "[service]\nnamespace = \"bench\"\n[log]\nlevel = \"error\"\n[admin]\nlisten = \"\"\n[dataset.item]\n\
              query = \"select * from items\"\nkey = \"item:{{id}}\"\nformat = \"json\"\nttl = \"1h\"\nwarm = {{}}\n\
              watch = [{{ table = \"items\", key = {{ id = \"id\" }} }}]\n{more}"
-        );
+        ))
+    }
+
+    fn config_of(&self, text: &str) -> Config {
         let environment: BTreeMap<String, String> = [
             ("CACHEKEEPER__POSTGRES__URL".to_owned(), self.postgres.url()),
             ("CACHEKEEPER__REDIS__URL".to_owned(), self.redis.url()),
         ]
         .into();
-        Config::load(Path::new("bench.toml"), text, &environment).unwrap().0
+        Config::load(Path::new("bench.toml"), text.to_owned(), &environment).unwrap().0
     }
 
     fn context(&self, more: &str) -> Context {
         Context::new(&self.config(more)).unwrap()
     }
 
-    async fn client(&self) -> redis::aio::MultiplexedConnection {
-        redis::Client::open(self.redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+    fn context_of(&self, datasets: &str) -> Context {
+        Context::new(&self.config_of(&format!("[service]\nnamespace = \"bench\"\n{datasets}"))).unwrap()
     }
 
-    /// pgbench's simple update, and one large update, with and without the triggers, in turns.
-    async fn writers(&self) {
-        let pgbench = |arguments: &[&str]| {
-            let url = self.postgres.url();
-            let done = Command::new("pgbench").args(arguments).arg(&url).output().unwrap();
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-            let text = String::from_utf8_lossy(&done.stdout).into_owned();
-            text.lines()
-                .find_map(|line| line.strip_prefix("tps = "))
-                .and_then(|rest| rest.split_whitespace().next())
-                .map_or(0.0, |number| number.parse::<f64>().unwrap())
-        };
-        pgbench(&["-i", "-q", "-s", "5"]);
-        let watched = "[dataset.account]\nquery = \"select aid, abalance from pgbench_accounts\"\nkey = \"account:{aid}\"\n\
-             watch = [{ table = \"pgbench_accounts\", key = { aid = \"aid\" } }]\n";
-        let context = self.context(watched);
-        let coverage = coverage::look(&context, true).await.unwrap();
-        assert!(coverage.gaps().next().is_none());
-        let (mut rates, mut bulk) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-        for _ in 0..3 {
-            for (with, mode) in
-                ["disable trigger all", "enable always trigger cachekeeper_update"].iter().enumerate()
-            {
-                self.postgres.execute(&format!("alter table pgbench_accounts {mode}")).await.unwrap();
-                rates[with].push(pgbench(&["-N", "-n", "-c", "4", "-j", "2", "-T", "5"]));
-                let began = Instant::now();
-                self.postgres
-                    .execute("update pgbench_accounts set abalance = abalance + 1 where aid <= 50000")
-                    .await
-                    .unwrap();
-                bulk[with].push(began.elapsed().as_secs_f64());
-                self.postgres.execute("vacuum pgbench_accounts").await.unwrap();
-            }
-        }
-        let (without, with) = (median(&mut rates[0]), median(&mut rates[1]));
-        println!(
-            "pgbench -N, 4 clients: {without:.0} tps without capture, {with:.0} with: {:.2}",
-            with / without
-        );
-        let (without, with) = (median(&mut bulk[0]), median(&mut bulk[1]));
-        println!(
-            "update of 50,000 rows (above max_rows, so one row is captured): {:.0} ms without, {:.0} ms with: {:.2}\n",
-            without * 1e3,
-            with * 1e3,
-            with / without
-        );
+    async fn client(&self) -> redis::aio::MultiplexedConnection {
+        redis::Client::open(self.redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
     }
 
     /// From a commit until a GET returns the new value, at 1,000 commits a second; then what idling costs.
@@ -253,7 +214,7 @@ impl Bench {
         );
         // Single commits that waited, as after a restart.
         self.postgres
-            .execute("set synchronous_commit = off; do $$ begin for n in 1..20000 loop update items set price = price + 1 where id = n; commit; end loop; end $$")
+            .execute("do $$ begin for n in 1..20000 loop update items set price = price + 1 where id = n; commit; end loop; end $$")
             .await
             .unwrap();
         let began = Instant::now();
@@ -298,7 +259,7 @@ impl Bench {
         let mut open = self.postgres.session().await.unwrap();
         open.execute("begin; create table held (n int)").await.unwrap();
         self.postgres
-            .execute("set synchronous_commit = off; do $$ begin for n in 1..100000 loop update items set price = price + 1 where id = n; commit; end loop; end $$")
+            .execute("do $$ begin for n in 1..100000 loop update items set price = price + 1 where id = n; commit; end loop; end $$")
             .await
             .unwrap();
         let context = self.context("");
@@ -328,6 +289,60 @@ impl Bench {
         );
         open.execute("rollback").await.unwrap();
     }
+}
+
+/// pgbench's simple update, and one large update, with and without the triggers, in turns.
+async fn writers(fsync: &str) {
+    let fsync_setting = format!("fsync={fsync}");
+    let settings = ["shared_buffers=256MB", "max_wal_size=4GB", fsync_setting.as_str()];
+    let (postgres, redis) = tokio::try_join!(Postgres::start(&settings), Redis::start(&[])).unwrap();
+    let bench = Bench { postgres, redis, rows: 0 };
+    let pgbench = |arguments: &[&str]| {
+        let url = bench.postgres.url();
+        let done = Command::new("pgbench").args(arguments).arg(&url).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        text.lines()
+            .find_map(|line| line.strip_prefix("tps = "))
+            .and_then(|rest| rest.split_whitespace().next())
+            .map_or(0.0, |number| number.parse::<f64>().unwrap())
+    };
+    pgbench(&["-i", "-q", "-s", "5"]);
+    let watched = "[dataset.account]\nquery = \"select aid, abalance from pgbench_accounts\"\nkey = \"account:{aid}\"\n\
+             watch = [{ table = \"pgbench_accounts\", key = { aid = \"aid\" } }]\n";
+    let context = bench.context_of(watched);
+    context.postgres.migrate().await.unwrap();
+    let coverage = coverage::look(&context, true).await.unwrap();
+    assert!(coverage.gaps().next().is_none());
+    let (mut rates, mut bulk) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for _ in 0..3 {
+        for (with, mode) in
+            ["disable trigger all", "enable always trigger cachekeeper_update"].iter().enumerate()
+        {
+            bench.postgres.execute(&format!("alter table pgbench_accounts {mode}")).await.unwrap();
+            rates[with].push(pgbench(&["-N", "-n", "-c", "4", "-j", "2", "-T", "5"]));
+            let began = Instant::now();
+            bench
+                .postgres
+                .execute("update pgbench_accounts set abalance = abalance + 1 where aid <= 50000")
+                .await
+                .unwrap();
+            bulk[with].push(began.elapsed().as_secs_f64());
+            bench.postgres.execute("vacuum pgbench_accounts").await.unwrap();
+        }
+    }
+    let (without, with) = (median(&mut rates[0]), median(&mut rates[1]));
+    println!(
+        "pgbench -N, 4 clients: {without:.0} tps without capture, {with:.0} with: {:.2}",
+        with / without
+    );
+    let (without, with) = (median(&mut bulk[0]), median(&mut bulk[1]));
+    println!(
+        "update of 50,000 rows (above max_rows, so one row is captured): {:.0} ms without, {:.0} ms with: {:.2}\n",
+        without * 1e3,
+        with * 1e3,
+        with / without
+    );
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -55,16 +55,30 @@ fn body((capture, version): (i32, i32), columns: &[WatchedColumn], limits: &Capt
     format!(
         "declare
   seen bigint := 0;
+  is_same boolean;
+  before text[];
+  after text[];
   touched text[];
 begin
   begin
     if tg_op = 'UPDATE' then
-      select count(*), array_agg(distinct k.touched) filter (where not p.same) into seen, touched
-      from (select o.touched as before, n.touched as after, o.image *= n.image as same
-            from (select row_number() over () as place, o as image, {old} as touched from old_rows o limit {enough}) o
-            join (select row_number() over () as place, n as image, {new} as touched from new_rows n limit {enough}) n
-            using (place)) p
-      cross join lateral (select p.before as touched union all select p.after where p.after is distinct from p.before) k;
+      -- One row is by far the most frequent case, and needs no pairing.
+      select count(*), bool_and(o.image *= n.image), min(o.touched), min(n.touched) into seen, is_same, before, after
+      from (select o as image, {old} as touched from old_rows o limit 2) o
+      cross join (select n as image, {new} as touched from new_rows n limit 2) n;
+      if seen = 1 then
+        if is_same then
+          return null;
+        end if;
+        touched := case when before = after then array[after] else array[before, after] end;
+      elsif seen > 1 then
+        select count(*), array_agg(distinct k.touched) filter (where not p.is_same) into seen, touched
+        from (select o.touched as before, n.touched as after, o.image *= n.image as is_same
+              from (select row_number() over () as place, o as image, {old} as touched from old_rows o limit {enough}) o
+              join (select row_number() over () as place, n as image, {new} as touched from new_rows n limit {enough}) n
+              using (place)) p
+        cross join lateral (select p.before as touched union all select p.after where p.after is distinct from p.before) k;
+      end if;
     elsif tg_op = 'INSERT' then
       select count(*), array_agg(distinct s.touched) into seen, touched
       from (select {new} as touched from new_rows n limit {enough}) s;
@@ -83,10 +97,8 @@ begin
   elsif touched is null then
     return null;
   end if;
-  if nextval('cachekeeper.outbox_count') > {max_outbox} then
-    return null;
-  end if;
-  insert into cachekeeper.outbox (capture, version, keys) values ({capture}, {version}, touched);
+  insert into cachekeeper.outbox (capture, version, keys) select {capture}, {version}, touched
+  where nextval('cachekeeper.outbox_count') <= {max_outbox};
   if seen > 16 and touched is not null then
     perform setval('cachekeeper.outbox_count', nextval('cachekeeper.outbox_count') + seen);
   end if;
