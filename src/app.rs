@@ -14,8 +14,6 @@ use crate::flows::error::{FlowError, chain};
 use crate::stores::redis::ServerFacts;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage, Wiring};
 
-/// Said of datasets that rely on the capture of committed changes.
-const NO_FEED: &str = "feed = \"required\", but feed.mode is \"off\"";
 /// The oldest Redis that has what the scripts need.
 const REDIS_MAJOR_MIN: u32 = 7;
 
@@ -94,12 +92,7 @@ impl Worker {
             let warmed =
                 config.datasets.iter().filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
             facts.not_warmed = warmed.map(|dataset| dataset.name.clone()).collect();
-            if config.feed.mode == FeedMode::Outbox {
-                facts.max_lag = Some(config.feed.max_lag);
-            } else {
-                let required = config.datasets.iter().filter(|dataset| dataset.feed == FeedNeed::Required);
-                facts.unmet = required.map(|dataset| (dataset.name.clone(), NO_FEED.to_owned())).collect();
-            }
+            facts.max_lag = (config.feed.mode == FeedMode::Outbox).then_some(config.feed.max_lag);
         });
         let shutdown_timeout = config.service.shutdown_timeout;
         info!(

@@ -15,6 +15,8 @@ const TABLES: &str = "
 const DATASETS: &str = r#"
     [log]
     level = "warn"
+    [feed]
+    mode = "off"
     [dataset.product]
     query = "select id, name, price from products"
     key = "product:{id}"
@@ -274,4 +276,38 @@ async fn a_second_signal_ends_the_worker_at_once() {
     .await;
     assert_eq!(code.code(), Some(130));
     rig.redis.resume();
+}
+
+#[tokio::test]
+async fn capture_is_installed_checked_switched_and_removed() {
+    let rig = Rig::start(TABLES).await;
+    let followed = DATASETS
+        .replace("mode = \"off\"", "mode = \"outbox\"")
+        .replace("warm = {}", "warm = {}\n    watch = [{ table = \"products\", key = { id = \"id\" } }]");
+    let cli = Cli::new(&rig, &followed);
+    let says = |arguments: &[&str], code: i32, text: &str| {
+        let (found, output) = cli.run(arguments);
+        assert!(found == code && output.contains(text), "{arguments:?}: {found}\n{output}");
+    };
+    says(&["check"], 0, "products has no triggers; run `cachekeeper migrate`");
+    says(&["migrate"], 0, "dataset product: changes are captured");
+    says(&["check"], 0, "configuration is right: 1 datasets, servers asked");
+    assert!(!cli.run(&["check"]).1.contains("would be missed"));
+    says(&["status"], 1, "watermark  none");
+    says(&["capture", "off"], 0, "1 captures switched");
+    says(&["check"], 0, "switched off");
+    says(&["capture", "on"], 0, "captured again");
+    says(&["capture", "perhaps"], 2, "possible values: on, off");
+    says(&["migrate", "--print"], 0, "create table cachekeeper.outbox");
+    let required = Cli::new(
+        &rig,
+        &followed
+            .replace("warm = {}", "feed = \"required\"\n    warm = {}")
+            .replace("table = \"products\"", "table = \"product\""),
+    );
+    let (code, text) = required.run(&["check"]);
+    assert!(code == 78 && text.contains("there is no table product"), "{code} {text}");
+    says(&["warm"], 0, "product");
+    says(&["audit", "--sample", "100"], 0, "right");
+    says(&["migrate", "--uninstall"], 0, "removed");
 }
