@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper::flows::compare::{Extent, compare};
+use cachekeeper::flows::error::FlowError;
+use cachekeeper::flows::follow::{Follower, Step};
+use cachekeeper::flows::warm::{PassOptions, pass};
+use cachekeeper::flows::{coverage, debt};
 use redis::AsyncCommands;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Rig, wait_until};
 
@@ -53,12 +58,17 @@ pub async fn ready(worker: &Worker) {
 
 /// Waits until the watermark has passed this moment.
 pub async fn caught_up(worker: &Worker) {
-    let now = worker.context.postgres.poll().await.unwrap();
+    let postgres = &worker.context.postgres;
+    let now = wait_until("the database answers and its life is recorded", || async {
+        postgres.poll().await.map_err(|error| error.to_string())
+    })
+    .await;
     wait_until("the watermark has passed", || async {
         let watermark = worker.context.redis.watermark().await.map_err(|error| error.to_string())?;
         let Some(watermark) = watermark else { return Err("no watermark".to_owned()) };
         let at: cachekeeper::domain::stamp::Snapshot = watermark.snapshot.parse().unwrap();
-        if now.snapshot.stamp() <= at.stamp() && watermark.not_covered.is_empty() {
+        let is_same_life = watermark.incarnation == now.incarnation;
+        if is_same_life && now.snapshot.stamp() <= at.stamp() && watermark.not_covered.is_empty() {
             Ok(())
         } else {
             Err(format!("{watermark:?}"))
@@ -199,4 +209,90 @@ async fn a_late_commit_is_found_behind_thousands_of_later_ones() {
     caught_up(&worker).await;
     agrees(&worker).await;
     tokio::time::timeout(Duration::from_secs(30), worker.stop()).await.unwrap();
+}
+
+/// Values of commits that the database lost are values of no history any more, and nobody will ever change them.
+#[tokio::test]
+async fn lost_commits_leave_no_value_behind() {
+    let mut rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    // A crash that loses what was committed without waiting for the disk.
+    for round in 0..5 {
+        rig.postgres.execute("checkpoint").await.unwrap();
+        let sql = format!(
+            "set synchronous_commit = off; update products set name = 'perhaps {round}' where id < 200"
+        );
+        rig.postgres.execute(&sql).await.unwrap();
+        caught_up(&worker).await;
+        rig.postgres.kill();
+        rig.postgres.start_again().await.unwrap();
+        caught_up(&worker).await;
+        agrees(&worker).await;
+    }
+    // A copy of the stopped server's disk, put in place later: the row that names the server's life is in it too.
+    rig.postgres.stop();
+    rig.postgres.keep_copy().unwrap();
+    rig.postgres.start_again().await.unwrap();
+    caught_up(&worker).await;
+    let before = worker.context.redis.head("").await.unwrap();
+    rig.postgres
+        .execute("update products set name = 'lost' where id < 50; delete from products where id = 60; insert into products values (70000, 'lost', 1, 1); update categories set name = 'lost' where id = 4")
+        .await
+        .unwrap();
+    caught_up(&worker).await;
+    let value: String = client.get("product:70000").await.unwrap();
+    assert!(value.contains("lost"));
+    rig.postgres.kill();
+    rig.postgres.restore_copy().unwrap();
+    rig.postgres.start_again().await.unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    assert_eq!(client.get::<_, Option<String>>("product:70000").await.unwrap(), None);
+    let after = worker.context.redis.head("").await.unwrap();
+    assert_ne!(before.epoch, after.epoch);
+    assert!(after.retired.contains(before.incarnation.as_ref().unwrap()));
+    assert!(worker.stop().await);
+}
+
+/// X1: Redis fails over between two scripts of one batch, so that its stores are lost and the cursor is where it was.
+#[tokio::test]
+async fn a_batch_whose_stores_were_lost_does_not_count() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(DATASETS);
+    context.set_coverage(coverage::look(&context, true).await.unwrap());
+    let product = std::sync::Arc::clone(context.catalog.get("product").unwrap());
+    let options = PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    pass(&context, &product, &options).await.unwrap();
+    let mut follower = Follower::new(&context);
+    while follower.step(true).await.unwrap() != Step::Idle {}
+    let refresh = cachekeeper::config::OnNewEpoch::Refresh;
+    debt::pay(&context, &product, refresh, &CancellationToken::new()).await.unwrap();
+    let mut client = rig.client().await;
+    let old: String = client.get("product:5").await.unwrap();
+    let job: String = {
+        let fields: Vec<String> =
+            redis::cmd("HKEYS").arg("ck:{test}:head").query_async(&mut client).await.unwrap();
+        fields.into_iter().find(|field| field.starts_with("job:feed-")).unwrap()
+    };
+    rig.postgres.execute("update products set name = 'new' where id = 5").await.unwrap();
+    // What a failover to an older copy leaves: fewer scripts counted, the old value, the old cursor.
+    let cursor = context.redis.head("").await.unwrap().cursor.unwrap();
+    let counted: i64 = client.hget("ck:{test}:head", &job).await.unwrap();
+    assert!(matches!(follower.step(false).await.unwrap(), Step::Applied(1)));
+    let _: () = client.hset("ck:{test}:head", &job, counted + 1).await.unwrap();
+    let _: () = client.hset("ck:{test}:head", "cursor", &cursor).await.unwrap();
+    let _: () = client.set("product:5", &old).await.unwrap();
+    rig.postgres.execute("update products set name = 'another' where id = 6").await.unwrap();
+    assert!(matches!(follower.step(true).await, Err(FlowError::WentBack)));
+    cachekeeper::flows::epoch::relabel(&context).await.unwrap();
+    while follower.step(true).await.unwrap() != Step::Idle {}
+    for (key, name) in [("product:5", "new"), ("product:6", "another")] {
+        let value: String = client.get(key).await.unwrap();
+        assert!(value.contains(name), "{key} {value}");
+    }
+    // What the feed covers owes nothing: the cursor went back with it.
+    let head = context.redis.head("").await.unwrap();
+    assert!(head.owed.is_empty(), "{:?}", head.owed);
 }

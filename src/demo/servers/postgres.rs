@@ -169,6 +169,25 @@ impl Postgres {
         drop(run_as_server(&["rm", "-f", &self.data.join("postmaster.pid").display().to_string()]));
         self.launch().await
     }
+
+    /// Copies the data of the stopped server, as a backup of the disk would.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn keep_copy(&self) -> Result<(), ServerError> {
+        let copy = self.server.directory.join("copy");
+        run_as_server(&["cp", "-a", &self.data.display().to_string(), &copy.display().to_string()])
+    }
+
+    /// Puts the copy in the place of the stopped server's data.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn restore_copy(&self) -> Result<(), ServerError> {
+        let copy = self.server.directory.join("copy");
+        run_as_server(&["rm", "-rf", &self.data.display().to_string()])?;
+        run_as_server(&["mv", &copy.display().to_string(), &self.data.display().to_string()])
+    }
 }
 
 impl Drop for Postgres {
