@@ -78,6 +78,7 @@ impl Actor for ChangeFeed {
             is_failing: false,
             last_seen: None,
             is_substitute: false,
+            may_install: false,
         };
         Ok(Task::spawn(&myself, feed.run(), |_ended: Option<()>| ChangeFeedMessage::Ended))
     }
@@ -104,16 +105,20 @@ struct Feed {
     last_seen: Option<(Option<String>, Instant)>,
     /// Whether this worker has just moved it without having the lease.
     is_substitute: bool,
+    may_install: bool,
 }
 
 impl Feed {
     async fn run(mut self) {
         loop {
-            self.look_if_due().await;
             match self.lead().await {
                 Some(lease) => {
                     info!("this worker follows the changes");
+                    // Two workers whose settings differ must not replace each other's triggers.
+                    self.may_install = true;
+                    self.look_at = Instant::now();
                     self.follow(&lease.lost).await;
+                    self.may_install = false;
                     self.arguments.peers.lock_renewer.hint(LockRenewerMessage::Release { name: lease.name });
                 }
                 None if self.is_leaderless().await => {
@@ -129,7 +134,10 @@ impl Feed {
                     self.is_substitute = true;
                     drop(wake);
                 }
-                None => tokio::time::sleep(LEAD_AGAIN).await,
+                None => {
+                    self.look_if_due().await;
+                    tokio::time::sleep(LEAD_AGAIN).await;
+                }
             }
         }
     }
@@ -154,7 +162,7 @@ impl Feed {
     async fn lead(&self) -> Option<Lease> {
         let context = &self.arguments.context;
         // A process that a newer one has displaced must not move the cursor past what it does not know (R16).
-        if context.coverage().is_none() || context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+        if context.catalog.iter().any(|dataset| dataset.is_displaced()) {
             return None;
         }
         let renewer = self.arguments.peers.lock_renewer.get()?;
@@ -239,7 +247,7 @@ impl Feed {
             return false;
         }
         let context = self.arguments.context.clone();
-        match coverage::look(&context, true).await {
+        match coverage::look(&context, self.may_install).await {
             Ok(coverage) => {
                 let is_settling = coverage.gaps().next().is_some();
                 self.tell(&coverage);

@@ -28,6 +28,7 @@ pub async fn migrate(
         return Ok(Exit::Ok);
     }
     let state = context.postgres.migrate().await?;
+    context.postgres.fit_outbox(context.feed.retention).await?;
     if let Some(role) = grant {
         context.postgres.grant(role).await?;
     }

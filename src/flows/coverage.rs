@@ -98,6 +98,8 @@ struct Survey {
     captures: Vec<Capture>,
     /// For each dataset the relations of its query, or why they cannot be told.
     reads: BTreeMap<String, Result<Vec<String>, String>>,
+    /// For each dataset a hash of the views that its query reads through.
+    views: BTreeMap<String, String>,
 }
 
 /// Looks at every dataset. What is missing is installed where this role may do so and `may_install`.
@@ -205,15 +207,20 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
 impl Survey {
     async fn take(context: &Context) -> Result<Self, FlowError> {
         let mut reads = BTreeMap::new();
+        let mut views = BTreeMap::new();
         for dataset in context.catalog.iter() {
             let found = match context.postgres.inspect(&dataset.settings.query).await {
-                Ok(inspection) => Ok(inspection.relations.into_iter().map(|(name, _)| name).collect()),
+                Ok(inspection) => {
+                    views.insert(dataset.name().to_owned(), inspection.views);
+                    Ok(inspection.relations.into_iter().map(|(name, _)| name).collect())
+                }
                 Err(error) if error.trouble == Trouble::Unavailable => return Err(error.into()),
                 Err(error) => Err(chain(&error)),
             };
             reads.insert(dataset.name().to_owned(), found);
         }
-        let mut survey = Self { members: Vec::new(), captures: context.postgres.captures().await?, reads };
+        let mut survey =
+            Self { members: Vec::new(), captures: context.postgres.captures().await?, reads, views };
         survey.members = context.postgres.trees(&survey.tables(context)).await?;
         Ok(survey)
     }
@@ -298,7 +305,8 @@ impl Survey {
                 ));
             }
         }
-        let mut parts = vec![dataset.revision.clone(), reads.join(",")];
+        let views = self.views.get(dataset.name()).cloned().unwrap_or_default();
+        let mut parts = vec![dataset.revision.clone(), reads.join(","), views];
         for root in roots {
             let members = self.members_of(root);
             let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
@@ -330,7 +338,7 @@ impl Survey {
                 if let Some(flaw) = flaw(member, capture) {
                     return Err(flaw);
                 }
-                parts.push(format!("{} {:?}", member.oid, member.triggers));
+                parts.push(format!("{} {} {:?}", member.oid, member.shape, member.triggers));
             }
         }
         Ok(revision(parts.iter().map(String::as_str)))

@@ -141,6 +141,18 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
         assert!(reason(&context, false).await.unwrap().contains(expected), "{sql}");
         assert_eq!(reason(&context, true).await, None);
     }
+    // A rewritten table and a replaced view fire no trigger.
+    let through_view = rig.context(&dataset("select id, name from names", PRODUCTS));
+    for sql in [
+        "drop materialized view prices; alter table products alter column price type bigint using price * 2",
+        "create or replace view names as select id, upper(name) as name from products",
+    ] {
+        let before = mark(&coverage::look(&through_view, false).await.unwrap());
+        rig.postgres.execute(sql).await.unwrap();
+        assert_ne!(before, mark(&coverage::look(&through_view, false).await.unwrap()), "{sql}");
+    }
+    context.postgres.fit_outbox(Duration::from_secs(7_200)).await.unwrap();
+    context.postgres.fit_outbox(Duration::from_secs(7_200)).await.unwrap();
     rig.postgres.execute("insert into products_2 values (1500, 'in a new leaf', 1)").await.unwrap();
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox where keys = '{{1500}}'").await, 1);
     // Nothing is left behind.

@@ -43,6 +43,8 @@ pub struct TreeMember {
     pub name: String,
     /// `r`, `p`, `f`, `v`, `m`.
     pub kind: char,
+    /// A hash of its columns: statements that rewrite a table fire no trigger.
+    pub shape: String,
     /// Its triggers of ours: name, function, mode (`A` always, `O` origin, `D` disabled) and `oid/xmin`.
     pub triggers: Vec<TriggerState>,
 }
@@ -89,6 +91,8 @@ const TREES: &str = "
         union select d.name, d.root, i.inhrelid from down d join pg_inherits i on i.inhparent = d.rel
     )
     select a.name, d.root, d.rel, d.rel::regclass::text, c.relkind::text,
+        (select md5(string_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod, ',' order by a.attnum))
+         from pg_attribute a where a.attrelid = d.rel and 0 < a.attnum and not a.attisdropped),
         (select array_agg(array[t.tgname::text, t.tgfoid::oid::text, t.tgenabled::text, t.oid || '/' || t.xmin]
                 order by t.tgname)
          from pg_trigger t where t.tgrelid = d.rel and not t.tgisinternal and t.tgname like 'cachekeeper\\_%')::text
@@ -124,13 +128,15 @@ impl Postgres {
             let oid: Option<sqlx::postgres::types::Oid> = row.try_get(2).map_err(error)?;
             let name: Option<String> = row.try_get(3).map_err(error)?;
             let kind: Option<String> = row.try_get(4).map_err(error)?;
-            let triggers: Option<String> = row.try_get(5).map_err(error)?;
+            let shape: Option<String> = row.try_get(5).map_err(error)?;
+            let triggers: Option<String> = row.try_get(6).map_err(error)?;
             members.push(TreeMember {
                 asked: row.try_get(0).map_err(error)?,
                 root: root.map(|root| root.0),
                 oid: oid.map(|oid| oid.0).unwrap_or_default(),
                 name: name.unwrap_or_default(),
                 kind: kind.and_then(|kind| kind.chars().next()).unwrap_or('?'),
+                shape: shape.unwrap_or_default(),
                 triggers: triggers.as_deref().map(read_triggers).unwrap_or_default(),
             });
         }

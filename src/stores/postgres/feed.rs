@@ -281,6 +281,34 @@ impl Postgres {
         transaction.commit().await.map_err(error)
     }
 
+    /// Fits the ring of the outbox to the retention: a partition must have time to grow old before it is used again.
+    ///
+    /// # Errors
+    /// [`SourceError`], for example while a long transaction has the outbox.
+    pub async fn fit_outbox(&self, retention: Duration) -> Result<(), SourceError> {
+        let what = "fit the outbox to the retention";
+        let error = |source| SourceError::new(what, source);
+        let mut connection = self.open_unlimited().await?;
+        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
+        connection.execute("set lock_timeout = '5s'").await.map_err(error)?;
+        let seconds = (retention.as_secs() / 2).max(1);
+        let found: Option<String> = sqlx::query_scalar(
+            "select pg_get_expr(d.adbin, d.adrelid) from pg_attrdef d join pg_attribute a on a.attrelid = d.adrelid \
+             and a.attnum = d.adnum where d.adrelid = 'cachekeeper.outbox'::regclass and a.attname = 'part'",
+        )
+        .fetch_one(&mut connection)
+        .await
+        .map_err(error)?;
+        if found.is_some_and(|found| found.contains(&format!("/ {seconds})"))) {
+            return Ok(());
+        }
+        let sql = format!(
+            "alter table cachekeeper.outbox alter column part \
+             set default (extract(epoch from now())::bigint / {seconds} % 4)::smallint"
+        );
+        connection.execute(AssertSqlSafe(sql)).await.map(drop).map_err(error)
+    }
+
     /// Empties the partitions of the outbox in which every row is visible in `cursor` and older than the retention
     /// (R17); answers how many. A partition that somebody writes to is left for the next time.
     ///

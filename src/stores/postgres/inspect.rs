@@ -13,6 +13,8 @@ pub struct Inspection {
     pub relations: Vec<(String, char)>,
     /// Functions that are not immutable, or are written in SQL or PL/pgSQL.
     pub functions: Vec<Function>,
+    /// A hash of the definitions of all views that it reads through; empty: none.
+    pub views: String,
 }
 
 /// A function that a query calls.
@@ -55,6 +57,17 @@ const FUNCTIONS: &str = "
     from called join pg_proc p on p.oid = called.oid join pg_language l on l.oid = p.prolang
     where p.provolatile <> 'i' or l.lanname not in ('internal', 'c') order by 1";
 
+const VIEWS: &str = "
+    with recursive used(oid) as (
+        select 'pg_temp.cachekeeper_inspected'::regclass::oid
+        union
+        select d.refobjid from used u join pg_rewrite r on r.ev_class = u.oid
+        join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+        where d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class
+    )
+    select md5(string_agg(r.ev_action::text, ',' order by r.oid)) from used u join pg_rewrite r on r.ev_class = u.oid
+    where u.oid <> 'pg_temp.cachekeeper_inspected'::regclass::oid";
+
 impl Postgres {
     /// Finds out what a query reads and calls.
     ///
@@ -85,6 +98,9 @@ impl Postgres {
                 may_read_tables: row.try_get(2).map_err(error)?,
             });
         }
+        let views: Option<String> =
+            sqlx::query_scalar(VIEWS).persistent(false).fetch_one(&mut *transaction).await.map_err(error)?;
+        inspection.views = views.unwrap_or_default();
         transaction.rollback().await.map_err(error)?;
         Ok(inspection)
     }
