@@ -11,6 +11,7 @@ pub mod error;
 pub mod events;
 pub mod failpoint;
 pub mod follow;
+pub mod followed;
 pub mod fresh;
 pub mod invalidate;
 pub mod refresh;

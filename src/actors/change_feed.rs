@@ -24,6 +24,7 @@ use crate::flows::coverage;
 use crate::flows::epoch;
 use crate::flows::error::{FlowError, chain};
 use crate::flows::follow::{Follower, Step};
+use crate::flows::followed::Coverage;
 use crate::metrics::{ByDataset, ByReason};
 
 const LEASE: &str = "feed";
@@ -264,7 +265,7 @@ impl Feed {
         }
     }
 
-    fn tell(&mut self, coverage: &coverage::Coverage) {
+    fn tell(&mut self, coverage: &Coverage) {
         let context = &self.arguments.context;
         for (name, mark) in &coverage.datasets {
             context.metrics.covered.get_or_create(&ByDataset::new(name)).set(i64::from(mark.is_ok()));

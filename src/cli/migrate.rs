@@ -8,8 +8,9 @@ use serde_json::json;
 use super::output::{Exit, Output};
 use crate::config::FeedNeed;
 use crate::flows::context::Context;
-use crate::flows::coverage::{self, Coverage};
+use crate::flows::coverage;
 use crate::flows::error::FlowError;
+use crate::flows::followed::Coverage;
 use crate::stores::postgres::Postgres;
 
 const ATTEMPTS: usize = 10;

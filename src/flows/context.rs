@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::catalog::{Catalog, Dataset};
-use super::coverage::Coverage;
+use super::followed::Coverage;
 use crate::config::{Config, FeedMode};
 use crate::metrics::Metrics;
 use crate::stores::postgres::{CaptureLimits, Postgres};

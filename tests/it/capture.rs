@@ -108,7 +108,8 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let context = rig.context(&plain());
     assert!(reason(&context, false).await.unwrap().contains("run `cachekeeper migrate`"));
     let mut follower = follower(&context).await;
-    let mark = |coverage: &coverage::Coverage| coverage.datasets["product"].clone().unwrap();
+    let mark =
+        |coverage: &cachekeeper::flows::followed::Coverage| coverage.datasets["product"].clone().unwrap();
     let before = mark(&coverage::look(&context, false).await.unwrap());
     assert_eq!(before, mark(&coverage::look(&context, true).await.unwrap()), "looking changes nothing");
     // Off and on again between two looks: nobody knows what was written meanwhile.

@@ -41,32 +41,35 @@ const RELATIONS: &str = "
     select c.oid::regclass::text, c.relkind::text from used join pg_class c on c.oid = used.oid
     where c.relkind in ('r', 'p', 'm', 'f') order by 1";
 
-// Calls of built-in functions are not recorded as dependencies, so they are read from the rule's tree.
-const FUNCTIONS: &str = "
+/// The temporary view and every view behind it.
+macro_rules! used {
+    () => {
+        "
     with recursive used(oid) as (
         select 'pg_temp.cachekeeper_inspected'::regclass::oid
         union
         select d.refobjid from used u join pg_rewrite r on r.ev_class = u.oid
         join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
         where d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class
-    ), called as (
+    )"
+    };
+}
+
+// Calls of built-in functions are not recorded as dependencies, so they are read from the rule's tree.
+const FUNCTIONS: &str = concat!(
+    used!(),
+    ", called as (
         select distinct m[1]::oid as oid from used u join pg_rewrite r on r.ev_class = u.oid,
         lateral regexp_matches(r.ev_action::text, ':(?:funcid|opfuncid|aggfnoid|winfnoid) ([0-9]+)', 'g') m
     )
     select p.oid::regproc::text, p.provolatile::text, l.lanname not in ('internal', 'c')
     from called join pg_proc p on p.oid = called.oid join pg_language l on l.oid = p.prolang
-    where p.provolatile <> 'i' or l.lanname not in ('internal', 'c') order by 1";
+    where p.provolatile <> 'i' or l.lanname not in ('internal', 'c') order by 1"
+);
 
-const VIEWS: &str = "
-    with recursive used(oid) as (
-        select 'pg_temp.cachekeeper_inspected'::regclass::oid
-        union
-        select d.refobjid from used u join pg_rewrite r on r.ev_class = u.oid
-        join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-        where d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class
-    )
+const VIEWS: &str = concat!(used!(), "
     select md5(string_agg(r.ev_action::text, ',' order by r.oid)) from used u join pg_rewrite r on r.ev_class = u.oid
-    where u.oid <> 'pg_temp.cachekeeper_inspected'::regclass::oid";
+    where u.oid <> 'pg_temp.cachekeeper_inspected'::regclass::oid");
 
 impl Postgres {
     /// Finds out what a query reads and calls.
