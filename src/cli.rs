@@ -145,7 +145,10 @@ pub async fn main(
             return Exit::Ok;
         }
         verb => match load(arguments.config, &environment, &out) {
-            Ok(config) => run_verb(verb, config, &out).await,
+            Ok(config) => {
+                let places = (config.postgres.url.redacted(), config.redis.url.redacted());
+                run_verb(verb, config, &out).await.inspect_err(|error| name_server(error, &places, &out))
+            }
             Err(exit) => return exit,
         },
     };
@@ -222,6 +225,17 @@ fn choose<'a>(
         chosen.push(dataset);
     }
     Ok(if names.is_empty() { context.catalog.iter().collect() } else { chosen })
+}
+
+/// Says which server could not be reached.
+fn name_server(error: &FlowError, (postgres, redis): &(String, String), out: &output::Output) {
+    match error {
+        FlowError::Source(error) if error.trouble == Trouble::Unavailable => {
+            out.note(&format!("postgres is {postgres}"));
+        }
+        FlowError::Cache(error) if error.is_unreachable() => out.note(&format!("redis is {redis}")),
+        _ => {}
+    }
 }
 
 fn exit_of(error: &FlowError) -> Exit {

@@ -296,3 +296,29 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let head = context.redis.head("").await.unwrap();
     assert!(head.owed.is_empty(), "{:?}", head.owed);
 }
+
+/// C8: a feed that stops is seen to have stopped.
+#[tokio::test]
+async fn a_watermark_that_stands_still_turns_readiness_red() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(&format!("[feed]\nmax_lag = \"1s\"\n{DATASETS}"))).await.unwrap();
+    ready(&worker).await;
+    // The feed has to wait for this transaction, as after an outbox that was full.
+    let mut open = rig.postgres.session().await.unwrap();
+    open.execute("begin; create temporary table held (n int)").await.unwrap();
+    rig.postgres
+        .execute("update cachekeeper.feed set overflow = pg_current_snapshot()::text, overflow_in = (select id from cachekeeper.incarnation)")
+        .await
+        .unwrap();
+    wait_until("readiness names the watermark", || async {
+        let reasons = worker.health.reasons();
+        let is_red = reasons.iter().any(|reason| reason.contains("the watermark has stood at"));
+        if is_red { Ok(()) } else { Err(format!("{reasons:?}")) }
+    })
+    .await;
+    open.execute("rollback").await.unwrap();
+    ready(&worker).await;
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
