@@ -71,7 +71,7 @@ impl Comparison {
 pub struct Extent {
     /// About this many entries, chosen at random; missing ones are not looked for then.
     pub sample: Option<u64>,
-    /// Most entries a second.
+    /// Most entries a second; a round in the background looks at what is there and remembers nothing.
     pub rate: Option<u64>,
 }
 
@@ -122,6 +122,8 @@ pub async fn compare(context: &Context, dataset: &Dataset, extent: &Extent) -> R
         Some(sample) => (context.redis.key_count().await? / sample.max(1)).max(1),
         None => 1,
     };
+    // Only then every key is remembered.
+    let is_whole = one_in == 1 && extent.rate.is_none();
     let seed: u64 = rand::random();
     let began = Instant::now();
     let source = dataset.source(&context.postgres).await?;
@@ -142,7 +144,7 @@ pub async fn compare(context: &Context, dataset: &Dataset, extent: &Extent) -> R
             .entries
             .into_iter()
             .filter(|entry| (key_hash(entry.key.as_bytes()) ^ seed).is_multiple_of(one_in))
-            .filter(|entry| seen.insert(entry.key.clone()))
+            .filter(|entry| !is_whole || seen.insert(entry.key.clone()))
             .filter_map(|entry| {
                 let (owner, values) = context.catalog.of_key(&entry.key)?;
                 (owner.name() == dataset.name()).then_some((entry.key, values))
@@ -162,7 +164,7 @@ pub async fn compare(context: &Context, dataset: &Dataset, extent: &Extent) -> R
             break;
         }
     }
-    if dataset.settings.scope == Scope::All && one_in == 1 {
+    if dataset.settings.scope == Scope::All && is_whole {
         find_missing(context, dataset, &source, &seen, &mut found).await?;
     }
     Ok(found)
