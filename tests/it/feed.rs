@@ -322,3 +322,30 @@ async fn a_watermark_that_stands_still_turns_readiness_red() {
     agrees(&worker).await;
     assert!(worker.stop().await);
 }
+
+/// A dataset that cannot be loaded any more must not hold up the feed, whether a key or a tag of it changed.
+#[tokio::test]
+async fn a_broken_query_does_not_stop_the_feed() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(DATASETS);
+    context.set_coverage(coverage::look(&context, true).await.unwrap());
+    let product = std::sync::Arc::clone(context.catalog.get("product").unwrap());
+    let options = PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    pass(&context, &product, &options).await.unwrap();
+    let mut follower = Follower::new(&context);
+    while follower.step(true).await.unwrap() != Step::Idle {}
+    rig.postgres.execute("alter table products drop column price").await.unwrap();
+    let mut client = rig.client().await;
+    for (sql, key) in [
+        ("update products set name = 'changed' where id = 5", "product:5"),
+        ("update categories set name = 'changed' where id = 3", "product:2"),
+    ] {
+        rig.postgres.execute(sql).await.unwrap();
+        let mut steps = 0;
+        while !matches!(follower.step(false).await, Ok(Step::Idle)) {
+            steps += 1;
+            assert!(steps < 10, "the feed does not get past: {sql}");
+        }
+        assert_eq!(client.get::<_, Option<String>>(key).await.unwrap(), None, "{sql}");
+    }
+}

@@ -7,6 +7,7 @@ use futures_util::stream::{self, StreamExt};
 use tracing::{info, warn};
 
 use crate::config::{OnChange, Scope};
+use crate::domain::event::Op;
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
 use crate::flows::error::FlowError;
@@ -20,6 +21,8 @@ use crate::stores::redis::{Answer, Debt, Epoch};
 
 /// Keys that are gathered before they are applied.
 pub(super) const GATHERED: usize = 16_384;
+/// Stands for the members of all tags among the datasets that are hurried; no dataset has this name.
+const TAGS: &str = "(tags)";
 /// Loads under way at once.
 const LOADS_AHEAD: usize = 3;
 /// How long the loads of one part may take before its keys are invalidated instead (R10).
@@ -104,7 +107,12 @@ impl Batch<'_> {
         if !touched.tags.is_empty() {
             let tags: Vec<String> = touched.tags.into_iter().collect();
             failpoint::reach("feed.tags");
-            members(self.context, (&self.epoch, &self.poll), &tags, None, &mut self.job).await?;
+            let op = self.hurried.contains(TAGS).then_some(Op::Delete);
+            let done = members(self.context, (&self.epoch, &self.poll), &tags, op, &mut self.job).await;
+            if let Err(error) = done {
+                Self::give_up_loading(self.context, self.hurried, TAGS, &error);
+                return Err(error);
+            }
         }
         for (name, keys) in touched.keys {
             let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_displaced())
@@ -155,7 +163,7 @@ impl Batch<'_> {
                     }
                 }
                 Err(error) => {
-                    Self::give_up_loading(context, self.hurried, dataset, &error);
+                    Self::give_up_loading(context, self.hurried, dataset.name(), &error);
                     return Err(error);
                 }
             }
@@ -164,12 +172,7 @@ impl Batch<'_> {
     }
 
     /// A dataset that cannot be loaded must not hold up the others: this batch begins again, and then its keys go.
-    fn give_up_loading(
-        context: &Context,
-        hurried: &mut BTreeSet<String>,
-        dataset: &Dataset,
-        error: &FlowError,
-    ) {
+    fn give_up_loading(context: &Context, hurried: &mut BTreeSet<String>, dataset: &str, error: &FlowError) {
         let is_own_fault = match error {
             FlowError::Slow { .. } | FlowError::Dataset { .. } => true,
             FlowError::Source(error) => !matches!(
@@ -185,8 +188,8 @@ impl Batch<'_> {
         };
         if is_own_fault {
             context.metrics.feed_restarts.get_or_create(&ByReason::new("load")).inc();
-            warn!(dataset = dataset.name(), %error, "changed entries cannot be loaded, they are deleted instead");
-            hurried.insert(dataset.name().to_owned());
+            warn!(dataset, %error, "changed entries cannot be loaded, they are deleted instead");
+            hurried.insert(dataset.to_owned());
         }
     }
 }
