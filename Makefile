@@ -19,6 +19,7 @@ bench: servers
 	$(CARGO) build --release --locked
 	$(CARGO) bench --locked --bench warm
 	$(CARGO) bench --locked --bench feed
+	$(CARGO) bench --locked --bench client
 
 # Some 300 faults against real servers, one by one and in pairs. CACHEKEEPER_SEED=n repeats a run.
 faults: servers

@@ -10,6 +10,7 @@ pub mod epoch;
 pub mod error;
 pub mod events;
 pub mod failpoint;
+pub mod fill;
 pub mod follow;
 pub mod followed;
 pub mod fresh;

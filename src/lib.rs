@@ -12,6 +12,7 @@ pub mod app;
 pub mod supervisor;
 
 pub mod actors;
+pub mod client;
 
 pub mod flows;
 

@@ -104,6 +104,16 @@ pub struct Metrics {
     pub leases_lost: Counter,
     /// Tag sets dropped after their window.
     pub windows_dropped: Counter,
+    /// Reads of applications through the library, by what they found.
+    pub reads: Family<ByDatasetOutcome, Counter>,
+    /// Seconds of those reads.
+    pub read_seconds: Latencies,
+    /// Loads by the library's callers, by how they ended.
+    pub loads: Family<ByDatasetOutcome, Counter>,
+    /// Operations of the library above the limit for slow ones.
+    pub slow: Family<ByDataset, Counter>,
+    /// 0 closed, 1 open, 2 half-open.
+    pub breaker: Gauge,
     /// Bytes that Redis uses.
     pub redis_used_memory: Gauge<u64, AtomicU64>,
     /// Entries that Redis evicted.
@@ -159,6 +169,11 @@ impl Metrics {
             actor_up: Family::default(),
             leases_lost: Counter::default(),
             windows_dropped: Counter::default(),
+            reads: Family::default(),
+            read_seconds: Family::new_with_constructor(latency),
+            loads: Family::default(),
+            slow: Family::default(),
+            breaker: Gauge::default(),
             redis_used_memory: Gauge::default(),
             redis_evicted: Gauge::default(),
         };
@@ -200,6 +215,11 @@ impl Metrics {
             "actor_up", "1 while the actor runs", metrics.actor_up;
             "leases_lost", "Leases lost while they were held", metrics.leases_lost;
             "tag_windows_dropped", "Tag sets dropped after their window", metrics.windows_dropped;
+            "reads", "Reads of applications through the library, by what they found", metrics.reads;
+            "read_duration_seconds", "Reads of applications through the library", metrics.read_seconds;
+            "loads", "Loads by the library's callers, by how they ended", metrics.loads;
+            "slow_operations", "Operations of the library above the limit for slow ones", metrics.slow;
+            "breaker_state", "0 closed, 1 open, 2 half-open", metrics.breaker;
             "redis_used_memory_bytes", "Bytes that Redis uses", metrics.redis_used_memory;
             "redis_evicted_keys", "Keys that Redis evicted", metrics.redis_evicted;
         }

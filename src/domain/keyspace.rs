@@ -23,6 +23,24 @@ pub fn slot(key: &[u8]) -> u32 {
     u32::try_from(key_hash(key) % u64::from(SLOTS)).unwrap_or_default()
 }
 
+/// Words of four bytes before the first counter in the table of fences: the generation.
+const FENCE_START: u32 = 2;
+
+/// The word that counts invalidations of this key's slot, in the table of fences.
+#[must_use]
+pub fn key_fence(key: &str) -> u32 {
+    FENCE_START + slot(key.as_bytes())
+}
+
+/// The word that counts invalidations of this tag's slot.
+#[must_use]
+pub fn tag_fence(tag: &str) -> u32 {
+    FENCE_START + SLOTS + slot(tag.as_bytes())
+}
+
+/// The word that counts the invalidations of all tags, for loads that name their tags only when they are done.
+pub const ANY_TAG_FENCE: u32 = FENCE_START + 2 * SLOTS;
+
 /// Cachekeeper's own keys. All begin with `ck:{namespace}:`, so that a cluster keeps them together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyspace {
@@ -35,6 +53,9 @@ pub struct Keyspace {
     pub tag_stamps: String,
     /// What every covered entry is at least as fresh as.
     pub watermark: String,
+    /// String: a generation, then the counters that fence fills without a snapshot: one for each key slot, one for each
+    /// tag slot, one for all tags.
+    pub fences: String,
     /// Sorted set: the windows of tag sets, each the second from which no member can be alive. Behind the same name and
     /// `:<window>` stands the set of a window's tags.
     pub windows: String,
@@ -53,6 +74,7 @@ impl Keyspace {
             stamps: format!("{prefix}stamps"),
             tag_stamps: format!("{prefix}tagstamps"),
             watermark: format!("{prefix}watermark"),
+            fences: format!("{prefix}fences"),
             windows: format!("{prefix}windows"),
             prefix,
         }

@@ -45,6 +45,8 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
 /// # Errors
 /// [`FlowError`]; the event must then be obeyed again. [`FlowError::WentBack`] where Redis went back meanwhile.
 pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<Report, FlowError> {
+    // What applications hold under these tags without a stamp is fenced by counters.
+    context.redis.forget_tags(tags).await?;
     let mut job = Job::new("tags");
     let order = epoch::ensure(context, &job.id).await?;
     job.count = order.head.counted;
@@ -137,7 +139,7 @@ async fn invalidate_members(
 pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), FlowError> {
     let keys: Vec<&String> = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).collect();
     for page in keys.chunks(PAGE) {
-        context.redis.delete(page).await?;
+        context.redis.forget(page, "").await?;
     }
     Ok(())
 }
@@ -267,6 +269,10 @@ async fn delete(
 ) -> Result<u64, FlowError> {
     let mut deleted = 0;
     for page in keys.chunks(PAGE) {
+        if dataset == NO_DATASET {
+            // An application's own: what it is loading meanwhile carries no stamp.
+            deleted += context.redis.forget(page, "").await?;
+        }
         let epoch = current_epoch(context).await?;
         let standing = unfenced(&epoch, poll);
         let stamp = poll.snapshot.stamp();

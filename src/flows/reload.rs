@@ -392,7 +392,7 @@ pub(super) fn gone_error(context: &Context, dataset: &Dataset, gone: Gone) -> Fl
 }
 
 /// An explicit null, where the format has one.
-fn null_of(format: &Format) -> Option<&'static [u8]> {
+pub(super) fn null_of(format: &Format) -> Option<&'static [u8]> {
     match format {
         Format::MessagePack { .. } => Some(&[0xc0]),
         Format::Json { .. } => Some(b"null"),

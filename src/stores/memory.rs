@@ -3,11 +3,14 @@
 //! It holds one epoch: what the scripts check of the ground they stand on (DESIGN R4) has no counterpart here. The
 //! decision table in `tests/it/scripts.rs` runs against it, the scripts, and a model of the rule.
 
+mod fences;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::domain::entry::EntryBatch;
 use crate::domain::keyspace::slot;
 use crate::domain::stamp::Stamp;
+use fences::Life;
 
 /// Entries, and the stamps that order them.
 #[derive(Debug, Default, Clone)]
@@ -17,6 +20,10 @@ pub struct Memory {
     tag_slots: HashMap<u32, Stamp>,
     entries: BTreeMap<String, Vec<u8>>,
     members: BTreeMap<String, BTreeSet<String>>,
+    /// When entries end; none: never.
+    lives: HashMap<String, Life>,
+    /// Counters that fence fills without a stamp.
+    fences: HashMap<u32, u32>,
 }
 
 impl Memory {
@@ -96,6 +103,7 @@ impl Memory {
                 self.entries.remove(entry.key);
             } else {
                 self.entries.insert(entry.key.to_owned(), entry.value.to_vec());
+                self.lives.insert(entry.key.to_owned(), Life::of(entry.life_ms));
             }
             for tag in batch.tags_of(u32::try_from(position).unwrap_or(u32::MAX)) {
                 self.members.entry(tag.to_owned()).or_default().insert(entry.key.to_owned());

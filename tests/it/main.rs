@@ -8,6 +8,9 @@
     reason = "tests say what went wrong by failing"
 )]
 
+mod cache;
+mod cache_load;
+mod cache_trouble;
 mod capture;
 mod cli;
 mod config;

@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["demo"],
     &["app"],
     &["supervisor"],
-    &["actors", "admin"],
+    &["actors", "client", "admin"],
     &["flows"],
     &["stores"],
     &["metrics"],

@@ -179,9 +179,10 @@ impl Redis {
     /// [`CacheError`].
     pub async fn create_epoch(&self, seen: &Head, new: &NewEpoch<'_>) -> Result<Creation, CacheError> {
         let epoch = Epoch::random();
-        let mut call = Call::new(&CREATE_EPOCH, 4);
+        let mut call = Call::new(&CREATE_EPOCH, 5);
         call.arg(self.keys.head.as_bytes()).arg(self.keys.stamps.as_bytes());
         call.arg(self.keys.tag_stamps.as_bytes()).arg(self.keys.watermark.as_bytes());
+        call.arg(self.keys.fences.as_bytes());
         call.arg(seen.epoch.as_ref().map_or(&[], Epoch::as_bytes));
         call.arg(seen.incarnation.as_deref().unwrap_or_default().as_bytes());
         call.arg(epoch.as_bytes()).arg(new.incarnation.as_bytes());

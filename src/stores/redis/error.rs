@@ -57,6 +57,18 @@ impl CacheError {
         Self { what, refusal: Refusal::Other, source }
     }
 
+    /// A failure on purpose, for tests of what applications do then: the reply is lost.
+    #[must_use]
+    pub fn injected(what: &'static str) -> Self {
+        Self::new(what, std::io::Error::new(std::io::ErrorKind::TimedOut, "a fault on purpose").into())
+    }
+
+    /// No answer within a limit.
+    #[must_use]
+    pub fn timed_out(what: &'static str) -> Self {
+        Self::new(what, std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into())
+    }
+
     /// Whether Redis was not reached, or broke off.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
@@ -99,6 +111,17 @@ fn refusal(error: &RedisError) -> Refusal {
             | ServerErrorKind::MasterDown,
         ) => return Refusal::NotWritable,
         ErrorKind::Server(ServerErrorKind::NoPerm) => return Refusal::Forbidden,
+        // A transaction is refused for what its commands were; the text is all that says it.
+        ErrorKind::Server(ServerErrorKind::ExecAbort) => {
+            let text = error.to_string();
+            let is = |code: &str| text.contains(&format!("\"{code}\""));
+            return match () {
+                () if is("OOM") => Refusal::Full,
+                () if is("READONLY") || is("MISCONF") || is("LOADING") => Refusal::NotWritable,
+                () if is("NOPERM") || is("NOAUTH") => Refusal::Forbidden,
+                () => Refusal::Other,
+            };
+        }
         _ => {}
     }
     match error.code() {

@@ -7,6 +7,8 @@ use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 use super::{CacheError, Epoch, Redis};
 
 const PRELUDE: &str = include_str!("lua/prelude.lua");
+const FENCES: &str = include_str!("lua/fences.lua");
+const TAG_SETS: &str = include_str!("lua/tag_sets.lua");
 /// Refused as a whole when memory is full.
 const NEEDS_MEMORY: &str = "#!lua\n";
 /// Runs also when memory is full: what raises, deletes, advances or creates (DESIGN 2.2).
@@ -47,7 +49,7 @@ macro_rules! scripts {
 scripts! {
     STORE = "store", NEEDS_MEMORY, PRELUDE;
     RAISE = "raise", ALLOW_OOM, PRELUDE;
-    RAISE_TAGS = "raise_tags", ALLOW_OOM, PRELUDE;
+    RAISE_TAGS = "raise_tags", ALLOW_OOM, PRELUDE, TAG_SETS;
     MEMBERS = "members", ALLOW_OOM, PRELUDE;
     WALK = "walk", ALLOW_OOM, PRELUDE;
     EXTEND = "extend", ALLOW_OOM, PRELUDE;
@@ -59,6 +61,9 @@ scripts! {
     HEAD_COUNTED = "head", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch", ALLOW_OOM;
     DROP_WINDOWS = "drop_windows", ALLOW_OOM;
+    FILL = "fill", NEEDS_MEMORY, PRELUDE, FENCES;
+    FORGET = "forget", ALLOW_OOM, FENCES;
+    FORGET_TAGS = "forget_tags", ALLOW_OOM, FENCES, TAG_SETS;
     LEASE_ACQUIRE = "lease_acquire", ALLOW_OOM;
     LEASE_RENEW = "lease_renew", ALLOW_OOM;
     LEASE_RELEASE = "lease_release", ALLOW_OOM;

@@ -60,8 +60,9 @@ impl Redis {
     ) -> Result<Subscription, CacheError> {
         let what = "subscribe";
         let opened = tokio::time::timeout(reply_limit, self.client.get_async_pubsub()).await;
-        let pubsub =
-            opened.map_err(|_elapsed| timed_out(what))?.map_err(|source| CacheError::new(what, source))?;
+        let pubsub = opened
+            .map_err(|_elapsed| CacheError::timed_out(what))?
+            .map_err(|source| CacheError::new(what, source))?;
         let (mut sink, stream) = pubsub.split();
         if !channels.is_empty() {
             sink.subscribe(channels).await.map_err(|source| CacheError::new(what, source))?;
@@ -93,7 +94,7 @@ impl Subscription {
             Ok(None) => Err(CacheError::new("keep the subscription", ended())),
             Err(_quiet) => {
                 let ping = tokio::time::timeout(self.reply_limit, self.sink.ping::<redis::Value>()).await;
-                ping.map_err(|_elapsed| timed_out("keep the subscription"))?
+                ping.map_err(|_elapsed| CacheError::timed_out("keep the subscription"))?
                     .map_err(|source| CacheError::new("keep the subscription", source))?;
                 Ok(Notice::Quiet)
             }
@@ -103,8 +104,4 @@ impl Subscription {
 
 fn ended() -> redis::RedisError {
     std::io::Error::new(std::io::ErrorKind::ConnectionReset, "the server closed the connection").into()
-}
-
-fn timed_out(what: &'static str) -> CacheError {
-    CacheError::new(what, std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into())
 }

@@ -1,5 +1,5 @@
 -- A new epoch (R13), only if the head is still the one that was read.
--- KEYS: 1 head, 2 stamps, 3 tagstamps, 4 watermark.
+-- KEYS: 1 head, 2 stamps, 3 tagstamps, 4 watermark, 5 fences.
 -- ARGV: 1 the epoch that was read or '', 2 its incarnation or '', 3 new epoch, 4 incarnation, 5 floor, 6 cursor, 7 the debt,
 --       8 'new' (the stamps are worthless) or 'relabel' (Redis went back, but its tables are whole), 9… datasets.
 -- Answers CREATED, or LOST if somebody was faster.
@@ -34,5 +34,7 @@ else
   redis.call('SET', KEYS[2], empty)
   redis.call('SET', KEYS[3], empty)
 end
+-- Counters that went back must not read as permission: the table begins anew, under another generation.
+redis.call('SET', KEYS[5], ARGV[3])
 redis.call('UNLINK', KEYS[4])
 return 'CREATED'

@@ -1,0 +1,20 @@
+-- Counters that fence fills without a database snapshot (DESIGN 2.2). The table begins with a generation, so that one
+-- that was lost and made again is never taken for the old one.
+local function word(fences, position)
+  local bytes = redis.call('GETRANGE', fences, position * 4, position * 4 + 3)
+  return #bytes == 4 and bytes or '\0\0\0\0'
+end
+
+-- Raises the counters at these positions (4 bytes each), and begins the table where there is none.
+local function raise_fences(fences, generation, packed)
+  if redis.call('STRLEN', fences) < 8 then redis.call('SET', fences, generation) end
+  local call = { 'BITFIELD', fences, 'OVERFLOW', 'WRAP' }
+  for at = 1, #packed, 4 do
+    local n = #call
+    call[n + 1], call[n + 2], call[n + 3], call[n + 4] = 'INCRBY', 'u32', '#' .. string.format('%d', struct.unpack('>I4', packed, at)), 1
+    if n > 6000 or at + 4 > #packed then
+      redis.call(unpack(call))
+      call = { 'BITFIELD', fences, 'OVERFLOW', 'WRAP' }
+    end
+  end
+end

@@ -1,0 +1,447 @@
+//! `get_or_load`: one load for all, old values in bad times, fences. Time stands still here and is moved by the tests.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use cachekeeper::client::{Cache, Chaos, ClientError, Fault, Loaded, ManyLoaded, Place, Policy};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::advance;
+
+const MINUTE: Duration = Duration::from_secs(60);
+type Failure = std::io::Error;
+
+/// A loader that counts, waits to be let through, and answers what it is told.
+#[derive(Clone)]
+struct Source {
+    calls: Arc<AtomicU32>,
+    gate: Arc<Semaphore>,
+    began: Arc<Notify>,
+}
+
+impl Source {
+    fn open() -> Self {
+        Self { calls: Arc::default(), gate: Arc::new(Semaphore::new(1_000)), began: Arc::default() }
+    }
+
+    fn closed() -> Self {
+        Self { gate: Arc::new(Semaphore::new(0)), ..Self::open() }
+    }
+
+    fn calls(&self) -> u32 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Answers how often it was called.
+    fn load(
+        &self,
+    ) -> impl FnOnce() -> futures_util::future::BoxFuture<'static, Result<Option<u32>, Failure>> + Send + 'static
+    {
+        let source = self.clone();
+        move || {
+            Box::pin(async move {
+                let number = source.calls.fetch_add(1, Ordering::SeqCst) + 1;
+                source.began.notify_one();
+                source.gate.acquire().await.unwrap().forget();
+                Ok(Some(number))
+            })
+        }
+    }
+}
+
+async fn failing() -> Result<Option<u32>, Failure> {
+    Err(Failure::other("the database is down"))
+}
+
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_49_a_hundred_who_want_a_cold_key_cause_one_load() {
+    let (cache, source, policy) = (Cache::in_memory().build(), Source::closed(), Policy::ttl(MINUTE));
+    let all: Vec<_> = (0..100)
+        .map(|_| {
+            let (cache, load, policy) = (cache.clone(), source.load(), policy.clone());
+            tokio::spawn(async move { cache.get_or_load::<u32, _, _, _, _>("k", &policy, load).await })
+        })
+        .collect();
+    source.began.notified().await;
+    settle().await;
+    source.gate.add_permits(100);
+    for one in all {
+        assert_eq!(one.await.unwrap().unwrap(), Some(1));
+    }
+    assert_eq!(source.calls(), 1);
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+    assert_eq!(source.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_2_what_was_invalidated_while_it_was_loaded_is_returned_and_not_stored() {
+    let (cache, source, policy) =
+        (Cache::in_memory().build(), Source::closed(), Policy::ttl(MINUTE).tags(["t"]));
+    let forget: [&str; 4] = ["delete", "tag", "set", "late tag"];
+    for (round, how) in (1..).zip(forget) {
+        let early = tokio::spawn({
+            let (cache, load, policy) = (cache.clone(), source.load(), policy.clone());
+            async move {
+                let load = async move || load().await.map(|value| Loaded::from(value).tags(["late"]));
+                cache.get_or_load::<u32, Loaded<u32>, _, _, _>("k", &policy, load).await
+            }
+        });
+        source.began.notified().await;
+        match how {
+            "delete" => drop(cache.delete("k").await.unwrap()),
+            "tag" => drop(cache.invalidate_tags(&["t"]).await.unwrap()),
+            "late tag" => drop(cache.invalidate_tags(&["late"]).await.unwrap()),
+            _ => cache.set("k", &77, MINUTE).await.unwrap(),
+        }
+        source.gate.add_permits(1);
+        assert_eq!(early.await.unwrap().unwrap(), Some(round), "{how}: who came before gets what was loaded");
+        let now = if how == "set" { Some(77) } else { None };
+        assert_eq!(cache.get::<u32>("k").await.unwrap(), now, "{how}");
+        cache.delete("k").await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_after_an_invalidation_does_not_wait_for_the_old_load() {
+    let (cache, source, policy) = (Cache::in_memory().build(), Source::closed(), Policy::ttl(MINUTE));
+    let spawn = || {
+        let (cache, load, policy) = (cache.clone(), source.load(), policy.clone());
+        tokio::spawn(async move { cache.get_or_load::<u32, _, _, _, _>("k", &policy, load).await })
+    };
+    let early = spawn();
+    source.began.notified().await;
+    cache.delete("k").await.unwrap();
+    let late = spawn();
+    source.began.notified().await;
+    source.gate.add_permits(2);
+    assert_eq!((early.await.unwrap().unwrap(), late.await.unwrap().unwrap()), (Some(1), Some(2)));
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loader_that_panics_hands_over_and_its_caller_is_told() {
+    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE));
+    let gate = Arc::new(Notify::new());
+    let leader = tokio::spawn({
+        let (cache, policy, gate) = (cache.clone(), policy.clone(), Arc::clone(&gate));
+        async move {
+            let load = async move || -> Result<Option<u32>, Failure> {
+                gate.notified().await;
+                panic!("on purpose")
+            };
+            cache.get_or_load::<u32, _, _, _, _>("k", &policy, load).await
+        }
+    });
+    settle().await;
+    let source = Source::open();
+    let follower = tokio::spawn({
+        let (cache, policy, load) = (cache.clone(), policy.clone(), source.load());
+        async move { cache.get_or_load::<u32, _, _, _, _>("k", &policy, load).await }
+    });
+    settle().await;
+    assert_eq!(source.calls(), 0);
+    gate.notify_one();
+    assert!(matches!(leader.await.unwrap(), Err(ClientError::LoaderPanicked)));
+    assert_eq!(follower.await.unwrap().unwrap(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_goes_on_while_anybody_waits_and_ends_with_the_last() {
+    let (cache, source, policy) = (Cache::in_memory().build(), Source::closed(), Policy::ttl(MINUTE));
+    let spawn = || {
+        let (cache, load, policy) = (cache.clone(), source.load(), policy.clone());
+        tokio::spawn(async move { cache.get_or_load::<u32, _, _, _, _>("k", &policy, load).await })
+    };
+    let (leader, follower) = (spawn(), spawn());
+    source.began.notified().await;
+    settle().await;
+    leader.abort();
+    settle().await;
+    source.gate.add_permits(1);
+    assert_eq!(follower.await.unwrap().unwrap(), Some(1));
+    cache.delete("k").await.unwrap();
+    let alone = spawn();
+    source.began.notified().await;
+    alone.abort();
+    settle().await;
+    source.gate.add_permits(2);
+    settle().await;
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), None, "nobody wanted it any more");
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_dropped_at_any_point_leaves_the_next_one_free() {
+    let policy = Policy::ttl(MINUTE).eager(0.5).fail_safe(MINUTE);
+    for polls in 0..40 {
+        let (cache, source) = (Cache::in_memory().build(), Source::open());
+        let mut first = Box::pin(cache.get_or_load::<u32, _, _, _, _>("k", &policy, source.load()));
+        for _ in 0..polls {
+            if futures_util::poll!(first.as_mut()).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        let next = cache.get_or_load::<u32, _, _, _, _>("k", &policy, source.load());
+        let value = tokio::time::timeout(MINUTE, next).await.expect("nobody waits for who has left");
+        assert!(value.unwrap().is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_safe_serves_the_old_value_while_the_loader_fails_and_asks_it_rarely() {
+    let (cache, source) = (Cache::in_memory().build(), Source::open());
+    let policy = Policy::ttl(MINUTE).fail_safe(10 * MINUTE).throttle(MINUTE / 2);
+    let plain = Policy::ttl(MINUTE);
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+    advance(MINUTE + Duration::from_secs(1)).await;
+    let tries = Arc::new(AtomicU32::new(0));
+    for expected in [1, 1] {
+        let counted = Arc::clone(&tries);
+        let load = move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            failing()
+        };
+        assert_eq!(cache.get_or_load::<u32, _, _, _, _>("k", &policy, load).await.unwrap(), Some(1));
+        assert_eq!(tries.load(Ordering::SeqCst), expected);
+    }
+    advance(MINUTE).await;
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(2));
+    // Kept no longer than promised; without anything old, an error is an error.
+    advance(12 * MINUTE).await;
+    let error = cache.get_or_load::<u32, _, _, _, _>("k", &policy, failing).await.unwrap_err();
+    assert!(error.to_string().contains("the database is down"), "{error}");
+    assert!(cache.get_or_load::<u32, _, _, _, _>("other", &plain, failing).await.is_err());
+    // What is gone is gone: the old value does not come back in bad times.
+    cache.delete("k").await.unwrap();
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(3));
+    advance(MINUTE * 2).await;
+    let nothing = async || Ok::<Option<u32>, Failure>(None);
+    assert_eq!(cache.get_or_load::<u32, _, _, _, _>("k", &policy, nothing).await.unwrap(), None);
+    assert!(cache.get_or_load::<u32, _, _, _, _>("k", &policy, failing).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_loader_is_not_waited_for_and_its_value_is_stored_when_it_comes() {
+    let (cache, source) = (Cache::in_memory().build(), Source::closed());
+    let policy = Policy::ttl(MINUTE)
+        .fail_safe(10 * MINUTE)
+        .soft_timeout(Duration::from_millis(50))
+        .hard_timeout(Duration::from_secs(2));
+    // Nothing old: the soft timeout does not apply, the hard one does.
+    let began = tokio::time::Instant::now();
+    let slow = cache.get_or_load::<u32, _, _, _, _>("k", &policy, source.load()).await;
+    assert!(matches!(slow, Err(ClientError::Timeout(_))));
+    assert_eq!(began.elapsed(), Duration::from_secs(2));
+    source.gate.add_permits(1);
+    settle().await;
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), Some(1), "it went on");
+    advance(2 * MINUTE).await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+    assert_eq!(began.elapsed(), Duration::from_millis(50));
+    for _ in 0..10 {
+        assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+    }
+    assert_eq!(source.calls(), 2, "the slow load is still the only one");
+    source.gate.add_permits(1);
+    settle().await;
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn eager_refresh_loads_once_a_period_without_anybody_waiting() {
+    let (cache, source) = (Cache::in_memory().build(), Source::closed());
+    let policy = Policy::ttl(10 * MINUTE).eager(0.2);
+    source.gate.add_permits(1);
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+    advance(7 * MINUTE).await;
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+    settle().await;
+    assert_eq!(source.calls(), 1);
+    advance(2 * MINUTE).await;
+    for _ in 0..20 {
+        assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+        settle().await;
+    }
+    assert_eq!(source.calls(), 2, "once, in the background");
+    // Who comes after the end waits for that load instead of beginning another.
+    advance(MINUTE + Duration::from_secs(1)).await;
+    let late = tokio::spawn({
+        let (cache, policy, load) = (cache.clone(), policy.clone(), source.load());
+        async move { cache.get_or_load::<u32, _, _, _, _>("k", &policy, load).await }
+    });
+    settle().await;
+    source.gate.add_permits(1);
+    assert_eq!(late.await.unwrap().unwrap(), Some(2));
+    assert_eq!(source.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tag_invalidated_during_a_background_refresh_wins() {
+    let (cache, source) = (Cache::in_memory().build(), Source::closed());
+    let policy = Policy::ttl(10 * MINUTE).eager(0.5).tags(["prices"]);
+    source.gate.add_permits(1);
+    cache.get_or_load::<u32, _, _, _, _>("k", &policy, source.load()).await.unwrap();
+    source.began.notified().await;
+    advance(6 * MINUTE).await;
+    cache.get_or_load::<u32, _, _, _, _>("k", &policy, source.load()).await.unwrap();
+    source.began.notified().await;
+    assert_eq!(cache.invalidate_tags(&["prices"]).await.unwrap(), 1);
+    source.gate.add_permits(1);
+    settle().await;
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), None, "the refresh began before the invalidation");
+}
+
+#[tokio::test(start_paused = true)]
+async fn absence_is_remembered_where_that_is_wanted() {
+    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE).negative(MINUTE / 2));
+    let calls = Arc::new(AtomicU32::new(0));
+    let nothing = |calls: &Arc<AtomicU32>| {
+        let calls = Arc::clone(calls);
+        async move || {
+            calls.fetch_add(1, Ordering::SeqCst);
+            Ok::<Option<u32>, Failure>(None)
+        }
+    };
+    for _ in 0..5 {
+        assert_eq!(cache.get_or_load::<u32, _, _, _, _>("k", &policy, nothing(&calls)).await.unwrap(), None);
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), None);
+    advance(MINUTE).await;
+    let plain = Policy::ttl(MINUTE);
+    for expected in [2, 3] {
+        assert_eq!(cache.get_or_load::<u32, _, _, _, _>("k", &plain, nothing(&calls)).await.unwrap(), None);
+        assert_eq!(calls.load(Ordering::SeqCst), expected, "without `negative` nothing is stored");
+    }
+    // A value that is null is a value.
+    let null = async || Ok::<_, Failure>(Some(None::<u32>));
+    assert_eq!(cache.get_or_load::<Option<u32>, _, _, _, _>("n", &plain, null).await.unwrap(), Some(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_does_not_decode_is_loaded_anew_and_healed() {
+    let (cache, source, policy) = (Cache::in_memory().build(), Source::open(), Policy::ttl(MINUTE));
+    cache.set("k", "an older version's text", MINUTE).await.unwrap();
+    assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), Some(1));
+    assert!(cache.render_metrics().unwrap().contains(r#"outcome="undecodable"} 1"#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_23_only_missing_ids_are_loaded_in_one_call_and_absent_ones_are_absent() {
+    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE));
+    cache.set("p:1", "one", MINUTE).await.unwrap();
+    let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&calls);
+    let load = move |ids: Vec<u32>| {
+        log.lock().unwrap().push(ids.clone());
+        async move {
+            let found = ids.into_iter().filter(|id| *id != 3).map(|id| (id, format!("n{id}")));
+            Ok::<HashMap<u32, String>, Failure>(found.collect())
+        }
+    };
+    let key = |id: &u32| format!("p:{id}");
+    let partial = cache
+        .get_or_load_many::<u32, String, _, _, _, _>(&[1, 2, 3, 2, 4], key, &policy, load)
+        .await
+        .unwrap();
+    assert_eq!(partial.values.len(), 3);
+    assert_eq!((&*partial.values[&1], &*partial.values[&2]), ("one", "n2"));
+    assert!(partial.failed.is_empty());
+    assert_eq!(*calls.lock().unwrap(), [vec![2, 3, 4]]);
+    assert_eq!(cache.get::<String>("p:4").await.unwrap().as_deref(), Some("n4"));
+    assert_eq!(cache.get::<String>("p:3").await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn overlapping_batches_load_each_id_once() {
+    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE));
+    let (seen, gate) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(Semaphore::new(0)));
+    let call = |ids: std::ops::Range<u32>| {
+        let (cache, policy, seen, gate) =
+            (cache.clone(), policy.clone(), Arc::clone(&seen), Arc::clone(&gate));
+        let load = move |ids: Vec<u32>| {
+            seen.lock().unwrap().extend(ids.clone());
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.acquire().await.unwrap().forget();
+                Ok::<HashMap<u32, u32>, Failure>(ids.into_iter().map(|id| (id, id * 10)).collect())
+            }
+        };
+        let ids: Vec<u32> = ids.collect();
+        tokio::spawn(async move {
+            cache.get_or_load_many::<u32, u32, _, _, _, _>(&ids, |id| format!("p:{id}"), &policy, load).await
+        })
+    };
+    let (first, second) = (call(1..6), call(3..8));
+    settle().await;
+    gate.add_permits(2);
+    for (call, ids) in [(first, 1..6), (second, 3..8)] {
+        let values = call.await.unwrap().unwrap().values;
+        assert_eq!(values, ids.map(|id| (id, id * 10)).collect());
+    }
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partial_failure_makes_no_absence_and_is_told_by_id() {
+    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE).negative(MINUTE));
+    let load = |_ids: Vec<u32>| async {
+        Ok::<_, Failure>(ManyLoaded {
+            found: HashMap::from([(1, 10)]),
+            failed: HashMap::from([(2, "its shard is down".to_owned())]),
+        })
+    };
+    let key = |id: &u32| format!("p:{id}");
+    let partial =
+        cache.get_or_load_many::<u32, u32, _, _, _, _>(&[1, 2, 3], key, &policy, load).await.unwrap();
+    assert_eq!(partial.values, HashMap::from([(1, 10)]));
+    assert_eq!(partial.failed.len(), 1);
+    assert!(partial.failed[0].1.to_string().contains("its shard is down"));
+    assert!(!cache.exists("p:2").await.unwrap(), "what failed is not known to be absent");
+    assert!(cache.exists("p:3").await.unwrap(), "what the source does not have is");
+    let down = |_ids: Vec<u32>| async { Err::<HashMap<u32, u32>, _>(Failure::other("down")) };
+    let partial = cache.get_or_load_many::<u32, u32, _, _, _, _>(&[1, 2], key, &policy, down).await.unwrap();
+    assert_eq!((partial.values.len(), partial.failed.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_54_faults_on_purpose_strike_where_they_are_told_to() {
+    let chaos = Chaos::with_seed(7);
+    let (cache, source) = (Cache::in_memory().chaos(chaos.clone()).build(), Source::open());
+    let policy = Policy::ttl(MINUTE);
+    chaos.set(Place::Loader, Fault::Fail, 1.0);
+    assert!(matches!(
+        cache.get_or_load("k", &policy, source.load()).await,
+        Err::<Option<u32>, _>(ClientError::Loader(_))
+    ));
+    assert_eq!(source.calls(), 0);
+    chaos.calm();
+    chaos.set(Place::Redis, Fault::Delay(Duration::from_millis(150)), 1.0);
+    let began = tokio::time::Instant::now();
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), None);
+    assert_eq!(began.elapsed(), Duration::from_millis(150));
+    assert!(cache.render_metrics().unwrap().contains(r#"slow_operations_total{dataset="none"} 1"#));
+    chaos.calm();
+    chaos.set(Place::Redis, Fault::DropReply, 1.0);
+    // The store is carried out, but nobody can know: it is an error, and the value is deleted when the answer comes again.
+    assert!(cache.set("k", &5, MINUTE).await.unwrap_err().is_unavailable());
+    assert!(0 < chaos.struck());
+    chaos.calm();
+    settle().await;
+    advance(Duration::from_secs(10)).await;
+    settle().await;
+    assert_eq!(cache.get::<u32>("k").await.unwrap(), None);
+}
