@@ -18,6 +18,7 @@
 //! - Reading: [`Cache::get`], [`Cache::get_many`], [`Cache::get_sliding`], [`Cache::exists`], [`Cache::batch`].
 //! - Writing: [`Cache::set`], [`Cache::set_with_tags`], [`Cache::set_many`], [`Cache::delete`],
 //!   [`Cache::invalidate_tags`], [`Cache::publish`].
+//! - Locks: [`Cache::locks`].
 //! - Loading what is missing: [`Cache::get_or_load`], [`Cache::get_or_load_many`], [`Cache::dataset`].
 //!
 //! An entry whose key belongs to a dataset of the configuration comes from Postgres only, ordered by its stamp. Any other
@@ -38,6 +39,7 @@ mod flight;
 mod get_or_load;
 mod load;
 mod load_many;
+mod locks;
 mod observe;
 mod policy;
 mod read;
@@ -57,6 +59,7 @@ pub use error::{ClientError, LoaderError};
 pub use events::{Events, Heard};
 pub use get_or_load::Loaded;
 pub use load_many::{ManyLoaded, Partial};
+pub use locks::{LockError, LockGuard, LockOptions, Locks};
 pub use policy::{Lifetime, LoadLock, Policy, Sliding};
 pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
@@ -72,6 +75,14 @@ impl Cache {
     #[must_use]
     pub fn breaker_state(&self) -> BreakerState {
         self.core.breaker.state()
+    }
+
+    /// The locks of this process in the same Redis.
+    ///
+    /// # Errors
+    /// [`ClientError::NoRedis`] for a cache in memory.
+    pub fn locks(&self) -> Result<&Locks, ClientError> {
+        self.core.locks.as_ref().ok_or(ClientError::NoRedis)
     }
 
     /// The metrics of this cache in the text format of Prometheus.

@@ -1,5 +1,7 @@
 //! Every metric of the worker, in one place. Labels are names from the configuration or fixed words, never keys.
 
+mod client;
+
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+pub use client::ClientMetrics;
 
 /// Labels of one name.
 macro_rules! label {
@@ -104,16 +108,8 @@ pub struct Metrics {
     pub leases_lost: Counter,
     /// Tag sets dropped after their window.
     pub windows_dropped: Counter,
-    /// Reads of applications through the library, by what they found.
-    pub reads: Family<ByDatasetOutcome, Counter>,
-    /// Seconds of those reads.
-    pub read_seconds: Latencies,
-    /// Loads by the library's callers, by how they ended.
-    pub loads: Family<ByDatasetOutcome, Counter>,
-    /// Operations of the library above the limit for slow ones.
-    pub slow: Family<ByDataset, Counter>,
-    /// 0 closed, 1 open, 2 half-open.
-    pub breaker: Gauge,
+    /// What applications do through the library.
+    pub client: ClientMetrics,
     /// Bytes that Redis uses.
     pub redis_used_memory: Gauge<u64, AtomicU64>,
     /// Entries that Redis evicted.
@@ -169,11 +165,7 @@ impl Metrics {
             actor_up: Family::default(),
             leases_lost: Counter::default(),
             windows_dropped: Counter::default(),
-            reads: Family::default(),
-            read_seconds: Family::new_with_constructor(latency),
-            loads: Family::default(),
-            slow: Family::default(),
-            breaker: Gauge::default(),
+            client: ClientMetrics::default(),
             redis_used_memory: Gauge::default(),
             redis_evicted: Gauge::default(),
         };
@@ -215,14 +207,10 @@ impl Metrics {
             "actor_up", "1 while the actor runs", metrics.actor_up;
             "leases_lost", "Leases lost while they were held", metrics.leases_lost;
             "tag_windows_dropped", "Tag sets dropped after their window", metrics.windows_dropped;
-            "reads", "Reads of applications through the library, by what they found", metrics.reads;
-            "read_duration_seconds", "Reads of applications through the library", metrics.read_seconds;
-            "loads", "Loads by the library's callers, by how they ended", metrics.loads;
-            "slow_operations", "Operations of the library above the limit for slow ones", metrics.slow;
-            "breaker_state", "0 closed, 1 open, 2 half-open", metrics.breaker;
             "redis_used_memory_bytes", "Bytes that Redis uses", metrics.redis_used_memory;
             "redis_evicted_keys", "Keys that Redis evicted", metrics.redis_evicted;
         }
+        metrics.client.register(&mut metrics.registry);
         metrics
     }
 

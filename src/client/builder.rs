@@ -11,6 +11,7 @@ use super::chaos::Chaos;
 use super::codec::{Codec, ValueFormat};
 use super::core::Core;
 use super::flight::Flights;
+use super::locks::Locks;
 use super::observe::Classes;
 use super::{Cache, ClientError};
 use crate::config;
@@ -171,6 +172,10 @@ impl CacheBuilder {
         };
         let catalog = self.context.as_ref().map(|context| &*context.catalog);
         let classes = Classes::new(catalog, self.codec, &metrics);
+        let locks = match &self.backend {
+            Backend::Redis(redis) => Some(Locks::new((**redis).clone(), Arc::clone(&metrics))),
+            Backend::Memory(_) => None,
+        };
         let core = Arc::new_cyclic(|own| Core {
             backend: self.backend,
             context: self.context,
@@ -179,6 +184,7 @@ impl CacheBuilder {
             breaker: Breaker::new(self.breaker),
             chaos: self.chaos,
             flights: Flights::default(),
+            locks,
             loads: Semaphore::new(self.loads),
             channel: self.channel,
             shows_keys: self.shows_keys,

@@ -11,6 +11,7 @@ use super::breaker::{Breaker, BreakerState, PAUSE_MAX};
 use super::chaos::Chaos;
 use super::error::ClientError;
 use super::flight::Flights;
+use super::locks::Locks;
 use super::observe::{Class, Classes};
 use crate::domain::event::Event;
 use crate::domain::keyspace::RESERVED_PREFIX;
@@ -34,6 +35,8 @@ pub(super) struct Core {
     pub breaker: Breaker,
     pub chaos: Option<Chaos>,
     pub flights: Flights,
+    /// None in memory.
+    pub locks: Option<Locks>,
     /// Loads at the same time while Redis is down, so that the database survives it.
     pub loads: Semaphore,
     pub channel: String,
@@ -63,7 +66,7 @@ impl Core {
                 if error.is_unreachable() {
                     if self.breaker.on_failure() {
                         warn!(error = %chain(&error), "redis does not answer, the circuit breaker opens");
-                        self.metrics.breaker.set(1);
+                        self.metrics.client.breaker.set(1);
                     }
                     self.tend();
                 } else {
@@ -179,20 +182,20 @@ impl Core {
         let was_open = self.breaker.state() == BreakerState::Open;
         if was_open {
             self.breaker.set(BreakerState::HalfOpen);
-            self.metrics.breaker.set(2);
+            self.metrics.client.breaker.set(2);
         }
         match self.make_up().await {
             Ok(missed) => {
                 if was_open {
                     info!(missed, "redis answers again, the circuit breaker closes");
-                    self.metrics.breaker.set(0);
+                    self.metrics.client.breaker.set(0);
                 }
                 Ok(())
             }
             Err(error) => {
                 if was_open {
                     self.breaker.set(BreakerState::Open);
-                    self.metrics.breaker.set(1);
+                    self.metrics.client.breaker.set(1);
                 }
                 Err(error)
             }

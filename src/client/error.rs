@@ -50,6 +50,9 @@ pub enum ClientError {
     /// The cache was opened without Postgres and datasets.
     #[error("this needs the datasets and Postgres: open the cache with `Cache::open`, not `Cache::connect`")]
     NoSource,
+    /// A cache in memory has no locks: it is alone.
+    #[error("a cache in memory has no locks that processes share")]
+    NoRedis,
     /// A value could not be encoded.
     #[error("the value of {key:?} cannot be encoded: {reason}")]
     Encode {

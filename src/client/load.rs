@@ -210,7 +210,7 @@ impl Core {
     /// Takes the load lock, looks again, and loads.
     async fn fly(self: &Arc<Self>, wish: &Wish, work: Work, is_refresh: bool) -> Landing {
         let class = self.class_of(&wish.key);
-        let ring = Ring::enter(wish).await;
+        let ring = self.enter_ring(wish, is_refresh).await;
         if is_refresh && matches!(ring, Ring::Others) {
             return Landing::Abandoned;
         }
@@ -233,6 +233,10 @@ impl Core {
         let labels = crate::metrics::ByDataset::new(&class.label);
         self.metrics.load_seconds.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
         self.report_slow("load", &wish.key, class, began.elapsed());
+        if let Ring::Mine(guard) = ring {
+            // Released in the background: nobody waits for that.
+            drop(guard);
+        }
 
         match loaded {
             Ok(value) => Landing::Value(value),
@@ -241,7 +245,7 @@ impl Core {
     }
 
     pub fn count_load(&self, class: &Class, outcome: &str) {
-        self.metrics.loads.get_or_create(&ByDatasetOutcome::new(&class.label, outcome)).inc();
+        self.metrics.client.loads.get_or_create(&ByDatasetOutcome::new(&class.label, outcome)).inc();
     }
 }
 

@@ -48,15 +48,15 @@ pub(super) struct Class {
 impl Class {
     fn new(label: &str, prefix: &str, codec: Codec, metrics: &Metrics) -> Self {
         let counter = |(_, outcome): (Found, &str)| {
-            metrics.reads.get_or_create(&ByDatasetOutcome::new(label, outcome)).clone()
+            metrics.client.reads.get_or_create(&ByDatasetOutcome::new(label, outcome)).clone()
         };
         Self {
             label: label.to_owned(),
             codec,
             prefix: prefix.to_owned(),
             found: FOUND.map(counter),
-            seconds: metrics.read_seconds.get_or_create(&ByDataset::new(label)).clone(),
-            slow: metrics.slow.get_or_create(&ByDataset::new(label)).clone(),
+            seconds: metrics.client.read_seconds.get_or_create(&ByDataset::new(label)).clone(),
+            slow: metrics.client.slow.get_or_create(&ByDataset::new(label)).clone(),
         }
     }
 

@@ -56,6 +56,10 @@ pub struct Keyspace {
     /// String: a generation, then the counters that fence fills without a snapshot: one for each key slot, one for each
     /// tag slot, one for all tags.
     pub fences: String,
+    /// String: the last fencing token of a lock.
+    pub last_token: String,
+    /// Channel: the names of locks that were released.
+    pub unlock_channel: String,
     /// Sorted set: the windows of tag sets, each the second from which no member can be alive. Behind the same name and
     /// `:<window>` stands the set of a window's tags.
     pub windows: String,
@@ -75,6 +79,8 @@ impl Keyspace {
             tag_stamps: format!("{prefix}tagstamps"),
             watermark: format!("{prefix}watermark"),
             fences: format!("{prefix}fences"),
+            last_token: format!("{prefix}token"),
+            unlock_channel: format!("{prefix}unlock"),
             windows: format!("{prefix}windows"),
             prefix,
         }

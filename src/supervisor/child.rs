@@ -93,7 +93,8 @@ impl Wiring {
         // Actors have no names: ractor's registry is shared by the whole process, tests too.
         match kind {
             ChildKind::LockRenewer => {
-                let arguments = LockRenewerArguments { context, owner: self.owner.clone() };
+                let (redis, metrics, owner) = (context.redis, context.metrics, self.owner.clone());
+                let arguments = LockRenewerArguments { redis, metrics, owner };
                 let (actor, _) = Actor::spawn_linked(None, LockRenewer, arguments, parent).await?;
                 self.peers.lock_renewer.fill(Some(actor.clone()));
                 Ok(actor.get_cell())

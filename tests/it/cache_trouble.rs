@@ -149,11 +149,10 @@ async fn a_fill_is_refused_when_its_fence_was_lost_with_everything_else() {
 }
 
 #[tokio::test]
-async fn a_hundred_tasks_load_a_cold_key_once() {
+async fn a_hundred_tasks_of_two_processes_load_a_cold_key_once() {
     let rig = RedisRig::start(&[]).await;
     let (calls, policy) = (Arc::new(AtomicU32::new(0)), Policy::ttl(HOUR));
-    let cache = cache_of(&rig);
-    let caches = [cache.clone(), cache];
+    let caches = [cache_of(&rig), cache_of(&rig)];
     let all: Vec<_> = (0..100)
         .map(|n| {
             let (cache, calls, policy) = (caches[n % 2].clone(), Arc::clone(&calls), policy.clone());

@@ -16,6 +16,7 @@ mod cli;
 mod config;
 mod feed;
 mod flows;
+mod locks;
 mod oracle;
 mod passes;
 mod readers;

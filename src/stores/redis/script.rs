@@ -64,9 +64,9 @@ scripts! {
     FILL = "fill", NEEDS_MEMORY, PRELUDE, FENCES;
     FORGET = "forget", ALLOW_OOM, FENCES;
     FORGET_TAGS = "forget_tags", ALLOW_OOM, FENCES, TAG_SETS;
-    LEASE_ACQUIRE = "lease_acquire", ALLOW_OOM;
-    LEASE_RENEW = "lease_renew", ALLOW_OOM;
-    LEASE_RELEASE = "lease_release", ALLOW_OOM;
+    LOCK_ACQUIRE = "lock_acquire", ALLOW_OOM;
+    LOCK_RENEW = "lock_renew", ALLOW_OOM;
+    LOCK_RELEASE = "lock_release", ALLOW_OOM;
 }
 
 /// What a script must find unchanged in Redis, else it does nothing (DESIGN R4).
