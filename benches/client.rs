@@ -98,7 +98,7 @@ async fn get(redis: &Redis) {
     let values = items(1_000);
     cache.set_many(&values, SetManyOptions::ttl(HOUR)).await;
     for (tasks, each) in [(1, 20_000), (64, 4_000)] {
-        let (mut raws, mut ours, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut raws, mut ours, mut loads) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let client = connection.clone();
             raws.push(
@@ -124,7 +124,7 @@ async fn get(redis: &Redis) {
             );
             let policy = Policy::ttl(HOUR);
             let cache = cache.clone();
-            bytes.push(
+            loads.push(
                 rate(tasks, each, move |n| {
                     let (cache, policy) = (cache.clone(), policy.clone());
                     async move {
@@ -137,7 +137,7 @@ async fn get(redis: &Redis) {
                 .await,
             );
         }
-        let (raws, ours, loads) = (median(raws), median(ours), median(bytes));
+        let (raws, ours, loads) = (median(raws), median(ours), median(loads));
         println!(
             "get, {tasks} tasks: raw client and rmp_serde {raws:.0}/s; cache.get {ours:.0}/s, ratio {:.2}; get_or_load (hit) {loads:.0}/s, ratio {:.2}",
             ours / raws,

@@ -1,8 +1,8 @@
 //! Values as bytes. They stay plain: MessagePack maps with field names, or JSON, in standard frames where compressed, so
 //! that every language reads them.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Compression, Format};
 use crate::stores::postgres::transcode::{compress, decompress};
@@ -88,10 +88,14 @@ impl Codec {
     fn decode_plain<T: DeserializeOwned>(self, plain: &[u8]) -> Result<T, String> {
         match self.format {
             ValueFormat::MessagePack => {
-                let mut rest = rmp_serde::Deserializer::new(plain);
+                // By reference: strings are copied once, into the value.
+                let mut rest = rmp_serde::Deserializer::from_read_ref(plain);
                 let value = T::deserialize(&mut rest).map_err(|error| error.to_string())?;
                 // Bytes behind the value mean that this was something else.
-                if rest.get_ref().is_empty() { Ok(value) } else { Err("bytes follow the value".to_owned()) }
+                match serde::de::IgnoredAny::deserialize(&mut rest) {
+                    Err(rmp_serde::decode::Error::InvalidMarkerRead(_end)) => Ok(value),
+                    Ok(_) | Err(_) => Err("bytes follow the value".to_owned()),
+                }
             }
             ValueFormat::Json => serde_json::from_slice(plain).map_err(|error| error.to_string()),
         }

@@ -49,7 +49,7 @@ impl Core {
     ) -> Result<Option<Bytes>, ClientError> {
         check_key(&wish.key)?;
         let class = self.class_of(&wish.key);
-        let (span, began) = (self.span("cache.get", &wish.key), Instant::now());
+        let (span, began) = (self.span("cache.get", &wish.key, class), Instant::now());
         let (found, result) = self.obtain_now(wish, class, work).instrument(span.clone()).await;
         span.record("cache.hit", matches!(found, Found::Hit | Found::Negative));
         if result.is_err() {
@@ -180,7 +180,7 @@ impl Core {
     /// Begins a load in a task of its own.
     fn depart(self: &Arc<Self>, wish: &Wish, departure: Departure, work: Work, is_refresh: bool) {
         let (core, wish) = (Arc::clone(self), wish.clone());
-        let span = self.span("cache.load", &wish.key);
+        let span = self.span("cache.load", &wish.key, self.class_of(&wish.key));
         let task = async move {
             let cancelled = departure.cancelled();
             let flight = AssertUnwindSafe(core.fly(&wish, work, is_refresh)).catch_unwind();

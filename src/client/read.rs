@@ -122,7 +122,7 @@ impl Core {
             return Read::Unavailable(error);
         }
         let class = self.class_of(key);
-        let span = self.span("cache.get", key);
+        let span = self.span("cache.get", key, class);
         let began = Instant::now();
         // Time is taken around the command only.
         let answer = if span.is_disabled() {

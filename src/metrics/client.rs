@@ -48,7 +48,7 @@ impl ClientMetrics {
         }
         register! {
             "reads", "Reads of applications through the library, by what they found", self.reads;
-            "read_duration_seconds", "Reads of applications through the library", self.read_seconds;
+            "read_duration_seconds", "Reads of applications through the library; of hits, one in 16", self.read_seconds;
             "loads", "Loads by the library's callers, by how they ended", self.loads;
             "slow_operations", "Operations of the library above the limit for slow ones", self.slow;
             "locks", "Wishes of the library's callers for locks, by how they ended", self.locks;

@@ -168,6 +168,9 @@ impl Redis {
         order: Order<'_>,
         stamp: Option<(Standing<'_>, Stamp)>,
     ) -> Result<Answer<Vec<usize>>, CacheError> {
+        if matches!(order, Order::Set) && stamp.is_none() && batch.tag_count() == 0 {
+            return self.set_fenced(batch).await;
+        }
         let mut call = Call::fenced(&FILL, self, 2 + batch.len());
         call.arg(self.keys.fences.as_bytes()).arg(self.keys.windows.as_bytes());
         for entry in batch.iter() {
@@ -213,6 +216,38 @@ impl Redis {
         match call.run_fenced(self).await? {
             Answer::Done(reply) => Ok(Answer::Done(call.read(reply)?)),
             Answer::Gone(gone) => Ok(Answer::Gone(gone)),
+        }
+    }
+
+    /// The same as the script does where there are neither tags nor stamps to look at, by a transaction of plain commands:
+    /// a script handles each byte of a value twice.
+    async fn set_fenced(&self, batch: &EntryBatch) -> Result<Answer<Vec<usize>>, CacheError> {
+        const WHAT: &str = "store entries";
+        let mut pipeline = redis::Pipeline::with_capacity(batch.len() + 2);
+        pipeline.atomic();
+        self.raise_fences(&mut pipeline, batch.iter().map(|entry| key_fence(entry.key)));
+        for entry in batch.iter() {
+            match entry.life_ms {
+                0 => pipeline.cmd("UNLINK").arg(entry.key),
+                LIFE_WITHOUT_END => pipeline.cmd("SET").arg(entry.key).arg(entry.value),
+                life => pipeline.cmd("SET").arg(entry.key).arg(entry.value).arg("PX").arg(life),
+            };
+        }
+        let mut connection = self.connection.clone();
+        let replies: Vec<redis::Value> =
+            pipeline.query_async(&mut connection).await.map_err(|source| CacheError::new(WHAT, source))?;
+        if replies.len() != batch.len() {
+            return Err(CacheError::unexpected(WHAT, &format!("{} replies", replies.len())));
+        }
+        Ok(Answer::Done(Vec::new()))
+    }
+
+    /// Refuses the fills of these keys that began before; part of a transaction.
+    fn raise_fences(&self, pipeline: &mut redis::Pipeline, positions: impl Iterator<Item = u32>) {
+        pipeline.cmd("SET").arg(&self.keys.fences).arg(&generation()).arg("NX").ignore();
+        pipeline.cmd("BITFIELD").arg(&self.keys.fences).ignore();
+        for position in positions {
+            pipeline.arg("INCRBY").arg("u32").arg(format!("#{position}")).arg(1);
         }
     }
 
@@ -304,11 +339,7 @@ impl Redis {
             })
             .collect();
         if !written.is_empty() {
-            pipeline.cmd("SET").arg(&self.keys.fences).arg(&generation()).arg("NX").ignore();
-            pipeline.cmd("BITFIELD").arg(&self.keys.fences).ignore();
-            for position in written {
-                pipeline.arg("INCRBY").arg("u32").arg(format!("#{position}")).arg(1);
-            }
+            self.raise_fences(&mut pipeline, written.into_iter());
         }
         for command in commands {
             match command {
