@@ -20,6 +20,7 @@ bench: servers
 	$(CARGO) bench --locked --bench warm
 	$(CARGO) bench --locked --bench feed
 	$(CARGO) bench --locked --bench client
+	$(CARGO) bench --locked --bench locks
 
 # Some 300 faults against real servers, one by one and in pairs. CACHEKEEPER_SEED=n repeats a run.
 faults: servers

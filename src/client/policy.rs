@@ -153,7 +153,7 @@ impl Policy {
         self
     }
 
-    /// Gives up waiting after this long: a stale value, or [`super::Error::Timeout`]; loading goes on.
+    /// Gives up waiting after this long: a stale value, or [`super::ClientError::Timeout`]; loading goes on.
     #[must_use]
     pub fn hard_timeout(mut self, at_most: Duration) -> Self {
         self.hard = Some(at_most);

@@ -281,3 +281,33 @@ async fn other_languages_read_and_write_the_same_bytes() {
     let _: () = client.set("none", "null").await.unwrap();
     assert!(matches!(cache.read::<Product>("none").await, Read::Negative));
 }
+
+#[tokio::test]
+async fn an_application_of_an_older_version_misses_what_it_cannot_read_and_goes_on() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Newer {
+        id: String,
+        price: Price,
+    }
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Price {
+        Cents(i64),
+    }
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let newer = Newer { id: "a".to_owned(), price: Price::Cents(1) };
+    cache.set("product:1", &newer, HOUR).await.unwrap();
+    let policy = cachekeeper::client::Policy::ttl(HOUR);
+    let load = async || Ok::<_, std::io::Error>(Some(product(1)));
+    assert_eq!(cache.get::<Product>("product:1").await.unwrap(), None);
+    let loaded = cache.get_or_load::<Product, _, _, _, _>("product:1", &policy, load).await.unwrap();
+    assert_eq!(loaded, Some(product(1)));
+    // Truncated at every length, and with bytes behind: never a panic, never half a value.
+    let bytes = cache.get_bytes("product:1").await.unwrap().unwrap();
+    for length in 0..bytes.len() {
+        cache.set_bytes("cut", &bytes[..length], HOUR, &[] as &[&str]).await.unwrap();
+        assert_eq!(cache.get::<Product>("cut").await.unwrap(), None, "{length} bytes");
+    }
+    cache.set_bytes("cut", &[bytes.as_slice(), b"\x01"].concat(), HOUR, &[] as &[&str]).await.unwrap();
+    assert_eq!(cache.get::<Product>("cut").await.unwrap(), None);
+}

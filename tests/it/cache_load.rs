@@ -445,3 +445,51 @@ async fn row_54_faults_on_purpose_strike_where_they_are_told_to() {
     settle().await;
     assert_eq!(cache.get::<u32>("k").await.unwrap(), None);
 }
+
+/// A writer that a test can read.
+#[derive(Clone, Default)]
+struct Page(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn row_42_to_46_spans_say_what_was_found_and_the_key_only_when_asked_for() {
+    use tracing_subscriber::fmt::format::FmtSpan;
+    for shows_keys in [false, true] {
+        let page = Page::default();
+        let writer = page.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_span_events(FmtSpan::CLOSE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let guard = tracing::subscriber::set_default(subscriber);
+        let chaos = Chaos::with_seed(1);
+        let builder = Cache::in_memory().chaos(chaos.clone());
+        let cache = if shows_keys { builder.keys_in_spans() } else { builder }.build();
+        cache.set("secret:1", &1, MINUTE).await.unwrap();
+        assert_eq!(cache.get::<u32>("secret:1").await.unwrap(), Some(1));
+        assert_eq!(cache.get::<u32>("secret:2").await.unwrap(), None);
+        chaos.set(Place::Redis, Fault::Fail, 1.0);
+        assert!(cache.get::<u32>("secret:3").await.is_err());
+        drop(guard);
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        let spans: Vec<&str> = text.lines().filter(|line| line.contains("cache.get")).collect();
+        assert_eq!(spans.len(), 3, "{text}");
+        for (span, part) in
+            spans.iter().zip(["cache.hit=true", "cache.hit=false", "otel.status_code=\"ERROR\""])
+        {
+            assert!(span.contains(part), "{span}");
+            assert_eq!(span.contains("cache.key="), shows_keys, "{span}");
+        }
+    }
+}

@@ -14,6 +14,7 @@ mod cache_trouble;
 mod capture;
 mod cli;
 mod config;
+mod example;
 mod feed;
 mod flows;
 mod locks;
