@@ -21,6 +21,9 @@ use crate::metrics::ByDatasetOutcome;
 pub(super) type Work =
     Box<dyn FnOnce(Option<Fence>) -> BoxFuture<'static, Result<Option<Bytes>, ClientError>> + Send>;
 
+/// A remaining lifetime that nobody asked for.
+const NO_END: i64 = -1;
+
 /// One value that somebody wants.
 #[derive(Debug, Clone)]
 pub(super) struct Wish {
@@ -137,9 +140,15 @@ impl Core {
     }
 
     async fn look(&self, wish: &Wish, class: &Class) -> Look {
-        let keys = [&*wish.key];
-        match self.ask("read an entry", self.backend.look(&keys)).await {
-            Ok(mut looked) => judge(wish, class, looked.pop()),
+        let looked = if wish.policy.needs_age() {
+            let looked = self.ask("read an entry", self.backend.look(&[&*wish.key])).await;
+            looked.map(|mut looked| looked.pop())
+        } else {
+            let value = self.ask("read an entry", self.backend.get(&wish.key)).await;
+            value.map(|value| Some((value, NO_END)))
+        };
+        match looked {
+            Ok(looked) => judge(wish, class, looked),
             Err(error) => {
                 debug!(%error, "the cache could not be read, the loader is asked");
                 Look::Unavailable

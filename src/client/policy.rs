@@ -201,6 +201,11 @@ impl Policy {
         Lifetime::For(life.saturating_add(self.fail_safe.unwrap_or_default())).millis()
     }
 
+    /// Whether anything depends on how old a value is.
+    pub(super) fn needs_age(&self) -> bool {
+        self.fail_safe.is_some() || self.eager.is_some()
+    }
+
     /// What a value with this remaining lifetime (milliseconds, -1: no end) is.
     pub(super) fn judge(&self, key: &str, left_ms: i64) -> Age {
         let Ok(left) = u64::try_from(left_ms) else { return Age::Fresh };
