@@ -18,6 +18,7 @@
 //! - Reading: [`Cache::get`], [`Cache::get_many`], [`Cache::get_sliding`], [`Cache::exists`], [`Cache::batch`].
 //! - Writing: [`Cache::set`], [`Cache::set_with_tags`], [`Cache::set_many`], [`Cache::delete`],
 //!   [`Cache::invalidate_tags`], [`Cache::publish`].
+//! - Writing through to Postgres: [`DatasetCache::write`].
 //! - Locks: [`Cache::locks`].
 //! - Loading what is missing: [`Cache::get_or_load`], [`Cache::get_or_load_many`], [`Cache::dataset`].
 //!
@@ -46,6 +47,7 @@ mod read;
 mod ring;
 mod set_many;
 mod write;
+mod write_through;
 
 use std::sync::Arc;
 
@@ -63,6 +65,9 @@ pub use locks::{LockError, LockGuard, LockOptions, Locks};
 pub use policy::{Lifetime, LoadLock, Policy, Sliding};
 pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
+
+pub use crate::flows::write::parameters::{Parameter, Parameters};
+pub use crate::flows::write::{CacheState, Touched, WriteError, Written};
 
 /// A handle to the cache. Cheap to clone; all clones share connections, loads under way and the circuit breaker.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ pub mod event;
 pub mod fence;
 pub mod freshness;
 pub mod keyspace;
+pub mod parameters;
 pub mod revision;
 pub mod schedule;
 pub mod stamp;

@@ -1,6 +1,7 @@
 //! The procedures: what is done. Actors decide when.
 
 pub mod catalog;
+pub mod commands;
 pub mod compare;
 pub mod context;
 pub mod coverage;
@@ -18,3 +19,4 @@ pub mod invalidate;
 pub mod refresh;
 pub mod reload;
 pub mod warm;
+pub mod write;

@@ -108,6 +108,10 @@ pub struct Metrics {
     pub leases_lost: Counter,
     /// Tag sets dropped after their window.
     pub windows_dropped: Counter,
+    /// Write commands, by what became of them.
+    pub commands: Family<ByReason, Counter>,
+    /// Write commands in the stream.
+    pub commands_waiting: Gauge,
     /// What applications do through the library.
     pub client: ClientMetrics,
     /// Bytes that Redis uses.
@@ -165,6 +169,8 @@ impl Metrics {
             actor_up: Family::default(),
             leases_lost: Counter::default(),
             windows_dropped: Counter::default(),
+            commands: Family::default(),
+            commands_waiting: Gauge::default(),
             client: ClientMetrics::default(),
             redis_used_memory: Gauge::default(),
             redis_evicted: Gauge::default(),
@@ -207,6 +213,8 @@ impl Metrics {
             "actor_up", "1 while the actor runs", metrics.actor_up;
             "leases_lost", "Leases lost while they were held", metrics.leases_lost;
             "tag_windows_dropped", "Tag sets dropped after their window", metrics.windows_dropped;
+            "write_commands", "Write commands of the stream, by what became of them", metrics.commands;
+            "write_commands_waiting", "Write commands in the stream", metrics.commands_waiting;
             "redis_used_memory_bytes", "Bytes that Redis uses", metrics.redis_used_memory;
             "redis_evicted_keys", "Keys that Redis evicted", metrics.redis_evicted;
         }

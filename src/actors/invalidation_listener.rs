@@ -5,7 +5,7 @@
 //! subscription stands. Events that cannot be obeyed, because Postgres is down, are kept and tried again; their keys
 //! are deleted meanwhile. If the actor dies, its start is a gap like any other.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::clock::now_ms;
 use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
 use super::refresher::RefresherMessage;
+use super::seen::Seen;
 use super::task::Task;
 use super::warmer::WarmerMessage;
 use crate::config::OnMiss;
@@ -36,8 +37,6 @@ const REPLY_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
 /// Events obeyed together: one snapshot serves them all.
 const AT_ONCE: usize = 256;
-/// Ids remembered for deduplication.
-const IDS_MAX: usize = 10_000;
 /// Pause between two log lines about invalid events.
 const QUIET_MS: u64 = 1_000;
 
@@ -54,6 +53,8 @@ pub struct InvalidationListenerArguments {
     pub channels: Vec<String>,
     /// Most events that are held.
     pub max_pending: usize,
+    /// What was obeyed, by either way.
+    pub seen: Seen,
 }
 
 /// Messages.
@@ -90,8 +91,6 @@ pub struct InvalidationListenerState {
     retry_delay: Duration,
     is_failing: bool,
     not_before: Instant,
-    seen: HashSet<String>,
-    seen_order: VecDeque<String>,
 }
 
 /// The actor.
@@ -127,8 +126,6 @@ impl Actor for InvalidationListener {
             retry_delay: RETRY_DELAY_MIN,
             is_failing: false,
             not_before: Instant::now(),
-            seen: HashSet::new(),
-            seen_order: VecDeque::new(),
         })
     }
 
@@ -185,13 +182,13 @@ impl InvalidationListenerState {
         // What waited longest comes first.
         while batch.len() < AT_ONCE {
             let Some(event) = self.pending.pop_front().or_else(|| self.queue.try_recv().ok()) else { break };
-            if self.is_new(&event) {
+            if self.arguments.seen.is_new(&event) {
                 batch.push(event);
             }
         }
         if !batch.is_empty() {
             let (context, sent) = (self.arguments.context.clone(), batch.clone());
-            let work = async move { events::obey(&context, &sent).await };
+            let work = async move { events::obey(&context, events::PUBSUB, &sent).await };
             let tell = move |result| InvalidationListenerMessage::Obeyed { batch, result };
             self.working = Some(Task::spawn(myself, work, tell));
         } else if self.has_gap {
@@ -211,12 +208,12 @@ impl InvalidationListenerState {
                 self.want_passes(passes);
                 let now = now_ms();
                 for event in &batch {
-                    self.remember(event);
+                    self.arguments.seen.remember(event);
                     if let Some(at) = event.at_ms {
                         #[expect(clippy::cast_precision_loss, reason = "seconds for a histogram")]
                         let lag = now.saturating_sub(at) as f64 / 1000.0;
                         let lags = &self.arguments.context.metrics.event_lag_seconds;
-                        lags.get_or_create(&BySource::new(events::SOURCE)).observe(lag);
+                        lags.get_or_create(&BySource::new(events::PUBSUB)).observe(lag);
                     }
                 }
                 self.retry_delay = RETRY_DELAY_MIN;
@@ -268,23 +265,6 @@ impl InvalidationListenerState {
         self.not_before = Instant::now() + self.retry_delay;
         self.arm(myself, self.retry_delay);
         self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
-    }
-
-    /// An event with an id that was obeyed before is passed over.
-    fn is_new(&self, event: &Event) -> bool {
-        event.id.as_ref().is_none_or(|id| !self.seen.contains(id))
-    }
-
-    fn remember(&mut self, event: &Event) {
-        let Some(id) = &event.id else { return };
-        if self.seen.insert(id.clone()) {
-            self.seen_order.push_back(id.clone());
-        }
-        if IDS_MAX < self.seen_order.len()
-            && let Some(oldest) = self.seen_order.pop_front()
-        {
-            self.seen.remove(&oldest);
-        }
     }
 
     fn keep(&mut self, batch: Vec<Event>) {

@@ -117,7 +117,21 @@ impl DatasetCache {
         }
     }
 
-    fn typed<T: DeserializeOwned>(&self, key: &str, bytes: Option<Bytes>) -> Result<Option<T>, ClientError> {
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The dataset's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.dataset.name()
+    }
+
+    pub(super) fn typed<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        bytes: Option<Bytes>,
+    ) -> Result<Option<T>, ClientError> {
         let class = self.core.class_of(key);
         let Some(bytes) = bytes.filter(|bytes| **bytes != *class.codec.null()) else { return Ok(None) };
         // The worker's bytes are what the configuration says: loading again would bring the same.
@@ -139,7 +153,7 @@ impl DatasetCache {
                     .collect();
                 let may_store = fence.is_some();
                 let flow = with_current_order(&context, || fill(&context, &dataset, &wanted, may_store));
-                let mut values = flow.await?;
+                let mut values = flow.await?.values;
                 let found = |at: &usize| match keys.get(*at).and_then(|key| values.remove(&**key)) {
                     Some(value) => Ok(value.map(Bytes::from)),
                     None => Err(ClientError::Decode {

@@ -98,6 +98,12 @@ impl Keyspace {
         format!("{}tag:", self.prefix)
     }
 
+    /// Who may take write commands from a stream.
+    #[must_use]
+    pub fn writer(&self, stream: &str) -> String {
+        format!("{}writer:{stream}", self.prefix)
+    }
+
     /// The lease of this name.
     #[must_use]
     pub fn lock(&self, name: &str) -> String {

@@ -8,6 +8,7 @@ use crate::config;
 use crate::domain::freshness::Lifetimes;
 use crate::domain::keyspace::RESERVED_PREFIX;
 use crate::domain::revision::revision;
+use crate::stores::postgres::write::WriteStatement;
 use crate::stores::postgres::{DatasetSource, KeyValues, Postgres};
 
 /// Without refresh-ahead, entries are still kept alive through an outage from this share of their lifetime on.
@@ -23,6 +24,7 @@ pub struct Dataset {
     /// Lifetimes of its entries.
     pub lifetimes: Lifetimes,
     source: RwLock<Option<Arc<DatasetSource>>>,
+    pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
     /// Whether this process has made its definition known.
     pub(super) is_adopted: AtomicBool,
     is_displaced: AtomicBool,
@@ -54,6 +56,7 @@ impl Dataset {
             lifetimes,
             settings,
             source: RwLock::default(),
+            write: RwLock::default(),
             is_adopted: AtomicBool::new(false),
             is_displaced: AtomicBool::new(false),
         }
@@ -106,6 +109,7 @@ impl Dataset {
     /// Forgets what the database said, because its tables have changed.
     pub fn forget_source(&self) {
         *self.source.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.write.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether a newer process has redefined this dataset.

@@ -13,8 +13,10 @@ use crate::metrics::{ByReason, BySourceKind};
 use crate::stores::postgres::Trouble;
 use crate::stores::redis::{Answer, Debt};
 
-/// Where these events come from, as a label of metrics.
-pub const SOURCE: &str = "pubsub";
+/// Events of a channel, as a label of metrics.
+pub const PUBSUB: &str = "pubsub";
+/// Events of the durable stream.
+pub const STREAM: &str = "stream";
 /// How long an old value may stay readable while no stamp can be had.
 const STAMP_WITHIN: Duration = Duration::from_millis(500);
 
@@ -25,8 +27,8 @@ const STAMP_WITHIN: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// [`FlowError`]; the batch must be obeyed again.
-pub async fn obey(context: &Context, batch: &[Event]) -> Result<Vec<String>, FlowError> {
-    let merged = Merged::of(context, batch);
+pub async fn obey(context: &Context, source: &str, batch: &[Event]) -> Result<Vec<String>, FlowError> {
+    let merged = Merged::of(context, source, batch);
     let is_down = match tokio::time::timeout(STAMP_WITHIN, context.postgres.poll()).await {
         Ok(Ok(_)) => false,
         Ok(Err(error)) => error.is_transient() && error.trouble != Trouble::NoIncarnation,
@@ -48,7 +50,7 @@ struct Merged {
 }
 
 impl Merged {
-    fn of(context: &Context, batch: &[Event]) -> Self {
+    fn of(context: &Context, source: &str, batch: &[Event]) -> Self {
         let mut merged = Self::default();
         for op in [None, Some(Op::Refresh), Some(Op::Delete)] {
             let (mut keys, mut tags) = (Vec::new(), Vec::new());
@@ -77,7 +79,7 @@ impl Merged {
             for (kind, list, all) in
                 [("key", &mut keys, &mut merged.keys), ("tag", &mut tags, &mut merged.tags)]
             {
-                let labels = BySourceKind::new(SOURCE, kind);
+                let labels = BySourceKind::new(source, kind);
                 context.metrics.events.get_or_create(&labels).inc_by(list.len() as u64);
                 list.sort_unstable();
                 list.dedup();
@@ -132,7 +134,7 @@ pub async fn owe(
 
 /// Deletes the keys that events name, because they cannot be obeyed now.
 pub async fn delete_named(context: &Context, batch: &[Event]) {
-    let keys = Merged::of(context, batch).all_keys();
+    let keys = Merged::of(context, PUBSUB, batch).all_keys();
     if let Err(error) = invalidate::delete_now(context, &keys).await {
         debug!(error = %chain(&error), "keys could not be deleted yet");
     }

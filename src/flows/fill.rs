@@ -18,6 +18,17 @@ use crate::stores::redis::{Answer, Order, Standing, StoreMode};
 /// The values that were loaded, by key; none: the key has no row.
 pub type Values = HashMap<String, Option<Vec<u8>>>;
 
+/// What was loaded, and whether Redis has it.
+#[derive(Debug)]
+pub struct Filled {
+    /// The values.
+    pub values: Values,
+    /// When they were read.
+    pub poll: Poll,
+    /// Whether they are stored, or something newer is.
+    pub is_stored: bool,
+}
+
 /// Loads these keys in one statement and answers their values, whether or not they could be stored: a reader gets what
 /// was read at its own time, and a store that something newer forbids is left out (R5). Rows that cannot be encoded
 /// have no value here.
@@ -29,7 +40,7 @@ pub async fn fill(
     dataset: &Dataset,
     keys: &[(String, KeyValues)],
     may_store: bool,
-) -> Result<Values, FlowError> {
+) -> Result<Filled, FlowError> {
     let source = dataset.source(&context.postgres).await?;
     let wanted: Vec<KeyValues> = keys.iter().map(|(_, values)| values.clone()).collect();
     let loaded = context.postgres.load(&source, &wanted).await?;
@@ -58,13 +69,15 @@ pub async fn fill(
         }
         values.insert(key.clone(), None);
     }
+    let mut is_stored = false;
     if may_store && !dataset.is_displaced() {
         // The reader has its value already; what could not be stored is the feed's, or the next reader's.
-        if let Err(error) = store(context, dataset, &loaded.poll, &batch).await {
-            debug!(dataset = dataset.name(), error = %chain(&error), "a fill was not stored");
+        match store(context, dataset, &loaded.poll, &batch).await {
+            Ok(()) => is_stored = true,
+            Err(error) => debug!(dataset = dataset.name(), error = %chain(&error), "a fill was not stored"),
         }
     }
-    Ok(values)
+    Ok(Filled { values, poll: loaded.poll, is_stored })
 }
 
 async fn store(

@@ -2,7 +2,7 @@
 
 mod batch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::followed::Coverage;
 use super::reload::Job;
 use super::{coverage, epoch};
 use crate::domain::stamp::Snapshot;
-use crate::stores::postgres::{FeedPoll, FeedReader, Poll, Trouble};
+use crate::stores::postgres::{Change, FeedPoll, FeedReader, KeyValues, Poll, Trouble};
 use crate::stores::redis::{Advance, Advanced, Answer, Debt, Epoch};
 use batch::{Batch, GATHERED, Touched};
 
@@ -61,6 +61,35 @@ struct Place {
 const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
 /// Fewer keys in the outbox are not worth a transaction.
 const COUNT_MIN: i64 = 1_000;
+
+/// Applies changes that this process made itself, without waiting for the feed, which will find nothing left to do. The
+/// keys of `taken` datasets are left to the caller, who loads them. The cursor does not move.
+///
+/// # Errors
+/// [`FlowError`]; then the feed sees to the rest.
+pub async fn apply_own(
+    context: &Context,
+    coverage: &Coverage,
+    changes: &[Change],
+    taken: &[String],
+) -> Result<HashMap<String, HashMap<String, KeyValues>>, FlowError> {
+    let order = epoch::ensure(context, "").await?;
+    let (mut hurried, mut dropped) = (BTreeSet::new(), Vec::new());
+    let mut batch = Batch {
+        context,
+        epoch: order.epoch,
+        now_ms: order.head.now_ms,
+        poll: order.poll,
+        job: Job::uncounted(),
+        hurried: &mut hurried,
+        dropped: &mut dropped,
+        touched: Touched::default(),
+    };
+    changes.iter().for_each(|change| batch.touch(coverage, change));
+    let kept = taken.iter().map(|dataset| (dataset.clone(), batch.take_keys(dataset))).collect();
+    batch.flush().await?;
+    Ok(kept)
+}
 
 impl Follower {
     /// Begins where Redis says.

@@ -10,6 +10,7 @@ mod load;
 mod migrate;
 mod statement;
 pub mod transcode;
+pub mod write;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::Postgres;

@@ -6,12 +6,15 @@ use crate::actors::address::AddressBook;
 use crate::actors::auditor::{Auditor, AuditorArguments};
 use crate::actors::change_feed::{ChangeFeed, ChangeFeedArguments};
 use crate::actors::epoch_keeper::{EpochKeeper, EpochKeeperArguments};
+use crate::actors::event_log::{EventLog, EventLogArguments};
 use crate::actors::health::Health;
 use crate::actors::invalidation_listener::{InvalidationListener, InvalidationListenerArguments};
 use crate::actors::lock_renewer::{LockRenewer, LockRenewerArguments};
 use crate::actors::metrics_reporter::{MetricsReporter, MetricsReporterArguments};
 use crate::actors::refresher::{Refresher, RefresherArguments};
+use crate::actors::seen::Seen;
 use crate::actors::warmer::{Warmer, WarmerArguments};
+use crate::actors::writer::{Writer, WriterArguments};
 use crate::config::Config;
 use crate::flows::context::Context;
 use crate::metrics::Metrics;
@@ -33,13 +36,17 @@ pub enum ChildKind {
     Warmer,
     /// Events.
     InvalidationListener,
+    /// Durable events.
+    EventLog,
+    /// Write commands.
+    Writer,
     /// Entries against the database.
     Auditor,
 }
 
 impl ChildKind {
     /// Those that others rely on come first; stopping goes backwards, so that leases are released last.
-    pub const START_ORDER: [Self; 8] = [
+    pub const START_ORDER: [Self; 10] = [
         Self::LockRenewer,
         Self::MetricsReporter,
         Self::EpochKeeper,
@@ -47,6 +54,8 @@ impl ChildKind {
         Self::Refresher,
         Self::Warmer,
         Self::InvalidationListener,
+        Self::EventLog,
+        Self::Writer,
         Self::Auditor,
     ];
 
@@ -61,6 +70,8 @@ impl ChildKind {
             Self::Refresher => "refresher",
             Self::Warmer => "warmer",
             Self::InvalidationListener => "invalidation_listener",
+            Self::EventLog => "event_log",
+            Self::Writer => "writer",
             Self::Auditor => "auditor",
         }
     }
@@ -74,13 +85,14 @@ pub struct Wiring {
     health: Health,
     config: Config,
     owner: String,
+    seen: Seen,
 }
 
 impl Wiring {
     /// Prepares the wiring. `owner` names this process in leases.
     #[must_use]
     pub fn new(config: Config, context: Context, health: Health, owner: String) -> Self {
-        Self { context, peers: AddressBook::default(), health, config, owner }
+        Self { context, peers: AddressBook::default(), health, config, owner, seen: Seen::default() }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -117,6 +129,17 @@ impl Wiring {
                 let (actor, _) = Actor::spawn_linked(None, ChangeFeed, arguments, parent).await?;
                 Ok(actor.get_cell())
             }
+            ChildKind::EventLog => {
+                let (stream, owner) = (self.config.invalidation.stream.clone(), self.owner.clone());
+                let arguments = EventLogArguments { context, peers, seen: self.seen.clone(), stream, owner };
+                let (actor, _) = Actor::spawn_linked(None, EventLog, arguments, parent).await?;
+                Ok(actor.get_cell())
+            }
+            ChildKind::Writer => {
+                let arguments = WriterArguments { context, peers, stream: self.config.writes.stream.clone() };
+                let (actor, _) = Actor::spawn_linked(None, Writer, arguments, parent).await?;
+                Ok(actor.get_cell())
+            }
             ChildKind::Auditor => {
                 let arguments = AuditorArguments { context, peers, rate: self.config.feed.audit_rate };
                 let (actor, _) = Actor::spawn_linked(None, Auditor, arguments, parent).await?;
@@ -137,8 +160,9 @@ impl Wiring {
             ChildKind::InvalidationListener => {
                 let invalidation = &self.config.invalidation;
                 let (channels, max_pending) = (invalidation.channels.clone(), invalidation.max_pending);
+                let seen = self.seen.clone();
                 let arguments =
-                    InvalidationListenerArguments { context, peers, health, channels, max_pending };
+                    InvalidationListenerArguments { context, peers, health, channels, max_pending, seen };
                 let (actor, _) = Actor::spawn_linked(None, InvalidationListener, arguments, parent).await?;
                 Ok(actor.get_cell())
             }
@@ -155,6 +179,8 @@ impl Wiring {
             ChildKind::MetricsReporter
             | ChildKind::ChangeFeed
             | ChildKind::Auditor
+            | ChildKind::EventLog
+            | ChildKind::Writer
             | ChildKind::InvalidationListener => {}
         }
     }

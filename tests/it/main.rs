@@ -26,3 +26,4 @@ mod support;
 mod tidy;
 mod transcode;
 mod worker;
+mod writes;

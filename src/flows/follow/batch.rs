@@ -16,6 +16,7 @@ use crate::flows::followed::{Coverage, Touches};
 use crate::flows::invalidate::{delete_keys, members, reload_keys};
 use crate::flows::reload::Job;
 use crate::metrics::{ByDataset, ByReason};
+use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{Change, KeyValues, Poll, Trouble};
 use crate::stores::redis::{Answer, Debt, Epoch};
 
@@ -51,6 +52,9 @@ pub(super) struct Batch<'a> {
 
 impl Batch<'_> {
     pub(super) fn touch(&mut self, coverage: &Coverage, change: &Change) {
+        if change.capture == DIRECT {
+            return self.touch_directly(change);
+        }
         let Some(captured) = coverage.captures.get(&change.capture) else {
             // Nobody knows what it was: everything is looked at again.
             self.touched.whole.extend(self.context.catalog.iter().map(|dataset| dataset.name().to_owned()));
@@ -73,6 +77,22 @@ impl Batch<'_> {
                 }
             }
         }
+    }
+
+    /// A write through a table that no trigger watches has named its entries itself.
+    fn touch_directly(&mut self, change: &Change) {
+        for row in change.rows.iter().flatten() {
+            let [Some(name), Some(key)] = row.as_slice() else { continue };
+            let Some(dataset) = self.context.catalog.get(name) else { continue };
+            let Some(values) = dataset.read_key(key) else { continue };
+            let keys = self.touched.keys.entry(name.clone()).or_default();
+            self.touched.key_count += usize::from(keys.insert(key.clone(), values).is_none());
+        }
+    }
+
+    /// Takes the keys of a dataset out, for somebody who sees to them.
+    pub(super) fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
+        self.touched.keys.remove(dataset).unwrap_or_default()
     }
 
     fn touch_keys(&mut self, dataset: &Dataset, positions: &[usize], rows: &[Vec<Option<String>>]) {

@@ -188,18 +188,23 @@ fn read_head(row: &PgRow) -> Result<Head, SourceError> {
 fn read_change(row: &PgRow) -> Result<Option<Change>, SourceError> {
     let what = "read the outbox";
     let error = |source| SourceError::new(what, source);
-    let Some(capture) = row.try_get::<Option<i32>, _>(9).map_err(error)? else {
+    if row.try_get::<Option<i32>, _>(9).map_err(error)?.is_none() {
         return Ok(None);
-    };
-    let keys: Option<String> = row.try_get(10).map_err(error)?;
+    }
+    change_of(row, 9).map(Some).map_err(error)
+}
+
+/// A change from its columns: capture, keys, time and version, from `first` on.
+pub(super) fn change_of(row: &PgRow, first: usize) -> Result<Change, sqlx::Error> {
+    let keys: Option<String> = row.try_get(first + 1)?;
     // A change that cannot be read means the whole table: better too much than too little.
     let rows = keys.and_then(|text| serde_json::from_str(&text).ok());
-    Ok(Some(Change {
-        capture,
-        version: row.try_get(12).map_err(error)?,
+    Ok(Change {
+        capture: row.try_get(first)?,
+        version: row.try_get(first + 3)?,
         rows,
-        at_us: row.try_get(11).map_err(error)?,
-    }))
+        at_us: row.try_get(first + 2)?,
+    })
 }
 
 /// Reads a long list of changes group by group, as fast as they are applied.

@@ -59,11 +59,12 @@ impl Postgres {
             format!("grant select on cachekeeper._sqlx_migrations to {role}"),
             format!("grant select, insert, delete on cachekeeper.incarnation to {role}"),
             format!(
-                "grant select, truncate on cachekeeper.outbox, cachekeeper.outbox_0, cachekeeper.outbox_1, \
+                "grant select, insert, truncate on cachekeeper.outbox, cachekeeper.outbox_0, cachekeeper.outbox_1, \
                      cachekeeper.outbox_2, cachekeeper.outbox_3 to {role}"
             ),
             format!("grant select, update on cachekeeper.feed, cachekeeper.outbox_count to {role}"),
-            format!("grant select, insert, update on cachekeeper.capture to {role}"),
+            format!("grant select, insert, update on cachekeeper.capture, cachekeeper.writer to {role}"),
+            format!("grant select, insert, delete on cachekeeper.applied to {role}"),
         ] {
             connection.execute(sqlx::AssertSqlSafe(statement)).await.map_err(error)?;
         }

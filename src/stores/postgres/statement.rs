@@ -335,7 +335,7 @@ fn key_type(kind: &PgTypeInfo) -> KeyType {
 
 /// The type as SQL text. Names of built-in types are SQL but for their case; the others come from `regtype`, quoted
 /// and qualified as needed.
-fn type_name(kind: &PgTypeInfo) -> String {
+pub(super) fn type_name(kind: &PgTypeInfo) -> String {
     match (kind.kind(), kind.name()) {
         (PgTypeKind::Array(element), _) => format!("{}[]", type_name(element)),
         // `char` would be `char(1)`.

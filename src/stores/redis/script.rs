@@ -64,6 +64,7 @@ scripts! {
     FILL = "fill", NEEDS_MEMORY, PRELUDE, FENCES;
     FORGET = "forget", ALLOW_OOM, FENCES;
     FORGET_TAGS = "forget_tags", ALLOW_OOM, FENCES, TAG_SETS;
+    STREAM_TAKE = "stream_take", ALLOW_OOM;
     LOCK_ACQUIRE = "lock_acquire", ALLOW_OOM;
     LOCK_RENEW = "lock_renew", ALLOW_OOM;
     LOCK_RELEASE = "lock_release", ALLOW_OOM;

@@ -1,0 +1,178 @@
+//! Obeys the events of the durable stream: those too that were published while no worker ran.
+//!
+//! Every worker takes some of them, in one group; an event is removed when it was obeyed, and taken over from a worker
+//! that has had it for too long. If the actor dies, others, or its successor, take over.
+
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::address::AddressBook;
+use super::epoch_keeper::EpochKeeperMessage;
+use super::seen::Seen;
+use super::task::Task;
+use super::warmer::WarmerMessage;
+use crate::domain::event::Event;
+use crate::flows::commands::group_of;
+use crate::flows::context::Context;
+use crate::flows::error::{FlowError, chain};
+use crate::flows::events;
+use crate::metrics::ByReason;
+use crate::stores::redis::{Finished, StreamEntry, StreamReader};
+
+/// Events obeyed together.
+const AT_ONCE: usize = 256;
+const WAITS: Duration = Duration::from_secs(1);
+/// A worker that has had an event for so long is taken for dead; obeying twice is harmless.
+const TAKEN_FOR_DEAD: Duration = Duration::from_secs(30);
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// What the actor needs.
+#[derive(Clone, Debug)]
+pub struct EventLogArguments {
+    /// Stores.
+    pub context: Context,
+    /// Peers.
+    pub peers: AddressBook,
+    /// What was obeyed, by either way.
+    pub seen: Seen,
+    /// The stream; none: nothing is done.
+    pub stream: Option<String>,
+    /// This process.
+    pub owner: String,
+}
+
+/// Messages.
+#[derive(Debug)]
+pub enum EventLogMessage {
+    /// The loop has ended, which it never should: it panicked.
+    Ended,
+}
+
+/// The actor.
+#[derive(Debug)]
+pub struct EventLog;
+
+impl Actor for EventLog {
+    type Msg = EventLogMessage;
+    type State = Option<Task>;
+    type Arguments = EventLogArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<EventLogMessage>,
+        arguments: EventLogArguments,
+    ) -> Result<Option<Task>, ActorProcessingErr> {
+        let Some(stream) = arguments.stream.clone() else { return Ok(None) };
+        let work = run(arguments, stream);
+        Ok(Some(Task::spawn(&myself, work, |_ended: Option<()>| EventLogMessage::Ended)))
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<EventLogMessage>,
+        message: EventLogMessage,
+        _task: &mut Option<Task>,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            EventLogMessage::Ended => Err("the event log's loop has ended".into()),
+        }
+    }
+}
+
+async fn run(arguments: EventLogArguments, stream: String) {
+    let group = group_of(arguments.context.redis.keys().prefix());
+    let mut delay = RETRY_DELAY_MIN;
+    loop {
+        let opened =
+            arguments.context.redis.open_stream(&stream, &group, &arguments.owner, WAITS, None).await;
+        let error = match opened {
+            Ok(reader) => {
+                let mut log = Log { arguments: &arguments, stream: &stream, group: &group, reader };
+                match log.follow(&mut delay).await {
+                    Ok(never) => match never {},
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error.into(),
+        };
+        warn!(error = %chain(&error), "events of the stream wait, they are obeyed later");
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(RETRY_DELAY_MAX);
+    }
+}
+
+struct Log<'a> {
+    arguments: &'a EventLogArguments,
+    stream: &'a str,
+    group: &'a str,
+    reader: StreamReader,
+}
+
+impl Log<'_> {
+    async fn follow(&mut self, delay: &mut Duration) -> Result<std::convert::Infallible, FlowError> {
+        // One's own from before an error first.
+        self.claim(Duration::ZERO).await?;
+        let mut claimed = Instant::now();
+        loop {
+            let entries = self.reader.read(AT_ONCE, WAITS).await?.unwrap_or_default();
+            self.obey(entries).await?;
+            *delay = RETRY_DELAY_MIN;
+            if TAKEN_FOR_DEAD <= claimed.elapsed() {
+                self.claim(TAKEN_FOR_DEAD).await?;
+                claimed = Instant::now();
+            }
+        }
+    }
+
+    async fn claim(&mut self, idle: Duration) -> Result<(), FlowError> {
+        let mut cursor = "0-0".to_owned();
+        loop {
+            let claimed = self.reader.claim(idle, &cursor, AT_ONCE).await?;
+            let Some((next, entries)) = claimed else { return Ok(()) };
+            if !entries.is_empty() {
+                info!(events = entries.len(), "events that a worker had left are obeyed");
+            }
+            self.obey(entries).await?;
+            if next == "0-0" {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    async fn obey(&self, entries: Vec<StreamEntry>) -> Result<(), FlowError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let context = &self.arguments.context;
+        let mut batch: Vec<Event> = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            let fields = entry.fields.iter().map(|(name, value)| (name, value.as_slice()));
+            match Event::from_fields(fields) {
+                Ok(event) if self.arguments.seen.is_new(&event) => batch.push(event),
+                Ok(_obeyed_already) => {}
+                Err(invalid) => {
+                    context.metrics.events_invalid.get_or_create(&ByReason::new(invalid.reason())).inc();
+                    warn!(entry = %entry.id, problem = %invalid, "an event of the stream cannot be read");
+                }
+            }
+        }
+        if !batch.is_empty() {
+            let datasets = events::obey(context, events::STREAM, &batch).await?;
+            batch.iter().for_each(|event| self.arguments.seen.remember(event));
+            if !datasets.is_empty() {
+                self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
+            }
+            for dataset in datasets {
+                self.arguments.peers.warmer.hint(WarmerMessage::PassWanted { dataset, since_ms: None });
+            }
+        }
+        let ids = entries.into_iter().map(|entry| entry.id).collect();
+        let finished = Finished { ids, ..Finished::default() };
+        Ok(context.redis.finish_entries(self.stream, self.group, &finished).await?)
+    }
+}
