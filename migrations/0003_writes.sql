@@ -7,7 +7,8 @@ create table cachekeeper.writer (
 comment on table cachekeeper.writer is 'Cachekeeper: who applies write commands';
 
 -- Commands that were applied or rejected, written in the same transaction as their effect, so that a command which is
--- delivered again is not applied again. Dropped when the stream has nothing older left and a day has passed.
+-- delivered again is not applied again. Dropped when the
+-- stream has nothing older left and the retention of the feed has passed.
 create table cachekeeper.applied (
     stream text not null,
     id text not null,
@@ -21,5 +22,5 @@ create table cachekeeper.applied (
     at timestamptz not null default clock_timestamp(),
     primary key (stream, id)
 );
-create index applied_entry on cachekeeper.applied (stream, entry_ms, entry_seq);
+create index applied_at on cachekeeper.applied (stream, at);
 comment on table cachekeeper.applied is 'Cachekeeper: write commands that were carried out';

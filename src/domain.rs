@@ -8,6 +8,7 @@ pub mod fence;
 pub mod freshness;
 pub mod keyspace;
 pub mod parameters;
+pub mod queues;
 pub mod revision;
 pub mod schedule;
 pub mod stamp;

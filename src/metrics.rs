@@ -112,6 +112,8 @@ pub struct Metrics {
     pub commands: Family<ByReason, Counter>,
     /// Write commands in the stream.
     pub commands_waiting: Gauge,
+    /// Queues of write commands that others are in the way of.
+    pub commands_held_up: Gauge,
     /// What applications do through the library.
     pub client: ClientMetrics,
     /// Bytes that Redis uses.
@@ -171,6 +173,7 @@ impl Metrics {
             windows_dropped: Counter::default(),
             commands: Family::default(),
             commands_waiting: Gauge::default(),
+            commands_held_up: Gauge::default(),
             client: ClientMetrics::default(),
             redis_used_memory: Gauge::default(),
             redis_evicted: Gauge::default(),
@@ -215,6 +218,7 @@ impl Metrics {
             "tag_windows_dropped", "Tag sets dropped after their window", metrics.windows_dropped;
             "write_commands", "Write commands of the stream, by what became of them", metrics.commands;
             "write_commands_waiting", "Write commands in the stream", metrics.commands_waiting;
+            "write_commands_held_up", "Queues of write commands that locks or conflicts hold up", metrics.commands_held_up;
             "redis_used_memory_bytes", "Bytes that Redis uses", metrics.redis_used_memory;
             "redis_evicted_keys", "Keys that Redis evicted", metrics.redis_evicted;
         }

@@ -9,7 +9,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::{debug, error, info};
 
 use super::address::AddressBook;
-use super::lock_renewer::{LockRenewerMessage, Wish};
+use super::lock_renewer::{LEASE_LIFE, LockRenewerMessage, Wish};
 use super::task::Task;
 use crate::flows::compare::{Comparison, Extent, compare, fix};
 use crate::flows::context::Context;
@@ -75,7 +75,7 @@ async fn run(arguments: AuditorArguments) {
     loop {
         tokio::time::sleep(PAUSE).await;
         let Some(renewer) = arguments.peers.lock_renewer.get() else { continue };
-        let ask = |reply| LockRenewerMessage::Acquire { name: LEASE.to_owned(), reply };
+        let ask = |reply| LockRenewerMessage::Acquire { name: LEASE.to_owned(), life: LEASE_LIFE, reply };
         let wish = renewer.call(ask, Some(ASK_TIMEOUT)).await;
         let Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) = wish else { continue };
         tokio::select! {

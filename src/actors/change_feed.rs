@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::address::AddressBook;
 use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
-use super::lock_renewer::{Lease, LockRenewerMessage, Wish};
+use super::lock_renewer::{LEASE_LIFE, Lease, LockRenewerMessage, Wish};
 use super::refresher::RefresherMessage;
 use super::task::Task;
 use crate::config::FeedNeed;
@@ -167,7 +167,7 @@ impl Feed {
             return None;
         }
         let renewer = self.arguments.peers.lock_renewer.get()?;
-        let ask = |reply| LockRenewerMessage::Acquire { name: LEASE.to_owned(), reply };
+        let ask = |reply| LockRenewerMessage::Acquire { name: LEASE.to_owned(), life: LEASE_LIFE, reply };
         match renewer.call(ask, Some(ASK_TIMEOUT)).await {
             Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) => Some(lease),
             _ => None,

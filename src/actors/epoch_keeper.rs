@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::address::AddressBook;
 use super::clock::now_ms;
 use super::health::Health;
-use super::lock_renewer::{Lease, LockRenewerMessage, Wish};
+use super::lock_renewer::{LEASE_LIFE, Lease, LockRenewerMessage, Wish};
 use super::task::Task;
 use super::warmer::WarmerMessage;
 use crate::config::{OnNewEpoch, Scope};
@@ -327,7 +327,7 @@ impl EpochKeeperState {
             return Some(lease.clone());
         }
         let renewer = self.arguments.peers.lock_renewer.get()?;
-        let ask = |reply| LockRenewerMessage::Acquire { name: LEAD.to_owned(), reply };
+        let ask = |reply| LockRenewerMessage::Acquire { name: LEAD.to_owned(), life: LEASE_LIFE, reply };
         match renewer.call(ask, Some(ASK_TIMEOUT)).await {
             Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) => {
                 self.lead = Some(lease.clone());

@@ -10,16 +10,18 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::address::AddressBook;
+use super::clock::now_ms;
 use super::epoch_keeper::EpochKeeperMessage;
+use super::health::Health;
 use super::seen::Seen;
 use super::task::Task;
 use super::warmer::WarmerMessage;
-use crate::domain::event::Event;
+use crate::domain::event::{Event, InvalidEvent};
 use crate::flows::commands::group_of;
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
 use crate::flows::events;
-use crate::metrics::ByReason;
+use crate::metrics::{ByReason, BySource};
 use crate::stores::redis::{Finished, StreamEntry, StreamReader};
 
 /// Events obeyed together.
@@ -27,6 +29,8 @@ const AT_ONCE: usize = 256;
 const WAITS: Duration = Duration::from_secs(1);
 /// A worker that has had an event for so long is taken for dead; obeying twice is harmless.
 const TAKEN_FOR_DEAD: Duration = Duration::from_secs(30);
+/// A consumer that has nothing and was not seen for so long is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
@@ -37,6 +41,8 @@ pub struct EventLogArguments {
     pub context: Context,
     /// Peers.
     pub peers: AddressBook,
+    /// Where facts go.
+    pub health: Health,
     /// What was obeyed, by either way.
     pub seen: Seen,
     /// The stream; none: nothing is done.
@@ -92,14 +98,18 @@ async fn run(arguments: EventLogArguments, stream: String) {
         let error = match opened {
             Ok(reader) => {
                 let mut log = Log { arguments: &arguments, stream: &stream, group: &group, reader };
-                match log.follow(&mut delay).await {
+                let error = match log.follow(&mut delay).await {
                     Ok(never) => match never {},
                     Err(error) => error,
-                }
+                };
+                log.delete_what_waits(Instant::now() + delay).await;
+                error
             }
             Err(error) => error.into(),
         };
-        warn!(error = %chain(&error), "events of the stream wait, they are obeyed later");
+        let text = chain(&error);
+        warn!(error = text, "events of the stream wait, they are obeyed later");
+        arguments.health.note_stream("events", Err(text));
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(RETRY_DELAY_MAX);
     }
@@ -114,17 +124,28 @@ struct Log<'a> {
 
 impl Log<'_> {
     async fn follow(&mut self, delay: &mut Duration) -> Result<std::convert::Infallible, FlowError> {
-        // One's own from before an error first.
+        // What was left before an error first; what another worker has just taken too, which is harmless.
         self.claim(Duration::ZERO).await?;
         let mut claimed = Instant::now();
         loop {
             let entries = self.reader.read(AT_ONCE, WAITS).await?.unwrap_or_default();
             self.obey(entries).await?;
+            self.arguments.health.note_stream("events", Ok(()));
             *delay = RETRY_DELAY_MIN;
             if TAKEN_FOR_DEAD <= claimed.elapsed() {
                 self.claim(TAKEN_FOR_DEAD).await?;
+                self.reader.forget_consumers(FORGOTTEN_AFTER).await?;
                 claimed = Instant::now();
             }
+        }
+    }
+
+    /// Events that come while none can be obeyed, because Postgres is down: their keys go at once. They stay in the stream.
+    async fn delete_what_waits(&mut self, until: Instant) {
+        while Instant::now() < until {
+            let Ok(Some(entries)) = self.reader.read(AT_ONCE, RETRY_DELAY_MIN).await else { return };
+            let events: Vec<Event> = entries.iter().filter_map(|entry| read_event(entry).ok()).collect();
+            events::delete_named(&self.arguments.context, &events).await;
         }
     }
 
@@ -151,8 +172,7 @@ impl Log<'_> {
         let context = &self.arguments.context;
         let mut batch: Vec<Event> = Vec::with_capacity(entries.len());
         for entry in &entries {
-            let fields = entry.fields.iter().map(|(name, value)| (name, value.as_slice()));
-            match Event::from_fields(fields) {
+            match read_event(entry) {
                 Ok(event) if self.arguments.seen.is_new(&event) => batch.push(event),
                 Ok(_obeyed_already) => {}
                 Err(invalid) => {
@@ -163,7 +183,15 @@ impl Log<'_> {
         }
         if !batch.is_empty() {
             let datasets = events::obey(context, events::STREAM, &batch).await?;
-            batch.iter().for_each(|event| self.arguments.seen.remember(event));
+            for event in &batch {
+                self.arguments.seen.remember(event);
+                if let Some(at) = event.at_ms {
+                    #[expect(clippy::cast_precision_loss, reason = "seconds for a histogram")]
+                    let lag = now_ms().saturating_sub(at) as f64 / 1000.0;
+                    let lags = &context.metrics.event_lag_seconds;
+                    lags.get_or_create(&BySource::new(events::STREAM)).observe(lag);
+                }
+            }
             if !datasets.is_empty() {
                 self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
             }
@@ -171,8 +199,13 @@ impl Log<'_> {
                 self.arguments.peers.warmer.hint(WarmerMessage::PassWanted { dataset, since_ms: None });
             }
         }
-        let ids = entries.into_iter().map(|entry| entry.id).collect();
-        let finished = Finished { ids, ..Finished::default() };
-        Ok(context.redis.finish_entries(self.stream, self.group, &finished).await?)
+        let finished: Vec<Finished> =
+            entries.into_iter().map(|entry| Finished { id: entry.id, ..Finished::default() }).collect();
+        context.redis.finish_entries(self.stream, self.group, &finished).await?;
+        Ok(())
     }
+}
+
+fn read_event(entry: &StreamEntry) -> Result<Event, InvalidEvent> {
+    Event::from_fields(entry.fields.iter().map(|(name, value)| (name, value.as_slice())))
 }

@@ -21,6 +21,8 @@ pub struct Health {
 pub struct Facts {
     /// Servers and subscriptions that are not reachable, with the reason. Missing: not asked yet.
     pub dependencies: BTreeMap<&'static str, Result<(), String>>,
+    /// Streams that this worker cannot work off, with the reason.
+    pub streams: BTreeMap<&'static str, String>,
     /// Datasets that have not been warmed since the start.
     pub not_warmed: BTreeSet<String>,
     /// Datasets that cannot work, with the reason.
@@ -71,6 +73,16 @@ impl Health {
         before.map(|before| before.is_ok()) != Some(is_up)
     }
 
+    /// Notes whether a stream can be worked off.
+    pub fn note_stream(&self, stream: &'static str, state: Result<(), String>) {
+        self.update(|facts| {
+            match state {
+                Ok(()) => facts.streams.remove(stream),
+                Err(reason) => facts.streams.insert(stream, reason),
+            };
+        });
+    }
+
     /// Why the worker is not ready; empty: it is.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
@@ -86,6 +98,7 @@ impl Health {
                 None => reasons.push(format!("{dependency}: not reached yet")),
             }
         }
+        reasons.extend(facts.streams.iter().map(|(stream, reason)| format!("{stream}: {reason}")));
         reasons.extend(facts.feed_trouble());
         reasons.extend(facts.unmet.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         reasons.extend(facts.broken.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));

@@ -85,6 +85,8 @@ pub enum LockRenewerMessage {
     Acquire {
         /// Its name.
         name: String,
+        /// How long it lives without renewal: others wait so long for one who died.
+        life: Duration,
         /// How it ended.
         reply: RpcReplyPort<Wish>,
     },
@@ -169,8 +171,8 @@ impl Actor for LockRenewer {
         state: &mut LockRenewerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LockRenewerMessage::Acquire { name, reply } => {
-                let wish = state.on_acquire(&name).await;
+            LockRenewerMessage::Acquire { name, life, reply } => {
+                let wish = state.on_acquire(&name, life).await;
                 if let (Err(_gone), true) = (reply.send(wish.clone()), matches!(wish, Wish::Granted(_))) {
                     // Whoever asked has left: nobody would ever give the lease back.
                     state.on_release(&name).await;
@@ -220,18 +222,18 @@ impl LockRenewerState {
         self.timer = Some(myself.send_after(pause, || LockRenewerMessage::Renew));
     }
 
-    async fn on_acquire(&mut self, name: &str) -> Wish {
+    async fn on_acquire(&mut self, name: &str, life: Duration) -> Wish {
         if self.held.iter().any(|held| held.has(name)) {
-            return Wish::Held(LEASE_LIFE);
+            return Wish::Held(life);
         }
         let asked = Instant::now();
-        let attempt = self.arguments.redis.acquire_locks(&[name], &self.arguments.owner, LEASE_LIFE).await;
+        let attempt = self.arguments.redis.acquire_locks(&[name], &self.arguments.owner, life).await;
         match attempt {
             Ok(LeaseAttempt::Granted(grants)) => {
                 let lost = CancellationToken::new();
                 let held = Held::new(Charge {
                     grants,
-                    life: LEASE_LIFE,
+                    life,
                     asked,
                     is_renewed: true,
                     ends: None,

@@ -19,7 +19,7 @@ use super::address::AddressBook;
 use super::clock::now_ms;
 use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
-use super::lock_renewer::{LockRenewerMessage, Wish};
+use super::lock_renewer::{LEASE_LIFE, LockRenewerMessage, Wish};
 use super::task::Task;
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
@@ -391,7 +391,8 @@ async fn run_pass(
     let Some(renewer) = arguments.peers.lock_renewer.get() else {
         return PassEnd::Elsewhere(RETRY_DELAY_MIN);
     };
-    let ask = |reply| LockRenewerMessage::Acquire { name: lease_name(dataset.name()), reply };
+    let ask =
+        |reply| LockRenewerMessage::Acquire { name: lease_name(dataset.name()), life: LEASE_LIFE, reply };
     let lease = match renewer.call(ask, Some(ASK_TIMEOUT)).await {
         Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) => lease,
         Ok(ractor::rpc::CallResult::Success(Wish::Held(left))) => return PassEnd::Elsewhere(left),

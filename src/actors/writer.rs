@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::address::AddressBook;
+use super::health::Health;
 use super::lock_renewer::{LockRenewerMessage, Wish};
 use super::task::Task;
 use crate::flows::commands::{CommandError, Commands};
@@ -17,10 +18,11 @@ use crate::flows::context::Context;
 use crate::flows::error::chain;
 
 const LEASE: &str = "writes";
+/// Commands wait so long when the leader's process dies. A leader that is displaced while it is slow loses nothing.
+const LEASE_LIFE: Duration = Duration::from_secs(3);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
-const TIDY_EVERY: Duration = Duration::from_secs(5);
 
 /// What the actor needs.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub struct WriterArguments {
     pub context: Context,
     /// Peers.
     pub peers: AddressBook,
+    /// Where facts go.
+    pub health: Health,
     /// The stream; none: nothing is done.
     pub stream: Option<String>,
 }
@@ -78,57 +82,46 @@ async fn run(arguments: WriterArguments, stream: String) {
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(RETRY_DELAY_MAX / 10);
         let Some(renewer) = arguments.peers.lock_renewer.get() else { continue };
-        let ask = |reply| LockRenewerMessage::Acquire { name: LEASE.to_owned(), reply };
+        let ask = |reply| LockRenewerMessage::Acquire { name: LEASE.to_owned(), life: LEASE_LIFE, reply };
         let wish = renewer.call(ask, Some(ASK_TIMEOUT)).await;
         let Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) = wish else { continue };
-        let _released = Release(&arguments.peers);
+        let _released = Release(&arguments);
         tokio::select! {
             () = lease.lost.cancelled() => info!("another worker may apply write commands now"),
-            () = lead(&arguments.context, &stream) => {}
+            () = lead(&arguments, &stream) => {}
         }
         delay = RETRY_DELAY_MIN;
     }
 }
 
-/// Gives the lease back, also where this task is ended from outside.
-struct Release<'a>(&'a AddressBook);
+/// Gives the lease back, also where this task is ended from outside. Whoever does not lead has no trouble with the stream.
+struct Release<'a>(&'a WriterArguments);
 
 impl Drop for Release<'_> {
     fn drop(&mut self) {
-        self.0.lock_renewer.hint(LockRenewerMessage::Release { name: LEASE.to_owned() });
+        self.0.health.note_stream("writes", Ok(()));
+        self.0.peers.lock_renewer.hint(LockRenewerMessage::Release { name: LEASE.to_owned() });
     }
 }
 
 /// Leads until somebody else does. Servers that are down are waited for: the commands are in the stream.
-async fn lead(context: &Context, stream: &str) {
+async fn lead(arguments: &WriterArguments, stream: &str) {
     let mut delay = RETRY_DELAY_MIN;
     loop {
-        let error = match lead_once(context, stream, &mut delay).await {
-            Ok(never) => match never {},
-            Err(error) => error,
-        };
+        let began = Instant::now();
+        let on_ready = || arguments.health.note_stream("writes", Ok(()));
+        let error = Commands::lead(&arguments.context, stream, on_ready).await;
         if matches!(*error, CommandError::Displaced) {
+            info!("another worker applies write commands now");
             return;
         }
-        warn!(error = %chain(&*error), "write commands wait, they are carried out later");
+        let text = chain(&*error);
+        warn!(error = text, "write commands wait, they are carried out later");
+        arguments.health.note_stream("writes", Err(text));
+        if RETRY_DELAY_MAX < began.elapsed() {
+            delay = RETRY_DELAY_MIN;
+        }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(RETRY_DELAY_MAX);
-    }
-}
-
-async fn lead_once(
-    context: &Context,
-    stream: &str,
-    delay: &mut Duration,
-) -> Result<std::convert::Infallible, Box<CommandError>> {
-    let mut commands = Commands::lead(context, stream).await?;
-    let mut tidied = Instant::now();
-    loop {
-        commands.step().await?;
-        *delay = RETRY_DELAY_MIN;
-        if TIDY_EVERY <= tidied.elapsed() {
-            commands.tidy().await?;
-            tidied = Instant::now();
-        }
     }
 }

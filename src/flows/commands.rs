@@ -1,26 +1,30 @@
 //! Write commands of a stream: carried out once, in order for each key, by one worker at a time (DESIGN 3.1).
 //!
-//! Exactly once in effect: a command's record is written in the transaction of its effect. In order: one worker leads, and
-//! every transaction checks that it still does; commands of one key are in one lane, and a lane goes in the order of the
-//! stream. Fast: a lane commits many commands together, and one by one only where one of them fails.
+//! Exactly once in effect: a command's record is written in the transaction of its effect. In order: one worker leads, every
+//! transaction checks that it still does, and the commands of one key wait in one queue, which is in one transaction at a
+//! time. Fast: a transaction takes commands of many queues. A command that others are in the way of waits, and only its own
+//! queue with it.
 
-mod lane;
+pub mod command;
+mod transaction;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::context::Context;
-use super::error::FlowError;
+use super::error::{FlowError, chain};
 use super::failpoint;
-use super::write::parameters::{Parameters, decode};
-use super::write::{CacheState, Touched, settle};
-use crate::domain::keyspace::key_hash;
+use super::write::{CacheState, Prepared, WriteError, settle};
+use crate::domain::queues::Queues;
 use crate::metrics::ByReason;
-use crate::stores::redis::{Finished, StreamEntry, StreamReader};
-use lane::{Lane, Outcome};
+use crate::stores::redis::{CacheError, Finished, StreamEntry, StreamReader};
+use command::{Command, Outcome};
+use transaction::{Ending, Right, carry_out, reject};
 
 /// The group in which workers read.
 #[must_use]
@@ -30,22 +34,16 @@ pub fn group_of(namespace_prefix: &str) -> String {
     format!("cachekeeper:{name}")
 }
 
-/// A command as it came.
-#[derive(Debug, Clone)]
-pub struct Command {
-    /// Its producer's id, or one made of its entry.
-    pub id: String,
-    /// A hash of its contents.
-    pub digest: String,
-    /// Where it stands in the stream.
-    pub position: (i64, i64),
-    /// The dataset that it writes.
-    pub dataset: String,
-    /// The values.
-    pub parameters: Parameters,
+/// A command that waits for its turn.
+#[derive(Debug)]
+struct Waiting {
+    entry: StreamEntry,
+    command: Command,
+    prepared: Arc<Prepared>,
+    tries: u32,
 }
 
-/// Why a step ended early.
+/// Why a leader ends.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// Another worker has taken over.
@@ -64,226 +62,332 @@ impl<E: Into<FlowError>> From<E> for Box<CommandError> {
 
 /// All leaders are one consumer: there is one at a time.
 const CONSUMER: &str = "writer";
-/// Entries of one step.
-const STEP: usize = 512;
-/// Lanes at the same time, each with a connection.
-const LANES: u64 = 4;
+/// Commands of one transaction.
+const GROUP: usize = 64;
+/// Transactions of groups at the same time, each with a connection.
+const GROUPS: usize = 4;
+/// Transactions of single commands that failed before.
+const ALONE: usize = 2;
+/// Commands that are held, so that memory is bounded; the others wait in the stream.
+const HELD_MAX: usize = 1_024;
 /// How long a read waits for new entries.
-pub const WAITS: Duration = Duration::from_millis(500);
-const REPLY_NAME_MAX: usize = 1_024;
+const WAITS: Duration = Duration::from_millis(500);
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+/// After so many attempts a command is given up, so that it does not hold up its queue for ever.
+const TRIES_MAX: u32 = 100;
+const TIDY_EVERY: Duration = Duration::from_secs(5);
 
 /// The leader's hand on the stream.
-#[derive(Debug)]
 pub struct Commands {
     context: Context,
-    stream: String,
+    right: Right,
     group: String,
-    reader: StreamReader,
-    token: i64,
-    /// Where the entries of earlier hands are claimed; none: all are.
-    claims_from: Option<String>,
+    queues: Queues<Waiting, Instant>,
+    held: usize,
+    running: FuturesUnordered<BoxFuture<'static, Ended>>,
+    groups: usize,
+    alone: usize,
+    /// While a server is down, until when nothing is tried.
+    pause_until: Option<Instant>,
+    pause: Duration,
 }
 
+impl std::fmt::Debug for Commands {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Commands").field("right", &self.right).field("held", &self.held).finish()
+    }
+}
+
+/// A transaction that is over, and finished in Redis.
+struct Ended {
+    is_alone: bool,
+    work: Vec<(String, Waiting)>,
+    result: Result<Vec<Ending>, Box<CommandError>>,
+}
+
+/// What a read brings: the reader back, and entries with the cursor of the next claim (none: nothing left to claim).
+type Read = (StreamReader, Result<Option<(Option<String>, Vec<StreamEntry>)>, CacheError>);
+
 impl Commands {
-    /// Takes the stream over from whoever led before.
-    ///
-    /// # Errors
-    /// [`CommandError`].
-    pub async fn lead(context: &Context, stream: &str) -> Result<Self, Box<CommandError>> {
+    /// Takes the stream over from whoever led before, and carries out what comes, until somebody else takes it over or a
+    /// server breaks off. Then what is not finished is still in the stream, and the next leader, or this one, begins with
+    /// it.
+    pub async fn lead(context: &Context, stream: &str, on_ready: impl FnOnce()) -> Box<CommandError> {
+        match Self::take_over(context, stream).await {
+            Ok((mut commands, reader)) => {
+                on_ready();
+                commands.run(reader).await
+            }
+            Err(error) => error,
+        }
+    }
+
+    async fn take_over(context: &Context, stream: &str) -> Result<(Self, StreamReader), Box<CommandError>> {
         let group = group_of(context.redis.keys().prefix());
         // From the first on no earlier leader commits any more, from the second on none takes entries.
         let token = context.postgres.take_over_writes(stream).await?;
         let reader = context.redis.open_stream(stream, &group, CONSUMER, WAITS, Some(token)).await?;
         info!(stream, token, "this worker applies write commands");
-        Ok(Self {
+        let commands = Self {
             context: context.clone(),
-            stream: stream.to_owned(),
+            right: Right { stream: stream.to_owned(), token },
             group,
-            reader,
-            token,
-            claims_from: Some("0-0".to_owned()),
-        })
+            queues: Queues::default(),
+            held: 0,
+            running: FuturesUnordered::new(),
+            groups: 0,
+            alone: 0,
+            pause_until: None,
+            pause: RETRY_DELAY_MIN,
+        };
+        Ok((commands, reader))
     }
 
-    /// Carries out what is there, waiting a little for it; answers how many entries there were. After an error the entries
-    /// are still in the stream, and a new leader, or this one, begins with them.
-    ///
-    /// # Errors
-    /// [`CommandError`].
-    pub async fn step(&mut self) -> Result<usize, Box<CommandError>> {
-        let entries = match self.claims_from.take() {
-            Some(cursor) => {
-                let claimed = self.reader.claim(Duration::ZERO, &cursor, STEP).await?;
-                let (next, entries) = claimed.ok_or_else(|| Box::new(CommandError::Displaced))?;
-                self.claims_from = (next != "0-0").then_some(next);
-                entries
+    async fn run(&mut self, reader: StreamReader) -> Box<CommandError> {
+        // What earlier leaders had comes first, so that the order stays.
+        let mut reading = Some(read(reader, Some("0-0".to_owned()), HELD_MAX));
+        let mut resting: Option<(StreamReader, Option<String>)> = None;
+        let mut tidy = tokio::time::interval(TIDY_EVERY);
+        tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if reading.is_none() && self.held < HELD_MAX {
+                reading = resting.take().map(|(reader, claims)| read(reader, claims, HELD_MAX - self.held));
             }
-            None => {
-                let read = self.reader.read(STEP, WAITS).await?;
-                read.ok_or_else(|| Box::new(CommandError::Displaced))?
+            self.begin_work();
+            let wakes = self.pause_until.or_else(|| self.queues.next_parked());
+            let step = tokio::select! {
+                (reader, entries) = async { match &mut reading { Some(read) => read.await, None => std::future::pending().await } } => {
+                    reading = None;
+                    match entries {
+                        Ok(Some((claims, entries))) => {
+                            resting = Some((reader, claims));
+                            self.receive(entries).await
+                        }
+                        Ok(None) => Err(Box::new(CommandError::Displaced)),
+                        // Entries may have been taken and not have come: begin again with them.
+                        Err(error) => Err(error.into()),
+                    }
+                }
+                Some(ended) = self.running.next() => self.end_work(ended),
+                () = async { match wakes { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
+                    self.pause_until = self.pause_until.filter(|until| Instant::now() < *until);
+                    Ok(())
+                }
+                _ = tidy.tick() => self.tidy().await,
+            };
+            if let Err(error) = step {
+                return error;
+            }
+        }
+    }
+
+    /// Puts entries into their queues. Those that cannot be read, or bound to a statement, are rejected at once.
+    async fn receive(&mut self, entries: Vec<StreamEntry>) -> Result<(), Box<CommandError>> {
+        let mut rejected = Vec::new();
+        for entry in entries {
+            let command = match Command::read(&self.context, &self.right.stream, &entry) {
+                Ok(command) => command,
+                Err(reason) => {
+                    rejected.push((entry, Outcome::rejected(reason)));
+                    continue;
+                }
+            };
+            match Prepared::new(&self.context, &command.dataset, &command.parameters).await {
+                Ok(prepared) => {
+                    self.held += 1;
+                    let queue = command.queue(&prepared);
+                    let waiting = Waiting { entry, command, prepared: Arc::new(prepared), tries: 0 };
+                    self.queues.push(&queue, waiting);
+                }
+                Err(WriteError::Unavailable(error) | WriteError::Unknown(error)) => return Err(error.into()),
+                Err(refused) => rejected.push((entry, Outcome::rejected(refused.to_string()))),
+            }
+        }
+        if rejected.is_empty() {
+            return Ok(());
+        }
+        Ok(finish(&self.context, &self.right.stream, &self.group, rejected, None, CacheState::Stored).await?)
+    }
+
+    /// Begins as much as may run at the same time.
+    fn begin_work(&mut self) {
+        if self.pause_until.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        while self.alone < ALONE
+            && let Some(one) = self.queues.take_parked(now)
+        {
+            self.alone += 1;
+            self.begin(vec![one], true);
+        }
+        while self.groups < GROUPS {
+            let work = self.queues.take(GROUP);
+            if work.is_empty() {
+                break;
+            }
+            self.groups += 1;
+            self.begin(work, false);
+        }
+        let parked = i64::try_from(self.queues.parked()).unwrap_or(i64::MAX);
+        self.context.metrics.commands_held_up.set(parked);
+    }
+
+    fn begin(&mut self, work: Vec<(String, Waiting)>, is_alone: bool) {
+        let (context, right, group) = (self.context.clone(), self.right.clone(), self.group.clone());
+        self.running.push(Box::pin(async move {
+            let result = work_off(&context, &right, &group, &work, is_alone).await;
+            Ended { is_alone, work, result }
+        }));
+    }
+
+    /// A transaction is over: what is not done goes back to the front of its queue.
+    fn end_work(&mut self, ended: Ended) -> Result<(), Box<CommandError>> {
+        if ended.is_alone {
+            self.alone -= 1;
+        } else {
+            self.groups -= 1;
+        }
+        let now = Instant::now();
+        let endings = match ended.result {
+            Ok(endings) => {
+                self.pause = RETRY_DELAY_MIN;
+                endings
+            }
+            Err(error) if matches!(*error, CommandError::Displaced) => return Err(error),
+            Err(error) => {
+                if self.pause_until.is_none() {
+                    warn!(error = %chain(&*error), "write commands wait, they are carried out later");
+                    self.pause_until = Some(now + self.pause);
+                    self.pause = (self.pause * 2).min(RETRY_DELAY_MAX);
+                }
+                ended.work.iter().map(|_| Ending::Behind).collect()
             }
         };
-        if entries.is_empty() {
-            return Ok(0);
+        let mut queues: Vec<(String, Vec<Waiting>, Option<Instant>)> = Vec::new();
+        for ((queue, mut waiting), ending) in ended.work.into_iter().zip(endings) {
+            if queues.last().is_none_or(|(last, ..)| *last != queue) {
+                queues.push((queue, Vec::new(), None));
+            }
+            let Some((_, undone, until)) = queues.last_mut() else { continue };
+            match ending {
+                Ending::Done(_) => {
+                    self.held -= 1;
+                    continue;
+                }
+                Ending::Later { reason, weight } => {
+                    waiting.tries += weight;
+                    if waiting.tries.is_power_of_two() {
+                        info!(id = %waiting.command.id, tries = waiting.tries, reason, "a write command waits for others");
+                    }
+                    let delay = RETRY_DELAY_MIN * (1 << waiting.tries.min(6));
+                    *until = Some(now + delay.min(RETRY_DELAY_MAX));
+                }
+                Ending::Behind => {
+                    // One that goes alone because it failed before goes alone again.
+                    if ended.is_alone {
+                        *until = Some(now);
+                    }
+                }
+            }
+            undone.push(waiting);
         }
-        let count = entries.len();
-        if let Err(error) = self.carry_out(entries).await {
-            // What is not finished is claimed again, from the beginning, so that the order stays.
-            self.claims_from = Some("0-0".to_owned());
-            return Err(error);
+        for (queue, undone, until) in queues {
+            self.queues.give_back(&queue, undone, until);
         }
-        Ok(count)
-    }
-
-    /// Drops records that no command can need any more; notes how the stream stands.
-    ///
-    /// # Errors
-    /// [`CommandError`].
-    pub async fn tidy(&mut self) -> Result<(), Box<CommandError>> {
-        let state = self.context.redis.stream_state(&self.stream, &self.group).await?;
-        if 0 < state.pending && self.claims_from.is_none() {
-            // Nothing is under way here, so somebody took entries and does not have them any more.
-            self.claims_from = Some("0-0".to_owned());
-        }
-        let metrics = &self.context.metrics;
-        metrics.commands_waiting.set(i64::try_from(state.length).unwrap_or(i64::MAX));
-        self.context.postgres.prune_applied(&self.stream, state.oldest_position()).await?;
         Ok(())
     }
 
-    async fn carry_out(&self, entries: Vec<StreamEntry>) -> Result<(), Box<CommandError>> {
-        let mut lanes: HashMap<u64, Vec<(usize, Command)>> = HashMap::new();
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; entries.len()];
-        for (at, entry) in entries.iter().enumerate() {
-            match read_command(entry) {
-                Ok(command) => {
-                    let lane = key_hash(self.lane_of(&command).await?.as_bytes()) % LANES;
-                    lanes.entry(lane).or_default().push((at, command));
-                }
-                Err(reason) => {
-                    if let Some(outcome) = outcomes.get_mut(at) {
-                        *outcome = Some(Outcome::rejected(reason));
-                    }
-                }
-            }
-        }
-        let lane = Lane { context: &self.context, stream: &self.stream, token: self.token };
-        let done =
-            futures_util::future::join_all(lanes.into_values().map(|commands| lane.run(commands))).await;
-        failpoint::reach("write.applied");
-        let mut touched = Touched::default();
-        let mut failed = None;
-        for result in done {
-            match result {
-                Ok(lane) => {
-                    for (at, mut outcome) in lane {
-                        if let Some(own) = outcome.touched.take() {
-                            touched.join(own);
-                        }
-                        if let Some(slot) = outcomes.get_mut(at) {
-                            *slot = Some(outcome);
-                        }
-                    }
-                }
-                Err(error) => failed = Some(error),
-            }
-        }
-        let has_effect = 0 < touched.rows || !touched.datasets.is_empty();
-        let written = if has_effect { Some(settle(&self.context, touched).await) } else { None };
-        failpoint::reach("write.loaded");
-        let cache = written.as_ref().map_or(CacheState::Stored, |written| written.cache);
-        let token = written.and_then(|written| written.token).map(|token| token.to_string());
-        let mut finished = Finished::default();
-        for (entry, outcome) in entries.iter().zip(outcomes) {
-            let Some(outcome) = outcome else { continue };
-            self.count(&outcome);
-            finished.ids.push(entry.id.clone());
-            if let Some(list) = reply_of(entry) {
-                finished.replies.push((list, outcome.reply(entry, token.as_deref(), cache)));
-            }
-            if let Some(reason) = outcome.error {
-                warn!(entry = %entry.id, reason, "a write command was rejected");
-                finished.dead.push((entry.clone(), reason));
-            }
-        }
-        self.context.redis.finish_entries(&self.stream, &self.group, &finished).await?;
-        failed.map_or(Ok(()), Err)
-    }
-
-    fn count(&self, outcome: &Outcome) {
-        let label = match (&outcome.error, outcome.is_repeated) {
-            (Some(_), _) => "rejected",
-            (None, true) => "repeated",
-            (None, false) => "applied",
-        };
-        self.context.metrics.commands.get_or_create(&ByReason::new(label)).inc();
-    }
-
-    /// Commands that could touch one key are in one lane: by the key, where the parameters of the dataset's statement hold
-    /// all of it, else by the dataset.
-    async fn lane_of(&self, command: &Command) -> Result<String, Box<CommandError>> {
-        let Some(dataset) = self.context.catalog.get(&command.dataset) else {
-            return Ok(command.dataset.clone());
-        };
-        let statement = match super::write::statement_of(&self.context, dataset).await {
-            Ok(statement) => statement,
-            Err(super::write::WriteError::Unavailable(error)) => return Err(error.into()),
-            Err(_rejected_later) => return Ok(command.dataset.clone()),
-        };
-        let values = super::write::parameters::bind(&statement, &command.parameters);
-        let key = values.ok().and_then(|values| super::write::key_of(dataset, &statement, &values));
-        Ok(key.map_or_else(|| command.dataset.clone(), |(key, _)| key))
+    /// Drops records that no command can need any more; notices entries that were taken and never came.
+    async fn tidy(&mut self) -> Result<(), Box<CommandError>> {
+        let state = self.context.redis.stream_state(&self.right.stream, &self.group).await?;
+        self.context.metrics.commands_waiting.set(i64::try_from(state.length).unwrap_or(i64::MAX));
+        let oldest = state.oldest_position();
+        let retention = self.context.feed.retention;
+        self.context.postgres.prune_applied(&self.right.stream, oldest, retention).await?;
+        Ok(())
     }
 }
 
-impl Outcome {
-    fn reply(&self, entry: &StreamEntry, token: Option<&str>, cache: CacheState) -> String {
-        let id = entry.field("id").map(|id| String::from_utf8_lossy(id).into_owned());
-        let cache = match (cache, &self.error) {
-            (_, Some(_)) => None,
-            (CacheState::Stored, None) => Some("stored"),
-            (CacheState::Pending, None) => Some("pending"),
+/// The next entries: claimed from a cursor on, or new ones.
+fn read(mut reader: StreamReader, claims: Option<String>, most: usize) -> BoxFuture<'static, Read> {
+    Box::pin(async move {
+        let entries = match claims {
+            Some(cursor) => {
+                let claimed = reader.claim(Duration::ZERO, &cursor, most).await;
+                claimed
+                    .map(|claimed| claimed.map(|(next, entries)| ((next != "0-0").then_some(next), entries)))
+            }
+            None => reader.read(most, WAITS).await.map(|read| read.map(|entries| (None, entries))),
         };
-        let reply = json!({
-            "id": id,
-            "entry": entry.id,
-            "ok": self.error.is_none(),
-            "rows": self.rows,
-            "token": token,
-            "cache": cache,
-            "error": self.error,
-        });
-        reply.to_string()
-    }
+        (reader, entries)
+    })
 }
 
-fn reply_of(entry: &StreamEntry) -> Option<String> {
-    let list = std::str::from_utf8(entry.field("reply")?).ok()?;
-    let is_usable = !list.is_empty()
-        && list.len() <= REPLY_NAME_MAX
-        && !list.starts_with(crate::domain::keyspace::RESERVED_PREFIX);
-    is_usable.then(|| list.to_owned())
+/// Carries commands out, stores what they touched, and finishes them in Redis.
+async fn work_off(
+    context: &Context,
+    right: &Right,
+    group: &str,
+    work: &[(String, Waiting)],
+    is_alone: bool,
+) -> Result<Vec<Ending>, Box<CommandError>> {
+    let (mut endings, touched) = carry_out(context, right, work, is_alone).await?;
+    failpoint::reach("write.applied");
+    for (ending, (_, waiting)) in endings.iter_mut().zip(work) {
+        if let Ending::Later { reason, weight } = ending
+            && TRIES_MAX <= waiting.tries + *weight
+        {
+            let reason = format!("given up after many attempts: {reason}");
+            *ending = Ending::Done(reject(context, right, waiting, reason).await?);
+        }
+    }
+    let written = if touched.is_empty() { None } else { Some(settle(context, touched).await) };
+    failpoint::reach("write.loaded");
+    let cache = written.as_ref().map_or(CacheState::Stored, |written| written.cache);
+    let token = written.and_then(|written| written.token).map(|token| token.to_string());
+    let done = endings.iter().zip(work).filter_map(|(ending, (_, waiting))| match ending {
+        Ending::Done(outcome) => Some((waiting.entry.clone(), outcome.clone())),
+        Ending::Later { .. } | Ending::Behind => None,
+    });
+    let done: Vec<(StreamEntry, Outcome)> = done.collect();
+    // They are committed: until Redis has heard of it, nothing else is done with these keys.
+    let mut delay = RETRY_DELAY_MIN;
+    while let Err(error) = finish(context, &right.stream, group, done.clone(), token.as_deref(), cache).await
+    {
+        warn!(error = %chain(&error), commands = done.len(), "applied write commands are not finished yet");
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(RETRY_DELAY_MAX);
+    }
+    failpoint::reach("write.finished");
+    Ok(endings)
 }
 
-fn read_command(entry: &StreamEntry) -> Result<Command, String> {
-    let text = |name: &str| {
-        let bytes = entry.field(name).ok_or_else(|| format!("field `{name}` is missing"))?;
-        std::str::from_utf8(bytes).map_err(|_binary| format!("field `{name}` is not UTF-8"))
-    };
-    let dataset = text("dataset")?.to_owned();
-    let bytes = entry.field("params").ok_or("field `params` is missing")?;
-    let parameters = decode(bytes)?;
-    let mut contents = dataset.clone().into_bytes();
-    contents.push(0);
-    contents.extend_from_slice(bytes);
-    let digest = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&contents));
-    let id = match entry.field("id") {
-        Some(_) => text("id")?.to_owned(),
-        // Its own entry; the digest tells it from an entry of the same name in a stream that was lost.
-        None => format!("{}/{digest}", entry.id),
-    };
-    if id.is_empty() || 200 < id.len() || id.contains('\0') {
-        return Err("field `id` is empty or longer than 200 bytes".to_owned());
+/// Acknowledges, replies, and keeps apart what was rejected.
+async fn finish(
+    context: &Context,
+    stream: &str,
+    group: &str,
+    done: Vec<(StreamEntry, Outcome)>,
+    token: Option<&str>,
+    cache: CacheState,
+) -> Result<(), CacheError> {
+    if done.is_empty() {
+        return Ok(());
     }
-    Ok(Command { id, digest, position: entry.position(), dataset, parameters })
+    let labels: Vec<&str> = done.iter().map(|(_, outcome)| outcome.label()).collect();
+    let finished: Vec<Finished> =
+        done.into_iter().map(|(entry, outcome)| outcome.finish(&entry, token, cache)).collect();
+    let undelivered = context.redis.finish_entries(stream, group, &finished).await?;
+    for label in labels {
+        context.metrics.commands.get_or_create(&ByReason::new(label)).inc();
+    }
+    for one in finished.iter().filter(|one| one.rejected.is_some()) {
+        warn!(entry = %one.id, reason = one.rejected.as_deref(), "a write command was rejected");
+    }
+    for entry in undelivered {
+        warn!(%entry, "a reply could not be delivered: its list holds another type");
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! What every flow is given.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ pub struct Context {
     pub feed: FeedSettings,
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
+    has_outbox: Arc<AtomicBool>,
 }
 
 /// How changes are captured, as flows need to know it.
@@ -59,6 +61,7 @@ impl Context {
             },
             epoch: Arc::default(),
             coverage: Arc::default(),
+            has_outbox: Arc::default(),
         })
     }
 
@@ -81,6 +84,15 @@ impl Context {
     /// Notes what was found.
     pub fn set_coverage(&self, coverage: Coverage) {
         *self.coverage.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(coverage));
+    }
+
+    /// Whether this process has seen that the outbox is there and may be written.
+    pub(super) fn has_outbox(&self) -> bool {
+        self.has_outbox.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_has_outbox(&self) {
+        self.has_outbox.store(true, Ordering::Relaxed);
     }
 
     /// Counts a refusal by Redis and hands the error on.

@@ -18,15 +18,13 @@ use crate::stores::redis::{Answer, Order, Standing, StoreMode};
 /// The values that were loaded, by key; none: the key has no row.
 pub type Values = HashMap<String, Option<Vec<u8>>>;
 
-/// What was loaded, and whether Redis has it.
+/// What was loaded.
 #[derive(Debug)]
 pub struct Filled {
     /// The values.
     pub values: Values,
     /// When they were read.
     pub poll: Poll,
-    /// Whether they are stored, or something newer is.
-    pub is_stored: bool,
 }
 
 /// Loads these keys in one statement and answers their values, whether or not they could be stored: a reader gets what
@@ -69,15 +67,13 @@ pub async fn fill(
         }
         values.insert(key.clone(), None);
     }
-    let mut is_stored = false;
     if may_store && !dataset.is_displaced() {
         // The reader has its value already; what could not be stored is the feed's, or the next reader's.
-        match store(context, dataset, &loaded.poll, &batch).await {
-            Ok(()) => is_stored = true,
-            Err(error) => debug!(dataset = dataset.name(), error = %chain(&error), "a fill was not stored"),
+        if let Err(error) = store(context, dataset, &loaded.poll, &batch).await {
+            debug!(dataset = dataset.name(), error = %chain(&error), "a fill was not stored");
         }
     }
-    Ok(Filled { values, poll: loaded.poll, is_stored })
+    Ok(Filled { values, poll: loaded.poll })
 }
 
 async fn store(

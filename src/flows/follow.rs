@@ -2,7 +2,7 @@
 
 mod batch;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +16,10 @@ use super::followed::Coverage;
 use super::reload::Job;
 use super::{coverage, epoch};
 use crate::domain::stamp::Snapshot;
-use crate::stores::postgres::{Change, FeedPoll, FeedReader, KeyValues, Poll, Trouble};
+use crate::stores::postgres::{Change, FeedPoll, FeedReader, Poll, Trouble};
 use crate::stores::redis::{Advance, Advanced, Answer, Debt, Epoch};
-use batch::{Batch, GATHERED, Touched};
+pub use batch::Touched;
+use batch::{Batch, GATHERED};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,17 +63,20 @@ const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
 /// Fewer keys in the outbox are not worth a transaction.
 const COUNT_MIN: i64 = 1_000;
 
-/// Applies changes that this process made itself, without waiting for the feed, which will find nothing left to do. The
-/// keys of `taken` datasets are left to the caller, who loads them. The cursor does not move.
+/// What changes touch, each thing once.
+#[must_use]
+pub fn touched_by(context: &Context, coverage: &Coverage, changes: &[Change]) -> Touched {
+    let mut touched = Touched::default();
+    changes.iter().for_each(|change| touched.add(context, coverage, change));
+    touched
+}
+
+/// Applies what this process changed itself, without waiting for the feed, which will find nothing left to do. The cursor
+/// does not move.
 ///
 /// # Errors
-/// [`FlowError`]; then the feed sees to the rest.
-pub async fn apply_own(
-    context: &Context,
-    coverage: &Coverage,
-    changes: &[Change],
-    taken: &[String],
-) -> Result<HashMap<String, HashMap<String, KeyValues>>, FlowError> {
+/// [`FlowError`]; then the feed sees to it.
+pub async fn apply_own(context: &Context, touched: Touched) -> Result<(), FlowError> {
     let order = epoch::ensure(context, "").await?;
     let (mut hurried, mut dropped) = (BTreeSet::new(), Vec::new());
     let mut batch = Batch {
@@ -83,12 +87,9 @@ pub async fn apply_own(
         job: Job::uncounted(),
         hurried: &mut hurried,
         dropped: &mut dropped,
-        touched: Touched::default(),
+        touched,
     };
-    changes.iter().for_each(|change| batch.touch(coverage, change));
-    let kept = taken.iter().map(|dataset| (dataset.clone(), batch.take_keys(dataset))).collect();
-    batch.flush().await?;
-    Ok(kept)
+    batch.flush().await
 }
 
 impl Follower {
@@ -234,10 +235,7 @@ impl Follower {
         let mut times: Vec<i64> = Vec::new();
         while let Some(group) = found.changes.recv().await {
             let group = group?;
-            let is_known = group.iter().all(|change| {
-                coverage.captures.get(&change.capture).is_some_and(|known| change.version <= known.version)
-            });
-            if !is_known {
+            if !coverage.can_read(&group) {
                 // Installed since the last look.
                 self.context.set_coverage(coverage::look(&self.context, false).await?);
                 coverage = self.context.coverage().unwrap_or(coverage);
@@ -245,7 +243,7 @@ impl Follower {
             statements += group.len() as u64;
             for change in &group {
                 times.push(change.at_us);
-                batch.touch(&coverage, change);
+                batch.touched.add(&self.context, &coverage, change);
             }
             if GATHERED <= batch.touched.key_count {
                 batch.flush().await?;

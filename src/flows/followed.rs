@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::catalog::Dataset;
 use crate::config::WatchTarget;
 use crate::domain::template::Template;
+use crate::stores::postgres::Change;
+use crate::stores::postgres::write::DIRECT;
 
 /// What the feed follows.
 #[derive(Debug, Default)]
@@ -69,6 +71,15 @@ impl Touches {
 }
 
 impl Coverage {
+    /// Whether these changes can be read by what is known: their captures, and the columns that they carry.
+    #[must_use]
+    pub fn can_read(&self, changes: &[Change]) -> bool {
+        changes.iter().all(|change| {
+            change.capture == DIRECT
+                || self.captures.get(&change.capture).is_some_and(|known| change.version <= known.version)
+        })
+    }
+
     /// The datasets that are covered, with their marks.
     #[must_use]
     pub fn followed(&self) -> Vec<(String, String)> {

@@ -1,6 +1,7 @@
 //! Given keys: load them, store what is there, delete what is gone, and see each of them through.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +15,7 @@ use super::error::{FlowError, chain};
 use crate::config::Format;
 use crate::domain::entry::EntryBatch;
 use crate::metrics::{ByDataset, ByDatasetCause};
-use crate::stores::postgres::{DatasetSource, KeyValues, SourceError, Trouble};
+use crate::stores::postgres::{DatasetSource, KeyValues, Poll, SourceError, Trouble};
 use crate::stores::redis::{Answer, Gone, Refusal, StoreMode};
 
 /// Why entries are loaded again, and so what to do where that is not possible.
@@ -109,6 +110,15 @@ pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// Complaints that are kept.
 const FAILURES_MAX: usize = 1_000;
 
+/// What a reload has read, for a caller who wants the values too.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The values by key, as the last load of each has them; none: no row.
+    pub values: HashMap<String, Option<Vec<u8>>>,
+    /// When the first of them was read.
+    pub poll: Option<Poll>,
+}
+
 /// Loads these keys again and stores them; those without a row are deleted, or stored as an explicit null.
 ///
 /// # Errors
@@ -120,6 +130,21 @@ pub async fn reload(
     cause: Cause,
     job: &mut Job,
 ) -> Result<Report, FlowError> {
+    reload_keeping(context, dataset, keys, cause, job, None).await
+}
+
+/// The same, keeping what was read, also where it could not be stored.
+///
+/// # Errors
+/// [`FlowError`].
+pub async fn reload_keeping(
+    context: &Context,
+    dataset: &Dataset,
+    keys: Vec<(String, KeyValues)>,
+    cause: Cause,
+    job: &mut Job,
+    kept: Option<&Mutex<Kept>>,
+) -> Result<Report, FlowError> {
     if dataset.is_displaced() {
         return Err(dataset.displace());
     }
@@ -128,7 +153,7 @@ pub async fn reload(
     let mut seen = HashSet::with_capacity(keys.len());
     let unique: Vec<_> = keys.into_iter().filter(|(key, _)| seen.insert(key.clone())).collect();
     for chunk in unique.chunks(dataset.settings.batch) {
-        let done = reload_chunk(context, dataset, &source, chunk, cause, job).await?;
+        let done = reload_chunk(context, (dataset, &source), chunk, cause, job, kept).await?;
         report.add(done);
     }
     Ok(report)
@@ -136,11 +161,11 @@ pub async fn reload(
 
 async fn reload_chunk(
     context: &Context,
-    dataset: &Dataset,
-    source: &DatasetSource,
+    (dataset, source): (&Dataset, &DatasetSource),
     keys: &[(String, KeyValues)],
     cause: Cause,
     job: &mut Job,
+    kept: Option<&Mutex<Kept>>,
 ) -> Result<Report, FlowError> {
     let mut report = Report::default();
     // Parts of the chunk that still have to be loaded, each with how often it was tried.
@@ -150,7 +175,7 @@ async fn reload_chunk(
             give_up(context, dataset, &part, cause, "refused three times", job, &mut report).await?;
             continue;
         }
-        match load_and_store(context, dataset, source, &part, cause, job).await {
+        match load_and_store(context, (dataset, source), &part, cause, job, kept).await {
             Ok((done, refused)) => {
                 report.add(done);
                 if !refused.is_empty() {
@@ -186,11 +211,11 @@ type Keys = Vec<(String, KeyValues)>;
 /// One load and its stores; answers what was refused and has to be loaded again.
 async fn load_and_store(
     context: &Context,
-    dataset: &Dataset,
-    source: &DatasetSource,
+    (dataset, source): (&Dataset, &DatasetSource),
     keys: &[(String, KeyValues)],
     cause: Cause,
     job: &mut Job,
+    kept: Option<&Mutex<Kept>>,
 ) -> Result<(Report, Keys), FlowError> {
     let values: Vec<KeyValues> = keys.iter().map(|(_, values)| values.clone()).collect();
     let began = Instant::now();
@@ -205,7 +230,8 @@ async fn load_and_store(
     let mut refused = Keys::new();
     let mut encoder = Encoder::new(dataset, source);
     let mut batch = EntryBatch::default();
-    let mut sink = Sink { context, dataset, poll: &loaded.poll, cause, job };
+    let mut sink = Sink { context, dataset, poll: &loaded.poll, cause, job, kept };
+    sink.keep_poll();
     for row in &loaded.rows {
         encoder.add(row, &mut batch);
         if BATCH_BYTES <= batch.bytes() {
@@ -243,12 +269,28 @@ async fn load_and_store(
 struct Sink<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
-    poll: &'a crate::stores::postgres::Poll,
+    poll: &'a Poll,
     cause: Cause,
     job: &'a mut Job,
+    kept: Option<&'a Mutex<Kept>>,
 }
 
 impl Sink<'_> {
+    fn keep_poll(&self) {
+        let Some(kept) = self.kept else { return };
+        kept.lock().unwrap_or_else(PoisonError::into_inner).poll.get_or_insert_with(|| self.poll.clone());
+    }
+
+    fn keep(&self, batch: &EntryBatch) {
+        let Some(kept) = self.kept else { return };
+        let null = null_of(&self.dataset.settings.format);
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in batch.iter() {
+            let is_there = entry.life_ms != 0 && Some(entry.value) != null;
+            kept.values.insert(entry.key.to_owned(), is_there.then(|| entry.value.to_vec()));
+        }
+    }
+
     async fn store(
         &mut self,
         batch: &mut EntryBatch,
@@ -260,6 +302,7 @@ impl Sink<'_> {
         if batch.is_empty() {
             return Ok(());
         }
+        self.keep(batch);
         for entry in batch.iter() {
             missing.remove(entry.key);
         }

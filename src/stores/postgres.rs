@@ -1,6 +1,7 @@
 //! Postgres: statements and the binary format of rows.
 
 pub mod capture;
+pub mod commands;
 mod connection;
 mod error;
 mod feed;
@@ -14,7 +15,7 @@ pub mod write;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::Postgres;
-pub use error::{SourceError, Trouble};
+pub use error::{Blame, SourceError, Trouble};
 pub use feed::{Change, FeedPoll, FeedReader, OutboxState};
 pub use incarnation::Poll;
 pub use inspect::{Function, Inspection};

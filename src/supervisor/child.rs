@@ -131,12 +131,14 @@ impl Wiring {
             }
             ChildKind::EventLog => {
                 let (stream, owner) = (self.config.invalidation.stream.clone(), self.owner.clone());
-                let arguments = EventLogArguments { context, peers, seen: self.seen.clone(), stream, owner };
+                let seen = self.seen.clone();
+                let arguments = EventLogArguments { context, peers, health, seen, stream, owner };
                 let (actor, _) = Actor::spawn_linked(None, EventLog, arguments, parent).await?;
                 Ok(actor.get_cell())
             }
             ChildKind::Writer => {
-                let arguments = WriterArguments { context, peers, stream: self.config.writes.stream.clone() };
+                let arguments =
+                    WriterArguments { context, peers, health, stream: self.config.writes.stream.clone() };
                 let (actor, _) = Actor::spawn_linked(None, Writer, arguments, parent).await?;
                 Ok(actor.get_cell())
             }

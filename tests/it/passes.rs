@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use cachekeeper::actors::lock_renewer::{LockRenewer, LockRenewerArguments, LockRenewerMessage, Wish};
+use cachekeeper::actors::lock_renewer::{
+    LEASE_LIFE, LockRenewer, LockRenewerArguments, LockRenewerMessage, Wish,
+};
 use cachekeeper::app::Worker;
 use cachekeeper::domain::entry::EntryBatch;
 use cachekeeper::domain::stamp::Stamp;
@@ -313,7 +315,10 @@ async fn the_loss_of_a_lease_is_told() {
     let (renewer, joined) = Actor::spawn(None, LockRenewer, arguments).await.unwrap();
     let acquire = |name: &str| {
         let name = name.to_owned();
-        renewer.call(move |reply| LockRenewerMessage::Acquire { name, reply }, Some(Duration::from_secs(5)))
+        renewer.call(
+            move |reply| LockRenewerMessage::Acquire { name, life: LEASE_LIFE, reply },
+            Some(Duration::from_secs(5)),
+        )
     };
     let wish = acquire("a").await.unwrap().unwrap();
     let Wish::Granted(lease) = wish else { panic!("{wish:?}") };

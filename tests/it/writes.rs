@@ -11,6 +11,7 @@ use cachekeeper::flows::{coverage, epoch};
 use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::support::{Rig, wait_until};
 
@@ -239,11 +240,24 @@ async fn send(rig: &Rig, fields: &[(&str, String)]) -> String {
     rig.context("").redis.append("cache:writes", &fields).await.unwrap()
 }
 
+/// Leads, as the actor does.
+fn lead(context: &Context) -> JoinHandle<Box<CommandError>> {
+    let context = context.clone();
+    tokio::spawn(async move { Commands::lead(&context, "cache:writes", || ()).await })
+}
+
+async fn all_done(context: &Context) {
+    wait_until("the stream is empty", async || {
+        let state = context.redis.stream_state("cache:writes", "cachekeeper:test").await.unwrap();
+        if state.length == 0 && state.pending == 0 { Ok(()) } else { Err(format!("{state:?}")) }
+    })
+    .await;
+}
+
 async fn replies(rig: &Rig) -> BTreeMap<String, Value> {
     let mut client = rig.client().await;
     let list: Vec<String> = client.lrange("replies", 0, -1).await.unwrap();
-    // The newest stands first.
-    let parsed = list.iter().rev().map(|text| serde_json::from_str::<Value>(text).unwrap());
+    let parsed = list.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
     parsed.map(|reply| (reply["id"].as_str().unwrap_or("").to_owned(), reply)).collect()
 }
 
@@ -283,14 +297,9 @@ async fn commands_of_the_stream_are_carried_out_once_and_rejected_ones_do_not_bl
     send(&rig, &command("last", 6, 77)).await;
     let packed = rmp_serde::to_vec_named(&json!({ "id": 150, "price_cents": 15 })).unwrap();
     context.redis.append("cache:writes", &[("dataset", b"product"), ("params", &packed)]).await.unwrap();
-    let mut commands = Commands::lead(&context, "cache:writes").await.unwrap();
-    loop {
-        commands.step().await.unwrap();
-        let state = context.redis.stream_state("cache:writes", "cachekeeper:test").await.unwrap();
-        if state.length == 0 && state.pending == 0 {
-            break;
-        }
-    }
+    let leader = lead(&context);
+    all_done(&context).await;
+    leader.abort();
     let replies = replies(&rig).await;
     assert_eq!(replies["c7"]["ok"], true);
     assert_eq!((&replies["c7"]["rows"], &replies["c7"]["cache"]), (&json!(1), &json!("stored")));
@@ -324,18 +333,22 @@ async fn commands_of_the_stream_are_carried_out_once_and_rejected_ones_do_not_bl
 async fn a_leader_that_was_replaced_commits_nothing_and_takes_nothing() {
     let rig = Rig::start(TABLES).await;
     let (context, _, _) = prepared(&rig, DATASETS).await;
-    let mut older = Commands::lead(&context, "cache:writes").await.unwrap();
-    let mut newer = Commands::lead(&context, "cache:writes").await.unwrap();
+    let older = lead(&context);
+    send(&rig, &command("zero", 1, 10)).await;
+    all_done(&context).await;
+    let newer = lead(&context);
+    wait_until("the newer one leads", async || {
+        let token =
+            rig.postgres.session().await.unwrap().text("select token::text from cachekeeper.writer").await;
+        if token.unwrap().as_deref() == Some("2") { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
     send(&rig, &command("one", 1, 11)).await;
-    let displaced = loop {
-        match older.step().await {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
+    let displaced = older.await.unwrap();
     assert!(matches!(*displaced, CommandError::Displaced), "{displaced}");
-    while newer.step().await.unwrap() == 0 {}
+    all_done(&context).await;
     assert_eq!(replies(&rig).await["one"]["ok"], true);
+    newer.abort();
 }
 
 #[tokio::test]

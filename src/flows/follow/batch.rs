@@ -30,12 +30,76 @@ const LOADS_AHEAD: usize = 3;
 const LOAD_WITHIN: Duration = Duration::from_secs(1);
 
 /// What changes touch, each thing once.
-#[derive(Debug, Default)]
-pub(super) struct Touched {
+#[derive(Debug, Clone, Default)]
+pub struct Touched {
     keys: BTreeMap<String, HashMap<String, KeyValues>>,
     tags: BTreeSet<String>,
     whole: BTreeSet<String>,
     pub(super) key_count: usize,
+}
+
+impl Touched {
+    pub(super) fn add(&mut self, context: &Context, coverage: &Coverage, change: &Change) {
+        if change.capture == DIRECT {
+            return self.add_directly(context, change);
+        }
+        let Some(captured) = coverage.captures.get(&change.capture) else {
+            // Nobody knows what it was: everything is looked at again.
+            self.whole.extend(context.catalog.iter().map(|dataset| dataset.name().to_owned()));
+            return;
+        };
+        // Captured with other columns than now: what stands where is not known.
+        let rows = change.rows.as_ref().filter(|_| change.version == captured.version);
+        for rule in &captured.rules {
+            match (&rule.touches, rows) {
+                (Touches::Dataset, _) | (_, None) => {
+                    self.whole.insert(rule.dataset.name().to_owned());
+                }
+                (Touches::Key(positions), Some(rows)) => self.add_keys(&rule.dataset, positions, rows),
+                (Touches::Tag(template, positions), Some(rows)) => {
+                    for row in rows {
+                        let Some(values) = pick(positions, row) else { continue };
+                        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+                        self.tags.extend(template.render(&values).ok());
+                    }
+                }
+            }
+        }
+    }
+
+    /// A write through a table that no trigger watches has named its entries itself.
+    fn add_directly(&mut self, context: &Context, change: &Change) {
+        for row in change.rows.iter().flatten() {
+            let [Some(name), Some(key)] = row.as_slice() else { continue };
+            let Some(dataset) = context.catalog.get(name) else { continue };
+            let Some(values) = dataset.read_key(key) else { continue };
+            let keys = self.keys.entry(name.clone()).or_default();
+            self.key_count += usize::from(keys.insert(key.clone(), values).is_none());
+        }
+    }
+
+    fn add_keys(&mut self, dataset: &Dataset, positions: &[usize], rows: &[Vec<Option<String>>]) {
+        if !self.keys.contains_key(dataset.name()) {
+            self.keys.insert(dataset.name().to_owned(), HashMap::new());
+        }
+        let Some(keys) = self.keys.get_mut(dataset.name()) else { return };
+        for row in rows {
+            let Some(values) = pick(positions, row) else { continue };
+            let Some(key) = dataset.key_of(&values) else { continue };
+            self.key_count += usize::from(keys.insert(key, values).is_none());
+        }
+    }
+
+    /// Takes the keys of a dataset out, for somebody who sees to them.
+    pub fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
+        self.keys.remove(dataset).unwrap_or_default()
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.tags.is_empty() && self.whole.is_empty()
+    }
 }
 
 /// One batch under way.
@@ -51,62 +115,6 @@ pub(super) struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    pub(super) fn touch(&mut self, coverage: &Coverage, change: &Change) {
-        if change.capture == DIRECT {
-            return self.touch_directly(change);
-        }
-        let Some(captured) = coverage.captures.get(&change.capture) else {
-            // Nobody knows what it was: everything is looked at again.
-            self.touched.whole.extend(self.context.catalog.iter().map(|dataset| dataset.name().to_owned()));
-            return;
-        };
-        // Captured with other columns than now: what stands where is not known.
-        let rows = change.rows.as_ref().filter(|_| change.version == captured.version);
-        for rule in &captured.rules {
-            match (&rule.touches, rows) {
-                (Touches::Dataset, _) | (_, None) => {
-                    self.touched.whole.insert(rule.dataset.name().to_owned());
-                }
-                (Touches::Key(positions), Some(rows)) => self.touch_keys(&rule.dataset, positions, rows),
-                (Touches::Tag(template, positions), Some(rows)) => {
-                    for row in rows {
-                        let Some(values) = pick(positions, row) else { continue };
-                        let values: Vec<&str> = values.iter().map(String::as_str).collect();
-                        self.touched.tags.extend(template.render(&values).ok());
-                    }
-                }
-            }
-        }
-    }
-
-    /// A write through a table that no trigger watches has named its entries itself.
-    fn touch_directly(&mut self, change: &Change) {
-        for row in change.rows.iter().flatten() {
-            let [Some(name), Some(key)] = row.as_slice() else { continue };
-            let Some(dataset) = self.context.catalog.get(name) else { continue };
-            let Some(values) = dataset.read_key(key) else { continue };
-            let keys = self.touched.keys.entry(name.clone()).or_default();
-            self.touched.key_count += usize::from(keys.insert(key.clone(), values).is_none());
-        }
-    }
-
-    /// Takes the keys of a dataset out, for somebody who sees to them.
-    pub(super) fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
-        self.touched.keys.remove(dataset).unwrap_or_default()
-    }
-
-    fn touch_keys(&mut self, dataset: &Dataset, positions: &[usize], rows: &[Vec<Option<String>>]) {
-        if !self.touched.keys.contains_key(dataset.name()) {
-            self.touched.keys.insert(dataset.name().to_owned(), HashMap::new());
-        }
-        let Some(keys) = self.touched.keys.get_mut(dataset.name()) else { return };
-        for row in rows {
-            let Some(values) = pick(positions, row) else { continue };
-            let Some(key) = dataset.key_of(&values) else { continue };
-            self.touched.key_count += usize::from(keys.insert(key, values).is_none());
-        }
-    }
-
     /// Applies what was gathered: whole datasets first, because they raise the floor.
     pub(super) async fn flush(&mut self) -> Result<(), FlowError> {
         let touched = std::mem::take(&mut self.touched);

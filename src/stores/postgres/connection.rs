@@ -46,6 +46,8 @@ impl Postgres {
                 ("jit", "off"),
                 ("statement_timeout", limit.as_str()),
                 ("lock_timeout", "10s"),
+                // A process that is stopped in the middle of a write may not hold its locks for ever.
+                ("idle_in_transaction_session_timeout", "10s"),
             ])
             .disable_statement_logging();
         let pool = PgPoolOptions::new()

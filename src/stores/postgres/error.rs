@@ -51,6 +51,17 @@ pub enum Trouble {
     Reply,
 }
 
+/// Who is to blame for a write that failed, and so what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blame {
+    /// The statement or its values: it would fail again. What the server says.
+    Statement(String),
+    /// Others who were in the way, or a limit that was reached: it may succeed later.
+    Others,
+    /// The server: nothing can be written at present.
+    Server,
+}
+
 impl SourceError {
     pub(super) fn new(what: &'static str, source: Error) -> Self {
         Self { what, trouble: trouble(&source), source }
@@ -72,6 +83,35 @@ impl SourceError {
             | Trouble::Statement
             | Trouble::Reply => false,
         }
+    }
+
+    /// Who is to blame for a write that failed (SQLSTATE classes: PostgreSQL manual, appendix A).
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        let Some(error) = self.source.as_database_error() else { return Blame::Server };
+        match self.trouble {
+            Trouble::Standby | Trouble::NoSchema | Trouble::NoIncarnation => return Blame::Server,
+            Trouble::Cancelled | Trouble::Changed => return Blame::Others,
+            _ => {}
+        }
+        match error.code().unwrap_or_default().get(..2) {
+            Some("08" | "53" | "57" | "58") => Blame::Server,
+            Some("XX") => Blame::Others,
+            _ => Blame::Statement(error.message().to_owned()),
+        }
+    }
+
+    /// Whether the server has answered.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        self.source.as_database_error().is_some()
+    }
+
+    /// Whether the statement took too long (SQLSTATE 57014), or failed inside the server, and may do so again.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        let code = self.source.as_database_error().and_then(|error| error.code());
+        code.is_some_and(|code| code == "57014" || code.starts_with("XX"))
     }
 
     /// Where in the statement the server found the mistake: a byte offset, if it said.

@@ -1,8 +1,12 @@
 //! Write statements: described once, carried out with typed parameters, and what they touched.
 
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Either, Executor, PgPool, Row as _, SqlSafeStr, Statement, Transaction};
+use futures_util::stream::BoxStream;
+use sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
+use sqlx::{
+    AssertSqlSafe, Connection as _, Either, Executor, PgPool, Row as _, SqlSafeStr, Statement, Transaction,
+    TypeInfo as _, ValueRef as _,
+};
 
 use super::feed::change_of;
 use super::statement::type_name;
@@ -22,7 +26,7 @@ pub struct WriteStatement {
 pub struct Executed {
     /// Rows that it inserted, updated or deleted.
     pub rows: u64,
-    /// The columns and texts of a `returning` list, for each row; only integers and texts.
+    /// The columns and texts of a `returning` list, for each row; only integers, texts and UUIDs.
     pub returned: Vec<Vec<(String, String)>>,
 }
 
@@ -61,54 +65,16 @@ impl Postgres {
     /// # Errors
     /// [`SourceError`].
     pub async fn begin_write(&self) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
+        self.begin_with("begin read write").await
+    }
+
+    pub(super) async fn begin_with(
+        &self,
+        begin: &'static str,
+    ) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
         let pool: &PgPool = &self.pool;
-        let begun = pool.begin_with("begin read write").await;
+        let begun = pool.begin_with(begin).await;
         begun.map_err(|source| SourceError::new("begin a write", source))
-    }
-
-    /// Takes the right to apply commands of a stream from whoever had it; answers the token of the right.
-    ///
-    /// # Errors
-    /// [`SourceError`].
-    pub async fn take_over_writes(&self, stream: &str) -> Result<i64, SourceError> {
-        let error = |source| SourceError::new("take over the write commands", source);
-        let mut transaction = self.begin_write().await?;
-        // Waits for transactions that are under way; later ones of an older holder see the new token.
-        sqlx::query("select pg_advisory_xact_lock(hashtextextended('cachekeeper.writer:' || $1, 0))")
-            .bind(stream)
-            .execute(&mut *transaction)
-            .await
-            .map_err(error)?;
-        let token: i64 = sqlx::query_scalar(
-            "insert into cachekeeper.writer as w values ($1, 1) on conflict (stream) do update set token = w.token + 1 returning token",
-        )
-        .bind(stream)
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(error)?;
-        transaction.commit().await.map_err(error)?;
-        Ok(token)
-    }
-
-    /// Drops records of commands that the stream has left behind and that are older than a day; answers how many.
-    ///
-    /// # Errors
-    /// [`SourceError`].
-    pub async fn prune_applied(&self, stream: &str, oldest: Option<(i64, i64)>) -> Result<u64, SourceError> {
-        let error = |source| SourceError::new("drop old records of commands", source);
-        let (ms, seq) = oldest.unwrap_or((i64::MAX, i64::MAX));
-        let mut transaction = self.begin_write().await?;
-        let done = sqlx::query(
-            "delete from cachekeeper.applied where stream = $1 and (entry_ms, entry_seq) < ($2, $3) and at < now() - interval '1 day'",
-        )
-        .bind(stream)
-        .bind(ms)
-        .bind(seq)
-        .execute(&mut *transaction)
-        .await
-        .map_err(error)?;
-        transaction.commit().await.map_err(error)?;
-        Ok(done.rows_affected())
     }
 }
 
@@ -126,18 +92,32 @@ impl WriteStatement {
         for value in values {
             query = query.bind(value.clone());
         }
-        let mut executed = Executed::default();
-        let mut results = connection.fetch_many(query);
-        while let Some(result) =
-            results.try_next().await.map_err(|source| SourceError::new("carry out a write", source))?
+        let executed = collect(connection.fetch_many(query)).await;
+        if let Err(error) = &executed
+            && error.trouble == Trouble::Changed
         {
-            match result {
-                Either::Left(done) => executed.rows += done.rows_affected(),
-                Either::Right(row) => executed.returned.push(texts(&row)),
-            }
+            // What this connection has prepared fits the tables no more.
+            connection
+                .clear_cached_statements()
+                .await
+                .map_err(|source| SourceError::new("forget", source))?;
         }
-        Ok(executed)
+        executed
     }
+}
+
+async fn collect(
+    mut results: BoxStream<'_, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>,
+) -> Result<Executed, SourceError> {
+    let mut executed = Executed::default();
+    let error = |source| SourceError::new("carry out a write", source);
+    while let Some(result) = results.try_next().await.map_err(error)? {
+        match result {
+            Either::Left(done) => executed.rows += done.rows_affected(),
+            Either::Right(row) => executed.returned.push(texts(&row)),
+        }
+    }
+    Ok(executed)
 }
 
 fn texts(row: &PgRow) -> Vec<(String, String)> {
@@ -145,10 +125,17 @@ fn texts(row: &PgRow) -> Vec<(String, String)> {
     let text = |index: usize| {
         let wide = row.try_get::<i64, _>(index).map(|number| number.to_string());
         let wide = wide.or_else(|_| row.try_get::<i32, _>(index).map(|number| number.to_string()));
-        wide.or_else(|_| row.try_get::<String, _>(index)).ok()
+        wide.or_else(|_| row.try_get::<String, _>(index)).ok().or_else(|| uuid(row, index))
     };
     let columns = row.columns().iter().enumerate();
     columns.filter_map(|(index, column)| Some((column.name().to_owned(), text(index)?))).collect()
+}
+
+fn uuid(row: &PgRow, index: usize) -> Option<String> {
+    let value = row.try_get_raw(index).ok().filter(|value| value.type_info().name() == "UUID")?;
+    let hex: String = value.as_bytes().ok()?.iter().map(|byte| format!("{byte:02x}")).collect();
+    let parts = [hex.get(..8)?, hex.get(8..12)?, hex.get(12..16)?, hex.get(16..20)?, hex.get(20..)?];
+    Some(parts.join("-"))
 }
 
 /// What this transaction has changed so far, as the triggers captured it; empty without the schema.
@@ -179,141 +166,29 @@ pub async fn has_outbox(connection: &mut PgConnection) -> Result<bool, SourceErr
     has.map_err(|source| SourceError::new("look for the outbox", source))
 }
 
-/// Notes keys of datasets in the outbox, so that the feed sees to them if this process does not.
+/// Notes keys of datasets in the outbox, so that the feed sees to them if this process does not: dataset and key of each.
+/// The outbox stays bounded as for triggers.
 ///
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
 pub async fn note_keys(
     connection: &mut PgConnection,
-    dataset: &str,
-    keys: &[String],
+    keys: &[(&str, &str)],
+    max_outbox: u64,
 ) -> Result<(), SourceError> {
-    let datasets: Vec<String> = keys.iter().map(|_| dataset.to_owned()).collect();
+    let (datasets, keys): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
     let done = sqlx::query(
         "insert into cachekeeper.outbox (capture, version, keys)
-         select $1, 0, array_agg(array[d, k]) from unnest($2::text[], $3::text[]) as u (d, k)",
+         select $1, 0, (select array_agg(array[d, k]) from unnest($2::text[], $3::text[]) as u (d, k))
+         where nextval('cachekeeper.outbox_count') <= $4",
     )
     .bind(DIRECT)
     .bind(datasets)
     .bind(keys)
+    .bind(i64::try_from(max_outbox).unwrap_or(i64::MAX))
     .execute(connection)
     .await;
     done.map(drop).map_err(|source| SourceError::new("note what a write touched", source))
-}
-
-/// A command's record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
-    /// The command's id.
-    pub id: String,
-    /// A hash of its contents.
-    pub digest: String,
-    /// The stream entry that brought it.
-    pub entry: (i64, i64),
-    /// Rows that it touched.
-    pub rows: i64,
-    /// Why it was rejected; none: it was applied.
-    pub error: Option<String>,
-}
-
-/// Whether the holder of this token may still apply commands of the stream; until this transaction ends, nobody else can
-/// take over.
-///
-/// # Errors
-/// [`SourceError`].
-pub async fn may_write(connection: &mut PgConnection, stream: &str, token: i64) -> Result<bool, SourceError> {
-    let error = |source| SourceError::new("check the right to write", source);
-    sqlx::query("select pg_advisory_xact_lock_shared(hashtextextended('cachekeeper.writer:' || $1, 0))")
-        .bind(stream)
-        .execute(&mut *connection)
-        .await
-        .map_err(error)?;
-    // A statement of its own: its snapshot is taken after the lock.
-    let newest: Option<i64> = sqlx::query_scalar("select token from cachekeeper.writer where stream = $1")
-        .bind(stream)
-        .fetch_optional(connection)
-        .await
-        .map_err(error)?;
-    Ok(newest == Some(token))
-}
-
-/// The records of these commands, as far as there are any.
-///
-/// # Errors
-/// [`SourceError`].
-pub async fn applied(
-    connection: &mut PgConnection,
-    stream: &str,
-    ids: &[String],
-) -> Result<Vec<Applied>, SourceError> {
-    let what = "look for a command's record";
-    let error = |source| SourceError::new(what, source);
-    let rows = sqlx::query(
-        "select id, digest, entry_ms, entry_seq, rows, error from cachekeeper.applied where stream = $1 and id = any($2)",
-    )
-    .bind(stream)
-    .bind(ids)
-    .fetch_all(connection)
-    .await
-    .map_err(error)?;
-    let read = |row: &PgRow| {
-        Ok(Applied {
-            id: row.try_get(0)?,
-            digest: row.try_get(1)?,
-            entry: (row.try_get(2)?, row.try_get(3)?),
-            rows: row.try_get(4)?,
-            error: row.try_get(5)?,
-        })
-    };
-    rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
-}
-
-/// Records commands in the transaction that applies them.
-///
-/// # Errors
-/// [`SourceError`]; the transaction is over then.
-pub async fn record_applied(
-    connection: &mut PgConnection,
-    stream: &str,
-    records: &[Applied],
-) -> Result<(), SourceError> {
-    let (mut ids, mut digests, mut ms, mut seqs, mut rows, mut errors) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for record in records {
-        ids.push(record.id.clone());
-        digests.push(record.digest.clone());
-        ms.push(record.entry.0);
-        seqs.push(record.entry.1);
-        rows.push(record.rows);
-        errors.push(record.error.clone());
-    }
-    let done = sqlx::query(
-        "insert into cachekeeper.applied (stream, id, digest, entry_ms, entry_seq, rows, error)
-         select $1, u.* from unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[]) u",
-    )
-    .bind(stream)
-    .bind(ids)
-    .bind(digests)
-    .bind(ms)
-    .bind(seqs)
-    .bind(rows)
-    .bind(errors)
-    .execute(connection)
-    .await;
-    done.map(drop).map_err(|source| SourceError::new("record commands", source))
-}
-
-/// Forgets rejections, so that the commands can be tried again; answers how many there were.
-///
-/// # Errors
-/// [`SourceError`].
-pub async fn forget_rejected(postgres: &Postgres, stream: &str, ids: &[String]) -> Result<u64, SourceError> {
-    let error = |source| SourceError::new("forget rejections", source);
-    let mut transaction = postgres.begin_write().await?;
-    let sql = "delete from cachekeeper.applied where stream = $1 and id = any($2) and error is not null";
-    let done = sqlx::query(sql).bind(stream).bind(ids).execute(&mut *transaction).await.map_err(error)?;
-    transaction.commit().await.map_err(error)?;
-    Ok(done.rows_affected())
 }
 
 impl SourceError {
@@ -321,21 +196,5 @@ impl SourceError {
     #[must_use]
     pub fn of_commit(source: sqlx::Error) -> Self {
         Self::new("commit a write", source)
-    }
-
-    /// Whether the transaction failed only because of others that ran beside it (SQLSTATE 40001, 40P01).
-    #[must_use]
-    pub fn is_conflict(&self) -> bool {
-        let code = self.source.as_database_error().and_then(|error| error.code());
-        matches!(code.as_deref(), Some("40001" | "40P01"))
-    }
-
-    /// What the server says about a statement that it refused: the message and its detail.
-    #[must_use]
-    pub fn refusal(&self) -> Option<String> {
-        if self.is_conflict() || matches!(self.trouble, Trouble::Unavailable | Trouble::Cancelled) {
-            return None;
-        }
-        self.source.as_database_error().map(|error| error.message().to_owned())
     }
 }

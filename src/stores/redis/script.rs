@@ -65,6 +65,7 @@ scripts! {
     FORGET = "forget", ALLOW_OOM, FENCES;
     FORGET_TAGS = "forget_tags", ALLOW_OOM, FENCES, TAG_SETS;
     STREAM_TAKE = "stream_take", ALLOW_OOM;
+    STREAM_FINISH = "stream_finish", ALLOW_OOM;
     LOCK_ACQUIRE = "lock_acquire", ALLOW_OOM;
     LOCK_RENEW = "lock_renew", ALLOW_OOM;
     LOCK_RELEASE = "lock_release", ALLOW_OOM;

@@ -1,12 +1,13 @@
 //! Streams with a consumer group: write commands and durable events.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 
 use super::entries::millis;
-use super::script::{Call, STREAM_TAKE};
+use super::script::{Call, STREAM_FINISH, STREAM_TAKE};
 use super::{CacheError, Redis};
 
 /// One entry of a stream.
@@ -30,6 +31,12 @@ impl StreamEntry {
     #[must_use]
     pub fn position(&self) -> (i64, i64) {
         position(&self.id)
+    }
+
+    /// Bytes of its fields.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 }
 
@@ -57,15 +64,15 @@ impl std::fmt::Debug for StreamReader {
     }
 }
 
-/// What is done with entries that were worked off.
-#[derive(Debug, Clone, Default)]
+/// An entry that was worked off, and what is to be done about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finished {
-    /// Their ids.
-    pub ids: Vec<String>,
-    /// Lists that get a reply each.
-    pub replies: Vec<(String, String)>,
-    /// Entries that are kept apart, with the reason.
-    pub dead: Vec<(StreamEntry, String)>,
+    /// Its id.
+    pub id: String,
+    /// A list, and the reply that is pushed to it.
+    pub reply: Option<(String, String)>,
+    /// Why it was rejected; then it is kept apart.
+    pub rejected: Option<String>,
 }
 
 /// How a stream stands.
@@ -77,6 +84,8 @@ pub struct StreamState {
     pub pending: u64,
     /// The oldest entry's id.
     pub oldest: Option<String>,
+    /// For how long the oldest entry has been there.
+    pub oldest_age: Duration,
     /// Entries kept apart.
     pub dead: u64,
 }
@@ -91,12 +100,15 @@ impl StreamState {
 
 /// How long replies are kept.
 const REPLY_LIFE: Duration = Duration::from_secs(3600);
-/// Most entries that are kept apart.
-const DEAD_MAX: usize = 10_000;
+/// Most entries that are kept apart; beyond it the oldest go.
+const DEAD_MAX: u64 = 10_000;
+/// Bytes of entries that are taken at once; one entry may be larger.
+const TAKE_BYTES: u64 = 4 << 20;
 type RawEntry = (String, Option<Vec<(Vec<u8>, Vec<u8>)>>);
 
 /// Where entries of a stream that were rejected are kept.
-fn dead_of(stream: &str) -> String {
+#[must_use]
+pub fn dead_of(stream: &str) -> String {
     format!("{stream}:dead")
 }
 
@@ -139,31 +151,43 @@ impl Redis {
         Ok(reader)
     }
 
-    /// Ends entries that were worked off: replies, what is kept apart, acknowledgement and removal in one transaction.
+    /// Ends entries that were worked off: acknowledged and removed, replied to, and kept apart where they were rejected, in
+    /// one script, also when memory is full. Answers the ids of those whose reply could not be delivered, because
+    /// something else than a list stands there.
     ///
     /// # Errors
-    /// [`CacheError`]; then they come again.
-    pub async fn finish_entries(&self, stream: &str, group: &str, done: &Finished) -> Result<(), CacheError> {
-        let mut pipeline = redis::pipe();
-        pipeline.atomic();
-        for (list, reply) in &done.replies {
-            pipeline.cmd("LPUSH").arg(list).arg(reply).ignore();
-            pipeline.cmd("PEXPIRE").arg(list).arg(millis(REPLY_LIFE)).ignore();
-        }
-        for (entry, reason) in &done.dead {
-            pipeline.cmd("XADD").arg(dead_of(stream)).arg("MAXLEN").arg("~").arg(DEAD_MAX).arg("*");
-            for (name, value) in &entry.fields {
-                pipeline.arg(name).arg(value);
+    /// [`CacheError`]; it may be said again.
+    pub async fn finish_entries(
+        &self,
+        stream: &str,
+        group: &str,
+        finished: &[Finished],
+    ) -> Result<Vec<String>, CacheError> {
+        let mut lists: Vec<&str> = Vec::new();
+        let mut list_of = |name| match lists.iter().position(|list| *list == name) {
+            Some(position) => position + 1,
+            None => {
+                lists.push(name);
+                lists.len()
             }
-            pipeline.arg("entry").arg(&entry.id).arg("reason").arg(reason).ignore();
+        };
+        let positions: Vec<usize> = finished
+            .iter()
+            .map(|one| one.reply.as_ref().map_or(0, |(list, _)| list_of(list.as_str())))
+            .collect();
+        let mut call = Call::new(&STREAM_FINISH, 2 + lists.len());
+        call.arg(stream.as_bytes()).arg(dead_of(stream).as_bytes());
+        for list in &lists {
+            call.arg(list.as_bytes());
         }
-        if !done.ids.is_empty() {
-            pipeline.cmd("XACK").arg(stream).arg(group).arg(&done.ids).ignore();
-            pipeline.cmd("XDEL").arg(stream).arg(&done.ids).ignore();
+        call.arg(group.as_bytes()).number(DEAD_MAX).number(millis(REPLY_LIFE));
+        for (one, position) in finished.iter().zip(positions) {
+            let reply = one.reply.as_ref().map_or("", |(_, reply)| reply.as_str());
+            let reason = one.rejected.as_deref().unwrap_or_default();
+            call.arg(one.id.as_bytes()).number(position as u64).arg(reply.as_bytes()).arg(reason.as_bytes());
         }
-        let mut connection = self.connection.clone();
-        let done = pipeline.query_async::<()>(&mut connection).await;
-        done.map_err(|source| CacheError::new("finish stream entries", source))
+        let (_, undelivered): (u64, Vec<String>) = call.read(call.run(self).await?)?;
+        Ok(undelivered)
     }
 
     /// How a stream stands.
@@ -185,7 +209,14 @@ impl Redis {
             Err(error) if error.source.code() == Some("NOGROUP") => 0,
             Err(error) => return Err(error),
         };
-        Ok(StreamState { length, pending, oldest: first.into_iter().next().map(|(id, _)| id), dead })
+        let oldest = first.into_iter().next().map(|(id, _)| id);
+        let mut oldest_age = Duration::ZERO;
+        if let Some(id) = &oldest {
+            let (seconds, micros): (u64, u64) = self.command(what, &redis::cmd("TIME")).await?;
+            let since = u64::try_from(position(id).0).unwrap_or_default();
+            oldest_age = Duration::from_millis((seconds * 1000 + micros / 1000).saturating_sub(since));
+        }
+        Ok(StreamState { length, pending, oldest, oldest_age, dead })
     }
 
     /// Entries that were rejected, the oldest first.
@@ -257,13 +288,17 @@ impl StreamReader {
         cursor: &str,
         most: usize,
     ) -> Result<Option<(String, Vec<StreamEntry>)>, CacheError> {
-        self.take(cursor, idle, most).await
+        let claimed = self.take(cursor, idle, most).await?;
+        if let Some((_, entries)) = &claimed {
+            self.saw(entries);
+        }
+        Ok(claimed)
     }
 
     /// New entries, waiting a little for them; none: somebody else has the right now.
     ///
     /// # Errors
-    /// [`CacheError`].
+    /// [`CacheError`]; entries may have been taken all the same.
     pub async fn read(
         &mut self,
         most: usize,
@@ -284,9 +319,43 @@ impl StreamReader {
             return Ok(Some(Vec::new()));
         };
         let Some((_, entries)) = self.take(">", Duration::ZERO, most).await? else { return Ok(None) };
-        // What was seen and not taken is somebody's already.
-        self.last = entries.last().map_or(seen, |entry| entry.id.clone());
+        if entries.is_empty() {
+            // What was seen and not taken is somebody's already.
+            self.last = seen;
+        }
+        self.saw(&entries);
         Ok(Some(entries))
+    }
+
+    /// Consumers that have nothing and have not been seen for so long are forgotten: each life of a worker is one.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn forget_consumers(&mut self, idle: Duration) -> Result<(), CacheError> {
+        let what = "forget consumers of a stream";
+        let list = redis::cmd("XINFO").arg("CONSUMERS").arg(&self.stream).arg(&self.group).to_owned();
+        let consumers: Vec<HashMap<String, redis::Value>> = self.redis.command(what, &list).await?;
+        for consumer in consumers {
+            let number = |name: &str| match consumer.get(name) {
+                Some(redis::Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
+                _ => 0,
+            };
+            let Some(redis::Value::BulkString(name)) = consumer.get("name") else { continue };
+            if number("pending") == 0 && millis(idle) < number("idle") && *name != self.consumer.as_bytes() {
+                let mut command = redis::cmd("XGROUP");
+                command.arg("DELCONSUMER").arg(&self.stream).arg(&self.group).arg(name);
+                self.redis.command::<u64>(what, &command).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn saw(&mut self, entries: &[StreamEntry]) {
+        if let Some(last) = entries.last()
+            && position(&self.last) < last.position()
+        {
+            self.last.clone_from(&last.id);
+        }
     }
 
     async fn take(
@@ -298,11 +367,11 @@ impl StreamReader {
         let mut call = Call::new(&STREAM_TAKE, 2);
         call.arg(self.redis.keys.writer(&self.stream).as_bytes()).arg(self.stream.as_bytes());
         call.arg(self.token.as_bytes()).arg(self.group.as_bytes()).arg(self.consumer.as_bytes());
-        call.number(most as u64).arg(cursor.as_bytes()).number(millis(idle));
+        call.number(most as u64).number(TAKE_BYTES).arg(cursor.as_bytes()).number(millis(idle));
         let reply = match call.run(&self.redis).await {
             Ok(reply) => reply,
             // A stream that was deleted, with its group, is made again.
-            Err(error) if format!("{:?}", error.source).contains("NOGROUP") => {
+            Err(error) if error.source.to_string().contains("NOGROUP") => {
                 self.create_group().await?;
                 self.last = "0-0".to_owned();
                 return Ok(Some(("0-0".to_owned(), Vec::new())));
@@ -315,8 +384,8 @@ impl StreamReader {
         };
         let mut parts = parts.into_iter();
         let Some((next, entries)) = parts.next().zip(parts.next()) else { return Ok(None) };
-        let entries: Vec<Option<RawEntry>> = call.read(entries)?;
-        Ok(Some((call.read(next)?, entries.into_iter().flatten().filter_map(read_entry).collect())))
+        let entries: Vec<RawEntry> = call.read(entries)?;
+        Ok(Some((call.read(next)?, entries.into_iter().filter_map(read_entry).collect())))
     }
 }
 
