@@ -8,6 +8,7 @@
 pub mod command;
 mod transaction;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,11 +231,13 @@ impl Commands {
             self.groups += 1;
             self.begin(work, false);
         }
-        let parked = i64::try_from(self.queues.parked()).unwrap_or(i64::MAX);
-        self.context.metrics.commands_held_up.set(parked);
+        let held_up = i64::try_from(self.queues.parked() + self.alone).unwrap_or(i64::MAX);
+        self.context.metrics.commands_held_up.set(held_up);
     }
 
-    fn begin(&mut self, work: Vec<(String, Waiting)>, is_alone: bool) {
+    fn begin(&mut self, mut work: Vec<(String, Waiting)>, is_alone: bool) {
+        // As they came, also across queues, as far as one transaction reaches.
+        work.sort_by_key(|(_, waiting)| waiting.entry.position());
         let (context, right, group) = (self.context.clone(), self.right.clone(), self.group.clone());
         self.running.push(Box::pin(async move {
             let result = work_off(&context, &right, &group, &work, is_alone).await;
@@ -265,12 +268,9 @@ impl Commands {
                 ended.work.iter().map(|_| Ending::Behind).collect()
             }
         };
-        let mut queues: Vec<(String, Vec<Waiting>, Option<Instant>)> = Vec::new();
+        let mut queues: HashMap<String, (Vec<Waiting>, Option<Instant>)> = HashMap::new();
         for ((queue, mut waiting), ending) in ended.work.into_iter().zip(endings) {
-            if queues.last().is_none_or(|(last, ..)| *last != queue) {
-                queues.push((queue, Vec::new(), None));
-            }
-            let Some((_, undone, until)) = queues.last_mut() else { continue };
+            let (undone, until) = queues.entry(queue).or_default();
             match ending {
                 Ending::Done(_) => {
                     self.held -= 1;
@@ -293,7 +293,7 @@ impl Commands {
             }
             undone.push(waiting);
         }
-        for (queue, undone, until) in queues {
+        for (queue, (undone, until)) in queues {
             self.queues.give_back(&queue, undone, until);
         }
         Ok(())

@@ -13,6 +13,7 @@ mod cache_load;
 mod cache_trouble;
 mod capture;
 mod cli;
+mod commands;
 mod config;
 mod example;
 mod feed;

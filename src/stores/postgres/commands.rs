@@ -10,7 +10,7 @@ use super::{Postgres, SourceError};
 /// Settings of a transaction that carries out several commands, each as if it were alone: what is checked at the end of a
 /// transaction is checked at the end of each, and nobody waits long for rows that others hold.
 const BEGIN_SHARED: &str =
-    "begin read write; set constraints all immediate; set local lock_timeout = '500ms'";
+    "begin read write; set constraints all immediate; set local lock_timeout = '300ms'";
 /// A command that goes alone may wait as long as any other statement.
 const BEGIN_ALONE: &str = "begin read write; set constraints all immediate";
 /// Records of one statement that drops old ones.

@@ -17,6 +17,9 @@ pub struct Postgres {
     connect_timeout: Duration,
 }
 
+/// How long a statement waits for a lock at most.
+const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+
 impl Postgres {
     /// Prepares a handle; nothing connects until the first statement.
     ///
@@ -29,6 +32,9 @@ impl Postgres {
             options = options.password(password.reveal());
         }
         let limit = format!("{}ms", settings.statement_timeout.as_millis());
+        // Less than the statement's limit, so that waiting for a lock is told from being slow.
+        let lock_limit = (settings.statement_timeout / 2).min(LOCK_TIMEOUT_MAX);
+        let lock_limit = format!("{}ms", lock_limit.as_millis());
         let options = options
             .application_name("cachekeeper")
             .options([
@@ -45,7 +51,7 @@ impl Postgres {
                 ("enable_parallel_append", "off"),
                 ("jit", "off"),
                 ("statement_timeout", limit.as_str()),
-                ("lock_timeout", "10s"),
+                ("lock_timeout", lock_limit.as_str()),
                 // A process that is stopped in the middle of a write may not hold its locks for ever.
                 ("idle_in_transaction_session_timeout", "10s"),
             ])

@@ -64,6 +64,7 @@ scripts! {
     FILL = "fill", NEEDS_MEMORY, PRELUDE, FENCES;
     FORGET = "forget", ALLOW_OOM, FENCES;
     FORGET_TAGS = "forget_tags", ALLOW_OOM, FENCES, TAG_SETS;
+    STREAM_OPEN = "stream_open", ALLOW_OOM;
     STREAM_TAKE = "stream_take", ALLOW_OOM;
     STREAM_FINISH = "stream_finish", ALLOW_OOM;
     LOCK_ACQUIRE = "lock_acquire", ALLOW_OOM;

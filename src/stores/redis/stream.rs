@@ -7,7 +7,7 @@ use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 
 use super::entries::millis;
-use super::script::{Call, STREAM_FINISH, STREAM_TAKE};
+use super::script::{Call, STREAM_FINISH, STREAM_OPEN, STREAM_TAKE};
 use super::{CacheError, Redis};
 
 /// One entry of a stream.
@@ -134,11 +134,7 @@ impl Redis {
         );
         let connection = opened.await.map_err(|_elapsed| CacheError::timed_out(what))?;
         let token = token.map(|token| token.to_string()).unwrap_or_default();
-        if !token.is_empty() {
-            let set = redis::cmd("SET").arg(self.keys.writer(stream)).arg(&token).to_owned();
-            self.command::<String>(what, &set).await?;
-        }
-        let mut reader = StreamReader {
+        let reader = StreamReader {
             redis: self.clone(),
             token,
             last: "0-0".to_owned(),
@@ -147,7 +143,7 @@ impl Redis {
             group: group.to_owned(),
             consumer: consumer.to_owned(),
         };
-        reader.create_group().await?;
+        reader.open(&reader.token).await?;
         Ok(reader)
     }
 
@@ -267,14 +263,12 @@ impl Redis {
 }
 
 impl StreamReader {
-    async fn create_group(&mut self) -> Result<(), CacheError> {
-        let mut command = redis::cmd("XGROUP");
-        command.arg("CREATE").arg(&self.stream).arg(&self.group).arg(0).arg("MKSTREAM");
-        match command.query_async::<String>(&mut self.connection).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.code() == Some("BUSYGROUP") => Ok(()),
-            Err(source) => Err(CacheError::new("open a stream", source)),
-        }
+    /// Takes the right to take entries, if there is one; makes stream and group where they are missing.
+    async fn open(&self, token: &str) -> Result<(), CacheError> {
+        let mut call = Call::new(&STREAM_OPEN, 2);
+        call.arg(self.redis.keys.writer(&self.stream).as_bytes()).arg(self.stream.as_bytes());
+        call.arg(token.as_bytes()).arg(self.group.as_bytes());
+        call.run(&self.redis).await.map(drop)
     }
 
     /// Takes over entries that somebody has had for at least so long and not finished, from a cursor on, in the order of the
@@ -372,7 +366,7 @@ impl StreamReader {
             Ok(reply) => reply,
             // A stream that was deleted, with its group, is made again.
             Err(error) if error.source.to_string().contains("NOGROUP") => {
-                self.create_group().await?;
+                self.open("").await?;
                 self.last = "0-0".to_owned();
                 return Ok(Some(("0-0".to_owned(), Vec::new())));
             }

@@ -1,0 +1,259 @@
+//! Commands of the stream that meet trouble: locks, conflicts, slow statements, lists that cannot take a reply.
+
+use std::time::Duration;
+
+use cachekeeper::app::Worker;
+use cachekeeper::client::Cache;
+use cachekeeper::flows::context::Context;
+use redis::AsyncCommands;
+use serde_json::{Value, json};
+
+use crate::support::{Rig, wait_until};
+
+const TABLES: &str = "
+    create table products (id int primary key, price_cents bigint not null, history text not null default '');
+    create table orders (id int primary key, product_id int not null, unique (product_id) deferrable initially deferred);
+    insert into products select n, n from generate_series(1, 2000) n";
+
+const DATASETS: &str = r#"
+[postgres]
+statement_timeout = "1s"
+[dataset.product]
+query = "select id, price_cents, history from products"
+key = "product:{id}"
+ttl = "1h"
+format = "json"
+watch = [{ table = "products", key = { id = "id" } }]
+[dataset.product.write]
+statement = "update products set price_cents = :price, history = history || ',' || :price::text where id = :id and slow(id)"
+
+[dataset.order]
+query = "select id, product_id from orders"
+key = "order:{id}"
+ttl = "1h"
+format = "json"
+[dataset.order.write]
+statement = "insert into orders values (:id, :product) on conflict (id) do update set product_id = excluded.product_id"
+
+[dataset.bulk]
+query = "select id % 10 as decade, id from products"
+key = "bulk:{decade}"
+rows = "many"
+ttl = "1h"
+format = "json"
+[dataset.bulk.write]
+statement = "update products set price_cents = price_cents + :more where id = any(:ids)"
+"#;
+
+/// Product 13 takes longer than a statement may.
+const SLOW: &str = "create function slow(id int) returns bool language plpgsql as
+    $$ begin if id = 13 then perform pg_sleep(5); end if; return true; end $$";
+
+async fn send(context: &Context, dataset: &str, id: &str, parameters: Value) {
+    let parameters = parameters.to_string();
+    let fields: [(&str, &[u8]); 4] = [
+        ("dataset", dataset.as_bytes()),
+        ("id", id.as_bytes()),
+        ("params", parameters.as_bytes()),
+        ("reply", b"replies"),
+    ];
+    context.redis.append("cache:writes", &fields).await.unwrap();
+}
+
+async fn reply_of(rig: &Rig, id: &str) -> Result<Value, String> {
+    let mut client = rig.client().await;
+    let list: Vec<String> = client.lrange("replies", 0, -1).await.unwrap();
+    let mut parsed = list.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
+    parsed.find(|reply| reply["id"] == id).ok_or_else(|| format!("{} replies", list.len()))
+}
+
+async fn replied(rig: &Rig, id: &str) -> Value {
+    wait_until(&format!("{id} has its reply"), async || reply_of(rig, id).await).await
+}
+
+#[tokio::test]
+async fn what_others_hold_up_holds_up_its_own_key_only() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    let mut locker = rig.postgres.session().await.unwrap();
+    locker.execute("begin; select from products where id = 7 for update").await.unwrap();
+    for (id, product, price) in [("held 1", 7, 1), ("held 2", 7, 2), ("slow", 13, 1), ("free 1", 8, 1)] {
+        send(&context, "product", id, json!({ "id": product, "price": price })).await;
+    }
+    assert_eq!(replied(&rig, "free 1").await["ok"], true);
+    // A statement that is too slow again and again is given up; the locked row is waited for.
+    let slow = replied(&rig, "slow").await;
+    assert!(slow["error"].as_str().unwrap().contains("given up"), "{slow}");
+    send(&context, "product", "free 2", json!({ "id": 9, "price": 2 })).await;
+    assert_eq!(replied(&rig, "free 2").await["ok"], true);
+    assert!(reply_of(&rig, "held 1").await.is_err());
+    wait_until("it is seen that one is held up", async || {
+        match worker.context.metrics.commands_held_up.get() {
+            1 => Ok(()),
+            other => Err(other.to_string()),
+        }
+    })
+    .await;
+    locker.execute("rollback").await.unwrap();
+    assert_eq!(replied(&rig, "held 2").await["ok"], true);
+    let mut session = rig.postgres.session().await.unwrap();
+    let history = session.text("select history from products where id = 7").await.unwrap();
+    assert_eq!(history.as_deref(), Some(",1,2"), "in order");
+    let dead = context.redis.dead_letters("cache:writes", 10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn deadlocks_and_serialization_failures_are_tried_again_and_deferred_constraints_are_refused_singly() {
+    let raises = "create sequence tries;
+        create function conflict() returns trigger language plpgsql as $$ begin
+            if new.id % 100 = 5 and nextval('tries') % 3 <> 0 then
+                raise exception 'could not serialize' using errcode = case new.id % 200 when 5 then '40001' else '40P01' end;
+            end if; return new; end $$;
+        create trigger conflict before update on products for each row execute function conflict()";
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}; {raises}")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    for product in 100..500 {
+        send(&context, "product", &format!("p{product}"), json!({ "id": product, "price": 4 })).await;
+    }
+    // The second order of a product breaks a constraint that is checked at the end.
+    for order in 1..=20 {
+        send(&context, "order", &format!("o{order}"), json!({ "id": order, "product": (order + 1) / 2 }))
+            .await;
+    }
+    for round in 0..20 {
+        // Without the key: one queue for all of the dataset.
+        send(&context, "bulk", &format!("b{round}"), json!({ "more": 1, "ids": [1, 2, 3] })).await;
+    }
+    for product in 100..500 {
+        let reply = replied(&rig, &format!("p{product}")).await;
+        assert_eq!(reply["ok"], true, "{reply}");
+    }
+    for order in 1..=20 {
+        let reply = replied(&rig, &format!("o{order}")).await;
+        assert_eq!(reply["ok"], order % 2 == 1, "{reply}");
+    }
+    for round in 0..20 {
+        let reply = replied(&rig, &format!("b{round}")).await;
+        assert_eq!((&reply["ok"], &reply["rows"]), (&json!(true), &json!(3)));
+    }
+    let mut session = rig.postgres.session().await.unwrap();
+    let sql = "select (select count(*) from products where history = ',4') || ' ' || (select sum(price_cents) from products where id < 4)
+        || ' ' || (select count(*) from orders)";
+    assert_eq!(session.text(sql).await.unwrap().as_deref(), Some("400 66 10"));
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_reply_goes_only_where_a_list_of_the_producer_stands() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    let mut client = rig.client().await;
+    let _: () = client.set("text", "mine").await.unwrap();
+    for list in ["product:1", "ck:{test}:head", "cache:writes", "text"] {
+        let fields: [(&str, &[u8]); 3] =
+            [("dataset", b"product"), ("params", br#"{"id": 1, "price": 9}"#), ("reply", list.as_bytes())];
+        context.redis.append("cache:writes", &fields).await.unwrap();
+    }
+    send(&context, "product", "last", json!({ "id": 1, "price": 10 })).await;
+    replied(&rig, "last").await;
+    let mut session = rig.postgres.session().await.unwrap();
+    let history = session.text("select history from products where id = 1").await.unwrap();
+    assert_eq!(history.as_deref(), Some(",9,10"), "only the one whose list merely holds another type");
+    assert_eq!(client.get::<_, String>("text").await.unwrap(), "mine");
+    let dead = context.redis.dead_letters("cache:writes", 10).await.unwrap();
+    let reasons: Vec<String> =
+        dead.iter().map(|one| String::from_utf8_lossy(one.field("reason").unwrap()).into_owned()).collect();
+    assert_eq!(reasons.len(), 3);
+    for part in ["key of dataset product", "belongs to Cachekeeper"] {
+        assert!(reasons.iter().any(|reason| reason.contains(part)), "{reasons:?}");
+    }
+    // What was rejected can be replayed under its id.
+    let dead = dead.first().unwrap();
+    assert!(cachekeeper::flows::commands::command::recorded_id(dead).is_some());
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn redis_being_full_keeps_no_command_from_its_end() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    let mut client = rig.client().await;
+    let mut locker = rig.postgres.session().await.unwrap();
+    locker.execute("begin; lock table products in exclusive mode").await.unwrap();
+    for product in 1..=50 {
+        send(&context, "product", &format!("p{product}"), json!({ "id": product, "price": 4 })).await;
+    }
+    send(&context, "product", "nobody", json!({ "id": 0, "price": 4 })).await;
+    let _: () = redis::cmd("CONFIG")
+        .arg(&["SET", "maxmemory", "1mb", "maxmemory-policy", "noeviction"])
+        .query_async(&mut client)
+        .await
+        .unwrap();
+    locker.execute("rollback").await.unwrap();
+    for product in 1..=50 {
+        assert_eq!(replied(&rig, &format!("p{product}")).await["ok"], true);
+    }
+    assert_eq!(replied(&rig, "nobody").await["error"], "the statement touched no row");
+    let cache = Cache::open(&rig.config(DATASETS)).unwrap().build();
+    assert!(!cache.exists("product:1").await.unwrap(), "what cannot be stored is deleted");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_stopped_in_the_middle_of_a_write_holds_its_locks_for_seconds_only() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let context = rig.context(DATASETS);
+    let mut open = context.postgres.begin_commands(true).await.unwrap();
+    let right =
+        cachekeeper::stores::postgres::commands::may_write(&mut open, "cache:writes", 1).await.unwrap();
+    assert!(!right, "nobody has the right yet");
+    // `open` stays as it is, like that of a stopped process.
+    let token = wait_until("somebody else may take over", async || {
+        context.postgres.take_over_writes("cache:writes").await.map_err(|error| error.to_string())
+    });
+    assert_eq!(tokio::time::timeout(Duration::from_secs(30), token).await.unwrap(), 1);
+    drop(open);
+}
+
+#[tokio::test]
+async fn a_write_through_a_table_that_nothing_watches_reaches_redis_although_its_writer_died() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    // `order` has no watch rule, and is written in one transaction with `product`, which has one.
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let cache = Cache::open(&rig.config(DATASETS)).unwrap().build();
+    let (products, orders) = (cache.dataset("product").unwrap(), cache.dataset("order").unwrap());
+    wait_until("the feed follows", async || {
+        let watermark = worker.context.redis.watermark().await.unwrap();
+        watermark.map(|_| ()).ok_or_else(|| "no watermark".to_owned())
+    })
+    .await;
+    rig.postgres.execute("insert into orders values (1, 1)").await.unwrap();
+    assert_eq!(orders.get::<Value>(&["1"]).await.unwrap().unwrap()["product_id"], 1);
+    let pool = sqlx::PgPool::connect(&rig.postgres.url()).await.unwrap();
+    let mut transaction = pool.begin().await.unwrap();
+    let to = |value: Value| {
+        let Value::Object(fields) = value else { panic!("an object") };
+        fields.into_iter().map(|(name, value)| (name, cachekeeper::client::Parameter::Value(value))).collect()
+    };
+    let changed = products.write_in(&mut transaction, &to(json!({ "id": 3, "price": 5 }))).await.unwrap();
+    let ordered = orders.write_in(&mut transaction, &to(json!({ "id": 1, "product": 3 }))).await.unwrap();
+    transaction.commit().await.unwrap();
+    // The process ends here: nobody settles.
+    drop((changed, ordered));
+    wait_until("the feed has finished it", async || {
+        let order: Option<Value> = cache.get("order:1").await.unwrap();
+        if order.as_ref().is_some_and(|order| order["product_id"] == 3) {
+            Ok(())
+        } else {
+            Err(format!("{order:?}"))
+        }
+    })
+    .await;
+    worker.stop().await;
+}
