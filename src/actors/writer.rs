@@ -16,7 +16,8 @@ use crate::flows::commands::{CommandError, Commands};
 use crate::flows::context::Context;
 use crate::flows::error::chain;
 
-const LEASE: &str = "writes";
+/// The lease of the worker that carries out write commands.
+pub const LEASE: &str = "writes";
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);

@@ -287,3 +287,13 @@ fn read_command(entry: &StreamEntry) -> Result<Command, String> {
     }
     Ok(Command { id, digest, position: entry.position(), dataset, parameters })
 }
+
+/// The id under which a command's record stands: its producer's, or the one made of its entry. None where the command cannot
+/// be read, so that it has no record.
+#[must_use]
+pub fn record_id(entry: &StreamEntry) -> Option<String> {
+    match entry.field("id") {
+        Some(id) => std::str::from_utf8(id).ok().map(str::to_owned),
+        None => read_command(entry).ok().map(|command| command.id),
+    }
+}

@@ -1,5 +1,6 @@
 //! Streams with a consumer group: write commands and durable events.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use redis::AsyncConnectionConfig;
@@ -323,4 +324,51 @@ impl StreamReader {
 /// An entry that was deleted while somebody had it has no fields.
 fn read_entry((id, fields): RawEntry) -> Option<StreamEntry> {
     Some(StreamEntry { id, fields: fields? })
+}
+
+/// A consumer of a stream's group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamConsumer {
+    /// Its name.
+    pub name: String,
+    /// Entries that it has and has not finished.
+    pub pending: u64,
+    /// Since it last took entries, or tried to.
+    pub idle: Duration,
+}
+
+impl Redis {
+    /// The consumers of a group; none where stream or group are missing.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn stream_consumers(
+        &self,
+        stream: &str,
+        group: &str,
+    ) -> Result<Vec<StreamConsumer>, CacheError> {
+        let what = "look at a stream's consumers";
+        if !self.command::<bool>(what, redis::cmd("EXISTS").arg(stream)).await? {
+            return Ok(Vec::new());
+        }
+        let command = redis::cmd("XINFO").arg("CONSUMERS").arg(stream).arg(group).to_owned();
+        let reply: Vec<HashMap<String, redis::Value>> = match self.command(what, &command).await {
+            Ok(reply) => reply,
+            Err(error) if error.source.code() == Some("NOGROUP") => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let consumer = |fields: HashMap<String, redis::Value>| {
+            let number = |name: &str| match fields.get(name) {
+                Some(redis::Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
+                _ => 0,
+            };
+            let name = fields.get("name").and_then(|name| redis::from_redis_value_ref(name).ok());
+            StreamConsumer {
+                name: name.unwrap_or_default(),
+                pending: number("pending"),
+                idle: Duration::from_millis(number("idle")),
+            }
+        };
+        Ok(reply.into_iter().map(consumer).collect())
+    }
 }
