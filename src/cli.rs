@@ -10,13 +10,15 @@ mod output;
 mod run;
 mod status;
 mod warm;
+mod write;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::diagnostic::{Diagnostic, render};
+use crate::config::diagnostic::{Diagnostic, did_you_mean, render};
 use crate::config::{Config, check as config_check};
 use crate::demo::Ending;
 use crate::flows::context::Context;
@@ -84,6 +86,11 @@ enum Verb {
         /// Its key
         key: String,
     },
+    /// Write to Postgres by a dataset's write statement, then store what it touched in Redis
+    Write(write::Request),
+    /// Look at the stream of write commands, or put rejected ones back
+    #[command(subcommand)]
+    Writes(writes::Action),
     /// Show what stands in Redis and Postgres
     Status,
     /// Compare Redis with Postgres
@@ -177,7 +184,9 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
             invalidate::invalidate(&context, &targets, Some(crate::domain::event::Op::Refresh), out).await
         }
         Verb::Get { key } => get::get(&context, &key, out).await,
-        Verb::Status => status::status(&context, out).await,
+        Verb::Write(request) => write::write(&context, &request, out).await,
+        Verb::Writes(action) => writes::writes(&context, &config, &action, out).await,
+        Verb::Status => status::status(&context, &config, out).await,
         Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
         Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema | Verb::Demo(_) => {
             Ok(Exit::Usage)
@@ -219,7 +228,10 @@ fn choose<'a>(
     for name in names {
         let Some(dataset) = context.catalog.get(name) else {
             let known: Vec<&str> = context.catalog.iter().map(|dataset| dataset.name()).collect();
-            out.error(&format!("no dataset is named {name}; there are {}", known.join(", ")));
+            let close = did_you_mean(name, known.iter().copied());
+            let rest =
+                close.map_or("; there are".to_owned(), |close| format!(", did you mean {close}? There are"));
+            out.error(&format!("no dataset is named {name}{rest} {}", known.join(", ")));
             return Err(Exit::Usage);
         };
         chosen.push(dataset);

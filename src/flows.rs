@@ -17,6 +17,7 @@ pub mod followed;
 pub mod fresh;
 pub mod invalidate;
 pub mod refresh;
+pub mod rejected;
 pub mod reload;
 pub mod warm;
 pub mod write;

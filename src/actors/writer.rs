@@ -17,7 +17,8 @@ use crate::flows::commands::{CommandError, Commands};
 use crate::flows::context::Context;
 use crate::flows::error::chain;
 
-const LEASE: &str = "writes";
+/// The lease of the worker that carries out write commands.
+pub const LEASE: &str = "writes";
 /// Commands wait so long when the leader's process dies. A leader that is displaced while it is slow loses nothing.
 const LEASE_LIFE: Duration = Duration::from_secs(3);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);

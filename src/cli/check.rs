@@ -1,5 +1,7 @@
 //! `cachekeeper check`: syntax and meaning are checked by now; the servers come next.
 
+mod write;
+
 use serde_json::json;
 
 use super::output::{Exit, Output};
@@ -18,10 +20,11 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
         let context = Context::new(&config)?;
         check_servers(&config, &context, &mut problems).await?;
     }
+    let notes = write::notes(&config);
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     if out.json {
         out.line(
-            &json!({ "ok": errors == 0, "datasets": config.datasets.len(), "problems": problems })
+            &json!({ "ok": errors == 0, "datasets": config.datasets.len(), "problems": problems, "notes": notes })
                 .to_string(),
         );
     } else {
@@ -32,6 +35,7 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
             let how = if offline { "servers not asked" } else { "servers asked" };
             out.line(&format!("configuration is right: {} datasets, {how}", config.datasets.len()));
         }
+        notes.iter().for_each(|note| out.note(&format!("note: {note}")));
     }
     Ok(if errors == 0 { Exit::Ok } else { Exit::Configuration })
 }
@@ -62,6 +66,7 @@ async fn check_servers(
     }
     for dataset in context.catalog.iter() {
         check_dataset(config, context, dataset, problems).await?;
+        write::check(config, context, dataset, problems).await?;
     }
     check_overlaps(config, context, problems);
     check_coverage(config, context, problems).await
@@ -149,19 +154,26 @@ async fn check_dataset(
     Ok(())
 }
 
-/// With the types known, whether two datasets' keys can coincide is known too.
+/// With the types known, whether two datasets' keys can coincide, or one's with a stream, is known too.
 fn check_overlaps(config: &Config, context: &Context, problems: &mut Vec<Diagnostic>) {
     let datasets: Vec<_> = context.catalog.iter().collect();
     for (position, later) in datasets.iter().enumerate() {
+        let Some(left) = later.known_source() else { continue };
+        let (key, setting) = (&later.settings.key, format!("dataset.{}.key", later.name()));
         for earlier in datasets.iter().take(position) {
-            let (Some(left), Some(right)) = (later.known_source(), earlier.known_source()) else {
-                continue;
-            };
-            let (key, other) = (&later.settings.key, &earlier.settings.key);
+            let Some(right) = earlier.known_source() else { continue };
+            let other = &earlier.settings.key;
             if key.overlaps(|column| left.alphabet(column), other, |column| right.alphabet(column)) {
                 let message = format!("keys {key} and {other} of dataset {} could coincide", earlier.name());
                 let help = "begin each dataset's keys with a prefix of its own".to_owned();
-                problems.push(config.source.problem(&format!("dataset.{}.key", later.name()), message, help));
+                problems.push(config.source.problem(&setting, message, help));
+            }
+        }
+        for (user, used) in config.stream_keys() {
+            if key.could_be(|column| left.alphabet(column), &used) {
+                let message = format!("keys {key} could coincide with {used}, which {user} uses");
+                let help = "give the stream another name, or the dataset's keys another prefix".to_owned();
+                problems.push(config.source.problem(&setting, message, help));
             }
         }
     }

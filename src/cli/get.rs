@@ -25,8 +25,8 @@ pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, Flo
     let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset);
     let left = u64::try_from(left).ok().map(Duration::from_millis);
     let stored = value.len();
-    let shown = match decompress(&value, SHOWN_MAX) {
-        Ok(plain) => decode(&plain, dataset.map(|dataset| &dataset.settings.format)),
+    let shown = match shown(&value, dataset.map(|dataset| &dataset.settings.format)) {
+        Ok(shown) => shown,
         Err(error) => {
             out.error(&format!("{key}: {error}"));
             return Ok(Exit::Failed);
@@ -49,6 +49,15 @@ pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, Flo
     );
     out.result(&text, &facts);
     Ok(Exit::Ok)
+}
+
+/// A stored value as JSON.
+///
+/// # Errors
+/// Where it cannot be decompressed.
+pub fn shown(value: &[u8], format: Option<&Format>) -> Result<Value, String> {
+    let plain = decompress(value, SHOWN_MAX).map_err(|error| error.to_string())?;
+    Ok(decode(&plain, format))
 }
 
 /// The value as JSON: what the dataset's format says, or what it looks like.

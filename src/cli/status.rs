@@ -1,13 +1,15 @@
 //! `cachekeeper status`
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
+use super::writes::look;
+use crate::config::Config;
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
 
 /// Shows what stands in both servers. Nothing is changed.
-pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> {
+pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, FlowError> {
     let facts = context.redis.facts().await?;
     let head = context.redis.head("").await?;
     let keys = context.redis.key_count().await?;
@@ -48,6 +50,17 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
         ),
         None => "watermark  none: no feed has run here".to_owned(),
     });
+    let mut streams = Vec::new();
+    for (word, stream) in [("writes", &config.writes.stream), ("events", &config.invalidation.stream)] {
+        let Some(stream) = stream else {
+            streams.push(Value::Null);
+            continue;
+        };
+        let (state, _) = look(context, stream).await?;
+        let (length, pending, dead) = (state.length, state.pending, state.dead);
+        lines.push(format!("{word}     {stream}: {length} entries, {pending} pending, {dead} dead letters"));
+        streams.push(json!({ "stream": stream, "length": length, "pending": pending, "dead_letters": dead }));
+    }
     let mut datasets = Vec::new();
     for dataset in context.catalog.iter() {
         let revision = head.revisions.get(dataset.name());
@@ -78,6 +91,8 @@ pub async fn status(context: &Context, out: &Output) -> Result<Exit, FlowError> 
             "epoch": head.epoch.map(|epoch| epoch.to_string()),
             "whole": head.is_whole,
             "watermark": watermark,
+            "writes": streams.first(),
+            "events": streams.get(1),
             "datasets": datasets,
         }),
     );

@@ -2,6 +2,7 @@
 
 mod dataset;
 mod reader;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,13 @@ use super::{
 pub type Checked = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
 
 impl Config {
+    /// The keys that streams use, each with its setting: entries of datasets may not have them.
+    #[must_use]
+    pub fn stream_keys(&self) -> Vec<(&'static str, String)> {
+        let (events, writes) = (self.invalidation.stream.as_deref(), self.writes.stream.as_deref());
+        writes::used_keys(&self.datasets, events, writes)
+    }
+
     /// Checks a file's text together with the environment's overrides. `path` is for messages.
     ///
     /// # Errors
@@ -69,6 +77,9 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
     let feed_mode =
         reader.choice("feed.mode", &[("outbox", FeedMode::Outbox), ("off", FeedMode::Off)], FeedMode::Outbox);
     let datasets = dataset::read_all(reader, feed_mode);
+    let events = optional(reader, "invalidation.stream", "cache:invalidation:log");
+    let commands = optional(reader, "writes.stream", "cache:writes");
+    writes::check_streams(reader, &datasets, events.as_deref(), commands.as_deref());
     let limit = Duration::from_secs;
     Config {
         service: Service {
@@ -123,11 +134,11 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             channels: reader
                 .texts("invalidation.channels")
                 .unwrap_or_else(|| vec!["cache:invalidation".to_owned()]),
-            stream: optional(reader, "invalidation.stream", "cache:invalidation:log"),
+            stream: events,
             max_pending: usize::try_from(reader.integer("invalidation.max_pending", 10_000, 1..=10_000_000))
                 .unwrap_or(10_000),
         },
-        writes: Writes { stream: optional(reader, "writes.stream", "cache:writes") },
+        writes: Writes { stream: commands },
         log: Log {
             level: reader.text("log.level").unwrap_or_else(|| "info".to_owned()),
             format: reader.choice(

@@ -4,6 +4,8 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParameterizedSql {
     pieces: Vec<Piece>,
+    starts: Vec<usize>,
+    numbered: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +20,20 @@ impl ParameterizedSql {
     /// colon is a cast.
     #[must_use]
     pub fn parse(sql: &str) -> Self {
-        let mut parsed = Self { pieces: Vec::new() };
-        let (mut plain, mut rest) = (String::new(), sql);
+        let mut parsed = Self { pieces: Vec::new(), starts: Vec::new(), numbered: None };
+        let (mut plain, mut rest, mut is_between) = (String::new(), sql, true);
         while let Some(first) = rest.chars().next() {
+            let at = sql.len() - rest.len();
+            let is_blank = first.is_whitespace() || rest.starts_with("--") || rest.starts_with("/*");
+            if first == ';' {
+                is_between = true;
+            } else if is_between && !is_blank {
+                parsed.starts.push(at);
+                is_between = false;
+            }
+            if is_number(rest) && !plain.ends_with(|one: char| one == '_' || one.is_alphanumeric()) {
+                parsed.numbered.get_or_insert(at);
+            }
             let length = match first {
                 '\'' => quoted(rest, '\'', is_escape_string(&plain)),
                 '"' => quoted(rest, '"', false),
@@ -57,6 +70,51 @@ impl ParameterizedSql {
         })
     }
 
+    /// Where each of these places is, as a byte of the text.
+    pub fn offsets(&self) -> impl Iterator<Item = usize> {
+        let mut at = 0;
+        self.pieces.iter().filter_map(move |piece| {
+            let start = at;
+            at += match piece {
+                Piece::Sql(sql) => sql.len(),
+                Piece::Parameter(name) => 1 + name.len(),
+            };
+            matches!(piece, Piece::Parameter(_)).then_some(start)
+        })
+    }
+
+    /// Where the statements begin, as bytes of the text; semicolons separate them, comments are none.
+    #[must_use]
+    pub fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+
+    /// Where a parameter has a number (`$1`) instead of a name, as a byte of the text.
+    #[must_use]
+    pub fn numbered(&self) -> Option<usize> {
+        self.numbered
+    }
+
+    /// Where a byte of a rendered text comes from, as a byte of the text that was parsed; within a parameter, its colon.
+    pub fn origin(&self, rendered: usize, write: impl Fn(usize) -> String) -> usize {
+        let (mut place, mut origin, mut left) = (0, 0, rendered);
+        for piece in &self.pieces {
+            let (own, written) = match piece {
+                Piece::Sql(sql) => (sql.len(), sql.len()),
+                Piece::Parameter(name) => {
+                    place += 1;
+                    (1 + name.len(), write(place - 1).len())
+                }
+            };
+            if left < written {
+                return if matches!(piece, Piece::Sql(_)) { origin + left } else { origin };
+            }
+            origin += own;
+            left -= written;
+        }
+        origin
+    }
+
     /// The statement with each place as `write` has it, by its number from 0.
     pub fn render(&self, write: impl Fn(usize) -> String) -> String {
         let mut place = 0;
@@ -72,6 +130,10 @@ impl ParameterizedSql {
         }
         text
     }
+}
+
+fn is_number(text: &str) -> bool {
+    text.strip_prefix('$').is_some_and(|rest| rest.starts_with(|one: char| one.is_ascii_digit()))
 }
 
 fn name_of(text: &str) -> &str {
@@ -167,5 +229,46 @@ mod tests {
         );
         check("select 'open :no", &[], "select 'open :no");
         check("select :a:b", &["a", "b"], "select $1$2");
+    }
+
+    #[test]
+    fn statements_are_counted_without_strings_and_comments() {
+        let check = |sql: &str, starts: &[usize]| {
+            assert_eq!(ParameterizedSql::parse(sql).starts(), starts, "{sql}");
+        };
+        check("", &[]);
+        check(" ; -- nothing;\n /* ; */ ;", &[]);
+        check("update t set a = ';' -- ; b\n;\n", &[0]);
+        check("/* first */ update t set a = $$;$$; ; delete from t", &[12, 38]);
+        check(" :a; :b", &[1, 5]);
+    }
+
+    #[test]
+    fn numbers_in_the_place_of_names_are_seen() {
+        let check = |sql: &str, at| assert_eq!(ParameterizedSql::parse(sql).numbered(), at, "{sql}");
+        check("update t set a = $2 where b = $1", Some(17));
+        check("update t set a = '$1', b$1 = $x$ $1 $x$ -- $1", None);
+    }
+
+    #[test]
+    fn a_place_in_the_rendered_text_is_found_in_the_original() {
+        let sql = "set ü = :price, b = :b where c";
+        let parsed = ParameterizedSql::parse(sql);
+        assert_eq!(
+            parsed.offsets().collect::<Vec<_>>(),
+            [sql.find(":price").unwrap(), sql.find(":b").unwrap()]
+        );
+        let writers: [fn(usize) -> String; 2] =
+            [|place| format!("${}", place + 1), |place| format!("(${}::text)::int8", place + 1)];
+        for write in writers {
+            let rendered = parsed.render(write);
+            for (part, found) in
+                [("set", "set"), ("$1", ":price"), (", b", ", b"), ("$2", ":b"), ("where", "where")]
+            {
+                let origin = parsed.origin(rendered.find(part).unwrap(), write);
+                assert_eq!(Some(origin), sql.find(found), "{part} in {rendered}");
+            }
+            assert_eq!(parsed.origin(rendered.len(), write), sql.len());
+        }
     }
 }

@@ -223,6 +223,13 @@ impl Template {
         pattern
     }
 
+    /// Whether this text could be rendered, given what the placeholders can hold.
+    #[must_use]
+    pub fn could_be(&self, own: impl Fn(&str) -> Alphabet, text: &str) -> bool {
+        let literal = Self { text: text.to_owned(), parts: vec![Part::Literal(text.to_owned())] };
+        self.overlaps(own, &literal, |_| Alphabet::Any)
+    }
+
     /// Whether some text could be rendered by both templates, given what the placeholders can hold.
     #[must_use]
     pub fn overlaps(
@@ -395,6 +402,18 @@ mod tests {
         check("product:{id}", Alphabet::Integer, "product:top", false);
         check("product:{id}", Alphabet::Integer, "product:{sku}", true);
         check("a:{x}", Alphabet::Any, "b:{x}", false);
+    }
+
+    #[test]
+    fn a_text_could_be_one_of_a_template() {
+        let check = |text: &str, class, expected| {
+            assert_eq!(template("cache:{id}").could_be(|_| class, text), expected, "{text}");
+        };
+        check("cache:writes", Alphabet::Segment, true);
+        check("cache:writes", Alphabet::Integer, false);
+        check("cache:writes:dead", Alphabet::Segment, false);
+        check("cache:writes:dead", Alphabet::Any, true);
+        check("{cache}", Alphabet::Any, false);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod migrate;
 mod statement;
 pub mod transcode;
 pub mod write;
+mod write_check;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::Postgres;
@@ -22,3 +23,4 @@ pub use inspect::{Function, Inspection};
 pub use load::{Loaded, Pass, Row};
 pub use migrate::MigrationState;
 pub use statement::{DatasetSource, KeyValues, SourceProblem};
+pub use write_check::Effect;

@@ -22,7 +22,7 @@ pub use fences::{BatchCommand, BatchReply, Looked, Order};
 pub use leases::{LeaseAttempt, LeaseGrant};
 pub use script::{Answer, Gone, Standing};
 pub use server::ServerFacts;
-pub use stream::{Finished, StreamEntry, StreamReader, StreamState, dead_of};
+pub use stream::{Finished, StreamConsumer, StreamEntry, StreamReader, StreamState, dead_of};
 pub use subscription::{Notice, Subscription};
 pub use walk::{UseSign, WalkPage, Walked, Wanted};
 pub use watermark::{Advance, Advanced, Watermark};

@@ -1,11 +1,10 @@
 //! The command line, as a user types it.
 
-use std::io::Write as _;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use redis::AsyncCommands;
 
-use crate::support::{Rig, wait_until};
+use crate::support::{Cli, Rig, wait_until};
 
 const TABLES: &str = "
     create table products (id int primary key, name text, price numeric);
@@ -24,39 +23,6 @@ const DATASETS: &str = r#"
     compression = { codec = "lz4", min_size = "1B" }
     warm = {}
 "#;
-
-struct Cli {
-    file: std::path::PathBuf,
-    environment: Vec<(String, String)>,
-}
-
-impl Cli {
-    fn new(rig: &Rig, toml: &str) -> Self {
-        let file = std::env::temp_dir().join(format!("cachekeeper-cli-{:016x}.toml", rand::random::<u64>()));
-        std::fs::File::create(&file).unwrap().write_all(toml.as_bytes()).unwrap();
-        Self { file, environment: rig.environment().into_iter().collect() }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
-        command.args(arguments).arg("-c").arg(&self.file);
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> (i32, String) {
-        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        (status.code().unwrap(), text)
-    }
-}
-
-impl Drop for Cli {
-    fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.file));
-    }
-}
 
 #[tokio::test]
 async fn verbs_do_their_work_without_a_running_worker() {

@@ -172,9 +172,6 @@ async fn a_reply_goes_only_where_a_list_of_the_producer_stands() {
     for part in ["key of dataset product", "belongs to Cachekeeper"] {
         assert!(reasons.iter().any(|reason| reason.contains(part)), "{reasons:?}");
     }
-    // What was rejected can be replayed under its id.
-    let dead = dead.first().unwrap();
-    assert!(cachekeeper::flows::commands::command::recorded_id(dead).is_some());
     worker.stop().await;
 }
 

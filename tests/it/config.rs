@@ -81,6 +81,23 @@ fn every_problem_has_a_place_and_help() {
         ("[dataset.q]\nquery = \"select 1\"\nkey = \"ck:{a}\"", "6:7", &["Cachekeeper's own"]),
         ("[dataset.q]\nquery = \"select 1\"\nkey = \"{a}\"", "6:7", &["begins with a placeholder"]),
         ("x = \"open", "4:", &["not TOML"]),
+        ("write = {}", "4:9", &["has no `statement`"]),
+        ("write = { statement = \" ; -- x\" }", "4:23", &["write statement is empty"]),
+        ("write.statement = \"delete from t where id = :id; select ';' ;\"", "4:50", &["a second statement"]),
+        ("write.statement = \"delete from t where id = $1\"", "4:45", &["a number here instead of a name"]),
+        ("[writes]\nstream = \"ck:writes\"", "5:10", &["Cachekeeper's own"]),
+        ("[writes]\nstream = \"cache:invalidation:log\"", "5:10", &["would both use", "names of their own"]),
+        (
+            "[invalidation]\nstream = \"cache:writes:dead\"",
+            "5:10",
+            &["would both use the key cache:writes:dead"],
+        ),
+        ("[invalidation]\nstream = \"p:events\"", "3:7", &["could coincide with p:events"]),
+        (
+            "write.statement = \"delete from t where id = :id\"\n[writes]\nstream = \"p:writes\"",
+            "3:7",
+            &["p:{id} could coincide with p:writes, which [writes] stream uses", "another prefix"],
+        ),
     ];
     for (line, place, fragments) in cases {
         let problems = match load(&format!("{GOOD}{line}\n"), &[]) {
@@ -91,6 +108,23 @@ fn every_problem_has_a_place_and_help() {
         for fragment in *fragments {
             assert!(problems.contains(fragment), "{line}: does not say {fragment:?}\n{problems}");
         }
+    }
+}
+
+#[test]
+fn streams_and_statements_that_are_only_odd_are_accepted() {
+    for (line, warning) in [
+        // Nothing can be written, so the stream is not used.
+        ("[writes]\nstream = \"p:writes\"", ""),
+        ("[writes]\nstream = \"\"\n[invalidation]\nstream = \"\"", ""),
+        ("write.statement = \"delete from t where id = :id -- ; all\\n;\"", ""),
+        ("write.statement = \"delete from t\"", "no parameter, so every write does the same"),
+    ] {
+        let (_, warnings) = load(&format!("{GOOD}{line}\n"), &[]).unwrap();
+        assert!(
+            warnings.contains(warning) && warnings.is_empty() == warning.is_empty(),
+            "{line}: {warnings}"
+        );
     }
 }
 

@@ -13,6 +13,7 @@ mod cache_load;
 mod cache_trouble;
 mod capture;
 mod cli;
+mod cli_writes;
 mod commands;
 mod config;
 mod example;

@@ -1,7 +1,8 @@
 //! What tests share: servers, a configuration, waiting for a state.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use cachekeeper::config::Config;
@@ -75,7 +76,7 @@ impl RedisRig {
     pub async fn start_in_english() -> Self {
         let directory = std::env::temp_dir().join("cachekeeper-locale");
         std::fs::create_dir_all(&directory).unwrap();
-        let made = std::process::Command::new("localedef")
+        let made = Command::new("localedef")
             .args(["-i", "en_US", "-f", "UTF-8"])
             .arg(directory.join("en_US.UTF-8"))
             .output();
@@ -117,5 +118,57 @@ where
             // The pause between two looks at a state, not a wait for time to pass.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
+    }
+}
+
+/// The command line, as a user types it, with a configuration file of its own.
+pub struct Cli {
+    pub file: PathBuf,
+    pub environment: Vec<(String, String)>,
+}
+
+impl Cli {
+    pub fn new(rig: &Rig, toml: &str) -> Self {
+        let file = std::env::temp_dir().join(format!("cachekeeper-cli-{:016x}.toml", rand::random::<u64>()));
+        std::fs::write(&file, toml).unwrap();
+        Self { file, environment: rig.environment().into_iter().collect() }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        command.args(arguments).arg("-c").arg(&self.file);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// The exit code, and everything that was printed.
+    pub fn run(&self, arguments: &[&str]) -> (i32, String) {
+        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        (status.code().unwrap(), text)
+    }
+
+    #[track_caller]
+    pub fn says(&self, arguments: &[&str], code: i32, parts: &[&str]) -> String {
+        let (found, text) = self.run(arguments);
+        assert_eq!(found, code, "{arguments:?}\n{text}");
+        for part in parts {
+            assert!(text.contains(part), "{arguments:?} does not say {part:?}:\n{text}");
+        }
+        text
+    }
+
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let Output { stdout, stderr, .. } = self.command(arguments).arg("--json").output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}\n{stderr}"))
+    }
+}
+
+impl Drop for Cli {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.file));
     }
 }

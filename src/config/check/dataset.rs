@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::reader::Reader;
+use super::writes;
 use crate::config::raw::Leaf;
 use crate::config::{
     Codec, Compression, Dataset, FeedMode, FeedNeed, Format, Numeric, OnChange, OnMiss, Rows, Scope, Warm,
@@ -102,8 +103,7 @@ impl One<'_, '_> {
         let (ttl, jitter, stale) = (path(&self, "ttl"), path(&self, "ttl_jitter"), path(&self, "max_stale"));
         let (negative, change, miss) =
             (path(&self, "negative_ttl"), path(&self, "on_change"), path(&self, "on_miss"));
-        let (batch, ahead, statement) =
-            (path(&self, "batch"), self.own("refresh.ahead"), self.own("write.statement"));
+        let (batch, ahead) = (path(&self, "batch"), self.own("refresh.ahead"));
         let reader = self.reader;
         let dataset = Dataset {
             name: self.name.to_owned(),
@@ -125,7 +125,7 @@ impl One<'_, '_> {
             scope,
             refresh_ahead: has_refresh.then(|| reader.share(&ahead, 0.2, 0.01..=0.9)),
             warm,
-            write: reader.text(&statement),
+            write: writes::statement(reader, self.name),
             batch: usize::try_from(reader.integer(&batch, 500, 1..=5_000)).unwrap_or(500),
         };
         // Every setting has been looked at by now, so that all problems are known.

@@ -78,14 +78,14 @@ fn id_of_entry(entry: &str, digest: &str) -> String {
     format!("{entry}/{digest}")
 }
 
-/// The id under which a command was recorded, from its fields as they are kept where rejected ones are; none where it was
-/// never recorded, because it cannot be read.
+/// The id under which a command's record stands: its producer's, or the one made of its entry. None where it has neither
+/// `dataset` nor `params`, so that it has no record.
 #[must_use]
-pub fn recorded_id(dead: &StreamEntry) -> Option<String> {
-    let text = |name: &str| std::str::from_utf8(dead.field(name)?).ok();
-    match dead.field("id") {
+pub fn record_id(entry: &StreamEntry) -> Option<String> {
+    let text = |name: &str| std::str::from_utf8(entry.field(name)?).ok();
+    match entry.field("id") {
         Some(_) => text("id").map(str::to_owned),
-        None => Some(id_of_entry(text("entry")?, &digest(text("dataset")?, dead.field("params")?))),
+        None => Some(id_of_entry(&entry.id, &digest(text("dataset")?, entry.field("params")?))),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::WriteError;
 use crate::stores::postgres::write::WriteStatement;
@@ -34,9 +35,19 @@ pub type Parameters = BTreeMap<String, Parameter>;
 pub fn decode(bytes: &[u8]) -> Result<Parameters, String> {
     let is_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     if is_json {
-        let object: BTreeMap<String, Value> = serde_json::from_slice(bytes)
-            .map_err(|error| format!("`params` is not a JSON object: {error}"))?;
-        return Ok(object.into_iter().map(|(name, value)| (name, Parameter::Value(value))).collect());
+        let wrong = |error: serde_json::Error| format!("`params` is not a JSON object: {error}");
+        let object: BTreeMap<String, &RawValue> = serde_json::from_slice(bytes).map_err(wrong)?;
+        let read = |(name, raw): (String, &RawValue)| {
+            let text = raw.get();
+            // A number stays the text that it is: a float would round it.
+            let parameter = if text.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+                Parameter::Text(text.to_owned())
+            } else {
+                Parameter::Value(serde_json::from_str(text).map_err(wrong)?)
+            };
+            Ok((name, parameter))
+        };
+        return object.into_iter().map(read).collect();
     }
     let map: BTreeMap<String, Packed> = rmp_serde::from_slice(bytes)
         .map_err(|error| format!("`params` is neither a JSON object nor a MessagePack map: {error}"))?;

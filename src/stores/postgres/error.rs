@@ -114,15 +114,23 @@ impl SourceError {
         code.is_some_and(|code| code == "57014" || code.starts_with("XX"))
     }
 
-    /// Where in the statement the server found the mistake: a byte offset, if it said.
+    /// Where in a statement the server found the mistake, as a byte of its text, if it said. The server counts characters.
     #[must_use]
-    pub fn position(&self) -> Option<usize> {
+    pub fn position_in(&self, sql: &str) -> Option<usize> {
         let database = self.source.as_database_error()?;
         let postgres = database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
-        match postgres.position()? {
-            sqlx::postgres::PgErrorPosition::Original(position) => position.checked_sub(1),
-            sqlx::postgres::PgErrorPosition::Internal { .. } => None,
-        }
+        let characters = match postgres.position()? {
+            sqlx::postgres::PgErrorPosition::Original(position) => position.checked_sub(1)?,
+            sqlx::postgres::PgErrorPosition::Internal { .. } => return None,
+        };
+        Some(sql.char_indices().nth(characters).map_or(sql.len(), |(at, _)| at))
+    }
+
+    /// What the server says, where it said anything.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let database = self.source.as_database_error();
+        database.map_or_else(|| self.source.to_string(), |database| database.message().to_owned())
     }
 }
 

@@ -119,18 +119,19 @@ impl Postgres {
         // a change of the tables all of that is worthless.
         let number = DESCRIBED.fetch_add(1, Ordering::Relaxed);
         let opening = format!("/* {number} */ select q.* from (\n");
-        let sql = sqlx::AssertSqlSafe(format!("{opening}{}\n) q", dataset.query)).into_sql_str();
-        let prepared = match (&mut *connection).prepare(sql).await {
+        let sql = format!("{opening}{}\n) q", dataset.query);
+        let prepared = match (&mut *connection).prepare(sqlx::AssertSqlSafe(sql.clone()).into_sql_str()).await
+        {
             Ok(prepared) => prepared,
             Err(source) => {
                 let error = SourceError::new(what, source);
                 if error.is_transient() || error.trouble == super::Trouble::Forbidden {
                     return Err(error);
                 }
-                let offset = error.position().and_then(|position| position.checked_sub(opening.len()));
+                let offset = error.position_in(&sql).and_then(|at| at.checked_sub(opening.len()));
                 return Ok(Err(SourceProblem {
                     setting: "query",
-                    message: format!("Postgres does not accept the query: {}", database_message(&error)),
+                    message: format!("Postgres does not accept the query: {}", error.message()),
                     help:
                         "the query is used inside a larger statement; try it as `select * from (<query>) q`"
                             .to_owned(),
@@ -145,13 +146,6 @@ impl Postgres {
             .collect();
         Ok(make_source(dataset, columns, number))
     }
-}
-
-fn database_message(error: &SourceError) -> String {
-    error
-        .source
-        .as_database_error()
-        .map_or_else(|| error.source.to_string(), |database| database.message().to_owned())
 }
 
 fn make_source(

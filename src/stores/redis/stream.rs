@@ -104,6 +104,7 @@ const REPLY_LIFE: Duration = Duration::from_secs(3600);
 const DEAD_MAX: u64 = 10_000;
 /// Bytes of entries that are taken at once; one entry may be larger.
 const TAKE_BYTES: u64 = 4 << 20;
+type Streams = Vec<(String, Vec<RawEntry>)>;
 type RawEntry = (String, Option<Vec<(Vec<u8>, Vec<u8>)>>);
 
 /// Where entries of a stream that were rejected are kept.
@@ -302,8 +303,7 @@ impl StreamReader {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(waits)).arg("STREAMS");
         command.arg(&self.stream).arg(&self.last);
-        let looked: Result<Option<Vec<(String, Vec<RawEntry>)>>, _> =
-            command.query_async(&mut self.connection).await;
+        let looked: Result<Option<Streams>, _> = command.query_async(&mut self.connection).await;
         let looked = match looked {
             Ok(looked) => looked.unwrap_or_default(),
             Err(error) if error.code() == Some("UNBLOCKED") => Vec::new(),
@@ -326,19 +326,11 @@ impl StreamReader {
     /// # Errors
     /// [`CacheError`].
     pub async fn forget_consumers(&mut self, idle: Duration) -> Result<(), CacheError> {
-        let what = "forget consumers of a stream";
-        let list = redis::cmd("XINFO").arg("CONSUMERS").arg(&self.stream).arg(&self.group).to_owned();
-        let consumers: Vec<HashMap<String, redis::Value>> = self.redis.command(what, &list).await?;
-        for consumer in consumers {
-            let number = |name: &str| match consumer.get(name) {
-                Some(redis::Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
-                _ => 0,
-            };
-            let Some(redis::Value::BulkString(name)) = consumer.get("name") else { continue };
-            if number("pending") == 0 && millis(idle) < number("idle") && *name != self.consumer.as_bytes() {
+        for consumer in self.redis.stream_consumers(&self.stream, &self.group).await? {
+            if consumer.pending == 0 && idle < consumer.idle && consumer.name != self.consumer {
                 let mut command = redis::cmd("XGROUP");
-                command.arg("DELCONSUMER").arg(&self.stream).arg(&self.group).arg(name);
-                self.redis.command::<u64>(what, &command).await?;
+                command.arg("DELCONSUMER").arg(&self.stream).arg(&self.group).arg(consumer.name);
+                self.redis.command::<u64>("forget a consumer of a stream", &command).await?;
             }
         }
         Ok(())
@@ -386,4 +378,51 @@ impl StreamReader {
 /// An entry that was deleted while somebody had it has no fields.
 fn read_entry((id, fields): RawEntry) -> Option<StreamEntry> {
     Some(StreamEntry { id, fields: fields? })
+}
+
+/// A consumer of a stream's group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamConsumer {
+    /// Its name.
+    pub name: String,
+    /// Entries that it has and has not finished.
+    pub pending: u64,
+    /// Since it last took entries, or tried to.
+    pub idle: Duration,
+}
+
+impl Redis {
+    /// The consumers of a group; none where stream or group are missing.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn stream_consumers(
+        &self,
+        stream: &str,
+        group: &str,
+    ) -> Result<Vec<StreamConsumer>, CacheError> {
+        let what = "look at a stream's consumers";
+        if !self.command::<bool>(what, redis::cmd("EXISTS").arg(stream)).await? {
+            return Ok(Vec::new());
+        }
+        let command = redis::cmd("XINFO").arg("CONSUMERS").arg(stream).arg(group).to_owned();
+        let reply: Vec<HashMap<String, redis::Value>> = match self.command(what, &command).await {
+            Ok(reply) => reply,
+            Err(error) if error.source.code() == Some("NOGROUP") => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let consumer = |fields: HashMap<String, redis::Value>| {
+            let number = |name: &str| match fields.get(name) {
+                Some(redis::Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
+                _ => 0,
+            };
+            let name = fields.get("name").and_then(|name| redis::from_redis_value_ref(name).ok());
+            StreamConsumer {
+                name: name.unwrap_or_default(),
+                pending: number("pending"),
+                idle: Duration::from_millis(number("idle")),
+            }
+        };
+        Ok(reply.into_iter().map(consumer).collect())
+    }
 }

@@ -1,0 +1,62 @@
+//! The write statements of `cachekeeper check`.
+
+use crate::config::Config;
+use crate::config::diagnostic::Diagnostic;
+use crate::domain::parameters::ParameterizedSql;
+use crate::flows::catalog::Dataset;
+use crate::flows::context::Context;
+use crate::flows::error::FlowError;
+use crate::stores::postgres::Effect;
+
+/// Whether the server accepts a dataset's write statement, and whether it writes anything. It is not carried out.
+pub async fn check(
+    config: &Config,
+    context: &Context,
+    dataset: &Dataset,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<(), FlowError> {
+    let Some(statement) = &dataset.settings.write else { return Ok(()) };
+    let path = |setting: &str| format!("dataset.{}.{setting}", dataset.name());
+    let setting = path("write.statement");
+    match context.postgres.check_write(statement).await? {
+        Ok(Effect::Rows) => {}
+        Ok(Effect::Functions) => {
+            let message = "the write statement writes only what the functions write that it calls";
+            let help = "it must return a row where something was written, and none otherwise: a write of no row is refused";
+            problems.push(config.source.problem(&setting, message, help.to_owned()).into_warning());
+        }
+        Ok(Effect::Nothing) => {
+            let help = "use insert, update, delete or merge, or select a function that writes";
+            let message = "the write statement writes nothing";
+            problems.push(config.source.problem(&setting, message, help.to_owned()));
+        }
+        Err(problem) => {
+            let setting = path(problem.setting);
+            problems.push(config.source.problem_within(
+                &setting,
+                problem.offset,
+                problem.message,
+                problem.help,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What is worth knowing about write statements, although it is no problem.
+pub fn notes(config: &Config) -> Vec<String> {
+    let Some(stream) = &config.writes.stream else { return Vec::new() };
+    let note = |dataset: &crate::config::Dataset| {
+        let statement = ParameterizedSql::parse(dataset.write.as_ref()?);
+        let missing: Vec<&str> =
+            dataset.key.columns().filter(|column| !statement.places().any(|name| name == *column)).collect();
+        (!missing.is_empty()).then(|| {
+            format!(
+                "dataset {}: its commands in {stream} are one queue, carried out one after the other, because the write statement has no parameter {}",
+                dataset.name,
+                missing.join(", ")
+            )
+        })
+    };
+    config.datasets.iter().filter_map(note).collect()
+}

@@ -1,0 +1,109 @@
+//! Write commands that were rejected: looked at, and put back into their stream.
+
+use std::collections::HashSet;
+
+use super::commands::command::record_id;
+use super::context::Context;
+use super::error::FlowError;
+use super::failpoint;
+use crate::stores::postgres::commands::forget_rejected;
+use crate::stores::redis::{CacheError, StreamEntry};
+
+/// A write command that was rejected.
+#[derive(Debug, Clone)]
+pub struct Rejected {
+    /// The command as it came, under the entry that it had in the stream.
+    pub command: StreamEntry,
+    /// Why it was rejected.
+    pub reason: String,
+    /// Its record's id; none: it could not be read, and has no record.
+    pub id: Option<String>,
+    /// Where it is kept.
+    letter: StreamEntry,
+}
+
+/// What became of a replay.
+#[derive(Debug)]
+pub struct Replayed {
+    /// How many commands were put back.
+    pub count: usize,
+    /// Why not all were.
+    pub error: Option<FlowError>,
+}
+
+/// Commands of one statement.
+const AT_ONCE: usize = 100;
+
+/// The rejected commands of a stream, the oldest first.
+///
+/// # Errors
+/// [`CacheError`].
+pub async fn rejected(context: &Context, stream: &str, most: usize) -> Result<Vec<Rejected>, CacheError> {
+    let letters = context.redis.dead_letters(stream, most).await?;
+    Ok(letters.into_iter().map(Rejected::read).collect())
+}
+
+/// Puts rejected commands back into their stream, behind what is there. Each record is forgotten first: a command that came
+/// back with its rejection on record would be rejected again without being tried. Whoever is interrupted in between has
+/// lost nothing, because the command is still kept, and may run this again.
+pub async fn replay(context: &Context, stream: &str, commands: &[Rejected]) -> Replayed {
+    let mut count = 0;
+    let error = replay_all(context, stream, commands, &mut count).await.err();
+    Replayed { count, error }
+}
+
+async fn replay_all(
+    context: &Context,
+    stream: &str,
+    commands: &[Rejected],
+    count: &mut usize,
+) -> Result<(), FlowError> {
+    for part in commands.chunks(AT_ONCE) {
+        let ids: HashSet<String> = part.iter().filter_map(|one| one.id.clone()).collect();
+        let ids: Vec<String> = ids.into_iter().collect();
+        forget_rejected(&context.postgres, stream, &ids).await?;
+        failpoint::reach("replay.forgotten");
+        for one in part {
+            context.redis.revive(stream, &one.letter, &one.fields_again()).await?;
+            *count += 1;
+            failpoint::reach("replay.moved");
+        }
+    }
+    Ok(())
+}
+
+impl Rejected {
+    /// The last two fields of a letter are not the command's: the entry that it had, and the reason.
+    fn read(letter: StreamEntry) -> Self {
+        let mut fields = letter.fields.clone();
+        let mut take = |name: &[u8]| match fields.pop_if(|(field, _)| field == name) {
+            Some((_, value)) => String::from_utf8_lossy(&value).into_owned(),
+            None => String::new(),
+        };
+        let reason = take(b"reason");
+        let command = StreamEntry { id: take(b"entry"), fields };
+        Self { reason, id: record_id(&command), command, letter }
+    }
+
+    /// The entry under which it is kept.
+    #[must_use]
+    pub fn kept_as(&self) -> &str {
+        &self.letter.id
+    }
+
+    /// When it was rejected, in milliseconds by Redis's clock.
+    #[must_use]
+    pub fn rejected_ms(&self) -> i64 {
+        self.letter.position().0
+    }
+
+    /// Its fields for the stream. A command without an id of its own keeps the one that was made of its first entry, so that it
+    /// is carried out once although two people put it back.
+    fn fields_again(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut fields = self.command.fields.clone();
+        if let (None, Some(id)) = (self.command.field("id"), &self.id) {
+            fields.push((b"id".to_vec(), id.clone().into_bytes()));
+        }
+        fields
+    }
+}
