@@ -21,6 +21,7 @@ bench: servers
 	$(CARGO) bench --locked --bench feed
 	$(CARGO) bench --locked --bench client
 	$(CARGO) bench --locked --bench locks
+	$(CARGO) bench --locked --bench writes
 
 # Some 300 faults against real servers, one by one and in pairs. CACHEKEEPER_SEED=n repeats a run.
 faults: servers

@@ -64,9 +64,9 @@ async fn commit(context: &Context, dataset: &str, given: &Parameters) -> Result<
     }
 }
 
-/// A server that answers has refused it; silence says nothing.
+/// A server that answers has refused it; one that goes down, or is silent, says nothing about the commit.
 fn after_commit(error: SourceError) -> WriteError {
-    if error.is_answer() { error.into() } else { WriteError::Unknown(error) }
+    if error.blame() == Blame::Server { WriteError::Unknown(error) } else { error.into() }
 }
 
 /// Carries out a dataset's write statement in the caller's transaction. Call [`settle`] with the answer after the commit;

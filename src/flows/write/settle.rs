@@ -120,7 +120,7 @@ async fn store(context: &Context, dataset: &Dataset, part: &[(String, KeyValues)
     }
     written.values.extend(kept.values);
     if let Some(poll) = kept.poll {
-        written.token.get_or_insert_with(|| Token { incarnation: poll.incarnation, snapshot: poll.snapshot });
+        written.token.get_or_insert(Token { incarnation: poll.incarnation, snapshot: poll.snapshot });
     }
 }
 

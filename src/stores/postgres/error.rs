@@ -101,12 +101,6 @@ impl SourceError {
         }
     }
 
-    /// Whether the server has answered.
-    #[must_use]
-    pub fn is_answer(&self) -> bool {
-        self.source.as_database_error().is_some()
-    }
-
     /// Whether the statement took too long (SQLSTATE 57014), or failed inside the server, and may do so again.
     #[must_use]
     pub fn is_slow(&self) -> bool {
