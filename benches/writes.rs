@@ -32,8 +32,8 @@ async fn main() {
         std::env::var("COMMANDS").ok().and_then(|commands| commands.parse().ok()).unwrap_or(30_000);
     for fsync in ["on", "off"] {
         let setting = format!("fsync={fsync}");
-        let (postgres, redis) =
-            tokio::try_join!(Postgres::start(&[setting.as_str()]), Redis::start(&[])).unwrap();
+        let postgres = Postgres::start(&[setting.as_str()]).await.unwrap();
+        let redis = Redis::start(&[]).await.unwrap();
         let sql = format!(
             "create table products (id int primary key, name text, price_cents bigint, updates int default 0);
              insert into products select n, 'product ' || n, n, 0 from generate_series(1, {PRODUCTS}) n; analyze products"

@@ -9,7 +9,6 @@ pub mod command;
 mod transaction;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -40,7 +39,7 @@ pub fn group_of(namespace_prefix: &str) -> String {
 struct Waiting {
     entry: StreamEntry,
     command: Command,
-    prepared: Arc<Prepared>,
+    prepared: Prepared,
     tries: u32,
 }
 
@@ -197,9 +196,8 @@ impl Commands {
             match Prepared::new(&self.context, &command.dataset, &command.parameters).await {
                 Ok(prepared) => {
                     self.held += 1;
-                    let queue = command.queue(&prepared);
-                    let waiting = Waiting { entry, command, prepared: Arc::new(prepared), tries: 0 };
-                    self.queues.push(&queue, waiting);
+                    let queue = prepared.queue().to_owned();
+                    self.queues.push(&queue, Waiting { entry, command, prepared, tries: 0 });
                 }
                 Err(WriteError::Unavailable(error) | WriteError::Unknown(error)) => return Err(error.into()),
                 Err(refused) => rejected.push((entry, Outcome::rejected(refused.to_string()))),

@@ -5,6 +5,7 @@
 //! it, because the rows are in the outbox.
 
 mod error;
+mod identity;
 pub mod parameters;
 mod settle;
 mod statement;

@@ -254,3 +254,66 @@ async fn a_write_through_a_table_that_nothing_watches_reaches_redis_although_its
     .await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn one_row_spelled_in_several_ways_is_one_key() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    for n in 0..200 {
+        let id = ["7", "07", " 7", "+7", "007", "7 "][n % 6];
+        send(&context, "product", &format!("c{n}"), json!({ "id": id, "price": n })).await;
+    }
+    replied(&rig, "c199").await;
+    let mut session = rig.postgres.session().await.unwrap();
+    let history = session.text("select history from products where id = 7").await.unwrap().unwrap();
+    let expected: String = (0..200).map(|n| format!(",{n}")).collect();
+    assert_eq!(history, expected);
+    let cache = Cache::open(&rig.config(DATASETS)).unwrap().build();
+    assert_eq!(cache.get::<Value>("product:7").await.unwrap().unwrap()["price_cents"], 199);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn numbers_arrive_as_they_were_and_a_new_column_rejects_nothing() {
+    let table = "create table products (id int primary key, price_cents numeric, f float8, history text not null default '');
+        insert into products values (1, 1, 1)";
+    let rig = Rig::start(table).await;
+    let toml = r#"
+[dataset.product]
+query = "select * from products"
+key = "product:{id}"
+ttl = "1h"
+[dataset.product.write]
+statement = "update products set price_cents = :price, f = :f, history = history || 'x' where id = :id returning *"
+"#;
+    let worker = Worker::start(rig.config(toml)).await.unwrap();
+    let context = rig.context(toml);
+    let large = br#"{"id": 1, "f": 1, "price": 123456789012345678901234567890.12}"#;
+    let odd = rmp_serde::to_vec_named(&std::collections::BTreeMap::from([
+        ("f", f64::NAN),
+        ("id", 1.0),
+        ("price", 2.0),
+    ]));
+    // A float is no id.
+    for (id, parameters) in [("large", large.to_vec()), ("odd", odd.unwrap())] {
+        let fields: [(&str, &[u8]); 4] =
+            [("dataset", b"product"), ("id", id.as_bytes()), ("params", &parameters), ("reply", b"replies")];
+        context.redis.append("cache:writes", &fields).await.unwrap();
+    }
+    assert_eq!(replied(&rig, "large").await["ok"], true);
+    let odd = replied(&rig, "odd").await;
+    assert!(odd["error"].as_str().unwrap().contains("no whole number"), "{odd}");
+    let mut session = rig.postgres.session().await.unwrap();
+    let price = session.text("select price_cents::text from products").await.unwrap();
+    assert_eq!(price.as_deref(), Some("123456789012345678901234567890.12"));
+    rig.postgres.execute("alter table products add column colour text").await.unwrap();
+    for n in 0..3 {
+        send(&context, "product", &format!("after{n}"), json!({ "id": 1, "price": 3, "f": "NaN" })).await;
+        let reply = replied(&rig, &format!("after{n}")).await;
+        assert_eq!(reply["ok"], true, "{reply}");
+    }
+    let history = session.text("select history from products").await.unwrap();
+    assert_eq!(history.as_deref(), Some("xxxx"));
+    worker.stop().await;
+}

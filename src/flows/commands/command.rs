@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::domain::keyspace::RESERVED_PREFIX;
 use crate::flows::context::Context;
+use crate::flows::write::CacheState;
 use crate::flows::write::parameters::{Parameters, decode};
-use crate::flows::write::{CacheState, Prepared};
 use crate::stores::redis::{Finished, StreamEntry, dead_of};
 
 /// Bytes of a command, all of its fields.
@@ -56,12 +56,6 @@ impl Command {
             return Err(format!("field `id` is empty, longer than {ID_MAX} bytes, or has a zero byte"));
         }
         Ok(Self { id, digest, dataset, parameters })
-    }
-
-    /// The queue in which it waits for its turn: of its key, where the parameters hold all of it, else of its dataset.
-    #[must_use]
-    pub fn queue(&self, prepared: &Prepared) -> String {
-        prepared.key.as_ref().map_or_else(|| self.dataset.clone(), |(key, _)| key.clone())
     }
 }
 

@@ -79,7 +79,16 @@ impl<'de> serde::Deserialize<'de> for Packed {
                 Ok(Packed(value.into()))
             }
             fn visit_f64<E>(self, value: f64) -> Result<Packed, E> {
-                Ok(Packed(Parameter::Value(Value::from(value))))
+                // JSON has no such numbers, and null is another value.
+                let odd = [
+                    (value.is_nan(), "NaN"),
+                    (value == f64::INFINITY, "Infinity"),
+                    (value == f64::NEG_INFINITY, "-Infinity"),
+                ];
+                match odd.into_iter().find(|(is_it, _)| *is_it) {
+                    Some((_, text)) => Ok(Packed(Parameter::Text(text.to_owned()))),
+                    None => Ok(Packed(Parameter::Value(Value::from(value)))),
+                }
             }
             fn visit_str<E>(self, value: &str) -> Result<Packed, E> {
                 Ok(Packed(value.into()))

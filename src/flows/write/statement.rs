@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use sqlx::PgConnection;
 
 use super::WriteError;
+use super::identity::canonical;
 use super::parameters::{Parameters, bind};
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
@@ -18,7 +19,8 @@ pub struct Prepared {
     statement: Arc<WriteStatement>,
     values: Vec<Option<String>>,
     /// The entry that the parameters name, where they hold all of its key.
-    pub key: Option<(String, KeyValues)>,
+    key: Option<(String, KeyValues)>,
+    has_one_spelling: bool,
 }
 
 /// What writes touched; to be settled after the commit.
@@ -58,13 +60,33 @@ impl Prepared {
         let dataset = context.catalog.get(dataset).ok_or_else(|| WriteError::Dataset(dataset.to_owned()))?;
         let statement = statement_of(context, dataset).await?;
         let values = bind(&statement, given)?;
-        let value = |column: &str| {
-            let position = statement.places.iter().position(|(name, _)| name == column)?;
-            values.get(position).cloned().flatten()
-        };
-        let key: Option<KeyValues> = dataset.settings.key.columns().map(value).collect();
-        let key = key.and_then(|values| Some((dataset.key_of(&values)?, values)));
-        Ok(Self { dataset: Arc::clone(dataset), statement, values, key })
+        let (mut parts, mut has_one_spelling) = (Some(KeyValues::new()), true);
+        for column in dataset.settings.key.columns() {
+            let place = statement.places.iter().zip(&values).find(|((name, _), _)| name == column);
+            let Some(((_, kind), Some(text))) = place else {
+                parts = None;
+                break;
+            };
+            let part = match canonical(text, kind) {
+                Some(Ok(part)) => part,
+                Some(Err(problem)) => return Err(WriteError::Parameter { name: column.to_owned(), problem }),
+                None => {
+                    has_one_spelling = false;
+                    text.clone()
+                }
+            };
+            parts.get_or_insert_default().push(part);
+        }
+        let key = parts.and_then(|values| Some((dataset.key_of(&values)?, values)));
+        Ok(Self { dataset: Arc::clone(dataset), statement, values, key, has_one_spelling })
+    }
+
+    /// The queue in which it waits for its turn: of its key, where the parameters hold all of it in one spelling, else of
+    /// its dataset.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        let key = self.key.as_ref().filter(|_| self.has_one_spelling);
+        key.map_or(self.dataset.name(), |(key, _)| key)
     }
 
     /// Carries it out. Call [`Touched::seal`] before the commit.
