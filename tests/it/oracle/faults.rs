@@ -6,9 +6,9 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::Arena;
 use super::verdict::Lives;
-use super::worker::WorkerProcess;
+use super::{Arena, writer_faults};
+use crate::process::WorkerProcess;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -19,6 +19,12 @@ pub enum Fault {
     KillInTags,
     KillInDebt,
     StopWorker,
+    KillInWrite(&'static str),
+    TerminateWriter,
+    CancelWriter,
+    HeldRows,
+    Deadlocks,
+    Conflicts,
     KillPostgres,
     RestartPostgres,
     KillOneBackend,
@@ -44,7 +50,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: &[Self] = &[
+    const ON_WORKERS: &[Self] = &[
         Self::KillWorker,
         Self::KillBothWorkers,
         Self::KillAfterStores,
@@ -52,6 +58,12 @@ impl Fault {
         Self::KillInTags,
         Self::KillInDebt,
         Self::StopWorker,
+    ];
+    /// Each step of a command's way. Points that the code does not have yet are added here.
+    const IN_A_WRITE: &[Self] = &[Self::KillInWrite("write.applied"), Self::KillInWrite("write.loaded")];
+    const ON_WRITERS: &[Self] =
+        &[Self::TerminateWriter, Self::CancelWriter, Self::HeldRows, Self::Deadlocks, Self::Conflicts];
+    const ON_POSTGRES: &[Self] = &[
         Self::KillPostgres,
         Self::RestartPostgres,
         Self::KillOneBackend,
@@ -59,6 +71,8 @@ impl Fault {
         Self::PausePostgres,
         Self::LongTransaction,
         Self::DisabledTrigger,
+    ];
+    const ON_REDIS: &[Self] = &[
         Self::KillRedis,
         Self::FlushRedis,
         Self::OldDump,
@@ -76,6 +90,11 @@ impl Fault {
         Self::LostValues,
     ];
 
+    pub fn all() -> impl Iterator<Item = Self> {
+        let kinds = [Self::ON_WORKERS, Self::IN_A_WRITE, Self::ON_WRITERS, Self::ON_POSTGRES, Self::ON_REDIS];
+        kinds.into_iter().flatten().copied()
+    }
+
     pub async fn inject(
         self,
         arena: &Arena,
@@ -84,33 +103,39 @@ impl Fault {
         lives: &mut Lives,
     ) {
         let some_time = Duration::from_millis(random.random_range(50..400));
-        match Self::ALL.iter().position(|fault| *fault == self) {
-            Some(0..7) => self.on_worker(arena, workers, random).await,
-            Some(7..14) => self.on_postgres(arena, some_time, lives).await,
-            _ => self.on_redis(arena, some_time, random).await,
+        if let Self::KillInWrite(point) = self {
+            writer_faults::end_in_write(arena, workers, point, random).await;
+        } else if Self::ON_WORKERS.contains(&self) {
+            self.on_worker(arena, workers, random).await;
+        } else if Self::ON_WRITERS.contains(&self) {
+            writer_faults::inject(self, arena, some_time).await;
+        } else if Self::ON_POSTGRES.contains(&self) {
+            self.on_postgres(arena, some_time, lives).await;
+        } else {
+            self.on_redis(arena, some_time, random).await;
         }
     }
 
     async fn on_worker(self, arena: &Arena, workers: &mut [WorkerProcess], random: &mut StdRng) {
         let one = random.random_range(0..workers.len());
         match self {
-            Self::KillWorker => workers[one].replace(arena, ""),
-            Self::KillBothWorkers => workers.iter_mut().for_each(|worker| worker.replace(arena, "")),
+            Self::KillWorker => workers[one].replace(""),
+            Self::KillBothWorkers => workers.iter_mut().for_each(|worker| worker.replace("")),
             Self::KillAfterStores => {
-                end_at(arena, workers, &format!("feed.stored={}", random.random_range(0..20))).await;
+                end_at(workers, &format!("feed.stored={}", random.random_range(0..20))).await;
             }
             Self::KillAfterAdvance => {
-                end_at(arena, workers, &format!("feed.advanced={}", random.random_range(0..20))).await;
+                end_at(workers, &format!("feed.advanced={}", random.random_range(0..20))).await;
             }
             Self::KillInTags => {
-                end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3))).await;
+                end_at(workers, &format!("feed.tags={}", random.random_range(0..3))).await;
             }
             Self::KillInDebt => {
                 // A debt is made by the lost table; whoever pays it dies in the walk.
-                workers.iter_mut().for_each(|worker| worker.replace(arena, "debt.page=0"));
+                workers.iter_mut().for_each(|worker| worker.replace("debt.page=0"));
                 redis(arena, &["DEL", "ck:{test}:stamps"]).await;
                 wait_for_an_end(workers).await;
-                workers.iter_mut().for_each(|worker| worker.replace(arena, ""));
+                workers.iter_mut().for_each(|worker| worker.replace(""));
             }
             Self::StopWorker => {
                 workers[one].signal("STOP");
@@ -225,13 +250,13 @@ impl Fault {
 }
 
 /// Both workers are armed, so that whichever leads dies at that point; then healthy ones take their places.
-async fn end_at(arena: &Arena, workers: &mut [WorkerProcess], point: &str) {
-    workers.iter_mut().for_each(|worker| worker.replace(arena, point));
+async fn end_at(workers: &mut [WorkerProcess], point: &str) {
+    workers.iter_mut().for_each(|worker| worker.replace(point));
     wait_for_an_end(workers).await;
-    workers.iter_mut().for_each(|worker| worker.replace(arena, ""));
+    workers.iter_mut().for_each(|worker| worker.replace(""));
 }
 
-async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
+pub async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
     while !workers.iter_mut().any(WorkerProcess::has_ended) {
         assert!(tokio::time::Instant::now() < deadline, "no worker came to the point at which it was to end");
@@ -270,8 +295,8 @@ async fn postgres(arena: &Arena, sql: &str) {
     panic!("could not be done: {sql}");
 }
 
-async fn redis(arena: &Arena, parts: &[&str]) {
-    let client = redis::Client::open(arena.redis_url.clone()).unwrap();
+pub async fn redis(arena: &Arena, parts: &[&str]) {
+    let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
     let mut command = redis::cmd(parts[0]);
     for part in &parts[1..] {
         command.arg(*part);

@@ -1,0 +1,101 @@
+//! What is done to whoever carries writes out: ended at each step, cut off, locked out.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+
+use super::Arena;
+use super::faults::{Fault, redis, wait_for_an_end};
+use crate::process::WorkerProcess;
+use crate::support::wait_until;
+
+/// Whoever carries commands out dies at that point. Both workers are armed, after they gave their leases back.
+pub async fn end_in_write(arena: &Arena, workers: &mut [WorkerProcess], point: &str, random: &mut StdRng) {
+    for worker in workers.iter() {
+        worker.signal("TERM");
+    }
+    for worker in workers.iter_mut() {
+        wait_until("a worker has stopped", || {
+            let has_ended = worker.has_ended();
+            async move { if has_ended { Ok(()) } else { Err("it is still running".to_owned()) } }
+        })
+        .await;
+        worker.replace(&format!("{point}={}", random.random_range(0..10)));
+    }
+    wait_for_an_end(workers).await;
+    // The dead one's lease is over at once; that leases run out by themselves is seen in the other faults.
+    redis(arena, &["DEL", "ck:{test}:lock:writes"]).await;
+    workers.iter_mut().for_each(|worker| worker.replace(""));
+}
+
+pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
+    match fault {
+        Fault::TerminateWriter => interrupt(arena, "pg_terminate_backend").await,
+        Fault::CancelWriter => interrupt(arena, "pg_cancel_backend").await,
+        Fault::HeldRows => hold_rows(arena, some_time * 3).await,
+        Fault::Deadlocks => {
+            tokio::join!(
+                lock_in_turn(arena, some_time * 3, "asc"),
+                lock_in_turn(arena, some_time * 3, "desc")
+            );
+        }
+        Fault::Conflicts => {
+            let begin = "insert into trouble values ('40001', 0.2), ('40P01', 0.2)";
+            arena.rig.lock().await.postgres.execute(begin).await.unwrap();
+            tokio::time::sleep(some_time * 2).await;
+            arena.rig.lock().await.postgres.execute("delete from trouble").await.unwrap();
+        }
+        _ => panic!("{fault:?} is not done to a writer"),
+    }
+}
+
+/// Sessions in the middle of carrying out commands, until some were met.
+async fn interrupt(arena: &Arena, function: &str) {
+    const MEETINGS: usize = 3;
+    let sql = format!(
+        "select count({function}(pid))::text from pg_stat_activity where application_name = 'cachekeeper' \
+         and (state like 'idle in transaction%' or state = 'active' and query like '%cachekeeper.applied%')"
+    );
+    let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut met = 0;
+    while met < MEETINGS {
+        assert!(Instant::now() < deadline, "no writer was met in the middle of its work");
+        met += session.text(&sql).await.unwrap().unwrap().parse::<usize>().unwrap();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+/// Rows that writes need are locked for a while.
+async fn hold_rows(arena: &Arena, time: Duration) {
+    let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+    // A writer may hold one of them and want another that is locked already.
+    let lock = "begin; select from counters where id % 2 = 0 order by id for update";
+    while session.execute(lock).await.is_err() {
+        session.execute("rollback").await.unwrap();
+    }
+    tokio::time::sleep(time).await;
+    session.execute("rollback").await.unwrap();
+}
+
+/// Locks the rows one by one; two sessions in opposite order are in each other's way, and in that of every writer. Writers
+/// look for deadlocks sooner, so that they are the ones who lose.
+async fn lock_in_turn(arena: &Arena, time: Duration, order: &str) {
+    let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+    session.execute("set deadlock_timeout = '300ms'").await.unwrap();
+    let began = Instant::now();
+    let lock = format!(
+        "do $$ declare one record; begin
+             for one in select distinct id from command_log order by id {order} loop
+                 perform from counters where id = one.id for update;
+                 perform pg_sleep(0.02);
+             end loop;
+         end $$"
+    );
+    while began.elapsed() < time {
+        // One of them loses now and then.
+        drop(session.execute(&lock).await);
+    }
+}
