@@ -43,6 +43,8 @@ const TABLES: &str = "
             return new;
         end $$;
     create trigger make_trouble before insert on command_log for each row execute function make_trouble();
+    create constraint trigger make_trouble_at_commit after insert on command_log deferrable initially deferred
+        for each row execute function make_trouble();
     insert into counters select n, 1 from generate_series(0, 299) n;
     insert into groups select n, 1 from generate_series(0, 9) n;
     insert into group_history select n, 1 from generate_series(0, 9) n;
@@ -133,6 +135,7 @@ async fn no_fault_breaks_a_promise() {
     while plan.len() < wanted {
         plan.push(every[random.random_range(0..every.len())]);
     }
+    let began = tokio::time::Instant::now();
     let mut injected = 0;
     let mut position = 0;
     while position < plan.len() {
@@ -140,11 +143,12 @@ async fn no_fault_breaks_a_promise() {
         let chosen = if pair { &plan[position..position + 2] } else { &plan[position..=position] };
         position += chosen.len();
         for fault in chosen {
-            println!("{injected} {fault:?}");
+            println!("{injected} {fault:?}, after {:?}", began.elapsed());
             fault.inject(&arena, &mut workers, &mut random, &mut lives).await;
             injected += 1;
         }
         settled::caught_up(&arena).await;
+        settled::writes_go_on(&arena).await;
         lives.note(&arena).await;
     }
     arena.is_over.store(true, Ordering::SeqCst);

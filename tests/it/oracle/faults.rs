@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use super::verdict::Lives;
 use super::{Arena, writer_faults};
 use crate::process::WorkerProcess;
+use crate::support::wait_until;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -25,6 +26,7 @@ pub enum Fault {
     HeldRows,
     Deadlocks,
     Conflicts,
+    UnknownCommits,
     KillPostgres,
     RestartPostgres,
     KillOneBackend,
@@ -61,8 +63,14 @@ impl Fault {
     ];
     /// Each step of a command's way. Points that the code does not have yet are added here.
     const IN_A_WRITE: &[Self] = &[Self::KillInWrite("write.applied"), Self::KillInWrite("write.loaded")];
-    const ON_WRITERS: &[Self] =
-        &[Self::TerminateWriter, Self::CancelWriter, Self::HeldRows, Self::Deadlocks, Self::Conflicts];
+    const ON_WRITERS: &[Self] = &[
+        Self::TerminateWriter,
+        Self::CancelWriter,
+        Self::HeldRows,
+        Self::Deadlocks,
+        Self::Conflicts,
+        Self::UnknownCommits,
+    ];
     const ON_POSTGRES: &[Self] = &[
         Self::KillPostgres,
         Self::RestartPostgres,
@@ -104,7 +112,7 @@ impl Fault {
     ) {
         let some_time = Duration::from_millis(random.random_range(50..400));
         if let Self::KillInWrite(point) = self {
-            writer_faults::end_in_write(arena, workers, point, random).await;
+            end_at(arena, workers, &format!("{point}={}", random.random_range(0..10)), random).await;
         } else if Self::ON_WORKERS.contains(&self) {
             self.on_worker(arena, workers, random).await;
         } else if Self::ON_WRITERS.contains(&self) {
@@ -122,20 +130,21 @@ impl Fault {
             Self::KillWorker => workers[one].replace(""),
             Self::KillBothWorkers => workers.iter_mut().for_each(|worker| worker.replace("")),
             Self::KillAfterStores => {
-                end_at(workers, &format!("feed.stored={}", random.random_range(0..20))).await;
+                end_at(arena, workers, &format!("feed.stored={}", random.random_range(0..20)), random).await;
             }
             Self::KillAfterAdvance => {
-                end_at(workers, &format!("feed.advanced={}", random.random_range(0..20))).await;
+                end_at(arena, workers, &format!("feed.advanced={}", random.random_range(0..20)), random)
+                    .await;
             }
             Self::KillInTags => {
-                end_at(workers, &format!("feed.tags={}", random.random_range(0..3))).await;
+                end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3)), random).await;
             }
             Self::KillInDebt => {
                 // A debt is made by the lost table; whoever pays it dies in the walk.
-                workers.iter_mut().for_each(|worker| worker.replace("debt.page=0"));
+                arm(workers, "debt.page=0").await;
                 redis(arena, &["DEL", "ck:{test}:stamps"]).await;
                 wait_for_an_end(workers).await;
-                workers.iter_mut().for_each(|worker| worker.replace(""));
+                replace_all(arena, workers, random).await;
             }
             Self::StopWorker => {
                 workers[one].signal("STOP");
@@ -250,13 +259,36 @@ impl Fault {
 }
 
 /// Both workers are armed, so that whichever leads dies at that point; then healthy ones take their places.
-async fn end_at(workers: &mut [WorkerProcess], point: &str) {
-    workers.iter_mut().for_each(|worker| worker.replace(point));
+async fn end_at(arena: &Arena, workers: &mut [WorkerProcess], point: &str, random: &mut StdRng) {
+    arm(workers, point).await;
     wait_for_an_end(workers).await;
-    workers.iter_mut().for_each(|worker| worker.replace(""));
+    replace_all(arena, workers, random).await;
 }
 
-pub async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
+/// Workers that are going to die take the places of workers that go in peace and leave no lease behind.
+async fn arm(workers: &mut [WorkerProcess], point: &str) {
+    workers.iter().for_each(|worker| worker.signal("TERM"));
+    for worker in workers.iter_mut() {
+        wait_until("a worker has stopped", || {
+            let has_ended = worker.has_ended();
+            async move { if has_ended { Ok(()) } else { Err("it is still running".to_owned()) } }
+        })
+        .await;
+    }
+    workers.iter_mut().for_each(|worker| worker.replace(point));
+}
+
+/// Kills whoever is left. Mostly nobody waits for the leases of the dead, so that there is time for more faults.
+async fn replace_all(arena: &Arena, workers: &mut [WorkerProcess], random: &mut StdRng) {
+    workers.iter_mut().for_each(|worker| worker.replace(""));
+    if random.random_bool(0.8) {
+        let free =
+            "for _, key in ipairs(redis.call('KEYS', 'ck:{test}:lock:*')) do redis.call('DEL', key) end";
+        redis(arena, &["EVAL", free, "0"]).await;
+    }
+}
+
+async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
     while !workers.iter_mut().any(WorkerProcess::has_ended) {
         assert!(tokio::time::Instant::now() < deadline, "no worker came to the point at which it was to end");
@@ -295,7 +327,7 @@ async fn postgres(arena: &Arena, sql: &str) {
     panic!("could not be done: {sql}");
 }
 
-pub async fn redis(arena: &Arena, parts: &[&str]) {
+async fn redis(arena: &Arena, parts: &[&str]) {
     let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
     let mut command = redis::cmd(parts[0]);
     for part in &parts[1..] {

@@ -1,7 +1,7 @@
 //! Writers that leave a history, readers that log what they see, and fills that stall.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub struct Observed {
     /// What the producers of writes were told.
     pub told: Mutex<Ledger>,
     pub acknowledged: Mutex<Vec<Acknowledged>>,
+    /// Commands of the stream that were answered.
+    pub answered: AtomicUsize,
     pub longest_wait: Mutex<Duration>,
 }
 

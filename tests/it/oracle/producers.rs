@@ -18,7 +18,10 @@ use super::{Arena, DATASETS};
 use crate::ledger::Told;
 
 /// Keys that each producer writes; all write the same ones, and plain SQL writes them too.
-const KEYS: i64 = 7;
+const KEYS: usize = 7;
+const BY_STREAM: [&str; 2] = ["json", "msgpack"];
+/// Commands that are in the stream at the same time.
+pub const AT_ONCE: usize = KEYS * BY_STREAM.len();
 /// Numbers of writes that are wrong begin here: they must never be seen.
 const WRONG: i64 = 1_000_000;
 /// How long a producer waits for an answer after the last fault.
@@ -37,13 +40,14 @@ pub struct Acknowledged {
 
 pub async fn start(arena: &Arc<Arena>, seed: u64) -> Vec<JoinHandle<()>> {
     let mut tasks = Vec::new();
-    for (number, producer) in (1_000..).step_by(100).zip(["json", "msgpack"]) {
+    let mut numbers = 1_000..;
+    for producer in BY_STREAM {
         for at in 0..KEYS {
-            let random = StdRng::seed_from_u64(seed ^ (number + at.unsigned_abs()));
+            let random = StdRng::seed_from_u64(seed ^ numbers.next().unwrap());
             tasks.push(tokio::spawn(hand_over(Arc::clone(arena), producer, key(at), random)));
         }
     }
-    for (number, producer) in (2_000..).zip(["library one", "library two"]) {
+    for (number, producer) in numbers.zip(["library one", "library two"]) {
         let config = arena.rig.lock().await.config(DATASETS);
         let cache = Cache::open(&config).unwrap().build();
         let random = StdRng::seed_from_u64(seed ^ number);
@@ -52,8 +56,8 @@ pub async fn start(arena: &Arc<Arena>, seed: u64) -> Vec<JoinHandle<()>> {
     tasks
 }
 
-fn key(at: i64) -> i64 {
-    at * 41 % ITEMS
+fn key(at: usize) -> i64 {
+    i64::try_from(at).unwrap() * 41 % ITEMS
 }
 
 impl Arena {
@@ -198,6 +202,7 @@ impl Link {
                 if reply["id"] == id {
                     let mut longest = arena.observed.longest_wait.lock().unwrap();
                     *longest = began.elapsed().max(*longest);
+                    arena.observed.answered.fetch_add(1, Ordering::SeqCst);
                     return Some(reply);
                 }
                 // An earlier command that had been sent twice.

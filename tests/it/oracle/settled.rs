@@ -1,8 +1,9 @@
 //! Until when a run waits after a fault.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Arena, DATASETS};
+use super::{Arena, DATASETS, producers};
 use crate::support::wait_until;
 
 /// Waits until the watermark has passed what is committed now, holds for everything, and nothing is owed.
@@ -47,6 +48,18 @@ pub async fn no_command_is_left(arena: &Arena) {
         let state = context.redis.stream_state("cache:writes", "cachekeeper:test").await;
         let state = state.map_err(|error| error.to_string())?;
         if state.length == 0 && state.pending == 0 { Ok(()) } else { Err(format!("{state:?}")) }
+    })
+    .await;
+}
+
+/// Writes that were handed over after a fault are carried out again.
+pub async fn writes_go_on(arena: &Arena) {
+    // More than were under way.
+    let count = || arena.observed.answered.load(Ordering::SeqCst);
+    let enough = count() + producers::AT_ONCE + 1;
+    wait_until("writes go on", || async {
+        let now = count();
+        if enough <= now { Ok(()) } else { Err(format!("{now} of {enough}")) }
     })
     .await;
 }

@@ -1,34 +1,12 @@
-//! What is done to whoever carries writes out: ended at each step, cut off, locked out.
+//! What is done to whoever carries writes out: cut off, locked out, in the way of others.
 
 use std::time::Duration;
 
-use rand::Rng;
-use rand::rngs::StdRng;
 use tokio::time::Instant;
 
 use super::Arena;
-use super::faults::{Fault, redis, wait_for_an_end};
-use crate::process::WorkerProcess;
+use super::faults::Fault;
 use crate::support::wait_until;
-
-/// Whoever carries commands out dies at that point. Both workers are armed, after they gave their leases back.
-pub async fn end_in_write(arena: &Arena, workers: &mut [WorkerProcess], point: &str, random: &mut StdRng) {
-    for worker in workers.iter() {
-        worker.signal("TERM");
-    }
-    for worker in workers.iter_mut() {
-        wait_until("a worker has stopped", || {
-            let has_ended = worker.has_ended();
-            async move { if has_ended { Ok(()) } else { Err("it is still running".to_owned()) } }
-        })
-        .await;
-        worker.replace(&format!("{point}={}", random.random_range(0..10)));
-    }
-    wait_for_an_end(workers).await;
-    // The dead one's lease is over at once; that leases run out by themselves is seen in the other faults.
-    redis(arena, &["DEL", "ck:{test}:lock:writes"]).await;
-    workers.iter_mut().for_each(|worker| worker.replace(""));
-}
 
 pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
     match fault {
@@ -42,11 +20,12 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
             );
         }
         Fault::Conflicts => {
-            let begin = "insert into trouble values ('40001', 0.2), ('40P01', 0.2)";
+            let begin = "insert into trouble values ('40001', 0.05), ('40P01', 0.05)";
             arena.rig.lock().await.postgres.execute(begin).await.unwrap();
             tokio::time::sleep(some_time * 2).await;
             arena.rig.lock().await.postgres.execute("delete from trouble").await.unwrap();
         }
+        Fault::UnknownCommits => lose_answers(arena).await,
         _ => panic!("{fault:?} is not done to a writer"),
     }
 }
@@ -98,4 +77,23 @@ async fn lock_in_turn(arena: &Arena, time: Duration, order: &str) {
         // One of them loses now and then.
         drop(session.execute(&lock).await);
     }
+}
+
+/// Sessions are ended while they wait, after their commit, for a standby that there is not: the transactions are committed,
+/// but nobody is told.
+async fn lose_answers(arena: &Arena) {
+    let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+    session.execute("alter system set synchronous_standby_names = 'nobody'").await.unwrap();
+    session.execute("select pg_reload_conf()").await.unwrap();
+    let end = "select count(pg_terminate_backend(pid))::text from pg_stat_activity
+        where application_name = 'cachekeeper' and wait_event = 'SyncRep'";
+    wait_until("commits were met", async || {
+        // Those whose commits wait now, all of them, because they hold the locks that others want.
+        let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+        let met = session.text(end).await.unwrap().unwrap();
+        if met == "0" { Err(met) } else { Ok(()) }
+    })
+    .await;
+    session.execute("alter system reset synchronous_standby_names").await.unwrap();
+    session.execute("select pg_reload_conf()").await.unwrap();
 }
