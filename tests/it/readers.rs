@@ -42,8 +42,18 @@ const DATASETS: &str = r#"
     warm = {}
 "#;
 
-/// The programs, each with what it needs.
+/// The programs that read entries.
 fn readers() -> Vec<(&'static str, Vec<String>)> {
+    programs("reader")
+}
+
+/// The programs that hand writes over.
+pub fn writers() -> Vec<(&'static str, Vec<String>)> {
+    programs("writer")
+}
+
+/// Programs, each with what it needs.
+fn programs(name: &str) -> Vec<(&'static str, Vec<String>)> {
     let base = format!("{}/target/readers", env!("CARGO_MANIFEST_DIR"));
     let here = format!("{}/tests/readers", env!("CARGO_MANIFEST_DIR"));
     let python = format!("{base}/python/bin/python");
@@ -52,8 +62,8 @@ fn readers() -> Vec<(&'static str, Vec<String>)> {
         "the clients of Python and Node are missing: run tests/readers/install (make test does)"
     );
     vec![
-        ("python", vec![python, format!("{here}/reader.py")]),
-        ("node", vec!["node".to_owned(), format!("{here}/reader.mjs")]),
+        ("python", vec![python, format!("{here}/{name}.py")]),
+        ("node", vec!["node".to_owned(), format!("{here}/{name}.mjs")]),
     ]
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::Arena;
 use super::verdict::Lives;
-use super::worker::WorkerProcess;
+use super::{Arena, writer_faults};
+use crate::process::WorkerProcess;
+use crate::support::wait_until;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -19,6 +20,13 @@ pub enum Fault {
     KillInTags,
     KillInDebt,
     StopWorker,
+    KillInWrite(&'static str),
+    TerminateWriter,
+    CancelWriter,
+    HeldRows,
+    Deadlocks,
+    Conflicts,
+    UnknownCommits,
     KillPostgres,
     RestartPostgres,
     KillOneBackend,
@@ -44,7 +52,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: &[Self] = &[
+    const ON_WORKERS: &[Self] = &[
         Self::KillWorker,
         Self::KillBothWorkers,
         Self::KillAfterStores,
@@ -52,6 +60,18 @@ impl Fault {
         Self::KillInTags,
         Self::KillInDebt,
         Self::StopWorker,
+    ];
+    /// Each step of a command's way. Points that the code does not have yet are added here.
+    const IN_A_WRITE: &[Self] = &[Self::KillInWrite("write.applied"), Self::KillInWrite("write.loaded")];
+    const ON_WRITERS: &[Self] = &[
+        Self::TerminateWriter,
+        Self::CancelWriter,
+        Self::HeldRows,
+        Self::Deadlocks,
+        Self::Conflicts,
+        Self::UnknownCommits,
+    ];
+    const ON_POSTGRES: &[Self] = &[
         Self::KillPostgres,
         Self::RestartPostgres,
         Self::KillOneBackend,
@@ -59,6 +79,8 @@ impl Fault {
         Self::PausePostgres,
         Self::LongTransaction,
         Self::DisabledTrigger,
+    ];
+    const ON_REDIS: &[Self] = &[
         Self::KillRedis,
         Self::FlushRedis,
         Self::OldDump,
@@ -76,6 +98,11 @@ impl Fault {
         Self::LostValues,
     ];
 
+    pub fn all() -> impl Iterator<Item = Self> {
+        let kinds = [Self::ON_WORKERS, Self::IN_A_WRITE, Self::ON_WRITERS, Self::ON_POSTGRES, Self::ON_REDIS];
+        kinds.into_iter().flatten().copied()
+    }
+
     pub async fn inject(
         self,
         arena: &Arena,
@@ -84,33 +111,40 @@ impl Fault {
         lives: &mut Lives,
     ) {
         let some_time = Duration::from_millis(random.random_range(50..400));
-        match Self::ALL.iter().position(|fault| *fault == self) {
-            Some(0..7) => self.on_worker(arena, workers, random).await,
-            Some(7..14) => self.on_postgres(arena, some_time, lives).await,
-            _ => self.on_redis(arena, some_time, random).await,
+        if let Self::KillInWrite(point) = self {
+            end_at(arena, workers, &format!("{point}={}", random.random_range(0..10)), random).await;
+        } else if Self::ON_WORKERS.contains(&self) {
+            self.on_worker(arena, workers, random).await;
+        } else if Self::ON_WRITERS.contains(&self) {
+            writer_faults::inject(self, arena, some_time).await;
+        } else if Self::ON_POSTGRES.contains(&self) {
+            self.on_postgres(arena, some_time, lives).await;
+        } else {
+            self.on_redis(arena, some_time, random).await;
         }
     }
 
     async fn on_worker(self, arena: &Arena, workers: &mut [WorkerProcess], random: &mut StdRng) {
         let one = random.random_range(0..workers.len());
         match self {
-            Self::KillWorker => workers[one].replace(arena, ""),
-            Self::KillBothWorkers => workers.iter_mut().for_each(|worker| worker.replace(arena, "")),
+            Self::KillWorker => workers[one].replace(""),
+            Self::KillBothWorkers => workers.iter_mut().for_each(|worker| worker.replace("")),
             Self::KillAfterStores => {
-                end_at(arena, workers, &format!("feed.stored={}", random.random_range(0..20))).await;
+                end_at(arena, workers, &format!("feed.stored={}", random.random_range(0..20)), random).await;
             }
             Self::KillAfterAdvance => {
-                end_at(arena, workers, &format!("feed.advanced={}", random.random_range(0..20))).await;
+                end_at(arena, workers, &format!("feed.advanced={}", random.random_range(0..20)), random)
+                    .await;
             }
             Self::KillInTags => {
-                end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3))).await;
+                end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3)), random).await;
             }
             Self::KillInDebt => {
                 // A debt is made by the lost table; whoever pays it dies in the walk.
-                workers.iter_mut().for_each(|worker| worker.replace(arena, "debt.page=0"));
+                arm(workers, "debt.page=0").await;
                 redis(arena, &["DEL", "ck:{test}:stamps"]).await;
                 wait_for_an_end(workers).await;
-                workers.iter_mut().for_each(|worker| worker.replace(arena, ""));
+                replace_all(arena, workers, random).await;
             }
             Self::StopWorker => {
                 workers[one].signal("STOP");
@@ -225,10 +259,33 @@ impl Fault {
 }
 
 /// Both workers are armed, so that whichever leads dies at that point; then healthy ones take their places.
-async fn end_at(arena: &Arena, workers: &mut [WorkerProcess], point: &str) {
-    workers.iter_mut().for_each(|worker| worker.replace(arena, point));
+async fn end_at(arena: &Arena, workers: &mut [WorkerProcess], point: &str, random: &mut StdRng) {
+    arm(workers, point).await;
     wait_for_an_end(workers).await;
-    workers.iter_mut().for_each(|worker| worker.replace(arena, ""));
+    replace_all(arena, workers, random).await;
+}
+
+/// Workers that are going to die take the places of workers that go in peace and leave no lease behind.
+async fn arm(workers: &mut [WorkerProcess], point: &str) {
+    workers.iter().for_each(|worker| worker.signal("TERM"));
+    for worker in workers.iter_mut() {
+        wait_until("a worker has stopped", || {
+            let has_ended = worker.has_ended();
+            async move { if has_ended { Ok(()) } else { Err("it is still running".to_owned()) } }
+        })
+        .await;
+    }
+    workers.iter_mut().for_each(|worker| worker.replace(point));
+}
+
+/// Kills whoever is left. Mostly nobody waits for the leases of the dead, so that there is time for more faults.
+async fn replace_all(arena: &Arena, workers: &mut [WorkerProcess], random: &mut StdRng) {
+    workers.iter_mut().for_each(|worker| worker.replace(""));
+    if random.random_bool(0.8) {
+        let free =
+            "for _, key in ipairs(redis.call('KEYS', 'ck:{test}:lock:*')) do redis.call('DEL', key) end";
+        redis(arena, &["EVAL", free, "0"]).await;
+    }
 }
 
 async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
@@ -271,7 +328,7 @@ async fn postgres(arena: &Arena, sql: &str) {
 }
 
 async fn redis(arena: &Arena, parts: &[&str]) {
-    let client = redis::Client::open(arena.redis_url.clone()).unwrap();
+    let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
     let mut command = redis::cmd(parts[0]);
     for part in &parts[1..] {
         command.arg(*part);

@@ -1,7 +1,7 @@
 //! Writers that leave a history, readers that log what they see, and fills that stall.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,9 +12,11 @@ use rand::{Rng, SeedableRng};
 use tokio::task::JoinHandle;
 
 use super::Arena;
+use super::producers::Acknowledged;
+use crate::ledger::Ledger;
 
 pub const ITEMS: i64 = 300;
-const GROUPS: i64 = 10;
+pub const GROUPS: i64 = 10;
 
 /// One value as a reader saw it, with the watermark of the same moment.
 #[derive(Debug, Clone)]
@@ -34,6 +36,12 @@ pub struct Seen {
 pub struct Observed {
     seen: Mutex<Vec<Seen>>,
     pub broken: Mutex<Vec<String>>,
+    /// What the producers of writes were told.
+    pub told: Mutex<Ledger>,
+    pub acknowledged: Mutex<Vec<Acknowledged>>,
+    /// Commands of the stream that were answered.
+    pub answered: AtomicUsize,
+    pub longest_wait: Mutex<Duration>,
 }
 
 impl Observed {
@@ -65,7 +73,7 @@ async fn write(arena: Arc<Arena>, mut random: StdRng, number: u64) {
     let mut session: Option<Session> = None;
     while !arena.is_over.load(Ordering::SeqCst) {
         let Some(open) = &mut session else {
-            session = connect(&arena.postgres_url).await;
+            session = connect(&arena.launch.postgres_url).await;
             if let Some(open) = &mut session {
                 // Prepared before the server was killed, and still holding its locks.
                 drop(open.execute(&format!("commit prepared 'p{number}'")).await);
@@ -147,7 +155,7 @@ const READ: &str = "local epoch = redis.pcall('HGET', KEYS[3], 'epoch')
 type Reply = (Option<String>, Option<String>, Option<Vec<u8>>);
 
 async fn read(arena: Arc<Arena>, mut random: StdRng) {
-    let client = redis::Client::open(arena.redis_url.clone()).unwrap();
+    let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
     let mut newest: HashMap<(Vec<u8>, u64, i64), i64> = HashMap::new();
     let mut connection = None;
     while !arena.is_over.load(Ordering::SeqCst) {

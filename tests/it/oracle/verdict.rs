@@ -7,6 +7,7 @@ use cachekeeper::flows::compare::{Extent, compare};
 
 use super::load::Seen;
 use super::{Arena, DATASETS};
+use crate::ledger::{Logged, Told};
 use crate::support::wait_until;
 
 /// When each life of the database began, as far as it is known: xids mean something within one life only.
@@ -46,16 +47,19 @@ pub struct Verdict {
     pub checked: usize,
     pub commits: usize,
     pub unknown_life: usize,
+    /// Writes that were handed over, and acknowledgements of which the cache or the token were checked.
+    pub handed_over: String,
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} reads checked ({} of a life nobody noted), {} versions committed, {} violations",
+            "{} reads checked ({} of a life nobody noted), {} versions committed, {}, {} violations",
             self.checked,
             self.unknown_life,
             self.commits,
+            self.handed_over,
             self.violations.len()
         )
     }
@@ -133,7 +137,80 @@ pub async fn judge(arena: &Arena, lives: &Lives) -> Verdict {
         check(&mut verdict, "item", one, items.get(&one.id), one.version, &is_seen);
         check(&mut verdict, "group", one, groups.get(&one.group), one.group_version, &is_seen);
     }
+    judge_handed_over(arena, lives, &mut verdict).await;
     verdict
+}
+
+/// A write as it noted itself: its place in the log, the version that it made, and its transaction.
+struct HandedOver {
+    logged: Logged,
+    version: i64,
+    commit: Commit,
+}
+
+async fn command_log(arena: &Arena) -> Vec<HandedOver> {
+    let lines = ask(
+        arena,
+        "select coalesce(string_agg(concat_ws(E'\\t', producer, id, n, version, xid, \
+         (extract(epoch from at) * 1000000)::bigint), E'\\n' order by seq), '') from command_log",
+    )
+    .await;
+    let read = |line: &str| {
+        let parts: Vec<&str> = line.split('\t').collect();
+        let number = |at: usize| parts[at].parse::<i64>().unwrap();
+        HandedOver {
+            logged: Logged { producer: parts[0].to_owned(), key: number(1), number: number(2) },
+            version: number(3),
+            commit: Commit { xid: number(4).unsigned_abs(), at: number(5), is_deleted: false },
+        }
+    };
+    lines.lines().map(read).collect()
+}
+
+/// W1: each write is there once and in order, as its producer was told. W2, W3, W4: noted by the producers. W5: who was
+/// told that Redis has it reads it there. W6: a token sees its write.
+async fn judge_handed_over(arena: &Arena, lives: &Lives, verdict: &mut Verdict) {
+    let log = command_log(arena).await;
+    let logged: Vec<Logged> = log.iter().map(|one| one.logged.clone()).collect();
+    let told = arena.observed.told.lock().unwrap().disagreements(&logged);
+    verdict.violations.extend(told.into_iter().map(|text| format!("W1: {text}")));
+    let by_place: HashMap<(&str, i64, i64), &HandedOver> = log
+        .iter()
+        .map(|one| ((one.logged.producer.as_str(), one.logged.key, one.logged.number), one))
+        .collect();
+    let acknowledged = arena.observed.acknowledged.lock().unwrap().clone();
+    let (mut read, mut tokens) = (0, 0);
+    for one in &acknowledged {
+        let Some(own) = by_place.get(&(one.producer.as_str(), one.key, one.number)) else { continue };
+        if let Some(seen) = one.seen {
+            read += 1;
+            if seen < own.version {
+                verdict.violations.push(format!("W5: redis was to have version {}: {one:?}", own.version));
+            }
+        }
+        let token = one.token.as_ref().and_then(|token| token.split_once('/'));
+        let Some((incarnation, snapshot)) = token else { continue };
+        let Some(life) = lives.by_incarnation.get(incarnation) else { continue };
+        tokens += 1;
+        let began = lives.of_time(own.commit.at);
+        if *life < began || (began == *life && !is_visible(own.commit.xid, snapshot)) {
+            verdict.violations.push(format!("W6: xid {} is not seen by the token: {one:?}", own.commit.xid));
+        }
+    }
+    let by_stream = logged.iter().filter(|one| !one.producer.starts_with("library")).count();
+    let records = ask(arena, "select count(*)::text from cachekeeper.applied where error is null").await;
+    if records != by_stream.to_string() {
+        verdict.violations.push(format!("W1: {records} records of {by_stream} carried out commands"));
+    }
+    let told = arena.observed.told.lock().unwrap();
+    verdict.handed_over = format!(
+        "{} writes handed over ({by_stream} by the stream, {} unknown, {} refused, {read} read, {tokens} tokens, \
+         the longest wait {:?})",
+        told.count(Told::Done),
+        told.count(Told::Unknown),
+        told.count(Told::Refused),
+        arena.observed.longest_wait.lock().unwrap(),
+    );
 }
 
 fn check(

@@ -1,0 +1,65 @@
+//! Until when a run waits after a fault.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Arena, DATASETS, producers};
+use crate::support::wait_until;
+
+/// Waits until the watermark has passed what is committed now, holds for everything, and nothing is owed.
+pub async fn caught_up(arena: &Arena) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let last = match try_caught_up(arena).await {
+            Ok(()) => return,
+            Err(last) => last,
+        };
+        assert!(tokio::time::Instant::now() < deadline, "not caught up within a minute: {last}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn try_caught_up(arena: &Arena) -> Result<(), String> {
+    let context = arena.rig.lock().await.context(DATASETS);
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let now = context.postgres.poll().await.map_err(|error| text(&error))?;
+    for _ in 0..100 {
+        let watermark = context.redis.watermark().await.map_err(|error| text(&error))?;
+        if let Some(watermark) = &watermark {
+            let at: cachekeeper::domain::stamp::Snapshot = watermark.snapshot.parse().unwrap();
+            let is_there = watermark.incarnation == now.incarnation && now.snapshot.stamp() <= at.stamp();
+            if is_there && watermark.not_covered.is_empty() {
+                context.postgres.close().await;
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let head = context.redis.head("").await.map_err(|error| text(&error))?;
+    let watermark = context.redis.watermark().await.map_err(|error| text(&error))?;
+    context.postgres.close().await;
+    Err(format!("now {now:?}, watermark {watermark:?}, head {head:?}"))
+}
+
+/// Everybody has been answered; what was sent twice may still be in the stream.
+pub async fn no_command_is_left(arena: &Arena) {
+    let context = arena.rig.lock().await.context(DATASETS);
+    wait_until("no command is left", || async {
+        let state = context.redis.stream_state("cache:writes", "cachekeeper:test").await;
+        let state = state.map_err(|error| error.to_string())?;
+        if state.length == 0 && state.pending == 0 { Ok(()) } else { Err(format!("{state:?}")) }
+    })
+    .await;
+}
+
+/// Writes that were handed over after a fault are carried out again.
+pub async fn writes_go_on(arena: &Arena) {
+    // More than were under way.
+    let count = || arena.observed.answered.load(Ordering::SeqCst);
+    let enough = count() + producers::AT_ONCE + 1;
+    wait_until("writes go on", || async {
+        let now = count();
+        if enough <= now { Ok(()) } else { Err(format!("{now} of {enough}")) }
+    })
+    .await;
+}

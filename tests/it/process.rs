@@ -1,0 +1,64 @@
+//! Workers as processes of their own, which can be killed and stopped like any process.
+
+use std::io::Write as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+/// What a worker is started with.
+#[derive(Debug)]
+pub struct Launch {
+    pub toml: &'static str,
+    pub postgres_url: String,
+    pub redis_url: String,
+}
+
+pub struct WorkerProcess {
+    child: Child,
+    file: std::path::PathBuf,
+    launch: Arc<Launch>,
+}
+
+impl WorkerProcess {
+    /// `fail_at` names the point at which it ends by itself.
+    pub fn start(launch: &Arc<Launch>, fail_at: &str) -> Self {
+        let file =
+            std::env::temp_dir().join(format!("cachekeeper-process-{:016x}.toml", rand::random::<u64>()));
+        std::fs::File::create(&file).unwrap().write_all(launch.toml.as_bytes()).unwrap();
+        let log = std::fs::File::create(file.with_extension("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        command.arg("run").arg("-c").arg(&file);
+        command.env("CACHEKEEPER__POSTGRES__URL", &launch.postgres_url);
+        command.env("CACHEKEEPER__REDIS__URL", &launch.redis_url);
+        command.env("CACHEKEEPER__SERVICE__NAMESPACE", "test").env("CACHEKEEPER__ADMIN__LISTEN", "");
+        command.env("CACHEKEEPER_FAIL_AT", fail_at).env("RUST_BACKTRACE", "0");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        Self { child, file, launch: Arc::clone(launch) }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(sent.unwrap().success());
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// SIGKILL, and another one in its place.
+    pub fn replace(&mut self, fail_at: &str) {
+        let next = Self::start(&self.launch, fail_at);
+        drop(std::mem::replace(self, next));
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(std::fs::remove_file(&self.file));
+        // The log of a failed run is left to look at.
+        if !std::thread::panicking() {
+            drop(std::fs::remove_file(self.file.with_extension("log")));
+        }
+    }
+}
