@@ -62,7 +62,12 @@ impl Fault {
         Self::StopWorker,
     ];
     /// Each step of a command's way. Points that the code does not have yet are added here.
-    const IN_A_WRITE: &[Self] = &[Self::KillInWrite("write.applied"), Self::KillInWrite("write.loaded")];
+    const IN_A_WRITE: &[Self] = &[
+        Self::KillInWrite("write.executed"),
+        Self::KillInWrite("write.applied"),
+        Self::KillInWrite("write.loaded"),
+        Self::KillInWrite("write.finished"),
+    ];
     const ON_WRITERS: &[Self] = &[
         Self::TerminateWriter,
         Self::CancelWriter,
