@@ -158,13 +158,17 @@ async fn wrong_writes_are_refused_before_anything_is_written() {
             &["write", "product", "--params", r#"{"id": [1], "price_cents": 1, "name": "x"}"#],
             &["parameter id: is a list", "id (int4)"],
         ),
+        (
+            &["write", "product", "id=one", "name=x", "price_cents=1"],
+            &["parameter id: invalid input syntax for type int4: \"one\" is no whole number", "id (int4)"],
+        ),
     ];
     for (arguments, parts) in usage {
         cli.says(arguments, 2, parts);
     }
     let refused: &[(&[&str], &str)] = &[
         (&["write", "product", "id=1", "name=x", "price_cents=-1"], "violates check constraint"),
-        (&["write", "product", "id=one", "name=x", "price_cents=1"], "invalid input syntax for type integer"),
+        (&["write", "product", "id=1", "name=x", "price_cents=much"], "invalid input syntax for type bigint"),
         (&["write", "product", "id=999", "name=x", "price_cents=1"], "the statement touched no row"),
     ];
     for (arguments, part) in refused {
