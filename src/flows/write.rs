@@ -70,7 +70,7 @@ fn after_commit(error: SourceError) -> WriteError {
     if error.blame() == Blame::Server { WriteError::Unknown(error) } else { error.into() }
 }
 
-/// Carries out a dataset's write statement in the caller's transaction. Call [`settle`] with the answer after the commit;
+/// Carries out a dataset's write statement in the caller's transaction. Call [`settle()`] with the answer after the commit;
 /// without that, the feed does it.
 ///
 /// # Errors

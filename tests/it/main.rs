@@ -16,6 +16,7 @@ mod cli;
 mod cli_writes;
 mod commands;
 mod config;
+mod event_log;
 mod example;
 mod feed;
 mod flows;

@@ -15,14 +15,14 @@ use tokio::task::JoinHandle;
 
 use crate::support::{Rig, wait_until};
 
-const TABLES: &str = "
+pub const TABLES: &str = "
     create table categories (id int primary key, name text not null);
     create table products (id int primary key, name text not null, price_cents bigint not null check (0 <= price_cents),
         category_id int not null references categories, applied int not null default 0, history text not null default '');
     insert into categories select n, 'category ' || n from generate_series(1, 10) n;
     insert into products select n, 'product ' || n, n * 100, n % 10 + 1 from generate_series(1, 200) n";
 
-const DATASETS: &str = r#"
+pub const DATASETS: &str = r#"
 [dataset.product]
 query = "select p.id, p.name, p.price_cents, p.applied, p.history, c.name as category from products p join categories c on c.id = p.category_id"
 key = "product:{id}"
@@ -48,7 +48,7 @@ fn parameters(value: Value) -> Parameters {
     fields.into_iter().map(|(name, value)| (name, Parameter::Value(value))).collect()
 }
 
-async fn prepared(rig: &Rig, toml: &str) -> (Context, Cache, DatasetCache) {
+pub async fn prepared(rig: &Rig, toml: &str) -> (Context, Cache, DatasetCache) {
     let context = rig.context(toml);
     epoch::ensure(&context, "").await.unwrap();
     context.set_coverage(coverage::look(&context, true).await.unwrap());
@@ -423,33 +423,5 @@ async fn commands_wait_for_postgres_and_a_flushed_redis_begins_anew() {
     let mut session = rig.postgres.session().await.unwrap();
     let history = session.text("select history from products where id = 1").await.unwrap();
     assert_eq!(history.as_deref(), Some(",1,2,3"));
-    worker.stop().await;
-}
-
-#[tokio::test]
-async fn durable_events_are_obeyed_although_no_worker_ran_when_they_were_published() {
-    let rig = Rig::start(TABLES).await;
-    let toml = DATASETS.replace("watch = [{ table = \"products\"", "# watch = [{ table = \"products\"");
-    let toml = format!("[feed]\nmode = \"off\"\n{toml}");
-    let (context, cache, products) = prepared(&rig, &toml).await;
-    products.get::<Value>(&["7"]).await.unwrap();
-    cache.set_with_tags("page:1", "x", Duration::from_secs(600), &["pages"]).await.unwrap();
-    rig.postgres.execute("update products set price_cents = 5 where id = 7").await.unwrap();
-    for fields in [
-        &[("key", b"product:7".as_slice()), ("id", b"e1")][..],
-        &[("tag", b"pages".as_slice())],
-        &[("nonsense", b"x".as_slice())],
-        &[("keys", b"[\"product:8\", \"product:9\"]".as_slice()), ("op", b"delete")],
-    ] {
-        context.redis.append("cache:invalidation:log", fields).await.unwrap();
-    }
-    let worker = Worker::start(rig.config(&toml)).await.unwrap();
-    wait_until("they are obeyed and removed", async || {
-        let state = context.redis.stream_state("cache:invalidation:log", "cachekeeper:test").await.unwrap();
-        if state.length == 0 && state.pending == 0 { Ok(()) } else { Err(format!("{state:?}")) }
-    })
-    .await;
-    assert_eq!(cache.get::<Value>("product:7").await.unwrap().unwrap()["price_cents"], 5);
-    assert!(!cache.exists("page:1").await.unwrap());
     worker.stop().await;
 }
