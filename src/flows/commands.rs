@@ -24,7 +24,7 @@ use crate::domain::queues::Queues;
 use crate::metrics::ByReason;
 use crate::stores::redis::{CacheError, Finished, StreamEntry, StreamReader};
 use command::{Command, Outcome};
-use transaction::{Ending, Right, carry_out, reject};
+use transaction::{Care, Ending, Right, carry_out, reject};
 
 /// The group in which workers read.
 #[must_use]
@@ -66,6 +66,8 @@ const CONSUMER: &str = "writer";
 const GROUP: usize = 64;
 /// Transactions of groups at the same time, each with a connection.
 const GROUPS: usize = 4;
+/// Groups that are taken with care after one in which a command failed.
+const CAREFUL: usize = 16;
 /// Transactions of single commands that failed before.
 const ALONE: usize = 2;
 /// Commands that are held, so that memory is bounded; the others wait in the stream.
@@ -88,6 +90,8 @@ pub struct Commands {
     running: FuturesUnordered<BoxFuture<'static, Ended>>,
     groups: usize,
     alone: usize,
+    /// Groups that are taken with care, because one of the last ones had a command that failed.
+    careful: usize,
     /// While a server is down, until when nothing is tried.
     pause_until: Option<Instant>,
     pause: Duration,
@@ -138,6 +142,7 @@ impl Commands {
             running: FuturesUnordered::new(),
             groups: 0,
             alone: 0,
+            careful: 0,
             pause_until: None,
             pause: RETRY_DELAY_MIN,
         };
@@ -219,7 +224,7 @@ impl Commands {
             && let Some(one) = self.queues.take_parked(now)
         {
             self.alone += 1;
-            self.begin(vec![one], true);
+            self.begin(vec![one], Care::Alone);
         }
         while self.groups < GROUPS {
             let work = self.queues.take(GROUP);
@@ -227,19 +232,21 @@ impl Commands {
                 break;
             }
             self.groups += 1;
-            self.begin(work, false);
+            let care = if self.careful == 0 { Care::Together } else { Care::Each };
+            self.careful = self.careful.saturating_sub(1);
+            self.begin(work, care);
         }
         let held_up = i64::try_from(self.queues.parked() + self.alone).unwrap_or(i64::MAX);
         self.context.metrics.commands_held_up.set(held_up);
     }
 
-    fn begin(&mut self, mut work: Vec<(String, Waiting)>, is_alone: bool) {
+    fn begin(&mut self, mut work: Vec<(String, Waiting)>, care: Care) {
         // As they came, also across queues, as far as one transaction reaches.
         work.sort_by_key(|(_, waiting)| waiting.entry.position());
         let (context, right, group) = (self.context.clone(), self.right.clone(), self.group.clone());
         self.running.push(Box::pin(async move {
-            let result = work_off(&context, &right, &group, &work, is_alone).await;
-            Ended { is_alone, work, result }
+            let result = work_off(&context, &right, &group, &work, care).await;
+            Ended { is_alone: care == Care::Alone, work, result }
         }));
     }
 
@@ -254,6 +261,11 @@ impl Commands {
         let endings = match ended.result {
             Ok(endings) => {
                 self.pause = RETRY_DELAY_MIN;
+                let is_smooth =
+                    |ending: &Ending| matches!(ending, Ending::Done(outcome) if outcome.error.is_none());
+                if !ended.is_alone && !endings.iter().all(is_smooth) {
+                    self.careful = CAREFUL;
+                }
                 endings
             }
             Err(error) if matches!(*error, CommandError::Displaced) => return Err(error),
@@ -329,9 +341,14 @@ async fn work_off(
     right: &Right,
     group: &str,
     work: &[(String, Waiting)],
-    is_alone: bool,
+    mut care: Care,
 ) -> Result<Vec<Ending>, Box<CommandError>> {
-    let (mut endings, touched) = carry_out(context, right, work, is_alone).await?;
+    let (mut endings, touched) = loop {
+        match carry_out(context, right, work, care).await? {
+            Some(done) => break done,
+            None => care = Care::Each,
+        }
+    };
     failpoint::reach("write.applied");
     for (ending, (_, waiting)) in endings.iter_mut().zip(work) {
         if let Ending::Later { reason, weight } = ending

@@ -1,4 +1,4 @@
-//! One transaction: commands of several queues, each with a savepoint of its own, and their records.
+//! One transaction: commands of several queues, and their records.
 
 use std::collections::{HashMap, HashSet};
 
@@ -39,7 +39,19 @@ pub(super) enum Ending {
     Behind,
 }
 
-/// Carries commands out and commits. The endings stand in the order of the commands.
+/// How the commands of a transaction stand together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Care {
+    /// All or none: the fastest, as long as none fails.
+    Together,
+    /// Each behind a savepoint, so that one that fails takes back itself only.
+    Each,
+    /// A single one, which may wait longer for what others hold.
+    Alone,
+}
+
+/// Carries commands out and commits. The endings stand in the order of the commands; none: one of those that stand together
+/// failed, and nothing was done.
 ///
 /// # Errors
 /// [`CommandError`]: nothing is known of any of them.
@@ -47,9 +59,9 @@ pub(super) async fn carry_out(
     context: &Context,
     right: &Right,
     work: &[(String, Waiting)],
-    is_alone: bool,
-) -> Result<(Vec<Ending>, Touched), Box<CommandError>> {
-    let mut transaction = context.postgres.begin_commands(is_alone).await?;
+    care: Care,
+) -> Result<Option<(Vec<Ending>, Touched)>, Box<CommandError>> {
+    let mut transaction = context.postgres.begin_commands(care == Care::Alone).await?;
     if !may_write(&mut transaction, &right.stream, right.token).await? {
         return Err(Box::new(CommandError::Displaced));
     }
@@ -75,13 +87,20 @@ pub(super) async fn carry_out(
             endings.push(Ending::Done(outcome));
             continue;
         }
-        keep_last(&mut transaction, is_first).await?;
-        is_first = false;
+        if care != Care::Together {
+            keep_last(&mut transaction, is_first).await?;
+            is_first = false;
+        }
         let outcome = match waiting.prepared.execute(&mut transaction).await {
             Ok(own) => {
                 let rows = i64::try_from(own.rows).unwrap_or(i64::MAX);
                 touched.add(own);
                 Outcome { rows, ..Outcome::default() }
+            }
+            Err(error) if care == Care::Together && !is_server(&error) => {
+                // At once, not when the connection is used again: the next attempt needs the same rows.
+                transaction.rollback().await.map_err(SourceError::of_commit)?;
+                return Ok(None);
             }
             Err(WriteError::Unavailable(error)) if error.blame() == Blame::Others => {
                 undo_last(&mut transaction).await?;
@@ -109,7 +128,14 @@ pub(super) async fn carry_out(
         failpoint::reach("write.executed");
         transaction.commit().await.map_err(SourceError::of_commit)?;
     }
-    Ok((endings, touched))
+    Ok(Some((endings, touched)))
+}
+
+fn is_server(error: &WriteError) -> bool {
+    match error {
+        WriteError::Unavailable(error) | WriteError::Unknown(error) => error.blame() == Blame::Server,
+        _ => false,
+    }
 }
 
 /// Records that a command is given up, so that it is not tried again when it comes again.
