@@ -7,8 +7,8 @@ create table cachekeeper.writer (
 comment on table cachekeeper.writer is 'Cachekeeper: who applies write commands';
 
 -- Commands that were applied or rejected, written in the same transaction as their effect, so that a command which is
--- delivered again is not applied again. Dropped when the
--- stream has nothing older left and the retention of the feed has passed.
+-- delivered again is not applied again. Dropped after the retention of the feed, by the clock and by what is left in
+-- the stream.
 create table cachekeeper.applied (
     stream text not null,
     id text not null,

@@ -70,8 +70,9 @@ const GROUPS: usize = 4;
 const CAREFUL: usize = 16;
 /// Transactions of single commands that failed before.
 const ALONE: usize = 2;
-/// Commands that are held, so that memory is bounded; the others wait in the stream.
+/// Commands that are held, and their bytes, so that memory is bounded; the others wait in the stream.
 const HELD_MAX: usize = 1_024;
+const HELD_BYTES: usize = 16 << 20;
 /// How long a read waits for new entries.
 const WAITS: Duration = Duration::from_millis(500);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
@@ -87,6 +88,7 @@ pub struct Commands {
     group: String,
     queues: Queues<Waiting, Instant>,
     held: usize,
+    held_bytes: usize,
     running: FuturesUnordered<BoxFuture<'static, Ended>>,
     groups: usize,
     alone: usize,
@@ -139,6 +141,7 @@ impl Commands {
             group,
             queues: Queues::default(),
             held: 0,
+            held_bytes: 0,
             running: FuturesUnordered::new(),
             groups: 0,
             alone: 0,
@@ -156,11 +159,13 @@ impl Commands {
         let mut tidy = tokio::time::interval(TIDY_EVERY);
         tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if reading.is_none() && self.held < HELD_MAX {
+            if reading.is_none() && self.held < HELD_MAX && self.held_bytes < HELD_BYTES {
                 reading = resting.take().map(|(reader, claims)| read(reader, claims, HELD_MAX - self.held));
             }
             self.begin_work();
-            let wakes = self.pause_until.or_else(|| self.queues.next_parked());
+            // Where no hand is free for one that is parked, the end of another one wakes this up.
+            let parked = self.queues.next_parked().filter(|_| self.alone < ALONE);
+            let wakes = self.pause_until.or(parked);
             let step = tokio::select! {
                 (reader, entries) = async { match &mut reading { Some(read) => read.await, None => std::future::pending().await } } => {
                     reading = None;
@@ -201,6 +206,7 @@ impl Commands {
             match Prepared::new(&self.context, &command.dataset, &command.parameters).await {
                 Ok(prepared) => {
                     self.held += 1;
+                    self.held_bytes += entry.size();
                     let queue = prepared.queue().to_owned();
                     self.queues.push(&queue, Waiting { entry, command, prepared, tries: 0 });
                 }
@@ -284,6 +290,7 @@ impl Commands {
             match ending {
                 Ending::Done(_) => {
                     self.held -= 1;
+                    self.held_bytes -= waiting.entry.size();
                     continue;
                 }
                 Ending::Later { reason, weight } => {
@@ -313,7 +320,7 @@ impl Commands {
     async fn tidy(&mut self) -> Result<(), Box<CommandError>> {
         let state = self.context.redis.stream_state(&self.right.stream, &self.group).await?;
         self.context.metrics.commands_waiting.set(i64::try_from(state.length).unwrap_or(i64::MAX));
-        let oldest = state.oldest_position();
+        let oldest = state.oldest_position().map(|(ms, _)| ms);
         let retention = self.context.feed.retention;
         self.context.postgres.prune_applied(&self.right.stream, oldest, retention).await?;
         Ok(())

@@ -317,3 +317,46 @@ statement = "update products set price_cents = :price, f = :f, history = history
     assert_eq!(history.as_deref(), Some("xxxx"));
     worker.stop().await;
 }
+
+/// A record is needed as long as its command may stand in the stream a second time.
+#[tokio::test]
+async fn a_command_sent_again_is_known_although_nobody_worked_for_hours() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+    replied(&rig, "one").await;
+    // Its producer has not seen the reply, and sends it again; the worker is down meanwhile, for two hours.
+    worker.stop().await;
+    send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+    rig.postgres.execute("update cachekeeper.applied set at = at - interval '2 hours'").await.unwrap();
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    send(&context, "product", "two", json!({ "id": 2, "price": 1 })).await;
+    replied(&rig, "two").await;
+    let mut session = rig.postgres.session().await.unwrap();
+    let history = session.text("select history from products where id = 1").await.unwrap();
+    assert_eq!(history.as_deref(), Some(",1"));
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_anew_with_lower_ids_is_read_and_zero_bytes_do_not_block_it() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+    send(&context, "product", "name", json!({ "id": 1, "price": 1, "a\0b": 2 })).await;
+    send(&context, "product", "value", json!({ "id": 1, "price": "a\0b" })).await;
+    assert_eq!(replied(&rig, "one").await["ok"], true);
+    assert_eq!(replied(&rig, "name").await["ok"], false);
+    assert_eq!(replied(&rig, "value").await["ok"], false);
+    let mut client = rig.client().await;
+    let _: () = client.del("cache:writes").await.unwrap();
+    let params = json!({ "id": 1, "price": 2 }).to_string();
+    let mut command = redis::cmd("XADD");
+    command.arg("cache:writes").arg("5-1").arg("dataset").arg("product").arg("id").arg("low");
+    command.arg("params").arg(params).arg("reply").arg("replies");
+    let _: String = command.query_async(&mut client).await.unwrap();
+    assert_eq!(replied(&rig, "low").await["ok"], true);
+    worker.stop().await;
+}

@@ -52,30 +52,32 @@ impl Postgres {
         Ok(token)
     }
 
-    /// Drops records of commands that the stream has left behind and that are older than this; answers how many.
+    /// Drops records of commands that are older than this, and came so long before the oldest entry that is left in the
+    /// stream (its milliseconds): a command that was sent again in time is known, however long nobody worked. Answers how
+    /// many.
     ///
     /// # Errors
     /// [`SourceError`].
     pub async fn prune_applied(
         &self,
         stream: &str,
-        oldest: Option<(i64, i64)>,
+        oldest_ms: Option<i64>,
         older_than: Duration,
     ) -> Result<u64, SourceError> {
         let error = |source| SourceError::new("drop old records of commands", source);
-        let (ms, seq) = oldest.unwrap_or((i64::MAX, i64::MAX));
+        let age_ms = i64::try_from(older_than.as_millis()).unwrap_or(i64::MAX);
+        let before_ms = oldest_ms.map_or(i64::MAX, |oldest| oldest.saturating_sub(age_ms));
         let mut dropped = 0;
         loop {
             let mut transaction = self.begin_write().await?;
             let done = sqlx::query(
                 "delete from cachekeeper.applied where ctid = any(array(
                    select ctid from cachekeeper.applied where stream = $1
-                   and at < now() - make_interval(secs => $4) and (entry_ms, entry_seq) < ($2, $3) order by at limit $5))",
+                   and at < now() - make_interval(secs => $2) and entry_ms < $3 order by at limit $4))",
             )
             .bind(stream)
-            .bind(ms)
-            .bind(seq)
             .bind(older_than.as_secs_f64())
+            .bind(before_ms)
             .bind(PRUNE_AT_ONCE)
             .execute(&mut *transaction)
             .await

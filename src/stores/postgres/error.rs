@@ -97,6 +97,8 @@ impl SourceError {
         match error.code().unwrap_or_default().get(..2) {
             Some("08" | "53" | "57" | "58") => Blame::Server,
             Some("XX") => Blame::Others,
+            // The session was ended, because this process stood still in a transaction.
+            _ if error.code().is_some_and(|code| code == "25P03") => Blame::Server,
             _ => Blame::Statement(error.message().to_owned()),
         }
     }

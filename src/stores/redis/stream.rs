@@ -309,11 +309,11 @@ impl StreamReader {
             Err(error) if error.code() == Some("UNBLOCKED") => Vec::new(),
             Err(source) => return Err(CacheError::new("wait for stream entries", source)),
         };
-        let Some((seen, _)) = looked.into_iter().flat_map(|(_, entries)| entries).next() else {
-            return Ok(Some(Vec::new()));
-        };
+        // Also where nothing was seen: a stream that was deleted begins anew, perhaps with lower ids.
         let Some((_, entries)) = self.take(">", Duration::ZERO, most).await? else { return Ok(None) };
-        if entries.is_empty() {
+        if entries.is_empty()
+            && let Some((seen, _)) = looked.into_iter().flat_map(|(_, entries)| entries).next()
+        {
             // What was seen and not taken is somebody's already.
             self.last = seen;
         }
