@@ -28,12 +28,17 @@ const TABLES: &str = "
     create table items (id int primary key, version bigint not null, grp int not null check (0 <= grp)) partition by range (id);
     create table items_low partition of items for values from (0) to (150);
     create table items_high partition of items for values from (150) to (100000);
+    create unlogged table lives (number int not null, started timestamptz not null default pg_postmaster_start_time());
+    create function life() returns int language sql as $$
+        select coalesce(max(number), -1) from lives where started = pg_postmaster_start_time() $$;
+    insert into lives values (0);
     create table history (id int, version bigint, is_deleted boolean, xid xid8 default pg_current_xact_id(),
-        at timestamptz default clock_timestamp());
+        life int default life(), at timestamptz default clock_timestamp());
     create table group_history (id int, version bigint, xid xid8 default pg_current_xact_id(),
-        at timestamptz default clock_timestamp());
+        life int default life(), at timestamptz default clock_timestamp());
     create table command_log (seq bigserial primary key, producer text not null, id int not null, n int not null check (0 < n),
-        version bigint not null, xid xid8 default pg_current_xact_id(), at timestamptz default clock_timestamp());
+        version bigint not null, xid xid8 default pg_current_xact_id(),
+        life int default life(), at timestamptz default clock_timestamp());
     create table trouble (code text not null, chance float not null);
     create function make_trouble() returns trigger language plpgsql as $$
         declare wanted record;

@@ -307,17 +307,15 @@ async fn kill_one_backend(arena: &Arena, lives: &mut Lives) {
     let mut session = rig.postgres.session().await.unwrap();
     let pid = session.text("select pg_backend_pid()::text").await.unwrap().unwrap();
     assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
-    while session.text("select 'up'").await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    loop {
-        if let Ok(mut session) = rig.postgres.session().await
-            && session.text("select 'up'").await.is_ok()
-        {
-            break;
+    // The old life may still answer for a moment: what is in an unlogged table is lost with it.
+    wait_until("the server has begun anew", || async {
+        let mut session = rig.postgres.session().await.map_err(|error| error.to_string())?;
+        match session.text("select life()::text").await.map_err(|error| error.to_string())? {
+            Some(life) if life == "-1" => Ok(()),
+            other => Err(format!("{other:?}")),
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    })
+    .await;
     drop(rig);
     lives.begin(arena).await;
 }

@@ -10,29 +10,41 @@ use super::{Arena, DATASETS};
 use crate::ledger::{Logged, Told};
 use crate::support::wait_until;
 
-/// When each life of the database began, as far as it is known: xids mean something within one life only.
+/// The lives of the database: it may use a transaction id again that an earlier life gave out and did not commit.
 #[derive(Default)]
 pub struct Lives {
     by_incarnation: HashMap<String, usize>,
-    /// Microseconds of the database's clock at which life n + 1 had begun.
-    began: Vec<i64>,
+    /// Microseconds of the database's clock at which life n + 1 had got its number.
+    numbered: Vec<i64>,
 }
 
 impl Lives {
-    /// The database has just come back from a crash.
+    /// The database has just come back: from now on its transactions note the number of this life.
     pub async fn begin(&mut self, arena: &Arena) {
+        let number = self.numbered.len() + 1;
+        arena
+            .rig
+            .lock()
+            .await
+            .postgres
+            .execute(&format!("insert into lives values ({number})"))
+            .await
+            .unwrap();
         let now = ask(arena, "select (extract(epoch from clock_timestamp()) * 1000000)::bigint::text").await;
-        self.began.push(now.parse().unwrap());
+        self.numbered.push(now.parse().unwrap());
     }
 
     /// Notes the incarnation of the present life.
     pub async fn note(&mut self, arena: &Arena) {
         let id = ask(arena, "select id::text from cachekeeper.incarnation").await;
-        self.by_incarnation.entry(id).or_insert(self.began.len());
+        self.by_incarnation.entry(id).or_insert(self.numbered.len());
     }
 
-    fn of_time(&self, at: i64) -> usize {
-        self.began.iter().filter(|began| **began <= at).count()
+    /// The life of a transaction that noted this number at this time.
+    fn of(&self, noted: i64, at: i64) -> usize {
+        // None yet: it came between the beginning of a life and its number.
+        let before = || self.numbered.iter().filter(|numbered| **numbered <= at).count() + 1;
+        usize::try_from(noted).unwrap_or_else(|_none| before())
     }
 }
 
@@ -67,24 +79,31 @@ impl fmt::Display for Verdict {
 
 struct Commit {
     xid: u64,
-    at: i64,
+    life: usize,
     is_deleted: bool,
+}
+
+impl Commit {
+    /// What an earlier life has committed, a later one knows by the same ids.
+    fn is_seen(&self, life: usize, snapshot: &str) -> bool {
+        self.life <= life && is_visible(self.xid, snapshot)
+    }
 }
 
 type History = HashMap<i64, BTreeMap<i64, Commit>>;
 
-async fn history(arena: &Arena, table: &str, deleted: &str) -> History {
+async fn history(arena: &Arena, lives: &Lives, table: &str, deleted: &str) -> History {
     let sql = format!(
-        "select coalesce(string_agg(id || ' ' || version || ' ' || xid || ' ' || \
-         (extract(epoch from at) * 1000000)::bigint || ' ' || {deleted}, E'\\n'), '') from {table}"
+        "select coalesce(string_agg(concat_ws(' ', id, version, xid, life, \
+         (extract(epoch from at) * 1000000)::bigint, {deleted}), E'\\n'), '') from {table}"
     );
     let mut history = History::new();
     for line in ask(arena, &sql).await.lines() {
         let parts: Vec<&str> = line.split(' ').collect();
         let commit = Commit {
             xid: parts[2].parse().unwrap(),
-            at: parts[3].parse().unwrap(),
-            is_deleted: parts[4] == "true",
+            life: lives.of(parts[3].parse().unwrap(), parts[4].parse().unwrap()),
+            is_deleted: parts[5] == "t",
         };
         history.entry(parts[0].parse().unwrap()).or_default().insert(parts[1].parse().unwrap(), commit);
     }
@@ -101,8 +120,8 @@ fn is_visible(xid: u64, snapshot: &str) -> bool {
 /// Everything that was seen, against everything that was committed.
 pub async fn judge(arena: &Arena, lives: &Lives) -> Verdict {
     let seen = arena.observed.all();
-    let items = history(arena, "history", "is_deleted").await;
-    let groups = history(arena, "group_history", "false").await;
+    let items = history(arena, lives, "history", "is_deleted").await;
+    let groups = history(arena, lives, "group_history", "false").await;
     let mut verdict = Verdict {
         commits: items.values().map(BTreeMap::len).sum(),
         violations: arena.observed.broken.lock().unwrap().clone(),
@@ -129,10 +148,7 @@ pub async fn judge(arena: &Arena, lives: &Lives) -> Verdict {
             verdict.unknown_life += 1;
             continue;
         };
-        let is_seen = |commit: &Commit| {
-            let began = lives.of_time(commit.at);
-            began < *life || (began == *life && is_visible(commit.xid, &one.snapshot))
-        };
+        let is_seen = |commit: &Commit| commit.is_seen(*life, &one.snapshot);
         // C3, C6: nothing newer is visible at the watermark, a delete least of all.
         check(&mut verdict, "item", one, items.get(&one.id), one.version, &is_seen);
         check(&mut verdict, "group", one, groups.get(&one.group), one.group_version, &is_seen);
@@ -148,10 +164,10 @@ struct HandedOver {
     commit: Commit,
 }
 
-async fn command_log(arena: &Arena) -> Vec<HandedOver> {
+async fn command_log(arena: &Arena, lives: &Lives) -> Vec<HandedOver> {
     let lines = ask(
         arena,
-        "select coalesce(string_agg(concat_ws(E'\\t', producer, id, n, version, xid, \
+        "select coalesce(string_agg(concat_ws(E'\\t', producer, id, n, version, xid, life, \
          (extract(epoch from at) * 1000000)::bigint), E'\\n' order by seq), '') from command_log",
     )
     .await;
@@ -161,7 +177,11 @@ async fn command_log(arena: &Arena) -> Vec<HandedOver> {
         HandedOver {
             logged: Logged { producer: parts[0].to_owned(), key: number(1), number: number(2) },
             version: number(3),
-            commit: Commit { xid: number(4).unsigned_abs(), at: number(5), is_deleted: false },
+            commit: Commit {
+                xid: number(4).unsigned_abs(),
+                life: lives.of(number(5), number(6)),
+                is_deleted: false,
+            },
         }
     };
     lines.lines().map(read).collect()
@@ -170,7 +190,7 @@ async fn command_log(arena: &Arena) -> Vec<HandedOver> {
 /// W1: each write is there once and in order, as its producer was told. W2, W3, W4: noted by the producers. W5: who was
 /// told that Redis has it reads it there. W6: a token sees its write.
 async fn judge_handed_over(arena: &Arena, lives: &Lives, verdict: &mut Verdict) {
-    let log = command_log(arena).await;
+    let log = command_log(arena, lives).await;
     let logged: Vec<Logged> = log.iter().map(|one| one.logged.clone()).collect();
     let told = arena.observed.told.lock().unwrap().disagreements(&logged);
     verdict.violations.extend(told.into_iter().map(|text| format!("W1: {text}")));
@@ -192,9 +212,9 @@ async fn judge_handed_over(arena: &Arena, lives: &Lives, verdict: &mut Verdict) 
         let Some((incarnation, snapshot)) = token else { continue };
         let Some(life) = lives.by_incarnation.get(incarnation) else { continue };
         tokens += 1;
-        let began = lives.of_time(own.commit.at);
-        if *life < began || (began == *life && !is_visible(own.commit.xid, snapshot)) {
-            verdict.violations.push(format!("W6: xid {} is not seen by the token: {one:?}", own.commit.xid));
+        if !own.commit.is_seen(*life, snapshot) {
+            let commit = format!("xid {} of life {}", own.commit.xid, own.commit.life);
+            verdict.violations.push(format!("W6: {commit} is not seen by the token of life {life}: {one:?}"));
         }
     }
     let by_stream = logged.iter().filter(|one| !one.producer.starts_with("library")).count();
