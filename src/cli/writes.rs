@@ -80,10 +80,7 @@ async fn status(context: &Context, stream: &str, out: &Output) -> Result<Exit, F
         LeaseAttempt::Held { owner, .. } => Some(owner),
         LeaseAttempt::Granted(_) => None,
     });
-    // By Redis's clock, which made the entry's id.
-    let now = i64::try_from(context.redis.head("").await?.now_ms).unwrap_or_default();
-    let age =
-        state.oldest_position().map(|(ms, _)| u64::try_from(now.saturating_sub(ms)).unwrap_or_default());
+    let age = state.oldest.as_ref().map(|_| u64::try_from(state.oldest_age.as_millis()).unwrap_or(u64::MAX));
     let is_wanted = context.catalog.iter().any(|dataset| dataset.settings.write.is_some());
     let mut lines = vec![
         format!("stream        {stream}"),

@@ -316,7 +316,7 @@ impl Commands {
         Ok(())
     }
 
-    /// Drops records that no command can need any more; notices entries that were taken and never came.
+    /// Drops records that no command can need any more; notes how long the stream is.
     async fn tidy(&mut self) -> Result<(), Box<CommandError>> {
         let state = self.context.redis.stream_state(&self.right.stream, &self.group).await?;
         self.context.metrics.commands_waiting.set(i64::try_from(state.length).unwrap_or(i64::MAX));

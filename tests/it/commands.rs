@@ -35,6 +35,14 @@ format = "json"
 [dataset.order.write]
 statement = "insert into orders values (:id, :product) on conflict (id) do update set product_id = excluded.product_id"
 
+[dataset.note]
+query = "select id, product_id from orders"
+key = "note:{id}"
+ttl = "1h"
+format = "json"
+[dataset.note.write]
+statement = "update orders set product_id = :product where id = any(:ids)"
+
 [dataset.bulk]
 query = "select id % 10 as decade, id from products"
 key = "bulk:{decade}"
@@ -358,5 +366,37 @@ async fn a_stream_that_begins_anew_with_lower_ids_is_read_and_zero_bytes_do_not_
     command.arg("params").arg(params).arg("reply").arg("replies");
     let _: String = command.query_async(&mut client).await.unwrap();
     assert_eq!(replied(&rig, "low").await["ok"], true);
+    worker.stop().await;
+}
+
+/// Neither a trigger nor the parameters tell which entries were written: all of the dataset are looked at again, and nobody
+/// is told that Redis has it already.
+#[tokio::test]
+async fn a_write_whose_entries_nobody_knows_reaches_redis_all_the_same() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}; insert into orders values (1, 1), (2, 2)")).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    wait_until("the feed follows and owes nothing", async || {
+        let facts = worker.health.facts();
+        let is_quiet =
+            facts.watermark.is_some() && facts.owed.is_empty() && worker.health.reasons().is_empty();
+        if is_quiet { Ok(()) } else { Err(format!("{:?}", facts.owed)) }
+    })
+    .await;
+    let cache = Cache::open(&rig.config(DATASETS)).unwrap().build();
+    let notes = cache.dataset("note").unwrap();
+    assert_eq!(notes.get::<Value>(&["2"]).await.unwrap().unwrap()["product_id"], 2);
+    send(&context, "note", "many", json!({ "ids": [2], "product": 9 })).await;
+    let reply = replied(&rig, "many").await;
+    assert_eq!((&reply["ok"], &reply["cache"]), (&json!(true), &json!("pending")));
+    wait_until("the feed has seen to it", async || {
+        let note: Option<Value> = cache.get("note:2").await.unwrap();
+        if note.as_ref().is_some_and(|note| note["product_id"] == 9) {
+            Ok(())
+        } else {
+            Err(format!("{note:?}"))
+        }
+    })
+    .await;
     worker.stop().await;
 }

@@ -70,8 +70,12 @@ impl Touched {
     /// A write through a table that no trigger watches has named its entries itself.
     fn add_directly(&mut self, context: &Context, change: &Change) {
         for row in change.rows.iter().flatten() {
-            let [Some(name), Some(key)] = row.as_slice() else { continue };
+            let [Some(name), key] = row.as_slice() else { continue };
             let Some(dataset) = context.catalog.get(name) else { continue };
+            let Some(key) = key else {
+                self.whole.insert(name.clone());
+                continue;
+            };
             let Some(values) = dataset.read_key(key) else { continue };
             let keys = self.keys.entry(name.clone()).or_default();
             self.key_count += usize::from(keys.insert(key.clone(), values).is_none());

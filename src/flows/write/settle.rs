@@ -52,6 +52,10 @@ pub async fn settle(context: &Context, touched: Touched) -> Written {
         debug!(error = %chain(&error), "what a write touched is left to the feed");
         written.cache = CacheState::Pending;
     }
+    // Entries that nobody has named are left to the feed.
+    if touched.unnamed.iter().any(|dataset| !touched.is_followed(context, dataset)) {
+        written.cache = CacheState::Pending;
+    }
     for (dataset, key, values) in touched.named {
         keys.entry(dataset).or_default().insert(key, values);
     }
@@ -82,12 +86,7 @@ async fn apply_others(
     if all.is_empty() {
         return Ok(());
     }
-    let all = Mutex::new(Some(all));
-    with_current_order(context, || async {
-        let all = all.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
-        follow::apply_own(context, all).await
-    })
-    .await
+    with_current_order(context, || follow::apply_own(context, all.clone())).await
 }
 
 /// What the feed follows, known well enough to read these changes.

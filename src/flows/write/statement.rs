@@ -34,6 +34,8 @@ pub struct Touched {
     pub(super) changes: Vec<Change>,
     /// Entries that the parameters or a `returning` list name: dataset, key, values.
     pub(super) named: Vec<(String, String, KeyValues)>,
+    /// Datasets of which more rows were written than entries are named: only triggers can tell which.
+    pub(super) unnamed: Vec<String>,
 }
 
 /// The dataset's statement as Postgres has described it; asked once, and again after its tables have changed.
@@ -108,9 +110,14 @@ impl Prepared {
             let found: Option<KeyValues> = self.dataset.settings.key.columns().map(value).collect();
             keys.extend(found.and_then(|values| Some((self.dataset.key_of(&values)?, values))));
         }
+        keys.sort_unstable();
+        keys.dedup();
         let name = self.dataset.name();
+        let is_named = executed.rows <= keys.len() as u64;
         let named = keys.into_iter().map(|(key, values)| (name.to_owned(), key, values)).collect();
-        Ok(Touched { datasets: vec![name.to_owned()], rows: executed.rows, changes: Vec::new(), named })
+        let unnamed = if is_named { Vec::new() } else { vec![name.to_owned()] };
+        let datasets = vec![name.to_owned()];
+        Ok(Touched { datasets, rows: executed.rows, changes: Vec::new(), named, unnamed })
     }
 
     /// What it touched, as far as that is known without carrying it out: for one that was carried out before.
@@ -118,7 +125,9 @@ impl Prepared {
     pub fn touched_before(&self) -> Touched {
         let name = self.dataset.name();
         let named = self.key.iter().map(|(key, values)| (name.to_owned(), key.clone(), values.clone()));
-        Touched { datasets: vec![name.to_owned()], named: named.collect(), ..Touched::default() }
+        let named: Vec<_> = named.collect();
+        let unnamed = if named.is_empty() { vec![name.to_owned()] } else { Vec::new() };
+        Touched { datasets: vec![name.to_owned()], named, unnamed, ..Touched::default() }
     }
 }
 
@@ -130,6 +139,9 @@ impl Touched {
         self.datasets.sort_unstable();
         self.datasets.dedup();
         self.named.extend(other.named);
+        self.unnamed.extend(other.unnamed);
+        self.unnamed.sort_unstable();
+        self.unnamed.dedup();
         // Each look sees all of the transaction so far.
         if self.changes.len() <= other.changes.len() {
             self.changes = other.changes;
@@ -140,6 +152,13 @@ impl Touched {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.datasets.is_empty()
+    }
+
+    /// Whether what the triggers captured tells which entries of the dataset were written.
+    pub(super) fn is_followed(&self, context: &Context, dataset: &str) -> bool {
+        let coverage = context.coverage();
+        let mark = coverage.as_ref().and_then(|coverage| coverage.datasets.get(dataset));
+        !self.changes.is_empty() && mark.is_some_and(Result::is_ok)
     }
 
     /// Reads, at the end of the transaction, what its triggers captured. Entries of which no trigger tells are noted in the
@@ -162,17 +181,11 @@ impl Touched {
         if !context.feed.is_on {
             return Ok(());
         }
-        let coverage = context.coverage();
-        let is_followed = |name: &str| {
-            let mark = coverage.as_ref().and_then(|coverage| coverage.datasets.get(name));
-            !self.changes.is_empty() && mark.is_some_and(Result::is_ok)
-        };
-        let unseen: Vec<(&str, &str)> = self
-            .named
-            .iter()
-            .filter(|(dataset, ..)| !is_followed(dataset))
-            .map(|(dataset, key, _)| (dataset.as_str(), key.as_str()))
-            .collect();
+        let named = self.named.iter().map(|(dataset, key, _)| (dataset.as_str(), Some(key.as_str())));
+        // Where nobody knows which entries, all of them are looked at again.
+        let unnamed = self.unnamed.iter().map(|dataset| (dataset.as_str(), None));
+        let unseen: Vec<(&str, Option<&str>)> =
+            named.chain(unnamed).filter(|(dataset, _)| !self.is_followed(context, dataset)).collect();
         if !unseen.is_empty() {
             note_keys(connection, &unseen, context.feed.limits.max_outbox).await?;
         }

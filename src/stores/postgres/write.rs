@@ -166,17 +166,18 @@ pub async fn has_outbox(connection: &mut PgConnection) -> Result<bool, SourceErr
     has.map_err(|source| SourceError::new("look for the outbox", source))
 }
 
-/// Notes keys of datasets in the outbox, so that the feed sees to them if this process does not: dataset and key of each.
+/// Notes keys of datasets in the outbox, so that the feed sees to them if this process does not: dataset and key of each; no
+/// key stands for the whole dataset.
 /// The outbox stays bounded as for triggers.
 ///
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
 pub async fn note_keys(
     connection: &mut PgConnection,
-    keys: &[(&str, &str)],
+    keys: &[(&str, Option<&str>)],
     max_outbox: u64,
 ) -> Result<(), SourceError> {
-    let (datasets, keys): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
+    let (datasets, keys): (Vec<&str>, Vec<Option<&str>>) = keys.iter().copied().unzip();
     let done = sqlx::query(
         "insert into cachekeeper.outbox (capture, version, keys)
          select $1, 0, (select array_agg(array[d, k]) from unnest($2::text[], $3::text[]) as u (d, k))

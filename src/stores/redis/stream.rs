@@ -84,7 +84,7 @@ pub struct StreamState {
     pub pending: u64,
     /// The oldest entry's id.
     pub oldest: Option<String>,
-    /// For how long the oldest entry has been there.
+    /// For how long the oldest entry has been there, by Redis's clock, which made its id.
     pub oldest_age: Duration,
     /// Entries kept apart.
     pub dead: u64,
