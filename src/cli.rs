@@ -208,7 +208,8 @@ fn load(
         let help = "give the file with -c FILE; config/cachekeeper.toml shows every key".to_owned();
         fail(&[Diagnostic::error(format!("{} cannot be read: {error}", path.display()), help)])
     })?;
-    let (config, warnings) = Config::load(&path, text, environment).map_err(|problems| fail(&problems))?;
+    let loaded = Config::load_with(&path, text, environment, crate::schedule::check);
+    let (config, warnings) = loaded.map_err(|problems| fail(&problems))?;
     if !warnings.is_empty() {
         out.note(&render(&warnings));
     }

@@ -10,7 +10,6 @@ pub mod source;
 use std::fmt;
 use std::time::Duration;
 
-use crate::domain::schedule::Schedule;
 use crate::domain::template::Template;
 
 /// The whole configuration.
@@ -321,8 +320,8 @@ pub enum Scope {
 pub struct Warm {
     /// Whether a pass runs when the worker starts.
     pub on_start: bool,
-    /// When passes run.
-    pub schedule: Option<Schedule>,
+    /// When backfills run.
+    pub schedule: Option<ScheduleText>,
     /// SQL order by output columns, for `limit`.
     pub order_by: Option<String>,
     /// Only so many entries.
@@ -330,6 +329,27 @@ pub struct Warm {
     /// Most entries a second.
     pub rate: Option<u64>,
 }
+
+/// A schedule as it was written. The worker makes times out of it; the library only carries it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScheduleText {
+    /// Cron, five or six fields, or a shorthand such as `@daily`.
+    pub expression: String,
+    /// A name of the IANA database.
+    pub timezone: String,
+}
+
+/// The part of a schedule that is wrong, and what is wrong with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ScheduleProblem {
+    /// The expression.
+    Expression(String),
+    /// The name of the zone.
+    TimeZone(String),
+}
+
+/// Says what is wrong with a schedule. The loader takes it as an argument, because only the worker knows cron.
+pub type ScheduleCheck = fn(&ScheduleText) -> Result<(), ScheduleProblem>;
 
 /// A password, or a URL that may hold one. Never printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -100,9 +100,9 @@ impl Stage {
         environment.insert("CACHEKEEPER__POSTGRES__URL".to_owned(), postgres.url());
         environment.insert("CACHEKEEPER__REDIS__URL".to_owned(), redis.url());
         environment.entry("CACHEKEEPER__LOG__LEVEL".to_owned()).or_insert_with(|| "error".to_owned());
-        let (config, _warnings) =
-            Config::load(Path::new("config/demo.toml"), CONFIG.to_owned(), &environment)
-                .map_err(|problems| anyhow::anyhow!("{}", crate::config::diagnostic::render(&problems)))?;
+        let (path, check) = (Path::new("config/demo.toml"), crate::schedule::check);
+        let (config, _warnings) = Config::load_with(path, CONFIG.to_owned(), &environment, check)
+            .map_err(|problems| anyhow::anyhow!("{}", crate::config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
         let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
         crate::flows::context::Context::new(&config)?.postgres.migrate().await?;

@@ -1,4 +1,4 @@
-//! Keys, tags, stamps, schedules and policies as plain values.
+//! Keys, tags, stamps and policies as plain values.
 //!
 //! Nothing here does I/O, reads a clock, or waits; a test enforces it.
 
@@ -10,7 +10,6 @@ pub mod keyspace;
 pub mod parameters;
 pub mod queues;
 pub mod revision;
-pub mod schedule;
 pub mod stamp;
 pub mod template;
 pub mod token;

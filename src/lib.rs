@@ -22,6 +22,7 @@ pub mod domain;
 
 pub mod config;
 pub mod metrics;
+pub mod schedule;
 pub mod telemetry;
 
 pub mod admin;

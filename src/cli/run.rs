@@ -28,6 +28,7 @@ pub async fn run(config: Config, out: &Output) -> Exit {
             out.error(&chain(&error));
             return match error {
                 StartError::Flow(_)
+                | StartError::Schedule { .. }
                 | StartError::RedisTooOld { .. }
                 | StartError::Evicting { .. }
                 | StartError::OtherNamespace { .. } => Exit::Configuration,

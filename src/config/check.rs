@@ -12,8 +12,8 @@ use self::reader::Reader;
 use super::diagnostic::{Diagnostic, Severity};
 use super::source::Source;
 use super::{
-    Admin, Config, Feed, FeedMode, Invalidation, Log, LogFormat, OnNewEpoch, Postgres, Redis, Secret,
-    Service, Writes, environment, raw,
+    Admin, Config, Feed, FeedMode, Invalidation, Log, LogFormat, OnNewEpoch, Postgres, Redis, ScheduleCheck,
+    Secret, Service, Writes, environment, raw,
 };
 
 /// A configuration and what is odd about it, or what is wrong with it.
@@ -27,16 +27,30 @@ impl Config {
         writes::used_keys(&self.datasets, events, writes)
     }
 
-    /// Checks a file's text together with the environment's overrides. `path` is for messages.
+    /// Checks a file's text together with the environment's overrides. `path` is for messages. Schedules are taken as
+    /// they are: applications share the worker's file, but not its cron.
     ///
     /// # Errors
     /// Every problem that was found.
     pub fn load(path: &Path, text: String, environment: &BTreeMap<String, String>) -> Checked {
+        Self::load_with(path, text, environment, |_| Ok(()))
+    }
+
+    /// The same with a check of the schedules, whose problems come with all others.
+    ///
+    /// # Errors
+    /// Every problem that was found.
+    pub fn load_with(
+        path: &Path,
+        text: String,
+        environment: &BTreeMap<String, String>,
+        check_schedule: ScheduleCheck,
+    ) -> Checked {
         let mut source = Source::new(path.display().to_string(), text);
         let mut problems = Vec::new();
         let mut leaves = raw::read(&mut source, &mut problems);
         environment::apply(environment, &mut leaves, &mut source, &mut problems);
-        let mut reader = Reader::new(&leaves, &source, problems);
+        let mut reader = Reader { leaves: &leaves, source: &source, problems, check_schedule };
         let config = read_config(&mut reader);
         let (mut errors, warnings): (Vec<_>, Vec<_>) =
             reader.problems.into_iter().partition(|problem| problem.severity == Severity::Error);

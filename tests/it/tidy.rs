@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["stores"],
     &["metrics"],
     &["telemetry"],
+    &["schedule"],
     &["config"],
     &["domain"],
 ];

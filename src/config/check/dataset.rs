@@ -6,11 +6,10 @@ use super::reader::Reader;
 use super::writes;
 use crate::config::raw::Leaf;
 use crate::config::{
-    Codec, Compression, Dataset, FeedMode, FeedNeed, Format, Numeric, OnChange, OnMiss, Rows, Scope, Warm,
-    Watch, WatchTarget,
+    Codec, Compression, Dataset, FeedMode, FeedNeed, Format, Numeric, OnChange, OnMiss, Rows,
+    ScheduleProblem, ScheduleText, Scope, Warm, Watch, WatchTarget,
 };
 use crate::domain::keyspace::RESERVED_PREFIX;
-use crate::domain::schedule::Schedule;
 use crate::domain::template::{Alphabet, Template};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -329,29 +328,7 @@ impl One<'_, '_> {
                 "add limit, or remove order_by",
             );
         }
-        let (schedule, zone) = (self.own("warm.schedule"), self.own("warm.timezone"));
-        let schedule = match (self.reader.text(&schedule), self.reader.text(&zone)) {
-            (Some(expression), timezone) => {
-                let timezone = timezone.unwrap_or_else(|| "UTC".to_owned());
-                match Schedule::parse(&expression, &timezone) {
-                    Ok(schedule) => Some(schedule),
-                    Err(error) => {
-                        let path = if error.message.starts_with("time zone") { zone } else { schedule };
-                        self.reader.error(
-                            &path,
-                            error.message,
-                            "cron: minute hour day-of-month month day-of-week, perhaps a second before them",
-                        );
-                        None
-                    }
-                }
-            }
-            (None, Some(_)) => {
-                self.reader.error(&zone, "`timezone` goes with `schedule`", "add a schedule, or remove it");
-                None
-            }
-            (None, None) => None,
-        };
+        let schedule = self.schedule();
         Some(Warm {
             on_start: self.reader.boolean(&self.own("warm.on_start"), true),
             schedule,
@@ -359,6 +336,27 @@ impl One<'_, '_> {
             limit,
             rate,
         })
+    }
+
+    fn schedule(&mut self) -> Option<ScheduleText> {
+        let (path, zone_path) = (self.own("warm.schedule"), self.own("warm.timezone"));
+        let zone = self.reader.text(&zone_path);
+        let Some(expression) = self.reader.text(&path) else {
+            if zone.is_some() {
+                let help = "add a schedule, or remove it";
+                self.reader.error(&zone_path, "`timezone` goes with `schedule`", help);
+            }
+            return None;
+        };
+        let schedule = ScheduleText { expression, timezone: zone.unwrap_or_else(|| "UTC".to_owned()) };
+        let (path, message) = match (self.reader.check_schedule)(&schedule) {
+            Ok(()) => return Some(schedule),
+            Err(ScheduleProblem::Expression(message)) => (path, message),
+            Err(ScheduleProblem::TimeZone(message)) => (zone_path, message),
+        };
+        let help = "cron: minute hour day-of-month month day-of-week, perhaps a second before them";
+        self.reader.error(&path, message, help);
+        None
     }
 
     fn watch(&mut self, key: &Template) -> Vec<Watch> {

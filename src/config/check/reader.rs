@@ -4,10 +4,10 @@ use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::config::Secret;
 use crate::config::diagnostic::{Diagnostic, did_you_mean};
 use crate::config::raw::{Leaf, Leaves};
 use crate::config::source::Source;
+use crate::config::{ScheduleCheck, Secret};
 use crate::domain::units::{parse_duration, parse_share, parse_size, show_duration};
 
 /// The settings, and the problems found so far.
@@ -15,13 +15,10 @@ pub struct Reader<'a> {
     pub leaves: &'a Leaves,
     pub source: &'a Source,
     pub problems: Vec<Diagnostic>,
+    pub check_schedule: ScheduleCheck,
 }
 
-impl<'a> Reader<'a> {
-    pub fn new(leaves: &'a Leaves, source: &'a Source, problems: Vec<Diagnostic>) -> Self {
-        Self { leaves, source, problems }
-    }
-
+impl Reader<'_> {
     pub fn error(&mut self, path: &str, message: impl Into<String>, help: &str) {
         self.problems.push(self.source.problem(path, message, Some(help.to_owned())));
     }

@@ -1,4 +1,4 @@
-//! Cron schedules in time zones.
+//! Cron schedules in time zones. Only the worker needs them: applications that use the library compile no `cron`.
 //!
 //! The `cron` crate finds the next wall-clock time that fits, over wall-clock time disguised as UTC. What such a time
 //! means in the zone is decided here, because the bare crate skips jobs in a gap, runs them twice in an overlap, and
@@ -17,6 +17,7 @@ mod properties;
 mod tests;
 mod zone;
 
+use crate::config::{ScheduleProblem, ScheduleText, Warm};
 use field::{Field, UNITS, Unit};
 use zone::Moments;
 
@@ -46,7 +47,7 @@ pub struct Schedule {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ScheduleError {
-    /// What is wrong and what to do. Begins with `time zone` where the zone is wrong, not the expression.
+    /// What is wrong and what to do.
     pub message: String,
 }
 
@@ -164,6 +165,25 @@ impl Schedule {
         debug_assert!(after < next, "the crate went back from {after} to {next}");
         Some(next.naive_utc())
     }
+}
+
+/// The check that the configuration's loader takes: which part of a schedule is wrong, so that it is shown at its place.
+///
+/// # Errors
+/// [`ScheduleProblem`].
+pub fn check(text: &ScheduleText) -> Result<(), ScheduleProblem> {
+    // The zone first: parsing would not say which of the two it refused.
+    zone::parse(&text.timezone).map_err(|error| ScheduleProblem::TimeZone(error.message))?;
+    let parsed = Schedule::parse(&text.expression, &text.timezone);
+    parsed.map(drop).map_err(|error| ScheduleProblem::Expression(error.message))
+}
+
+/// When the next backfill of a dataset is due by its schedule. None also for a schedule that [`check`] refuses, with
+/// which no worker starts.
+#[must_use]
+pub fn next_fire(warm: &Warm, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let text = warm.schedule.as_ref()?;
+    Schedule::parse(&text.expression, &text.timezone).ok()?.next_after(now)
 }
 
 impl fmt::Display for Schedule {
