@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cachekeeper::client::{Cache, Policy, SetManyOptions};
-use cachekeeper::demo::servers::Redis;
+use cachekeeper_testkit::servers::Redis;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};

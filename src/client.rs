@@ -66,8 +66,8 @@ pub use policy::{Lifetime, LoadLock, Policy, Sliding};
 pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
 
-pub use crate::flows::write::parameters::{Parameter, Parameters};
-pub use crate::flows::write::{CacheState, Touched, WriteError, Written};
+pub use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters};
+pub use cachekeeper_engine::flows::write::{CacheState, Touched, WriteError, Written};
 
 /// A handle to the cache. Cheap to clone; all clones share connections, loads under way and the circuit breaker.
 #[derive(Debug, Clone)]

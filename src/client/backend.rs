@@ -4,11 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::policy::Sliding;
-use crate::domain::entry::EntryBatch;
-use crate::domain::fence::Fence;
-use crate::domain::stamp::Stamp;
-use crate::stores::memory::Memory;
-use crate::stores::redis::{Answer, BatchCommand, BatchReply, CacheError, Looked, Order, Redis, Standing};
+use cachekeeper_engine::stores::memory::Memory;
+use cachekeeper_engine::stores::redis::{
+    Answer, BatchCommand, BatchReply, CacheError, Looked, Order, Redis, Standing,
+};
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::fence::Fence;
+use cachekeeper_protocol::stamp::Stamp;
 
 /// Where the entries are. Each operation means the same in both.
 #[derive(Debug, Clone)]

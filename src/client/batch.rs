@@ -10,7 +10,7 @@ use super::core::check_key;
 use super::observe::Found;
 use super::policy::Lifetime;
 use super::{Cache, ClientError};
-use crate::stores::redis::{BatchCommand, BatchReply, Refusal};
+use cachekeeper_engine::stores::redis::{BatchCommand, BatchReply, Refusal};
 
 /// Tells the handles of one batch from those of another.
 static NUMBER: AtomicU64 = AtomicU64::new(0);

@@ -14,13 +14,13 @@ use super::flight::Flights;
 use super::locks::Locks;
 use super::observe::Classes;
 use super::{Cache, ClientError};
-use crate::config;
-use crate::config::{Compression, Config};
-use crate::domain::stamp::Stamp;
-use crate::flows::context::Context;
-use crate::metrics::Metrics;
-use crate::stores::memory::Memory;
-use crate::stores::redis::Redis;
+use cachekeeper_config as config;
+use cachekeeper_config::{Compression, Config};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::memory::Memory;
+use cachekeeper_engine::stores::redis::Redis;
+use cachekeeper_protocol::stamp::Stamp;
 
 /// Where events go unless something else is said (DESIGN 3.1).
 const CHANNEL: &str = "cache:invalidation";

@@ -4,8 +4,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Compression, Format};
-use crate::stores::postgres::transcode::{compress, decompress};
+use cachekeeper_config::{Compression, Format};
+use cachekeeper_engine::stores::postgres::transcode::{compress, decompress};
 
 /// What a compressed value may grow to, so that a small entry cannot fill the memory.
 const DECOMPRESSED_MAX: usize = 256 << 20;

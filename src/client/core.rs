@@ -13,13 +13,13 @@ use super::error::ClientError;
 use super::flight::Flights;
 use super::locks::Locks;
 use super::observe::{Class, Classes};
-use crate::domain::event::Event;
-use crate::domain::keyspace::RESERVED_PREFIX;
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::error::chain;
-use crate::metrics::Metrics;
-use crate::stores::redis::CacheError;
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::redis::CacheError;
+use cachekeeper_protocol::event::Event;
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
 /// Keys of one script.
 const PAGE: usize = 256;

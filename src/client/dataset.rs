@@ -10,14 +10,14 @@ use super::load::{Wish, Work};
 use super::load_many::{ManyResult, ManyWork};
 use super::policy::Policy;
 use super::{Cache, ClientError};
-use crate::domain::fence::Fence;
-use crate::domain::token::Token;
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::fill::fill;
-use crate::flows::fresh;
-use crate::flows::reload::with_current_order;
-use crate::stores::postgres::KeyValues;
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::fill::fill;
+use cachekeeper_engine::flows::fresh;
+use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::stores::postgres::KeyValues;
+use cachekeeper_protocol::fence::Fence;
+use cachekeeper_protocol::token::Token;
 
 /// A dataset of the configuration, for reading.
 #[derive(Debug, Clone)]
@@ -103,7 +103,7 @@ impl DatasetCache {
         let command = async {
             match fresh::get(&self.context, &key, token).await {
                 Ok(found) => Ok(Some(found)),
-                Err(crate::flows::error::FlowError::Cache(error)) => Err(error),
+                Err(cachekeeper_engine::flows::error::FlowError::Cache(error)) => Err(error),
                 Err(_other) => Ok(None),
             }
         };

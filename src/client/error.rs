@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flows::error::FlowError;
-use crate::stores::redis::CacheError;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::stores::redis::CacheError;
 
 /// An error of the caller's own loader, as it is shared by all who waited for it.
 pub type LoaderError = Arc<dyn std::error::Error + Send + Sync>;
@@ -108,7 +108,7 @@ impl ClientError {
 impl From<CacheError> for ClientError {
     fn from(error: CacheError) -> Self {
         if error.is_unreachable() {
-            Self::unavailable(&crate::flows::error::chain(&error))
+            Self::unavailable(&cachekeeper_engine::flows::error::chain(&error))
         } else {
             Self::Refused(Arc::new(error))
         }

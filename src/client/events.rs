@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{Cache, ClientError};
-use crate::domain::event::{Event, InvalidEvent};
-use crate::stores::redis::{Notice, Subscription};
+use cachekeeper_engine::stores::redis::{Notice, Subscription};
+use cachekeeper_protocol::event::{Event, InvalidEvent};
 
 /// How often a silent subscription is probed, and how long that may take.
 const HEARTBEAT: Duration = Duration::from_secs(5);

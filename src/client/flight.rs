@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::ClientError;
-use crate::domain::fence::Fence;
+use cachekeeper_protocol::fence::Fence;
 
 /// A value as all who wait share it.
 pub(super) type Bytes = Arc<[u8]>;

@@ -12,13 +12,13 @@ use super::load::{Wish, Work};
 use super::observe::Found;
 use super::policy::Policy;
 use super::{Cache, ClientError};
-use crate::domain::entry::EntryBatch;
-use crate::domain::fence::Fence;
-use crate::flows::epoch;
-use crate::flows::fill::store_own;
-use crate::flows::reload::with_current_order;
-use crate::stores::postgres::Poll;
-use crate::stores::redis::{Answer, Order};
+use cachekeeper_engine::flows::epoch;
+use cachekeeper_engine::flows::fill::store_own;
+use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::stores::postgres::Poll;
+use cachekeeper_engine::stores::redis::{Answer, Order};
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::fence::Fence;
 
 /// What a loader found. `Some(value)` and `None` become one by themselves.
 #[derive(Debug, Clone)]
@@ -204,7 +204,7 @@ impl Core {
         let label = &self.class_of(first.key).label;
         match refused {
             Ok(refused) => {
-                let labels = crate::metrics::ByDatasetCause::new(label, "fill");
+                let labels = cachekeeper_engine::metrics::ByDatasetCause::new(label, "fill");
                 self.metrics.refused.get_or_create(&labels).inc_by(refused.len() as u64);
                 self.metrics.stored.get_or_create(&labels).inc_by((batch.len() - refused.len()) as u64);
             }

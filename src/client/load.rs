@@ -14,8 +14,8 @@ use super::flight::{Boarding, Bytes, Departure, Landing, Seat};
 use super::observe::{Class, Found};
 use super::policy::{Age, Policy};
 use super::ring::Ring;
-use crate::domain::fence::Fence;
-use crate::metrics::ByDatasetOutcome;
+use cachekeeper_engine::metrics::ByDatasetOutcome;
+use cachekeeper_protocol::fence::Fence;
 
 /// Loads, and stores what was loaded where a fence is given; without one it is only returned.
 pub(super) type Work =
@@ -239,7 +239,7 @@ impl Core {
         };
         let began = Instant::now();
         let loaded = work(fence).await;
-        let labels = crate::metrics::ByDataset::new(&class.label);
+        let labels = cachekeeper_engine::metrics::ByDataset::new(&class.label);
         self.metrics.load_seconds.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
         self.report_slow("load", &wish.key, class, began.elapsed());
         if let Ring::Mine(guard) = ring {
@@ -258,7 +258,7 @@ impl Core {
     }
 }
 
-fn judge(wish: &Wish, class: &Class, looked: Option<crate::stores::redis::Looked>) -> Look {
+fn judge(wish: &Wish, class: &Class, looked: Option<cachekeeper_engine::stores::redis::Looked>) -> Look {
     match looked {
         Some((Some(value), left)) if !wish.is_forced => match wish.policy.judge(&wish.key, left) {
             // There is nothing to refresh ahead in knowing that there is nothing.

@@ -17,8 +17,8 @@ use super::get_or_load::run_loader;
 use super::observe::Found;
 use super::policy::{Age, Policy};
 use super::{Cache, ClientError};
-use crate::domain::entry::EntryBatch;
-use crate::domain::fence::Fence;
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::fence::Fence;
 
 /// What a loader of many ids found. A map of what is there becomes one by itself.
 #[derive(Debug, Clone)]
@@ -204,7 +204,7 @@ impl Core {
         &self,
         keys: &[Arc<str>],
         positions: &[usize],
-        looked: Vec<crate::stores::redis::Looked>,
+        looked: Vec<cachekeeper_engine::stores::redis::Looked>,
         policy: &Policy,
         results: &mut [Option<ManyResult>],
         stale: &mut HashMap<usize, Bytes>,

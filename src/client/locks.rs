@@ -40,8 +40,8 @@ pub use guard::LockGuard;
 use self::turns::Turns;
 use self::wakeups::{Wakeup, Wakeups};
 use crate::actors::lock_renewer::{Charge, LockRenewer, LockRenewerArguments, LockRenewerMessage};
-use crate::metrics::{ByReason, Metrics};
-use crate::stores::redis::{CacheError, LeaseAttempt, Redis};
+use cachekeeper_engine::metrics::{ByReason, Metrics};
+use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, Redis};
 
 /// How a lock is taken and kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use tracing::{Span, warn};
 
 use super::codec::Codec;
 use super::core::{Core, beginning};
-use crate::flows::catalog::Catalog;
-use crate::metrics::{ByDataset, ByDatasetOutcome, Metrics};
+use cachekeeper_engine::flows::catalog::Catalog;
+use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome, Metrics};
 
 /// The label of keys that belong to no dataset.
 const NO_DATASET: &str = "none";

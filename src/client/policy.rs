@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::domain::fence::LIFE_WITHOUT_END;
-use crate::domain::keyspace::key_hash;
+use cachekeeper_protocol::fence::LIFE_WITHOUT_END;
+use cachekeeper_protocol::keyspace::key_hash;
 
 /// When an entry ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

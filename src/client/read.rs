@@ -8,7 +8,7 @@ use super::core::{Core, check_key};
 use super::observe::{Class, Found};
 use super::policy::Sliding;
 use super::{Cache, ClientError};
-use crate::stores::redis::CacheError;
+use cachekeeper_engine::stores::redis::CacheError;
 
 /// What a read found.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use super::codec::Codec;
 use super::core::Core;
 use super::policy::Lifetime;
 use super::{Cache, ClientError};
-use crate::domain::entry::EntryBatch;
+use cachekeeper_protocol::entry::EntryBatch;
 
 /// How many values are stored.
 #[derive(Debug, Clone, Copy)]

@@ -6,12 +6,12 @@ use tokio::time::Instant;
 use super::core::{Core, check_key};
 use super::policy::Lifetime;
 use super::{Cache, ClientError};
-use crate::domain::entry::EntryBatch;
-use crate::domain::event::{Event, Op};
-use crate::flows::error::FlowError;
-use crate::flows::invalidate;
-use crate::flows::reload::with_current_order;
-use crate::stores::redis::{Answer, CacheError, Order, Refusal};
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::stores::redis::{Answer, CacheError, Order, Refusal};
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::event::{Event, Op};
 
 impl Cache {
     /// Stores a value. Fills of the key that began before are refused.

@@ -5,8 +5,8 @@ use sqlx::PgConnection;
 
 use super::dataset::DatasetCache;
 use super::{Cache, ClientError};
-use crate::flows::write::parameters::Parameters;
-use crate::flows::write::{Touched, WriteError, Written, settle, write, write_in};
+use cachekeeper_engine::flows::write::parameters::Parameters;
+use cachekeeper_engine::flows::write::{Touched, WriteError, Written, settle, write, write_in};
 
 impl DatasetCache {
     /// Carries out the dataset's write statement in a transaction, and stores what it touched. The statement may touch many

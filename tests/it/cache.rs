@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use cachekeeper::client::{
     Cache, ClientError, Identified, Lifetime, Read, SetManyOptions, Sliding, ValueFormat,
 };
-use cachekeeper::config::{Codec, Compression};
+use cachekeeper_config::{Codec, Compression};
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 

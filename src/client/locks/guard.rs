@@ -11,8 +11,8 @@ use tracing::debug;
 
 use super::{LockError, LockOptions, Locks};
 use crate::actors::lock_renewer::{Charge, LockRenewerMessage};
-use crate::flows::error::chain;
-use crate::stores::redis::{CacheError, LeaseGrant, Redis};
+use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::stores::redis::{CacheError, LeaseGrant, Redis};
 
 /// Locks that are held. Dropped, they are released in the background; [`Self::release`] tells how it went.
 #[derive(Debug)]

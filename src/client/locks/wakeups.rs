@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::stores::redis::{Notice, Redis};
+use cachekeeper_engine::stores::redis::{Notice, Redis};
 
 /// How often a silent subscription is probed, and how long that may take.
 const HEARTBEAT: Duration = Duration::from_secs(1);
