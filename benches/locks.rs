@@ -12,7 +12,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, LockOptions, Locks};
+use cachekeeper_client::{Cache, LockOptions, Locks};
 use cachekeeper_testkit::servers::Redis;
 use rslock::LockManager;
 use tokio::time::Instant;

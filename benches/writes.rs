@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::{Cache, CacheState, Parameter, Parameters};
+use cachekeeper_client::{Cache, CacheState, Parameter, Parameters};
 use cachekeeper_config::Config;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 use redis::AsyncCommands;

@@ -12,7 +12,6 @@ pub mod app;
 pub mod supervisor;
 
 pub mod actors;
-pub mod client;
 
 pub mod telemetry;
 

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::Cache;
+use cachekeeper_client::Cache;
 use cachekeeper_config::Config;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 use sqlx::postgres::PgPoolOptions;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper::client::{BreakerSettings, BreakerState, Cache, ClientError, Heard, Policy};
+use cachekeeper_client::{BreakerSettings, BreakerState, Cache, ClientError, Heard, Policy};
 use cachekeeper_config as config;
 use cachekeeper_engine::flows::epoch;
 use cachekeeper_protocol::event::Event;
@@ -308,7 +308,7 @@ async fn a_loader_with_a_snapshot_obeys_the_stamp_rule() {
                 advance_database(&url).await;
                 cachekeeper_engine::flows::events::obey(&context, "test", &[event]).await.unwrap();
             }
-            Ok::<_, ClientError>(cachekeeper::client::Loaded::found(name).as_of(snapshot))
+            Ok::<_, ClientError>(cachekeeper_client::Loaded::found(name).as_of(snapshot))
         }
     };
     let old = cache.get_or_load::<String, _, _, _, _>("own:1", &policy, load("old", true)).await.unwrap();

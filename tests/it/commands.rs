@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::Cache;
+use cachekeeper_client::Cache;
 use cachekeeper_engine::flows::context::Context;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
@@ -245,7 +245,7 @@ async fn a_write_through_a_table_that_nothing_watches_reaches_redis_although_its
     let mut transaction = pool.begin().await.unwrap();
     let to = |value: Value| {
         let Value::Object(fields) = value else { panic!("an object") };
-        fields.into_iter().map(|(name, value)| (name, cachekeeper::client::Parameter::Value(value))).collect()
+        fields.into_iter().map(|(name, value)| (name, cachekeeper_client::Parameter::Value(value))).collect()
     };
     let changed = products.write_in(&mut transaction, &to(json!({ "id": 3, "price": 5 }))).await.unwrap();
     let ordered = orders.write_in(&mut transaction, &to(json!({ "id": 1, "product": 3 }))).await.unwrap();

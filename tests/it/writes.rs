@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
 use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper_client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
 use cachekeeper_engine::flows::commands::{CommandError, Commands};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::{coverage, epoch};

@@ -1,5 +1,6 @@
 //! The procedures: what is done. Actors decide when.
 
+pub mod backoff;
 pub mod catalog;
 pub mod commands;
 pub mod compare;
@@ -16,6 +17,7 @@ pub mod follow;
 pub mod followed;
 pub mod fresh;
 pub mod invalidate;
+pub mod lease;
 pub mod refresh;
 pub mod rejected;
 pub mod reload;

@@ -10,7 +10,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use cachekeeper::client::{Cache, LockOptions};
+//! use cachekeeper_client::{Cache, LockOptions};
 //! let cache = Cache::connect("redis://localhost:6379/0", "bank")?.build();
 //! let guard = cache.locks()?.acquire_all(&["account:1", "account:2"], LockOptions::default()).await?;
 //! tokio::select! {
@@ -25,21 +25,17 @@
 
 mod guard;
 mod turns;
-mod wakeups;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorRef, ActorStatus};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 pub use guard::LockGuard;
 
 use self::turns::Turns;
-use self::wakeups::{Wakeup, Wakeups};
-use crate::actors::lock_renewer::{Charge, LockRenewer, LockRenewerArguments, LockRenewerMessage};
+use cachekeeper_engine::flows::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, Metrics};
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, Redis};
 
@@ -91,12 +87,6 @@ impl LockError {
     }
 }
 
-/// How one attempt ended.
-enum Attempt {
-    Taken(LockGuard),
-    Held { name: String, owner: String, left: Duration },
-}
-
 /// Shorter lives are over before they can be used.
 const LIFE_MIN: Duration = Duration::from_millis(10);
 
@@ -112,7 +102,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     turns: Turns,
     wakeups: Wakeups,
-    renewer: Mutex<Option<ActorRef<LockRenewerMessage>>>,
+    renewer: Renewer,
 }
 
 impl Locks {
@@ -120,7 +110,8 @@ impl Locks {
     #[must_use]
     pub fn new(redis: Redis, metrics: Arc<Metrics>) -> Self {
         let wakeups = Wakeups::new(redis.clone());
-        let (turns, renewer) = (Turns::default(), Mutex::default());
+        let renewer = Renewer::new(redis.clone(), Arc::clone(&metrics));
+        let turns = Turns::default();
         Self { shared: Arc::new(Shared { redis, metrics, turns, wakeups, renewer }) }
     }
 
@@ -194,23 +185,21 @@ impl Locks {
         }
     }
 
-    fn redis(&self) -> &Redis {
-        &self.shared.redis
-    }
-
     async fn take(&self, names: Vec<String>, options: LockOptions) -> Result<LockGuard, LockError> {
         let deadline = Instant::now() + options.wait;
         // In this process they come one after the other, first come, first served: a release wakes one, not a thousand.
         let turns = tokio::time::timeout_at(deadline, self.shared.turns.of(&names));
         let Ok(turns) = turns.await else { return Err(self.held(names).await) };
-        let owner = owner();
+        let owner = unique_owner();
+        let LockOptions { life, is_renewed, max_hold, .. } = options;
+        let terms = Terms { life, is_renewed, max_hold };
         let mut wakeup: Option<Wakeup> = None;
         loop {
             let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
-            let asked = Instant::now();
-            let (name, holder, left) = match self.attempt(&names, &owner, options).await? {
-                Attempt::Taken(guard) => return Ok(guard.keep(options, asked, turns).await),
-                Attempt::Held { name, owner, left } => (name, owner, left),
+            let (name, holder, left) = match self.shared.renewer.acquire(&names, &owner, terms).await {
+                LeaseReply::Granted(lease) => return Ok(LockGuard::new(lease, turns)),
+                LeaseReply::Held { name, owner, left } => (name, owner, left),
+                LeaseReply::Unavailable(error) => return Err(error.into()),
             };
             if deadline <= Instant::now() {
                 return Err(LockError::Held { name, owner: holder, left });
@@ -220,29 +209,6 @@ impl Locks {
                 // Who listens first and looks then misses nothing.
                 _ => wakeup = Some(self.shared.wakeups.of(&name)),
             }
-        }
-    }
-
-    /// One attempt, in a task of its own: if who asked has left when the answer comes, the guard gives the lock back.
-    async fn attempt(
-        &self,
-        names: &[String],
-        owner: &str,
-        options: LockOptions,
-    ) -> Result<Attempt, LockError> {
-        let (sender, receiver) = oneshot::channel();
-        let (locks, names, owner) = (self.clone(), names.to_vec(), owner.to_owned());
-        drop(tokio::spawn(async move {
-            let result = locks.shared.redis.acquire_locks(&names, &owner, options.life).await;
-            let result = result.map(|attempt| match attempt {
-                LeaseAttempt::Granted(grants) => Attempt::Taken(LockGuard::new(locks, grants)),
-                LeaseAttempt::Held { name, owner, left } => Attempt::Held { name, owner, left },
-            });
-            drop(sender.send(result));
-        }));
-        match receiver.await {
-            Ok(result) => Ok(result?),
-            Err(_task_is_gone) => Err(CacheError::timed_out("take a lock").into()),
         }
     }
 
@@ -258,64 +224,4 @@ impl Locks {
             Err(error) => error.into(),
         }
     }
-
-    /// Hands a lock to the renewer; answers who has it.
-    async fn keep(&self, charge: Charge) -> Option<ActorRef<LockRenewerMessage>> {
-        let mut charge = charge;
-        for _ in 0..2 {
-            let Some(renewer) = self.renewer().await else { break };
-            match renewer.cast(LockRenewerMessage::Keep(charge)) {
-                Ok(()) => return Some(renewer),
-                Err(ractor::MessagingErr::SendErr(LockRenewerMessage::Keep(back))) => charge = back,
-                Err(_) => return None,
-            }
-        }
-        // Nobody renews it: the holder is told at once.
-        charge.lost.cancel();
-        None
-    }
-
-    /// The actor that renews; started with the first lock, and again where it ended.
-    async fn renewer(&self) -> Option<ActorRef<LockRenewerMessage>> {
-        if let Some(renewer) = living(&self.slot()) {
-            return Some(renewer);
-        }
-        let arguments = LockRenewerArguments {
-            redis: self.shared.redis.clone(),
-            metrics: Arc::clone(&self.shared.metrics),
-            owner: owner(),
-        };
-        let (renewer, _join) = Actor::spawn(None, LockRenewer, arguments).await.ok()?;
-        let mut slot = self.slot();
-        // Somebody may have been faster: then theirs is used, and this one ends.
-        if let Some(theirs) = living(&slot) {
-            renewer.stop(None);
-            return Some(theirs);
-        }
-        *slot = Some(renewer.clone());
-        Some(renewer)
-    }
-
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<ActorRef<LockRenewerMessage>>> {
-        self.shared.renewer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn living(slot: &Option<ActorRef<LockRenewerMessage>>) -> Option<ActorRef<LockRenewerMessage>> {
-    let ends = |status| matches!(status, ActorStatus::Stopping | ActorStatus::Stopped);
-    slot.clone().filter(|renewer| !ends(renewer.get_status()))
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if let Some(renewer) = self.renewer.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            renewer.stop(None);
-        }
-    }
-}
-
-/// Names one holder: host, process, and a number of its own.
-fn owner() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}:{}:{:016x}", host.trim(), std::process::id(), rand::random::<u64>())
 }

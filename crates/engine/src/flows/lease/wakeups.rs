@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
-use cachekeeper_engine::stores::redis::{Notice, Redis};
+use crate::stores::redis::{Notice, Redis};
 
 /// How often a silent subscription is probed, and how long that may take.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -17,9 +17,12 @@ const REPLY_LIMIT: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two looks although one stands: a release may be lost between server and client.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+/// No lock is looked at more often, whatever is known of its holder's life: one that somebody made by hand has no end.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(50);
 
+/// Hears of releases for the whole process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Wakeups {
+pub struct Wakeups {
     state: Arc<State>,
 }
 
@@ -41,18 +44,21 @@ struct Table {
 
 /// The interest of one waiter in one name.
 #[derive(Debug)]
-pub(super) struct Wakeup {
+pub struct Wakeup {
     state: Arc<State>,
     name: String,
     receiver: watch::Receiver<u64>,
 }
 
 impl Wakeups {
+    /// Nothing is subscribed to yet.
+    #[must_use]
     pub fn new(redis: Redis) -> Self {
         Self { state: Arc::new(State { redis, table: Mutex::default() }) }
     }
 
     /// Listens for releases of this lock.
+    #[must_use]
     pub fn of(&self, name: &str) -> Wakeup {
         let mut table = self.state.table();
         let entry = table.waiting.entry(name.to_owned()).or_insert_with(|| (watch::Sender::new(0), 0));
@@ -68,11 +74,13 @@ impl Wakeups {
 
 impl Wakeup {
     /// Whether this is the interest in that name.
+    #[must_use]
     pub fn is_of(&self, name: &str) -> bool {
         self.name == name
     }
 
     /// What was heard so far; what comes later ends [`Self::wait`].
+    #[must_use]
     pub fn begin(&self) -> u64 {
         *self.receiver.borrow()
     }
@@ -81,7 +89,7 @@ impl Wakeup {
     pub async fn wait(&mut self, heard: u64, left: Duration, deadline: Instant) {
         let look_every = if self.state.table().is_open { LOOK_AT_LEAST_EVERY } else { LOOK_EVERY };
         // One millisecond more: Redis rounds what remains down.
-        let pause = left.saturating_add(Duration::from_millis(1)).min(look_every);
+        let pause = left.saturating_add(Duration::from_millis(1)).clamp(LOOK_AT_MOST_EVERY, look_every);
         let until = deadline.min(Instant::now() + pause);
         let changed = self.receiver.wait_for(|count| *count != heard);
         // A wake-up, or the time: the caller looks in any case.
