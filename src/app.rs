@@ -8,12 +8,12 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::actors::health::Health;
-use crate::config::{Config, FeedMode, FeedNeed, ScheduleProblem};
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
 use crate::schedule;
-use crate::stores::redis::ServerFacts;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage, Wiring};
+use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.
 const REDIS_MAJOR_MIN: u32 = 7;

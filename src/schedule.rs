@@ -17,7 +17,7 @@ mod properties;
 mod tests;
 mod zone;
 
-use crate::config::{ScheduleProblem, ScheduleText, Warm};
+use cachekeeper_config::{ScheduleProblem, ScheduleText, Warm};
 use field::{Field, UNITS, Unit};
 use zone::Moments;
 

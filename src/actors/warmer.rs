@@ -21,13 +21,13 @@ use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
 use super::lock_renewer::{LEASE_LIFE, LockRenewerMessage, Wish};
 use super::task::Task;
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::reload::{RETRY_DELAY_MAX, Report};
-use crate::flows::warm::{PassOptions, Progress, pass};
-use crate::metrics::{ByDataset, ByDatasetOutcome};
 use crate::schedule::next_fire;
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::reload::{RETRY_DELAY_MAX, Report};
+use cachekeeper_engine::flows::warm::{PassOptions, Progress, pass};
+use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
 /// Schedules are looked at no less often than this, so that a clock that was set is noticed.

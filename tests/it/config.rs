@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use cachekeeper::config::Config;
-use cachekeeper::config::diagnostic::render;
-use cachekeeper::config::schema::json_schema;
+use cachekeeper_config::Config;
+use cachekeeper_config::diagnostic::render;
+use cachekeeper_config::schema::json_schema;
 
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<(Config, String), String> {
     let environment: BTreeMap<String, String> =
