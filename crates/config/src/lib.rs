@@ -1,17 +1,27 @@
-//! Checked settings. Every value here has passed [`check`]; nothing else reads the file or the environment.
+//! Checked settings. Every value here has passed the check of the configuration file; nothing else reads the file
+//! or the environment.
 //!
 //! What keys there are, what they may hold and what they mean stands in `table.rs`, and only there.
 
+#[cfg(feature = "file")]
 pub mod check;
 pub mod diagnostic;
+#[cfg(feature = "file")]
 mod environment;
+#[cfg(feature = "file")]
 mod forms;
+#[cfg(feature = "file")]
 mod key;
+#[cfg(feature = "file")]
 mod raw;
+#[cfg(feature = "file")]
 pub mod reference;
+#[cfg(feature = "file")]
 pub mod schema;
 pub mod source;
+#[cfg(feature = "file")]
 mod table;
+#[cfg(feature = "file")]
 mod values;
 mod words;
 

@@ -1,6 +1,7 @@
 //! Settings that are one of a few words.
 
 /// An enum whose variants are written as words in the file.
+#[cfg(feature = "file")]
 pub trait Words: Copy + 'static {
     /// The words, in the order in which messages list them.
     const NAMES: &'static [&'static str];
@@ -24,6 +25,7 @@ macro_rules! words {
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         $scope enum $name { $($(#[$variant_about])* $variant,)+ }
 
+        #[cfg(feature = "file")]
         impl $crate::words::Words for $name {
             const NAMES: &'static [&'static str] = &[$($word),+];
             const ALL: &'static [Self] = &[$(Self::$variant),+];
@@ -32,6 +34,7 @@ macro_rules! words {
 }
 pub(crate) use words;
 
+#[cfg(feature = "file")]
 words! {
     /// What `format` says. With `numeric` and `value` it becomes a [`super::Format`].
     pub enum FormatName {
@@ -44,6 +47,7 @@ words! {
     }
 }
 
+#[cfg(feature = "file")]
 words! {
     /// What `codec` says: "none" switches off what `[defaults]` switched on.
     pub enum CodecName {
