@@ -22,6 +22,7 @@ mod feed;
 mod flows;
 mod handover;
 mod ledger;
+mod leases;
 mod locks;
 mod oracle;
 mod passes;
