@@ -77,11 +77,19 @@ async fn a_killed_epoch_keeper_and_a_killed_warmer_leave_no_lease_behind() {
 #[tokio::test]
 async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     let rig = Rig::start(TABLES).await;
-    // The leader holds the lease and stands still.
+    // A leader installs the triggers. The next one holds the lease and stands still.
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    assert!(worker.stop().await);
     let context = rig.context(DATASETS);
     context.redis.acquire_locks(&["feed"], "the leader", Duration::from_secs(600)).await.unwrap();
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
-    ready(&worker).await;
+    let applied_by_worker = || worker.context.metrics.changed_keys.get_or_create(&labels()).get();
+    wait_until("another worker follows in its place", async || {
+        rig.postgres.execute("update products set price = price + 1 where id = 7").await.unwrap();
+        if 0 < applied_by_worker() { Ok(()) } else { Err("nobody moves the watermark".to_owned()) }
+    })
+    .await;
     // It moves again.
     let coverage = cachekeeper::flows::coverage::look(&context, false).await.unwrap();
     context.set_coverage(coverage);
@@ -98,7 +106,6 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
         }
     });
     let applied = || context.metrics.changed_keys.get_or_create(&labels()).get();
-    let applied_by_worker = || worker.context.metrics.changed_keys.get_or_create(&labels()).get();
     wait_until("the leader alone applies what is committed", async || {
         let before = applied_by_worker();
         for _ in 0..20 {
