@@ -1,23 +1,21 @@
 //! Leases of workers: each ends with its holder, however that ends, and whoever waits for it takes it over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::compare::{Extent, compare};
-use cachekeeper::flows::follow::{Follower, Step};
-use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper::supervisor::SupervisorMessage;
+use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::follow::{Follower, Step};
+use cachekeeper_engine::flows::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
 use redis::AsyncCommands;
 
 use crate::feed::{DATASETS, TABLES, ready};
 use crate::support::{Rig, wait_until};
 
-const REVALIDATION: &str = "lead";
-const BACKFILL: &str = "warm:product";
-
-fn kill(worker: &Worker, actor: &str) {
-    let kind = ChildKind::START_ORDER.into_iter().find(|kind| kind.name() == actor).unwrap();
-    worker.supervisor().cast(SupervisorMessage::Kill(kind)).unwrap();
-}
+const REVALIDATION: &str = "revalidation";
+const BACKFILL: &str = "backfill:product";
 
 /// What a lease holds: its token and its owner.
 async fn holder(rig: &Rig, lease: &str) -> Option<String> {
@@ -32,9 +30,9 @@ async fn held(rig: &Rig, lease: &str) -> String {
 }
 
 /// Kills the actor that holds a lease, and waits until its successor holds it.
-async fn taken_up_again(rig: &Rig, worker: &Worker, actor: &str, lease: &str) {
+async fn taken_up_again(rig: &Rig, worker: &Worker, actor: &'static str, lease: &str) {
     let before = held(rig, lease).await;
-    kill(worker, actor);
+    worker.supervisor().cast(SupervisorMessage::Kill(actor)).unwrap();
     wait_until("the lease is taken up again", async || match holder(rig, lease).await {
         Some(holder) if holder != before => Ok(()),
         other => Err(format!("{actor}: {other:?}, before {before}")),
@@ -91,7 +89,7 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     })
     .await;
     // It moves again.
-    let coverage = cachekeeper::flows::coverage::look(&context, false).await.unwrap();
+    let coverage = cachekeeper_engine::flows::coverage::look(&context, false).await.unwrap();
     context.set_coverage(coverage);
     let leader = tokio::spawn({
         let context = context.clone();
@@ -131,6 +129,88 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     assert!(worker.stop().await);
 }
 
-fn labels() -> cachekeeper::metrics::ByDataset {
-    cachekeeper::metrics::ByDataset::new("product")
+fn labels() -> cachekeeper_engine::metrics::ByDataset {
+    cachekeeper_engine::metrics::ByDataset::new("product")
+}
+
+fn elector(context: &Context, owner: &str) -> (Renewer, Elector) {
+    let renewer = Renewer::supervised(context.redis.clone(), Arc::clone(&context.metrics));
+    let elector = Elector::new(renewer.clone(), Wakeups::new(context.redis.clone()), owner);
+    (renewer, elector)
+}
+
+#[track_caller]
+fn granted(reply: LeaseReply) -> Lease {
+    match reply {
+        LeaseReply::Granted(lease) => lease,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_lease_is_told_when_it_is_lost_and_given_back_with_its_renewer() {
+    let rig = Rig::start("").await;
+    let context = rig.context("");
+    let (renewer, elector) = elector(&context, "me");
+    let feed = LeaseName::FEED;
+    assert!(!matches!(elector.try_lead(&feed).await, LeaseReply::Granted(_)), "nobody would renew it");
+    let run = |renewer: Renewer| tokio::spawn(async move { renewer.run().await });
+    let running = run(renewer.clone());
+    let lease = wait_until("the renewer runs", async || match elector.try_lead(&feed).await {
+        LeaseReply::Granted(lease) => Ok(lease),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let LeaseReply::Held { owner, .. } = elector.try_lead(&feed).await else { panic!("it was taken twice") };
+    assert_eq!(owner, "me");
+    // Taken by force: the next renewal finds out.
+    let mut client = rig.client().await;
+    let _: () = client.set("ck:{test}:lock:feed", "1 somebody else").await.unwrap();
+    lease.lost().cancelled().await;
+    drop(lease);
+    // Given back by its owner only; the next token is larger.
+    let second = granted(elector.try_lead(&LeaseName::AUDIT).await);
+    let token = second.token();
+    assert!(second.release().await.unwrap());
+    let third = granted(elector.try_lead(&LeaseName::AUDIT).await);
+    assert!(token < third.token());
+    // A renewer that dies tells everybody, and holds up nobody.
+    running.abort();
+    third.lost().cancelled().await;
+    let running = run(renewer.clone());
+    drop(third);
+    let fourth = elector.lead(&LeaseName::AUDIT).await;
+    // One that is closed gives back what is held.
+    renewer.close().await;
+    assert!(fourth.lost().is_cancelled());
+    let left: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
+    assert_eq!(left, ["ck:{test}:lock:feed"], "only what is somebody else's");
+    running.abort();
+}
+
+#[tokio::test]
+async fn who_waits_to_lead_is_woken_by_the_release() {
+    let rig = Rig::start("").await;
+    let context = rig.context("");
+    let ((first, ours), (second, theirs)) = (elector(&context, "one"), elector(&context, "other"));
+    let running = [first, second].map(|renewer| tokio::spawn(async move { renewer.run().await }));
+    let long = LeaseName { life: Duration::from_secs(600), ..LeaseName::AUDIT };
+    let lease = ours.lead(&long).await;
+    let waiting = tokio::spawn(async move { theirs.lead(&long).await.token() });
+    let channel = context.redis.keys().unlock_channel.clone();
+    wait_until("it listens", async || {
+        let query = redis::cmd("PUBSUB").arg("NUMSUB").arg(&channel).to_owned();
+        let heard: Vec<(String, u32)> = query.query_async(&mut rig.client().await).await.unwrap();
+        if heard[0].1 == 1 { Ok(()) } else { Err(format!("{heard:?}")) }
+    })
+    .await;
+    let token = lease.token();
+    // Its holder panics.
+    let holder = tokio::spawn(async move {
+        let _lease = lease;
+        panic!("on purpose");
+    });
+    assert!(holder.await.is_err());
+    assert!(token < waiting.await.unwrap());
+    running.iter().for_each(tokio::task::JoinHandle::abort);
 }
