@@ -21,11 +21,11 @@ use cachekeeper::app::Worker;
 use cachekeeper::config::Config;
 use cachekeeper::demo::servers::{Postgres, Redis};
 use cachekeeper::domain::stamp::Snapshot;
+use cachekeeper::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper::flows::context::Context;
 use cachekeeper::flows::coverage;
 use cachekeeper::flows::debt;
 use cachekeeper::flows::follow::{Follower, Step};
-use cachekeeper::flows::warm::{PassOptions, pass};
 use cachekeeper::stores::postgres::FeedReader;
 use redis::AsyncCommands;
 use tokio::time::Instant;
@@ -241,9 +241,9 @@ impl Bench {
         debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
         let drained = began.elapsed().as_secs_f64();
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         let began = Instant::now();
-        pass(&context, dataset, &options).await.unwrap();
+        backfill(&context, dataset, &options).await.unwrap();
         let warmed = began.elapsed().as_secs_f64();
         println!(
             "an update of all {} rows in one statement: looked at again in {drained:.1} s ({:.0} rows a second), \

@@ -18,9 +18,9 @@ use std::time::Duration;
 use cachekeeper::config::Config;
 use cachekeeper::demo::servers::{Postgres, Redis};
 use cachekeeper::domain::event::Op;
+use cachekeeper::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper::flows::context::Context;
 use cachekeeper::flows::invalidate;
-use cachekeeper::flows::warm::{PassOptions, pass};
 use redis::AsyncCommands;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -123,8 +123,8 @@ impl Bench {
         let dataset = context.catalog.get("item").unwrap();
         let began = Instant::now();
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
-        let report = pass(&context, dataset, &options).await.unwrap();
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+        let report = backfill(&context, dataset, &options).await.unwrap();
         assert_eq!(report.stored, self.rows);
         began.elapsed()
     }

@@ -20,7 +20,7 @@ use crate::app::Worker;
 use crate::config::Config;
 use crate::domain::units::parse_duration;
 use crate::flows::compare::{Extent, compare};
-use crate::flows::reload::with_current_order;
+use crate::flows::epoch::with_current_epoch;
 use crate::supervisor::{ChildKind, SupervisorMessage};
 
 /// Options of `cachekeeper demo`.
@@ -217,7 +217,7 @@ impl Stage {
         let context = self.worker.context.clone();
         let extent = Extent::default();
         for dataset in context.catalog.iter() {
-            let found = with_current_order(&context, || compare(&context, dataset, &extent)).await?;
+            let found = with_current_epoch(&context, || compare(&context, dataset, &extent)).await?;
             is_clean &= found.is_clean();
             view.say(&format!("  {found}"));
         }

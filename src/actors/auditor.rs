@@ -100,7 +100,7 @@ async fn round(arguments: &AuditorArguments) {
                     debug!(error = %chain(&error), "what is wrong is loaded again after the next round");
                 }
             }
-            Err(FlowError::Displaced { .. }) => {}
+            Err(FlowError::Superseded { .. }) => {}
             Err(error) => debug!(error = %chain(&error), "the audit begins again later"),
         }
     }

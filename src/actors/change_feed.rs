@@ -146,7 +146,7 @@ impl Feed {
     /// Whether the watermark stands still although somebody has the lease, or this worker moves it in their place.
     async fn is_leaderless(&mut self) -> bool {
         let context = &self.arguments.context;
-        if context.coverage().is_none() || context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+        if context.coverage().is_none() || context.catalog.iter().any(|dataset| dataset.is_superseded()) {
             return false;
         }
         let Ok(watermark) = context.redis.watermark().await else { return false };
@@ -163,7 +163,7 @@ impl Feed {
     async fn lead(&self) -> Option<Lease> {
         let context = &self.arguments.context;
         // A process that a newer one has displaced must not move the cursor past what it does not know (R16).
-        if context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+        if context.catalog.iter().any(|dataset| dataset.is_superseded()) {
             return None;
         }
         let renewer = self.arguments.peers.lock_renewer.get()?;
@@ -180,7 +180,7 @@ impl Feed {
         let mut pace = Pace::default();
         let mut advanced = Instant::now();
         let mut retry = RETRY_MIN;
-        while !until.is_cancelled() && !context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+        while !until.is_cancelled() && !context.catalog.iter().any(|dataset| dataset.is_superseded()) {
             if self.look_if_due().await
                 && let Err(error) = follower.trim().await
             {
@@ -217,9 +217,9 @@ impl Feed {
     async fn on_error(&mut self, error: &FlowError) {
         let context = &self.arguments.context;
         match error {
-            FlowError::WentBack => {
+            FlowError::RedisRolledBack => {
                 warn!("redis went back to an older state, the feed goes on from there");
-                context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
+                context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
                 if let Err(error) = epoch::relabel(context).await {
                     debug!(error = %chain(&error), "a new epoch could not begin, trying again");
                 }
@@ -227,7 +227,9 @@ impl Feed {
             }
             // Begun again at once, with the keys of that dataset deleted.
             FlowError::Slow { .. } => {}
-            FlowError::Gone(gone) => debug!(%gone, "the order of things changed, the feed begins again"),
+            FlowError::PreconditionFailed(gone) => {
+                debug!(%gone, "the order of things changed, the feed begins again")
+            }
             error => self.note(Some(chain(error))),
         }
     }

@@ -23,7 +23,7 @@ use crate::config::{OnNewEpoch, Scope};
 use crate::flows::context::Context;
 use crate::flows::epoch::{self, Order};
 use crate::flows::error::{FlowError, chain};
-use crate::flows::{debt, reload::Report};
+use crate::flows::{debt, load::LoadReport};
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::redis::{Debt, Epoch};
 
@@ -60,7 +60,7 @@ pub enum EpochKeeperMessage {
         /// When the debt was made, by Redis's clock.
         made_ms: Option<u64>,
         /// How; none if it panicked.
-        result: Option<Result<Report, FlowError>>,
+        result: Option<Result<LoadReport, FlowError>>,
     },
 }
 
@@ -212,10 +212,10 @@ impl EpochKeeperState {
                 }
             }
             FlowError::Dataset { .. }
-            | FlowError::Gone(_)
-            | FlowError::Displaced { .. }
+            | FlowError::PreconditionFailed(_)
+            | FlowError::Superseded { .. }
             | FlowError::Slow { .. }
-            | FlowError::WentBack
+            | FlowError::RedisRolledBack
             | FlowError::Cancelled => debug!(error = text, "looking again"),
         }
     }
@@ -232,7 +232,7 @@ impl EpochKeeperState {
 
     async fn relabel(&mut self) {
         warn!("redis went back to an older state, everything is looked at again");
-        self.arguments.context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
+        self.arguments.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
         if let Err(error) = epoch::relabel(&self.arguments.context).await {
             // Still going back at the next look: the last count is kept.
             self.last = self.last.map(|(epoch, _)| (epoch, u64::MAX));
@@ -260,7 +260,7 @@ impl EpochKeeperState {
         }
         let context = self.arguments.context.clone();
         let owed = order.head.owed.keys().find_map(|name| {
-            context.catalog.get(name).filter(|dataset| !dataset.is_displaced() && !self.is_postponed(name))
+            context.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
         });
         let Some(dataset) = owed.cloned() else {
             self.give_back_lead();
@@ -284,7 +284,7 @@ impl EpochKeeperState {
         &mut self,
         name: &str,
         made_ms: Option<u64>,
-        result: Option<Result<Report, FlowError>>,
+        result: Option<Result<LoadReport, FlowError>>,
     ) {
         self.paying = None;
         match result {
@@ -308,7 +308,7 @@ impl EpochKeeperState {
                         .hint(WarmerMessage::PassWanted { dataset: name.to_owned(), since_ms: made_ms });
                 }
             }
-            Some(Err(FlowError::WentBack)) => self.relabel().await,
+            Some(Err(FlowError::RedisRolledBack)) => self.relabel().await,
             Some(Err(error @ FlowError::Dataset { .. })) => {
                 let text = chain(&error);
                 warn!(dataset = name, error = text, "the dataset does not fit the database");

@@ -182,7 +182,7 @@ impl Log<'_> {
             }
         }
         if !batch.is_empty() {
-            let datasets = events::obey(context, events::STREAM, &batch).await?;
+            let datasets = events::apply(context, events::STREAM, &batch).await?;
             for event in &batch {
                 self.arguments.seen.remember(event);
                 if let Some(at) = event.at_ms {

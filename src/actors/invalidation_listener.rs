@@ -28,7 +28,7 @@ use crate::domain::event::Event;
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
 use crate::flows::events;
-use crate::flows::reload::RETRY_DELAY_MAX;
+use crate::flows::load::RETRY_DELAY_MAX;
 use crate::metrics::{ByReason, BySource};
 use crate::stores::redis::{CacheError, Notice};
 
@@ -188,7 +188,7 @@ impl InvalidationListenerState {
         }
         if !batch.is_empty() {
             let (context, sent) = (self.arguments.context.clone(), batch.clone());
-            let work = async move { events::obey(&context, events::PUBSUB, &sent).await };
+            let work = async move { events::apply(&context, events::PUBSUB, &sent).await };
             let tell = move |result| InvalidationListenerMessage::Obeyed { batch, result };
             self.working = Some(Task::spawn(myself, work, tell));
         } else if self.has_gap {
@@ -221,7 +221,7 @@ impl InvalidationListenerState {
                 self.arm(myself, Duration::ZERO);
             }
             Some(Err(error)) => {
-                if matches!(error, FlowError::WentBack) {
+                if matches!(error, FlowError::RedisRolledBack) {
                     self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
                 }
                 warn!(error = %chain(&error), events = batch.len(), "events wait, they are obeyed later");
@@ -304,7 +304,7 @@ impl InvalidationListenerState {
             self.has_gap = false;
             return;
         }
-        let result = events::owe(context, &names, "events lost", self.gap_since_ms).await;
+        let result = events::mark_pending(context, &names, "events lost", self.gap_since_ms).await;
         match result {
             Ok(()) => {
                 self.has_gap = false;

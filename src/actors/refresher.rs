@@ -14,7 +14,7 @@ use super::clock::now_ms;
 use super::task::Task;
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
-use crate::flows::refresh::{Looked, Outage, RefreshWalk, fill_missed};
+use crate::flows::refresh::{Outage, RefreshReport, RefreshScan, fill_missed};
 use crate::metrics::ByReason;
 
 const WALK_EVERY_MIN: Duration = Duration::from_millis(500);
@@ -37,7 +37,7 @@ pub enum RefresherMessage {
     /// The walk's task is over.
     WalkEnded {
         /// How; none if it panicked.
-        result: Option<Result<Looked, FlowError>>,
+        result: Option<Result<RefreshReport, FlowError>>,
     },
     /// Applications asked for keys that are not there. Sent by the invalidation listener; may be lost.
     Missed {
@@ -141,10 +141,10 @@ impl RefresherState {
         self.walking = Some(Task::spawn(myself, work, |result| RefresherMessage::WalkEnded { result }));
     }
 
-    fn on_walk_ended(&mut self, result: Option<Result<Looked, FlowError>>) {
+    fn on_walk_ended(&mut self, result: Option<Result<RefreshReport, FlowError>>) {
         self.walking = None;
         match result {
-            Some(Ok(looked)) if looked == Looked::default() => {}
+            Some(Ok(looked)) if looked == RefreshReport::default() => {}
             Some(Ok(looked)) if 0 < looked.extended => {
                 info!(extended = looked.extended, "entries kept while postgres is down");
             }
@@ -188,7 +188,7 @@ impl RefresherState {
     }
 }
 
-async fn walk(context: &Context) -> Result<Looked, FlowError> {
+async fn walk(context: &Context) -> Result<RefreshReport, FlowError> {
     let facts = context.redis.facts().await?;
     let outage = match context.postgres.ping().await {
         Ok(()) => None,
@@ -201,7 +201,7 @@ async fn walk(context: &Context) -> Result<Looked, FlowError> {
         }
         Err(error) => return Err(error.into()),
     };
-    let mut walk = RefreshWalk::new(&facts);
+    let mut walk = RefreshScan::new(&facts);
     while !walk.step(context, outage.clone()).await? {}
-    Ok(walk.looked)
+    Ok(walk.report)
 }

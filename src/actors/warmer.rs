@@ -21,11 +21,11 @@ use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
 use super::lock_renewer::{LEASE_LIFE, LockRenewerMessage, Wish};
 use super::task::Task;
+use crate::flows::backfill::{BackfillOptions, Progress, backfill};
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
 use crate::flows::error::{FlowError, chain};
-use crate::flows::reload::{RETRY_DELAY_MAX, Report};
-use crate::flows::warm::{PassOptions, Progress, pass};
+use crate::flows::load::{LoadReport, RETRY_DELAY_MAX};
 use crate::metrics::{ByDataset, ByDatasetOutcome};
 
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
@@ -76,7 +76,7 @@ pub enum WarmerMessage {
 #[derive(Debug)]
 pub enum PassEnd {
     /// It ran.
-    Ran(Result<Report, FlowError>, Duration),
+    Ran(Result<LoadReport, FlowError>, Duration),
     /// Another worker runs it; look again after this.
     Elsewhere(Duration),
     /// Another worker has run it since it was wanted.
@@ -343,13 +343,13 @@ impl WarmerState {
     fn on_pass_failed(&mut self, name: &str, error: &FlowError, since: Since) {
         match error {
             // A newer process takes care of it.
-            FlowError::Displaced { .. } => {
+            FlowError::Superseded { .. } => {
                 self.arguments
                     .health
                     .update(|facts| drop(facts.broken.insert(name.to_owned(), error.to_string())));
                 return;
             }
-            FlowError::WentBack => {
+            FlowError::RedisRolledBack => {
                 self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
             }
             FlowError::Dataset { .. } => {
@@ -359,7 +359,7 @@ impl WarmerState {
             }
             FlowError::Source(_)
             | FlowError::Cache(_)
-            | FlowError::Gone(_)
+            | FlowError::PreconditionFailed(_)
             | FlowError::Retired
             | FlowError::Slow { .. }
             | FlowError::Cancelled => {}
@@ -415,7 +415,7 @@ async fn run_pass(
     }
     let began = Instant::now();
     let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
-    let options = PassOptions {
+    let options = BackfillOptions {
         cancel: stop.child_token(),
         rate: dataset.settings.warm.as_ref().and_then(|warm| warm.rate),
         progress: Some(progress),
@@ -437,7 +437,7 @@ async fn run_pass(
         }
     };
     let result = tokio::select! {
-        result = pass(&arguments.context, dataset, &options) => result,
+        result = backfill(&arguments.context, dataset, &options) => result,
         () = reporting => Err(FlowError::Cancelled),
     };
     PassEnd::Ran(result, began.elapsed())

@@ -3,8 +3,8 @@
 use super::output::{Exit, Output};
 use crate::flows::compare::{Extent, compare, fix};
 use crate::flows::context::Context;
+use crate::flows::epoch::with_current_epoch;
 use crate::flows::error::FlowError;
-use crate::flows::reload::with_current_order;
 
 /// Compares Redis with Postgres.
 pub async fn audit(
@@ -21,7 +21,7 @@ pub async fn audit(
     let extent = Extent { sample, rate: None };
     let mut exit = Exit::Ok;
     for dataset in chosen {
-        let found = with_current_order(context, || compare(context, dataset, &extent)).await?;
+        let found = with_current_epoch(context, || compare(context, dataset, &extent)).await?;
         let json = serde_json::to_value(&found).unwrap_or_default();
         out.result(&found.to_string(), &json);
         if found.is_clean() {
@@ -29,7 +29,7 @@ pub async fn audit(
         }
         exit = Exit::Failed;
         if with_fix {
-            let fixed = with_current_order(context, || fix(context, dataset, &found)).await?;
+            let fixed = with_current_epoch(context, || fix(context, dataset, &found)).await?;
             out.note(&format!("{}: {fixed} entries mended", dataset.name()));
             exit = Exit::Ok;
         }

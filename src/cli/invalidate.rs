@@ -6,14 +6,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
 use crate::domain::event::Op;
+use crate::flows::backfill::{BackfillOptions, backfill};
 use crate::flows::context::Context;
 use crate::flows::debt;
-use crate::flows::epoch;
+use crate::flows::epoch::{self, with_current_epoch};
 use crate::flows::error::FlowError;
 use crate::flows::invalidate;
-use crate::flows::reload::{Report, with_current_order};
-use crate::flows::warm::{PassOptions, pass};
-use crate::stores::redis::{Answer, Debt};
+use crate::flows::load::LoadReport;
+use crate::stores::redis::Debt;
 
 /// What to invalidate.
 #[derive(Debug, Args)]
@@ -40,16 +40,16 @@ pub async fn invalidate(
     out: &Output,
 ) -> Result<Exit, FlowError> {
     let op = if targets.delete { Some(Op::Delete) } else { op };
-    let mut report = Report::default();
+    let mut report = LoadReport::default();
     // The query's types decide to which dataset a key belongs.
     for dataset in context.catalog.iter() {
         dataset.source(&context.postgres).await?;
     }
     if !targets.keys.is_empty() {
-        report.add(with_current_order(context, || invalidate::keys(context, &targets.keys, op)).await?);
+        report.add(with_current_epoch(context, || invalidate::keys(context, &targets.keys, op)).await?);
     }
     if !targets.tags.is_empty() {
-        report.add(with_current_order(context, || invalidate::tags(context, &targets.tags, op)).await?);
+        report.add(with_current_epoch(context, || invalidate::tags(context, &targets.tags, op)).await?);
     }
     if !targets.datasets.is_empty() {
         let chosen = match super::choose(context, &targets.datasets, out) {
@@ -57,7 +57,7 @@ pub async fn invalidate(
             Err(exit) => return Ok(exit),
         };
         for dataset in chosen {
-            report.add(with_current_order(context, || whole(context, dataset, op)).await?);
+            report.add(with_current_epoch(context, || whole(context, dataset, op)).await?);
         }
     }
     let text = format!(
@@ -85,14 +85,11 @@ async fn whole(
     context: &Context,
     dataset: &crate::flows::catalog::Dataset,
     op: Option<Op>,
-) -> Result<Report, FlowError> {
+) -> Result<LoadReport, FlowError> {
     let order = epoch::ensure(context, "").await?;
     let (names, debt) = ([dataset.name().to_owned()], Debt::new("command", order.head.now_ms));
-    if let Answer::Gone(gone) =
-        context.redis.owe((&order.epoch, &order.poll.incarnation), &debt, &names, None, "").await?
-    {
-        return Err(FlowError::Gone(gone));
-    }
+    let at = (&order.epoch, order.poll.incarnation.as_str());
+    context.checked(None, context.redis.owe(at, &debt, &names, None, "").await?)?;
     let policy = if op == Some(Op::Delete) {
         crate::config::OnNewEpoch::Drop
     } else {
@@ -102,10 +99,10 @@ async fn whole(
     let holds_all = dataset.settings.scope == crate::config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         // The pass stores every entry, so its count is the whole.
         report.stored = 0;
-        report.add(pass(context, dataset, &options).await?);
+        report.add(backfill(context, dataset, &options).await?);
     }
     Ok(report)
 }

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
+use crate::flows::backfill::{BackfillOptions, Progress, backfill};
 use crate::flows::context::Context;
+use crate::flows::epoch::with_current_epoch;
 use crate::flows::error::{FlowError, chain};
-use crate::flows::reload::with_current_order;
-use crate::flows::warm::{PassOptions, Progress, pass};
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(
@@ -36,10 +36,10 @@ pub async fn warm(
     for dataset in chosen {
         let (progress, told) = tokio::sync::watch::channel(Progress::default());
         let rate = dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
-        let options = PassOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume };
+        let options = BackfillOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume };
         let began = Instant::now();
         let result = tokio::select! {
-            result = with_current_order(context, || pass(context, dataset, &options)) => result,
+            result = with_current_epoch(context, || backfill(context, dataset, &options)) => result,
             () = show(dataset.name(), told) => Err(FlowError::Cancelled),
         };
         match result {

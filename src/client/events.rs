@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Cache, ClientError};
+use super::core::Cache;
+use super::error::ClientError;
 use crate::domain::event::{Event, InvalidEvent};
 use crate::stores::redis::{Notice, Subscription};
 

@@ -17,14 +17,14 @@ use super::encode::Encoder;
 use super::epoch;
 use super::error::FlowError;
 use super::fresh;
-use super::reload::{Cause, Job, current_epoch, gone_error, reload};
+use super::load::{Cause, Job, LoadOptions, load};
 use crate::config::{Format, Scope};
 use crate::domain::entry::EntryBatch;
 use crate::domain::keyspace::key_hash;
 use crate::domain::token::Token;
 use crate::stores::postgres::transcode::decompress;
 use crate::stores::postgres::{DatasetSource, KeyValues, Row, Trouble};
-use crate::stores::redis::{Answer, UseSign, Wanted};
+use crate::stores::redis::{UseSign, Wanted};
 
 /// What was found in one dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -133,13 +133,11 @@ pub async fn compare(context: &Context, dataset: &Dataset, extent: &Extent) -> R
     let mut cursor = 0;
     loop {
         let order_poll = epoch::poll(context).await?;
-        let current = current_epoch(context).await?;
-        let standing = dataset.standing(&current, &order_poll.incarnation);
+        let current = epoch::current(context).await?;
+        let standing = dataset.precondition(&current, &order_poll.incarnation);
         let wanted = [Wanted { prefix, left_max: None }];
-        let page = match context.redis.walk(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await? {
-            Answer::Done(page) => page,
-            Answer::Gone(gone) => return Err(gone_error(context, dataset, gone)),
-        };
+        let answer = context.redis.walk(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await?;
+        let page = context.checked(Some(dataset), answer)?;
         let keys: Vec<(String, KeyValues)> = page
             .entries
             .into_iter()
@@ -326,6 +324,7 @@ async fn find_missing(
 pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, FlowError> {
     let wrong = found.stale.iter().chain(&found.extra).chain(&found.missing).chain(&found.undecodable);
     let keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();
-    let report = reload(context, dataset, keys, Cause::Change, &mut Job::uncounted()).await?;
+    let because = LoadOptions::because(Cause::Change);
+    let report = load(context, dataset, keys, because, &mut Job::uncounted()).await?;
     Ok(report.stored + report.gone + report.invalidated)
 }

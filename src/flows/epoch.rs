@@ -2,14 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::context::Context;
 use super::error::FlowError;
 use crate::domain::stamp::Snapshot;
 use crate::metrics::ByReason;
-use crate::stores::postgres::{OutboxState, Poll, Trouble};
-use crate::stores::redis::{Adoption, Answer, Creation, Debt, Epoch, Head, NewEpoch};
+use crate::stores::postgres::{OutboxState, Poll, SourceError, Trouble};
+use crate::stores::redis::{Adoption, Answer, Creation, Debt, Epoch, Gone, Head, NewEpoch};
 
 /// The order of things as it was just read.
 #[derive(Debug, Clone)]
@@ -35,7 +35,6 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, FlowError> {
         let head = context.redis.head(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
         if head.retired.contains(&poll.incarnation) {
-            context.set_epoch(None);
             return Err(FlowError::Retired);
         }
         let is_same = head.incarnation.as_deref() == Some(poll.incarnation.as_str());
@@ -47,7 +46,7 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, FlowError> {
         let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
         begin(context, &head, &poll, reason, false).await?;
     }
-    Err(FlowError::Gone(crate::stores::redis::Gone::Epoch))
+    Err(context.on_precondition_failed(None, Gone::Epoch))
 }
 
 /// Redis went back, but its tables are whole: the same order under a new name, and everything is owed.
@@ -119,10 +118,10 @@ pub async fn poll(context: &Context) -> Result<Poll, FlowError> {
 async fn adopt_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head) -> Result<(), FlowError> {
     for dataset in context.catalog.iter() {
         let seen = head.revisions.get(dataset.name()).map_or("", String::as_str);
-        let is_known = dataset.is_adopted.load(Ordering::Relaxed);
+        let is_known = dataset.is_registered.load(Ordering::Relaxed);
         if is_known && (seen == dataset.revision || !seen.is_empty()) {
-            if seen != dataset.revision && !dataset.is_displaced() {
-                warn!(dataset = dataset.name(), "{}", dataset.displace());
+            if seen != dataset.revision && !dataset.is_superseded() {
+                warn!(dataset = dataset.name(), "{}", dataset.supersede());
             }
             continue;
         }
@@ -132,12 +131,51 @@ async fn adopt_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head) -
         match context.redis.adopt(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
             Answer::Done(Adoption::Adopted) => {
                 info!(dataset = dataset.name(), revision = %dataset.revision, "definition adopted, entries are owed");
-                dataset.is_adopted.store(true, Ordering::Relaxed);
+                dataset.is_registered.store(true, Ordering::Relaxed);
             }
-            Answer::Done(Adoption::Same) => dataset.is_adopted.store(true, Ordering::Relaxed),
+            Answer::Done(Adoption::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
             // The next look decides.
             Answer::Done(Adoption::Lost) | Answer::Gone(_) => {}
         }
     }
     Ok(())
+}
+
+/// The epoch as this process knows it, or as it is in Redis.
+///
+/// # Errors
+/// [`FlowError`], where it has to be read.
+pub async fn current(context: &Context) -> Result<Epoch, FlowError> {
+    match context.epoch() {
+        Some(epoch) => Ok(epoch),
+        None => Ok(ensure(context, "").await?.epoch),
+    }
+}
+
+/// Runs some work again, after a look at the epoch, where the ground has changed under it. The one wrapper that does.
+///
+/// # Errors
+/// The work's last error.
+pub async fn with_current_epoch<T, F>(context: &Context, mut work: impl FnMut() -> F) -> Result<T, FlowError>
+where
+    F: Future<Output = Result<T, FlowError>>,
+{
+    const ATTEMPTS: usize = 5;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match work().await {
+            Err(FlowError::PreconditionFailed(failed)) if attempt < ATTEMPTS => {
+                debug!(%failed, "the epoch changed, beginning again");
+                ensure(context, "").await?;
+            }
+            Err(FlowError::Source(SourceError {
+                trouble: Trouble::NoIncarnation | Trouble::Changed,
+                ..
+            })) if attempt < ATTEMPTS => {
+                ensure(context, "").await?;
+            }
+            other => return other,
+        }
+    }
 }

@@ -13,11 +13,11 @@ use super::context::Context;
 use super::error::FlowError;
 use super::failpoint;
 use super::followed::Coverage;
-use super::reload::Job;
+use super::load::Job;
 use super::{coverage, epoch};
 use crate::domain::stamp::Snapshot;
 use crate::stores::postgres::{Change, FeedPoll, FeedReader, Poll, Trouble};
-use crate::stores::redis::{Advance, Advanced, Answer, Debt, Epoch};
+use crate::stores::redis::{Advance, Advanced, Debt, Epoch, Gone};
 pub use batch::Touched;
 use batch::{Batch, GATHERED};
 
@@ -172,7 +172,7 @@ impl Follower {
         let order = epoch::ensure(&self.context, &self.job).await?;
         let cursor = order.head.cursor.as_deref().and_then(|text| text.parse().ok());
         let Some(cursor) = cursor else {
-            return Err(FlowError::Gone(crate::stores::redis::Gone::Table));
+            return Err(self.context.on_precondition_failed(None, Gone::Table));
         };
         Ok(Place {
             epoch: order.epoch,
@@ -287,21 +287,18 @@ impl Follower {
             followed: &followed,
             debt: &debt,
         };
-        match self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await? {
-            Answer::Done(Advanced::Done) => {
+        let answer = self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await?;
+        match self.context.checked(None, answer)? {
+            Advanced::Done => {
                 failpoint::reach("feed.advanced");
                 self.place = Some(Place { cursor: poll.snapshot, count: place.count + 1, ..place });
                 Ok(Step::Applied(statements))
             }
-            Answer::Done(Advanced::Moved) => {
+            Advanced::Moved => {
                 debug!("another worker moved the cursor");
                 Ok(Step::Again)
             }
-            Answer::Done(Advanced::WentBack) => Err(FlowError::WentBack),
-            Answer::Gone(gone) => {
-                self.context.set_epoch(None);
-                Err(FlowError::Gone(gone))
-            }
+            Advanced::WentBack => Err(FlowError::RedisRolledBack),
         }
     }
 
@@ -309,7 +306,7 @@ impl Follower {
     fn followed(&self, coverage: &Coverage) -> Vec<(String, String)> {
         let mut followed = coverage.followed();
         followed.retain(|(name, _)| {
-            self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_displaced())
+            self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded())
         });
         followed
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::context::Context;
+use super::epoch::with_current_epoch;
 use super::error::FlowError;
-use super::reload::with_current_order;
 use crate::domain::token::Token;
 use crate::stores::redis::Watermark;
 
@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// # Errors
 /// [`FlowError`].
 pub async fn token(context: &Context) -> Result<Token, FlowError> {
-    let poll = with_current_order(context, || async { Ok(context.postgres.poll().await?) }).await?;
+    let poll = with_current_epoch(context, || async { Ok(context.postgres.poll().await?) }).await?;
     Ok(Token { incarnation: poll.incarnation, snapshot: poll.snapshot })
 }
 

@@ -9,7 +9,9 @@
 )]
 
 mod cache;
+mod cache_keys;
 mod cache_load;
+mod cache_load_many;
 mod cache_trouble;
 mod capture;
 mod cli;

@@ -14,11 +14,11 @@ use crate::flows::error::FlowError;
 use crate::flows::failpoint;
 use crate::flows::followed::{Coverage, Touches};
 use crate::flows::invalidate::{delete_keys, members, reload_keys};
-use crate::flows::reload::Job;
+use crate::flows::load::Job;
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{Change, KeyValues, Poll, Trouble};
-use crate::stores::redis::{Answer, Debt, Epoch};
+use crate::stores::redis::{Debt, Epoch};
 
 /// Keys that are gathered before they are applied.
 pub(super) const GATHERED: usize = 16_384;
@@ -128,13 +128,9 @@ impl Batch<'_> {
             let debt = Debt::new("whole table changed", self.now_ms);
             let at = (&self.epoch, self.poll.incarnation.as_str());
             let floor = Some(self.poll.snapshot.stamp());
-            match self.context.redis.owe(at, &debt, &names, floor, &self.job.id).await? {
-                Answer::Done(_) => self.job.count += 1,
-                Answer::Gone(gone) => {
-                    self.context.set_epoch(None);
-                    return Err(FlowError::Gone(gone));
-                }
-            }
+            let answer = self.context.redis.owe(at, &debt, &names, floor, &self.job.id).await?;
+            self.context.checked(None, answer)?;
+            self.job.count += 1;
         }
         if !touched.tags.is_empty() {
             let tags: Vec<String> = touched.tags.into_iter().collect();
@@ -147,7 +143,7 @@ impl Batch<'_> {
             }
         }
         for (name, keys) in touched.keys {
-            let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_displaced())
+            let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_superseded())
             else {
                 continue;
             };
@@ -212,10 +208,10 @@ impl Batch<'_> {
                 Trouble::Unavailable | Trouble::NoIncarnation | Trouble::Standby | Trouble::NoSchema
             ),
             FlowError::Cache(_)
-            | FlowError::Gone(_)
+            | FlowError::PreconditionFailed(_)
             | FlowError::Retired
-            | FlowError::Displaced { .. }
-            | FlowError::WentBack
+            | FlowError::Superseded { .. }
+            | FlowError::RedisRolledBack
             | FlowError::Cancelled => false,
         };
         if is_own_fault {
