@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
-use crate::flows::backfill::{BackfillOptions, Progress, backfill};
-use crate::flows::context::Context;
-use crate::flows::epoch::with_current_epoch;
-use crate::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::backfill::{BackfillOptions, Progress, backfill};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::epoch::with_current_epoch;
+use cachekeeper_engine::flows::error::{FlowError, chain};
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(

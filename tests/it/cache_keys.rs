@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, ClientError};
-use cachekeeper::flows::epoch;
+use cachekeeper_client::{Cache, ClientError};
+use cachekeeper_engine::flows::epoch;
 
 use crate::support::Rig;
 
@@ -77,7 +77,7 @@ async fn e2_a_key_that_only_begins_like_a_datasets_is_the_applications_own() {
         assert_eq!(cache.get::<String>(key).await.unwrap().as_deref(), Some("own"), "{key}");
         let load = async || Ok::<_, ClientError>(Some("loaded".to_owned()));
         cache.delete(key).await.unwrap();
-        let policy = cachekeeper::client::Policy::ttl(HOUR);
+        let policy = cachekeeper_client::Policy::ttl(HOUR);
         cache.get_or_load::<String, _, _, _, _>(key, &policy, load).await.unwrap();
         assert_eq!(cache.get_bytes(key).await.unwrap().unwrap(), b"\xa6loaded", "{key}");
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, Chaos, ClientError, Fault, Loaded, Place, Policy};
+use cachekeeper_client::{Cache, Chaos, ClientError, Fault, Loaded, Place, Policy};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::advance;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, ClientError, ManyLoaded, Partial, Policy};
+use cachekeeper_client::{Cache, ClientError, ManyLoaded, Partial, Policy};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, advance};
 

@@ -1,8 +1,8 @@
 //! Load, store, warm, refresh, invalidate against real servers.
 
-use cachekeeper::domain::event::Op;
-use cachekeeper::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper::flows::invalidate;
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::flows::invalidate;
+use cachekeeper_protocol::event::Op;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 

@@ -8,6 +8,7 @@
     reason = "tests say what went wrong by failing"
 )]
 
+mod budgets;
 mod cache;
 mod cache_keys;
 mod cache_load;

@@ -6,14 +6,14 @@ use cachekeeper::actors::lock_renewer::{
     LEASE_LIFE, LockRenewer, LockRenewerArguments, LockRenewerMessage, Wish,
 };
 use cachekeeper::app::Worker;
-use cachekeeper::domain::entry::EntryBatch;
-use cachekeeper::domain::stamp::Stamp;
-use cachekeeper::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper::flows::context::Context;
-use cachekeeper::flows::error::FlowError;
-use cachekeeper::flows::load::{Cause, Job, LoadOptions, Storing, load};
-use cachekeeper::flows::{debt, epoch, invalidate};
-use cachekeeper::stores::redis::{Answer, StoreMode};
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, Storing, load};
+use cachekeeper_engine::flows::{debt, epoch, invalidate};
+use cachekeeper_engine::stores::redis::{Answer, StoreMode};
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::stamp::Stamp;
 use ractor::Actor;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
@@ -85,7 +85,8 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
     let cancel = CancellationToken::new();
-    let (progress, mut told) = tokio::sync::watch::channel(cachekeeper::flows::backfill::Progress::default());
+    let (progress, mut told) =
+        tokio::sync::watch::channel(cachekeeper_engine::flows::backfill::Progress::default());
     let slow =
         BackfillOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
     let stopper = tokio::spawn(async move {
@@ -104,10 +105,10 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
     let head = context.redis.head("").await.unwrap();
     assert!(head.passes.is_empty() && head.warmed.contains_key("t"));
-    let found = cachekeeper::flows::compare::compare(
+    let found = cachekeeper_engine::flows::compare::compare(
         &context,
         dataset,
-        &cachekeeper::flows::compare::Extent::default(),
+        &cachekeeper_engine::flows::compare::Extent::default(),
     )
     .await
     .unwrap();
@@ -238,7 +239,7 @@ async fn retagging_moves_and_membership_outlives_nothing() {
     assert!(value.contains("by its new tag"), "{value}");
     // A tag without members is nothing to do; so is one that never was.
     let report = invalidate::tags(&context, &["never".to_owned()], None).await.unwrap();
-    assert_eq!(report, cachekeeper::flows::load::LoadReport::default());
+    assert_eq!(report, cachekeeper_engine::flows::load::LoadReport::default());
 }
 
 #[tokio::test]
@@ -253,14 +254,14 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     let _: () = client.del("ck:{test}:head").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
-    let policy = cachekeeper::config::OnNewEpoch::Refresh;
+    let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
     assert!(context.redis.head("").await.unwrap().owed.is_empty());
     // Dropped instead of refreshed.
     let _: () = client.del("ck:{test}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
-    let policy = cachekeeper::config::OnNewEpoch::Drop;
+    let policy = cachekeeper_config::OnNewEpoch::Drop;
     let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.invalidated), (0, 5_000));
     let left: bool = client.exists("t:5").await.unwrap();
@@ -326,7 +327,7 @@ async fn the_loss_of_a_lease_is_told() {
     let Wish::Granted(lease) = wish else { panic!("{wish:?}") };
     let other = context.redis.acquire_locks(&["a"], "somebody else", Duration::from_secs(1)).await.unwrap();
     assert!(
-        matches!(other, cachekeeper::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
+        matches!(other, cachekeeper_engine::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
         "{other:?}"
     );
     // Taken by force.

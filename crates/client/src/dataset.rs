@@ -1,0 +1,196 @@
+//! Caches over datasets, and their entries: read from Redis, and loaded from Postgres under a stamp where they are missing.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use super::backend::Backend;
+use super::builder::CacheBuilder;
+use super::core::{Cache, Core};
+use super::error::ClientError;
+use super::flight::{Bytes, LoadRequest, LoadedBytes, Loader};
+use super::key_class::KeyClass;
+use super::policy::Policy;
+use super::source::Source;
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::epoch::with_current_epoch;
+use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::flows::fresh;
+use cachekeeper_engine::flows::load::{Job, Keys, LoadOptions, load};
+use cachekeeper_protocol::token::Token;
+
+/// A dataset of the configuration, for reading.
+#[derive(Debug, Clone)]
+pub struct DatasetCache {
+    core: Arc<Core>,
+    context: Context,
+    dataset: Arc<Dataset>,
+    class: Arc<KeyClass>,
+    policy: Arc<Policy>,
+}
+
+impl Cache {
+    /// A cache over the servers and datasets of a configuration, as the worker has it.
+    ///
+    /// # Errors
+    /// [`ClientError`] when a URL cannot be used.
+    pub fn open(config: &Config) -> Result<CacheBuilder, ClientError> {
+        let builder = Self::over(Context::new(config)?);
+        let channel = config.invalidation.channels.first();
+        Ok(channel.iter().fold(builder, |builder, channel| builder.channel(channel)))
+    }
+
+    /// A cache over stores that the caller has prepared.
+    #[must_use]
+    pub fn over(context: Context) -> CacheBuilder {
+        CacheBuilder::new(Backend::Redis(Box::new(context.redis.clone())), Source::new(context))
+    }
+
+    /// The dataset of this name.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSource`] where the cache was opened without datasets; [`ClientError::NoDataset`].
+    pub fn dataset(&self, name: &str) -> Result<DatasetCache, ClientError> {
+        let core = Arc::clone(&self.core);
+        let context = core.source.context()?.clone();
+        let found = context.catalog.iter().zip(&core.classes.datasets);
+        let found = found.into_iter().find(|(dataset, _)| dataset.name() == name);
+        let (dataset, class) = found.ok_or_else(|| ClientError::NoDataset(name.to_owned()))?;
+        let (dataset, class) = (Arc::clone(dataset), Arc::clone(class));
+        let policy = Arc::new(Policy::ttl(dataset.settings.ttl));
+        Ok(DatasetCache { core, context, dataset, class, policy })
+    }
+}
+
+impl DatasetCache {
+    /// The key of an entry, by the texts of its placeholders in their order.
+    ///
+    /// # Errors
+    /// [`ClientError::Key`].
+    pub fn key(&self, id: &[&str]) -> Result<String, ClientError> {
+        let values: Vec<String> = id.iter().map(|text| (*text).to_owned()).collect();
+        let problem = "has another number of parts than the dataset's key, or an empty one";
+        self.dataset.key_of(&values).ok_or_else(|| ClientError::Key { key: id.join(" "), problem })
+    }
+
+    /// The entry: from Redis, or from Postgres, by one statement for all who ask at the same time. While Redis is down,
+    /// from Postgres. None: there is no row.
+    ///
+    /// # Errors
+    /// [`ClientError`], where it is in neither.
+    pub async fn get<T: DeserializeOwned>(&self, id: &[&str]) -> Result<Option<T>, ClientError> {
+        let key = self.key(id)?;
+        let request = || self.request(vec![key.as_str().into()]);
+        let obtained = self.core.obtain_one((&key, &self.class), &self.policy, request).await?;
+        self.typed(&key, obtained.value?)
+    }
+
+    /// The entries of many ids, in their order, each as [`Self::get`] has it; what is missing is loaded by one statement.
+    ///
+    /// # Errors
+    /// [`ClientError::Key`]. What fails for an id stands in the answer.
+    pub async fn get_many<T: DeserializeOwned>(
+        &self,
+        ids: &[&[&str]],
+    ) -> Result<Vec<Result<Option<T>, ClientError>>, ClientError> {
+        let keys: Vec<Arc<str>> =
+            ids.iter().map(|id| self.key(id).map(Arc::from)).collect::<Result<_, ClientError>>()?;
+        let (request, loader) = self.request(keys.clone());
+        let obtained = self.core.obtain_many(&request, &loader).await;
+        let typed = keys.iter().zip(obtained).map(|(key, one)| self.typed(key, one.value?));
+        Ok(typed.collect())
+    }
+
+    /// The entry, at least as fresh as a token of a write: from Redis if the watermark says so, else from Postgres.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get_since<T: DeserializeOwned>(
+        &self,
+        id: &[&str],
+        token: &Token,
+    ) -> Result<Option<T>, ClientError> {
+        let key: Arc<str> = self.key(id)?.into();
+        let command = async {
+            match fresh::get(&self.context, &key, token).await {
+                Ok(found) => Ok(Some(found)),
+                Err(EngineError::Cache(error)) => Err(error),
+                Err(_other) => Ok(None),
+            }
+        };
+        match self.core.ask("read an entry and the watermark", command).await {
+            Ok(Some(fresh::Found::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
+            _ => {
+                let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(&key)], true).await?;
+                self.typed(&key, loaded.into_iter().next().unwrap_or(Ok(None))?)
+            }
+        }
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The dataset's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.dataset.name()
+    }
+
+    pub(super) fn typed<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        bytes: Option<Bytes>,
+    ) -> Result<Option<T>, ClientError> {
+        let class = &self.class;
+        let Some(bytes) = bytes.filter(|bytes| **bytes != *class.codec.null()) else { return Ok(None) };
+        // The worker's bytes are what the configuration says: loading again would bring the same.
+        let decoded = class.codec.decode(&bytes).map(Some);
+        decoded.map_err(|reason| ClientError::Decode { key: key.to_owned(), reason })
+    }
+
+    /// A request for keys of this dataset, and what loads them.
+    fn request(&self, keys: Vec<Arc<str>>) -> (LoadRequest, Loader) {
+        let (context, dataset) = (self.context.clone(), Arc::clone(&self.dataset));
+        let keys: Arc<[Arc<str>]> = keys.into();
+        let request = LoadRequest {
+            keys: Arc::clone(&keys),
+            policy: Arc::clone(&self.policy),
+            of_dataset: Some(Arc::clone(&self.class)),
+            is_forced: false,
+        };
+        let loader: Loader = Arc::new(move |positions, fence| {
+            let (context, dataset) = (context.clone(), Arc::clone(&dataset));
+            let wanted: Vec<Arc<str>> = positions.iter().filter_map(|at| keys.get(*at)).cloned().collect();
+            // Their stamps order them; without counters Redis could not be asked, or another process stores.
+            Box::pin(async move { load_entries(&context, &dataset, &wanted, fence.is_some()).await })
+        });
+        (request, loader)
+    }
+}
+
+/// Loads entries under a stamp; answers in the order of the keys.
+async fn load_entries(
+    context: &Context,
+    dataset: &Dataset,
+    keys: &[Arc<str>],
+    may_store: bool,
+) -> Result<Vec<LoadedBytes>, ClientError> {
+    let wanted: Keys =
+        keys.iter().filter_map(|key| Some((key.to_string(), dataset.read_key(key)?))).collect();
+    let options = LoadOptions::for_reader(may_store);
+    let read = || async { load(context, dataset, wanted.clone(), options, &mut Job::uncounted()).await };
+    let report = with_current_epoch(context, read).await?;
+    let mut values = report.loaded.by_key;
+    let found = |key: &Arc<str>| match values.remove(&**key) {
+        Some(value) => Ok(value.map(Bytes::from)),
+        None => {
+            let failure = report.failures.iter().find(|failure| failure.key.as_deref() == Some(key));
+            let reason = failure.map_or("its row cannot be encoded", |failure| &failure.reason);
+            Err(ClientError::Decode { key: key.to_string(), reason: reason.to_owned() })
+        }
+    };
+    Ok(keys.iter().map(found).collect())
+}

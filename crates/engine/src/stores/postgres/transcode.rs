@@ -1,0 +1,13 @@
+//! From Postgres's binary rows straight to the bytes of a value, without a value in between.
+
+mod json;
+mod kind;
+mod nested;
+mod number;
+mod plan;
+mod read;
+mod sink;
+mod text;
+mod time;
+
+pub use plan::{EncodeError, RowPlan, UnsupportedType};
