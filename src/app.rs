@@ -13,7 +13,7 @@ use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
 use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.
@@ -37,7 +37,7 @@ pub struct Worker {
 pub enum StartError {
     /// A URL cannot be used.
     #[error(transparent)]
-    Flow(#[from] FlowError),
+    Flow(#[from] EngineError),
     /// Who loaded the configuration did not check the schedules.
     #[error("the schedule of dataset {dataset} cannot be used: {message}")]
     Schedule {

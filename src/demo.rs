@@ -20,7 +20,7 @@ use crate::app::Worker;
 use crate::supervisor::SupervisorMessage;
 use cachekeeper_config::Config;
 use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::flows::epoch::with_current_epoch;
 use cachekeeper_protocol::units::parse_duration;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 
@@ -217,7 +217,7 @@ impl Stage {
         let context = self.worker.context.clone();
         let extent = Extent::default();
         for dataset in context.catalog.iter() {
-            let found = with_current_order(&context, || compare(&context, dataset, &extent)).await?;
+            let found = with_current_epoch(&context, || compare(&context, dataset, &extent)).await?;
             is_clean &= found.is_clean();
             view.say(&format!("  {found}"));
         }

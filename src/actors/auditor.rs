@@ -11,7 +11,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::flows::compare::{Comparison, Extent, compare, fix};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::lease::LeaseName;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
@@ -52,7 +52,7 @@ async fn round(context: &Context, extent: &Extent) {
                 }
             }
             // A newer process audits it.
-            Err(FlowError::Displaced { .. }) => {}
+            Err(EngineError::Superseded { .. }) => {}
             Err(error) => debug!(error = %chain(&error), "the audit begins again later"),
         }
     }

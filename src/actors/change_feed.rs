@@ -18,7 +18,7 @@ use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::flows::backoff::Backoff;
 use cachekeeper_engine::flows::coverage;
 use cachekeeper_engine::flows::epoch;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::follow::{Follower, Step};
 use cachekeeper_engine::flows::followed::Coverage;
 use cachekeeper_engine::flows::lease::{Lease, LeaseName};
@@ -164,10 +164,10 @@ impl Feed {
         }
     }
 
-    async fn on_error(&mut self, error: &FlowError) {
+    async fn on_error(&mut self, error: &EngineError) {
         let engine = &self.context.engine;
         match error {
-            FlowError::WentBack => {
+            EngineError::RedisRolledBack => {
                 warn!("redis rolled back to an older state, the feed goes on from there");
                 engine.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
                 if let Err(error) = epoch::relabel(engine).await {
@@ -176,8 +176,10 @@ impl Feed {
                 self.context.epoch_keeper.now();
             }
             // Begun again at once, with the keys of that dataset deleted.
-            FlowError::Slow { .. } => {}
-            FlowError::Gone(gone) => debug!(%gone, "the current epoch changed, the feed begins again"),
+            EngineError::Slow { .. } => {}
+            EngineError::PreconditionFailed(gone) => {
+                debug!(%gone, "the current epoch changed, the feed begins again")
+            }
             error => self.note(Some(chain(error))),
         }
     }
@@ -247,7 +249,7 @@ impl Feed {
 /// Whether a newer process has registered another definition. Then this one must not move the cursor past what it does not
 /// know (R16).
 fn is_superseded(context: &TaskContext) -> bool {
-    context.engine.catalog.iter().any(|dataset| dataset.is_displaced())
+    context.engine.catalog.iter().any(|dataset| dataset.is_superseded())
 }
 
 async fn wait_to_lead(context: &TaskContext) -> Lease {

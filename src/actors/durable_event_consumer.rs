@@ -14,7 +14,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::flows::backoff::Backoff;
 use cachekeeper_engine::flows::commands::group_of;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::events;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{Finished, StreamEntry, StreamReader};
@@ -79,7 +79,7 @@ struct Consumer<'a> {
 }
 
 impl Consumer<'_> {
-    async fn consume(&mut self, retry: &mut Backoff) -> Result<Infallible, FlowError> {
+    async fn consume(&mut self, retry: &mut Backoff) -> Result<Infallible, EngineError> {
         // What was left before an error first; what another worker has just taken too, which is harmless.
         self.claim(Duration::ZERO).await?;
         let mut claimed = Instant::now();
@@ -106,7 +106,7 @@ impl Consumer<'_> {
         }
     }
 
-    async fn claim(&mut self, idle: Duration) -> Result<(), FlowError> {
+    async fn claim(&mut self, idle: Duration) -> Result<(), EngineError> {
         let mut cursor = "0-0".to_owned();
         loop {
             let claimed = self.reader.claim(idle, &cursor, AT_ONCE).await?;
@@ -122,7 +122,7 @@ impl Consumer<'_> {
         }
     }
 
-    async fn apply(&self, entries: Vec<StreamEntry>) -> Result<(), FlowError> {
+    async fn apply(&self, entries: Vec<StreamEntry>) -> Result<(), EngineError> {
         if entries.is_empty() {
             return Ok(());
         }

@@ -19,9 +19,9 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::Scope;
 use cachekeeper_engine::flows::epoch::{self, Order};
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::lease::{Lease, LeaseName, LeaseReply};
-use cachekeeper_engine::flows::{debt, reload::Report};
+use cachekeeper_engine::flows::{debt, load::LoadReport};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 use cachekeeper_engine::stores::redis::{Debt, Epoch};
 
@@ -79,7 +79,7 @@ struct Running {
     dataset: String,
     /// When it became pending, by Redis's clock.
     made_ms: Option<u64>,
-    work: Background<Result<Report, FlowError>>,
+    work: Background<Result<LoadReport, EngineError>>,
 }
 
 impl Keeper {
@@ -127,16 +127,16 @@ impl Keeper {
         }
     }
 
-    async fn note_trouble(&mut self, error: &FlowError) {
+    async fn note_trouble(&mut self, error: &EngineError) {
         let text = chain(error);
         let health = &self.context.health;
         match error {
-            FlowError::Cache(_) => {
+            EngineError::Cache(_) => {
                 if health.note("redis", Err(text.clone())) {
                     warn!(error = text, "redis does not answer as it should, trying again");
                 }
             }
-            FlowError::Source(_) | FlowError::Retired => {
+            EngineError::Source(_) | EngineError::Retired => {
                 // The metadata was read before Postgres was asked.
                 if health.note("redis", Ok(())) {
                     info!("redis answers");
@@ -149,12 +149,12 @@ impl Keeper {
                     debug!(error = %chain(&error), "the outage could not be noted");
                 }
             }
-            FlowError::Dataset { .. }
-            | FlowError::Gone(_)
-            | FlowError::Displaced { .. }
-            | FlowError::Slow { .. }
-            | FlowError::WentBack
-            | FlowError::Cancelled => debug!(error = text, "looking again"),
+            EngineError::Dataset { .. }
+            | EngineError::PreconditionFailed(_)
+            | EngineError::Superseded { .. }
+            | EngineError::Slow { .. }
+            | EngineError::RedisRolledBack
+            | EngineError::Cancelled => debug!(error = text, "looking again"),
         }
     }
 
@@ -201,7 +201,7 @@ impl Keeper {
         }
         let engine = self.context.engine.clone();
         let next = order.head.owed.keys().find_map(|name| {
-            engine.catalog.get(name).filter(|dataset| !dataset.is_displaced() && !self.is_postponed(name))
+            engine.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
         });
         let Some(dataset) = next.cloned() else {
             self.lease = None;
@@ -233,14 +233,14 @@ impl Keeper {
     }
 
     /// The end of the revalidation that runs, if one does; none: it panicked.
-    async fn revalidated(&mut self) -> Option<Result<Report, FlowError>> {
+    async fn revalidated(&mut self) -> Option<Result<LoadReport, EngineError>> {
         match &mut self.running {
             Some(running) => running.work.result().await,
             None => std::future::pending().await,
         }
     }
 
-    async fn on_revalidated(&mut self, result: Option<Result<Report, FlowError>>) {
+    async fn on_revalidated(&mut self, result: Option<Result<LoadReport, EngineError>>) {
         let Some(Running { dataset: name, made_ms, .. }) = self.running.take() else { return };
         let context = &self.context;
         match result {
@@ -261,8 +261,8 @@ impl Keeper {
                     context.backfills.want(&name, made_ms.map_or_else(Since::now, Since::redis));
                 }
             }
-            Some(Err(FlowError::WentBack)) => self.renew_epoch().await,
-            Some(Err(error @ FlowError::Dataset { .. })) => {
+            Some(Err(EngineError::RedisRolledBack)) => self.renew_epoch().await,
+            Some(Err(error @ EngineError::Dataset { .. })) => {
                 let text = chain(&error);
                 warn!(dataset = name, error = text, "the dataset does not fit the database");
                 self.postponed.insert(name.clone(), Instant::now() + POSTPONED_FOR);

@@ -20,7 +20,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::OnMiss;
 use cachekeeper_engine::flows::backoff::Backoff;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::events;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{CacheError, Notice};
@@ -170,7 +170,7 @@ impl Applier<'_> {
                 return true;
             }
             Some(Err(error)) => {
-                if matches!(error, FlowError::WentBack) {
+                if matches!(error, EngineError::RedisRolledBack) {
                     self.context.epoch_keeper.now();
                 }
                 warn!(error = %chain(&error), events = batch.len(), "events wait, they are applied later");
@@ -231,7 +231,7 @@ impl Applier<'_> {
         let names = engine.catalog.iter().map(|dataset| dataset.name().to_owned());
         let names: Vec<String> = names.filter(|name| !is_covered(name)).collect();
         if !names.is_empty() {
-            if let Err(error) = events::owe(engine, &names, "events lost", lost.before_ms).await {
+            if let Err(error) = events::mark_pending(engine, &names, "events lost", lost.before_ms).await {
                 debug!(error = %chain(&error), "the gap is repaired later");
                 return false;
             }

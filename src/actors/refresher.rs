@@ -13,8 +13,8 @@ use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
-use cachekeeper_engine::flows::refresh::{Looked, Outage, RefreshWalk, fill_missed};
+use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::flows::refresh::{Outage, RefreshReport, RefreshScan, fill_missed};
 
 const SCAN_EVERY_MIN: Duration = Duration::from_millis(500);
 const SCAN_EVERY_MAX: Duration = Duration::from_secs(300);
@@ -44,7 +44,7 @@ async fn scan_forever(context: &Context) {
         tokio::time::sleep(scan_every.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
         let context = context.clone();
         match Background::spawn(async move { scan(&context).await }).result().await {
-            Some(Ok(looked)) if looked == Looked::default() => {}
+            Some(Ok(looked)) if looked == RefreshReport::default() => {}
             Some(Ok(looked)) if 0 < looked.extended => {
                 info!(extended = looked.extended, "entries kept while postgres is down");
             }
@@ -73,7 +73,7 @@ async fn fill_forever(context: &TaskContext, wake: &Wake) {
     }
 }
 
-async fn scan(context: &Context) -> Result<Looked, FlowError> {
+async fn scan(context: &Context) -> Result<RefreshReport, EngineError> {
     let facts = context.redis.facts().await?;
     let outage = match context.postgres.ping().await {
         Ok(()) => None,
@@ -86,7 +86,7 @@ async fn scan(context: &Context) -> Result<Looked, FlowError> {
         }
         Err(error) => return Err(error.into()),
     };
-    let mut scan = RefreshWalk::new(&facts);
+    let mut scan = RefreshScan::new(&facts);
     while !scan.step(context, outage.clone()).await? {}
-    Ok(scan.looked)
+    Ok(scan.report)
 }

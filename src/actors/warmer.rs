@@ -19,13 +19,13 @@ use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
 use crate::schedule::next_fire;
+use cachekeeper_engine::flows::backfill::{BackfillOptions, Progress, backfill};
 use cachekeeper_engine::flows::backoff::{Backoff, every};
 use cachekeeper_engine::flows::catalog::Dataset;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::lease::{Lease, LeaseName, LeaseReply};
-use cachekeeper_engine::flows::reload::Report;
-use cachekeeper_engine::flows::warm::{PassOptions, Progress, pass};
+use cachekeeper_engine::flows::load::LoadReport;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -89,7 +89,7 @@ struct Running {
 /// How a backfill ended.
 enum BackfillEnd {
     /// It ran.
-    Ran(Result<Report, FlowError>, Duration),
+    Ran(Result<LoadReport, EngineError>, Duration),
     /// Another worker runs it; look again after this.
     Elsewhere(Duration),
     /// Another worker has run it since it was wanted.
@@ -222,23 +222,23 @@ impl Plan {
         self.not_before.insert(name.to_owned(), Instant::now() + pause);
     }
 
-    fn on_failed(&mut self, name: &str, since: Since, error: &FlowError) {
-        let is_broken = matches!(error, FlowError::Displaced { .. } | FlowError::Dataset { .. });
+    fn on_failed(&mut self, name: &str, since: Since, error: &EngineError) {
+        let is_broken = matches!(error, EngineError::Superseded { .. } | EngineError::Dataset { .. });
         if is_broken {
             let text = error.to_string();
             self.context.health.update(|facts| drop(facts.broken.insert(name.to_owned(), text)));
         }
         match error {
             // A newer process takes care of it.
-            FlowError::Displaced { .. } => return self.context.backfills.done(name, since),
-            FlowError::WentBack => self.context.epoch_keeper.now(),
-            FlowError::Dataset { .. }
-            | FlowError::Source(_)
-            | FlowError::Cache(_)
-            | FlowError::Gone(_)
-            | FlowError::Retired
-            | FlowError::Slow { .. }
-            | FlowError::Cancelled => {}
+            EngineError::Superseded { .. } => return self.context.backfills.done(name, since),
+            EngineError::RedisRolledBack => self.context.epoch_keeper.now(),
+            EngineError::Dataset { .. }
+            | EngineError::Source(_)
+            | EngineError::Cache(_)
+            | EngineError::PreconditionFailed(_)
+            | EngineError::Retired
+            | EngineError::Slow { .. }
+            | EngineError::Cancelled => {}
         }
         let retry = self.retries.entry(name.to_owned()).or_insert(Backoff::new(RETRY_MIN, RETRY_MAX));
         let pause = retry.pause();
@@ -248,7 +248,7 @@ impl Plan {
     }
 }
 
-fn note(engine: &Context, name: &str, report: &Report, took: Duration) {
+fn note(engine: &Context, name: &str, report: &LoadReport, took: Duration) {
     let by_dataset = ByDataset::new(name);
     let seconds = i64::try_from(now_ms() / 1000).unwrap_or_default();
     engine.metrics.last_pass.get_or_create(&by_dataset).set(seconds);
@@ -286,9 +286,13 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
 }
 
 /// Runs until the lease is lost, and tells how far it is.
-async fn backfill_under(lease: &Lease, engine: &Context, dataset: &Dataset) -> Result<Report, FlowError> {
+async fn backfill_under(
+    lease: &Lease,
+    engine: &Context,
+    dataset: &Dataset,
+) -> Result<LoadReport, EngineError> {
     let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
-    let options = PassOptions {
+    let options = BackfillOptions {
         cancel: lease.lost().clone(),
         rate: dataset.settings.warm.as_ref().and_then(|warm| warm.rate),
         progress: Some(progress),
@@ -309,7 +313,7 @@ async fn backfill_under(lease: &Lease, engine: &Context, dataset: &Dataset) -> R
         }
     };
     tokio::select! {
-        result = pass(engine, dataset, &options) => result,
-        () = report => Err(FlowError::Cancelled),
+        result = backfill(engine, dataset, &options) => result,
+        () = report => Err(EngineError::Cancelled),
     }
 }

@@ -231,7 +231,7 @@ pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context) -> Vec<JoinHan
             }
             encoder.finish(&mut batch);
             let Some(epoch) = context.epoch() else { continue };
-            let standing = dataset.standing(&epoch, &loaded.poll.incarnation);
+            let standing = dataset.precondition(&epoch, &loaded.poll.incarnation);
             let (stamp, life) = (loaded.poll.snapshot.stamp(), dataset.lifetimes.longest());
             let mode = cachekeeper_engine::stores::redis::StoreMode::Slots;
             drop(context.redis.store(&standing, stamp, &batch, life, mode).await);
