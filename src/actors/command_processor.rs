@@ -39,7 +39,7 @@ impl Task for CommandProcessor {
     async fn run(context: TaskContext, _wake: Wake) {
         let Some(stream) = context.config.writes.stream.as_deref() else { return };
         let health = &context.health;
-        let _trouble = Trouble(health);
+        let _trouble = ErrorKind(health);
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let began = Instant::now();
@@ -59,9 +59,9 @@ impl Task for CommandProcessor {
 }
 
 /// Whoever does not lead, on whatever way it ended, has no trouble with the stream.
-struct Trouble<'a>(&'a Health);
+struct ErrorKind<'a>(&'a Health);
 
-impl Drop for Trouble<'_> {
+impl Drop for ErrorKind<'_> {
     fn drop(&mut self) {
         self.0.note_stream(STREAM, Ok(()));
     }

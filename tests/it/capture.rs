@@ -109,7 +109,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let context = rig.context(&plain());
     assert!(reason(&context, false).await.unwrap().contains("run `cachekeeper migrate`"));
     let mut follower = follower(&context).await;
-    let mark = |coverage: &cachekeeper_engine::flows::followed::Coverage| {
+    let mark = |coverage: &cachekeeper_engine::flows::coverage::Coverage| {
         coverage.datasets["product"].clone().unwrap()
     };
     let before = mark(&coverage::look(&context, false).await.unwrap());
@@ -125,7 +125,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let product = context.catalog.get("product").unwrap();
     let cancel = tokio_util::sync::CancellationToken::new();
-    cachekeeper_engine::flows::debt::pay(&context, product, policy, &cancel).await.unwrap();
+    cachekeeper_engine::flows::revalidation::run(&context, product, policy, &cancel).await.unwrap();
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
     context.set_coverage(touched);
@@ -366,7 +366,9 @@ async fn a_reader_can_wait_for_its_own_write() {
             cachekeeper_engine::flows::fresh::get(&worker.context, "product:5", &text.parse().unwrap())
                 .await
                 .unwrap();
-        let cachekeeper_engine::flows::fresh::Found::Fresh(Some(value)) = found else { panic!("{found:?}") };
+        let cachekeeper_engine::flows::fresh::TokenRead::Fresh(Some(value)) = found else {
+            panic!("{found:?}")
+        };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
     // A token of a moment that has not come, of another life, and none at all.

@@ -5,7 +5,7 @@ use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, Storing, load};
-use cachekeeper_engine::flows::{debt, epoch, invalidate};
+use cachekeeper_engine::flows::{epoch, invalidate, revalidation};
 use cachekeeper_engine::stores::redis::{Answer, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::stamp::Stamp;
@@ -249,14 +249,14 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     epoch::ensure(&context, "").await.unwrap();
     assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
     assert!(context.redis.head("").await.unwrap().owed.is_empty());
     // Dropped instead of refreshed.
     let _: () = client.del("ck:{test}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     let policy = cachekeeper_config::OnNewEpoch::Drop;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.invalidated), (0, 5_000));
     let left: bool = client.exists("t:5").await.unwrap();
     assert!(!left);

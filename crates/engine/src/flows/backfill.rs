@@ -15,7 +15,7 @@ use super::epoch;
 use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use crate::metrics::ByReason;
-use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll, Trouble};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Pass, Poll};
 use crate::stores::redis::{Claim, Epoch, Paid, StoreMode, Stored};
 use cachekeeper_protocol::entry::EntryBatch;
 
@@ -66,7 +66,7 @@ pub async fn backfill(
         Err(error) => Err(error.into()),
     };
     if let Err(EngineError::Source(error)) = &filled
-        && matches!(error.trouble, Trouble::Changed | Trouble::Statement)
+        && matches!(error.kind, ErrorKind::Changed | ErrorKind::Statement)
     {
         // The tables may have changed since the query was described.
         dataset.forget_source();

@@ -19,7 +19,7 @@ use super::error::EngineError;
 use super::fresh;
 use super::load::{Cause, Job, LoadOptions, load};
 use crate::compress::decompress;
-use crate::stores::postgres::{DatasetSource, KeyValues, Row, Trouble};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Row};
 use crate::stores::redis::{UseSign, Wanted};
 use cachekeeper_config::{Format, Scope};
 use cachekeeper_protocol::entry::EntryBatch;
@@ -153,7 +153,7 @@ pub async fn compare(
             })
             .collect();
         let checked = check_keys(context, dataset, &source, keys, &mut found).await;
-        if matches!(&checked, Err(EngineError::Source(error)) if error.trouble == Trouble::Changed) {
+        if matches!(&checked, Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed) {
             dataset.forget_source();
         }
         checked?;
@@ -322,9 +322,6 @@ async fn find_missing(
 }
 
 /// Loads again what was found wrong.
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, EngineError> {
     let wrong = found.stale.iter().chain(&found.extra).chain(&found.missing).chain(&found.undecodable);
     let keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();

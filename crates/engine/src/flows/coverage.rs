@@ -9,7 +9,7 @@ use super::context::Context;
 use super::error::{EngineError, chain};
 use super::followed::{Captured, Coverage, Rule, Touches};
 use crate::stores::postgres::capture::TRIGGER_COUNT;
-use crate::stores::postgres::{Capture, TreeMember, Trouble};
+use crate::stores::postgres::{Capture, ErrorKind, TreeMember};
 use cachekeeper_config::WatchTarget;
 use cachekeeper_protocol::revision::revision;
 
@@ -75,15 +75,15 @@ async fn install(context: &Context, survey: &Survey) -> Result<BTreeMap<u32, Str
                 let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
                 tracing::info!(table, triggers = made, "changes are captured");
             }
-            Err(error) if matches!(error.trouble, Trouble::Unavailable | Trouble::NoSchema) => {
+            Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::NoSchema) => {
                 return Err(error.into());
             }
             Err(error) => {
-                let text = match error.trouble {
-                    Trouble::Forbidden => {
+                let text = match error.kind {
+                    ErrorKind::Forbidden => {
                         "its triggers are missing and only the table's owner may make them: run `cachekeeper migrate` as that user".to_owned()
                     }
-                    Trouble::Cancelled => format!("its triggers are missing and a long transaction holds the table; {TRYING_AGAIN}"),
+                    ErrorKind::Cancelled => format!("its triggers are missing and a long transaction holds the table; {TRYING_AGAIN}"),
                     _ => chain(&error),
                 };
                 trouble.insert(root, text);
@@ -138,7 +138,7 @@ impl Survey {
                     views.insert(dataset.name().to_owned(), inspection.views);
                     Ok(inspection.relations.into_iter().map(|(name, _)| name).collect())
                 }
-                Err(error) if error.trouble == Trouble::Unavailable => return Err(error.into()),
+                Err(error) if error.kind == ErrorKind::Unavailable => return Err(error.into()),
                 Err(error) => Err(chain(&error)),
             };
             reads.insert(dataset.name().to_owned(), found);

@@ -7,13 +7,13 @@ use tracing::{debug, info, warn};
 use super::context::Context;
 use super::error::EngineError;
 use crate::metrics::ByReason;
-use crate::stores::postgres::{OutboxState, Poll, SourceError, Trouble};
+use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
 use crate::stores::redis::{Adoption, Answer, Creation, Debt, Epoch, Gone, Head, NewEpoch};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// The order of things as it was just read.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct EpochState {
     /// The epoch.
     pub epoch: Epoch,
     /// Snapshot and incarnation, taken after the head was read.
@@ -30,7 +30,7 @@ const ATTEMPTS: usize = 10;
 ///
 /// # Errors
 /// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
-pub async fn ensure(context: &Context, job: &str) -> Result<Order, EngineError> {
+pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineError> {
     for _ in 0..ATTEMPTS {
         let head = context.redis.head(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
@@ -40,8 +40,8 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, EngineError> 
         let is_same = head.incarnation.as_deref() == Some(poll.incarnation.as_str());
         if let (true, true, Some(epoch)) = (head.is_whole, is_same, head.epoch) {
             context.set_epoch(Some(epoch));
-            adopt_all(context, &epoch, &poll, &head).await?;
-            return Ok(Order { epoch, poll, head });
+            register_all(context, &epoch, &poll, &head).await?;
+            return Ok(EpochState { epoch, poll, head });
         }
         let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
         begin(context, &head, &poll, reason, false).await?;
@@ -50,19 +50,13 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, EngineError> 
 }
 
 /// Redis went back, but its tables are whole: the same order under a new name, and everything is owed.
-///
-/// # Errors
-/// [`EngineError`].
-pub async fn relabel(context: &Context) -> Result<(), EngineError> {
+pub async fn renew(context: &Context) -> Result<(), EngineError> {
     let head = context.redis.head("").await?;
     let poll = poll(context).await?;
     begin(context, &head, &poll, "went back", head.is_whole).await
 }
 
 /// Begins anew if the cursor is behind what the outbox still has (R13).
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
     let head = context.redis.head("").await?;
     let poll = poll(context).await?;
@@ -101,12 +95,9 @@ async fn begin(
 }
 
 /// Takes a snapshot; where the server began another life, records its incarnation first.
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     match context.postgres.poll().await {
-        Err(error) if error.trouble == Trouble::NoIncarnation => {
+        Err(error) if error.kind == ErrorKind::NoIncarnation => {
             info!("the server began another life, recording its incarnation");
             context.postgres.record_incarnation().await?;
             Ok(context.postgres.poll().await?)
@@ -115,7 +106,7 @@ pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     }
 }
 
-async fn adopt_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head) -> Result<(), EngineError> {
+async fn register_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head) -> Result<(), EngineError> {
     for dataset in context.catalog.iter() {
         let seen = head.revisions.get(dataset.name()).map_or("", String::as_str);
         let is_known = dataset.is_registered.load(Ordering::Relaxed);
@@ -173,7 +164,7 @@ where
                 ensure(context, "").await?;
             }
             Err(EngineError::Source(SourceError {
-                trouble: Trouble::NoIncarnation | Trouble::Changed,
+                kind: ErrorKind::NoIncarnation | ErrorKind::Changed,
                 ..
             })) if attempt < ATTEMPTS => {
                 ensure(context, "").await?;

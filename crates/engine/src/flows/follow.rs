@@ -15,7 +15,7 @@ use super::failpoint;
 use super::followed::Coverage;
 use super::load::Job;
 use super::{coverage, epoch};
-use crate::stores::postgres::{Change, FeedPoll, FeedReader, Poll, Trouble};
+use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
 use crate::stores::redis::{Advance, Advanced, Debt, Epoch, Gone};
 pub use batch::Touched;
 use batch::{Batch, GATHERED};
@@ -156,7 +156,7 @@ impl Follower {
         let polled_at = Instant::now();
         let poll = match polled {
             Ok(poll) => poll,
-            Err(error) if error.trouble == Trouble::NoIncarnation => {
+            Err(error) if error.kind == ErrorKind::NoIncarnation => {
                 epoch::ensure(&self.context, "").await?;
                 return Ok(Step::Again);
             }
@@ -344,9 +344,6 @@ impl Follower {
     }
 
     /// Empties what every Redis that may come back has seen.
-    ///
-    /// # Errors
-    /// [`EngineError`].
     pub async fn trim(&self) -> Result<(), EngineError> {
         let Some(place) = &self.place else { return Ok(()) };
         let trimmed = self.context.postgres.trim_outbox(&place.cursor, self.context.feed.retention).await?;

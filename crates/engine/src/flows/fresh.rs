@@ -14,9 +14,6 @@ use cachekeeper_protocol::token::Token;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Takes a token of this moment: it sees every transaction that has committed by now.
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn token(context: &Context) -> Result<Token, EngineError> {
     let poll = with_current_epoch(context, || async { Ok(context.postgres.poll().await?) }).await?;
     Ok(Token { incarnation: poll.incarnation, snapshot: poll.snapshot })
@@ -36,9 +33,6 @@ pub fn satisfies(watermark: Option<&Watermark>, token: &Token, dataset: Option<&
 }
 
 /// Waits until it is so, or for this long; answers the last watermark and whether it is.
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn wait(
     context: &Context,
     token: &Token,
@@ -67,9 +61,6 @@ pub enum Found {
 
 /// Reads a value together with the watermark, in one command: read one after the other, either could be of another
 /// time than the other (X13, X14).
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn get(context: &Context, key: &str, token: &Token) -> Result<Found, EngineError> {
     let (value, watermark) = context.redis.read_with_watermark(key).await?;
     let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset.name().to_owned());

@@ -35,9 +35,6 @@ pub struct Replayed {
 const AT_ONCE: usize = 100;
 
 /// The rejected commands of a stream, the oldest first.
-///
-/// # Errors
-/// [`CacheError`].
 pub async fn rejected(context: &Context, stream: &str, most: usize) -> Result<Vec<Rejected>, CacheError> {
     let letters = context.redis.dead_letters(stream, most).await?;
     Ok(letters.into_iter().map(Rejected::read).collect())

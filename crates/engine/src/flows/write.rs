@@ -28,9 +28,6 @@ const PAUSE: Duration = Duration::from_millis(4);
 
 /// Carries out a dataset's write statement and stores what it touched. A caller who leaves after the commit does not keep
 /// it from being stored.
-///
-/// # Errors
-/// [`WriteError`].
 pub async fn write(context: &Context, dataset: &str, given: &Parameters) -> Result<Written, WriteError> {
     let mut attempt = 0;
     let touched = loop {

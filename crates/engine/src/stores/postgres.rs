@@ -16,7 +16,7 @@ mod write_check;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::Postgres;
-pub use error::{Blame, SourceError, Trouble};
+pub use error::{Blame, ErrorKind, SourceError};
 pub use feed::{Change, FeedPoll, FeedReader, OutboxState};
 pub use incarnation::Poll;
 pub use inspect::{Function, Inspection};

@@ -139,9 +139,6 @@ fn is_server(error: &WriteError) -> bool {
 }
 
 /// Records that a command is given up, so that it is not tried again when it comes again.
-///
-/// # Errors
-/// [`CommandError`].
 pub(super) async fn reject(
     context: &Context,
     right: &Right,

@@ -10,7 +10,7 @@ use super::parameters::{Parameters, bind};
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
 use crate::stores::postgres::write::{WriteStatement, captured_here, has_outbox, note_keys};
-use crate::stores::postgres::{Change, KeyValues, SourceError, Trouble};
+use crate::stores::postgres::{Change, ErrorKind, KeyValues, SourceError};
 
 /// A statement that can be carried out.
 #[derive(Debug)]
@@ -39,9 +39,6 @@ pub struct Touched {
 }
 
 /// The dataset's statement as Postgres has described it; asked once, and again after its tables have changed.
-///
-/// # Errors
-/// [`WriteError`].
 pub async fn statement_of(context: &Context, dataset: &Dataset) -> Result<Arc<WriteStatement>, WriteError> {
     if let Some(known) = dataset.write.read().unwrap_or_else(PoisonError::into_inner).clone() {
         return Ok(known);
@@ -55,9 +52,6 @@ pub async fn statement_of(context: &Context, dataset: &Dataset) -> Result<Arc<Wr
 
 impl Prepared {
     /// Finds the statement and binds the values; nothing is carried out yet.
-    ///
-    /// # Errors
-    /// [`WriteError`].
     pub async fn new(context: &Context, dataset: &str, given: &Parameters) -> Result<Self, WriteError> {
         let dataset = context.catalog.get(dataset).ok_or_else(|| WriteError::Dataset(dataset.to_owned()))?;
         let statement = statement_of(context, dataset).await?;
@@ -97,7 +91,7 @@ impl Prepared {
     /// [`WriteError`]; what was done since the last savepoint must be rolled back.
     pub async fn execute(&self, connection: &mut PgConnection) -> Result<Touched, WriteError> {
         let executed = self.statement.execute(connection, &self.values).await.inspect_err(|error| {
-            if error.trouble == Trouble::Changed {
+            if error.kind == ErrorKind::Changed {
                 self.dataset.forget_source();
             }
         })?;

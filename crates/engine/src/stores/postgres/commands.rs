@@ -18,9 +18,6 @@ const PRUNE_AT_ONCE: i64 = 5_000;
 
 impl Postgres {
     /// Begins a transaction for commands.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn begin_commands(
         &self,
         is_alone: bool,
@@ -29,9 +26,6 @@ impl Postgres {
     }
 
     /// Takes the right to apply commands of a stream from whoever had it; answers the token of the right.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn take_over_writes(&self, stream: &str) -> Result<i64, SourceError> {
         let error = |source| SourceError::new("take over the write commands", source);
         let mut transaction = self.begin_write().await?;
@@ -55,9 +49,6 @@ impl Postgres {
     /// Drops records of commands that are older than this, and came so long before the oldest entry that is left in the
     /// stream (its milliseconds): a command that was sent again in time is known, however long nobody worked. Answers how
     /// many.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn prune_applied(
         &self,
         stream: &str,
@@ -93,9 +84,6 @@ impl Postgres {
 }
 
 /// Between two commands of a transaction: what the last one did stays, whatever becomes of the next.
-///
-/// # Errors
-/// [`SourceError`].
 pub async fn keep_last(connection: &mut PgConnection, is_first: bool) -> Result<(), SourceError> {
     let sql = if is_first { "savepoint command" } else { "release savepoint command; savepoint command" };
     let done = connection.execute(sql).await;
@@ -128,9 +116,6 @@ pub struct Applied {
 
 /// Whether the holder of this token may still apply commands of the stream; until this transaction ends, nobody else can
 /// take over.
-///
-/// # Errors
-/// [`SourceError`].
 pub async fn may_write(connection: &mut PgConnection, stream: &str, token: i64) -> Result<bool, SourceError> {
     let error = |source| SourceError::new("check the right to write", source);
     sqlx::query("select pg_advisory_xact_lock_shared(hashtextextended('cachekeeper.writer:' || $1, 0))")
@@ -148,9 +133,6 @@ pub async fn may_write(connection: &mut PgConnection, stream: &str, token: i64) 
 }
 
 /// The records of these commands, as far as there are any.
-///
-/// # Errors
-/// [`SourceError`].
 pub async fn applied(
     connection: &mut PgConnection,
     stream: &str,
@@ -214,9 +196,6 @@ pub async fn record_applied(
 }
 
 /// Forgets rejections, so that the commands can be tried again; answers how many there were.
-///
-/// # Errors
-/// [`SourceError`].
 pub async fn forget_rejected(postgres: &Postgres, stream: &str, ids: &[String]) -> Result<u64, SourceError> {
     let error = |source| SourceError::new("forget rejections", source);
     let mut transaction = postgres.begin_write().await?;

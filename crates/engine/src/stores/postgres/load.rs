@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::incarnation::read_stamped;
 use super::statement::{DatasetSource, KeyType, KeyValues};
-use super::{Poll, Postgres, SourceError, Trouble};
+use super::{ErrorKind, Poll, Postgres, SourceError};
 
 /// A row of a load. Its first two columns are not the query's.
 pub type Row = PgRow;
@@ -41,9 +41,6 @@ impl DatasetSource {
 
 impl Postgres {
     /// Loads the entries of these keys in one statement.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn load(&self, source: &DatasetSource, keys: &[KeyValues]) -> Result<Loaded, SourceError> {
         let what = "load entries";
         let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
@@ -53,7 +50,7 @@ impl Postgres {
         let Some(first) = rows.first() else {
             return Err(SourceError::with(
                 what,
-                Trouble::Reply,
+                ErrorKind::Reply,
                 "the statement returned no row at all".to_owned(),
             ));
         };
@@ -65,9 +62,6 @@ impl Postgres {
     }
 
     /// Begins to read everything; with `behind`, only what comes after that key.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn pass(
         &self,
         source: &DatasetSource,
@@ -89,7 +83,7 @@ impl Postgres {
         let Some(first) = first else {
             return Err(SourceError::with(
                 what,
-                Trouble::Reply,
+                ErrorKind::Reply,
                 "the pass returned no row at all".to_owned(),
             ));
         };
@@ -98,9 +92,6 @@ impl Postgres {
     }
 
     /// The keys of a pass with a limit, the most wanted first; none if the dataset has no limit.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn first_keys(&self, source: &DatasetSource) -> Result<Option<Vec<KeyValues>>, SourceError> {
         let what = "choose the keys of a pass";
         let Some(sql) = &source.first_keys else {
@@ -151,7 +142,7 @@ impl DatasetSource {
         }
         Err(SourceError::with(
             what,
-            Trouble::Changed,
+            ErrorKind::Changed,
             "the query returns other columns than before".to_owned(),
         ))
     }
@@ -211,7 +202,11 @@ fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {
     let snapshot: Option<String> = row.try_get(0).map_err(|error| SourceError::new(what, error))?;
     let incarnation: Option<String> = row.try_get(1).map_err(|error| SourceError::new(what, error))?;
     let Some(snapshot) = snapshot else {
-        return Err(SourceError::with(what, Trouble::Reply, "the first row carries no snapshot".to_owned()));
+        return Err(SourceError::with(
+            what,
+            ErrorKind::Reply,
+            "the first row carries no snapshot".to_owned(),
+        ));
     };
     read_stamped(what, &snapshot, incarnation)
 }

@@ -125,7 +125,7 @@ impl Postgres {
             Ok(prepared) => prepared,
             Err(source) => {
                 let error = SourceError::new(what, source);
-                if error.is_transient() || error.trouble == super::Trouble::Forbidden {
+                if error.is_transient() || error.kind == super::ErrorKind::Forbidden {
                     return Err(error);
                 }
                 let offset = error.position_in(&sql).and_then(|at| at.checked_sub(opening.len()));

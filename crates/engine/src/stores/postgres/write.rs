@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::feed::change_of;
 use super::statement::type_name;
-use super::{Change, Postgres, SourceError, Trouble};
+use super::{Change, ErrorKind, Postgres, SourceError};
 use cachekeeper_protocol::parameters::ParameterizedSql;
 
 /// A write statement whose parameters Postgres has described.
@@ -37,7 +37,7 @@ impl Postgres {
     /// Asks the database for the types of a write statement's parameters.
     ///
     /// # Errors
-    /// [`SourceError`]; [`Trouble::Statement`] where it is wrong.
+    /// [`SourceError`]; [`ErrorKind::Statement`] where it is wrong.
     pub async fn describe_write(&self, statement: &str) -> Result<WriteStatement, SourceError> {
         let what = "describe a write statement";
         let error = |source| SourceError::new(what, source);
@@ -61,9 +61,6 @@ impl Postgres {
     }
 
     /// Begins a transaction that may write.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn begin_write(&self) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
         self.begin_with("begin read write").await
     }
@@ -94,7 +91,7 @@ impl WriteStatement {
         }
         let executed = collect(connection.fetch_many(query)).await;
         if let Err(error) = &executed
-            && error.trouble == Trouble::Changed
+            && error.kind == ErrorKind::Changed
         {
             // What this connection has prepared fits the tables no more.
             connection
@@ -156,9 +153,6 @@ pub async fn captured_here(connection: &mut PgConnection) -> Result<Vec<Change>,
 }
 
 /// Whether the schema is installed and this role may use its outbox and records.
-///
-/// # Errors
-/// [`SourceError`].
 pub async fn has_outbox(connection: &mut PgConnection) -> Result<bool, SourceError> {
     let sql =
         "select coalesce(has_table_privilege(to_regclass('cachekeeper.outbox'), 'select, insert'), false)";

@@ -22,7 +22,7 @@ const WALK_PAGE: usize = 500;
 ///
 /// # Errors
 /// [`EngineError`]; the debt stands until a walk is whole.
-pub async fn pay(
+pub async fn run(
     context: &Context,
     dataset: &Dataset,
     policy: OnNewEpoch,
