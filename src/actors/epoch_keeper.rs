@@ -185,7 +185,7 @@ impl Keeper {
         for dataset in engine.catalog.iter() {
             let is_pending = pending.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
-            engine.metrics.owed.get_or_create(&labels).set(i64::from(is_pending));
+            engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
         }
         self.context.health.update(|facts| {
             facts.epoch = Some(order.epoch.to_string());

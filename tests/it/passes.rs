@@ -287,8 +287,9 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let _: i64 = client.lpush("t:1", "not a string").await.unwrap();
     wait_until("two passes were made", || async {
         let metrics = worker.context.metrics.render().unwrap();
-        let line =
-            metrics.lines().find(|line| line.starts_with("cachekeeper_passes_total") && line.contains("ok"));
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("cachekeeper_backfills_total") && line.contains("ok"));
         match line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()) {
             Some(2..) => Ok(()),
             other => Err(format!("{other:?}")),

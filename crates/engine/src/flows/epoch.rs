@@ -1,4 +1,4 @@
-//! Epochs: notice that an order has ended, and begin the next one (R13, R16).
+//! Epochs: notice that one has ended, and begin the next (R13, R16).
 
 use std::sync::atomic::Ordering;
 
@@ -11,21 +11,21 @@ use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
 use crate::stores::redis::{Adoption, Answer, Creation, Debt, Epoch, Gone, Head, NewEpoch};
 use cachekeeper_protocol::stamp::Snapshot;
 
-/// The order of things as it was just read.
+/// The current epoch, as it was just read.
 #[derive(Debug, Clone)]
 pub struct EpochState {
-    /// The epoch.
+    /// Its id.
     pub epoch: Epoch,
-    /// Snapshot and incarnation, taken after the head was read.
+    /// Snapshot and incarnation, taken after the metadata was read.
     pub poll: Poll,
-    /// The head.
+    /// The metadata in Redis.
     pub head: Head,
 }
 
 /// How often another process may be faster before something is wrong.
 const ATTEMPTS: usize = 10;
 
-/// Reads the head and takes a snapshot; begins a new epoch where the tables are missing or the database has another
+/// Reads the metadata and takes a snapshot; begins a new epoch where the tables are missing or the database has another
 /// incarnation; makes this process's definitions known. `job` is counted, if it is not empty.
 ///
 /// # Errors
@@ -49,11 +49,11 @@ pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineEr
     Err(context.on_precondition_failed(None, Gone::Epoch))
 }
 
-/// Redis went back, but its tables are whole: the same order under a new name, and everything is owed.
+/// Redis rolled back, but its tables are whole: they go on under a new epoch id, and everything is pending.
 pub async fn renew(context: &Context) -> Result<(), EngineError> {
     let head = context.redis.head("").await?;
     let poll = poll(context).await?;
-    begin(context, &head, &poll, "went back", head.is_whole).await
+    begin(context, &head, &poll, "rolled back", head.is_whole).await
 }
 
 /// Begins anew if the cursor is behind what the outbox still has (R13).
@@ -72,7 +72,7 @@ async fn begin(
     head: &Head,
     poll: &Poll,
     reason: &str,
-    is_relabel: bool,
+    keeps_tables: bool,
 ) -> Result<(), EngineError> {
     let datasets: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
     let new = NewEpoch {
@@ -80,12 +80,12 @@ async fn begin(
         snapshot: &poll.snapshot,
         debt: &Debt::new(reason, head.now_ms),
         datasets: &datasets,
-        is_relabel,
+        is_relabel: keeps_tables,
     };
     match context.redis.create_epoch(head, &new).await? {
         Creation::Created(epoch) => {
             warn!(%epoch, reason, incarnation = %poll.incarnation, floor = %poll.snapshot.stamp(),
-                "a new epoch begins, all datasets are owed");
+                "a new epoch begins, all datasets are pending");
             context.metrics.epochs.get_or_create(&ByReason::new(reason)).inc();
             Ok(())
         }
@@ -94,11 +94,11 @@ async fn begin(
     }
 }
 
-/// Takes a snapshot; where the server began another life, records its incarnation first.
+/// Takes a snapshot; where the primary was restarted, records its incarnation first.
 pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     match context.postgres.poll().await {
         Err(error) if error.kind == ErrorKind::NoIncarnation => {
-            info!("the server began another life, recording its incarnation");
+            info!("the primary restarted, recording its incarnation");
             context.postgres.record_incarnation().await?;
             Ok(context.postgres.poll().await?)
         }
@@ -121,7 +121,7 @@ async fn register_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head
         let life = (longest, head.now_ms);
         match context.redis.adopt(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
             Answer::Done(Adoption::Adopted) => {
-                info!(dataset = dataset.name(), revision = %dataset.revision, "definition adopted, entries are owed");
+                info!(dataset = dataset.name(), revision = %dataset.revision, "definition registered, entries are pending");
                 dataset.is_registered.store(true, Ordering::Relaxed);
             }
             Answer::Done(Adoption::Same) => dataset.is_registered.store(true, Ordering::Relaxed),

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::context::Context;
+use super::coverage::Coverage;
 use super::error::EngineError;
 use super::failpoint;
-use super::followed::Coverage;
 use super::load::Job;
 use super::{coverage, epoch};
 use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
@@ -323,7 +323,7 @@ impl Follower {
 
     /// What this process follows, and has not left to a newer one.
     fn followed(&self, coverage: &Coverage) -> Vec<(String, String)> {
-        let mut followed = coverage.followed();
+        let mut followed = coverage.covered();
         followed.retain(|(name, _)| {
             self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded())
         });

@@ -65,7 +65,7 @@ pub struct TriggerState {
 /// A captured tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capture {
-    /// Stands in the outbox.
+    /// Its number in the outbox.
     pub id: i32,
     /// The top of the tree.
     pub root: u32,
@@ -306,7 +306,7 @@ impl Postgres {
         let mut connection = self.pool.acquire().await.map_err(error)?;
         let mut transaction = connection.begin().await.map_err(error)?;
         transaction.execute("set transaction read write").await.map_err(error)?;
-        // In another life of the server the noted numbers mean nothing, so the transactions of now are noted instead.
+        // In another incarnation the noted numbers mean nothing, so the transactions of now are noted instead.
         let stale = format!(
             "update cachekeeper.capture set settling = pg_current_snapshot()::text, settling_in = {} where is_on \
              and settling is not null and settling_in is distinct from {}",

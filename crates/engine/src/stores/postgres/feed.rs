@@ -130,14 +130,14 @@ impl FeedReader {
             Some(connection) => connection,
             None => Self::open(&self.postgres).await?,
         };
-        let mut first: Option<Head> = None;
+        let mut first: Option<PollHeader> = None;
         let mut changes = Vec::new();
         let mut stream =
             sqlx::query(AssertSqlSafe(self.sql.clone())).bind(cursor.to_owned()).fetch(&mut connection);
         while let Some(row) = stream.next().await {
             let row = row.map_err(|source| SourceError::new(what, source))?;
             if first.is_none() {
-                first = Some(read_head(&row)?);
+                first = Some(read_header(&row)?);
             }
             changes.extend(read_change(&row)?);
         }
@@ -162,9 +162,10 @@ impl FeedReader {
     }
 }
 
-type Head = (Poll, (String, i64), OutboxState);
+/// Snapshot and incarnation, the clock (RFC 3339, and microseconds), and the state of the outbox.
+type PollHeader = (Poll, (String, i64), OutboxState);
 
-fn read_head(row: &PgRow) -> Result<Head, SourceError> {
+fn read_header(row: &PgRow) -> Result<PollHeader, SourceError> {
     let what = "read the outbox";
     let error = |source| SourceError::new(what, source);
     let snapshot: String = row.try_get(0).map_err(error)?;

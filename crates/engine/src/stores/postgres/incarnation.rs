@@ -24,7 +24,7 @@ impl Postgres {
     /// Takes a snapshot.
     ///
     /// # Errors
-    /// [`SourceError`]; [`ErrorKind::NoIncarnation`] after the server began another life, until
+    /// [`SourceError`]; [`ErrorKind::NoIncarnation`] after the primary restarted, until
     /// [`Self::record_incarnation`].
     pub async fn poll(&self) -> Result<Poll, SourceError> {
         let what = "take a snapshot";
