@@ -5,6 +5,7 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper::flows::context::Context;
 use cachekeeper::flows::coverage;
+use cachekeeper::flows::fresh;
 use cachekeeper::flows::follow::{Follower, Step};
 use cachekeeper::stores::redis::Watermark;
 use redis::AsyncCommands;
@@ -375,4 +376,36 @@ async fn a_reader_can_wait_for_its_own_write() {
     assert!(ask("token=nonsense").await["error"].as_str().unwrap().contains("cachekeeper.token()"));
     assert!(ask("").await["watermark"]["snapshot"].is_string());
     assert!(worker.stop().await);
+}
+
+/// However many wait for the watermark, one task looks at it for all of them, and only while somebody waits.
+#[tokio::test]
+async fn a_hundred_waits_ask_redis_hardly_more_than_one() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(&plain());
+    let _follower = follower(&context).await;
+    let watermark = watermark(&context).await;
+    let never = format!("{}/9999999:9999999:", watermark.incarnation).parse().unwrap();
+    let reads = async || {
+        let stats: String =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut rig.client().await).await.unwrap();
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_get:")).unwrap().to_owned();
+        line.split(['=', ',']).nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = reads().await;
+    let waits = (0..100).map(|_| fresh::wait(&context, &never, None, Duration::from_millis(500)));
+    for answer in futures_util::future::join_all(waits).await {
+        let (found, is_fresh) = answer.unwrap();
+        assert!(!is_fresh);
+        assert_eq!(found.unwrap().snapshot, watermark.snapshot);
+    }
+    let asked = reads().await - before;
+    assert!(asked < 1_000, "100 waits of half a second asked {asked} times");
+    wait_until("nobody asks any more", async || {
+        let first = reads().await;
+        tokio::task::yield_now().await;
+        let second = reads().await;
+        if first == second { Ok(()) } else { Err(format!("{first}, {second}")) }
+    })
+    .await;
 }

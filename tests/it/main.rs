@@ -23,6 +23,7 @@ mod flows;
 mod handover;
 mod ledger;
 mod locks;
+mod metrics;
 mod oracle;
 mod passes;
 mod process;
