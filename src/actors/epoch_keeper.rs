@@ -19,13 +19,13 @@ use super::health::Health;
 use super::lock_renewer::{LEASE_LIFE, Lease, LockRenewerMessage, Wish};
 use super::task::Task;
 use super::warmer::WarmerMessage;
-use crate::config::{OnNewEpoch, Scope};
-use crate::flows::context::Context;
-use crate::flows::epoch::{self, Order};
-use crate::flows::error::{FlowError, chain};
-use crate::flows::{debt, reload::Report};
-use crate::metrics::{ByDataset, ByReason};
-use crate::stores::redis::{Debt, Epoch};
+use cachekeeper_config::{OnNewEpoch, Scope};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::epoch::{self, Order};
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::{debt, reload::Report};
+use cachekeeper_engine::metrics::{ByDataset, ByReason};
+use cachekeeper_engine::stores::redis::{Debt, Epoch};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A job in the head that only counts looks, so that a Redis that went back while nothing else happened is noticed.

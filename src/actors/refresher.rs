@@ -12,10 +12,10 @@ use tracing::{debug, info, warn};
 
 use super::clock::now_ms;
 use super::task::Task;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::refresh::{Looked, Outage, RefreshWalk, fill_missed};
-use crate::metrics::ByReason;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::refresh::{Looked, Outage, RefreshWalk, fill_missed};
+use cachekeeper_engine::metrics::ByReason;
 
 const WALK_EVERY_MIN: Duration = Duration::from_millis(500);
 const WALK_EVERY_MAX: Duration = Duration::from_secs(300);

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
 use super::writes::look;
-use crate::config::Config;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
 
 /// Shows what stands in both servers. Nothing is changed.
 pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, FlowError> {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::context::Context;
-use cachekeeper::flows::coverage;
-use cachekeeper::flows::fresh;
-use cachekeeper::flows::follow::{Follower, Step};
-use cachekeeper::stores::redis::Watermark;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::coverage;
+use cachekeeper_engine::flows::fresh;
+use cachekeeper_engine::flows::follow::{Follower, Step};
+use cachekeeper_engine::stores::redis::Watermark;
 use redis::AsyncCommands;
 
 use crate::feed::{agrees, caught_up, ready};
@@ -110,8 +110,9 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let context = rig.context(&plain());
     assert!(reason(&context, false).await.unwrap().contains("run `cachekeeper migrate`"));
     let mut follower = follower(&context).await;
-    let mark =
-        |coverage: &cachekeeper::flows::followed::Coverage| coverage.datasets["product"].clone().unwrap();
+    let mark = |coverage: &cachekeeper_engine::flows::followed::Coverage| {
+        coverage.datasets["product"].clone().unwrap()
+    };
     let before = mark(&coverage::look(&context, false).await.unwrap());
     assert_eq!(before, mark(&coverage::look(&context, true).await.unwrap()), "looking changes nothing");
     // Off and on again between two looks: nobody knows what was written meanwhile.
@@ -122,10 +123,10 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let touched = coverage::look(&context, false).await.unwrap();
     assert_ne!(before, mark(&touched));
     context.redis.head("").await.unwrap();
-    let policy = cachekeeper::config::OnNewEpoch::Refresh;
+    let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let product = context.catalog.get("product").unwrap();
     let cancel = tokio_util::sync::CancellationToken::new();
-    cachekeeper::flows::debt::pay(&context, product, policy, &cancel).await.unwrap();
+    cachekeeper_engine::flows::debt::pay(&context, product, policy, &cancel).await.unwrap();
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
     context.set_coverage(touched);
@@ -194,7 +195,7 @@ async fn writers_are_never_refused_for_the_sake_of_capture() {
     context.postgres.grant("shop").await.unwrap();
     rig.postgres.execute("drop trigger cachekeeper_insert on products_1").await.unwrap();
     let mut config = rig.config(&dataset("select id, name from products", PRODUCTS));
-    config.postgres.url = cachekeeper::config::Secret::new(rig.postgres.url().replace("postgres@", "shop@"));
+    config.postgres.url = cachekeeper_config::Secret::new(rig.postgres.url().replace("postgres@", "shop@"));
     let limited = Context::new(&config).unwrap();
     let found = reason(&limited, true).await.unwrap();
     assert!(found.contains("run `cachekeeper migrate` as that user"), "{found}");
@@ -362,14 +363,15 @@ async fn a_reader_can_wait_for_its_own_write() {
         let text = session.text("select cachekeeper.token()").await.unwrap().unwrap();
         let answer = ask(&format!("token={text}&dataset=product&wait=10s")).await;
         assert_eq!(answer["fresh"], true, "{answer}");
-        let found = cachekeeper::flows::fresh::get(&worker.context, "product:5", &text.parse().unwrap())
-            .await
-            .unwrap();
-        let cachekeeper::flows::fresh::Found::Fresh(Some(value)) = found else { panic!("{found:?}") };
+        let found =
+            cachekeeper_engine::flows::fresh::get(&worker.context, "product:5", &text.parse().unwrap())
+                .await
+                .unwrap();
+        let cachekeeper_engine::flows::fresh::Found::Fresh(Some(value)) = found else { panic!("{found:?}") };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
     // A token of a moment that has not come, of another life, and none at all.
-    let token = cachekeeper::flows::fresh::token(&worker.context).await.unwrap();
+    let token = cachekeeper_engine::flows::fresh::token(&worker.context).await.unwrap();
     let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
     assert_eq!(answer["fresh"], false);
     assert_eq!(ask("token=other/1:1:").await["fresh"], false);

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::compare::{Extent, compare};
-use cachekeeper::flows::error::FlowError;
-use cachekeeper::flows::follow::{Follower, Step};
-use cachekeeper::flows::warm::{PassOptions, pass};
-use cachekeeper::flows::{coverage, debt};
+use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::follow::{Follower, Step};
+use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::flows::{coverage, debt};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +66,7 @@ pub async fn caught_up(worker: &Worker) {
     wait_until("the watermark has passed", || async {
         let watermark = worker.context.redis.watermark().await.map_err(|error| error.to_string())?;
         let Some(watermark) = watermark else { return Err("no watermark".to_owned()) };
-        let at: cachekeeper::domain::stamp::Snapshot = watermark.snapshot.parse().unwrap();
+        let at: cachekeeper_protocol::stamp::Snapshot = watermark.snapshot.parse().unwrap();
         let is_same_life = watermark.incarnation == now.incarnation;
         if is_same_life && now.snapshot.stamp() <= at.stamp() && watermark.not_covered.is_empty() {
             Ok(())
@@ -267,7 +267,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     pass(&context, &product, &options).await.unwrap();
     let mut follower = Follower::new(&context);
     while follower.step(true).await.unwrap() != Step::Idle {}
-    let refresh = cachekeeper::config::OnNewEpoch::Refresh;
+    let refresh = cachekeeper_config::OnNewEpoch::Refresh;
     debt::pay(&context, &product, refresh, &CancellationToken::new()).await.unwrap();
     let mut client = rig.client().await;
     let old: String = client.get("product:5").await.unwrap();
@@ -286,7 +286,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let _: () = client.set("product:5", &old).await.unwrap();
     rig.postgres.execute("update products set name = 'another' where id = 6").await.unwrap();
     assert!(matches!(follower.step(true).await, Err(FlowError::WentBack)));
-    cachekeeper::flows::epoch::relabel(&context).await.unwrap();
+    cachekeeper_engine::flows::epoch::relabel(&context).await.unwrap();
     while follower.step(true).await.unwrap() != Step::Idle {}
     for (key, name) in [("product:5", "new"), ("product:6", "another")] {
         let value: String = client.get(key).await.unwrap();

@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use cachekeeper::domain::entry::EntryBatch;
-use cachekeeper::domain::keyspace::slot;
-use cachekeeper::domain::stamp::{Snapshot, Stamp};
-use cachekeeper::stores::memory::Memory;
-use cachekeeper::stores::redis::{Answer, Creation, Debt, Epoch, Gone, NewEpoch, Redis, Standing, StoreMode};
+use cachekeeper_engine::stores::memory::Memory;
+use cachekeeper_engine::stores::redis::{
+    Answer, Creation, Debt, Epoch, Gone, NewEpoch, Redis, Standing, StoreMode,
+};
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::keyspace::slot;
+use cachekeeper_protocol::stamp::{Snapshot, Stamp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::AsyncCommands;
@@ -263,7 +265,7 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     let _: () =
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query_async(&mut client).await.unwrap();
     let error = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap_err();
-    assert_eq!(error.refusal, cachekeeper::stores::redis::Refusal::Full, "{error}");
+    assert_eq!(error.refusal, cachekeeper_engine::stores::redis::Refusal::Full, "{error}");
     assert_eq!(store.invalidate(&standing, at, &["k:1"]).await.unwrap(), Answer::Done(1));
     // An evicted table can be made again.
     let _: () = client.del(&store.keys().stamps).await.unwrap();
@@ -276,16 +278,16 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     let epoch = head.epoch.unwrap();
     let standing = Standing { epoch: &epoch, ..standing };
     let error = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap_err();
-    assert_eq!(error.refusal, cachekeeper::stores::redis::Refusal::NotWritable, "{error}");
+    assert_eq!(error.refusal, cachekeeper_engine::stores::redis::Refusal::NotWritable, "{error}");
 }
 
 #[tokio::test]
 async fn scripts_that_redis_forgot_are_loaded_again() {
     let rig = Rig::start("").await;
     let context = rig.context("");
-    let before = cachekeeper::flows::epoch::ensure(&context, "").await.unwrap();
+    let before = cachekeeper_engine::flows::epoch::ensure(&context, "").await.unwrap();
     let mut client = rig.client().await;
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut client).await.unwrap();
-    let after = cachekeeper::flows::epoch::ensure(&context, "").await.unwrap();
+    let after = cachekeeper_engine::flows::epoch::ensure(&context, "").await.unwrap();
     assert_eq!(before.epoch, after.epoch);
 }

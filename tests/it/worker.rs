@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::compare::{Extent, compare};
 use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper_engine::flows::compare::{Extent, compare};
 use redis::AsyncCommands;
 
 use crate::support::{Rig, wait_until};

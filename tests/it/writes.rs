@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
-use cachekeeper::flows::commands::{CommandError, Commands};
-use cachekeeper::flows::context::Context;
-use cachekeeper::flows::{coverage, epoch};
 use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper_client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
+use cachekeeper_engine::flows::commands::{CommandError, Commands};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::{coverage, epoch};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -439,7 +439,7 @@ async fn a_role_with_a_part_of_the_rights_on_the_outbox_writes_all_the_same() {
         rig.postgres.execute(&sql).await.unwrap();
         let mut config = rig.config(DATASETS);
         let url = rig.postgres.url().replace("postgres@", &format!("{role}@"));
-        config.postgres.url = cachekeeper::config::Secret::new(url);
+        config.postgres.url = cachekeeper_config::Secret::new(url);
         let cache = Cache::over(Context::new(&config).unwrap()).build();
         let products = cache.dataset("product").unwrap();
         let given = parameters(json!({ "id": 7, "price_cents": 1999 }));
