@@ -12,7 +12,7 @@ use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::stamp::{Snapshot, Stamp};
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use redis::AsyncCommands;
 
 use crate::support::{RedisRig, Rig};

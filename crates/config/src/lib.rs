@@ -1,9 +1,14 @@
-//! Checked settings. Every value here has passed [`check`]; nothing else reads the file or the environment.
+//! Checked settings. Every value here has passed the check of the configuration file; nothing else reads the file
+//! or the environment.
 
+#[cfg(feature = "file")]
 pub mod check;
 pub mod diagnostic;
+#[cfg(feature = "file")]
 pub mod environment;
+#[cfg(feature = "file")]
 pub mod raw;
+#[cfg(feature = "file")]
 pub mod schema;
 pub mod source;
 

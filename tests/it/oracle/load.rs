@@ -8,7 +8,7 @@ use std::time::Duration;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_testkit::servers::Session;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 
 use super::Arena;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cachekeeper_client::{Cache, CacheState, Parameter, Parameters, WriteError};
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
