@@ -106,8 +106,12 @@ enum Verb {
     },
     /// Start private servers with a sample shop and show the worker at work
     Demo(crate::demo::Options),
-    /// Print the JSON Schema of the configuration file
-    Schema,
+    /// Print the JSON Schema of the configuration file, for editors
+    Schema {
+        /// Print the configuration file itself, commented, with every key and its default
+        #[arg(long)]
+        toml: bool,
+    },
     /// Ask a running worker's admin listener: exit 0 if it lives (for containers)
     Healthcheck {
         /// Ask for readiness instead
@@ -135,7 +139,11 @@ pub async fn main(
     }
     let out = output::Output { json: arguments.json };
     let result = match arguments.verb {
-        Verb::Schema => {
+        Verb::Schema { toml: true } => {
+            out.line(cachekeeper_config::reference::reference().trim_end());
+            return Exit::Ok;
+        }
+        Verb::Schema { toml: false } => {
             out.line(&format!("{:#}", cachekeeper_config::schema::json_schema()));
             return Exit::Ok;
         }
@@ -189,7 +197,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Writes(action) => writes::writes(&context, &config, &action, out).await,
         Verb::Status => status::status(&context, &config, out).await,
         Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
-        Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema | Verb::Demo(_) => {
+        Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema { .. } | Verb::Demo(_) => {
             Ok(Exit::Usage)
         }
     }
@@ -206,7 +214,8 @@ fn load(
     };
     let path = config_check::find(explicit, environment).map_err(|problem| fail(&[*problem]))?;
     let text = std::fs::read_to_string(&path).map_err(|error| {
-        let help = "give the file with -c FILE; config/cachekeeper.toml shows every key".to_owned();
+        let help =
+            "give the file with -c FILE; `cachekeeper schema --toml` prints one with every key".to_owned();
         fail(&[Diagnostic::error(format!("{} cannot be read: {error}", path.display()), help)])
     })?;
     let loaded = Config::load_with(&path, text, environment, crate::schedule::check);

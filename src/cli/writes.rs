@@ -5,11 +5,11 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
-use crate::actors::writer::LEASE;
 use cachekeeper_config::Config;
 use cachekeeper_engine::flows::commands::group_of;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::lease::LeaseName;
 use cachekeeper_engine::flows::rejected::{Rejected, rejected, replay};
 use cachekeeper_engine::flows::write::parameters::{Parameter, decode};
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, StreamState};
@@ -75,7 +75,7 @@ pub async fn look(context: &Context, stream: &str) -> Result<(StreamState, Strin
 async fn status(context: &Context, stream: &str, out: &Output) -> Result<Exit, FlowError> {
     let (state, group) = look(context, stream).await?;
     let consumers = context.redis.stream_consumers(stream, &group).await?;
-    let leader = context.redis.lock_holder(&[LEASE.to_owned()]).await?;
+    let leader = context.redis.lock_holder(&[LeaseName::COMMANDS.name.into_owned()]).await?;
     let leader = leader.and_then(|held| match held {
         LeaseAttempt::Held { owner, .. } => Some(owner),
         LeaseAttempt::Granted(_) => None,

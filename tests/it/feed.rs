@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Rig, wait_until};
 
-const TABLES: &str = "
+pub const TABLES: &str = "
     create table categories (id int primary key, name text not null);
     create table products (id int primary key, name text, price int, category_id int);
     create table stock (product_id int, place text, quantity int, primary key (product_id, place)) partition by hash (product_id);
@@ -24,7 +24,7 @@ const TABLES: &str = "
     insert into stock select n, 'a', n from generate_series(1, 1000) n;";
 
 /// Three joined tables, one of them partitioned.
-const DATASETS: &str = r#"
+pub const DATASETS: &str = r#"
     [dataset.product]
     query = """select p.id, p.name, p.price, p.category_id, c.name as category,
                (select sum(s.quantity) from stock s where s.product_id = p.id) as quantity

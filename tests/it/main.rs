@@ -22,6 +22,7 @@ mod example;
 mod feed;
 mod flows;
 mod handover;
+mod leases;
 mod ledger;
 mod locks;
 mod metrics;

@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use cachekeeper::actors::lock_renewer::{
-    LEASE_LIFE, LockRenewer, LockRenewerArguments, LockRenewerMessage, Wish,
-};
 use cachekeeper::app::Worker;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::FlowError;
@@ -14,7 +11,6 @@ use cachekeeper_engine::flows::{debt, epoch, invalidate};
 use cachekeeper_engine::stores::redis::{Answer, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::stamp::Stamp;
-use ractor::Actor;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -302,51 +298,6 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let value: String = client.get("t:1").await.unwrap();
     assert!(value.contains("name 1"), "{value}");
     assert!(worker.stop().await);
-}
-
-#[tokio::test]
-async fn the_loss_of_a_lease_is_told() {
-    let rig = Rig::start("").await;
-    let context = rig.context("");
-    let arguments = LockRenewerArguments {
-        redis: context.redis.clone(),
-        metrics: context.metrics.clone(),
-        owner: "me".to_owned(),
-    };
-    let (renewer, joined) = Actor::spawn(None, LockRenewer, arguments).await.unwrap();
-    let acquire = |name: &str| {
-        let name = name.to_owned();
-        renewer.call(
-            move |reply| LockRenewerMessage::Acquire { name, life: LEASE_LIFE, reply },
-            Some(Duration::from_secs(5)),
-        )
-    };
-    let wish = acquire("a").await.unwrap().unwrap();
-    let Wish::Granted(lease) = wish else { panic!("{wish:?}") };
-    let other = context.redis.acquire_locks(&["a"], "somebody else", Duration::from_secs(1)).await.unwrap();
-    assert!(
-        matches!(other, cachekeeper_engine::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
-        "{other:?}"
-    );
-    // Taken by force.
-    let mut client = rig.client().await;
-    let _: () = client.set("ck:{test}:lock:a", "1 somebody else").await.unwrap();
-    renewer.cast(LockRenewerMessage::Renew).unwrap();
-    tokio::time::timeout(Duration::from_secs(10), lease.lost.cancelled()).await.unwrap();
-    // Given back by its owner only; the next token is larger.
-    let Wish::Granted(second) = acquire("b").await.unwrap().unwrap() else { panic!() };
-    renewer.cast(LockRenewerMessage::Release { name: "b".to_owned() }).unwrap();
-    wait_until("the lease is free", || async {
-        match acquire("b").await.unwrap().unwrap() {
-            Wish::Granted(third) if second.token < third.token => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    renewer.stop(None);
-    joined.await.unwrap();
-    let left: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
-    assert_eq!(left, ["ck:{test}:lock:a"], "only what is somebody else's");
 }
 
 #[tokio::test]

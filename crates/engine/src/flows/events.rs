@@ -20,15 +20,15 @@ pub const STREAM: &str = "stream";
 /// How long an old value may stay readable while no stamp can be had.
 const STAMP_WITHIN: Duration = Duration::from_millis(500);
 
-/// Obeys a batch. Where no stamp can be taken soon, the keys are deleted at once: absence is always right. The events
-/// must be obeyed all the same, because an older load could still come.
+/// Applies a batch. Where no stamp can be taken soon, the keys are deleted at once: absence is always right. The events must
+/// be applied all the same, because an older load could still come.
 ///
-/// Answers the datasets of which a pass is wanted; that they are owed is written down.
+/// Answers the datasets of which a backfill is wanted; that they are pending is written down.
 ///
 /// # Errors
-/// [`FlowError`]; the batch must be obeyed again.
-pub async fn obey(context: &Context, source: &str, batch: &[Event]) -> Result<Vec<String>, FlowError> {
-    let merged = Merged::of(context, source, batch);
+/// [`FlowError`]; the batch must be applied again.
+pub async fn apply(context: &Context, source: &str, batch: &[Event]) -> Result<Vec<String>, FlowError> {
+    let merged = Merged::of(context, batch);
     let is_down = match tokio::time::timeout(STAMP_WITHIN, context.postgres.poll()).await {
         Ok(Ok(_)) => false,
         Ok(Err(error)) => error.is_transient() && error.trouble != Trouble::NoIncarnation,
@@ -37,7 +37,9 @@ pub async fn obey(context: &Context, source: &str, batch: &[Event]) -> Result<Ve
     if is_down && let Err(error) = invalidate::delete_now(context, &merged.all_keys()).await {
         debug!(error = %chain(&error), "keys could not be deleted yet");
     }
-    merged.obey(context).await?;
+    merged.apply(context).await?;
+    // Once for each event, however often its batch was tried.
+    merged.count(context, source);
     Ok(merged.datasets)
 }
 
@@ -47,10 +49,14 @@ struct Merged {
     keys: Vec<(Option<Op>, Vec<String>)>,
     tags: Vec<(Option<Op>, Vec<String>)>,
     datasets: Vec<String>,
+    /// Keys and tags that were named, each as often as it was.
+    named: (u64, u64),
+    /// Events that name something which does not exist: why, and the dataset.
+    wrong: Vec<(&'static str, String)>,
 }
 
 impl Merged {
-    fn of(context: &Context, source: &str, batch: &[Event]) -> Self {
+    fn of(context: &Context, batch: &[Event]) -> Self {
         let mut merged = Self::default();
         for op in [None, Some(Op::Refresh), Some(Op::Delete)] {
             let (mut keys, mut tags) = (Vec::new(), Vec::new());
@@ -59,8 +65,7 @@ impl Merged {
                 tags.extend(event.tags.iter().cloned());
                 let Some(name) = &event.dataset else { continue };
                 let Some(dataset) = context.catalog.get(name) else {
-                    context.metrics.events_invalid.get_or_create(&ByReason::new("unknown_dataset")).inc();
-                    warn!(dataset = %name, "an event names a dataset that is not configured");
+                    merged.wrong.push(("unknown_dataset", name.clone()));
                     continue;
                 };
                 if event.ids.is_empty() {
@@ -69,18 +74,15 @@ impl Merged {
                 for id in &event.ids {
                     match dataset.key_of(id) {
                         Some(key) => keys.push(key),
-                        None => {
-                            context.metrics.events_invalid.get_or_create(&ByReason::new("wrong_id")).inc();
-                            warn!(dataset = %name, "an event has an id with another number of parts than the key");
-                        }
+                        None => merged.wrong.push(("wrong_id", name.clone())),
                     }
                 }
             }
-            for (kind, list, all) in
-                [("key", &mut keys, &mut merged.keys), ("tag", &mut tags, &mut merged.tags)]
+            let named = &mut merged.named;
+            for (list, all, count) in
+                [(&mut keys, &mut merged.keys, &mut named.0), (&mut tags, &mut merged.tags, &mut named.1)]
             {
-                let labels = BySourceKind::new(source, kind);
-                context.metrics.events.get_or_create(&labels).inc_by(list.len() as u64);
+                *count += list.len() as u64;
                 list.sort_unstable();
                 list.dedup();
                 if !list.is_empty() {
@@ -93,11 +95,21 @@ impl Merged {
         merged
     }
 
+    fn count(&self, context: &Context, source: &str) {
+        for (kind, count) in [("key", self.named.0), ("tag", self.named.1)] {
+            context.metrics.events.get_or_create(&BySourceKind::new(source, kind)).inc_by(count);
+        }
+        for (reason, dataset) in &self.wrong {
+            context.metrics.events_invalid.get_or_create(&ByReason::new(reason)).inc();
+            warn!(dataset, reason, "an event names a dataset or an entry that cannot exist");
+        }
+    }
+
     fn all_keys(&self) -> Vec<String> {
         self.keys.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect()
     }
 
-    async fn obey(&self, context: &Context) -> Result<(), FlowError> {
+    async fn apply(&self, context: &Context) -> Result<(), FlowError> {
         for (op, keys) in &self.keys {
             with_current_order(context, || invalidate::keys(context, keys, *op)).await?;
         }
@@ -111,7 +123,7 @@ impl Merged {
     }
 }
 
-/// Writes down that every entry of these datasets must be looked at again, as of a moment of Redis's clock; none: now.
+/// Writes down that these datasets must be revalidated, as of a moment of Redis's clock; none: now.
 ///
 /// # Errors
 /// [`FlowError`].
@@ -132,9 +144,9 @@ pub async fn owe(
     .await
 }
 
-/// Deletes the keys that events name, because they cannot be obeyed now.
+/// Deletes the keys that events name, because they cannot be applied now. They are counted when they are.
 pub async fn delete_named(context: &Context, batch: &[Event]) {
-    let keys = Merged::of(context, PUBSUB, batch).all_keys();
+    let keys = Merged::of(context, batch).all_keys();
     if let Err(error) = invalidate::delete_now(context, &keys).await {
         debug!(error = %chain(&error), "keys could not be deleted yet");
     }

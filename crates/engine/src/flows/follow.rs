@@ -47,6 +47,9 @@ pub struct Follower {
     count_reset: Instant,
     /// Entries that were deleted although Redis is to hold every row.
     dropped: Vec<String>,
+    /// The watermark's time when this one last moved it.
+    moved_to: Option<String>,
+    has_met_another: bool,
 }
 
 /// Where the feed stands in Redis.
@@ -104,7 +107,21 @@ impl Follower {
             hurried: BTreeSet::new(),
             count_reset: Instant::now(),
             dropped: Vec::new(),
+            moved_to: None,
+            has_met_another: false,
         }
+    }
+
+    /// Whether somebody else moves the cursor or the watermark too, as far as this one has noticed. With `look` it looks:
+    /// where nothing is committed, two who move the cursor to where it stands do not notice each other.
+    pub async fn has_met_another(&mut self, look: bool) -> bool {
+        if look
+            && let Some(moved_to) = &self.moved_to
+            && let Ok(watermark) = self.context.redis.watermark().await
+        {
+            self.has_met_another |= watermark.is_some_and(|watermark| watermark.as_of != *moved_to);
+        }
+        self.has_met_another
     }
 
     /// Entries that had to be deleted although Redis is to hold every row: somebody should fill them again.
@@ -290,11 +307,13 @@ impl Follower {
         match self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await? {
             Answer::Done(Advanced::Done) => {
                 failpoint::reach("feed.advanced");
+                self.moved_to = Some(as_of.to_owned());
                 self.place = Some(Place { cursor: poll.snapshot, count: place.count + 1, ..place });
                 Ok(Step::Applied(statements))
             }
             Answer::Done(Advanced::Moved) => {
                 debug!("another worker moved the cursor");
+                self.has_met_another = true;
                 Ok(Step::Again)
             }
             Answer::Done(Advanced::WentBack) => Err(FlowError::WentBack),
