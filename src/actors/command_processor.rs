@@ -13,7 +13,7 @@ use super::health::Health;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::flows::backoff::Backoff;
-use cachekeeper_engine::flows::commands::{CommandError, Commands};
+use cachekeeper_engine::flows::commands::{CommandConsumer, CommandError};
 use cachekeeper_engine::flows::error::chain;
 use cachekeeper_engine::flows::lease::LeaseName;
 
@@ -44,8 +44,8 @@ impl Task for CommandProcessor {
         loop {
             let began = Instant::now();
             let on_ready = || health.note_stream(STREAM, Ok(()));
-            let error = Commands::lead(&context.engine, stream, on_ready).await;
-            if matches!(*error, CommandError::Displaced) {
+            let error = CommandConsumer::lead(&context.engine, stream, on_ready).await;
+            if matches!(*error, CommandError::NotLeader) {
                 info!("another worker carries out write commands now");
                 return;
             }

@@ -6,11 +6,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::debt;
 use cachekeeper_engine::flows::epoch;
 use cachekeeper_engine::flows::error::FlowError;
 use cachekeeper_engine::flows::invalidate;
 use cachekeeper_engine::flows::reload::{Report, with_current_order};
+use cachekeeper_engine::flows::revalidation;
 use cachekeeper_engine::flows::warm::{PassOptions, pass};
 use cachekeeper_engine::stores::redis::{Answer, Debt};
 use cachekeeper_protocol::event::Op;
@@ -98,7 +98,7 @@ async fn whole(
     } else {
         cachekeeper_config::OnNewEpoch::Refresh
     };
-    let mut report = debt::pay(context, dataset, policy, &CancellationToken::new()).await?;
+    let mut report = revalidation::run(context, dataset, policy, &CancellationToken::new()).await?;
     let holds_all = dataset.settings.scope == cachekeeper_config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
         let options =

@@ -5,8 +5,8 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::fresh;
 use cachekeeper_engine::flows::follow::{Follower, Step};
+use cachekeeper_engine::flows::fresh;
 use cachekeeper_engine::stores::redis::Watermark;
 use redis::AsyncCommands;
 
@@ -110,7 +110,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let context = rig.context(&plain());
     assert!(reason(&context, false).await.unwrap().contains("run `cachekeeper migrate`"));
     let mut follower = follower(&context).await;
-    let mark = |coverage: &cachekeeper_engine::flows::followed::Coverage| {
+    let mark = |coverage: &coverage::Coverage| {
         coverage.datasets["product"].clone().unwrap()
     };
     let before = mark(&coverage::look(&context, false).await.unwrap());
@@ -126,7 +126,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let product = context.catalog.get("product").unwrap();
     let cancel = tokio_util::sync::CancellationToken::new();
-    cachekeeper_engine::flows::debt::pay(&context, product, policy, &cancel).await.unwrap();
+    cachekeeper_engine::flows::revalidation::run(&context, product, policy, &cancel).await.unwrap();
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
     context.set_coverage(touched);
@@ -364,14 +364,16 @@ async fn a_reader_can_wait_for_its_own_write() {
         let answer = ask(&format!("token={text}&dataset=product&wait=10s")).await;
         assert_eq!(answer["fresh"], true, "{answer}");
         let found =
-            cachekeeper_engine::flows::fresh::get(&worker.context, "product:5", &text.parse().unwrap())
+            fresh::get(&worker.context, "product:5", &text.parse().unwrap())
                 .await
                 .unwrap();
-        let cachekeeper_engine::flows::fresh::Found::Fresh(Some(value)) = found else { panic!("{found:?}") };
+        let fresh::TokenRead::Fresh(Some(value)) = found else {
+            panic!("{found:?}")
+        };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
     // A token of a moment that has not come, of another life, and none at all.
-    let token = cachekeeper_engine::flows::fresh::token(&worker.context).await.unwrap();
+    let token = fresh::token(&worker.context).await.unwrap();
     let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
     assert_eq!(answer["fresh"], false);
     assert_eq!(ask("token=other/1:1:").await["fresh"], false);

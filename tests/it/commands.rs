@@ -215,9 +215,8 @@ async fn a_process_stopped_in_the_middle_of_a_write_holds_its_locks_for_seconds_
     let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
     let context = rig.context(DATASETS);
     let mut open = context.postgres.begin_commands(true).await.unwrap();
-    let right = cachekeeper_engine::stores::postgres::commands::may_write(&mut open, "cache:writes", 1)
-        .await
-        .unwrap();
+    let right =
+        cachekeeper_engine::stores::postgres::write::is_leader(&mut open, "cache:writes", 1).await.unwrap();
     assert!(!right, "nobody has the right yet");
     // `open` stays as it is, like that of a stopped process.
     let token = wait_until("somebody else may take over", async || {

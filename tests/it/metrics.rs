@@ -1,6 +1,15 @@
 //! Every metric that is registered is also changed somewhere.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cachekeeper_engine::flows::epoch;
+use cachekeeper_engine::flows::refresh::RefreshWalk;
+use cachekeeper_engine::flows::reload::{Cause, Job, reload};
+use cachekeeper_engine::metrics::ByDataset;
+use redis::AsyncCommands;
+
+use crate::support::Rig;
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -13,11 +22,14 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The field of `"name", "help", metrics.field;`, as the tables of `metrics.rs` have it.
+/// The field of `"name", field: type = value,`, as the tables of `metrics.rs` have it.
 fn registered(text: &str) -> Vec<String> {
-    let lines = text.lines().map(str::trim).filter(|line| line.starts_with('"') && line.ends_with(';'));
-    let field = |line: &str| line.trim_end_matches(';').rsplit('.').next().map(str::to_owned);
-    lines.filter_map(field).collect()
+    let field = |line: &str| {
+        let (_name, rest) = line.trim().strip_prefix('"')?.split_once("\", ")?;
+        let (field, _kind) = rest.split_once(": ")?;
+        Some(field.to_owned())
+    };
+    text.lines().filter_map(field).collect()
 }
 
 #[test]
@@ -49,4 +61,41 @@ fn every_registered_metric_is_counted_somewhere() {
             && !code.contains(&format!("&self.context.metrics.{field}"))
     });
     assert_eq!(never.collect::<Vec<_>>(), Vec::<&String>::new(), "registered, and never counted");
+}
+
+/// An entry that nobody read is counted once: at the last look before it expires.
+#[tokio::test]
+async fn entries_that_expire_unread_are_counted_once() {
+    let rig = Rig::start(
+        "create table products (id int primary key, name text); insert into products select n, 'x' from generate_series(1, 20) n",
+    )
+    .await;
+    let toml = r#"
+        [dataset.product]
+        query = "select id, name from products"
+        key = "product:{id}"
+        format = "json"
+        ttl = "10s"
+        ttl_jitter = "0%"
+        scope = "cached"
+        refresh = { ahead = "90%" }
+    "#;
+    let context = rig.context(toml);
+    epoch::ensure(&context, "").await.unwrap();
+    let dataset = context.catalog.get("product").unwrap();
+    let keys = (1..=20).map(|n| (format!("product:{n}"), vec![n.to_string()])).collect();
+    reload(&context, dataset, keys, Cause::Warm, &mut Job::uncounted()).await.unwrap();
+    // As if the first second of their lives had passed without a read: the rest of it they are due.
+    let mut client = rig.client().await;
+    for n in 1..=20 {
+        let _: () = client.pexpire(format!("product:{n}"), 8_999).await.unwrap();
+    }
+    let facts = context.redis.facts().await.unwrap();
+    let counted = || context.metrics.unread.get_or_create(&ByDataset::new("product")).get();
+    for (next_scan, expected) in [(Duration::from_secs(1), 0), (Duration::from_secs(10), 20)] {
+        let mut walk = RefreshWalk::new(&facts, next_scan);
+        while !walk.step(&context, None).await.unwrap() {}
+        assert_eq!(walk.looked.unread, 20);
+        assert_eq!(counted(), expected);
+    }
 }

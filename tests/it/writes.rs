@@ -6,7 +6,7 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper::supervisor::SupervisorMessage;
 use cachekeeper_client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
-use cachekeeper_engine::flows::commands::{CommandError, Commands};
+use cachekeeper_engine::flows::commands::{CommandConsumer, CommandError};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::{coverage, epoch};
 use redis::AsyncCommands;
@@ -243,7 +243,7 @@ async fn send(rig: &Rig, fields: &[(&str, String)]) -> String {
 /// Leads, as the actor does.
 fn lead(context: &Context) -> JoinHandle<Box<CommandError>> {
     let context = context.clone();
-    tokio::spawn(async move { Commands::lead(&context, "cache:writes", || ()).await })
+    tokio::spawn(async move { CommandConsumer::lead(&context, "cache:writes", || ()).await })
 }
 
 async fn all_done(context: &Context) {
@@ -345,7 +345,7 @@ async fn a_leader_that_was_replaced_commits_nothing_and_takes_nothing() {
     .await;
     send(&rig, &command("one", 1, 11)).await;
     let displaced = older.await.unwrap();
-    assert!(matches!(*displaced, CommandError::Displaced), "{displaced}");
+    assert!(matches!(*displaced, CommandError::NotLeader), "{displaced}");
     all_done(&context).await;
     assert_eq!(replies(&rig).await["one"]["ok"], true);
     newer.abort();

@@ -108,7 +108,7 @@ impl DatasetCache {
             }
         };
         match self.core.ask("read an entry and the watermark", command).await {
-            Ok(Some(fresh::Found::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
+            Ok(Some(fresh::TokenRead::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
             _ => {
                 let work = self.work(vec![Arc::clone(&key)]);
                 let bytes = work(vec![0], Some(Fence::default())).await?.pop().unwrap_or(Ok(None))?;

@@ -66,8 +66,9 @@ pub use policy::{Lifetime, LoadLock, Policy, Sliding};
 pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
 
-pub use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters};
-pub use cachekeeper_engine::flows::write::{CacheState, Touched, WriteError, Written};
+pub use cachekeeper_engine::flows::write::{
+    CacheState, Parameter, Parameters, WriteEffects, WriteError, Written,
+};
 
 /// A handle to the cache. Cheap to clone; all clones share connections, loads under way and the circuit breaker.
 #[derive(Debug, Clone)]

@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::catalog::{Catalog, Dataset};
-use super::followed::Coverage;
+use super::coverage::Coverage;
+use super::watermark_watch::WatermarkWatch;
 use crate::metrics::Metrics;
 use crate::stores::postgres::{CaptureLimits, Postgres};
 use crate::stores::redis::{CacheError, Epoch, Redis, Standing};
@@ -27,6 +28,7 @@ pub struct Context {
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
     has_outbox: Arc<AtomicBool>,
+    pub(super) watermark_watch: Arc<WatermarkWatch>,
 }
 
 /// How changes are captured, as flows need to know it.
@@ -62,6 +64,7 @@ impl Context {
             epoch: Arc::default(),
             coverage: Arc::default(),
             has_outbox: Arc::default(),
+            watermark_watch: Arc::default(),
         })
     }
 

@@ -9,7 +9,7 @@ use super::error::{FlowError, chain};
 use super::reload::with_current_order;
 use super::{epoch, invalidate};
 use crate::metrics::{ByReason, BySourceKind};
-use crate::stores::postgres::Trouble;
+use crate::stores::postgres::ErrorKind;
 use crate::stores::redis::{Answer, Debt};
 use cachekeeper_protocol::event::{Event, Op};
 
@@ -31,7 +31,7 @@ pub async fn apply(context: &Context, source: &str, batch: &[Event]) -> Result<V
     let merged = Merged::of(context, batch);
     let is_down = match tokio::time::timeout(STAMP_WITHIN, context.postgres.poll()).await {
         Ok(Ok(_)) => false,
-        Ok(Err(error)) => error.is_transient() && error.trouble != Trouble::NoIncarnation,
+        Ok(Err(error)) => error.is_transient() && error.kind != ErrorKind::NoIncarnation,
         Err(_elapsed) => true,
     };
     if is_down && let Err(error) = invalidate::delete_now(context, &merged.all_keys()).await {

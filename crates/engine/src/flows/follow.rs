@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::context::Context;
+use super::coverage::Coverage;
 use super::error::FlowError;
 use super::failpoint;
-use super::followed::Coverage;
 use super::reload::Job;
 use super::{coverage, epoch};
-use crate::stores::postgres::{Change, FeedPoll, FeedReader, Poll, Trouble};
+use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
 use crate::stores::redis::{Advance, Advanced, Answer, Debt, Epoch};
 pub use batch::Touched;
 use batch::{Batch, GATHERED};
@@ -156,7 +156,7 @@ impl Follower {
         let polled_at = Instant::now();
         let poll = match polled {
             Ok(poll) => poll,
-            Err(error) if error.trouble == Trouble::NoIncarnation => {
+            Err(error) if error.kind == ErrorKind::NoIncarnation => {
                 epoch::ensure(&self.context, "").await?;
                 return Ok(Step::Again);
             }
@@ -326,7 +326,7 @@ impl Follower {
 
     /// What this process follows, and has not left to a newer one.
     fn followed(&self, coverage: &Coverage) -> Vec<(String, String)> {
-        let mut followed = coverage.followed();
+        let mut followed = coverage.covered();
         followed.retain(|(name, _)| {
             self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_displaced())
         });

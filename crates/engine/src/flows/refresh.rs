@@ -36,6 +36,8 @@ pub struct Looked {
 pub struct RefreshWalk {
     cursor: u64,
     sign: UseSign,
+    /// What remains of an entry's life until the next walk may look at it again.
+    next_scan: Duration,
     /// What happened so far.
     pub looked: Looked,
 }
@@ -43,9 +45,9 @@ pub struct RefreshWalk {
 impl RefreshWalk {
     /// Begins a walk.
     #[must_use]
-    pub fn new(facts: &ServerFacts) -> Self {
+    pub fn new(facts: &ServerFacts, next_scan: Duration) -> Self {
         let sign = if facts.counts_use() { UseSign::Frequency } else { UseSign::Idle };
-        Self { cursor: 0, sign, looked: Looked::default() }
+        Self { cursor: 0, sign, next_scan, looked: Looked::default() }
     }
 
     /// Looks at the next page. True: the walk is over.
@@ -88,7 +90,7 @@ impl RefreshWalk {
             let Some(known) = interested.iter().find(|known| known.name() == dataset.name()) else {
                 continue;
             };
-            if let Some(entry) = self.judge(known, entry, values, outage.as_ref()) {
+            if let Some(entry) = self.judge(context, known, entry, values, outage.as_ref()) {
                 due.entry(known.name()).or_insert_with(|| (*known, Vec::new())).1.push(entry);
             }
         }
@@ -103,6 +105,7 @@ impl RefreshWalk {
 
     fn judge(
         &mut self,
+        context: &Context,
         dataset: &Dataset,
         entry: Walked,
         values: KeyValues,
@@ -128,6 +131,10 @@ impl RefreshWalk {
         };
         if !is_wanted {
             self.looked.unread += 1;
+            // Counted once: at the last look before it expires.
+            if left <= self.next_scan {
+                context.metrics.unread.get_or_create(&ByDataset::new(dataset.name())).inc();
+            }
         }
         is_wanted.then_some(Due { key: entry.key, values, left })
     }

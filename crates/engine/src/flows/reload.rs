@@ -13,7 +13,7 @@ use super::encode::{Encoder, Failure};
 use super::epoch;
 use super::error::{FlowError, chain};
 use crate::metrics::{ByDataset, ByDatasetCause};
-use crate::stores::postgres::{DatasetSource, KeyValues, Poll, SourceError, Trouble};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Poll, SourceError};
 use crate::stores::redis::{Answer, Gone, Refusal, StoreMode};
 use cachekeeper_config::Format;
 use cachekeeper_protocol::entry::EntryBatch;
@@ -183,12 +183,12 @@ async fn reload_chunk(
                 }
             }
             // One row makes the whole statement fail: find it by halves.
-            Err(FlowError::Source(error)) if error.trouble == Trouble::Data && 1 < part.len() => {
+            Err(FlowError::Source(error)) if error.kind == ErrorKind::Data && 1 < part.len() => {
                 let (left, right) = part.split_at(part.len() / 2);
                 work.push((left.to_vec(), tries));
                 work.push((right.to_vec(), tries));
             }
-            Err(FlowError::Source(error)) if error.trouble == Trouble::Data => {
+            Err(FlowError::Source(error)) if error.kind == ErrorKind::Data => {
                 give_up(context, dataset, &part, Cause::Change, &chain(&error), job, &mut report).await?;
             }
             Err(FlowError::Cache(error)) if error.refusal == Refusal::Full => {
@@ -196,7 +196,7 @@ async fn reload_chunk(
                 let reason = "Redis is full";
                 give_up(context, dataset, &part, cause, reason, job, &mut report).await?;
             }
-            Err(FlowError::Source(error)) if error.trouble == Trouble::Changed => {
+            Err(FlowError::Source(error)) if error.kind == ErrorKind::Changed => {
                 dataset.forget_source();
                 return Err(FlowError::Source(error));
             }
@@ -461,7 +461,7 @@ where
                 epoch::ensure(context, "").await?;
             }
             Err(FlowError::Source(SourceError {
-                trouble: Trouble::NoIncarnation | Trouble::Changed,
+                kind: ErrorKind::NoIncarnation | ErrorKind::Changed,
                 ..
             })) if attempt < ATTEMPTS => {
                 epoch::ensure(context, "").await?;

@@ -14,7 +14,7 @@ use super::encode::Encoder;
 use super::error::FlowError;
 use super::reload::{BATCH_BYTES, Cause, Job, Report, current_epoch, gone_error, reload};
 use crate::metrics::{ByDatasetCause, ByReason};
-use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll, Trouble};
+use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{Answer, Claim, Epoch, Paid, StoreMode, Stored};
 use cachekeeper_protocol::entry::EntryBatch;
 
@@ -61,7 +61,7 @@ pub async fn pass(context: &Context, dataset: &Dataset, options: &PassOptions) -
         Err(error) => Err(error.into()),
     };
     if let Err(FlowError::Source(error)) = &passed
-        && matches!(error.trouble, Trouble::Changed | Trouble::Statement)
+        && matches!(error.kind, ErrorKind::Changed | ErrorKind::Statement)
     {
         // The tables may have changed since the query was described.
         dataset.forget_source();
@@ -130,7 +130,7 @@ impl<'a> StreamedPass<'a> {
         if let Some(bookmark) = &interrupted {
             info!(dataset = dataset.name(), behind = %bookmark.key, entries = bookmark.entries, "resuming the pass");
         }
-        let mut rows = context.postgres.pass(source, behind).await?;
+        let mut rows = context.postgres.backfill(source, behind).await?;
         let mut pass = Self {
             context,
             dataset,
@@ -151,7 +151,7 @@ impl<'a> StreamedPass<'a> {
     async fn stream(
         &mut self,
         source: &DatasetSource,
-        rows: &mut Pass,
+        rows: &mut BackfillRows,
         options: &PassOptions,
     ) -> Result<(), FlowError> {
         let mut encoder = Encoder::new(self.dataset, source);

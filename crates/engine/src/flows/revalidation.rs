@@ -1,5 +1,5 @@
-//! Debts: every entry of an owed dataset is looked at again, by a counted walk of Redis (R14). A walk of the table
-//! would miss the entries whose rows are gone.
+//! Pending revalidations: every entry of a dataset is reloaded or deleted, by a counted scan of Redis (R14). A scan of the
+//! table would miss the entries whose rows are gone.
 
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -15,14 +15,14 @@ use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Answer, Claim, Debt, Epoch, Paid, UseSign, Walked, Wanted};
 use cachekeeper_config::OnNewEpoch;
 
-/// Keys looked at by one script of the walk.
-const WALK_PAGE: usize = 500;
+/// Keys of one script of the scan.
+const PAGE: usize = 500;
 
-/// Pays a dataset's debt.
+/// Runs a dataset's pending revalidation; without one, nothing is done.
 ///
 /// # Errors
-/// [`FlowError`]; the debt stands until a walk is whole.
-pub async fn pay(
+/// [`FlowError`]; it stays pending until a scan is whole.
+pub async fn run(
     context: &Context,
     dataset: &Dataset,
     policy: OnNewEpoch,
@@ -30,32 +30,32 @@ pub async fn pay(
 ) -> Result<Report, FlowError> {
     let mut job = Job::new("walk");
     let facts = context.redis.facts().await?;
-    let order = epoch::ensure(context, &job.id).await?;
-    job.count = order.head.counted;
-    let Some(debt) = order.head.owed.get(dataset.name()) else {
+    let state = epoch::ensure(context, &job.id).await?;
+    job.count = state.head.counted;
+    let Some(pending) = state.head.owed.get(dataset.name()) else {
         return Ok(Report::default());
     };
-    info!(dataset = dataset.name(), reason = debt.reason(), "looking at every entry again");
-    // Known before the walk, so that a key that fits several templates goes to the right dataset.
+    info!(dataset = dataset.name(), reason = pending.reason(), "revalidating every entry");
+    // Described before the scan, so that a key that fits several templates goes to the right dataset.
     dataset.source(&context.postgres).await?;
-    let mut walk = Walk {
+    let mut scan = RevalidationScan {
         context,
         dataset,
         policy,
-        epoch: order.epoch,
-        poll: &order.poll,
+        epoch: state.epoch,
+        poll: &state.poll,
         job,
         report: Report::default(),
     };
-    walk.run(cancel).await?;
+    scan.run(cancel).await?;
     // SCAN cursors mean nothing to another server, also one that lost nothing.
     if context.redis.facts().await?.run_id != facts.run_id {
         return Err(FlowError::WentBack);
     }
-    walk.claim(debt).await
+    scan.claim(pending).await
 }
 
-struct Walk<'a> {
+struct RevalidationScan<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
     policy: OnNewEpoch,
@@ -65,18 +65,18 @@ struct Walk<'a> {
     report: Report,
 }
 
-impl Walk<'_> {
+impl RevalidationScan<'_> {
     async fn run(&mut self, cancel: &CancellationToken) -> Result<(), FlowError> {
         let prefix = self.dataset.settings.key.prefix();
         let wanted = [Wanted { prefix, left_max: None }];
         let mut cursor = 0;
-        let mut pending: Vec<(String, KeyValues)> = Vec::new();
+        let mut gathered: Vec<(String, KeyValues)> = Vec::new();
         loop {
             if cancel.is_cancelled() {
                 return Err(FlowError::Cancelled);
             }
             let standing = self.dataset.standing(&self.epoch, &self.poll.incarnation);
-            let page = (cursor, WALK_PAGE);
+            let page = (cursor, PAGE);
             let answer =
                 self.context.redis.walk(&standing, &self.job.id, page, UseSign::None, &wanted).await?;
             let page = match answer {
@@ -84,11 +84,11 @@ impl Walk<'_> {
                 Answer::Gone(gone) => return Err(gone_error(self.context, self.dataset, gone)),
             };
             self.job.count += 1;
-            failpoint::reach("debt.page");
-            pending.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
+            failpoint::reach("revalidation.page");
+            gathered.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
             cursor = page.cursor;
-            if self.dataset.settings.batch <= pending.len() || cursor == 0 {
-                self.look_again(std::mem::take(&mut pending)).await?;
+            if self.dataset.settings.batch <= gathered.len() || cursor == 0 {
+                self.revalidate(std::mem::take(&mut gathered)).await?;
             }
             if cursor == 0 {
                 return Ok(());
@@ -101,7 +101,7 @@ impl Walk<'_> {
         (dataset.name() == self.dataset.name()).then_some((entry.key, values))
     }
 
-    async fn look_again(&mut self, keys: Vec<(String, KeyValues)>) -> Result<(), FlowError> {
+    async fn revalidate(&mut self, keys: Vec<(String, KeyValues)>) -> Result<(), FlowError> {
         if keys.is_empty() {
             return Ok(());
         }
@@ -121,9 +121,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    async fn claim(self, debt: &Debt) -> Result<Report, FlowError> {
+    async fn claim(self, pending: &Debt) -> Result<Report, FlowError> {
         let standing = self.dataset.standing(&self.epoch, &self.poll.incarnation);
-        match self.context.redis.claim(&standing, &self.job.id, self.job.count, Paid::Debt(debt)).await? {
+        match self.context.redis.claim(&standing, &self.job.id, self.job.count, Paid::Debt(pending)).await? {
             Answer::Done(Claim::Accepted) => Ok(self.report),
             Answer::Done(Claim::WentBack) => {
                 self.context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
