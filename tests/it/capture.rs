@@ -110,9 +110,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let context = rig.context(&plain());
     assert!(reason(&context, false).await.unwrap().contains("run `cachekeeper migrate`"));
     let mut follower = follower(&context).await;
-    let mark = |coverage: &coverage::Coverage| {
-        coverage.datasets["product"].clone().unwrap()
-    };
+    let mark = |coverage: &coverage::Coverage| coverage.datasets["product"].clone().unwrap();
     let before = mark(&coverage::look(&context, false).await.unwrap());
     assert_eq!(before, mark(&coverage::look(&context, true).await.unwrap()), "looking changes nothing");
     // Off and on again between two looks: nobody knows what was written meanwhile.
@@ -363,16 +361,11 @@ async fn a_reader_can_wait_for_its_own_write() {
         let text = session.text("select cachekeeper.token()").await.unwrap().unwrap();
         let answer = ask(&format!("token={text}&dataset=product&wait=10s")).await;
         assert_eq!(answer["fresh"], true, "{answer}");
-        let found =
-            fresh::get(&worker.context, "product:5", &text.parse().unwrap())
-                .await
-                .unwrap();
-        let fresh::TokenRead::Fresh(Some(value)) = found else {
-            panic!("{found:?}")
-        };
+        let found = fresh::get(&worker.context, "product:5", &text.parse().unwrap()).await.unwrap();
+        let fresh::TokenRead::Fresh(Some(value)) = found else { panic!("{found:?}") };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
-    // A token of a moment that has not come, of another life, and none at all.
+    // A token of a moment that has not come, of another incarnation, and none at all.
     let token = fresh::token(&worker.context).await.unwrap();
     let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
     assert_eq!(answer["fresh"], false);
