@@ -365,7 +365,7 @@ async fn a_reader_can_wait_for_its_own_write() {
         let fresh::TokenRead::Fresh(Some(value)) = found else { panic!("{found:?}") };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
-    // A token of a moment that has not come, of another life, and none at all.
+    // A token of a moment that has not come, of another incarnation, and none at all.
     let token = fresh::token(&worker.context).await.unwrap();
     let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
     assert_eq!(answer["fresh"], false);
