@@ -1,7 +1,5 @@
 //! Passes, debts, poison rows, stalled loads, tags over time.
 
-use std::time::Duration;
-
 use cachekeeper::app::Worker;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::FlowError;
