@@ -90,7 +90,7 @@ impl Actor for EventLog {
 }
 
 async fn run(arguments: EventLogArguments, stream: String) {
-    let group = group_of(arguments.context.redis.keys().prefix());
+    let group = group_of(arguments.context.redis.keys().namespace());
     let mut delay = RETRY_DELAY_MIN;
     loop {
         let opened =

@@ -53,7 +53,7 @@ pub const ROOT: &[Key] = &[
 ];
 
 const SERVICE: &[Key] = &[
-    key("namespace", Shape::Text, "Prefix of Cachekeeper's own keys, ck:{namespace}:…"),
+    key("namespace", Shape::Text, "Prefix of Cachekeeper's own keys, ck:{namespace:0}:…"),
     key("shutdown_timeout", Shape::Text, "How long a stop may take"),
     key(
         "on_new_epoch",

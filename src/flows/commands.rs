@@ -28,10 +28,8 @@ use transaction::{Care, Ending, Right, carry_out, reject};
 
 /// The group in which workers read.
 #[must_use]
-pub fn group_of(namespace_prefix: &str) -> String {
-    // The prefix is `ck:{<namespace>}:`.
-    let name = namespace_prefix.trim_start_matches("ck:{").trim_end_matches("}:");
-    format!("cachekeeper:{name}")
+pub fn group_of(namespace: &str) -> String {
+    format!("cachekeeper:{namespace}")
 }
 
 /// A command that waits for its turn.
@@ -130,7 +128,7 @@ impl Commands {
     }
 
     async fn take_over(context: &Context, stream: &str) -> Result<(Self, StreamReader), Box<CommandError>> {
-        let group = group_of(context.redis.keys().prefix());
+        let group = group_of(context.redis.keys().namespace());
         // From the first on no earlier leader commits any more, from the second on none takes entries.
         let token = context.postgres.take_over_writes(stream).await?;
         let reader = context.redis.open_stream(stream, &group, CONSUMER, WAITS, Some(token)).await?;

@@ -249,7 +249,7 @@ async fn the_kill_switch_blocks_nobody_and_what_it_let_pass_is_made_good() {
         let (mut client, mark) = (client.clone(), mark.clone());
         async move {
             let fed: String =
-                client.hget("ck:{test}:head", "fed:product").await.map_err(|error| error.to_string())?;
+                client.hget("ck:{test:0}:meta", "covered:product").await.map_err(|error| error.to_string())?;
             if fed == mark { Ok(()) } else { Err(fed) }
         }
     })
@@ -324,7 +324,7 @@ async fn the_outbox_is_trimmed_only_behind_every_reader_and_writer() {
     let before = context.redis.head("").await.unwrap().epoch;
     let mut client = rig.client().await;
     let _: () = redis::cmd("HSET")
-        .arg("ck:{test}:head")
+        .arg("ck:{test:0}:meta")
         .arg("cursor")
         .arg(old.as_str())
         .query_async(&mut client)

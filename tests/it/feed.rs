@@ -273,16 +273,16 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let old: String = client.get("product:5").await.unwrap();
     let job: String = {
         let fields: Vec<String> =
-            redis::cmd("HKEYS").arg("ck:{test}:head").query_async(&mut client).await.unwrap();
+            redis::cmd("HKEYS").arg("ck:{test:0}:meta").query_async(&mut client).await.unwrap();
         fields.into_iter().find(|field| field.starts_with("job:feed-")).unwrap()
     };
     rig.postgres.execute("update products set name = 'new' where id = 5").await.unwrap();
     // What a failover to an older copy leaves: fewer scripts counted, the old value, the old cursor.
     let cursor = context.redis.head("").await.unwrap().cursor.unwrap();
-    let counted: i64 = client.hget("ck:{test}:head", &job).await.unwrap();
+    let counted: i64 = client.hget("ck:{test:0}:meta", &job).await.unwrap();
     assert!(matches!(follower.step(false).await.unwrap(), Step::Applied(1)));
-    let _: () = client.hset("ck:{test}:head", &job, counted + 1).await.unwrap();
-    let _: () = client.hset("ck:{test}:head", "cursor", &cursor).await.unwrap();
+    let _: () = client.hset("ck:{test:0}:meta", &job, counted + 1).await.unwrap();
+    let _: () = client.hset("ck:{test:0}:meta", "cursor", &cursor).await.unwrap();
     let _: () = client.set("product:5", &old).await.unwrap();
     rig.postgres.execute("update products set name = 'another' where id = 6").await.unwrap();
     assert!(matches!(follower.step(true).await, Err(FlowError::WentBack)));

@@ -182,7 +182,7 @@ async fn row_17_who_waits_is_woken_by_the_release_and_not_by_looking_again() {
             })
         })
         .collect();
-    let channel = rig.store().keys().unlock_channel.clone();
+    let channel = rig.store().keys().unlock_channel();
     let mut client = rig.client().await;
     wait_until("they listen", async || {
         let heard: Vec<(String, u32)> =
@@ -259,7 +259,7 @@ async fn tokens_grow_from_holder_to_holder_and_postgres_refuses_the_older_one() 
         guard.release().await.unwrap();
         if round == 2 {
             // The counter says more than the clock: it goes on from there.
-            let key = context.redis.keys().last_token.clone();
+            let key = context.redis.keys().last_token();
             let ahead = tokens[2] + 3_600_000_000;
             let _: () = rig.client().await.set(key, ahead).await.unwrap();
         }

@@ -247,7 +247,7 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     let mut client = rig.client().await;
     let _: () = client.set("t:99999", "its row is gone").await.unwrap();
     let _: () = client.set("t:5", "stale").await.unwrap();
-    let _: () = client.del("ck:{test}:head").await.unwrap();
+    let _: () = client.del("ck:{test:0}:meta").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
     let policy = cachekeeper::config::OnNewEpoch::Refresh;
@@ -255,7 +255,7 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     assert_eq!((report.stored, report.gone), (5_000, 1));
     assert!(context.redis.head("").await.unwrap().owed.is_empty());
     // Dropped instead of refreshed.
-    let _: () = client.del("ck:{test}:stamps").await.unwrap();
+    let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     let policy = cachekeeper::config::OnNewEpoch::Drop;
     let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
@@ -329,7 +329,7 @@ async fn the_loss_of_a_lease_is_told() {
     );
     // Taken by force.
     let mut client = rig.client().await;
-    let _: () = client.set("ck:{test}:lock:a", "1 somebody else").await.unwrap();
+    let _: () = client.set("ck:{test:0}:lock:a", "1 somebody else").await.unwrap();
     renewer.cast(LockRenewerMessage::Renew).unwrap();
     tokio::time::timeout(Duration::from_secs(10), lease.lost.cancelled()).await.unwrap();
     // Given back by its owner only; the next token is larger.
@@ -344,8 +344,8 @@ async fn the_loss_of_a_lease_is_told() {
     .await;
     renewer.stop(None);
     joined.await.unwrap();
-    let left: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
-    assert_eq!(left, ["ck:{test}:lock:a"], "only what is somebody else's");
+    let left: Vec<String> = client.keys("ck:{test:0}:lock:*").await.unwrap();
+    assert_eq!(left, ["ck:{test:0}:lock:a"], "only what is somebody else's");
 }
 
 #[tokio::test]

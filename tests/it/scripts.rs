@@ -219,16 +219,16 @@ async fn whoever_does_not_know_the_ground_changes_nothing() {
     assert!(!left);
     // Tables that are evicted, cut or of another type never read as permission.
     let right = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
-    let keys = store.keys().clone();
-    for table in [&keys.stamps, &keys.tag_stamps, &keys.head] {
+    let keys = store.keys().metadata().clone();
+    for table in [&keys.stamps, &keys.tag_stamps, &keys.meta] {
         let kept: Vec<u8> = redis::cmd("DUMP").arg(table).query_async(&mut client).await.unwrap();
         for damage in ["missing", "zeros", "short", "other type"] {
             let _: () = client.del(table).await.unwrap();
             match damage {
-                "zeros" if table != &keys.head => {
+                "zeros" if table != &keys.meta => {
                     let _: i64 = client.setrange(table, 1_048_583, "\0").await.unwrap();
                 }
-                "short" if table != &keys.head => {
+                "short" if table != &keys.meta => {
                     let _: () = client.set(table, "short").await.unwrap();
                 }
                 "other type" => {
@@ -266,7 +266,7 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     assert_eq!(error.refusal, cachekeeper::stores::redis::Refusal::Full, "{error}");
     assert_eq!(store.invalidate(&standing, at, &["k:1"]).await.unwrap(), Answer::Done(1));
     // An evicted table can be made again.
-    let _: () = client.del(&store.keys().stamps).await.unwrap();
+    let _: () = client.del(&store.keys().metadata().stamps).await.unwrap();
     begin(&store).await;
     let _: () =
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(0).query_async(&mut client).await.unwrap();

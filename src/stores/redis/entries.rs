@@ -46,8 +46,9 @@ impl Redis {
         longest_life: Duration,
         mode: StoreMode<'_>,
     ) -> Result<Stored, CacheError> {
-        let mut call = Call::fenced(&STORE, self, 1 + batch.len());
-        call.arg(self.keys.windows.as_bytes());
+        let on = self.keys.metadata_of(batch.get(0).map_or("", |entry| entry.key));
+        let mut call = Call::fenced(&STORE, self, on, 1 + batch.len());
+        call.arg(on.windows.as_bytes());
         for entry in batch.iter() {
             call.arg(entry.key.as_bytes());
         }
@@ -57,7 +58,7 @@ impl Redis {
             StoreMode::Floor { job, progress } => ("floor", job, progress),
             StoreMode::Counted { job } => ("slots", job, ""),
         };
-        call.arg(&stamp.to_bytes()).arg(raises.as_bytes()).arg(self.keys.tag_prefix().as_bytes());
+        call.arg(&stamp.to_bytes()).arg(raises.as_bytes()).arg(on.tag_prefix.as_bytes());
         call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
         call.arg(job.as_bytes()).arg(progress.as_bytes());
         call.arg(&pack_slots(batch.iter().map(|entry| entry.key)));
@@ -139,7 +140,8 @@ impl Redis {
         job: &str,
         tag_set: &str,
     ) -> Result<(Call, Answer<redis::Value>), CacheError> {
-        let mut call = Call::fenced(&RAISE, self, keys.len());
+        let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
+        let mut call = Call::fenced(&RAISE, self, on, keys.len());
         for key in keys {
             call.arg(key.as_ref().as_bytes());
         }
@@ -172,7 +174,8 @@ impl Redis {
         entries: &[(String, Duration)],
         life: Duration,
     ) -> Result<Answer<u64>, CacheError> {
-        let mut call = Call::fenced(&EXTEND, self, entries.len());
+        let on = self.keys.metadata_of(entries.first().map_or("", |(key, _)| key));
+        let mut call = Call::fenced(&EXTEND, self, on, entries.len());
         for (key, _) in entries {
             call.arg(key.as_bytes());
         }

@@ -163,8 +163,9 @@ impl Redis {
     /// [`CacheError`].
     pub async fn head(&self, job: &str) -> Result<Head, CacheError> {
         let mut call = Call::new(if job.is_empty() { &HEAD } else { &HEAD_COUNTED }, 3);
-        call.arg(self.keys.head.as_bytes()).arg(self.keys.stamps.as_bytes());
-        call.arg(self.keys.tag_stamps.as_bytes()).arg(job.as_bytes());
+        let on = self.keys.metadata();
+        call.arg(on.meta.as_bytes()).arg(on.stamps.as_bytes());
+        call.arg(on.tag_stamps.as_bytes()).arg(job.as_bytes());
         let reply = call.run(self).await?;
         let fields: Vec<Vec<u8>> = match reply {
             Value::Array(values) => values.into_iter().map(bytes_of).collect(),
@@ -180,9 +181,10 @@ impl Redis {
     pub async fn create_epoch(&self, seen: &Head, new: &NewEpoch<'_>) -> Result<Creation, CacheError> {
         let epoch = Epoch::random();
         let mut call = Call::new(&CREATE_EPOCH, 5);
-        call.arg(self.keys.head.as_bytes()).arg(self.keys.stamps.as_bytes());
-        call.arg(self.keys.tag_stamps.as_bytes()).arg(self.keys.watermark.as_bytes());
-        call.arg(self.keys.fences.as_bytes());
+        let on = self.keys.metadata();
+        call.arg(on.meta.as_bytes()).arg(on.stamps.as_bytes());
+        call.arg(on.tag_stamps.as_bytes()).arg(on.watermark.as_bytes());
+        call.arg(on.counters.as_bytes());
         call.arg(seen.epoch.as_ref().map_or(&[], Epoch::as_bytes));
         call.arg(seen.incarnation.as_deref().unwrap_or_default().as_bytes());
         call.arg(epoch.as_bytes()).arg(new.incarnation.as_bytes());
@@ -214,7 +216,7 @@ impl Redis {
         (longest_life, made_ms): (Duration, u64),
     ) -> Result<Answer<Adoption>, CacheError> {
         let standing = Standing { epoch, incarnation, dataset: "", revision: "" };
-        let mut call = Call::fenced(&ADOPT, self, 0);
+        let mut call = Call::fenced(&ADOPT, self, self.keys.metadata(), 0);
         call.standing(&standing);
         call.arg(seen.as_bytes()).arg(revision.as_bytes());
         call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
@@ -243,7 +245,7 @@ impl Redis {
         floor: Option<Stamp>,
         job: &str,
     ) -> Result<Answer<u64>, CacheError> {
-        let mut call = Call::fenced(&OWE, self, 0);
+        let mut call = Call::fenced(&OWE, self, self.keys.metadata(), 0);
         call.standing(&Standing { epoch, incarnation, dataset: "", revision: "" });
         call.arg(debt.0.as_bytes());
         match floor {
@@ -271,7 +273,7 @@ impl Redis {
         count: u64,
         paid: Paid<'_>,
     ) -> Result<Answer<Claim>, CacheError> {
-        let mut call = Call::fenced(&CLAIM, self, 0);
+        let mut call = Call::fenced(&CLAIM, self, self.keys.metadata(), 0);
         call.standing(standing);
         call.arg(job.as_bytes()).number(count);
         let (debt, began) = match paid {
@@ -296,8 +298,8 @@ impl Redis {
     /// [`CacheError`].
     pub async fn note_outage(&self, since_ms: Option<u64>) -> Result<(), CacheError> {
         let command = match since_ms {
-            Some(since) => redis::cmd("HSETNX").arg(&self.keys.head).arg("outage").arg(since).to_owned(),
-            None => redis::cmd("HDEL").arg(&self.keys.head).arg("outage").to_owned(),
+            Some(since) => redis::cmd("HSETNX").arg(&self.keys.metadata().meta).arg("outage").arg(since).to_owned(),
+            None => redis::cmd("HDEL").arg(&self.keys.metadata().meta).arg("outage").to_owned(),
         };
         self.command::<Value>("note an outage", &command).await.map(drop)
     }
@@ -317,10 +319,10 @@ fn parse_head(fields: &[Vec<u8>]) -> Head {
             ("inc", _) => head.incarnation = Some(text(value)),
             ("floor", _) => head.floor = value.as_slice().try_into().ok().map(Stamp::from_bytes),
             ("cursor", _) => head.cursor = Some(text(value)),
-            ("owed", dataset) => drop(head.owed.insert(dataset.to_owned(), Debt(text(value)))),
+            ("pending", dataset) => drop(head.owed.insert(dataset.to_owned(), Debt(text(value)))),
             ("rev", dataset) => drop(head.revisions.insert(dataset.to_owned(), text(value))),
-            ("pass", dataset) => drop(head.passes.insert(dataset.to_owned(), text(value))),
-            ("warmed", dataset) => {
+            ("backfill", dataset) => drop(head.passes.insert(dataset.to_owned(), text(value))),
+            ("backfilled", dataset) => {
                 if let Ok(began) = text(value).parse() {
                     head.warmed.insert(dataset.to_owned(), began);
                 }

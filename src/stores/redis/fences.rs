@@ -113,11 +113,12 @@ impl Redis {
         has_stamps: bool,
     ) -> Result<(Vec<Looked>, Fence), CacheError> {
         const WHAT: &str = "read entries and their fence";
+        let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
         let positions = Fence::positions(keys, tags);
         let mut pipeline = redis::pipe();
         pipeline.atomic();
-        pipeline.cmd("GETRANGE").arg(&self.keys.fences).arg(0).arg(7);
-        pipeline.cmd("BITFIELD_RO").arg(&self.keys.fences);
+        pipeline.cmd("GETRANGE").arg(&on.counters).arg(0).arg(7);
+        pipeline.cmd("BITFIELD_RO").arg(&on.counters);
         for position in &positions {
             pipeline.arg("GET").arg("u32").arg(format!("#{position}"));
         }
@@ -126,10 +127,10 @@ impl Redis {
         }
         let slots: Vec<u32> = keys.iter().map(|key| slot(key.as_ref().as_bytes())).collect();
         if has_stamps {
-            pipeline.cmd("HMGET").arg(&self.keys.head).arg("epoch").arg("floor");
+            pipeline.cmd("HMGET").arg(&on.meta).arg("epoch").arg("floor");
             for slot in &slots {
                 let start = 8 + slot * 8;
-                pipeline.cmd("GETRANGE").arg(&self.keys.stamps).arg(start).arg(start + 7);
+                pipeline.cmd("GETRANGE").arg(&on.stamps).arg(start).arg(start + 7);
             }
         }
         let mut connection = self.connection.clone();
@@ -171,8 +172,9 @@ impl Redis {
         if matches!(order, Order::Set) && stamp.is_none() && batch.tag_count() == 0 {
             return self.set_fenced(batch).await;
         }
-        let mut call = Call::fenced(&FILL, self, 2 + batch.len());
-        call.arg(self.keys.fences.as_bytes()).arg(self.keys.windows.as_bytes());
+        let on = self.keys.metadata_of(batch.get(0).map_or("", |entry| entry.key));
+        let mut call = Call::fenced(&FILL, self, on, 2 + batch.len());
+        call.arg(on.counters.as_bytes()).arg(on.windows.as_bytes());
         for entry in batch.iter() {
             call.arg(entry.key.as_bytes());
         }
@@ -185,7 +187,7 @@ impl Redis {
             Order::Fill(fence) => ("fill", fence.generation.as_slice()),
             Order::Set => ("set", fresh.as_slice()),
         };
-        call.arg(mode.as_bytes()).arg(generation).arg(self.keys.tag_prefix().as_bytes());
+        call.arg(mode.as_bytes()).arg(generation).arg(on.tag_prefix.as_bytes());
         let lives = batch.iter().map(|entry| entry.life_ms).filter(|life| *life != LIFE_WITHOUT_END);
         let longest = Duration::from_millis(lives.max().unwrap_or_default());
         call.number(longest.as_secs() + 1).number(window_width(longest));
@@ -244,8 +246,9 @@ impl Redis {
 
     /// Refuses the fills of these keys that began before; part of a transaction.
     fn raise_fences(&self, pipeline: &mut redis::Pipeline, positions: impl Iterator<Item = u32>) {
-        pipeline.cmd("SET").arg(&self.keys.fences).arg(&generation()).arg("NX").ignore();
-        pipeline.cmd("BITFIELD").arg(&self.keys.fences).ignore();
+        let on = self.keys.metadata();
+        pipeline.cmd("SET").arg(&on.counters).arg(&generation()).arg("NX").ignore();
+        pipeline.cmd("BITFIELD").arg(&on.counters).ignore();
         for position in positions {
             pipeline.arg("INCRBY").arg("u32").arg(format!("#{position}")).arg(1);
         }
@@ -282,7 +285,8 @@ impl Redis {
     /// [`CacheError`].
     pub async fn forget(&self, keys: &[impl AsRef<str>], tag_set: &str) -> Result<u64, CacheError> {
         let mut call = Call::new(&FORGET, 1 + keys.len());
-        call.arg(self.keys.fences.as_bytes());
+        let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
+        call.arg(on.counters.as_bytes());
         for key in keys {
             call.arg(key.as_ref().as_bytes());
         }
@@ -298,10 +302,11 @@ impl Redis {
     /// [`CacheError`].
     pub async fn forget_tags(&self, tags: &[impl AsRef<str>]) -> Result<Vec<(String, u64)>, CacheError> {
         let mut call = Call::new(&FORGET_TAGS, 2);
-        call.arg(self.keys.fences.as_bytes()).arg(self.keys.head.as_bytes()).arg(&generation());
+        let on = self.keys.metadata();
+        call.arg(on.counters.as_bytes()).arg(on.meta.as_bytes()).arg(&generation());
         let of_tags = tags.iter().map(|tag| tag_fence(tag.as_ref()));
         call.arg(&pack(of_tags.chain([crate::domain::keyspace::ANY_TAG_FENCE])));
-        call.arg(self.keys.tag_prefix().as_bytes());
+        call.arg(on.tag_prefix.as_bytes());
         for tag in tags {
             call.arg(tag.as_ref().as_bytes());
         }

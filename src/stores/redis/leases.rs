@@ -51,7 +51,7 @@ impl Redis {
         life: Duration,
     ) -> Result<LeaseAttempt, CacheError> {
         let mut call = Call::new(&LOCK_ACQUIRE, 1 + names.len());
-        call.arg(self.keys.last_token.as_bytes());
+        call.arg(self.keys.last_token().as_bytes());
         for name in names {
             call.arg(self.keys.lock(name.as_ref()).as_bytes());
         }
@@ -104,7 +104,7 @@ impl Redis {
     /// [`CacheError`]; then they end by themselves.
     pub async fn release_locks(&self, grants: &[LeaseGrant]) -> Result<u64, CacheError> {
         let mut call = Call::new(&LOCK_RELEASE, 1 + grants.len());
-        call.arg(self.keys.unlock_channel.as_bytes());
+        call.arg(self.keys.unlock_channel().as_bytes());
         for grant in grants {
             call.arg(self.keys.lock(&grant.name).as_bytes());
         }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 
 use super::{CacheError, Epoch, Redis};
+use crate::domain::keyspace::ShardKeys;
 
 const PRELUDE: &str = include_str!("lua/prelude.lua");
 const FENCES: &str = include_str!("lua/fences.lua");
@@ -147,16 +148,16 @@ impl Call {
     }
 
     /// A fenced call: the three tables and `keys` more keys, which the caller adds before the [`Self::standing`].
-    pub(super) fn fenced(script: &'static Script, redis: &Redis, keys: usize) -> Self {
+    pub(super) fn fenced(script: &'static Script, redis: &Redis, on: &ShardKeys, keys: usize) -> Self {
         let text = if redis.is_fenced {
             (&*script.text, &*script.hash)
         } else {
             (&*script.unfenced.0, &*script.unfenced.1)
         };
         let mut call = Self::with_text(script, text, 3 + keys);
-        call.arg(redis.keys.head.as_bytes());
-        call.arg(redis.keys.stamps.as_bytes());
-        call.arg(redis.keys.tag_stamps.as_bytes());
+        call.arg(on.meta.as_bytes());
+        call.arg(on.stamps.as_bytes());
+        call.arg(on.tag_stamps.as_bytes());
         call
     }
 

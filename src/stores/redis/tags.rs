@@ -18,9 +18,10 @@ impl Redis {
         job: &str,
         tags: &[impl AsRef<str>],
     ) -> Result<Answer<Vec<(String, u64)>>, CacheError> {
-        let mut call = Call::fenced(&RAISE_TAGS, self, 0);
+        let on = self.keys.metadata();
+        let mut call = Call::fenced(&RAISE_TAGS, self, on, 0);
         call.standing(standing);
-        call.arg(&stamp.to_bytes()).arg(job.as_bytes()).arg(self.keys.tag_prefix().as_bytes());
+        call.arg(&stamp.to_bytes()).arg(job.as_bytes()).arg(on.tag_prefix.as_bytes());
         for tag in tags {
             let tag = tag.as_ref();
             call.arg(tag.as_bytes()).number(u64::from(slot(tag.as_bytes())));
@@ -43,7 +44,7 @@ impl Redis {
         cursor: u64,
         page: usize,
     ) -> Result<Answer<(u64, Vec<Vec<u8>>)>, CacheError> {
-        let mut call = Call::fenced(&MEMBERS, self, 1);
+        let mut call = Call::fenced(&MEMBERS, self, self.keys.metadata(), 1);
         call.arg(set.as_bytes());
         call.standing(standing);
         call.arg(job.as_bytes()).number(cursor).number(page as u64);
@@ -58,8 +59,9 @@ impl Redis {
     /// # Errors
     /// [`CacheError`].
     pub async fn drop_old_windows(&self, most: usize) -> Result<usize, CacheError> {
+        let on = self.keys.metadata();
         let mut call = Call::new(&DROP_WINDOWS, 1);
-        call.arg(self.keys.windows.as_bytes()).arg(self.keys.tag_prefix().as_bytes()).number(most as u64);
+        call.arg(on.windows.as_bytes()).arg(on.tag_prefix.as_bytes()).number(most as u64);
         let reply = call.run(self).await?;
         call.read(reply)
     }

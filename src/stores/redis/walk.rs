@@ -61,7 +61,7 @@ impl Redis {
         sign: UseSign,
         wanted: &[Wanted<'_>],
     ) -> Result<Answer<WalkPage>, CacheError> {
-        let mut call = Call::fenced(&WALK, self, 0);
+        let mut call = Call::fenced(&WALK, self, self.keys.metadata(), 0);
         call.standing(standing);
         call.arg(job.as_bytes()).number(cursor).number(page as u64);
         call.arg(match sign {

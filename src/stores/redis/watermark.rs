@@ -7,7 +7,7 @@ use super::{CacheError, Debt, Epoch, Redis};
 use crate::domain::stamp::Snapshot;
 
 /// What every entry is at least as fresh as, but for the datasets it names. This is the JSON that stands in Redis
-/// under `ck:{<namespace>}:watermark`.
+/// under `ck:{<namespace>:0}:watermark`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watermark {
     /// The epoch.
@@ -61,8 +61,9 @@ impl Redis {
         incarnation: &str,
         advance: &Advance<'_>,
     ) -> Result<Answer<Advanced>, CacheError> {
-        let mut call = Call::fenced(&ADVANCE, self, 1);
-        call.arg(self.keys.watermark.as_bytes());
+        let on = self.keys.metadata();
+        let mut call = Call::fenced(&ADVANCE, self, on, 1);
+        call.arg(on.watermark.as_bytes());
         call.standing(&Standing { epoch, incarnation, dataset: "", revision: "" });
         call.arg(advance.job.0.as_bytes()).number(advance.job.1);
         call.arg(advance.from.as_bytes()).arg(advance.to.as_str().as_bytes()).arg(advance.as_of.as_bytes());
@@ -86,7 +87,7 @@ impl Redis {
     /// # Errors
     /// [`CacheError`].
     pub async fn watermark(&self) -> Result<Option<Watermark>, CacheError> {
-        let command = redis::cmd("GET").arg(&self.keys.watermark).to_owned();
+        let command = redis::cmd("GET").arg(&self.keys.metadata().watermark).to_owned();
         let text: Option<Vec<u8>> = self.command("read the watermark", &command).await?;
         text.map(|text| parse(&text)).transpose()
     }
@@ -99,7 +100,7 @@ impl Redis {
         &self,
         key: &str,
     ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
-        let command = redis::cmd("MGET").arg(key).arg(&self.keys.watermark).to_owned();
+        let command = redis::cmd("MGET").arg(key).arg(&self.keys.metadata_of(key).watermark).to_owned();
         let (value, text): (Option<Vec<u8>>, Option<Vec<u8>>) =
             self.command("read a value with the watermark", &command).await?;
         Ok((value, text.map(|text| parse(&text)).transpose()?))

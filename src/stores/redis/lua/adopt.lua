@@ -8,5 +8,5 @@ local span = 'span:' .. ARGV[8]
 if tonumber(redis.call('HGET', KEYS[1], span) or 0) < tonumber(ARGV[7]) then redis.call('HSET', KEYS[1], span, ARGV[7]) end
 if current == ARGV[6] then return 'SAME' end
 if current ~= ARGV[5] then return 'LOST' end
-redis.call('HSET', KEYS[1], 'rev:' .. ARGV[10], ARGV[6], 'owed:' .. ARGV[10], ARGV[9])
+redis.call('HSET', KEYS[1], 'rev:' .. ARGV[10], ARGV[6], 'pending:' .. ARGV[10], ARGV[9])
 return 'ADOPTED'

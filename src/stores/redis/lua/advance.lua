@@ -14,11 +14,11 @@ local fields, left_out = redis.call('HGETALL', KEYS[1]), {}
 local fed = {}
 for i = 1, #fields, 2 do
   local kind, dataset = string.match(fields[i], '^(%l+):(.*)$')
-  if kind == 'owed' then
+  if kind == 'pending' then
     left_out[dataset] = true
   elseif kind == 'rev' and not followed[dataset] then
     left_out[dataset] = true
-  elseif kind == 'fed' then
+  elseif kind == 'covered' then
     fed[dataset] = fields[i + 1]
     if not followed[dataset] then redis.call('HDEL', KEYS[1], fields[i]) end
   end
@@ -26,7 +26,7 @@ end
 -- What was not followed, or by other triggers, may have missed changes: all its entries are looked at again (R14).
 for dataset, mark in pairs(followed) do
   if fed[dataset] ~= mark then
-    redis.call('HSET', KEYS[1], 'fed:' .. dataset, mark, 'owed:' .. dataset, ARGV[10])
+    redis.call('HSET', KEYS[1], 'covered:' .. dataset, mark, 'pending:' .. dataset, ARGV[10])
     left_out[dataset] = true
   end
 end

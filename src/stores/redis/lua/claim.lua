@@ -7,11 +7,11 @@ if why then return why end
 if redis.call('HGET', KEYS[1], 'job:' .. ARGV[5]) ~= ARGV[6] then return 'BACK' end
 redis.call('HDEL', KEYS[1], 'job:' .. ARGV[5])
 -- A debt made since then is another one.
-if ARGV[7] ~= '' and redis.call('HGET', KEYS[1], 'owed:' .. ARGV[3]) == ARGV[7] then
-  redis.call('HDEL', KEYS[1], 'owed:' .. ARGV[3])
+if ARGV[7] ~= '' and redis.call('HGET', KEYS[1], 'pending:' .. ARGV[3]) == ARGV[7] then
+  redis.call('HDEL', KEYS[1], 'pending:' .. ARGV[3])
 end
 if ARGV[8] ~= '' then
-  redis.call('HDEL', KEYS[1], 'pass:' .. ARGV[3])
-  redis.call('HSET', KEYS[1], 'warmed:' .. ARGV[3], ARGV[8])
+  redis.call('HDEL', KEYS[1], 'backfill:' .. ARGV[3])
+  redis.call('HSET', KEYS[1], 'backfilled:' .. ARGV[3], ARGV[8])
 end
 return 'PAID'

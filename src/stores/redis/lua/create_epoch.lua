@@ -14,12 +14,12 @@ local fields = redis.call('HKEYS', KEYS[1])
 for _, field in ipairs(fields) do
   local dataset = string.match(field, '^rev:(.*)$')
   -- Where only Redis went back, the cursor went back with it, and the feed applies again what it covers.
-  if dataset and not (ARGV[8] == 'relabel' and redis.call('HEXISTS', KEYS[1], 'fed:' .. dataset) == 1) then redis.call('HSET', KEYS[1], 'owed:' .. dataset, ARGV[7]) end
-  if string.find(field, '^job:') or string.find(field, '^pass:') or string.find(field, '^warmed:') then redis.call('HDEL', KEYS[1], field) end
+  if dataset and not (ARGV[8] == 'relabel' and redis.call('HEXISTS', KEYS[1], 'covered:' .. dataset) == 1) then redis.call('HSET', KEYS[1], 'pending:' .. dataset, ARGV[7]) end
+  if string.find(field, '^job:') or string.find(field, '^backfill:') or string.find(field, '^backfilled:') then redis.call('HDEL', KEYS[1], field) end
 end
 for i = 9, #ARGV do
-  if not (ARGV[8] == 'relabel' and redis.call('HEXISTS', KEYS[1], 'fed:' .. ARGV[i]) == 1) then
-    redis.call('HSET', KEYS[1], 'owed:' .. ARGV[i], ARGV[7])
+  if not (ARGV[8] == 'relabel' and redis.call('HEXISTS', KEYS[1], 'covered:' .. ARGV[i]) == 1) then
+    redis.call('HSET', KEYS[1], 'pending:' .. ARGV[i], ARGV[7])
   end
 end
 if incarnation ~= '' and incarnation ~= ARGV[4] then redis.call('HSET', KEYS[1], 'retired:' .. incarnation, 1) end

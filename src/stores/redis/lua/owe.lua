@@ -6,6 +6,6 @@ if ARGV[6] ~= '' then
   if less(head[3], ARGV[6]) then redis.call('HSET', KEYS[1], 'floor', ARGV[6]) end
   raise_top(head[4], ARGV[6])
 end
-for i = 8, #ARGV do redis.call('HSET', KEYS[1], 'owed:' .. ARGV[i], ARGV[5]) end
+for i = 8, #ARGV do redis.call('HSET', KEYS[1], 'pending:' .. ARGV[i], ARGV[5]) end
 count(ARGV[7])
 return #ARGV - 7

@@ -96,7 +96,7 @@ if tags > 0 then
   redis.call('ZADD', KEYS[4], window, string.format('%d', window))
 end
 
-if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'pass:' .. ARGV[3], ARGV[11]) end
+if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'backfill:' .. ARGV[3], ARGV[11]) end
 count(ARGV[10])
 
 local answer = {}
