@@ -4,7 +4,7 @@
 
 pub mod entry;
 pub mod event;
-pub mod fence;
+pub mod counters;
 pub mod freshness;
 pub mod keyspace;
 pub mod parameters;

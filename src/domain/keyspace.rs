@@ -24,22 +24,22 @@ pub fn slot(key: &[u8]) -> u32 {
 }
 
 /// Words of four bytes before the first counter in the table of counters: the generation.
-const FENCE_START: u32 = 2;
+const COUNTERS_START: u32 = 2;
 
 /// The word that counts invalidations of this key's slot, in the table of counters.
 #[must_use]
-pub fn key_fence(key: &str) -> u32 {
-    FENCE_START + slot(key.as_bytes())
+pub fn key_counter(key: &str) -> u32 {
+    COUNTERS_START + slot(key.as_bytes())
 }
 
 /// The word that counts invalidations of this tag's slot.
 #[must_use]
-pub fn tag_fence(tag: &str) -> u32 {
-    FENCE_START + SLOTS + slot(tag.as_bytes())
+pub fn tag_counter(tag: &str) -> u32 {
+    COUNTERS_START + SLOTS + slot(tag.as_bytes())
 }
 
 /// The word that counts the invalidations of all tags, for loads that name their tags only when they are done.
-pub const ANY_TAG_FENCE: u32 = FENCE_START + 2 * SLOTS;
+pub const ANY_TAG_COUNTER: u32 = COUNTERS_START + 2 * SLOTS;
 
 /// Every own key of every namespace begins with this; datasets and events may not touch such keys.
 pub const RESERVED_PREFIX: &str = "ck:";

@@ -8,7 +8,7 @@ use cachekeeper::domain::entry::EntryBatch;
 use cachekeeper::domain::keyspace::slot;
 use cachekeeper::domain::stamp::{Snapshot, Stamp};
 use cachekeeper::stores::memory::Memory;
-use cachekeeper::stores::redis::{Answer, Creation, Debt, Epoch, Gone, NewEpoch, Redis, Standing, StoreMode};
+use cachekeeper::stores::redis::{Answer, Creation, PendingRevalidation, Epoch, PreconditionFailed, NewEpoch, Redis, Precondition, StoreMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::AsyncCommands;
@@ -61,15 +61,15 @@ impl Model {
 }
 
 async fn begin(redis: &Redis) -> Epoch {
-    let seen = redis.head("").await.unwrap();
+    let seen = redis.metadata("").await.unwrap();
     let snapshot: Snapshot = "5:5:".parse().unwrap();
-    let debt = Debt::new("test", 1);
+    let debt = PendingRevalidation::new("test", 1);
     let new =
-        NewEpoch { incarnation: "life", snapshot: &snapshot, debt: &debt, datasets: &[], is_relabel: false };
+        NewEpoch { incarnation: "life", snapshot: &snapshot, debt: &debt, datasets: &[], is_renewal: false };
     let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else {
         panic!("not created")
     };
-    redis.adopt(&epoch, "life", "d", ("", "r1"), (Duration::from_secs(600), 1)).await.unwrap();
+    redis.register(&epoch, "life", "d", ("", "r1"), (Duration::from_secs(600), 1)).await.unwrap();
     epoch
 }
 
@@ -84,7 +84,7 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let store = redis.store();
     let epoch = begin(&store).await;
-    let standing = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
+    let standing = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
     let mut model = Model { floor: Stamp::new(5, 0).unwrap(), ..Model::default() };
     let mut memory = Memory::new(Stamp::new(5, 0).unwrap());
     let keys: Vec<String> = (0..8).map(|n| format!("k:{n}")).collect();
@@ -199,26 +199,26 @@ async fn whoever_does_not_know_the_ground_changes_nothing() {
     let life = Duration::from_secs(600);
     let other = Epoch::random();
     let cases = [
-        (&other, "life", "d", "r1", Gone::Epoch),
-        (&epoch, "another", "d", "r1", Gone::Incarnation),
-        (&epoch, "life", "d", "r2", Gone::Revision),
-        (&epoch, "life", "unknown", "r1", Gone::Revision),
+        (&other, "life", "d", "r1", PreconditionFailed::Epoch),
+        (&epoch, "another", "d", "r1", PreconditionFailed::Incarnation),
+        (&epoch, "life", "d", "r2", PreconditionFailed::Revision),
+        (&epoch, "life", "unknown", "r1", PreconditionFailed::Revision),
     ];
     let _: () = client.set("k:1", "old").await.unwrap();
     for (epoch, incarnation, dataset, revision, gone) in cases {
-        let standing = Standing { epoch, incarnation, dataset, revision };
+        let standing = Precondition { epoch, incarnation, dataset, revision };
         let answer = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap();
-        assert_eq!(answer, Answer::Gone(gone));
+        assert_eq!(answer, Answer::Failed(gone));
         let value: String = client.get("k:1").await.unwrap();
         assert_eq!(value, "old");
     }
     // A delete is carried out in any case, and says that it must be repeated.
-    let standing = Standing { epoch: &other, incarnation: "life", dataset: "d", revision: "r1" };
-    assert_eq!(store.invalidate(&standing, at, &["k:1"]).await.unwrap(), Answer::Gone(Gone::Epoch));
+    let standing = Precondition { epoch: &other, incarnation: "life", dataset: "d", revision: "r1" };
+    assert_eq!(store.invalidate(&standing, at, &["k:1"]).await.unwrap(), Answer::Failed(PreconditionFailed::Epoch));
     let left: bool = client.exists("k:1").await.unwrap();
     assert!(!left);
     // Tables that are evicted, cut or of another type never read as permission.
-    let right = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
+    let right = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
     let keys = store.keys().metadata().clone();
     for table in [&keys.stamps, &keys.tag_stamps, &keys.meta] {
         let kept: Vec<u8> = redis::cmd("DUMP").arg(table).query_async(&mut client).await.unwrap();
@@ -237,7 +237,7 @@ async fn whoever_does_not_know_the_ground_changes_nothing() {
                 _ => {}
             }
             let answer = store.store(&right, at, &batch, life, StoreMode::Slots).await.unwrap();
-            assert_eq!(answer, Answer::Gone(Gone::Table), "{table} {damage}");
+            assert_eq!(answer, Answer::Failed(PreconditionFailed::Table), "{table} {damage}");
             assert!(!store.head("").await.unwrap().is_whole, "{table} {damage}");
             let stored: bool = client.exists("k:1").await.unwrap();
             assert!(!stored);
@@ -254,7 +254,7 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     let redis = RedisRig::start(&[]).await;
     let store = redis.store();
     let epoch = begin(&store).await;
-    let standing = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
+    let standing = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
     let (at, life) = (Stamp::new(100, 0).unwrap(), Duration::from_secs(600));
     let mut batch = EntryBatch::default();
     batch.push("k:1", b"value", 10_000);
@@ -274,7 +274,7 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     let _: () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).query_async(&mut client).await.unwrap();
     let head = store.head("").await.unwrap();
     let epoch = head.epoch.unwrap();
-    let standing = Standing { epoch: &epoch, ..standing };
+    let standing = Precondition { epoch: &epoch, ..standing };
     let error = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap_err();
     assert_eq!(error.refusal, cachekeeper::stores::redis::Refusal::NotWritable, "{error}");
 }

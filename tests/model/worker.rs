@@ -314,7 +314,7 @@ impl Protocol {
         let answer = self.store(state, batch.place.epoch, &load, key, mode);
         let entry = Database::query(&load.rows, key, self.world.deleted);
         say(format_args!("W{worker} stores k{key} = {} at {}: {answer}", Words(entry), load.stamp));
-        if answer == Answer::Gone {
+        if answer == Answer::Failed {
             return Stage::Start;
         }
         state.count(worker);
