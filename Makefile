@@ -10,9 +10,9 @@ demo: servers
 
 test: servers readers
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		$(CARGO) nextest run --locked; \
+		$(CARGO) nextest run --locked --workspace; \
 	else \
-		$(CARGO) test --locked; \
+		$(CARGO) test --locked --workspace; \
 	fi
 
 bench: servers
@@ -33,8 +33,8 @@ model:
 
 lint:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 # Private servers are started from these programs; the system's own servers are never touched.
 servers:

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, Policy, SetManyOptions};
-use cachekeeper::demo::servers::Redis;
+use cachekeeper_client::{Cache, Policy, SetManyOptions};
+use cachekeeper_testkit::servers::Redis;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};

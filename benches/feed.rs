@@ -18,15 +18,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::config::Config;
-use cachekeeper::demo::servers::{Postgres, Redis};
-use cachekeeper::domain::stamp::Snapshot;
-use cachekeeper::flows::context::Context;
-use cachekeeper::flows::coverage;
-use cachekeeper::flows::debt;
-use cachekeeper::flows::follow::{Follower, Step};
-use cachekeeper::flows::warm::{PassOptions, pass};
-use cachekeeper::stores::postgres::FeedReader;
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::coverage;
+use cachekeeper_engine::flows::debt;
+use cachekeeper_engine::flows::follow::{Follower, Step};
+use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::stores::postgres::FeedReader;
+use cachekeeper_protocol::stamp::Snapshot;
+use cachekeeper_testkit::servers::{Postgres, Redis};
 use redis::AsyncCommands;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -237,7 +237,7 @@ impl Bench {
         let dataset = context.catalog.get("item").unwrap();
         let began = Instant::now();
         while follower.step(true).await.unwrap() != Step::Idle {}
-        let policy = cachekeeper::config::OnNewEpoch::Refresh;
+        let policy = cachekeeper_config::OnNewEpoch::Refresh;
         debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
         let drained = began.elapsed().as_secs_f64();
         let options =

@@ -12,8 +12,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, LockOptions, Locks};
-use cachekeeper::demo::servers::Redis;
+use cachekeeper_client::{Cache, LockOptions, Locks};
+use cachekeeper_testkit::servers::Redis;
 use rslock::LockManager;
 use tokio::time::Instant;
 

@@ -15,12 +15,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cachekeeper::config::Config;
-use cachekeeper::demo::servers::{Postgres, Redis};
-use cachekeeper::domain::event::Op;
-use cachekeeper::flows::context::Context;
-use cachekeeper::flows::invalidate;
-use cachekeeper::flows::warm::{PassOptions, pass};
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_protocol::event::Op;
+use cachekeeper_testkit::servers::{Postgres, Redis};
 use redis::AsyncCommands;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

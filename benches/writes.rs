@@ -15,9 +15,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::{Cache, CacheState, Parameter, Parameters};
-use cachekeeper::config::Config;
-use cachekeeper::demo::servers::{Postgres, Redis};
+use cachekeeper_client::{Cache, CacheState, Parameter, Parameters};
+use cachekeeper_config::Config;
+use cachekeeper_testkit::servers::{Postgres, Redis};
 use redis::AsyncCommands;
 use sqlx::Connection;
 use tokio::time::Instant;

@@ -11,11 +11,11 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::actors::health::Health;
-use crate::domain::token::Token;
-use crate::domain::units::parse_duration;
-use crate::flows::context::Context;
-use crate::flows::error::chain;
-use crate::flows::fresh;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::flows::fresh;
+use cachekeeper_protocol::token::Token;
+use cachekeeper_protocol::units::parse_duration;
 
 #[derive(Clone)]
 struct Shared {

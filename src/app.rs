@@ -8,11 +8,12 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::actors::health::Health;
-use crate::config::{Config, FeedMode, FeedNeed};
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::stores::redis::ServerFacts;
+use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage, Wiring};
+use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.
 const REDIS_MAJOR_MIN: u32 = 7;
@@ -36,6 +37,14 @@ pub enum StartError {
     /// A URL cannot be used.
     #[error(transparent)]
     Flow(#[from] FlowError),
+    /// Who loaded the configuration did not check the schedules.
+    #[error("the schedule of dataset {dataset} cannot be used: {message}")]
+    Schedule {
+        /// Which dataset.
+        dataset: String,
+        /// What is wrong.
+        message: String,
+    },
     /// The actors could not be started.
     #[error("the actors could not be started")]
     Spawn(#[source] ractor::SpawnErr),
@@ -80,6 +89,7 @@ impl Worker {
     /// # Errors
     /// [`StartError`].
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
+        check_schedules(&config)?;
         match look_at_redis(&config, &context).await {
             Ok(()) => {}
             Err(LookError::Final(error)) => return Err(error),
@@ -133,6 +143,20 @@ impl Worker {
         }
         in_time
     }
+}
+
+/// A worker whose schedule never fires would leave old entries alone without anybody noticing.
+fn check_schedules(config: &Config) -> Result<(), StartError> {
+    for dataset in &config.datasets {
+        let schedule = dataset.warm.as_ref().and_then(|warm| warm.schedule.as_ref());
+        match schedule.map_or(Ok(()), schedule::check) {
+            Ok(()) => {}
+            Err(ScheduleProblem::Expression(message) | ScheduleProblem::TimeZone(message)) => {
+                return Err(StartError::Schedule { dataset: dataset.name.clone(), message });
+            }
+        }
+    }
+    Ok(())
 }
 
 enum LookError {

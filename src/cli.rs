@@ -18,13 +18,13 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::diagnostic::{Diagnostic, did_you_mean, render};
-use crate::config::{Config, check as config_check};
 use crate::demo::Ending;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::stores::postgres::Trouble;
-use crate::stores::redis::Refusal;
+use cachekeeper_config::diagnostic::{Diagnostic, did_you_mean, render};
+use cachekeeper_config::{Config, check as config_check};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::stores::postgres::Trouble;
+use cachekeeper_engine::stores::redis::Refusal;
 pub use output::Exit;
 
 /// Keeps Redis consistent with Postgres.
@@ -130,13 +130,13 @@ pub async fn main(
             return if is_mistake { Exit::Usage } else { Exit::Ok };
         }
     };
-    if let Some(points) = environment.get(crate::flows::failpoint::VARIABLE) {
-        crate::flows::failpoint::arm(points);
+    if let Some(points) = environment.get(cachekeeper_engine::flows::failpoint::VARIABLE) {
+        cachekeeper_engine::flows::failpoint::arm(points);
     }
     let out = output::Output { json: arguments.json };
     let result = match arguments.verb {
         Verb::Schema => {
-            out.line(&format!("{:#}", crate::config::schema::json_schema()));
+            out.line(&format!("{:#}", cachekeeper_config::schema::json_schema()));
             return Exit::Ok;
         }
         Verb::Demo(options) => {
@@ -181,7 +181,8 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,
         Verb::Refresh(targets) => {
-            invalidate::invalidate(&context, &targets, Some(crate::domain::event::Op::Refresh), out).await
+            invalidate::invalidate(&context, &targets, Some(cachekeeper_protocol::event::Op::Refresh), out)
+                .await
         }
         Verb::Get { key } => get::get(&context, &key, out).await,
         Verb::Write(request) => write::write(&context, &request, out).await,
@@ -208,7 +209,8 @@ fn load(
         let help = "give the file with -c FILE; config/cachekeeper.toml shows every key".to_owned();
         fail(&[Diagnostic::error(format!("{} cannot be read: {error}", path.display()), help)])
     })?;
-    let (config, warnings) = Config::load(&path, text, environment).map_err(|problems| fail(&problems))?;
+    let loaded = Config::load_with(&path, text, environment, crate::schedule::check);
+    let (config, warnings) = loaded.map_err(|problems| fail(&problems))?;
     if !warnings.is_empty() {
         out.note(&render(&warnings));
     }
@@ -223,7 +225,7 @@ fn choose<'a>(
     context: &'a Context,
     names: &[String],
     out: &output::Output,
-) -> Result<Vec<&'a std::sync::Arc<crate::flows::catalog::Dataset>>, Exit> {
+) -> Result<Vec<&'a std::sync::Arc<cachekeeper_engine::flows::catalog::Dataset>>, Exit> {
     let mut chosen = Vec::new();
     for name in names {
         let Some(dataset) = context.catalog.get(name) else {

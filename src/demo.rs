@@ -1,7 +1,7 @@
 //! The demonstration: private servers, a shop, load, faults if wanted, and a comparison of everything at the end.
 
 pub mod load;
-pub mod servers;
+
 pub mod shop;
 pub mod view;
 
@@ -14,14 +14,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::load::Shoppers;
-use self::servers::{Postgres, Redis};
 use self::view::{Scene, View};
 use crate::app::Worker;
-use crate::config::Config;
-use crate::domain::units::parse_duration;
-use crate::flows::compare::{Extent, compare};
-use crate::flows::reload::with_current_order;
 use crate::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_protocol::units::parse_duration;
+use cachekeeper_testkit::servers::{Postgres, Redis};
 
 /// Options of `cachekeeper demo`.
 #[derive(Debug, Args)]
@@ -100,12 +100,12 @@ impl Stage {
         environment.insert("CACHEKEEPER__POSTGRES__URL".to_owned(), postgres.url());
         environment.insert("CACHEKEEPER__REDIS__URL".to_owned(), redis.url());
         environment.entry("CACHEKEEPER__LOG__LEVEL".to_owned()).or_insert_with(|| "error".to_owned());
-        let (config, _warnings) =
-            Config::load(Path::new("config/demo.toml"), CONFIG.to_owned(), &environment)
-                .map_err(|problems| anyhow::anyhow!("{}", crate::config::diagnostic::render(&problems)))?;
+        let (path, check) = (Path::new("config/demo.toml"), crate::schedule::check);
+        let (config, _warnings) = Config::load_with(path, CONFIG.to_owned(), &environment, check)
+            .map_err(|problems| anyhow::anyhow!("{}", cachekeeper_config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
         let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
-        crate::flows::context::Context::new(&config)?.postgres.migrate().await?;
+        cachekeeper_engine::flows::context::Context::new(&config)?.postgres.migrate().await?;
         view.say("starting the worker: five datasets, see config/demo.toml\n");
         let worker = Worker::start(config).await?;
         Ok(Self { postgres, redis, worker, shoppers, happened: Vec::new(), next_fault: 0 })
@@ -201,9 +201,9 @@ impl Stage {
         let mut quiet = 0;
         while quiet < 3 && Instant::now() < deadline {
             let is_ready = self.worker.health.reasons().is_empty();
-            let head = self.worker.context.redis.head("").await;
+            let head = self.worker.context.redis.metadata("").await;
             let is_paid =
-                head.is_ok_and(|head| head.is_whole && head.owed.is_empty() && head.passes.is_empty());
+                head.is_ok_and(|head| head.is_whole && head.pending.is_empty() && head.backfills.is_empty());
             let pending = self.worker.context.metrics.events_pending.get();
             quiet = if is_ready && is_paid && pending == 0 { quiet + 1 } else { 0 };
             self.show(view).await;

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 pub use child::{ChildKind, Wiring};
 pub use policy::{Decision, RestartPolicy};
 
-use crate::metrics::ByActor;
+use cachekeeper_engine::metrics::ByActor;
 
 /// What the supervisor needs.
 #[derive(Debug)]

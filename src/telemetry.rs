@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Log, LogFormat};
+use cachekeeper_config::{Log, LogFormat};
 
 /// Turns logging on, once a process.
 ///

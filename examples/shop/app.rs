@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use cachekeeper::client::{Cache, ClientError, LockOptions, Policy, Sliding};
+use cachekeeper_client::{Cache, ClientError, LockOptions, Policy, Sliding};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -188,7 +188,7 @@ async fn logout(State(app): State<App>, Path(id): Path<String>) -> Answer {
 async fn transfer(State(app): State<App>, Json(wish): Json<Transfer>) -> Answer {
     let names = [format!("account:{}", wish.from), format!("account:{}", wish.to)];
     let refused =
-        |error: cachekeeper::client::LockError| Failed::Told(StatusCode::CONFLICT, error.to_string());
+        |error: cachekeeper_client::LockError| Failed::Told(StatusCode::CONFLICT, error.to_string());
     let guard = app.cache.locks()?.acquire_all(&names, LockOptions::default()).await.map_err(refused)?;
     let token = i64::try_from(guard.token()).unwrap_or(i64::MAX);
     let mut transaction = app.pool.begin().await?;

@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::Cache;
-use cachekeeper::config::Config;
-use cachekeeper::demo::servers::{Postgres, Redis};
+use cachekeeper_client::Cache;
+use cachekeeper_config::Config;
+use cachekeeper_testkit::servers::{Postgres, Redis};
 use sqlx::postgres::PgPoolOptions;
 
 #[tokio::main]
@@ -40,11 +40,11 @@ async fn main() -> anyhow::Result<()> {
     ]);
     let loaded = Config::load(Path::new("shop.toml"), app::CONFIG.to_owned(), &environment);
     let (config, _warnings) =
-        loaded.map_err(|problems| anyhow::anyhow!(cachekeeper::config::diagnostic::render(&problems)))?;
+        loaded.map_err(|problems| anyhow::anyhow!(cachekeeper_config::diagnostic::render(&problems)))?;
     let pool = PgPoolOptions::new().max_connections(8).connect(&private.postgres).await?;
     sqlx::raw_sql(app::SCHEMA).execute(&pool).await?;
     let cache = Cache::open(&config)?.build();
-    cachekeeper::flows::context::Context::new(&config)?.postgres.migrate().await?;
+    cachekeeper_engine::flows::context::Context::new(&config)?.postgres.migrate().await?;
     let worker = Worker::start(config).await?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
     println!("the shop listens on http://{}, Ctrl-C ends it", listener.local_addr()?);

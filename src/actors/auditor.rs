@@ -11,10 +11,10 @@ use tracing::{debug, error, info};
 use super::address::AddressBook;
 use super::lock_renewer::{LEASE_LIFE, LockRenewerMessage, Wish};
 use super::task::Task;
-use crate::flows::compare::{Comparison, Extent, compare, fix};
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::metrics::{ByDataset, ByDatasetOutcome};
+use cachekeeper_engine::flows::compare::{Comparison, Extent, compare, fix};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
 const LEASE: &str = "audit";
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);

@@ -19,13 +19,13 @@ use super::health::Health;
 use super::lock_renewer::{LEASE_LIFE, Lease, LockRenewerMessage, Wish};
 use super::task::Task;
 use super::warmer::WarmerMessage;
-use crate::config::{OnNewEpoch, Scope};
-use crate::flows::context::Context;
-use crate::flows::epoch::{self, Order};
-use crate::flows::error::{FlowError, chain};
-use crate::flows::{debt, reload::Report};
-use crate::metrics::{ByDataset, ByReason};
-use crate::stores::redis::{Debt, Epoch};
+use cachekeeper_config::{OnNewEpoch, Scope};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::epoch::{self, Order};
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::{debt, reload::Report};
+use cachekeeper_engine::metrics::{ByDataset, ByReason};
+use cachekeeper_engine::stores::redis::{Epoch, PendingRevalidation};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A job in the head that only counts looks, so that a Redis that went back while nothing else happened is noticed.
@@ -241,7 +241,7 @@ impl EpochKeeperState {
     }
 
     fn note_order(&self, order: &Order) {
-        let owed = &order.head.owed;
+        let owed = &order.head.pending;
         for dataset in self.arguments.context.catalog.iter() {
             let is_owed = owed.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
@@ -259,7 +259,7 @@ impl EpochKeeperState {
             return;
         }
         let context = self.arguments.context.clone();
-        let owed = order.head.owed.keys().find_map(|name| {
+        let owed = order.head.pending.keys().find_map(|name| {
             context.catalog.get(name).filter(|dataset| !dataset.is_displaced() && !self.is_postponed(name))
         });
         let Some(dataset) = owed.cloned() else {
@@ -271,7 +271,7 @@ impl EpochKeeperState {
         let (name, policy, stop) = (dataset.name().to_owned(), self.arguments.on_new_epoch, cancel.clone());
         let ended = name.clone();
         let work = async move { debt::pay(&context, &dataset, policy, &stop).await };
-        let made_ms = order.head.owed.get(&name).and_then(Debt::made_ms);
+        let made_ms = order.head.pending.get(&name).and_then(PendingRevalidation::since_ms);
         let tell = move |result| EpochKeeperMessage::DebtEnded { dataset: ended, made_ms, result };
         self.paying = Some((name, Task::spawn(myself, work, tell), cancel));
     }

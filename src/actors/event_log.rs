@@ -16,13 +16,13 @@ use super::health::Health;
 use super::seen::Seen;
 use super::task::Task;
 use super::warmer::WarmerMessage;
-use crate::domain::event::{Event, InvalidEvent};
-use crate::flows::commands::group_of;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::events;
-use crate::metrics::{ByReason, BySource};
-use crate::stores::redis::{Finished, StreamEntry, StreamReader};
+use cachekeeper_engine::flows::commands::group_of;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::events;
+use cachekeeper_engine::metrics::{ByReason, BySource};
+use cachekeeper_engine::stores::redis::{Finished, StreamEntry, StreamReader};
+use cachekeeper_protocol::event::{Event, InvalidEvent};
 
 /// Events obeyed together.
 const AT_ONCE: usize = 256;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::metrics::{ByDependency, Metrics};
-use crate::stores::redis::Watermark;
+use cachekeeper_engine::metrics::{ByDependency, Metrics};
+use cachekeeper_engine::stores::redis::Watermark;
 
 /// The facts. Cheap to clone.
 #[derive(Clone, Debug)]

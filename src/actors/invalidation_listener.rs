@@ -23,14 +23,14 @@ use super::refresher::RefresherMessage;
 use super::seen::Seen;
 use super::task::Task;
 use super::warmer::WarmerMessage;
-use crate::config::OnMiss;
-use crate::domain::event::Event;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::events;
-use crate::flows::reload::RETRY_DELAY_MAX;
-use crate::metrics::{ByReason, BySource};
-use crate::stores::redis::{CacheError, Notice};
+use cachekeeper_config::OnMiss;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::events;
+use cachekeeper_engine::flows::reload::RETRY_DELAY_MAX;
+use cachekeeper_engine::metrics::{ByReason, BySource};
+use cachekeeper_engine::stores::redis::{CacheError, Notice};
+use cachekeeper_protocol::event::Event;
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
@@ -359,7 +359,7 @@ impl Reader {
         let channels = &self.arguments.channels;
         let mut subscription = context.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is said to stand: passes at the start wait for it, so that they cover the gap.
-        let at_ms = context.redis.head("").await.ok().map(|head| head.now_ms);
+        let at_ms = context.redis.metadata("").await.ok().map(|head| head.now_ms);
         self.arguments.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
         drop(self.listener.cast(InvalidationListenerMessage::Subscribed { at_ms }));

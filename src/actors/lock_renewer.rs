@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
-use crate::flows::error::chain;
-use crate::metrics::Metrics;
-use crate::stores::redis::{LeaseAttempt, LeaseGrant, Redis};
+use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::redis::{LeaseAttempt, LeaseGrant, Redis};
 
 /// How long a worker's lease lives without renewal (DESIGN 3.3: at most 10 s).
 pub const LEASE_LIFE: Duration = Duration::from_secs(10);

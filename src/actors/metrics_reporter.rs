@@ -11,8 +11,8 @@ use tracing::{debug, info, warn};
 use super::health::Health;
 use super::task::Task;
 use crate::admin;
-use crate::flows::context::Context;
-use crate::flows::error::chain;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::chain;
 
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);

@@ -12,10 +12,10 @@ use tracing::{debug, info, warn};
 
 use super::clock::now_ms;
 use super::task::Task;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::refresh::{Looked, Outage, RefreshWalk, fill_missed};
-use crate::metrics::ByReason;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::refresh::{Outage, RefreshWalk, ValueAndLife, fill_missed};
+use cachekeeper_engine::metrics::ByReason;
 
 const WALK_EVERY_MIN: Duration = Duration::from_millis(500);
 const WALK_EVERY_MAX: Duration = Duration::from_secs(300);
@@ -37,7 +37,7 @@ pub enum RefresherMessage {
     /// The walk's task is over.
     WalkEnded {
         /// How; none if it panicked.
-        result: Option<Result<Looked, FlowError>>,
+        result: Option<Result<ValueAndLife, FlowError>>,
     },
     /// Applications asked for keys that are not there. Sent by the invalidation listener; may be lost.
     Missed {
@@ -141,10 +141,10 @@ impl RefresherState {
         self.walking = Some(Task::spawn(myself, work, |result| RefresherMessage::WalkEnded { result }));
     }
 
-    fn on_walk_ended(&mut self, result: Option<Result<Looked, FlowError>>) {
+    fn on_walk_ended(&mut self, result: Option<Result<ValueAndLife, FlowError>>) {
         self.walking = None;
         match result {
-            Some(Ok(looked)) if looked == Looked::default() => {}
+            Some(Ok(looked)) if looked == ValueAndLife::default() => {}
             Some(Ok(looked)) if 0 < looked.extended => {
                 info!(extended = looked.extended, "entries kept while postgres is down");
             }
@@ -188,12 +188,12 @@ impl RefresherState {
     }
 }
 
-async fn walk(context: &Context) -> Result<Looked, FlowError> {
+async fn walk(context: &Context) -> Result<ValueAndLife, FlowError> {
     let facts = context.redis.facts().await?;
     let outage = match context.postgres.ping().await {
         Ok(()) => None,
         Err(error) if error.is_transient() => {
-            let head = context.redis.head("").await?;
+            let head = context.redis.metadata("").await?;
             match Outage::read(&head, now_ms()) {
                 Some(outage) => Some(outage),
                 None => return Err(error.into()),

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::domain::event::Event;
+use cachekeeper_protocol::event::Event;
 
 /// Ids that are remembered.
 const IDS_MAX: usize = 10_000;

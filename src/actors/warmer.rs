@@ -21,12 +21,13 @@ use super::epoch_keeper::EpochKeeperMessage;
 use super::health::Health;
 use super::lock_renewer::{LEASE_LIFE, LockRenewerMessage, Wish};
 use super::task::Task;
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::reload::{RETRY_DELAY_MAX, Report};
-use crate::flows::warm::{PassOptions, Progress, pass};
-use crate::metrics::{ByDataset, ByDatasetOutcome};
+use crate::schedule::next_fire;
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::reload::{RETRY_DELAY_MAX, Report};
+use cachekeeper_engine::flows::warm::{PassOptions, Progress, pass};
+use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
 /// Schedules are looked at no less often than this, so that a clock that was set is noticed.
@@ -202,7 +203,7 @@ impl WarmerState {
             if warm.on_start && !is_warm {
                 self.want(dataset.name(), Duration::ZERO, Since::Here(Instant::now()));
             }
-            if let Some(fire) = warm.schedule.as_ref().and_then(|schedule| schedule.next_after(now)) {
+            if let Some(fire) = next_fire(warm, now) {
                 self.next_fires.insert(dataset.name().to_owned(), fire);
             }
         }
@@ -259,9 +260,7 @@ impl WarmerState {
         for name in due {
             self.want(&name, Duration::ZERO, Since::Here(Instant::now()));
             let dataset = self.arguments.context.catalog.get(&name).cloned();
-            let schedule =
-                dataset.as_ref().and_then(|dataset| dataset.settings.warm.as_ref()?.schedule.as_ref());
-            match schedule.and_then(|schedule| schedule.next_after(now)) {
+            match dataset.and_then(|dataset| next_fire(dataset.settings.warm.as_ref()?, now)) {
                 Some(fire) => drop(self.next_fires.insert(name, fire)),
                 None => drop(self.next_fires.remove(&name)),
             }
@@ -398,7 +397,7 @@ async fn run_pass(
         Ok(ractor::rpc::CallResult::Success(Wish::Held(left))) => return PassEnd::Elsewhere(left),
         _ => return PassEnd::Elsewhere(RETRY_DELAY_MAX),
     };
-    match arguments.context.redis.head("").await {
+    match arguments.context.redis.metadata("").await {
         Ok(head) => {
             let since_ms = match since {
                 Since::Redis(since_ms) => since_ms,
@@ -407,7 +406,7 @@ async fn run_pass(
                     head.now_ms.saturating_sub(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
                 }
             };
-            if head.warmed.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
+            if head.backfilled.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
                 return PassEnd::DoneElsewhere;
             }
         }

@@ -13,9 +13,9 @@ use super::address::AddressBook;
 use super::health::Health;
 use super::lock_renewer::{LockRenewerMessage, Wish};
 use super::task::Task;
-use crate::flows::commands::{CommandError, Commands};
-use crate::flows::context::Context;
-use crate::flows::error::chain;
+use cachekeeper_engine::flows::commands::{CommandError, Commands};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::chain;
 
 /// The lease of the worker that carries out write commands.
 pub const LEASE: &str = "writes";

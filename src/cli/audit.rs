@@ -1,10 +1,10 @@
 //! `cachekeeper audit`
 
 use super::output::{Exit, Output};
-use crate::flows::compare::{Extent, compare, fix};
-use crate::flows::context::Context;
-use crate::flows::error::FlowError;
-use crate::flows::reload::with_current_order;
+use cachekeeper_engine::flows::compare::{Extent, compare, fix};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::reload::with_current_order;
 
 /// Compares Redis with Postgres.
 pub async fn audit(

@@ -5,13 +5,13 @@ mod write;
 use serde_json::json;
 
 use super::output::{Exit, Output};
-use crate::config::diagnostic::{Diagnostic, Severity};
-use crate::config::{Config, FeedNeed};
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::coverage;
-use crate::flows::error::FlowError;
-use crate::stores::postgres::Trouble;
+use cachekeeper_config::diagnostic::{Diagnostic, Severity};
+use cachekeeper_config::{Config, FeedNeed};
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::coverage;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::stores::postgres::Trouble;
 
 /// Checks what only the servers know.
 pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, FlowError> {

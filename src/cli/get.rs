@@ -5,12 +5,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
-use crate::config::Format;
-use crate::domain::keyspace::slot;
-use crate::domain::units::show_duration;
-use crate::flows::context::Context;
-use crate::flows::error::FlowError;
-use crate::stores::postgres::transcode::decompress;
+use cachekeeper_config::Format;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::stores::postgres::transcode::decompress;
+use cachekeeper_protocol::keyspace::slot;
+use cachekeeper_protocol::units::show_duration;
 
 /// The largest value that is shown.
 const SHOWN_MAX: usize = 64 << 20;

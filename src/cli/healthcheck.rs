@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::output::{Exit, Output};
-use crate::config::Config;
+use cachekeeper_config::Config;
 
 const LIMIT: Duration = Duration::from_secs(5);
 

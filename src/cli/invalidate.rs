@@ -5,15 +5,15 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
-use crate::domain::event::Op;
-use crate::flows::context::Context;
-use crate::flows::debt;
-use crate::flows::epoch;
-use crate::flows::error::FlowError;
-use crate::flows::invalidate;
-use crate::flows::reload::{Report, with_current_order};
-use crate::flows::warm::{PassOptions, pass};
-use crate::stores::redis::{Answer, Debt};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::debt;
+use cachekeeper_engine::flows::epoch;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::flows::reload::{Report, with_current_order};
+use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::stores::redis::{Answer, PendingRevalidation};
+use cachekeeper_protocol::event::Op;
 
 /// What to invalidate.
 #[derive(Debug, Args)]
@@ -83,23 +83,23 @@ pub async fn invalidate(
 /// Every entry of a dataset: those in Redis are looked at again, then what is missing is filled.
 async fn whole(
     context: &Context,
-    dataset: &crate::flows::catalog::Dataset,
+    dataset: &cachekeeper_engine::flows::catalog::Dataset,
     op: Option<Op>,
 ) -> Result<Report, FlowError> {
     let order = epoch::ensure(context, "").await?;
-    let (names, debt) = ([dataset.name().to_owned()], Debt::new("command", order.head.now_ms));
-    if let Answer::Gone(gone) =
-        context.redis.owe((&order.epoch, &order.poll.incarnation), &debt, &names, None, "").await?
+    let (names, debt) = ([dataset.name().to_owned()], PendingRevalidation::new("command", order.head.now_ms));
+    if let Answer::Failed(gone) =
+        context.redis.mark_pending((&order.epoch, &order.poll.incarnation), &debt, &names, None, "").await?
     {
         return Err(FlowError::Gone(gone));
     }
     let policy = if op == Some(Op::Delete) {
-        crate::config::OnNewEpoch::Drop
+        cachekeeper_config::OnNewEpoch::Drop
     } else {
-        crate::config::OnNewEpoch::Refresh
+        cachekeeper_config::OnNewEpoch::Refresh
     };
     let mut report = debt::pay(context, dataset, policy, &CancellationToken::new()).await?;
-    let holds_all = dataset.settings.scope == crate::config::Scope::All;
+    let holds_all = dataset.settings.scope == cachekeeper_config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
         let options =
             PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };

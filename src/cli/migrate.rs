@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::output::{Exit, Output};
-use crate::config::FeedNeed;
-use crate::flows::context::Context;
-use crate::flows::coverage;
-use crate::flows::error::FlowError;
-use crate::flows::followed::Coverage;
-use crate::stores::postgres::Postgres;
+use cachekeeper_config::FeedNeed;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::coverage;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::followed::Coverage;
+use cachekeeper_engine::stores::postgres::Postgres;
 
 const ATTEMPTS: usize = 10;
 const BETWEEN: Duration = Duration::from_secs(1);

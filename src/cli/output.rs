@@ -3,7 +3,7 @@
 
 use std::process::{ExitCode, Termination};
 
-use crate::config::diagnostic::{Diagnostic, render};
+use cachekeeper_config::diagnostic::{Diagnostic, render};
 
 /// How a command ended (DESIGN 3.4; the numbers above 63 are those of `sysexits.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

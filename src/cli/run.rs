@@ -5,9 +5,9 @@ use tracing::{error, info, warn};
 
 use super::output::{Exit, Output};
 use crate::app::{StartError, Worker};
-use crate::config::Config;
-use crate::flows::error::chain;
 use crate::supervisor::Outcome;
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::error::chain;
 
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;
@@ -28,6 +28,7 @@ pub async fn run(config: Config, out: &Output) -> Exit {
             out.error(&chain(&error));
             return match error {
                 StartError::Flow(_)
+                | StartError::Schedule { .. }
                 | StartError::RedisTooOld { .. }
                 | StartError::Evicting { .. }
                 | StartError::OtherNamespace { .. } => Exit::Configuration,

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::reload::with_current_order;
-use crate::flows::warm::{PassOptions, Progress, pass};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::flows::warm::{PassOptions, Progress, pass};
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(

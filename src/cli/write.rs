@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use super::get::shown;
 use super::output::{Exit, Output};
-use crate::config::diagnostic::did_you_mean;
-use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::write::parameters::{Parameter, Parameters, bind};
-use crate::flows::write::{CacheState, WriteError, Written, statement_of, write as carry_out};
-use crate::stores::postgres::write::WriteStatement;
+use cachekeeper_config::diagnostic::did_you_mean;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters, bind};
+use cachekeeper_engine::flows::write::{CacheState, WriteError, Written, statement_of, write as carry_out};
+use cachekeeper_engine::stores::postgres::write::WriteStatement;
 
 /// Entries that are shown; `--json` has all.
 const SHOWN_MAX: usize = 20;

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
 use crate::actors::writer::LEASE;
-use crate::config::Config;
-use crate::flows::commands::group_of;
-use crate::flows::context::Context;
-use crate::flows::error::FlowError;
-use crate::flows::rejected::{Rejected, rejected, replay};
-use crate::flows::write::parameters::{Parameter, decode};
-use crate::stores::redis::{CacheError, LeaseAttempt, StreamState};
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::commands::group_of;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::rejected::{Rejected, rejected, replay};
+use cachekeeper_engine::flows::write::parameters::{Parameter, decode};
+use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, StreamState};
 
 /// More than are ever kept.
 const ALL: usize = 1_000_000;
@@ -123,7 +123,7 @@ async fn status(context: &Context, stream: &str, out: &Output) -> Result<Exit, F
 async fn dead_letters(context: &Context, stream: &str, limit: u64, out: &Output) -> Result<Exit, FlowError> {
     let (state, _) = look(context, stream).await?;
     let found = rejected(context, stream, usize::try_from(limit).unwrap_or(ALL)).await?;
-    let mut text: Vec<String> = found.iter().map(Rejected::text).collect();
+    let mut text: Vec<String> = found.iter().map(as_text).collect();
     if text.is_empty() {
         text.push("no command was rejected".to_owned());
     }
@@ -131,7 +131,7 @@ async fn dead_letters(context: &Context, stream: &str, limit: u64, out: &Output)
     if 0 < more {
         text.push(format!("and {more} more; --limit shows more at once"));
     }
-    let list: Vec<Value> = found.iter().map(Rejected::json).collect();
+    let list: Vec<Value> = found.iter().map(as_json).collect();
     out.result(&text.join("\n\n"), &json!({ "dead_letters": list, "more": more }));
     Ok(Exit::Ok)
 }
@@ -139,7 +139,7 @@ async fn dead_letters(context: &Context, stream: &str, limit: u64, out: &Output)
 async fn put_back(context: &Context, stream: &str, chosen: &Chosen, out: &Output) -> Result<Exit, FlowError> {
     let mut found = rejected(context, stream, ALL).await?;
     if !chosen.all {
-        let is_known = |id: &String| found.iter().any(|one| one.is_meant_by(id));
+        let is_known = |id: &String| found.iter().any(|one| is_meant_by(one, id));
         let unknown: Vec<&str> = chosen.ids.iter().filter(|id| !is_known(id)).map(String::as_str).collect();
         if !unknown.is_empty() {
             out.error(&format!(
@@ -148,7 +148,7 @@ async fn put_back(context: &Context, stream: &str, chosen: &Chosen, out: &Output
             ));
             return Ok(Exit::Failed);
         }
-        found.retain(|one| chosen.ids.iter().any(|id| one.is_meant_by(id)));
+        found.retain(|one| chosen.ids.iter().any(|id| is_meant_by(one, id)));
     }
     let replayed = replay(context, stream, &found).await;
     let done = found.get(..replayed.count).unwrap_or_default();
@@ -168,69 +168,67 @@ async fn put_back(context: &Context, stream: &str, chosen: &Chosen, out: &Output
     }
 }
 
-impl Rejected {
-    fn is_meant_by(&self, id: &str) -> bool {
-        self.kept_as() == id || self.id.as_deref() == Some(id)
-    }
+fn is_meant_by(rejected: &Rejected, id: &str) -> bool {
+    rejected.kept_as() == id || rejected.id.as_deref() == Some(id)
+}
 
-    fn field(&self, name: &str) -> Option<String> {
-        self.command.field(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-    }
+fn field(rejected: &Rejected, name: &str) -> Option<String> {
+    rejected.command.field(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+}
 
-    fn at(&self) -> String {
-        let at = DateTime::from_timestamp_millis(self.rejected_ms());
-        at.map_or_else(String::new, |at| at.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
-    }
+fn rejected_at(rejected: &Rejected) -> String {
+    let at = DateTime::from_timestamp_millis(rejected.rejected_ms());
+    at.map_or_else(String::new, |at| at.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
+}
 
-    /// The parameters as JSON, where they can be read.
-    fn params(&self) -> Option<Value> {
-        let parameters = decode(self.command.field("params")?).ok()?;
-        let plain = |(name, value): (String, Parameter)| {
-            let value = match value {
-                Parameter::Value(value) => value,
-                Parameter::Text(text) => Value::from(text),
-                Parameter::Bytes(bytes) => Value::from(hex(&bytes)),
-            };
-            (name, value)
+/// The parameters as JSON, where they can be read.
+fn params_of(rejected: &Rejected) -> Option<Value> {
+    let parameters = decode(rejected.command.field("params")?).ok()?;
+    let plain = |(name, value): (String, Parameter)| {
+        let value = match value {
+            Parameter::Value(value) => value,
+            Parameter::Text(text) => Value::from(text),
+            Parameter::Bytes(bytes) => Value::from(hex(&bytes)),
         };
-        Some(Value::Object(parameters.into_iter().map(plain).collect()))
-    }
+        (name, value)
+    };
+    Some(Value::Object(parameters.into_iter().map(plain).collect()))
+}
 
-    fn text(&self) -> String {
-        let none = || "(none)".to_owned();
-        let params = match (self.command.field("params").map(std::str::from_utf8), self.params()) {
-            // JSON as it came, so that numbers lose nothing, on one line: in its texts there are no raw line breaks.
-            (Some(Ok(text)), Some(_)) if text.trim_start().starts_with('{') => {
-                text.trim().replace(['\n', '\r', '\t'], " ")
-            }
-            (_, Some(params)) => params.to_string(),
-            (Some(Ok(text)), None) => text.to_owned(),
-            (Some(Err(_)), None) => hex(self.command.field("params").unwrap_or_default()),
-            (None, None) => none(),
-        };
-        [
-            format!("{}  rejected at {}", self.kept_as(), self.at()),
-            format!("  id       {}", self.id.clone().unwrap_or_else(none)),
-            format!("  dataset  {}", self.field("dataset").unwrap_or_else(none)),
-            format!("  params   {params}"),
-            format!("  entry    {}", self.command.id),
-            format!("  reason   {}", self.reason),
-        ]
-        .map(|line| printable(&line))
-        .join("\n")
-    }
+fn as_text(rejected: &Rejected) -> String {
+    let none = || "(none)".to_owned();
+    let params = match (rejected.command.field("params").map(std::str::from_utf8), params_of(rejected)) {
+        // JSON as it came, so that numbers lose nothing, on one line: in its texts there are no raw line breaks.
+        (Some(Ok(text)), Some(_)) if text.trim_start().starts_with('{') => {
+            text.trim().replace(['\n', '\r', '\t'], " ")
+        }
+        (_, Some(params)) => params.to_string(),
+        (Some(Ok(text)), None) => text.to_owned(),
+        (Some(Err(_)), None) => hex(rejected.command.field("params").unwrap_or_default()),
+        (None, None) => none(),
+    };
+    [
+        format!("{}  rejected at {}", rejected.kept_as(), rejected_at(rejected)),
+        format!("  id       {}", rejected.id.clone().unwrap_or_else(none)),
+        format!("  dataset  {}", field(rejected, "dataset").unwrap_or_else(none)),
+        format!("  params   {params}"),
+        format!("  entry    {}", rejected.command.id),
+        format!("  reason   {}", rejected.reason),
+    ]
+    .map(|line| printable(&line))
+    .join("\n")
+}
 
-    fn json(&self) -> Value {
-        json!({
-            "letter": self.kept_as(),
-            "at": self.at(),
-            "id": self.id,
-            "entry": self.command.id,
-            "dataset": self.field("dataset"),
-            "params": self.params().or_else(|| self.field("params").map(Value::from)),
-            "reason": self.reason,
-        })
-    }
+fn as_json(rejected: &Rejected) -> Value {
+    json!({
+        "letter": rejected.kept_as(),
+        "at": rejected_at(rejected),
+        "id": rejected.id,
+        "entry": rejected.command.id,
+        "dataset": field(rejected, "dataset"),
+        "params": params_of(rejected).or_else(|| field(rejected, "params").map(Value::from)),
+        "reason": rejected.reason,
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -15,9 +15,9 @@ use crate::actors::refresher::{Refresher, RefresherArguments};
 use crate::actors::seen::Seen;
 use crate::actors::warmer::{Warmer, WarmerArguments};
 use crate::actors::writer::{Writer, WriterArguments};
-use crate::config::Config;
-use crate::flows::context::Context;
-use crate::metrics::Metrics;
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::metrics::Metrics;
 
 /// The actors under the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -92,7 +92,10 @@ pub fn differences(outcomes: impl Iterator<Item = (Case, Outcome)>) -> Vec<Strin
 fn read(line: &'static str) -> Case {
     let mut words = line.split_whitespace().filter(|word| *word != "|");
     let mut next = || words.next().unwrap_or_else(|| panic!("too short: {line}"));
-    let kind = pick(next(), &[("load", Kind::Load), ("backfill", Kind::Backfill), ("fill", Kind::Fill), ("set", Kind::Set)]);
+    let kind = pick(
+        next(),
+        &[("load", Kind::Load), ("backfill", Kind::Backfill), ("fill", Kind::Fill), ("set", Kind::Set)],
+    );
     let (stamp, floor, slot, tag) = (optional(next()), number(next()), number(next()), optional(next()));
     let raised = [
         ("none", Raised::None),

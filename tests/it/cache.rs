@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use cachekeeper::client::{
+use cachekeeper_client::{
     Cache, ClientError, Identified, Lifetime, Read, SetManyOptions, Sliding, ValueFormat,
 };
-use cachekeeper::config::{Codec, Compression};
+use cachekeeper_config::{Codec, Compression};
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 
@@ -297,7 +297,7 @@ async fn an_application_of_an_older_version_misses_what_it_cannot_read_and_goes_
     let cache = cache_of(&rig);
     let newer = Newer { id: "a".to_owned(), price: Price::Cents(1) };
     cache.set("product:1", &newer, HOUR).await.unwrap();
-    let policy = cachekeeper::client::Policy::ttl(HOUR);
+    let policy = cachekeeper_client::Policy::ttl(HOUR);
     let load = async || Ok::<_, std::io::Error>(Some(product(1)));
     assert_eq!(cache.get::<Product>("product:1").await.unwrap(), None);
     let loaded = cache.get_or_load::<Product, _, _, _, _>("product:1", &policy, load).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, Chaos, ClientError, Fault, Loaded, ManyLoaded, Place, Policy};
+use cachekeeper_client::{Cache, Chaos, ClientError, Fault, Loaded, ManyLoaded, Place, Policy};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::advance;
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper::client::{BreakerSettings, BreakerState, Cache, ClientError, Heard, Policy};
-use cachekeeper::config;
-use cachekeeper::demo::servers::Redis;
-use cachekeeper::domain::event::Event;
-use cachekeeper::flows::epoch;
+use cachekeeper_client::{BreakerSettings, BreakerState, Cache, ClientError, Heard, Policy};
+use cachekeeper_config as config;
+use cachekeeper_engine::flows::epoch;
+use cachekeeper_protocol::event::Event;
+use cachekeeper_testkit::servers::Redis;
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 
@@ -306,9 +306,9 @@ async fn a_loader_with_a_snapshot_obeys_the_stamp_rule() {
                 // A change that a worker hears of: it knows the key by its stamp only.
                 let event = Event { keys: vec!["own:1".to_owned()], ..Event::default() };
                 advance_database(&url).await;
-                cachekeeper::flows::events::obey(&context, "test", &[event]).await.unwrap();
+                cachekeeper_engine::flows::events::obey(&context, "test", &[event]).await.unwrap();
             }
-            Ok::<_, ClientError>(cachekeeper::client::Loaded::found(name).as_of(snapshot))
+            Ok::<_, ClientError>(cachekeeper_client::Loaded::found(name).as_of(snapshot))
         }
     };
     let old = cache.get_or_load::<String, _, _, _, _>("own:1", &policy, load("old", true)).await.unwrap();
@@ -319,7 +319,7 @@ async fn a_loader_with_a_snapshot_obeys_the_stamp_rule() {
 }
 
 async fn advance_database(url: &str) {
-    let mut session = cachekeeper::demo::servers::Session::open(url).await.unwrap();
+    let mut session = cachekeeper_testkit::servers::Session::open(url).await.unwrap();
     session.execute("update products set name = name where id = 1").await.unwrap();
 }
 

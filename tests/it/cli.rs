@@ -216,7 +216,8 @@ async fn a_second_signal_ends_the_worker_at_once() {
     wait_until("it works", || {
         let mut client = client.clone();
         async move {
-            let leases: Vec<String> = client.keys("ck:{test:0}:*").await.map_err(|error| error.to_string())?;
+            let leases: Vec<String> =
+                client.keys("ck:{test:0}:*").await.map_err(|error| error.to_string())?;
             if leases.len() > 2 { Ok(()) } else { Err(format!("{leases:?}")) }
         }
     })

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::commands::Commands;
-use cachekeeper::flows::context::Context;
+use cachekeeper_engine::flows::commands::Commands;
+use cachekeeper_engine::flows::context::Context;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::Cache;
-use cachekeeper::flows::context::Context;
+use cachekeeper_client::Cache;
+use cachekeeper_engine::flows::context::Context;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 
@@ -215,8 +215,9 @@ async fn a_process_stopped_in_the_middle_of_a_write_holds_its_locks_for_seconds_
     let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
     let context = rig.context(DATASETS);
     let mut open = context.postgres.begin_commands(true).await.unwrap();
-    let right =
-        cachekeeper::stores::postgres::commands::may_write(&mut open, "cache:writes", 1).await.unwrap();
+    let right = cachekeeper_engine::stores::postgres::commands::may_write(&mut open, "cache:writes", 1)
+        .await
+        .unwrap();
     assert!(!right, "nobody has the right yet");
     // `open` stays as it is, like that of a stopped process.
     let token = wait_until("somebody else may take over", async || {
@@ -244,7 +245,7 @@ async fn a_write_through_a_table_that_nothing_watches_reaches_redis_although_its
     let mut transaction = pool.begin().await.unwrap();
     let to = |value: Value| {
         let Value::Object(fields) = value else { panic!("an object") };
-        fields.into_iter().map(|(name, value)| (name, cachekeeper::client::Parameter::Value(value))).collect()
+        fields.into_iter().map(|(name, value)| (name, cachekeeper_client::Parameter::Value(value))).collect()
     };
     let changed = products.write_in(&mut transaction, &to(json!({ "id": 3, "price": 5 }))).await.unwrap();
     let ordered = orders.write_in(&mut transaction, &to(json!({ "id": 1, "product": 3 }))).await.unwrap();

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use cachekeeper::config::Config;
-use cachekeeper::config::diagnostic::render;
-use cachekeeper::config::schema::json_schema;
+use cachekeeper_config::Config;
+use cachekeeper_config::diagnostic::render;
+use cachekeeper_config::schema::json_schema;
 
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<(Config, String), String> {
     let environment: BTreeMap<String, String> =
         environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    match Config::load(Path::new("f.toml"), text.to_owned(), &environment) {
+    match Config::load_with(Path::new("f.toml"), text.to_owned(), &environment, cachekeeper::schedule::check)
+    {
         Ok((config, warnings)) => Ok((config, render(&warnings))),
         Err(problems) => Err(render(&problems)),
     }
@@ -126,6 +127,21 @@ fn streams_and_statements_that_are_only_odd_are_accepted() {
             "{line}: {warnings}"
         );
     }
+}
+
+/// The library shares the worker's file and has no cron; a worker does not trust whoever loaded the file for it.
+#[tokio::test]
+async fn schedules_are_the_workers() {
+    let text = format!(
+        "{GOOD}warm = {{ schedule = \"61 * * * *\" }}\n\
+         [postgres]\nurl = \"postgres://nobody@127.0.0.1:1/x\"\n[redis]\nurl = \"redis://127.0.0.1:1\"\n"
+    );
+    assert!(load(&text, &[]).unwrap_err().contains("minute \"61\""));
+    let (config, _) = Config::load(Path::new("f.toml"), text, &BTreeMap::new()).unwrap();
+    let warm = config.dataset("p").unwrap().warm.as_ref().unwrap();
+    assert_eq!(warm.schedule.as_ref().unwrap().expression, "61 * * * *");
+    let error = cachekeeper::app::Worker::start(config).await.unwrap_err().to_string();
+    assert!(error.starts_with("the schedule of dataset p cannot be used: minute \"61\""), "{error}");
 }
 
 #[test]

@@ -90,7 +90,11 @@ async fn begin(store: &Redis, client: &mut redis::aio::MultiplexedConnection, fl
     epoch
 }
 
-async fn by_the_scripts(store: &Redis, client: &mut redis::aio::MultiplexedConnection, case: &Case) -> Outcome {
+async fn by_the_scripts(
+    store: &Redis,
+    client: &mut redis::aio::MultiplexedConnection,
+    case: &Case,
+) -> Outcome {
     let current = begin(store, client, case.floor).await;
     let keys = store.keys().metadata_of(KEY).clone();
     let right = Precondition { epoch: &current, incarnation: "first", dataset: "d", revision: "r1" };
@@ -222,9 +226,8 @@ async fn the_table_sees_scripts_that_compare_no_stamps() {
 fn the_double_in_memory_decides_as_the_table_says() {
     // It holds one epoch and never loses its counters: where a script looks at these, it has nothing to look at.
     let all = cases().into_iter();
-    let own = all.filter(|case| {
-        (case.broken.is_none() || case.stamp.is_none()) && case.raised != Raised::Table
-    });
+    let own =
+        all.filter(|case| (case.broken.is_none() || case.stamp.is_none()) && case.raised != Raised::Table);
     let wrong = differences(own.map(|case| (case, in_memory(&case))));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

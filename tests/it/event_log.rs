@@ -44,7 +44,7 @@ async fn durable_events_are_obeyed_once_whichever_way_they_come_and_delete_at_on
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
     let (context, cache, products) = prepared(&rig, &toml).await;
     let counted = |way: &str| {
-        let labels = cachekeeper::metrics::BySourceKind::new(way, "key");
+        let labels = cachekeeper_engine::metrics::BySourceKind::new(way, "key");
         worker.context.metrics.events.get_or_create(&labels).get()
     };
     let log = "cache:invalidation:log";

@@ -1,8 +1,8 @@
 //! Load, store, warm, refresh, invalidate against real servers.
 
-use cachekeeper::domain::event::Op;
-use cachekeeper::flows::invalidate;
-use cachekeeper::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_protocol::event::Op;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 

@@ -5,11 +5,11 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cachekeeper::demo::servers::Session;
-use cachekeeper::flows::compare::{Extent, compare};
+use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_testkit::servers::Session;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 
 use crate::ledger::{Ledger, Logged, Told};
 use crate::oracle::seed_of_run;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper::client::{LockError, LockOptions, Locks};
-use cachekeeper::metrics::Metrics;
+use cachekeeper_client::{LockError, LockOptions, Locks};
+use cachekeeper_engine::metrics::Metrics;
 use redis::AsyncCommands;
 
 use crate::support::{RedisRig, Rig, wait_until};

@@ -6,14 +6,14 @@ use cachekeeper::actors::lock_renewer::{
     LEASE_LIFE, LockRenewer, LockRenewerArguments, LockRenewerMessage, Wish,
 };
 use cachekeeper::app::Worker;
-use cachekeeper::domain::entry::EntryBatch;
-use cachekeeper::domain::stamp::Stamp;
-use cachekeeper::flows::context::Context;
-use cachekeeper::flows::error::FlowError;
-use cachekeeper::flows::reload::{Cause, Job, reload};
-use cachekeeper::flows::warm::{PassOptions, pass};
-use cachekeeper::flows::{debt, epoch, invalidate};
-use cachekeeper::stores::redis::{Answer, StoreMode};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::reload::{Cause, Job, reload};
+use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::flows::{debt, epoch, invalidate};
+use cachekeeper_engine::stores::redis::{Answer, StoreMode};
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::stamp::Stamp;
 use ractor::Actor;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
@@ -57,7 +57,7 @@ async fn a_stalled_load_never_brings_an_old_value_back() {
     batch.push("t:1", b"old", 60_000);
     batch.push("t:2", b"old", 60_000);
     let epoch = context.epoch().unwrap();
-    let standing = dataset.standing(&epoch, &stalled.poll.incarnation);
+    let standing = dataset.precondition(&epoch, &stalled.poll.incarnation);
     let life = dataset.lifetimes.longest();
     let stored = context
         .redis
@@ -82,7 +82,8 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
     let cancel = CancellationToken::new();
-    let (progress, mut told) = tokio::sync::watch::channel(cachekeeper::flows::warm::Progress::default());
+    let (progress, mut told) =
+        tokio::sync::watch::channel(cachekeeper_engine::flows::warm::Progress::default());
     let slow =
         PassOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
     let stopper = tokio::spawn(async move {
@@ -92,19 +93,19 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let error = pass(&context, dataset, &slow).await.unwrap_err();
     assert!(matches!(error, FlowError::Cancelled), "{error}");
     stopper.await.unwrap();
-    let head = context.redis.head("").await.unwrap();
-    let bookmark = head.passes.get("t").unwrap().clone();
+    let head = context.redis.metadata("").await.unwrap();
+    let bookmark = head.backfills.get("t").unwrap().clone();
     // Head, tables, windows and tag sets are among them; they are few.
     let stored_before = count(&context).await;
     assert!((1_000..5_000).contains(&stored_before), "{stored_before}, {bookmark}");
     let report = pass(&context, dataset, &options()).await.unwrap();
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
-    let head = context.redis.head("").await.unwrap();
-    assert!(head.passes.is_empty() && head.warmed.contains_key("t"));
-    let found = cachekeeper::flows::compare::compare(
+    let head = context.redis.metadata("").await.unwrap();
+    assert!(head.backfills.is_empty() && head.backfilled.contains_key("t"));
+    let found = cachekeeper_engine::flows::compare::compare(
         &context,
         dataset,
-        &cachekeeper::flows::compare::Extent::default(),
+        &cachekeeper_engine::flows::compare::Extent::default(),
     )
     .await
     .unwrap();
@@ -184,7 +185,7 @@ async fn two_hundred_thousand_tagged_keys_leave_nothing_behind() {
     );
     let order = epoch::ensure(&context, "").await.unwrap();
     let dataset = context.catalog.get("t").unwrap();
-    let standing = dataset.standing(&order.epoch, &order.poll.incarnation);
+    let standing = dataset.precondition(&order.epoch, &order.poll.incarnation);
     let stamp = Stamp::new(1 << 40, 0).unwrap();
     // The first rounds bring the allocator to its working size.
     let mut after_first = 0;
@@ -235,7 +236,7 @@ async fn retagging_moves_and_membership_outlives_nothing() {
     assert!(value.contains("by its new tag"), "{value}");
     // A tag without members is nothing to do; so is one that never was.
     let report = invalidate::tags(&context, &["never".to_owned()], None).await.unwrap();
-    assert_eq!(report, cachekeeper::flows::reload::Report::default());
+    assert_eq!(report, cachekeeper_engine::flows::reload::Report::default());
 }
 
 #[tokio::test]
@@ -249,15 +250,15 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     let _: () = client.set("t:5", "stale").await.unwrap();
     let _: () = client.del("ck:{test:0}:meta").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
-    assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
-    let policy = cachekeeper::config::OnNewEpoch::Refresh;
+    assert!(context.redis.metadata("").await.unwrap().pending.contains_key("t"));
+    let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
-    assert!(context.redis.head("").await.unwrap().owed.is_empty());
+    assert!(context.redis.metadata("").await.unwrap().pending.is_empty());
     // Dropped instead of refreshed.
     let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
-    let policy = cachekeeper::config::OnNewEpoch::Drop;
+    let policy = cachekeeper_config::OnNewEpoch::Drop;
     let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.invalidated), (0, 5_000));
     let left: bool = client.exists("t:5").await.unwrap();
@@ -324,7 +325,7 @@ async fn the_loss_of_a_lease_is_told() {
     let Wish::Granted(lease) = wish else { panic!("{wish:?}") };
     let other = context.redis.acquire_locks(&["a"], "somebody else", Duration::from_secs(1)).await.unwrap();
     assert!(
-        matches!(other, cachekeeper::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
+        matches!(other, cachekeeper_engine::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
         "{other:?}"
     );
     // Taken by force.
@@ -354,7 +355,7 @@ async fn entries_of_many_tags_are_members_of_each_and_refusals_name_the_right_on
     let context = rig.context("[dataset.t]\nquery = \"select 1 as id\"\nkey = \"t:{id}\"");
     let order = epoch::ensure(&context, "").await.unwrap();
     let dataset = context.catalog.get("t").unwrap();
-    let standing = dataset.standing(&order.epoch, &order.poll.incarnation);
+    let standing = dataset.precondition(&order.epoch, &order.poll.incarnation);
     let life = dataset.lifetimes.longest();
     let (low, high) = (Stamp::new(1 << 40, 0).unwrap(), Stamp::new(1 << 41, 0).unwrap());
     let names: Vec<String> = (0..300).map(|number| format!("t:{number}")).collect();

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use cachekeeper::config::Config;
-use cachekeeper::demo::servers::{Postgres, Redis};
-use cachekeeper::flows::context::Context;
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_testkit::servers::{Postgres, Redis};
 use tokio::time::Instant;
 
 /// Servers of one test, and how to reach them.
@@ -36,7 +36,7 @@ impl Rig {
         let environment = self.environment();
         match Config::load(Path::new("test.toml"), toml.to_owned(), &environment) {
             Ok((config, _warnings)) => config,
-            Err(problems) => panic!("{}", cachekeeper::config::diagnostic::render(&problems)),
+            Err(problems) => panic!("{}", cachekeeper_config::diagnostic::render(&problems)),
         }
     }
 
@@ -88,14 +88,14 @@ impl RedisRig {
         Self { redis: Redis::start_with(&[], &environment).await.unwrap() }
     }
 
-    pub fn store(&self) -> cachekeeper::stores::redis::Redis {
-        let settings = cachekeeper::config::Redis {
-            url: cachekeeper::config::Secret::new(self.redis.url()),
+    pub fn store(&self) -> cachekeeper_engine::stores::redis::Redis {
+        let settings = cachekeeper_config::Redis {
+            url: cachekeeper_config::Secret::new(self.redis.url()),
             password: None,
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(5),
         };
-        cachekeeper::stores::redis::Redis::new(&settings, "test").unwrap()
+        cachekeeper_engine::stores::redis::Redis::new(&settings, "test").unwrap()
     }
 
     pub async fn client(&self) -> redis::aio::MultiplexedConnection {

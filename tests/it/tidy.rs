@@ -1,25 +1,77 @@
-//! The structure of the code, checked: who imports whom, how long files are, where SQL and Redis commands may stand.
+//! The structure of the code, checked: who imports whom, that no files import each other in a circle, how long files
+//! are, where SQL and Redis commands may stand, and which words are not used.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// From the top down. A module may import what stands below it, and its own kind.
-const LAYERS: &[&[&str]] = &[
-    &["main"],
-    &["cli"],
-    &["demo"],
-    &["app"],
-    &["supervisor"],
-    &["actors", "client", "admin"],
-    &["flows"],
-    &["stores"],
-    &["metrics"],
-    &["telemetry"],
-    &["config"],
-    &["domain"],
+/// Longest source file, in lines.
+const LINES_MAX: usize = 500;
+
+/// A crate, where its sources are, and the layers of its top modules from the top down: a module may import what
+/// stands below it, and its own kind. One list holds modules that stand side by side.
+struct Package {
+    name: &'static str,
+    sources: &'static str,
+    layers: &'static [&'static [&'static str]],
+}
+
+/// From the top down: a crate may name only crates that stand below it.
+const PACKAGES: &[Package] = &[
+    Package {
+        name: "cachekeeper",
+        sources: "src",
+        layers: &[
+            &["main"],
+            &["cli"],
+            &["demo"],
+            &["app"],
+            &["supervisor"],
+            &["actors", "admin"],
+            &["telemetry", "schedule"],
+        ],
+    },
+    Package { name: "cachekeeper_client", sources: "crates/client/src", layers: &[] },
+    Package { name: "cachekeeper_testkit", sources: "crates/testkit/src", layers: &[&["servers"]] },
+    Package {
+        name: "cachekeeper_engine",
+        sources: "crates/engine/src",
+        layers: &[&["flows"], &["stores"], &["metrics"]],
+    },
+    Package { name: "cachekeeper_config", sources: "crates/config/src", layers: &[] },
+    Package { name: "cachekeeper_protocol", sources: "crates/protocol/src", layers: &[] },
 ];
 
-/// Imports sideways or up that are wanted, each with its reason in the code that has it.
-const EXCEPTIONS: &[(&str, &str)] = &[("actors", "admin"), ("admin", "actors"), ("client", "actors")];
+/// Imports sideways that are wanted.
+const EXCEPTIONS: &[(&str, &str)] = &[("actors", "admin"), ("admin", "actors")];
+
+/// One source file.
+struct Source {
+    package: usize,
+    /// Path from the repository's root.
+    path: String,
+    /// Path of the module within its crate: `flows::write::settle`; the crate's root is empty.
+    module: String,
+    text: String,
+}
+
+impl Source {
+    fn top(&self) -> &str {
+        self.module.split("::").next().unwrap_or_default()
+    }
+
+    /// The lines that are code outside of in-file tests, with their numbers.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let code = self.text.split("#[cfg(test)]").next().unwrap_or_default();
+        code.lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+            .map(|(at, line)| (at + 1, line))
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 fn files(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
@@ -32,54 +84,201 @@ fn files(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|layer| layer.contains(&module))
+fn sources() -> Vec<Source> {
+    let mut all = Vec::new();
+    for (package, Package { sources, .. }) in PACKAGES.iter().enumerate() {
+        let mut paths = Vec::new();
+        files(&root().join(sources), "rs", &mut paths);
+        for path in paths {
+            let within = path.strip_prefix(root().join(sources)).unwrap().with_extension("");
+            let module = within.to_string_lossy().replace('/', "::");
+            let module = if matches!(&*module, "lib" | "main") { String::new() } else { module };
+            let text = std::fs::read_to_string(&path).unwrap();
+            let path = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+            all.push(Source { package, path, module, text });
+        }
+    }
+    assert!(all.len() > 100, "the sources were not found");
+    all
+}
+
+/// Every path that a `use` or an inline path of this text names, braces unfolded.
+fn named_paths(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut starts: Vec<usize> = Vec::new();
+    for head in ["crate::", "super::", "self::", "cachekeeper_"] {
+        starts.extend(text.match_indices(head).map(|(at, _)| at));
+    }
+    starts.sort_unstable();
+    let mut end = 0;
+    for start in starts {
+        if start < end {
+            continue;
+        }
+        let (paths, length) = unfold(&text[start..]);
+        end = start + length;
+        found.extend(paths);
+    }
+    found
+}
+
+/// The paths of one `a::b::{c, d::e}`, and how long it is.
+fn unfold(text: &str) -> (Vec<String>, usize) {
+    let is_path = |one: char| one.is_alphanumeric() || one == '_' || one == ':';
+    let stem: String = text.chars().take_while(|one| is_path(*one)).collect();
+    let rest = &text[stem.len()..];
+    if !stem.ends_with("::") || !rest.starts_with('{') {
+        return (vec![stem.clone()], stem.len());
+    }
+    let mut at = 1;
+    let mut paths = Vec::new();
+    while at < rest.len() && !rest[at..].starts_with('}') {
+        let one = rest[at..].chars().next().unwrap();
+        if is_path(one) {
+            let (inner, length) = unfold(&rest[at..]);
+            paths.extend(inner.into_iter().map(|path| format!("{stem}{path}")));
+            at += length.max(1);
+        } else {
+            at += one.len_utf8();
+        }
+    }
+    (paths, stem.len() + at + 1)
+}
+
+/// Which files a file imports from.
+fn imports(all: &[Source]) -> Vec<BTreeSet<usize>> {
+    let by_module: BTreeMap<(usize, &str), usize> =
+        all.iter().enumerate().map(|(at, source)| ((source.package, source.module.as_str()), at)).collect();
+    let resolve = |source: &Source, path: &str| -> Option<usize> {
+        let (head, rest) = path.split_once("::")?;
+        let (package, full) = match head {
+            "crate" => (source.package, rest.to_owned()),
+            "self" => (source.package, format!("{}::{rest}", source.module)),
+            "super" => {
+                let mut base = source.module.as_str();
+                let mut rest = path;
+                while let Some(up) = rest.strip_prefix("super::") {
+                    base = base.rsplit_once("::").map_or("", |(parent, _)| parent);
+                    rest = up;
+                }
+                (source.package, format!("{base}::{rest}"))
+            }
+            other => (PACKAGES.iter().position(|package| package.name == other)?, rest.to_owned()),
+        };
+        // The longest part of the path that is a file.
+        let mut module = full.trim_start_matches("::");
+        loop {
+            if let Some(found) = by_module.get(&(package, module)) {
+                return Some(*found);
+            }
+            module = module.rsplit_once("::").map_or("", |(parent, _)| parent);
+            if module.is_empty() {
+                return by_module.get(&(package, "")).copied();
+            }
+        }
+    };
+    let of = |at: usize| {
+        let source = &all[at];
+        let code: String = source.code().map(|(_, line)| format!("{line}\n")).collect();
+        // What a parent publishes of its children is a sign at the door, not a use of them.
+        let code: String = code
+            .split("pub use ")
+            .enumerate()
+            .map(|(at, part)| match at {
+                0 => part,
+                _ => part.split_once(';').map_or("", |(_, rest)| rest),
+            })
+            .collect();
+        let targets = named_paths(&code).into_iter().filter_map(|path| resolve(source, &path));
+        targets.filter(|target| *target != at && !all[*target].module.is_empty()).collect()
+    };
+    (0..all.len()).map(of).collect()
+}
+
+/// Circles of files, each as the files that reach each other.
+fn circles(graph: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
+    let reach = |start: usize| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![start]);
+        while let Some(at) = open.pop() {
+            for next in &graph[at] {
+                if seen.insert(*next) {
+                    open.push(*next);
+                }
+            }
+        }
+        seen
+    };
+    let reached: Vec<BTreeSet<usize>> = (0..graph.len()).map(reach).collect();
+    let mut found: Vec<Vec<usize>> = Vec::new();
+    for at in 0..graph.len() {
+        let together: Vec<usize> =
+            reached[at].iter().copied().filter(|other| reached[*other].contains(&at)).collect();
+        if together.first() == Some(&at) && 1 < together.len() {
+            found.push(together);
+        }
+    }
+    found
+}
+
+fn layer(package: usize, module: &str) -> Option<usize> {
+    PACKAGES[package].layers.iter().position(|layer| layer.contains(&module))
 }
 
 #[test]
-fn the_structure_is_as_drawn() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut sources = Vec::new();
-    files(&root.join("src"), "rs", &mut sources);
-    assert!(sources.len() > 50);
-    let mut findings = Vec::new();
-    let mut all_code = String::new();
-    for path in &sources {
-        let name = path.strip_prefix(root.join("src")).unwrap();
-        let module = name.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_owned();
-        let text = std::fs::read_to_string(path).unwrap();
-        all_code.push_str(&text);
-        let mut report =
-            |line: usize, what: String| findings.push(format!("src/{}:{}: {what}", name.display(), line + 1));
-        if 500 < text.lines().count() {
-            report(0, format!("{} lines, at most 500", text.lines().count()));
+fn no_files_import_each_other_in_a_circle_and_no_arrow_goes_up() {
+    let all = sources();
+    let graph = imports(&all);
+    let arrows: usize = graph.iter().map(BTreeSet::len).sum();
+    assert!(all.len() < arrows, "imports were not read: {arrows}");
+    let mut findings: Vec<String> = circles(&graph)
+        .into_iter()
+        .map(|circle| {
+            format!("a circle: {}", circle.iter().map(|at| &*all[*at].path).collect::<Vec<_>>().join(", "))
+        })
+        .collect();
+    for (at, targets) in graph.iter().enumerate() {
+        let source = &all[at];
+        for target in targets.iter().map(|target| &all[*target]) {
+            let is_excepted = EXCEPTIONS.contains(&(source.top(), target.top()));
+            let goes_up = if source.package == target.package {
+                let layers = (layer(source.package, source.top()), layer(target.package, target.top()));
+                source.top() != target.top() && matches!(layers, (Some(own), Some(other)) if other <= own)
+            } else {
+                target.package < source.package
+            };
+            if goes_up && !is_excepted {
+                findings.push(format!(
+                    "{} imports {}, which stands above or beside it",
+                    source.path, target.path
+                ));
+            }
         }
-        let mut in_tests = false;
-        for (number, line) in text.lines().enumerate() {
-            in_tests |= line.contains("#[cfg(test)]");
-            let is_comment = line.trim_start().starts_with("//");
-            for part in line.split("crate::").skip(1).filter(|_| !is_comment && module != "main") {
-                let target: String =
-                    part.chars().take_while(|one| one.is_alphanumeric() || *one == '_').collect();
-                let (Some(own), Some(other)) = (layer(&module), layer(&target)) else { continue };
-                let is_excepted = EXCEPTIONS.contains(&(module.as_str(), target.as_str()));
-                if module != target && other <= own && !is_excepted {
-                    report(number, format!("{module} imports {target}, which stands above or beside it"));
-                }
-            }
-            if in_tests || is_comment {
-                continue;
-            }
+    }
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn files_are_short_and_each_thing_is_in_its_place() {
+    let mut findings = Vec::new();
+    for source in sources() {
+        let mut report = |line: usize, what: String| findings.push(format!("{}:{line}: {what}", source.path));
+        let lines = source.text.lines().count();
+        if LINES_MAX < lines {
+            report(1, format!("{lines} lines, at most {LINES_MAX}"));
+        }
+        let package = PACKAGES[source.package].name;
+        let may_speak =
+            source.top() == "stores" || source.top() == "demo" || package == "cachekeeper_testkit";
+        for (number, line) in source.code() {
             let speaks = ["sqlx::query", "redis::cmd(", "redis::pipe(", "AssertSqlSafe("]
                 .iter()
                 .any(|one| line.contains(one));
-            if speaks && !matches!(module.as_str(), "stores" | "demo") {
-                report(number, "SQL and Redis commands stand in stores".to_owned());
+            if speaks && !may_speak {
+                report(number, "SQL and Redis commands stand in the engine's stores".to_owned());
             }
-            if module == "domain"
-                && (line.contains("async fn") || line.contains("::now()") || line.contains("tokio"))
-            {
-                report(number, "domain does not wait and reads no clock".to_owned());
+            let waits = ["async fn", "::now()", "tokio"].iter().any(|one| line.contains(one));
+            if waits && package == "cachekeeper_protocol" {
+                report(number, "the protocol does not wait and reads no clock".to_owned());
             }
             for level in ["error!(", "warn!(", "info!(", "debug!("] {
                 let Some(message) = line.split(level).nth(1).and_then(|rest| rest.split('"').nth(1)) else {
@@ -92,13 +291,18 @@ fn the_structure_is_as_drawn() {
             }
         }
     }
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn every_script_is_used() {
+    let code: String = sources().into_iter().map(|source| source.text).collect();
     let mut scripts = Vec::new();
-    files(&root.join("src"), "lua", &mut scripts);
+    files(&root().join("crates/engine/src"), "lua", &mut scripts);
+    assert!(10 < scripts.len());
     for script in scripts {
         let name = script.file_stem().unwrap().to_string_lossy().into_owned();
-        if !all_code.contains(&format!("\"{name}\"")) && !all_code.contains(&format!("lua/{name}.lua")) {
-            findings.push(format!("{}: no code uses it", script.display()));
-        }
+        let is_used = code.contains(&format!("\"{name}\"")) || code.contains(&format!("lua/{name}.lua"));
+        assert!(is_used, "{}: no code uses it", script.display());
     }
-    assert!(findings.is_empty(), "{}", findings.join("\n"));
 }

@@ -1,6 +1,6 @@
 //! Every type, against what Postgres itself says.
 
-use cachekeeper::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::flows::warm::{PassOptions, pass};
 use redis::AsyncCommands;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -178,12 +178,12 @@ async fn json_is_what_to_json_says_and_text_is_what_postgres_prints() {
                 .map(|at| (dataset.key_of(&[at.to_string()]).unwrap(), vec![at.to_string()]))
                 .collect();
             let before: Vec<u8> = client.get(format!("{name}{number}:0")).await.unwrap();
-            let mut job = cachekeeper::flows::reload::Job::uncounted();
-            cachekeeper::flows::reload::reload(
+            let mut job = cachekeeper_engine::flows::reload::Job::uncounted();
+            cachekeeper_engine::flows::reload::reload(
                 &context,
                 dataset,
                 keys,
-                cachekeeper::flows::reload::Cause::Warm,
+                cachekeeper_engine::flows::reload::Cause::Warm,
                 &mut job,
             )
             .await

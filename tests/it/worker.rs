@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::flows::compare::{Extent, compare};
 use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper_engine::flows::compare::{Extent, compare};
 use redis::AsyncCommands;
 
 use crate::support::{Rig, wait_until};
@@ -34,11 +34,11 @@ async fn ready(worker: &Worker) {
     wait_until("the worker is ready", || async {
         let reasons = worker.health.reasons();
         let owed = worker.health.facts().owed;
-        let head = worker.context.redis.head("").await.map_err(|error| error.to_string())?;
-        if reasons.is_empty() && owed.is_empty() && head.owed.is_empty() && head.is_whole {
+        let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        if reasons.is_empty() && owed.is_empty() && head.pending.is_empty() && head.is_whole {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, owed {:?}", head.owed))
+            Err(format!("{reasons:?}, owed {:?}", head.pending))
         }
     })
     .await;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
-use cachekeeper::flows::commands::{CommandError, Commands};
-use cachekeeper::flows::context::Context;
-use cachekeeper::flows::{coverage, epoch};
 use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper_client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
+use cachekeeper_engine::flows::commands::{CommandError, Commands};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::{coverage, epoch};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;

@@ -1,4 +1,4 @@
-//! Loaders: fills on a miss and pages of a warm pass. Each may stall between any two steps, for ever too.
+//! Loaders: fills on a miss and pages of a backfill. Each may stall between any two steps, for ever too.
 
 use crate::database::Database;
 use crate::protocol::{Protocol, Say};

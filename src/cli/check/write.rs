@@ -1,12 +1,12 @@
 //! The write statements of `cachekeeper check`.
 
-use crate::config::Config;
-use crate::config::diagnostic::Diagnostic;
-use crate::domain::parameters::ParameterizedSql;
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::error::FlowError;
-use crate::stores::postgres::Effect;
+use cachekeeper_config::Config;
+use cachekeeper_config::diagnostic::Diagnostic;
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::stores::postgres::Effect;
+use cachekeeper_protocol::parameters::ParameterizedSql;
 
 /// Whether the server accepts a dataset's write statement, and whether it writes anything. It is not carried out.
 pub async fn check(
@@ -46,7 +46,7 @@ pub async fn check(
 /// What is worth knowing about write statements, although it is no problem.
 pub fn notes(config: &Config) -> Vec<String> {
     let Some(stream) = &config.writes.stream else { return Vec::new() };
-    let note = |dataset: &crate::config::Dataset| {
+    let note = |dataset: &cachekeeper_config::Dataset| {
         let statement = ParameterizedSql::parse(dataset.write.as_ref()?);
         let missing: Vec<&str> =
             dataset.key.columns().filter(|column| !statement.places().any(|name| name == *column)).collect();

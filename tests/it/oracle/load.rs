@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cachekeeper::demo::servers::Session;
-use cachekeeper::flows::context::Context;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_testkit::servers::Session;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 
 use super::Arena;
@@ -224,16 +224,16 @@ pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context) -> Vec<JoinHan
             let source = dataset.source(&context.postgres).await.unwrap();
             let loaded = context.postgres.load(&source, &ids).await.unwrap();
             tokio::time::sleep(Duration::from_millis(5 + rand::random::<u64>() % 55)).await;
-            let mut batch = cachekeeper::domain::entry::EntryBatch::default();
-            let mut encoder = cachekeeper::flows::encode::Encoder::new(&dataset, &source);
+            let mut batch = cachekeeper_protocol::entry::EntryBatch::default();
+            let mut encoder = cachekeeper_engine::flows::encode::Encoder::new(&dataset, &source);
             for row in &loaded.rows {
                 encoder.add(row, &mut batch);
             }
             encoder.finish(&mut batch);
             let Some(epoch) = context.epoch() else { continue };
-            let standing = dataset.standing(&epoch, &loaded.poll.incarnation);
+            let standing = dataset.precondition(&epoch, &loaded.poll.incarnation);
             let (stamp, life) = (loaded.poll.snapshot.stamp(), dataset.lifetimes.longest());
-            let mode = cachekeeper::stores::redis::StoreMode::Slots;
+            let mode = cachekeeper_engine::stores::redis::StoreMode::Slots;
             drop(context.redis.store(&standing, stamp, &batch, life, mode).await);
         }
     };

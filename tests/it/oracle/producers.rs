@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cachekeeper::client::{Cache, CacheState, Parameter, Parameters, WriteError};
+use cachekeeper_client::{Cache, CacheState, Parameter, Parameters, WriteError};
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;

@@ -26,7 +26,7 @@ async fn try_caught_up(arena: &Arena) -> Result<(), String> {
     for _ in 0..100 {
         let watermark = context.redis.watermark().await.map_err(|error| text(&error))?;
         if let Some(watermark) = &watermark {
-            let at: cachekeeper::domain::stamp::Snapshot = watermark.snapshot.parse().unwrap();
+            let at: cachekeeper_protocol::stamp::Snapshot = watermark.snapshot.parse().unwrap();
             let is_there = watermark.incarnation == now.incarnation && now.snapshot.stamp() <= at.stamp();
             if is_there && watermark.not_covered.is_empty() {
                 context.postgres.close().await;
@@ -35,7 +35,7 @@ async fn try_caught_up(arena: &Arena) -> Result<(), String> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let head = context.redis.head("").await.map_err(|error| text(&error))?;
+    let head = context.redis.metadata("").await.map_err(|error| text(&error))?;
     let watermark = context.redis.watermark().await.map_err(|error| text(&error))?;
     context.postgres.close().await;
     Err(format!("now {now:?}, watermark {watermark:?}, head {head:?}"))

@@ -1,0 +1,196 @@
+//! Where the entries are: Redis, or memory for tests.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::policy::Sliding;
+use cachekeeper_engine::stores::memory::Memory;
+use cachekeeper_engine::stores::redis::{
+    Answer, BatchCommand, BatchReply, CacheError, CounterRule, Precondition, Redis, ValueAndLife,
+};
+use cachekeeper_protocol::counters::InvalidationCounters;
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::stamp::Stamp;
+
+/// Where the entries are. Each operation means the same in both.
+#[derive(Debug, Clone)]
+pub(super) enum Backend {
+    Redis(Box<Redis>),
+    Memory(Arc<Mutex<Memory>>),
+}
+
+/// Members of one page of a tag.
+const PAGE: usize = 256;
+
+impl Backend {
+    pub async fn ping(&self) -> Result<(), CacheError> {
+        match self {
+            Self::Redis(redis) => redis.ping().await,
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.get(key).await,
+            Self::Memory(memory) => Ok(lock(memory).look(key).0),
+        }
+    }
+
+    pub async fn get_sliding(&self, key: &str, sliding: Sliding) -> Result<Option<Vec<u8>>, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.get_sliding(key, sliding.idle, sliding.cap()).await,
+            Self::Memory(memory) => {
+                let mut memory = lock(memory);
+                let value = memory.look(key).0;
+                let left = sliding.until.map(|end| end.duration_since(std::time::SystemTime::now()));
+                let left = left.map_or(sliding.idle, |left| left.unwrap_or_default().min(sliding.idle));
+                memory.extend(key, left);
+                Ok(value)
+            }
+        }
+    }
+
+    pub async fn get_many(&self, keys: &[impl AsRef<str>]) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.get_many(keys).await,
+            Self::Memory(memory) => {
+                let mut memory = lock(memory);
+                Ok(keys.iter().map(|key| memory.look(key.as_ref()).0).collect())
+            }
+        }
+    }
+
+    pub async fn exists(&self, key: &str) -> Result<bool, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.exists(key).await,
+            Self::Memory(memory) => Ok(lock(memory).look(key).0.is_some()),
+        }
+    }
+
+    /// Values with their remaining lifetimes in milliseconds.
+    pub async fn look(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.read(keys).await,
+            Self::Memory(memory) => {
+                let mut memory = lock(memory);
+                Ok(keys.iter().map(|key| memory.look(key.as_ref())).collect())
+            }
+        }
+    }
+
+    pub async fn look_fenced(
+        &self,
+        keys: &[impl AsRef<str>],
+        tags: &[String],
+        has_stamps: bool,
+    ) -> Result<(Vec<ValueAndLife>, InvalidationCounters), CacheError> {
+        match self {
+            Self::Redis(redis) => redis.read_with_counters(keys, tags, has_stamps).await,
+            Self::Memory(memory) => {
+                let mut memory = lock(memory);
+                let fence = memory.counters(keys, tags);
+                Ok((keys.iter().map(|key| memory.look(key.as_ref())).collect(), fence))
+            }
+        }
+    }
+
+    pub async fn fill(
+        &self,
+        batch: &EntryBatch,
+        order: CounterRule<'_>,
+        stamp: Option<(Precondition<'_>, Stamp)>,
+    ) -> Result<Answer<Vec<usize>>, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.fill(batch, order, stamp).await,
+            Self::Memory(memory) => {
+                let fence = match order {
+                    CounterRule::Unchanged(fence) => Some(fence),
+                    CounterRule::Raise => None,
+                };
+                Ok(Answer::Done(lock(memory).fill(batch, fence, stamp.map(|(_, stamp)| stamp))))
+            }
+        }
+    }
+
+    pub async fn set_plain(&self, batch: &EntryBatch) -> Result<Vec<(usize, CacheError)>, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.set_plain(batch).await,
+            Self::Memory(memory) => {
+                lock(memory).fill(batch, None, None);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    pub async fn forget(&self, keys: &[impl AsRef<str>]) -> Result<u64, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.invalidate_keys(keys, "").await,
+            Self::Memory(memory) => Ok(lock(memory).invalidate_keys(keys)),
+        }
+    }
+
+    /// Refuses what is being loaded under these tags, and deletes their members, but for those that `keeps` says.
+    pub async fn forget_tags(
+        &self,
+        tags: &[impl AsRef<str>],
+        keeps: impl Fn(&str) -> bool,
+    ) -> Result<u64, CacheError> {
+        let redis = match self {
+            Self::Redis(redis) => redis,
+            Self::Memory(memory) => return Ok(lock(memory).invalidate_tags(tags)),
+        };
+        let mut deleted = 0;
+        for (set, _size) in redis.invalidate_tags(tags).await? {
+            let mut cursor = 0;
+            loop {
+                let (next, members) = redis.scan_set(&set, cursor, PAGE).await?;
+                let own: Vec<String> = members.into_iter().filter(|key| !keeps(key)).collect();
+                // A set that is small comes whole, whatever page was asked for.
+                for page in own.chunks(PAGE) {
+                    deleted += redis.invalidate_keys(page, &set).await?;
+                }
+                if next == 0 {
+                    break;
+                }
+                cursor = next;
+            }
+        }
+        Ok(deleted)
+    }
+
+    pub async fn batch(&self, commands: &[BatchCommand]) -> Result<Vec<BatchReply>, CacheError> {
+        let memory = match self {
+            Self::Redis(redis) => return redis.batch(commands).await,
+            Self::Memory(memory) => memory,
+        };
+        let mut memory = lock(memory);
+        let run = |command: &BatchCommand| match command {
+            BatchCommand::Get(key) => BatchReply::Value(memory.look(key).0),
+            BatchCommand::Exists(key) => BatchReply::Flag(memory.look(key).0.is_some()),
+            BatchCommand::Delete(key) => BatchReply::Flag(0 < memory.invalidate_keys(&[key])),
+            BatchCommand::Set(key, value, life) => {
+                let mut batch = EntryBatch::default();
+                batch.push(key, value, *life);
+                memory.fill(&batch, None, None);
+                BatchReply::Stored
+            }
+        };
+        Ok(commands.iter().map(run).collect())
+    }
+
+    pub async fn publish(&self, channel: &str, body: &[u8]) -> Result<u64, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.publish(channel, body).await,
+            Self::Memory(_) => Ok(0),
+        }
+    }
+}
+
+/// The longest that a memory store is held is one operation.
+fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long a reply may take before the breaker's probe counts as failed.
+pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(1);

@@ -1,0 +1,196 @@
+//! How a cache is opened.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::backend::Backend;
+use super::breaker::{Breaker, BreakerSettings};
+use super::chaos::Chaos;
+use super::codec::{Codec, ValueFormat};
+use super::core::Core;
+use super::flight::Flights;
+use super::locks::Locks;
+use super::observe::Classes;
+use super::{Cache, ClientError};
+use cachekeeper_config as config;
+use cachekeeper_config::{Compression, Config};
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::memory::Memory;
+use cachekeeper_engine::stores::redis::Redis;
+use cachekeeper_protocol::stamp::Stamp;
+
+/// Where events go unless something else is said (DESIGN 3.1).
+const CHANNEL: &str = "cache:invalidation";
+/// Time limits of a cache that is opened without a configuration.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How a cache behaves; [`Self::build`] makes it.
+#[derive(Debug)]
+pub struct CacheBuilder {
+    backend: Backend,
+    context: Option<Context>,
+    codec: Codec,
+    breaker: BreakerSettings,
+    chaos: Option<Chaos>,
+    loads: usize,
+    channel: String,
+    shows_keys: bool,
+    slow: Duration,
+}
+
+impl Cache {
+    /// A cache over Redis alone. Nothing is sent until the first command. `namespace` is that of the worker, if there is
+    /// one: fences, tags and locks are kept under it.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the URL cannot be used.
+    pub fn connect(url: &str, namespace: &str) -> Result<CacheBuilder, ClientError> {
+        let settings = config::Redis {
+            url: config::Secret::new(url.to_owned()),
+            password: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            response_timeout: RESPONSE_TIMEOUT,
+        };
+        Self::connect_with(&settings, namespace)
+    }
+
+    /// The same with a password of its own and other time limits.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the URL cannot be used.
+    pub fn connect_with(settings: &config::Redis, namespace: &str) -> Result<CacheBuilder, ClientError> {
+        Ok(CacheBuilder::new(Backend::Redis(Box::new(Redis::new(settings, namespace)?)), None))
+    }
+
+    /// A cache over the servers and datasets of a configuration, as the worker has it.
+    ///
+    /// # Errors
+    /// [`ClientError`] when a URL cannot be used.
+    pub fn open(config: &Config) -> Result<CacheBuilder, ClientError> {
+        let context = Context::new(config)?;
+        let mut builder = Self::over(context);
+        if let Some(channel) = config.invalidation.channels.first() {
+            builder.channel.clone_from(channel);
+        }
+        Ok(builder)
+    }
+
+    /// A cache over stores that the caller has prepared.
+    #[must_use]
+    pub fn over(context: Context) -> CacheBuilder {
+        CacheBuilder::new(Backend::Redis(Box::new(context.redis.clone())), Some(context))
+    }
+
+    /// A cache in this process's memory, for tests: it obeys the same rules, and its lifetimes follow tokio's clock.
+    #[must_use]
+    pub fn in_memory() -> CacheBuilder {
+        CacheBuilder::new(Backend::Memory(Arc::new(Mutex::new(Memory::new(Stamp::default())))), None)
+    }
+}
+
+impl CacheBuilder {
+    fn new(backend: Backend, context: Option<Context>) -> Self {
+        Self {
+            backend,
+            context,
+            codec: Codec { format: ValueFormat::MessagePack, compression: None },
+            breaker: BreakerSettings::default(),
+            chaos: None,
+            loads: 64,
+            channel: CHANNEL.to_owned(),
+            shows_keys: false,
+            slow: Duration::from_millis(100),
+        }
+    }
+
+    /// The bytes of the application's own values (default: MessagePack). A dataset's have the dataset's format.
+    #[must_use]
+    pub fn format(mut self, format: ValueFormat) -> Self {
+        self.codec.format = format;
+        self
+    }
+
+    /// Compresses the application's own values from a size on.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.codec.compression = Some(compression);
+        self
+    }
+
+    /// When the circuit breaker opens and how it probes.
+    #[must_use]
+    pub fn breaker(mut self, settings: BreakerSettings) -> Self {
+        self.breaker = settings;
+        self
+    }
+
+    /// Makes things go wrong, for the application's own tests.
+    #[must_use]
+    pub fn chaos(mut self, chaos: Chaos) -> Self {
+        self.chaos = Some(chaos);
+        self
+    }
+
+    /// Most loads at the same time while Redis is down (default 64).
+    #[must_use]
+    pub fn loads_without_redis(mut self, most: usize) -> Self {
+        self.loads = most.max(1);
+        self
+    }
+
+    /// The channel for events (default `cache:invalidation`).
+    #[must_use]
+    pub fn channel(mut self, channel: &str) -> Self {
+        channel.clone_into(&mut self.channel);
+        self
+    }
+
+    /// Writes keys into spans. They may hold what does not belong into a trace, and there are many of them.
+    #[must_use]
+    pub fn keys_in_spans(mut self) -> Self {
+        self.shows_keys = true;
+        self
+    }
+
+    /// From which duration on an operation is logged as slow (default 100 ms).
+    #[must_use]
+    pub fn slow_from(mut self, limit: Duration) -> Self {
+        self.slow = limit;
+        self
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn build(self) -> Cache {
+        let metrics = match &self.context {
+            Some(context) => Arc::clone(&context.metrics),
+            None => Arc::new(Metrics::new()),
+        };
+        let catalog = self.context.as_ref().map(|context| &*context.catalog);
+        let classes = Classes::new(catalog, self.codec, &metrics);
+        let locks = match &self.backend {
+            Backend::Redis(redis) => Some(Locks::new((**redis).clone(), Arc::clone(&metrics))),
+            Backend::Memory(_) => None,
+        };
+        let core = Arc::new_cyclic(|own| Core {
+            backend: self.backend,
+            context: self.context,
+            classes,
+            metrics,
+            breaker: Breaker::new(self.breaker),
+            chaos: self.chaos,
+            flights: Flights::default(),
+            locks,
+            loads: Semaphore::new(self.loads),
+            channel: self.channel,
+            shows_keys: self.shows_keys,
+            slow: self.slow,
+            own: own.clone(),
+        });
+        Cache { core }
+    }
+}

@@ -1,0 +1,247 @@
+//! What every operation goes through: the breaker, faults on purpose, and the notes of what could not be invalidated.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+
+use super::backend::{Backend, PROBE_LIMIT};
+use super::breaker::{Breaker, BreakerState, PAUSE_MAX};
+use super::chaos::Chaos;
+use super::error::ClientError;
+use super::flight::Flights;
+use super::locks::Locks;
+use super::observe::{Class, Classes};
+use cachekeeper_engine::flows::catalog::Dataset;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::redis::CacheError;
+use cachekeeper_protocol::event::Event;
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
+
+/// Keys of one script.
+const PAGE: usize = 256;
+
+/// The cache behind its handles.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub backend: Backend,
+    /// Postgres and the datasets, where the cache was opened with them.
+    pub context: Option<Context>,
+    pub classes: Classes,
+    pub metrics: Arc<Metrics>,
+    pub breaker: Breaker,
+    pub chaos: Option<Chaos>,
+    pub flights: Flights,
+    /// None in memory.
+    pub locks: Option<Locks>,
+    /// Loads at the same time while Redis is down, so that the database survives it.
+    pub loads: Semaphore,
+    pub channel: String,
+    pub shows_keys: bool,
+    /// From which duration on an operation is reported as slow.
+    pub slow: Duration,
+    /// The same core, for tasks that must not keep it alive.
+    pub own: Weak<Self>,
+}
+
+impl Core {
+    /// Sends a command, unless the breaker is open.
+    pub async fn ask<T>(
+        &self,
+        what: &'static str,
+        command: impl Future<Output = Result<T, CacheError>>,
+    ) -> Result<T, ClientError> {
+        if self.breaker.state() != BreakerState::Closed {
+            return Err(ClientError::unavailable("the circuit breaker is open"));
+        }
+        match self.try_once(what, command).await {
+            Ok(value) => {
+                self.breaker.on_success();
+                Ok(value)
+            }
+            Err(error) => {
+                if error.is_unreachable() {
+                    if self.breaker.on_failure() {
+                        warn!(error = %chain(&error), "redis does not answer, the circuit breaker opens");
+                        self.metrics.client.breaker.set(1);
+                    }
+                    self.tend();
+                } else {
+                    self.breaker.on_success();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn try_once<T>(
+        &self,
+        what: &'static str,
+        command: impl Future<Output = Result<T, CacheError>>,
+    ) -> Result<T, CacheError> {
+        match &self.chaos {
+            None => command.await,
+            Some(chaos) => chaos.around_redis(what, command).await,
+        }
+    }
+
+    /// Invalidates keys and tags. Where Redis cannot be asked, it is noted and done before reads go there again.
+    pub async fn invalidate(&self, keys: &[String], tags: &[String]) -> Result<u64, ClientError> {
+        let result = self.ask("invalidate", self.invalidate_now(keys, tags)).await;
+        match result {
+            Ok(deleted) => {
+                self.breaker.settle(keys);
+                Ok(deleted)
+            }
+            Err(error) => Err(self.note(error, keys, tags)),
+        }
+    }
+
+    /// Notes what an operation that failed should have made obsolete.
+    pub fn note(&self, error: ClientError, keys: &[impl AsRef<str>], tags: &[String]) -> ClientError {
+        let is_noted = self.breaker.note(keys, tags);
+        self.tend();
+        if is_noted { error.noted() } else { error }
+    }
+
+    async fn invalidate_now(&self, keys: &[String], tags: &[String]) -> Result<u64, CacheError> {
+        let mut deleted = 0;
+        for page in keys.chunks(PAGE) {
+            deleted += self.backend.forget(page).await?;
+        }
+        if !tags.is_empty() {
+            deleted += self.backend.forget_tags(tags, |key| self.dataset_of(key).is_some()).await?;
+        }
+        Ok(deleted)
+    }
+
+    /// Tells workers, and applications that listen. They know what is loaded from Postgres and see to it.
+    pub async fn announce(&self, event: &Event) -> Result<u64, ClientError> {
+        let body = event.to_json();
+        self.ask("publish an event", self.backend.publish(&self.channel, body.as_bytes())).await
+    }
+
+    /// The dataset of a key.
+    pub fn dataset_of(&self, key: &str) -> Option<Arc<Dataset>> {
+        let context = self.context.as_ref()?;
+        context.catalog.of_key(key).map(|(dataset, _)| Arc::clone(dataset))
+    }
+
+    /// What is known of a key by its beginning.
+    pub fn class_of(&self, key: &str) -> &Class {
+        self.classes.of(key)
+    }
+
+    /// Whether an application may store under this key.
+    pub fn check_own(&self, key: &str) -> Result<(), ClientError> {
+        check_key(key)?;
+        match self.dataset_of(key) {
+            Some(dataset) => {
+                Err(ClientError::OfDataset { key: beginning(key), dataset: dataset.name().to_owned() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to probe and to make up for what was missed, unless somebody already does.
+    fn tend(&self) {
+        let is_wrong = self.breaker.state() != BreakerState::Closed || self.breaker.has_missed();
+        if is_wrong && self.breaker.begin_tending() {
+            // It ends by itself when the cache is gone.
+            drop(tokio::spawn(tend(self.own.clone(), self.breaker.settings.pause)));
+        }
+    }
+}
+
+async fn tend(core: Weak<Core>, first_pause: Duration) {
+    let mut pause = first_pause;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(core) = core.upgrade() else { return };
+        match core.probe().await {
+            Ok(()) => {
+                pause = first_pause;
+                if core.breaker.end_tending() {
+                    return;
+                }
+            }
+            Err(error) => {
+                pause = (pause * 2).min(PAUSE_MAX);
+                tracing::debug!(error = %chain(&error), ?pause, "redis is probed again later");
+            }
+        }
+    }
+}
+
+impl Core {
+    /// The only command of a half-open breaker; when it succeeds, what was missed is made up for, and the breaker closes.
+    async fn probe(&self) -> Result<(), CacheError> {
+        let was_open = self.breaker.state() == BreakerState::Open;
+        if was_open {
+            self.breaker.set(BreakerState::HalfOpen);
+            self.metrics.client.breaker.set(2);
+        }
+        match self.make_up().await {
+            Ok(missed) => {
+                if was_open {
+                    info!(missed, "redis answers again, the circuit breaker closes");
+                    self.metrics.client.breaker.set(0);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if was_open {
+                    self.breaker.set(BreakerState::Open);
+                    self.metrics.client.breaker.set(1);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_up(&self) -> Result<usize, CacheError> {
+        let ping = async {
+            match tokio::time::timeout(PROBE_LIMIT, self.backend.ping()).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => Err(CacheError::timed_out("probe")),
+            }
+        };
+        self.try_once("probe", ping).await?;
+        let mut count = 0;
+        // What is noted while this runs is done in the next round; the last look and the closing are one step.
+        while !self.breaker.close_if_nothing_is_missed() {
+            let missed = self.breaker.missed();
+            let keys: Vec<String> = missed.keys.iter().cloned().collect();
+            let tags: Vec<String> = missed.tags.iter().cloned().collect();
+            self.try_once("make up for what was missed", self.invalidate_now(&keys, &tags)).await?;
+            if !tags.is_empty() || self.context.is_some() {
+                // Workers make up for the rest: entries that come from Postgres.
+                let event = Event { keys, tags, ..Event::default() };
+                self.backend.publish(&self.channel, event.to_json().as_bytes()).await?;
+            }
+            count += missed.keys.len() + missed.tags.len();
+            self.breaker.done(&missed);
+        }
+        Ok(count)
+    }
+}
+
+/// Refuses keys that nobody can mean.
+pub(super) fn check_key(key: &str) -> Result<(), ClientError> {
+    if key.is_empty() {
+        return Err(ClientError::Key { key: String::new(), problem: "is empty" });
+    }
+    if key.starts_with(RESERVED_PREFIX) {
+        let problem = "belongs to Cachekeeper itself: keys that begin with `ck:` are reserved";
+        return Err(ClientError::Key { key: beginning(key), problem });
+    }
+    Ok(())
+}
+
+/// Enough of a key to recognise it.
+pub(super) fn beginning(key: &str) -> String {
+    key.chars().take(100).collect()
+}

@@ -1,0 +1,100 @@
+//! The cache as an application uses it: the same scripts and stamps as the worker, as a library.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use cachekeeper_client::{Cache, Policy};
+//!
+//! let cache = Cache::connect("redis://localhost:6379/0", "shop")?.build();
+//! let policy = Policy::ttl(Duration::from_secs(300)).fail_safe(Duration::from_secs(3600)).jitter(0.1);
+//! let rate: Option<f64> = cache
+//!     .get_or_load("rate:eur", &policy, || async { Ok::<_, std::io::Error>(Some(1.08)) })
+//!     .await?;
+//! # drop(rate);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - Reading: [`Cache::get`], [`Cache::get_many`], [`Cache::get_sliding`], [`Cache::exists`], [`Cache::batch`].
+//! - Writing: [`Cache::set`], [`Cache::set_with_tags`], [`Cache::set_many`], [`Cache::delete`],
+//!   [`Cache::invalidate_tags`], [`Cache::publish`].
+//! - Writing through to Postgres: [`DatasetCache::write`].
+//! - Locks: [`Cache::locks`].
+//! - Loading what is missing: [`Cache::get_or_load`], [`Cache::get_or_load_many`], [`Cache::dataset`].
+//!
+//! An entry whose key belongs to a dataset of the configuration comes from Postgres only, ordered by its stamp. Any other
+//! entry is the application's own: a fill of it is refused if the key or one of its tags was invalidated, deleted or
+//! set since before the load began, whoever did it.
+
+mod backend;
+mod batch;
+mod breaker;
+mod builder;
+mod chaos;
+mod codec;
+mod core;
+mod dataset;
+mod error;
+mod events;
+mod flight;
+mod get_or_load;
+mod load;
+mod load_many;
+mod locks;
+mod observe;
+mod policy;
+mod read;
+mod ring;
+mod set_many;
+mod write;
+mod write_through;
+
+use std::sync::Arc;
+
+pub use batch::{Batch, Handle, Results};
+pub use breaker::{BreakerSettings, BreakerState};
+pub use builder::CacheBuilder;
+pub use chaos::{Chaos, Fault, Place};
+pub use codec::{Codec, ValueFormat};
+pub use dataset::DatasetCache;
+pub use error::{ClientError, LoaderError};
+pub use events::{Events, Heard};
+pub use get_or_load::Loaded;
+pub use load_many::{ManyLoaded, Partial};
+pub use locks::{LockError, LockGuard, LockOptions, Locks};
+pub use policy::{Lifetime, LoadLock, Policy, Sliding};
+pub use read::Read;
+pub use set_many::{Identified, SetManyOptions, SetReport};
+
+pub use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters};
+pub use cachekeeper_engine::flows::write::{CacheState, Touched, WriteError, Written};
+
+/// A handle to the cache. Cheap to clone; all clones share connections, loads under way and the circuit breaker.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    core: Arc<core::Core>,
+}
+
+impl Cache {
+    /// How the circuit breaker stands.
+    #[must_use]
+    pub fn breaker_state(&self) -> BreakerState {
+        self.core.breaker.state()
+    }
+
+    /// The locks of this process in the same Redis.
+    ///
+    /// # Errors
+    /// [`ClientError::NoRedis`] for a cache in memory.
+    pub fn locks(&self) -> Result<&Locks, ClientError> {
+        self.core.locks.as_ref().ok_or(ClientError::NoRedis)
+    }
+
+    /// The metrics of this cache in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// Only if formatting fails.
+    pub fn render_metrics(&self) -> Result<String, std::fmt::Error> {
+        self.core.metrics.render()
+    }
+}

@@ -1,0 +1,227 @@
+//! Locks that processes share, with a lifetime, a fencing token, and a holder who is told when the lock may be lost.
+//!
+//! A lock saves work; it does not guard correctness: a holder that is paused longer than the lifetime goes on beside the
+//! next one. Where two at a time would do harm, let the database refuse the older holder by its fencing token, which grows
+//! from holder to holder:
+//!
+//! ```sql
+//! update accounts set balance = balance - 100, fence = $token where id = $id and fence <= $token   -- 0 rows: too late
+//! ```
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use cachekeeper_client::{Cache, LockOptions};
+//! let cache = Cache::connect("redis://localhost:6379/0", "bank")?.build();
+//! let guard = cache.locks()?.acquire_all(&["account:1", "account:2"], LockOptions::default()).await?;
+//! tokio::select! {
+//!     () = transfer(guard.token()) => {}
+//!     () = guard.lost().cancelled() => {} // somebody else may hold it now: stop
+//! }
+//! guard.release().await?;
+//! # async fn transfer(_token: u64) {}
+//! # Ok(())
+//! # }
+//! ```
+
+mod guard;
+mod turns;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::Instrument;
+
+pub use guard::LockGuard;
+
+use self::turns::Turns;
+use cachekeeper_engine::flows::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
+use cachekeeper_engine::metrics::{ByReason, Metrics};
+use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, Redis};
+
+/// How a lock is taken and kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LockOptions {
+    /// How long it lives without renewal (default 10 s).
+    pub life: Duration,
+    /// How long to wait for it (default 5 s); zero: not at all.
+    pub wait: Duration,
+    /// Whether it is renewed while it is held (default).
+    pub is_renewed: bool,
+    /// How long it may be held in any case; then the holder is told that it is lost, and it ends.
+    pub max_hold: Option<Duration>,
+}
+
+impl Default for LockOptions {
+    fn default() -> Self {
+        Self { life: Duration::from_secs(10), wait: Duration::from_secs(5), is_renewed: true, max_hold: None }
+    }
+}
+
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else holds it.
+    #[error("lock {name:?} is held by {owner} for another {left:?}")]
+    Held {
+        /// Which one.
+        name: String,
+        /// Who: host, process and a number.
+        owner: String,
+        /// For how much longer, unless it is renewed.
+        left: Duration,
+    },
+    /// Redis could not be asked: nothing is held, or it ends by itself.
+    #[error("lock cannot be taken: {0}")]
+    Unavailable(#[from] CacheError),
+    /// A lock without a name, or a lifetime of zero.
+    #[error("a lock needs a name and a lifetime of at least 10 ms")]
+    Meaningless,
+}
+
+impl LockError {
+    /// Whether somebody else holds it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Held { .. })
+    }
+}
+
+/// Shorter lives are over before they can be used.
+const LIFE_MIN: Duration = Duration::from_millis(10);
+
+/// All locks of this process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Locks {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    redis: Redis,
+    metrics: Arc<Metrics>,
+    turns: Turns,
+    wakeups: Wakeups,
+    renewer: Renewer,
+}
+
+impl Locks {
+    /// Locks in this Redis.
+    #[must_use]
+    pub fn new(redis: Redis, metrics: Arc<Metrics>) -> Self {
+        let wakeups = Wakeups::new(redis.clone());
+        let renewer = Renewer::new(redis.clone(), Arc::clone(&metrics));
+        let turns = Turns::default();
+        Self { shared: Arc::new(Shared { redis, metrics, turns, wakeups, renewer }) }
+    }
+
+    /// Takes a lock, waiting for it as long as the options say.
+    ///
+    /// # Errors
+    /// [`LockError`]; never taken while Redis is down.
+    pub async fn acquire(&self, name: &str, options: LockOptions) -> Result<LockGuard, LockError> {
+        self.acquire_all(&[name], options).await
+    }
+
+    /// Takes a lock if it is free.
+    ///
+    /// # Errors
+    /// [`LockError::Unavailable`].
+    pub async fn try_acquire(&self, name: &str, life: Duration) -> Result<Option<LockGuard>, LockError> {
+        let options = LockOptions { life, wait: Duration::ZERO, ..LockOptions::default() };
+        match self.acquire(name, options).await {
+            Ok(guard) => Ok(Some(guard)),
+            Err(LockError::Held { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes all of these locks or none, in one step; their order and repetitions do not matter. One guard holds them,
+    /// under one token.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] says which one was not to be had.
+    pub async fn acquire_all(
+        &self,
+        names: &[impl AsRef<str>],
+        options: LockOptions,
+    ) -> Result<LockGuard, LockError> {
+        let mut names: Vec<String> = names.iter().map(|name| name.as_ref().to_owned()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() || names.iter().any(String::is_empty) || options.life < LIFE_MIN {
+            return Err(LockError::Meaningless);
+        }
+        let began = Instant::now();
+        let taken = self.take(names, options).instrument(tracing::info_span!("lock.acquire")).await;
+        let outcome = match &taken {
+            Ok(_) => "acquired",
+            Err(LockError::Held { .. }) => "held",
+            Err(_) => "unavailable",
+        };
+        self.shared.metrics.client.locks.get_or_create(&ByReason::new(outcome)).inc();
+        self.shared.metrics.client.lock_wait_seconds.observe(began.elapsed().as_secs_f64());
+        taken
+    }
+
+    /// Waits until a lock is free; false: it was not within this time.
+    ///
+    /// # Errors
+    /// [`LockError::Unavailable`].
+    pub async fn wait_for_unlock(&self, name: &str, at_most: Duration) -> Result<bool, LockError> {
+        let deadline = Instant::now() + at_most;
+        let mut wakeup: Option<Wakeup> = None;
+        loop {
+            let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
+            let Some(left) = self.shared.redis.lock_left(name).await? else { return Ok(true) };
+            if deadline <= Instant::now() {
+                return Ok(false);
+            }
+            match &mut wakeup {
+                Some(wakeup) => wakeup.wait(heard, left, deadline).await,
+                // Who listens first and looks then misses nothing.
+                None => wakeup = Some(self.shared.wakeups.of(name)),
+            }
+        }
+    }
+
+    async fn take(&self, names: Vec<String>, options: LockOptions) -> Result<LockGuard, LockError> {
+        let deadline = Instant::now() + options.wait;
+        // In this process they come one after the other, first come, first served: a release wakes one, not a thousand.
+        let turns = tokio::time::timeout_at(deadline, self.shared.turns.of(&names));
+        let Ok(turns) = turns.await else { return Err(self.held(names).await) };
+        let owner = unique_owner();
+        let LockOptions { life, is_renewed, max_hold, .. } = options;
+        let terms = Terms { life, is_renewed, max_hold };
+        let mut wakeup: Option<Wakeup> = None;
+        loop {
+            let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
+            let (name, holder, left) = match self.shared.renewer.acquire(&names, &owner, terms).await {
+                LeaseReply::Granted(lease) => return Ok(LockGuard::new(lease, turns)),
+                LeaseReply::Held { name, owner, left } => (name, owner, left),
+                LeaseReply::Unavailable(error) => return Err(error.into()),
+            };
+            if deadline <= Instant::now() {
+                return Err(LockError::Held { name, owner: holder, left });
+            }
+            match &mut wakeup {
+                Some(wakeup) if wakeup.is_of(&name) => wakeup.wait(heard, left, deadline).await,
+                // Who listens first and looks then misses nothing.
+                _ => wakeup = Some(self.shared.wakeups.of(&name)),
+            }
+        }
+    }
+
+    /// Who holds one of these, for a caller whose turn did not come.
+    async fn held(&self, names: Vec<String>) -> LockError {
+        match self.shared.redis.lock_holder(&names).await {
+            Ok(Some(LeaseAttempt::Held { name, owner, left })) => LockError::Held { name, owner, left },
+            Ok(_) => LockError::Held {
+                name: names.into_iter().next().unwrap_or_default(),
+                owner: "another task of this process, a moment ago".to_owned(),
+                left: Duration::ZERO,
+            },
+            Err(error) => error.into(),
+        }
+    }
+}

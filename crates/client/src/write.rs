@@ -1,0 +1,187 @@
+//! Sets, deletes and tags.
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::core::{Core, check_key};
+use super::policy::Lifetime;
+use super::{Cache, ClientError};
+use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::stores::redis::{Answer, CacheError, CounterRule, Refusal};
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::event::{Event, Op};
+
+impl Cache {
+    /// Stores a value. Fills of the key that began before are refused.
+    ///
+    /// # Errors
+    /// [`ClientError`]. Where Redis cannot be asked, the old value is noted for deletion. Where Redis has no memory for the
+    /// new one, the old one is deleted: it is no longer right.
+    pub async fn set<T: Serialize + ?Sized>(
+        &self,
+        key: &str,
+        value: &T,
+        life: impl Into<Lifetime>,
+    ) -> Result<(), ClientError> {
+        self.set_with_tags(key, value, life, &[] as &[&str]).await
+    }
+
+    /// Stores a value and makes it a member of each tag, in one step. What it was tagged with before and is not any
+    /// more, it leaves within one window of the tag's (a quarter of the longest life); until then it may be deleted
+    /// once too often.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn set_with_tags<T: Serialize + ?Sized>(
+        &self,
+        key: &str,
+        value: &T,
+        life: impl Into<Lifetime>,
+        tags: &[impl AsRef<str>],
+    ) -> Result<(), ClientError> {
+        self.core.check_own(key)?;
+        let codec = self.core.class_of(key).codec;
+        let bytes =
+            codec.encode(value).map_err(|reason| ClientError::Encode { key: key.to_owned(), reason })?;
+        self.set_bytes(key, &bytes, life, tags).await
+    }
+
+    /// Stores bytes as they are.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn set_bytes(
+        &self,
+        key: &str,
+        bytes: &[u8],
+        life: impl Into<Lifetime>,
+        tags: &[impl AsRef<str>],
+    ) -> Result<(), ClientError> {
+        self.core.check_own(key)?;
+        let mut batch = EntryBatch::default();
+        let position = batch.push(key, bytes, life.into().millis());
+        tags.iter().for_each(|tag| batch.tag(position, tag.as_ref()));
+        self.core.flights.detach(&[key]);
+        let (class, began) = (self.core.class_of(key), Instant::now());
+        let stored = self.core.set_now(&batch).await;
+        self.core.report_slow("set", key, class, began.elapsed());
+        stored
+    }
+
+    /// Deletes an entry; answers whether it was there. Loads of the key that began before are not stored any more, and
+    /// who comes from now on does not wait for them.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Unavailable`] with `is_noted`: it is deleted before anybody reads from Redis through this cache
+    /// again.
+    pub async fn delete(&self, key: &str) -> Result<bool, ClientError> {
+        self.delete_many(&[key]).await.map(|deleted| 0 < deleted)
+    }
+
+    /// Deletes entries; answers how many were there.
+    ///
+    /// # Errors
+    /// As [`Self::delete`].
+    pub async fn delete_many(&self, keys: &[impl AsRef<str>]) -> Result<u64, ClientError> {
+        keys.iter().try_for_each(|key| check_key(key.as_ref()))?;
+        self.core.flights.detach(keys);
+        let (of_datasets, own): (Vec<String>, Vec<String>) = keys
+            .iter()
+            .map(|key| key.as_ref().to_owned())
+            .partition(|key| self.core.dataset_of(key).is_some());
+        let mut deleted = 0;
+        if !own.is_empty() {
+            deleted += self.core.invalidate(&own, &[]).await?;
+        }
+        if !of_datasets.is_empty() {
+            deleted += self.core.delete_of_datasets(of_datasets).await?;
+        }
+        Ok(deleted)
+    }
+
+    /// Invalidates every member of tags: an application's own are deleted, those of datasets as their `on_change`
+    /// says. Where this cache has no datasets, workers are told to see to theirs. Answers how many were deleted or
+    /// loaded again here.
+    ///
+    /// # Errors
+    /// As [`Self::delete`].
+    pub async fn invalidate_tags(&self, tags: &[impl AsRef<str>]) -> Result<u64, ClientError> {
+        let tags: Vec<String> = tags.iter().map(|tag| tag.as_ref().to_owned()).collect();
+        if tags.is_empty() {
+            return Ok(0);
+        }
+        // Which of the keys under way will have the tags is not known.
+        self.core.flights.detach_all();
+        let deleted = self.core.invalidate(&[], &tags).await?;
+        let event = Event { tags: tags.clone(), ..Event::default() };
+        let Some(context) = &self.core.context else {
+            self.core.announce(&event).await?;
+            return Ok(deleted);
+        };
+        match with_current_order(context, || invalidate::tags(context, &tags, None)).await {
+            Ok(report) => Ok(deleted + report.stored + report.gone + report.invalidated),
+            Err(error) => {
+                self.core.hand_over(error, &event).await?;
+                Ok(deleted)
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Stores what is newest.
+    pub async fn set_now(&self, batch: &EntryBatch) -> Result<(), ClientError> {
+        let keys: Vec<&str> = batch.iter().map(|entry| entry.key).collect();
+        let stored = self.ask("store entries", self.backend.fill(batch, CounterRule::Raise, None)).await;
+        match stored {
+            Ok(Answer::Done(_) | Answer::Failed(_)) => {
+                self.breaker.settle(&keys);
+                Ok(())
+            }
+            Err(error @ ClientError::Unavailable { .. }) => Err(self.note(error, &keys, &[])),
+            Err(ClientError::Refused(error)) => {
+                if error.refusal == Refusal::Full {
+                    self.forget_what_is_wrong(&keys).await;
+                }
+                Err(ClientError::Refused(error))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Old values that could not be replaced are deleted.
+    pub async fn forget_what_is_wrong(&self, keys: &[&str]) {
+        let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        if let Err(error) = self.invalidate(&keys, &[]).await {
+            tracing::debug!(%error, "values that could not be replaced are deleted later");
+        }
+    }
+
+    /// A dataset's entries are deleted under a stamp, so that no older load can bring them back.
+    async fn delete_of_datasets(&self, keys: Vec<String>) -> Result<u64, ClientError> {
+        let Some(context) = &self.context else { return Ok(0) };
+        let flow = with_current_order(context, || invalidate::keys(context, &keys, Some(Op::Delete)));
+        match flow.await {
+            Ok(report) => Ok(report.invalidated),
+            Err(error) => {
+                let deleted = self.invalidate(&keys, &[]).await?;
+                self.hand_over(error, &Event { keys, op: Some(Op::Delete), ..Event::default() }).await?;
+                Ok(deleted)
+            }
+        }
+    }
+
+    /// What could not be ordered here, because Postgres gave no stamp, is left to the workers.
+    async fn hand_over(&self, error: FlowError, event: &Event) -> Result<(), ClientError> {
+        match error {
+            FlowError::Cache(error) => {
+                let error = CacheError::into(error);
+                Err(self.note(error, &event.keys, &event.tags))
+            }
+            error if error.is_source_down() => self.announce(event).await.map(drop),
+            error => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Writes: Postgres first, then Redis (row 9 of the seed's patterns).
+
+use serde::de::DeserializeOwned;
+use sqlx::PgConnection;
+
+use super::dataset::DatasetCache;
+use super::{Cache, ClientError};
+use cachekeeper_engine::flows::write::parameters::Parameters;
+use cachekeeper_engine::flows::write::{Touched, WriteError, Written, settle, write, write_in};
+
+impl DatasetCache {
+    /// Carries out the dataset's write statement in a transaction, and stores what it touched. The statement may touch many
+    /// entries, of other datasets too.
+    ///
+    /// A caller who is dropped after the commit leaves the rest to the change feed.
+    ///
+    /// # Errors
+    /// [`WriteError`]: Postgres has nothing of it (but see [`WriteError::Unknown`]), and Redis is as it was. Redis being down
+    /// is no error: [`Written::cache`] says so.
+    pub async fn write(&self, parameters: &Parameters) -> Result<Written, WriteError> {
+        write(self.context(), self.name(), parameters).await
+    }
+
+    /// Carries out the write statement in the caller's own transaction; several may follow each other ([`Touched::add`]). Call
+    /// [`Cache::settle`] after the commit.
+    ///
+    /// # Errors
+    /// [`WriteError`]; roll the transaction back then.
+    pub async fn write_in(
+        &self,
+        connection: &mut PgConnection,
+        parameters: &Parameters,
+    ) -> Result<Touched, WriteError> {
+        write_in(self.context(), connection, self.name(), parameters).await
+    }
+
+    /// The value of an entry that was written; none where it was deleted or is not among them.
+    ///
+    /// # Errors
+    /// [`ClientError::Decode`], [`ClientError::Key`].
+    pub fn written<T: DeserializeOwned>(
+        &self,
+        written: &Written,
+        id: &[&str],
+    ) -> Result<Option<T>, ClientError> {
+        let key = self.key(id)?;
+        let bytes = written.values.get(&key).cloned().flatten();
+        self.typed(&key, bytes.map(Into::into))
+    }
+}
+
+impl Cache {
+    /// Stores what a transaction touched, after its commit.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSource`] where the cache was opened without datasets.
+    pub async fn settle(&self, touched: Touched) -> Result<Written, ClientError> {
+        let context = self.core.context.as_ref().ok_or(ClientError::NoSource)?;
+        Ok(settle(context, touched).await)
+    }
+}

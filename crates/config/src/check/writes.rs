@@ -1,0 +1,101 @@
+//! Write statements, and the streams' names: what can be told without the servers.
+
+use super::reader::Reader;
+use crate::Dataset;
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
+use cachekeeper_protocol::parameters::ParameterizedSql;
+use cachekeeper_protocol::template::Alphabet;
+
+/// `[dataset.<name>.write] statement`
+pub fn statement(reader: &mut Reader<'_>, dataset: &str) -> Option<String> {
+    let section = format!("dataset.{dataset}.write");
+    let path = format!("{section}.statement");
+    let Some(text) = reader.text(&path) else {
+        if reader.has(&section) && !reader.has(&path) {
+            reader.error(
+                &section,
+                format!("[{section}] has no `statement`"),
+                "give the SQL that writes the dataset's rows, with :name where a value goes",
+            );
+        }
+        return None;
+    };
+    let parsed = ParameterizedSql::parse(&text);
+    match parsed.starts() {
+        [] => {
+            let help = "give the SQL that writes the dataset's rows, with :name where a value goes";
+            reader.error(&path, "the write statement is empty", help);
+            return None;
+        }
+        [_] => {}
+        [_, second, ..] => reader.error_within(
+            &path,
+            *second,
+            "a second statement begins here",
+            "give one statement; `with … as (…)` holds several, or a function does",
+        ),
+    }
+    if let Some(at) = parsed.numbered() {
+        let help = "write :name, and give the value under this name";
+        reader.error_within(&path, at, "a parameter has a number here instead of a name", help);
+    } else if parsed.places().next().is_none() {
+        let help = "write :name where a value goes";
+        reader.warning(&path, "the write statement has no parameter, so every write does the same", help);
+    }
+    Some(text)
+}
+
+/// Streams, what is kept beside them, and the entries of datasets may not have the same key. Types are not known yet: a
+/// placeholder is taken to hold no `:`.
+pub fn check_streams(
+    reader: &mut Reader<'_>,
+    datasets: &[Dataset],
+    events: Option<&str>,
+    writes: Option<&str>,
+) {
+    let settings = [("invalidation.stream", events), ("writes.stream", writes)];
+    for (path, stream) in settings {
+        if stream.is_some_and(|stream| stream.starts_with(RESERVED_PREFIX)) {
+            let message = format!("keys that begin with {RESERVED_PREFIX} are Cachekeeper's own");
+            reader.error(path, message, "choose another name");
+        }
+    }
+    if let (Some(events), Some(writes)) = (events, writes) {
+        let [own, own_dead] = keys_of(writes);
+        let [other, other_dead] = keys_of(events);
+        let shared = [&own, &own_dead].into_iter().find(|key| **key == other || **key == other_dead);
+        if let Some(key) = shared {
+            let is_default = !reader.source.has("writes.stream");
+            let path = if is_default { "invalidation.stream" } else { "writes.stream" };
+            let message = format!("events and write commands would both use the key {key}");
+            reader.error(path, message, "give [invalidation] stream and [writes] stream names of their own");
+        }
+    }
+    for dataset in datasets {
+        for (setting, key) in used_keys(datasets, events, writes) {
+            if dataset.key.could_be(|_| Alphabet::Segment, &key) {
+                let message = format!("keys {} could coincide with {key}, which {setting} uses", dataset.key);
+                let help = "give the stream another name, or the dataset's keys another prefix";
+                reader.error(&format!("dataset.{}.key", dataset.name), message, help);
+            }
+        }
+    }
+}
+
+/// The keys that streams use, each with its setting. Commands are taken only where a dataset can be written.
+pub fn used_keys(
+    datasets: &[Dataset],
+    events: Option<&str>,
+    writes: Option<&str>,
+) -> Vec<(&'static str, String)> {
+    let writes = writes.filter(|_| datasets.iter().any(|dataset| dataset.write.is_some()));
+    let named = |(setting, stream): (&'static str, Option<&str>)| {
+        stream.map(keys_of).into_iter().flatten().map(move |key| (setting, key))
+    };
+    [("[invalidation] stream", events), ("[writes] stream", writes)].into_iter().flat_map(named).collect()
+}
+
+/// A stream, and what is kept apart of it.
+fn keys_of(stream: &str) -> [String; 2] {
+    [stream.to_owned(), format!("{stream}:dead")]
+}

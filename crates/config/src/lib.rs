@@ -1,0 +1,402 @@
+//! Checked settings. Every value here has passed the check of the configuration file; nothing else reads the file
+//! or the environment.
+
+#[cfg(feature = "file")]
+pub mod check;
+pub mod diagnostic;
+#[cfg(feature = "file")]
+pub mod environment;
+#[cfg(feature = "file")]
+pub mod raw;
+#[cfg(feature = "file")]
+pub mod schema;
+pub mod source;
+
+use std::fmt;
+use std::time::Duration;
+
+use cachekeeper_protocol::template::Template;
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[service]`
+    pub service: Service,
+    /// `[postgres]`
+    pub postgres: Postgres,
+    /// `[redis]`
+    pub redis: Redis,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[feed]`
+    pub feed: Feed,
+    /// `[invalidation]`
+    pub invalidation: Invalidation,
+    /// `[writes]`
+    pub writes: Writes,
+    /// `[log]`
+    pub log: Log,
+    /// `[dataset.*]`, in the order of their names.
+    pub datasets: Vec<Dataset>,
+    /// The file's text, so that later problems (a column that the query lacks) can point at it.
+    pub source: source::Source,
+}
+
+/// `[service]`
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Prefix of Cachekeeper's own keys.
+    pub namespace: String,
+    /// How long a stop may take.
+    pub shutdown_timeout: Duration,
+    /// What happens to entries whose history is unknown.
+    pub on_new_epoch: OnNewEpoch,
+}
+
+/// What happens to the entries of an older epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnNewEpoch {
+    /// They stay readable and are loaded again.
+    Refresh,
+    /// They are deleted.
+    Drop,
+}
+
+/// `[postgres]`
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    /// Where the primary is. May hold a password.
+    pub url: Secret,
+    /// Overrides the password of the URL.
+    pub password: Option<Secret>,
+    /// Most connections of one process.
+    pub max_connections: u32,
+    /// Time limit for a load by key.
+    pub statement_timeout: Duration,
+    /// Time limit for a connection attempt.
+    pub connect_timeout: Duration,
+}
+
+/// `[redis]`
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Where Redis is. May hold a password.
+    pub url: Secret,
+    /// Overrides the password of the URL.
+    pub password: Option<Secret>,
+    /// Time limit for a connection attempt.
+    pub connect_timeout: Duration,
+    /// Time limit for the reply to one command.
+    pub response_timeout: Duration,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Address of `/livez`, `/readyz`, `/metrics`; none: off.
+    pub listen: Option<String>,
+}
+
+/// `[feed]`
+#[derive(Clone, Debug)]
+pub struct Feed {
+    /// How changes are captured.
+    pub mode: FeedMode,
+    /// How long consumed changes are kept.
+    pub retention: Duration,
+    /// Rows of one statement above which its change means the whole table.
+    pub max_rows: u64,
+    /// Keys in the outbox above which nothing more is captured, so that an absent worker does not fill the disk.
+    pub max_outbox: u64,
+    /// The watermark's age from which the worker is not ready.
+    pub max_lag: Duration,
+    /// Entries a second that the background audit compares with the database; 0: none.
+    pub audit_rate: u64,
+}
+
+/// How changes are captured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FeedMode {
+    /// By triggers into an outbox.
+    Outbox,
+    /// Not at all: only events, schedules and lifetimes.
+    Off,
+}
+
+/// `[invalidation]`
+#[derive(Clone, Debug)]
+pub struct Invalidation {
+    /// Pub/sub channels.
+    pub channels: Vec<String>,
+    /// Stream of durable events.
+    pub stream: Option<String>,
+    /// Most events held while Postgres is down.
+    pub max_pending: usize,
+}
+
+/// `[writes]`
+#[derive(Clone, Debug)]
+pub struct Writes {
+    /// Stream of write commands.
+    pub stream: Option<String>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// A level, or filters such as `info,cachekeeper::actors=debug`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// `pretty` on a terminal, else `json`.
+    Auto,
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[dataset.<name>]`
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The name.
+    pub name: String,
+    /// The SQL that produces the rows.
+    pub query: String,
+    /// Where each row goes.
+    pub key: Template,
+    /// One row or many for each key.
+    pub rows: Rows,
+    /// SQL order of the rows of one key (`rows = "many"`), by output columns.
+    pub sort: Option<String>,
+    /// The tags of each row.
+    pub tags: Vec<Template>,
+    /// Which changes touch which entries.
+    pub watch: Vec<Watch>,
+    /// The bytes of a value.
+    pub format: Format,
+    /// How values above a size are compressed.
+    pub compression: Option<Compression>,
+    /// The longest lifetime.
+    pub ttl: Duration,
+    /// By which share of `ttl` jitter may shorten a lifetime (0.0 to below 1.0).
+    pub ttl_jitter: f64,
+    /// How long past its lifetime an entry may be kept while Postgres is down.
+    pub max_stale: Duration,
+    /// Lifetime of an explicit null for a key without a row; none: nothing is stored.
+    pub negative_ttl: Option<Duration>,
+    /// What an event without `op` does, and a change.
+    pub on_change: OnChange,
+    /// Whether misses of applications are filled.
+    pub on_miss: OnMiss,
+    /// Whether every relation of the query must be captured.
+    pub feed: FeedNeed,
+    /// Which rows Redis holds.
+    pub scope: Scope,
+    /// Refresh-ahead: the last share of a lifetime in which a read entry is loaded again; none: off.
+    pub refresh_ahead: Option<f64>,
+    /// Warming; none: not warmed.
+    pub warm: Option<Warm>,
+    /// The write-through statement.
+    pub write: Option<String>,
+    /// Loads are refused beyond this many keys in one statement.
+    pub batch: usize,
+}
+
+/// One row or many for each key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Rows {
+    /// One row a key; two are an error.
+    One,
+    /// All rows of a key as one list.
+    Many,
+}
+
+/// A watch rule.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Watch {
+    /// The table, as written.
+    pub table: String,
+    /// What a changed row of it touches.
+    pub target: WatchTarget,
+}
+
+/// What a changed row touches.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum WatchTarget {
+    /// The entry whose placeholders have the values of these columns: (placeholder, column of the watched table).
+    Key(Vec<(String, String)>),
+    /// The members of this tag, whose columns are those of the watched table.
+    Tag(Template),
+    /// The whole dataset.
+    Dataset,
+}
+
+/// The bytes of a value.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Format {
+    /// A MessagePack map with the column names.
+    MessagePack {
+        /// How `numeric` columns are written.
+        numeric: Numeric,
+    },
+    /// A JSON object with the column names.
+    Json {
+        /// How `numeric` columns are written.
+        numeric: Numeric,
+    },
+    /// The bytes of one column.
+    Raw {
+        /// Which.
+        column: String,
+    },
+}
+
+/// How `numeric` columns are written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Numeric {
+    /// As text, exactly (the default).
+    Text,
+    /// As a number; readers may round it.
+    Number,
+}
+
+/// `compression = { … }`
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Compression {
+    /// Which frames.
+    pub codec: Codec,
+    /// Values below this many bytes stay as they are.
+    pub min_size: usize,
+}
+
+/// A standard frame format.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Codec {
+    /// RFC 8878.
+    Zstd,
+    /// LZ4 frame format 1.6.
+    Lz4,
+}
+
+/// What a change does to an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum OnChange {
+    /// It is loaded again; the old value stays readable until then.
+    Refresh,
+    /// It is deleted.
+    Delete,
+}
+
+/// Whether misses of applications are filled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnMiss {
+    /// Not by the worker.
+    Ignore,
+    /// By Redis's key-miss events.
+    Load,
+}
+
+/// Whether every relation of the query must be captured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FeedNeed {
+    /// A warning otherwise.
+    Wanted,
+    /// Not ready otherwise.
+    Required,
+}
+
+/// Which rows Redis holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// Every row.
+    All,
+    /// Only what was warmed, filled or asked for.
+    Cached,
+}
+
+/// `warm = { … }`
+#[derive(Clone, Debug)]
+pub struct Warm {
+    /// Whether a pass runs when the worker starts.
+    pub on_start: bool,
+    /// When backfills run.
+    pub schedule: Option<ScheduleText>,
+    /// SQL order by output columns, for `limit`.
+    pub order_by: Option<String>,
+    /// Only so many entries.
+    pub limit: Option<u64>,
+    /// Most entries a second.
+    pub rate: Option<u64>,
+}
+
+/// A schedule as it was written. The worker makes times out of it; the library only carries it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScheduleText {
+    /// Cron, five or six fields, or a shorthand such as `@daily`.
+    pub expression: String,
+    /// A name of the IANA database.
+    pub timezone: String,
+}
+
+/// The part of a schedule that is wrong, and what is wrong with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ScheduleProblem {
+    /// The expression.
+    Expression(String),
+    /// The name of the zone.
+    TimeZone(String),
+}
+
+/// Says what is wrong with a schedule. The loader takes it as an argument, because only the worker knows cron.
+pub type ScheduleCheck = fn(&ScheduleText) -> Result<(), ScheduleProblem>;
+
+/// A password, or a URL that may hold one. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps it.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text itself, for the driver only.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// A URL without its password and query, for logs; `***` where it is not a URL.
+    #[must_use]
+    pub fn redacted(&self) -> String {
+        let Ok(mut url) = url::Url::parse(&self.0) else {
+            return "***".to_owned();
+        };
+        if url.password().is_some() && url.set_password(Some("***")).is_err() {
+            return "***".to_owned();
+        }
+        url.set_query(None);
+        url.to_string()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("***")
+    }
+}
+
+impl Config {
+    /// The dataset of this name.
+    #[must_use]
+    pub fn dataset(&self, name: &str) -> Option<&Dataset> {
+        self.datasets.iter().find(|dataset| dataset.name == name)
+    }
+}

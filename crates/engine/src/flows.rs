@@ -1,0 +1,25 @@
+//! The procedures: what is done. Actors decide when.
+
+pub mod backoff;
+pub mod catalog;
+pub mod commands;
+pub mod compare;
+pub mod context;
+pub mod coverage;
+pub mod debt;
+pub mod encode;
+pub mod epoch;
+pub mod error;
+pub mod events;
+pub mod failpoint;
+pub mod fill;
+pub mod follow;
+pub mod followed;
+pub mod fresh;
+pub mod invalidate;
+pub mod lease;
+pub mod refresh;
+pub mod rejected;
+pub mod reload;
+pub mod warm;
+pub mod write;

@@ -1,0 +1,114 @@
+//! What every flow is given.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use super::catalog::{Catalog, Dataset};
+use super::followed::Coverage;
+use crate::metrics::Metrics;
+use crate::stores::postgres::{CaptureLimits, Postgres};
+use crate::stores::redis::{CacheError, Epoch, Precondition, Redis};
+use cachekeeper_config::{Config, FeedMode};
+
+/// Stores, datasets, metrics, and the epoch as this process knows it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The source.
+    pub postgres: Postgres,
+    /// The cache.
+    pub redis: Redis,
+    /// The datasets.
+    pub catalog: Arc<Catalog>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// How changes are captured.
+    pub feed: FeedSettings,
+    epoch: Arc<RwLock<Option<Epoch>>>,
+    coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
+    has_outbox: Arc<AtomicBool>,
+}
+
+/// How changes are captured, as flows need to know it.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedSettings {
+    /// Whether they are.
+    pub is_on: bool,
+    /// Limits of the triggers.
+    pub limits: CaptureLimits,
+    /// How long applied changes are kept, for a Redis that goes back.
+    pub retention: Duration,
+    /// The watermark's age from which the worker is not ready.
+    pub max_lag: Duration,
+}
+
+impl Context {
+    /// Prepares the stores; nothing connects yet.
+    ///
+    /// # Errors
+    /// [`super::error::FlowError`] when a URL cannot be used.
+    pub fn new(config: &Config) -> Result<Self, super::error::FlowError> {
+        Ok(Self {
+            postgres: Postgres::new(&config.postgres)?,
+            redis: Redis::new(&config.redis, &config.service.namespace)?,
+            catalog: Arc::new(Catalog::new(config.datasets.clone())),
+            metrics: Arc::new(Metrics::new()),
+            feed: FeedSettings {
+                is_on: config.feed.mode == FeedMode::Outbox,
+                limits: CaptureLimits { max_rows: config.feed.max_rows, max_outbox: config.feed.max_outbox },
+                retention: config.feed.retention,
+                max_lag: config.feed.max_lag,
+            },
+            epoch: Arc::default(),
+            coverage: Arc::default(),
+            has_outbox: Arc::default(),
+        })
+    }
+
+    /// The epoch, as it was last read.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        *self.epoch.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_epoch(&self, epoch: Option<Epoch>) {
+        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    /// What the feed follows, as it was last looked at.
+    #[must_use]
+    pub fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.coverage.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what was found.
+    pub fn set_coverage(&self, coverage: Coverage) {
+        *self.coverage.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(coverage));
+    }
+
+    /// Whether this process has seen that the outbox is there and may be written.
+    pub(super) fn has_outbox(&self) -> bool {
+        self.has_outbox.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_has_outbox(&self) {
+        self.has_outbox.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts a refusal by Redis and hands the error on.
+    pub fn count_refusal(&self, error: CacheError) -> CacheError {
+        self.metrics
+            .redis_refusals
+            .get_or_create(&crate::metrics::ByReason::new(error.refusal.label()))
+            .inc();
+        error
+    }
+}
+
+impl Dataset {
+    /// What a script that writes this dataset's entries must find unchanged.
+    #[must_use]
+    pub fn precondition<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Precondition<'a> {
+        Precondition { epoch, incarnation, dataset: self.name(), revision: &self.revision }
+    }
+}

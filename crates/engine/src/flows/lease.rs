@@ -1,0 +1,28 @@
+//! Leases and locks: taken, renewed while they are held, given back when their holder ends.
+//!
+//! A lease saves work; it does not guard correctness: a holder that is paused for longer than the lease lives goes on
+//! beside the next one, and the scripts refuse whoever comes too late. So everything here may err towards "lost", and
+//! nothing waits for a lease longer than its life.
+//!
+//! - [`Renewer`]: one task renews every lock of the process.
+//! - [`Lease`]: what the holder has in its hand. Dropped, on whatever path, it gives the lock back.
+//! - [`Elector`]: how a worker gets to lead, and waits for it.
+
+mod elector;
+mod held;
+mod renewer;
+mod terms;
+mod wakeups;
+
+pub use elector::Elector;
+pub use held::Lease;
+pub use renewer::{LeaseReply, Renewer};
+pub use terms::{LeaseName, Terms};
+pub use wakeups::{Wakeup, Wakeups};
+
+/// Names a holder: host, process, and a number of its own.
+#[must_use]
+pub fn unique_owner() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}:{:016x}", host.trim(), std::process::id(), rand::random::<u64>())
+}

@@ -1,0 +1,212 @@
+//! A lock that is held: what its holder has, and what the renewer knows of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::renewer::Shared;
+use super::terms::Terms;
+use crate::flows::error::chain;
+use crate::stores::redis::{CacheError, LeaseGrant};
+
+/// One or more locks under one token. Dropped, they are given back in the background, also where the task that holds them
+/// is killed or panics; [`Self::release`] tells how it went.
+#[derive(Debug)]
+pub struct Lease {
+    pub(super) shared: Arc<Shared>,
+    /// Its number in the table of the renewer.
+    pub(super) number: u64,
+    pub(super) grants: Vec<LeaseGrant>,
+    pub(super) lost: CancellationToken,
+}
+
+impl Lease {
+    /// The fencing token: larger than that of every holder before.
+    #[must_use]
+    pub fn token(&self) -> u64 {
+        self.grants.first().map_or(0, |grant| grant.token)
+    }
+
+    /// The names of the locks.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.grants.iter().map(|grant| grant.name.as_str())
+    }
+
+    /// Cancelled when the lease may be lost, at a moment that is early rather than late.
+    #[must_use]
+    pub fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+
+    /// Has permits dropped with the lease: when Redis has heard of its release, or when it is lost.
+    pub fn keep_until_end(&self, permits: Vec<OwnedSemaphorePermit>) {
+        if let Some(held) = self.shared.table().held.get_mut(&self.number) {
+            held.permits = permits;
+        }
+    }
+
+    /// Gives the lease back; false: it was not ours any more. A caller who leaves before the answer releases all the same.
+    ///
+    /// # Errors
+    /// [`CacheError`]: it ends by its lifetime.
+    pub async fn release(mut self) -> Result<bool, CacheError> {
+        let released = match self.begin_release() {
+            Some(task) => task.await.ok(),
+            None => None,
+        };
+        // Without a runtime, or with one that ends, nothing was sent.
+        released.unwrap_or_else(|| Err(CacheError::timed_out("release a lock")))
+    }
+
+    fn begin_release(&mut self) -> Option<JoinHandle<Result<bool, CacheError>>> {
+        // From here on it is not renewed: a renewal that is under way finds nothing, and nothing is wrong.
+        let held = self.shared.table().held.remove(&self.number);
+        let grants = std::mem::take(&mut self.grants);
+        if grants.is_empty() {
+            return None;
+        }
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        let (shared, under_way) = (Arc::clone(&self.shared), self.shared.begin_release());
+        Some(runtime.spawn(async move {
+            let released = shared.release(&grants).await;
+            if let Err(error) = &released {
+                debug!(error = %chain(error), "a lock was not released, it ends by itself");
+            }
+            // Only now may others of this process try.
+            drop((held, under_way));
+            Ok(released? == grants.len() as u64)
+        }))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.begin_release());
+    }
+}
+
+/// What the renewer knows of a lock.
+#[derive(Debug)]
+pub(super) struct HeldLock {
+    pub grants: Vec<LeaseGrant>,
+    terms: Terms,
+    /// When it ends in any case.
+    ends: Option<Instant>,
+    renew_at: Option<Instant>,
+    trusted_until: Instant,
+    pub is_being_renewed: bool,
+    pub lost: CancellationToken,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl HeldLock {
+    /// Granted some time after `asked`.
+    pub fn new(grants: Vec<LeaseGrant>, terms: Terms, asked: Instant) -> Self {
+        let ends = terms.max_hold.and_then(|hold| asked.checked_add(hold));
+        let mut held = Self {
+            grants,
+            terms,
+            ends,
+            renew_at: None,
+            trusted_until: asked,
+            is_being_renewed: false,
+            lost: CancellationToken::new(),
+            permits: Vec::new(),
+        };
+        held.trust(asked);
+        held
+    }
+
+    pub fn life(&self) -> Duration {
+        self.terms.life
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.grants.iter().any(|grant| grant.name == name)
+    }
+
+    /// It was held at some time after `asked`: a renewal that was sent then may have come to Redis at once.
+    pub fn trust(&mut self, asked: Instant) {
+        let life = self.terms.life;
+        // Trust ends before the lock does, for clocks that run at different speeds.
+        let margin = (life / 10).max(Duration::from_millis(2));
+        let until = asked + life.saturating_sub(margin);
+        self.trusted_until = self.ends.map_or(until, |ends| until.min(ends));
+        self.renew_at = self.terms.is_renewed.then(|| asked + life / 3);
+    }
+
+    /// A renewal failed: it is tried again soon, as long as the lock is trusted.
+    pub fn renew_again(&mut self, now: Instant) {
+        self.renew_at = Some(now + self.terms.life / 20);
+    }
+
+    /// Somebody else has it.
+    pub fn distrust(&mut self, now: Instant) {
+        self.trusted_until = now;
+    }
+
+    pub fn is_trusted(&self, now: Instant) -> bool {
+        now < self.trusted_until
+    }
+
+    /// Whether it is to be renewed by now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        !self.is_being_renewed && self.renew_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether it is to be renewed so soon that it goes with others.
+    pub fn is_nearly_due(&self, now: Instant) -> bool {
+        self.is_due(now + self.terms.life / 20)
+    }
+
+    /// When something must be done about it.
+    pub fn wakes_at(&self) -> Instant {
+        let renew_at = self.renew_at.filter(|_| !self.is_being_renewed);
+        renew_at.map_or(self.trusted_until, |at| at.min(self.trusted_until))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trust_counts_from_before_a_renewal_was_sent_and_ends_before_the_lock() {
+        let second = Duration::from_secs(1);
+        let asked = Instant::now();
+        let mut held = HeldLock::new(Vec::new(), Terms::renewed(second * 3), asked);
+        assert_eq!(held.wakes_at(), asked + second);
+        assert!(!held.is_due(asked + second / 2) && held.is_due(asked + second));
+        held.is_being_renewed = true;
+        assert!(!held.is_due(asked + second), "one renewal at a time");
+        assert_eq!(
+            held.wakes_at(),
+            asked + second * 27 / 10,
+            "whoever holds it is told also while a renewal hangs"
+        );
+        assert!(held.is_trusted(asked + second * 2) && !held.is_trusted(asked + second * 27 / 10));
+        held.is_being_renewed = false;
+        held.trust(asked + second);
+        assert_eq!(held.wakes_at(), asked + second * 2);
+        held.distrust(asked + second);
+        assert!(!held.is_trusted(asked + second));
+    }
+
+    #[test]
+    fn a_lock_ends_at_its_longest_hold_whatever_is_renewed() {
+        let second = Duration::from_secs(1);
+        let asked = Instant::now();
+        let terms = Terms { max_hold: Some(second * 4), ..Terms::renewed(second * 3) };
+        let mut held = HeldLock::new(Vec::new(), terms, asked);
+        held.trust(asked + second * 3);
+        assert!(held.is_trusted(asked + second * 3) && !held.is_trusted(asked + second * 4));
+        let terms = Terms { is_renewed: false, ..Terms::renewed(second) };
+        let held = HeldLock::new(Vec::new(), terms, asked);
+        assert!(!held.is_due(asked + second));
+    }
+}

@@ -1,0 +1,90 @@
+//! Connections: pinned settings, read-only unless a statement says otherwise.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+
+use super::SourceError;
+use cachekeeper_config as config;
+
+/// A handle to the primary. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    pub(super) pool: PgPool,
+    options: PgConnectOptions,
+    connect_timeout: Duration,
+}
+
+/// How long a statement waits for a lock at most.
+const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+
+impl Postgres {
+    /// Prepares a handle; nothing connects until the first statement.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the URL cannot be used.
+    pub fn new(settings: &config::Postgres) -> Result<Self, SourceError> {
+        let error = |source| SourceError::new("read the URL", source);
+        let mut options = PgConnectOptions::from_str(settings.url.reveal()).map_err(error)?;
+        if let Some(password) = &settings.password {
+            options = options.password(password.reveal());
+        }
+        let limit = format!("{}ms", settings.statement_timeout.as_millis());
+        // Less than the statement's limit, so that waiting for a lock is told from being slow.
+        let lock_limit = (settings.statement_timeout / 2).min(LOCK_TIMEOUT_MAX);
+        let lock_limit = format!("{}ms", lock_limit.as_millis());
+        let options = options
+            .application_name("cachekeeper")
+            .options([
+                // No load may take part in a write, lock rows, or see its own changes.
+                ("default_transaction_read_only", "on"),
+                ("default_transaction_isolation", "read committed"),
+                // The text of a key must not depend on who loads it.
+                ("TimeZone", "UTC"),
+                ("DateStyle", "ISO, MDY"),
+                ("IntervalStyle", "iso_8601"),
+                ("extra_float_digits", "1"),
+                ("bytea_output", "hex"),
+                // The first row of a pass carries its snapshot, so the parts of its union must run in order.
+                ("enable_parallel_append", "off"),
+                ("jit", "off"),
+                ("statement_timeout", limit.as_str()),
+                ("lock_timeout", lock_limit.as_str()),
+                // A process that is stopped in the middle of a write may not hold its locks for ever.
+                ("idle_in_transaction_session_timeout", "10s"),
+            ])
+            .disable_statement_logging();
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.max_connections)
+            .acquire_timeout(settings.connect_timeout)
+            .idle_timeout(Duration::from_secs(300))
+            .connect_lazy_with(options.clone());
+        Ok(Self { pool, options, connect_timeout: settings.connect_timeout })
+    }
+
+    /// Asks whether the server answers.
+    ///
+    /// # Errors
+    /// [`SourceError`], with what to do about it.
+    pub async fn ping(&self) -> Result<(), SourceError> {
+        let reply = sqlx::query("select 1").execute(&self.pool).await;
+        reply.map(drop).map_err(|source| SourceError::new("reach the server", source))
+    }
+
+    /// A connection of its own, without a time limit for statements: for passes.
+    pub(super) async fn open_unlimited(&self) -> Result<PgConnection, SourceError> {
+        let what = "open a connection";
+        let options = self.options.clone().options([("statement_timeout", "0")]);
+        match tokio::time::timeout(self.connect_timeout, PgConnection::connect_with(&options)).await {
+            Ok(connection) => connection.map_err(|source| SourceError::new(what, source)),
+            Err(_elapsed) => Err(SourceError::new(what, sqlx::Error::PoolTimedOut)),
+        }
+    }
+
+    /// Closes all connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

@@ -1,0 +1,204 @@
+//! How a row becomes a value, decided once from the types of its columns.
+
+use sqlx::postgres::{PgRow, PgTypeInfo, PgValueFormat};
+use sqlx::{Row as _, TypeInfo, ValueRef};
+
+use super::kind::{Kind, kind_of};
+use super::nested::write_value;
+use super::read::Malformed;
+use super::sink::{JsonSink, PackSink, Sink};
+use super::text::write_column_text;
+use cachekeeper_config::{Format, Numeric};
+
+/// How the rows of a query become values.
+#[derive(Debug)]
+pub struct RowPlan {
+    columns: Vec<Column>,
+    format: Format,
+    /// MessagePack: the map's header.
+    header: Vec<u8>,
+    /// Raw: which column.
+    raw: usize,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    kind: Kind,
+    /// What stands before the value: name, separator.
+    lead: Vec<u8>,
+}
+
+/// A column whose type cannot be written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnsupportedType {
+    /// The type is not known.
+    #[error("column {column} has the type {type_name}, which has no form in MessagePack or JSON here")]
+    Type {
+        /// Which column.
+        column: String,
+        /// Its type.
+        type_name: String,
+    },
+    /// `value` names no column.
+    #[error("value = {column:?} names no column of the query")]
+    NoColumn {
+        /// The name.
+        column: String,
+    },
+}
+
+/// A value that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("column {column}: {reason}")]
+pub struct EncodeError {
+    /// Which column.
+    pub column: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl RowPlan {
+    /// Decides how rows with these columns become values.
+    ///
+    /// # Errors
+    /// [`UnsupportedType`].
+    pub fn new(columns: &[(String, PgTypeInfo)], format: &Format) -> Result<Self, UnsupportedType> {
+        let mut planned = Vec::with_capacity(columns.len());
+        for (position, (name, info)) in columns.iter().enumerate() {
+            let kind = kind_of(info).ok_or_else(|| UnsupportedType::Type {
+                column: name.clone(),
+                type_name: info.name().to_lowercase(),
+            })?;
+            let mut lead = Vec::new();
+            match format {
+                Format::MessagePack { .. } => PackSink(&mut lead).field(name),
+                Format::Json { .. } => {
+                    lead.push(if position == 0 { b'{' } else { b',' });
+                    JsonSink(&mut lead).field(name);
+                }
+                Format::Raw { .. } => {}
+            }
+            planned.push(Column { name: name.clone(), kind, lead });
+        }
+        let mut header = Vec::new();
+        let mut raw = 0;
+        match format {
+            Format::MessagePack { .. } => PackSink(&mut header).begin_map(planned.len()),
+            Format::Json { .. } => {}
+            Format::Raw { column } => {
+                let found = planned.iter().position(|known| known.name == *column);
+                raw = found.ok_or_else(|| UnsupportedType::NoColumn { column: column.clone() })?;
+            }
+        }
+        Ok(Self { columns: planned, format: format.clone(), header, raw })
+    }
+
+    /// Appends one row's value. `first` is the position of the query's first column in the row.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; nothing is appended then.
+    pub fn write_row(&self, row: &PgRow, first: usize, output: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let start = output.len();
+        let written = match &self.format {
+            Format::MessagePack { numeric } => {
+                output.extend_from_slice(&self.header);
+                self.write_columns(row, first, *numeric, &mut PackSink(output))
+            }
+            Format::Json { numeric } => {
+                let written = self.write_columns(row, first, *numeric, &mut JsonSink(output));
+                output.extend_from_slice(if self.columns.is_empty() { b"{}" } else { b"}" });
+                written
+            }
+            Format::Raw { .. } => self.write_raw(row, first, output),
+        };
+        if written.is_err() {
+            output.truncate(start);
+        }
+        written
+    }
+
+    fn write_columns<S: Sink>(
+        &self,
+        row: &PgRow,
+        first: usize,
+        numeric: Numeric,
+        sink: &mut S,
+    ) -> Result<(), EncodeError> {
+        for (position, column) in self.columns.iter().enumerate() {
+            sink.output().extend_from_slice(&column.lead);
+            match column.bytes(row, first + position)? {
+                Some(bytes) => {
+                    write_value(&column.kind, bytes, numeric, sink)
+                        .map_err(|malformed| column.error(malformed))?;
+                }
+                None => sink.null(),
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of one column: those of text and bytea as they are, else the text of the value.
+    fn write_raw(&self, row: &PgRow, first: usize, output: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let Some(column) = self.columns.get(self.raw) else {
+            return Ok(());
+        };
+        let Some(bytes) = column.bytes(row, first + self.raw)? else {
+            return Err(EncodeError {
+                column: column.name.clone(),
+                reason: "is null, and raw bytes have no null".into(),
+            });
+        };
+        if matches!(column.kind, Kind::Text | Kind::Bytes | Kind::Json) {
+            output.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let mut text = String::new();
+        write_column_text(&column.kind, bytes, &mut text).map_err(|malformed| column.error(malformed))?;
+        output.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    /// Appends the text of a column, as Postgres prints it; false: it is null.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; lists and composites have no text here.
+    pub fn write_text(
+        &self,
+        row: &PgRow,
+        first: usize,
+        index: usize,
+        output: &mut String,
+    ) -> Result<bool, EncodeError> {
+        let Some(column) = self.columns.get(index) else {
+            return Ok(false);
+        };
+        let Some(bytes) = column.bytes(row, first + index)? else {
+            return Ok(false);
+        };
+        let start = output.len();
+        write_column_text(&column.kind, bytes, output).map_err(|malformed| {
+            output.truncate(start);
+            column.error(malformed)
+        })?;
+        Ok(true)
+    }
+}
+
+impl Column {
+    fn bytes<'r>(&self, row: &'r PgRow, position: usize) -> Result<Option<&'r [u8]>, EncodeError> {
+        let failed = |reason: String| EncodeError { column: self.name.clone(), reason };
+        let value = row.try_get_raw(position).map_err(|error| failed(error.to_string()))?;
+        if value.is_null() {
+            return Ok(None);
+        }
+        if value.format() != PgValueFormat::Binary {
+            return Err(failed("came as text, not in binary format".to_owned()));
+        }
+        value.as_bytes().map(Some).map_err(|error| failed(error.to_string()))
+    }
+
+    fn error(&self, malformed: Malformed) -> EncodeError {
+        EncodeError { column: self.name.clone(), reason: malformed.to_string() }
+    }
+}

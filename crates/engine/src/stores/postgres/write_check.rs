@@ -1,0 +1,202 @@
+//! What the server says about a write statement before it is ever carried out: it is described and planned.
+
+use serde_json::Value;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection, Either, Error, Executor, Row as _, SqlSafeStr, Statement};
+
+use super::statement::type_name;
+use super::{Postgres, SourceError, SourceProblem, Trouble};
+use cachekeeper_protocol::parameters::ParameterizedSql;
+
+/// What a write statement could write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Rows of a table.
+    Rows,
+    /// What the functions write that it calls.
+    Functions,
+    /// Nothing.
+    Nothing,
+}
+
+/// What a statement with an effect on rows begins with. Whatever else Postgres carries out tells of no row.
+const QUERIES: [&str; 8] = ["insert", "update", "delete", "merge", "with", "select", "values", "table"];
+/// Missing rights, in the list of SQLSTATEs.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+impl Postgres {
+    /// Asks the server about a write statement; nothing is carried out.
+    ///
+    /// # Errors
+    /// The outer error where the server could not be asked, the inner one where the statement is wrong.
+    pub async fn check_write(&self, statement: &str) -> Result<Result<Effect, SourceProblem>, SourceError> {
+        let parsed = ParameterizedSql::parse(statement);
+        let described = match self.describe_places(&parsed).await {
+            Ok(types) => types,
+            Err(error) => return problem_of(error, &parsed),
+        };
+        if let Some(problem) = utility(statement, &parsed) {
+            return Ok(Err(problem));
+        }
+        let has_rows = match self.plan_write(&parsed, &described).await {
+            Ok(has_rows) => has_rows,
+            Err(error) => return problem_of(error, &parsed),
+        };
+        if has_rows {
+            return Ok(Ok(Effect::Rows));
+        }
+        let nulls = parsed.render(|place| format!("null::{}", type_at(&described, place)));
+        let inspected = self.inspect(nulls.trim_end().trim_end_matches(';')).await;
+        Ok(Ok(match inspected {
+            Ok(inspection) => {
+                let may_write =
+                    inspection.functions.iter().any(|one| one.volatility == 'v' && one.may_read_tables);
+                if may_write { Effect::Functions } else { Effect::Nothing }
+            }
+            Err(error) if error.is_transient() => return Err(error),
+            // Not every select can be a view; then its functions are not known.
+            Err(_) => Effect::Functions,
+        }))
+    }
+
+    /// The types of the parameters.
+    async fn describe_places(&self, parsed: &ParameterizedSql) -> Result<Vec<String>, Located> {
+        let what = "describe a write statement";
+        let number = |place| format!("${}", place + 1);
+        let sql = parsed.render(number);
+        let located = |source| Located::new(SourceError::new(what, source), parsed, &sql, 0, number);
+        let mut connection = self.pool.acquire().await.map_err(located)?;
+        let prepared = (&mut *connection).prepare(AssertSqlSafe(sql.clone()).into_sql_str()).await;
+        Ok(match prepared.map_err(located)?.parameters() {
+            Some(Either::Left(types)) => types.iter().map(type_name).collect(),
+            _ => Vec::new(),
+        })
+    }
+
+    /// Whether the plan of a statement has a step that writes rows. The server checks the role's rights on the way.
+    async fn plan_write(&self, parsed: &ParameterizedSql, types: &[String]) -> Result<bool, Located> {
+        let typed = |place| format!("(${}::text)::{}", place + 1, type_at(types, place));
+        let list = |word: &str| {
+            let words = vec![word; types.len()].join(", ");
+            if words.is_empty() { words } else { format!(" ({words})") }
+        };
+        let opening = format!("prepare cachekeeper_checked{} as\n", list("text"));
+        let sql = format!("{opening}{}", parsed.render(typed));
+        let located = |source| {
+            Located::new(
+                SourceError::new("plan a write statement", source),
+                parsed,
+                &sql,
+                opening.len(),
+                typed,
+            )
+        };
+        let explain = format!("explain (format json) execute cachekeeper_checked{}", list("null"));
+        let mut connection = self.pool.acquire().await.map_err(located)?;
+        let plan = explained(&mut connection, &sql, &explain).await;
+        // It outlives its transaction. Where it was not accepted there is none.
+        drop(connection.execute("deallocate cachekeeper_checked").await);
+        let plan = plan.map_err(located)?;
+        let plan: Value = serde_json::from_str(&plan).unwrap_or_default();
+        Ok(writes_rows(&plan))
+    }
+}
+
+async fn explained(connection: &mut PgConnection, prepare: &str, explain: &str) -> Result<String, Error> {
+    let mut transaction = connection.begin().await?;
+    // A plan for null would leave out what null rules out.
+    transaction.execute("set local plan_cache_mode = force_generic_plan").await?;
+    transaction.execute(AssertSqlSafe(prepare.to_owned())).await?;
+    let plan = transaction.fetch_one(AssertSqlSafe(explain.to_owned())).await?.try_get_unchecked(0)?;
+    transaction.rollback().await?;
+    Ok(plan)
+}
+
+/// An error, and where in the statement as it was written the server found it.
+struct Located {
+    error: SourceError,
+    offset: Option<usize>,
+}
+
+impl Located {
+    fn new(
+        error: SourceError,
+        parsed: &ParameterizedSql,
+        sql: &str,
+        opening: usize,
+        write: impl Fn(usize) -> String,
+    ) -> Self {
+        let rendered = error.position_in(sql).and_then(|at| at.checked_sub(opening));
+        Self { error, offset: rendered.map(|at| parsed.origin(at, write)) }
+    }
+}
+
+fn type_at(types: &[String], place: usize) -> &str {
+    types.get(place).map_or("text", String::as_str)
+}
+
+fn problem_of(
+    located: Located,
+    parsed: &ParameterizedSql,
+) -> Result<Result<Effect, SourceProblem>, SourceError> {
+    let Located { error, mut offset } = located;
+    let code =
+        error.source.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+    let is_forbidden = error.trouble == Trouble::Forbidden;
+    if error.is_transient() || (is_forbidden && code != INSUFFICIENT_PRIVILEGE) {
+        return Err(error);
+    }
+    let mut message = error.message();
+    // The last ones first: $1 is the beginning of $10.
+    let places: Vec<(usize, &str)> = parsed.offsets().zip(parsed.places()).collect();
+    for (place, (at, name)) in places.into_iter().enumerate().rev() {
+        let number = format!("${}", place + 1);
+        if message.contains(&number) {
+            message = message.replace(&number, &format!(":{name}"));
+            // Not every message comes with a position.
+            offset = offset.or(Some(at));
+        }
+    }
+    let (message, help) = match code.as_str() {
+        INSUFFICIENT_PRIVILEGE => (
+            format!("the role may not carry out the write statement: {message}"),
+            "grant it the right, or let the worker connect as a role that has it",
+        ),
+        "42P18" | "42P08" => (
+            format!("Postgres does not accept the write statement: {message}"),
+            "say the type with a cast, for example :name::int",
+        ),
+        _ => (
+            format!("Postgres does not accept the write statement: {message}"),
+            "try it in psql, with a value in the place of each :name",
+        ),
+    };
+    Ok(Err(SourceProblem { setting: "write.statement", message, help: help.to_owned(), offset }))
+}
+
+/// A statement such as `truncate` or `call` is carried out, but the server does not tell of any row.
+fn utility(statement: &str, parsed: &ParameterizedSql) -> Option<SourceProblem> {
+    let start = *parsed.starts().first()?;
+    let text = statement.get(start..).unwrap_or_default();
+    let end = text.find(|one: char| !one.is_ascii_alphabetic()).unwrap_or(text.len());
+    let word = text.get(..end).unwrap_or_default().to_lowercase();
+    let is_query = QUERIES.contains(&word.as_str()) || text.starts_with('(');
+    (!is_query).then(|| SourceProblem {
+        setting: "write.statement",
+        message: format!("`{word}` cannot be a write statement: Postgres tells of no row that it touches"),
+        help: "use insert, update, delete or merge, or select a function that writes".to_owned(),
+        offset: Some(start),
+    })
+}
+
+/// Whether some step of a plan, however deep, writes rows.
+fn writes_rows(plan: &Value) -> bool {
+    match plan {
+        Value::Object(fields) => {
+            fields.get("Node Type").is_some_and(|kind| kind == "ModifyTable")
+                || fields.values().any(writes_rows)
+        }
+        Value::Array(items) => items.iter().any(writes_rows),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}

@@ -1,0 +1,148 @@
+//! Epochs: how one begins, and which definitions are registered in it.
+
+use std::fmt;
+use std::time::Duration;
+
+use redis::{FromRedisValue, ParsingError, Value};
+
+use super::precondition::read_word;
+use super::script::{CREATE_EPOCH, Call, REGISTER};
+use super::{Answer, CacheError, Metadata, PendingRevalidation, Precondition, Redis};
+use cachekeeper_protocol::stamp::Snapshot;
+use cachekeeper_protocol::window::window_width;
+
+/// One uninterrupted order of stamps. Eight random bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch([u8; 8]);
+
+impl Epoch {
+    /// A new one.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// What a new epoch begins with.
+#[derive(Debug)]
+pub struct NewEpoch<'a> {
+    /// The database's incarnation.
+    pub incarnation: &'a str,
+    /// The snapshot at which floor and cursor begin, taken after the metadata was read.
+    pub snapshot: &'a Snapshot,
+    /// What is pending for every dataset then.
+    pub pending: &'a PendingRevalidation,
+    /// The datasets that the caller knows (those in the metadata are added).
+    pub datasets: &'a [String],
+    /// Whether the stamps are still good and only the epoch's id changes, because Redis was rolled back as a whole.
+    pub is_renewal: bool,
+}
+
+/// How the attempt to begin an epoch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Creation {
+    /// It has begun.
+    Created(Epoch),
+    /// Somebody was faster: read the metadata again.
+    Lost,
+    /// This server's incarnation is over: another primary has taken its place.
+    Retired,
+}
+
+/// How the registration of a definition ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// It was another one; a revalidation is pending.
+    Registered,
+    /// It was this one already.
+    Same,
+    /// Somebody else changed it meanwhile.
+    Lost,
+}
+
+impl FromRedisValue for Registration {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        read_word(&value, &[("REGISTERED", Self::Registered), ("SAME", Self::Same), ("LOST", Self::Lost)])
+    }
+}
+
+/// What the script that begins an epoch replies.
+#[derive(Clone, Copy)]
+enum CreationReply {
+    Created,
+    Lost,
+    Retired,
+}
+
+impl FromRedisValue for CreationReply {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        read_word(&value, &[("CREATED", Self::Created), ("LOST", Self::Lost), ("RETIRED", Self::Retired)])
+    }
+}
+
+impl Redis {
+    /// Begins an epoch, if the metadata is still what was `seen`.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn create_epoch(&self, seen: &Metadata, new: &NewEpoch<'_>) -> Result<Creation, CacheError> {
+        let epoch = Epoch::random();
+        let on = self.keys.metadata();
+        let mut call = Call::new(&CREATE_EPOCH, 5);
+        call.arg(&on.meta).arg(&on.stamps).arg(&on.tag_stamps).arg(&on.watermark).arg(&on.counters);
+        call.arg(seen.epoch.as_ref().map_or(&[][..], Epoch::as_bytes));
+        call.arg(seen.incarnation.as_deref().unwrap_or_default());
+        call.arg(epoch.as_bytes()).arg(new.incarnation);
+        call.arg(new.snapshot.stamp().to_bytes()).arg(new.snapshot.as_str());
+        call.arg(&new.pending.0);
+        call.arg(if new.is_renewal { "renew" } else { "new" });
+        for dataset in new.datasets {
+            call.arg(dataset);
+        }
+        Ok(match call.run(self).await? {
+            CreationReply::Created => Creation::Created(epoch),
+            CreationReply::Lost => Creation::Lost,
+            CreationReply::Retired => Creation::Retired,
+        })
+    }
+
+    /// Registers a dataset's definition by compare-and-set (R16), and announces its longest lifetime.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn register(
+        &self,
+        epoch: &Epoch,
+        incarnation: &str,
+        dataset: &str,
+        (seen, revision): (&str, &str),
+        (longest_life, now_ms): (Duration, u64),
+    ) -> Result<Answer<Registration>, CacheError> {
+        let pending = PendingRevalidation::new("redefined", now_ms);
+        let mut call = Call::namespace(&REGISTER, self, &Precondition::of_epoch(epoch, incarnation));
+        call.arg(seen).arg(revision);
+        call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
+        call.arg(&pending.0).arg(dataset);
+        call.run(self).await
+    }
+}

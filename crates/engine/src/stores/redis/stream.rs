@@ -1,0 +1,438 @@
+//! Streams with a consumer group: write commands and durable events.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, FromRedisValue, ParsingError, Value};
+
+use super::entries::millis;
+use super::script::{Call, STREAM_FINISH, STREAM_OPEN, STREAM_TAKE};
+use super::{CacheError, Redis};
+
+/// One entry of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamEntry {
+    /// `<milliseconds>-<number>`
+    pub id: String,
+    /// Its fields.
+    pub fields: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl StreamEntry {
+    /// The value of a field.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&[u8]> {
+        let found = self.fields.iter().find(|(field, _)| field == name.as_bytes());
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    /// The id as two numbers, by which entries are ordered.
+    #[must_use]
+    pub fn position(&self) -> (i64, i64) {
+        position(&self.id)
+    }
+
+    /// Bytes of its fields.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
+fn position(id: &str) -> (i64, i64) {
+    let (ms, seq) = id.split_once('-').unwrap_or((id, "0"));
+    (ms.parse().unwrap_or_default(), seq.parse().unwrap_or_default())
+}
+
+/// A consumer of a group, on a connection of its own, because it waits.
+pub struct StreamReader {
+    redis: Redis,
+    connection: MultiplexedConnection,
+    stream: String,
+    group: String,
+    consumer: String,
+    /// The right to take entries; empty: anybody has it.
+    token: String,
+    /// Behind it new entries come.
+    last: String,
+}
+
+impl std::fmt::Debug for StreamReader {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("StreamReader").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+/// An entry that was worked off, and what is to be done about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Finished {
+    /// Its id.
+    pub id: String,
+    /// A list, and the reply that is pushed to it.
+    pub reply: Option<(String, String)>,
+    /// Why it was rejected; then it is kept apart.
+    pub rejected: Option<String>,
+}
+
+/// How a stream stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamState {
+    /// Entries.
+    pub length: u64,
+    /// Entries that somebody has and has not finished.
+    pub pending: u64,
+    /// The oldest entry's id.
+    pub oldest: Option<String>,
+    /// For how long the oldest entry has been there, by Redis's clock, which made its id.
+    pub oldest_age: Duration,
+    /// Entries kept apart.
+    pub dead: u64,
+}
+
+impl StreamState {
+    /// The oldest entry as two numbers.
+    #[must_use]
+    pub fn oldest_position(&self) -> Option<(i64, i64)> {
+        self.oldest.as_deref().map(position)
+    }
+}
+
+/// How long replies are kept.
+const REPLY_LIFE: Duration = Duration::from_secs(3600);
+/// Most entries that are kept apart; beyond it the oldest go.
+const DEAD_MAX: u64 = 10_000;
+/// Bytes of entries that are taken at once; one entry may be larger.
+const TAKE_BYTES: u64 = 4 << 20;
+type Streams = Vec<(String, Vec<RawEntry>)>;
+type RawEntry = (String, Option<Vec<(Vec<u8>, Vec<u8>)>>);
+
+/// Where entries of a stream that were rejected are kept.
+#[must_use]
+pub fn dead_of(stream: &str) -> String {
+    format!("{stream}:dead")
+}
+
+impl Redis {
+    /// Opens a stream for a consumer; makes stream and group where they are missing. A new group begins at the first entry.
+    /// With a token, nobody who came with an earlier one takes entries any more.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn open_stream(
+        &self,
+        stream: &str,
+        group: &str,
+        consumer: &str,
+        waits: Duration,
+        token: Option<i64>,
+    ) -> Result<StreamReader, CacheError> {
+        let what = "open a stream";
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(waits + Duration::from_secs(5)));
+        let opened = tokio::time::timeout(
+            Duration::from_secs(5),
+            self.client.get_multiplexed_async_connection_with_config(&config),
+        );
+        let connection = opened.await.map_err(|_elapsed| CacheError::timed_out(what))?;
+        let token = token.map(|token| token.to_string()).unwrap_or_default();
+        let reader = StreamReader {
+            redis: self.clone(),
+            token,
+            last: "0-0".to_owned(),
+            connection: connection.map_err(|source| CacheError::new(what, source))?,
+            stream: stream.to_owned(),
+            group: group.to_owned(),
+            consumer: consumer.to_owned(),
+        };
+        reader.open(&reader.token).await?;
+        Ok(reader)
+    }
+
+    /// Ends entries that were worked off: acknowledged and removed, replied to, and kept apart where they were rejected, in
+    /// one script, also when memory is full. Answers the ids of those whose reply could not be delivered, because
+    /// something else than a list stands there.
+    ///
+    /// # Errors
+    /// [`CacheError`]; it may be said again.
+    pub async fn finish_entries(
+        &self,
+        stream: &str,
+        group: &str,
+        finished: &[Finished],
+    ) -> Result<Vec<String>, CacheError> {
+        let mut lists: Vec<&str> = Vec::new();
+        let mut list_of = |name| match lists.iter().position(|list| *list == name) {
+            Some(position) => position + 1,
+            None => {
+                lists.push(name);
+                lists.len()
+            }
+        };
+        let positions: Vec<usize> = finished
+            .iter()
+            .map(|one| one.reply.as_ref().map_or(0, |(list, _)| list_of(list.as_str())))
+            .collect();
+        let mut call = Call::new(&STREAM_FINISH, 2 + lists.len());
+        call.arg(stream).arg(dead_of(stream));
+        for list in &lists {
+            call.arg(list);
+        }
+        call.arg(group).number(DEAD_MAX).number(millis(REPLY_LIFE));
+        for (one, position) in finished.iter().zip(positions) {
+            let reply = one.reply.as_ref().map_or("", |(_, reply)| reply.as_str());
+            let reason = one.rejected.as_deref().unwrap_or_default();
+            call.arg(&one.id).number(position as u64).arg(reply).arg(reason);
+        }
+        let (_, undelivered): (u64, Vec<String>) = call.run(self).await?;
+        Ok(undelivered)
+    }
+
+    /// How a stream stands.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn stream_state(&self, stream: &str, group: &str) -> Result<StreamState, CacheError> {
+        let what = "look at a stream";
+        let length: u64 = self.command(what, redis::cmd("XLEN").arg(stream)).await?;
+        let dead: u64 = self.command(what, redis::cmd("XLEN").arg(dead_of(stream))).await?;
+        let first: Vec<RawEntry> = self
+            .command(what, redis::cmd("XRANGE").arg(stream).arg("-").arg("+").arg("COUNT").arg(1))
+            .await?;
+        let pending: Result<(u64, Value, Value, Value), _> =
+            self.command(what, redis::cmd("XPENDING").arg(stream).arg(group)).await;
+        let pending = match pending {
+            Ok((count, ..)) => count,
+            // No stream or no group yet.
+            Err(error) if error.source.code() == Some("NOGROUP") => 0,
+            Err(error) => return Err(error),
+        };
+        let oldest = first.into_iter().next().map(|(id, _)| id);
+        let mut oldest_age = Duration::ZERO;
+        if let Some(id) = &oldest {
+            let (seconds, micros): (u64, u64) = self.command(what, &redis::cmd("TIME")).await?;
+            let since = u64::try_from(position(id).0).unwrap_or_default();
+            oldest_age = Duration::from_millis((seconds * 1000 + micros / 1000).saturating_sub(since));
+        }
+        Ok(StreamState { length, pending, oldest, oldest_age, dead })
+    }
+
+    /// Entries that were rejected, the oldest first.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn dead_letters(&self, stream: &str, most: usize) -> Result<Vec<StreamEntry>, CacheError> {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(dead_of(stream)).arg("-").arg("+").arg("COUNT").arg(most);
+        let entries: Vec<RawEntry> = self.command("read rejected entries", &command).await?;
+        Ok(entries.into_iter().filter_map(read_entry).collect())
+    }
+
+    /// Puts a rejected entry into the stream again.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn revive(
+        &self,
+        stream: &str,
+        dead: &StreamEntry,
+        fields: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<(), CacheError> {
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        pipeline.cmd("XADD").arg(stream).arg("*");
+        for (name, value) in fields {
+            pipeline.arg(name).arg(value);
+        }
+        pipeline.ignore().cmd("XDEL").arg(dead_of(stream)).arg(&dead.id).ignore();
+        self.pipeline("revive a rejected entry", &pipeline, 0).await.map(drop)
+    }
+
+    /// Adds an entry to a stream; answers its id.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn append(&self, stream: &str, fields: &[(&str, &[u8])]) -> Result<String, CacheError> {
+        let mut command = redis::cmd("XADD");
+        command.arg(stream).arg("*");
+        for (name, value) in fields {
+            command.arg(*name).arg(*value);
+        }
+        self.command("add to a stream", &command).await
+    }
+}
+
+impl StreamReader {
+    /// Takes the right to take entries, if there is one; makes stream and group where they are missing.
+    async fn open(&self, token: &str) -> Result<(), CacheError> {
+        let mut call = Call::new(&STREAM_OPEN, 2);
+        call.arg(self.redis.keys.writer(&self.stream)).arg(&self.stream).arg(token).arg(&self.group);
+        call.run::<u64>(&self.redis).await.map(drop)
+    }
+
+    /// Takes over entries that somebody has had for at least so long and not finished, from a cursor on, in the order of the
+    /// stream. Answers the next cursor (`0-0`: that was all); none: somebody else has the right now.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn claim(
+        &mut self,
+        idle: Duration,
+        cursor: &str,
+        most: usize,
+    ) -> Result<Option<(String, Vec<StreamEntry>)>, CacheError> {
+        let claimed = self.take(cursor, idle, most).await?;
+        if let Some((_, entries)) = &claimed {
+            self.saw(entries);
+        }
+        Ok(claimed)
+    }
+
+    /// New entries, waiting a little for them; none: somebody else has the right now.
+    ///
+    /// # Errors
+    /// [`CacheError`]; entries may have been taken all the same.
+    pub async fn read(
+        &mut self,
+        most: usize,
+        waits: Duration,
+    ) -> Result<Option<Vec<StreamEntry>>, CacheError> {
+        // A look that takes nothing, so that it may block: a script may not.
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(waits)).arg("STREAMS");
+        command.arg(&self.stream).arg(&self.last);
+        let looked: Result<Option<Streams>, _> = command.query_async(&mut self.connection).await;
+        let looked = match looked {
+            Ok(looked) => looked.unwrap_or_default(),
+            Err(error) if error.code() == Some("UNBLOCKED") => Vec::new(),
+            Err(source) => return Err(CacheError::new("wait for stream entries", source)),
+        };
+        // Also where nothing was seen: a stream that was deleted begins anew, perhaps with lower ids.
+        let Some((_, entries)) = self.take(">", Duration::ZERO, most).await? else { return Ok(None) };
+        if entries.is_empty()
+            && let Some((seen, _)) = looked.into_iter().flat_map(|(_, entries)| entries).next()
+        {
+            // What was seen and not taken is somebody's already.
+            self.last = seen;
+        }
+        self.saw(&entries);
+        Ok(Some(entries))
+    }
+
+    /// Consumers that have nothing and have not been seen for so long are forgotten: each life of a worker is one.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn forget_consumers(&mut self, idle: Duration) -> Result<(), CacheError> {
+        for consumer in self.redis.stream_consumers(&self.stream, &self.group).await? {
+            if consumer.pending == 0 && idle < consumer.idle && consumer.name != self.consumer {
+                let mut command = redis::cmd("XGROUP");
+                command.arg("DELCONSUMER").arg(&self.stream).arg(&self.group).arg(consumer.name);
+                self.redis.command::<u64>("forget a consumer of a stream", &command).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn saw(&mut self, entries: &[StreamEntry]) {
+        if let Some(last) = entries.last()
+            && position(&self.last) < last.position()
+        {
+            self.last.clone_from(&last.id);
+        }
+    }
+
+    async fn take(
+        &mut self,
+        cursor: &str,
+        idle: Duration,
+        most: usize,
+    ) -> Result<Option<(String, Vec<StreamEntry>)>, CacheError> {
+        let mut call = Call::new(&STREAM_TAKE, 2);
+        call.arg(self.redis.keys.writer(&self.stream)).arg(&self.stream);
+        call.arg(&self.token).arg(&self.group).arg(&self.consumer);
+        call.number(most as u64).number(TAKE_BYTES).arg(cursor).number(millis(idle));
+        match call.run(&self.redis).await {
+            Ok(TakeReply::Taken { next, entries }) => {
+                Ok(Some((next, entries.into_iter().filter_map(read_entry).collect())))
+            }
+            Ok(TakeReply::Superseded) => Ok(None),
+            // A stream that was deleted, with its group, is made again.
+            Err(error) if error.source.to_string().contains("NOGROUP") => {
+                self.open("").await?;
+                self.last = "0-0".to_owned();
+                Ok(Some(("0-0".to_owned(), Vec::new())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What the script that takes entries replies.
+enum TakeReply {
+    Taken { next: String, entries: Vec<RawEntry> },
+    Superseded,
+}
+
+impl FromRedisValue for TakeReply {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        if let Value::SimpleString(word) = &value
+            && word == "SUPERSEDED"
+        {
+            return Ok(Self::Superseded);
+        }
+        let (next, entries) = <(String, Vec<RawEntry>)>::from_redis_value(value)?;
+        Ok(Self::Taken { next, entries })
+    }
+}
+
+/// An entry that was deleted while somebody had it has no fields.
+fn read_entry((id, fields): RawEntry) -> Option<StreamEntry> {
+    Some(StreamEntry { id, fields: fields? })
+}
+
+/// A consumer of a stream's group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamConsumer {
+    /// Its name.
+    pub name: String,
+    /// Entries that it has and has not finished.
+    pub pending: u64,
+    /// Since it last took entries, or tried to.
+    pub idle: Duration,
+}
+
+impl Redis {
+    /// The consumers of a group; none where stream or group are missing.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn stream_consumers(
+        &self,
+        stream: &str,
+        group: &str,
+    ) -> Result<Vec<StreamConsumer>, CacheError> {
+        let what = "look at a stream's consumers";
+        if !self.command::<bool>(what, redis::cmd("EXISTS").arg(stream)).await? {
+            return Ok(Vec::new());
+        }
+        let command = redis::cmd("XINFO").arg("CONSUMERS").arg(stream).arg(group).to_owned();
+        let reply: Vec<HashMap<String, Value>> = match self.command(what, &command).await {
+            Ok(reply) => reply,
+            Err(error) if error.source.code() == Some("NOGROUP") => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let consumer = |fields: HashMap<String, Value>| {
+            let number = |name: &str| match fields.get(name) {
+                Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
+                _ => 0,
+            };
+            let name = fields.get("name").and_then(|name| redis::from_redis_value_ref(name).ok());
+            StreamConsumer {
+                name: name.unwrap_or_default(),
+                pending: number("pending"),
+                idle: Duration::from_millis(number("idle")),
+            }
+        };
+        Ok(reply.into_iter().map(consumer).collect())
+    }
+}

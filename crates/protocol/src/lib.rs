@@ -1,0 +1,17 @@
+//! Keys, tags, stamps and policies as plain values.
+//!
+//! Nothing here does I/O, reads a clock, or waits; a test enforces it.
+
+pub mod counters;
+pub mod entry;
+pub mod event;
+pub mod freshness;
+pub mod keyspace;
+pub mod parameters;
+pub mod queues;
+pub mod revision;
+pub mod stamp;
+pub mod template;
+pub mod token;
+pub mod units;
+pub mod window;

@@ -1,0 +1,3 @@
+//! What the demonstration and the tests run on: private servers that are gone with their owner.
+
+pub mod servers;
