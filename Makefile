@@ -3,14 +3,14 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench faults model lint servers readers
+.PHONY: demo test bench faults model lint deny servers readers
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
 
 test: servers readers
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		$(CARGO) nextest run --locked --workspace; \
+		$(CARGO) nextest run --locked --workspace && $(CARGO) test --locked --workspace --doc; \
 	else \
 		$(CARGO) test --locked --workspace; \
 	fi
@@ -29,12 +29,27 @@ faults: servers
 
 # The large worlds of the formal model; the small ones are part of `make test`.
 model:
-	$(CARGO) test --release --locked --test model -- --ignored
+	$(CARGO) test --release --locked -p cachekeeper-model -- --ignored
 
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	@$(MAKE) --no-print-directory deny
+
+# What may be compiled in (deny.toml). Where cargo-deny is missing it is built once under target/tools: unoptimised, which takes
+# a minute or two instead of many, and a check takes seconds all the same.
+DENY_VERSION := 0.20.2
+deny: export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+deny:
+	@$(CARGO) deny --version >/dev/null 2>&1 || \
+		$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --debug --root target/tools
+	$(CARGO) deny --locked check licenses bans sources
+	@if $(CARGO) deny fetch db >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check advisories; \
+	else \
+		echo "advisories: not checked, their database cannot be had here"; \
+	fi
 
 # Private servers are started from these programs; the system's own servers are never touched.
 servers:

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
 use cachekeeper_config::Format;
+use cachekeeper_engine::compress::decompress;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::FlowError;
-use cachekeeper_engine::stores::postgres::transcode::decompress;
 use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::units::show_duration;
 

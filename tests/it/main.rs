@@ -8,6 +8,7 @@
     reason = "tests say what went wrong by failing"
 )]
 
+mod budgets;
 mod cache;
 mod cache_load;
 mod cache_trouble;

@@ -35,7 +35,7 @@ const PACKAGES: &[Package] = &[
     Package {
         name: "cachekeeper_engine",
         sources: "crates/engine/src",
-        layers: &[&["flows"], &["stores"], &["metrics"]],
+        layers: &[&["flows"], &["stores"], &["metrics", "compress"]],
     },
     Package { name: "cachekeeper_config", sources: "crates/config/src", layers: &[] },
     Package { name: "cachekeeper_protocol", sources: "crates/protocol/src", layers: &[] },

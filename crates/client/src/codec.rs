@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use cachekeeper_config::{Compression, Format};
-use cachekeeper_engine::stores::postgres::transcode::{compress, decompress};
+use cachekeeper_engine::compress::{compress, decompress};
 
 /// What a compressed value may grow to, so that a small entry cannot fill the memory.
 const DECOMPRESSED_MAX: usize = 256 << 20;

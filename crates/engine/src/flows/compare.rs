@@ -18,7 +18,7 @@ use super::epoch;
 use super::error::FlowError;
 use super::fresh;
 use super::reload::{Cause, Job, current_epoch, gone_error, reload};
-use crate::stores::postgres::transcode::decompress;
+use crate::compress::decompress;
 use crate::stores::postgres::{DatasetSource, KeyValues, Row, Trouble};
 use crate::stores::redis::{Answer, UseSign, Wanted};
 use cachekeeper_config::{Format, Scope};

@@ -1,7 +1,8 @@
 //! From rows to entries: key, value, tags, lifetime.
 
 use super::catalog::Dataset;
-use crate::stores::postgres::transcode::{EncodeError, compress};
+use crate::compress::compress;
+use crate::stores::postgres::transcode::EncodeError;
 use crate::stores::postgres::{DatasetSource, Row};
 use cachekeeper_config::{Format, Rows};
 use cachekeeper_protocol::entry::EntryBatch;

@@ -1,6 +1,5 @@
 //! From Postgres's binary rows straight to the bytes of a value, without a value in between.
 
-mod compress;
 mod json;
 mod kind;
 mod nested;
@@ -11,5 +10,4 @@ mod sink;
 mod text;
 mod time;
 
-pub use compress::{DecompressError, compress, decompress};
 pub use plan::{EncodeError, RowPlan, UnsupportedType};
