@@ -14,7 +14,7 @@ use super::clock::now_ms;
 use super::task::Task;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::{FlowError, chain};
-use cachekeeper_engine::flows::refresh::{Outage, RefreshWalk, ValueAndLife, fill_missed};
+use cachekeeper_engine::flows::refresh::{Looked, Outage, RefreshWalk, fill_missed};
 use cachekeeper_engine::metrics::ByReason;
 
 const WALK_EVERY_MIN: Duration = Duration::from_millis(500);
@@ -37,7 +37,7 @@ pub enum RefresherMessage {
     /// The walk's task is over.
     WalkEnded {
         /// How; none if it panicked.
-        result: Option<Result<ValueAndLife, FlowError>>,
+        result: Option<Result<Looked, FlowError>>,
     },
     /// Applications asked for keys that are not there. Sent by the invalidation listener; may be lost.
     Missed {
@@ -141,10 +141,10 @@ impl RefresherState {
         self.walking = Some(Task::spawn(myself, work, |result| RefresherMessage::WalkEnded { result }));
     }
 
-    fn on_walk_ended(&mut self, result: Option<Result<ValueAndLife, FlowError>>) {
+    fn on_walk_ended(&mut self, result: Option<Result<Looked, FlowError>>) {
         self.walking = None;
         match result {
-            Some(Ok(looked)) if looked == ValueAndLife::default() => {}
+            Some(Ok(looked)) if looked == Looked::default() => {}
             Some(Ok(looked)) if 0 < looked.extended => {
                 info!(extended = looked.extended, "entries kept while postgres is down");
             }
@@ -188,7 +188,7 @@ impl RefresherState {
     }
 }
 
-async fn walk(context: &Context) -> Result<ValueAndLife, FlowError> {
+async fn walk(context: &Context) -> Result<Looked, FlowError> {
     let facts = context.redis.facts().await?;
     let outage = match context.postgres.ping().await {
         Ok(()) => None,

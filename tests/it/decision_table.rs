@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use cachekeeper::domain::entry::EntryBatch;
-use cachekeeper::domain::keyspace::slot;
-use cachekeeper::domain::stamp::{Snapshot, Stamp};
-use cachekeeper::stores::memory::Memory;
-use cachekeeper::stores::redis::{
+use cachekeeper_engine::stores::memory::Memory;
+use cachekeeper_engine::stores::redis::{
     Answer as Reply, CounterRule, Creation, Epoch, NewEpoch, PendingRevalidation, Precondition,
     PreconditionFailed, Redis, StoreMode,
 };
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::keyspace::slot;
+use cachekeeper_protocol::stamp::{Snapshot, Stamp};
 use redis::AsyncCommands;
 
 use crate::decisions::{Answer, Broken, Case, Kind, Outcome, Raised, Value, cases, differences};

@@ -234,7 +234,7 @@ async fn whoever_does_not_know_the_epoch_changes_nothing() {
     assert!(!left);
     // Tables that are evicted, cut or of another type never read as permission.
     let right = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
-    let keys = store.keys().clone();
+    let keys = store.keys().metadata().clone();
     for table in [&keys.stamps, &keys.tag_stamps, &keys.meta] {
         let kept: Vec<u8> = redis::cmd("DUMP").arg(table).query_async(&mut client).await.unwrap();
         for damage in ["missing", "zeros", "short", "other type"] {
@@ -281,7 +281,7 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     assert_eq!(error.refusal, cachekeeper_engine::stores::redis::Refusal::Full, "{error}");
     assert_eq!(store.invalidate(&precondition, at, &["k:1"], "", "").await.unwrap(), Answer::Done(1));
     // An evicted table can be made again.
-    let _: () = client.del(&store.keys().stamps).await.unwrap();
+    let _: () = client.del(&store.keys().metadata().stamps).await.unwrap();
     begin(&store).await;
     let _: () =
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(0).query_async(&mut client).await.unwrap();

@@ -3,7 +3,7 @@
 use crate::database::{Database, Rows, Stamp};
 use crate::invariants::Invariant;
 use crate::protocol::Protocol;
-use crate::rules::Page;
+use crate::rules::{Page, Rules};
 use crate::state::{Epoch, Incarnation, Newest, Set, State};
 
 /// What a load returned (R1): the rows, the stamp of its snapshot, the incarnation of the server.

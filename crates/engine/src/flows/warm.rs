@@ -15,7 +15,7 @@ use super::error::FlowError;
 use super::reload::{BATCH_BYTES, Cause, Job, Report, current_epoch, gone_error, reload};
 use crate::metrics::{ByDatasetCause, ByReason};
 use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll, Trouble};
-use crate::stores::redis::{Answer, Claim, Epoch, Settled, StoreMode, Stored};
+use crate::stores::redis::{Answer, Claim, Epoch, Settled, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 
 /// How far a pass is.
@@ -108,7 +108,7 @@ struct StreamedPass<'a> {
 /// A batch on its way: its entries, and the key it ends with.
 struct Sent {
     batch: EntryBatch,
-    answer: Result<Stored, FlowError>,
+    answer: Result<Answer<Vec<usize>>, FlowError>,
 }
 
 impl<'a> StreamedPass<'a> {

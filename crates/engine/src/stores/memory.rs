@@ -128,8 +128,8 @@ impl Memory {
     }
 
     fn write(&mut self, batch: &EntryBatch, refused: &BTreeSet<usize>) {
-        for (position, entry) in batch.iter().enumerate().filter(|(position, _)| !refused.contains(position))
-        {
+        let kept = batch.iter().enumerate().filter(|(position, _)| !refused.contains(position));
+        for (_, entry) in kept {
             if entry.life_ms == 0 {
                 self.entries.remove(entry.key);
             } else {

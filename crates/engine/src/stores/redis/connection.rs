@@ -81,7 +81,7 @@ impl Redis {
         reply.map(drop).map_err(|source| CacheError::new("reach the server", source))
     }
 
-    pub(super) async fn command<T: redis::FromRedisValue>(
+    pub(super) async fn command<T: FromRedisValue>(
         &self,
         what: &'static str,
         command: &redis::Cmd,
