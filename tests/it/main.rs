@@ -10,7 +10,9 @@
 
 mod budgets;
 mod cache;
+mod cache_keys;
 mod cache_load;
+mod cache_load_many;
 mod cache_trouble;
 mod capture;
 mod cli;
@@ -25,6 +27,7 @@ mod example;
 mod feed;
 mod flows;
 mod handover;
+mod leases;
 mod ledger;
 mod locks;
 mod oracle;

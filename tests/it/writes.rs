@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper::supervisor::SupervisorMessage;
 use cachekeeper_client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
 use cachekeeper_engine::flows::commands::{CommandError, Commands};
 use cachekeeper_engine::flows::context::Context;
@@ -365,7 +365,7 @@ async fn two_workers_with_their_writers_killed_apply_every_command_once_and_in_o
         }
         if round % 5 == 0 {
             let worker = &workers[usize::try_from(round / 5 % 2).unwrap()];
-            worker.supervisor().cast(SupervisorMessage::Kill(ChildKind::Writer)).unwrap();
+            worker.supervisor().cast(SupervisorMessage::Kill("command_processor")).unwrap();
         }
     }
     let history: String = (1..=ROUNDS).map(|round| format!(",{round}")).collect();

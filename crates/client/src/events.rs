@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Cache, ClientError};
+use super::core::Cache;
+use super::error::ClientError;
 use cachekeeper_engine::stores::redis::{Notice, Subscription};
 use cachekeeper_protocol::event::{Event, InvalidEvent};
 

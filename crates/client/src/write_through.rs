@@ -3,8 +3,9 @@
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
+use super::core::Cache;
 use super::dataset::DatasetCache;
-use super::{Cache, ClientError};
+use super::error::ClientError;
 use cachekeeper_engine::flows::write::parameters::Parameters;
 use cachekeeper_engine::flows::write::{Touched, WriteError, Written, settle, write, write_in};
 
@@ -55,7 +56,7 @@ impl Cache {
     /// # Errors
     /// [`ClientError::NoSource`] where the cache was opened without datasets.
     pub async fn settle(&self, touched: Touched) -> Result<Written, ClientError> {
-        let context = self.core.context.as_ref().ok_or(ClientError::NoSource)?;
+        let context = self.core.source.context()?;
         Ok(settle(context, touched).await)
     }
 }

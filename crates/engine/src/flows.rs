@@ -1,5 +1,6 @@
 //! The procedures: what is done. Actors decide when.
 
+pub mod backfill;
 pub mod backoff;
 pub mod catalog;
 pub mod commands;
@@ -12,14 +13,12 @@ pub mod epoch;
 pub mod error;
 pub mod events;
 pub mod failpoint;
-pub mod fill;
 pub mod follow;
 pub mod followed;
 pub mod fresh;
 pub mod invalidate;
 pub mod lease;
+pub mod load;
 pub mod refresh;
 pub mod rejected;
-pub mod reload;
-pub mod warm;
 pub mod write;

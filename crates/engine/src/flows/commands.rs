@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::context::Context;
-use super::error::{FlowError, chain};
+use super::error::{EngineError, chain};
 use super::failpoint;
 use super::write::{CacheState, Prepared, WriteError, settle};
 use crate::metrics::ByReason;
@@ -49,10 +49,10 @@ pub enum CommandError {
     Displaced,
     /// A server was not reached; what is not finished comes again.
     #[error(transparent)]
-    Flow(#[from] FlowError),
+    Flow(#[from] EngineError),
 }
 
-impl<E: Into<FlowError>> From<E> for Box<CommandError> {
+impl<E: Into<EngineError>> From<E> for Box<CommandError> {
     fn from(error: E) -> Self {
         Box::new(CommandError::Flow(error.into()))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::catalog::Dataset;
 use super::context::Context;
-use super::error::{FlowError, chain};
+use super::error::{EngineError, chain};
 use super::followed::{Captured, Coverage, Rule, Touches};
 use crate::stores::postgres::capture::TRIGGER_COUNT;
 use crate::stores::postgres::{Capture, TreeMember, Trouble};
@@ -29,8 +29,8 @@ struct Survey {
 /// Looks at every dataset. What is missing is installed where this role may do so and `may_install`.
 ///
 /// # Errors
-/// [`FlowError`] if the database does not answer.
-pub async fn look(context: &Context, may_install: bool) -> Result<Coverage, FlowError> {
+/// [`EngineError`] if the database does not answer.
+pub async fn look(context: &Context, may_install: bool) -> Result<Coverage, EngineError> {
     if !context.feed.is_on {
         return Ok(Coverage::default());
     }
@@ -49,7 +49,7 @@ pub async fn look(context: &Context, may_install: bool) -> Result<Coverage, Flow
 }
 
 /// Installs what is missing; answers for each root why that was not possible.
-async fn install(context: &Context, survey: &Survey) -> Result<BTreeMap<u32, String>, FlowError> {
+async fn install(context: &Context, survey: &Survey) -> Result<BTreeMap<u32, String>, EngineError> {
     let mut wanted: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
     for dataset in context.catalog.iter() {
         for rule in &dataset.settings.watch {
@@ -129,7 +129,7 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
 }
 
 impl Survey {
-    async fn take(context: &Context) -> Result<Self, FlowError> {
+    async fn take(context: &Context) -> Result<Self, EngineError> {
         let mut reads = BTreeMap::new();
         let mut views = BTreeMap::new();
         for dataset in context.catalog.iter() {

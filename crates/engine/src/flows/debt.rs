@@ -7,14 +7,12 @@ use tracing::info;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
-use super::error::FlowError;
+use super::error::EngineError;
 use super::failpoint;
-use super::reload::{Cause, Job, Report, gone_error, reload};
+use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{
-    Answer, Claim, Epoch, PendingRevalidation, ScannedEntry, Settled, UseSign, Wanted,
-};
+use crate::stores::redis::{Claim, Epoch, PendingRevalidation, ScannedEntry, Settled, UseSign, Wanted};
 use cachekeeper_config::OnNewEpoch;
 
 /// Keys looked at by one script of the walk.
@@ -23,19 +21,19 @@ const WALK_PAGE: usize = 500;
 /// Pays a dataset's debt.
 ///
 /// # Errors
-/// [`FlowError`]; the debt stands until a walk is whole.
+/// [`EngineError`]; the debt stands until a walk is whole.
 pub async fn pay(
     context: &Context,
     dataset: &Dataset,
     policy: OnNewEpoch,
     cancel: &CancellationToken,
-) -> Result<Report, FlowError> {
+) -> Result<LoadReport, EngineError> {
     let mut job = Job::new("walk");
     let facts = context.redis.facts().await?;
     let order = epoch::ensure(context, &job.id).await?;
     job.count = order.head.counted;
     let Some(debt) = order.head.pending.get(dataset.name()) else {
-        return Ok(Report::default());
+        return Ok(LoadReport::default());
     };
     info!(dataset = dataset.name(), reason = debt.reason(), "looking at every entry again");
     // Known before the walk, so that a key that fits several templates goes to the right dataset.
@@ -47,12 +45,12 @@ pub async fn pay(
         epoch: order.epoch,
         poll: &order.poll,
         job,
-        report: Report::default(),
+        report: LoadReport::default(),
     };
     walk.run(cancel).await?;
     // SCAN cursors mean nothing to another server, also one that lost nothing.
     if context.redis.facts().await?.run_id != facts.run_id {
-        return Err(FlowError::WentBack);
+        return Err(EngineError::RedisRolledBack);
     }
     walk.claim(debt).await
 }
@@ -64,27 +62,24 @@ struct Walk<'a> {
     epoch: Epoch,
     poll: &'a Poll,
     job: Job,
-    report: Report,
+    report: LoadReport,
 }
 
 impl Walk<'_> {
-    async fn run(&mut self, cancel: &CancellationToken) -> Result<(), FlowError> {
+    async fn run(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
         let prefix = self.dataset.settings.key.prefix();
         let wanted = [Wanted { prefix, left_max: None }];
         let mut cursor = 0;
-        let mut pending: Vec<(String, KeyValues)> = Vec::new();
+        let mut pending = Keys::new();
         loop {
             if cancel.is_cancelled() {
-                return Err(FlowError::Cancelled);
+                return Err(EngineError::Cancelled);
             }
             let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
             let page = (cursor, WALK_PAGE);
             let answer =
                 self.context.redis.scan(&standing, &self.job.id, page, UseSign::None, &wanted).await?;
-            let page = match answer {
-                Answer::Done(page) => page,
-                Answer::Failed(gone) => return Err(gone_error(self.context, self.dataset, gone)),
-            };
+            let page = self.context.checked(Some(self.dataset), answer)?;
             self.job.count += 1;
             failpoint::reach("debt.page");
             pending.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
@@ -103,40 +98,37 @@ impl Walk<'_> {
         (dataset.name() == self.dataset.name()).then_some((entry.key, values))
     }
 
-    async fn look_again(&mut self, keys: Vec<(String, KeyValues)>) -> Result<(), FlowError> {
+    async fn look_again(&mut self, keys: Keys) -> Result<(), EngineError> {
         if keys.is_empty() {
             return Ok(());
         }
         if self.policy == OnNewEpoch::Refresh {
-            let done = reload(self.context, self.dataset, keys, Cause::Debt, &mut self.job).await?;
-            self.report.add(done);
+            let because = LoadOptions::because(Cause::Revalidation);
+            self.report.add(load(self.context, self.dataset, keys, because, &mut self.job).await?);
             return Ok(());
         }
         let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
         let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let stamp = self.poll.snapshot.stamp();
-        match self.context.redis.invalidate(&standing, stamp, &names, &self.job.id, "").await? {
-            Answer::Done(existed) => self.report.invalidated += existed,
-            Answer::Failed(gone) => return Err(gone_error(self.context, self.dataset, gone)),
-        }
+        let answer = self.context.redis.invalidate(&standing, stamp, &names, &self.job.id, "").await?;
+        self.report.invalidated += self.context.checked(Some(self.dataset), answer)?;
         self.job.count += 1;
         Ok(())
     }
 
-    async fn claim(self, debt: &PendingRevalidation) -> Result<Report, FlowError> {
+    async fn claim(self, debt: &PendingRevalidation) -> Result<LoadReport, EngineError> {
         let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        match self
+        let answer = self
             .context
             .redis
             .finish_job(&standing, &self.job.id, self.job.count, Settled::Revalidation(debt))
-            .await?
-        {
-            Answer::Done(Claim::Accepted) => Ok(self.report),
-            Answer::Done(Claim::RolledBack) => {
-                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
-                Err(FlowError::WentBack)
+            .await?;
+        match self.context.checked(Some(self.dataset), answer)? {
+            Claim::Accepted => Ok(self.report),
+            Claim::RolledBack => {
+                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+                Err(EngineError::RedisRolledBack)
             }
-            Answer::Failed(gone) => Err(gone_error(self.context, self.dataset, gone)),
         }
     }
 }

@@ -2,13 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::context::Context;
-use super::error::FlowError;
+use super::error::EngineError;
 use crate::metrics::ByReason;
-use crate::stores::postgres::{OutboxState, Poll, Trouble};
-use crate::stores::redis::{Answer, Creation, Epoch, Metadata, NewEpoch, PendingRevalidation, Registration};
+use crate::stores::postgres::{OutboxState, Poll, SourceError, Trouble};
+use crate::stores::redis::{
+    Answer, Creation, Epoch, Metadata, NewEpoch, PendingRevalidation, PreconditionFailed, Registration,
+};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// The order of things as it was just read.
@@ -29,14 +31,13 @@ const ATTEMPTS: usize = 10;
 /// incarnation; makes this process's definitions known. `job` is counted, if it is not empty.
 ///
 /// # Errors
-/// [`FlowError`]; [`FlowError::Retired`] where this server was replaced.
-pub async fn ensure(context: &Context, job: &str) -> Result<Order, FlowError> {
+/// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
+pub async fn ensure(context: &Context, job: &str) -> Result<Order, EngineError> {
     for _ in 0..ATTEMPTS {
         let head = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
         if head.retired.contains(&poll.incarnation) {
-            context.set_epoch(None);
-            return Err(FlowError::Retired);
+            return Err(EngineError::Retired);
         }
         let is_same = head.incarnation.as_deref() == Some(poll.incarnation.as_str());
         if let (true, true, Some(epoch)) = (head.is_whole, is_same, head.epoch) {
@@ -47,14 +48,14 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, FlowError> {
         let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
         begin(context, &head, &poll, reason, false).await?;
     }
-    Err(FlowError::Gone(crate::stores::redis::PreconditionFailed::Epoch))
+    Err(context.on_precondition_failed(None, PreconditionFailed::Epoch))
 }
 
 /// Redis went back, but its tables are whole: the same order under a new name, and everything is owed.
 ///
 /// # Errors
-/// [`FlowError`].
-pub async fn relabel(context: &Context) -> Result<(), FlowError> {
+/// [`EngineError`].
+pub async fn relabel(context: &Context) -> Result<(), EngineError> {
     let head = context.redis.metadata("").await?;
     let poll = poll(context).await?;
     begin(context, &head, &poll, "went back", head.is_whole).await
@@ -63,8 +64,8 @@ pub async fn relabel(context: &Context) -> Result<(), FlowError> {
 /// Begins anew if the cursor is behind what the outbox still has (R13).
 ///
 /// # Errors
-/// [`FlowError`].
-pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), FlowError> {
+/// [`EngineError`].
+pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
     let head = context.redis.metadata("").await?;
     let poll = poll(context).await?;
     let cursor = head.cursor.as_deref().and_then(|text| text.parse::<Snapshot>().ok());
@@ -80,7 +81,7 @@ async fn begin(
     poll: &Poll,
     reason: &str,
     is_renewal: bool,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     let datasets: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
     let new = NewEpoch {
         incarnation: &poll.incarnation,
@@ -97,15 +98,15 @@ async fn begin(
             Ok(())
         }
         Creation::Lost => Ok(()),
-        Creation::Retired => Err(FlowError::Retired),
+        Creation::Retired => Err(EngineError::Retired),
     }
 }
 
 /// Takes a snapshot; where the server began another life, records its incarnation first.
 ///
 /// # Errors
-/// [`FlowError`].
-pub async fn poll(context: &Context) -> Result<Poll, FlowError> {
+/// [`EngineError`].
+pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     match context.postgres.poll().await {
         Err(error) if error.trouble == Trouble::NoIncarnation => {
             info!("the server began another life, recording its incarnation");
@@ -116,13 +117,18 @@ pub async fn poll(context: &Context) -> Result<Poll, FlowError> {
     }
 }
 
-async fn adopt_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Metadata) -> Result<(), FlowError> {
+async fn adopt_all(
+    context: &Context,
+    epoch: &Epoch,
+    poll: &Poll,
+    head: &Metadata,
+) -> Result<(), EngineError> {
     for dataset in context.catalog.iter() {
         let seen = head.revisions.get(dataset.name()).map_or("", String::as_str);
-        let is_known = dataset.is_adopted.load(Ordering::Relaxed);
+        let is_known = dataset.is_registered.load(Ordering::Relaxed);
         if is_known && (seen == dataset.revision || !seen.is_empty()) {
-            if seen != dataset.revision && !dataset.is_displaced() {
-                warn!(dataset = dataset.name(), "{}", dataset.displace());
+            if seen != dataset.revision && !dataset.is_superseded() {
+                warn!(dataset = dataset.name(), "{}", dataset.supersede());
             }
             continue;
         }
@@ -132,12 +138,54 @@ async fn adopt_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Metadat
         match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
             Answer::Done(Registration::Registered) => {
                 info!(dataset = dataset.name(), revision = %dataset.revision, "definition adopted, entries are owed");
-                dataset.is_adopted.store(true, Ordering::Relaxed);
+                dataset.is_registered.store(true, Ordering::Relaxed);
             }
-            Answer::Done(Registration::Same) => dataset.is_adopted.store(true, Ordering::Relaxed),
+            Answer::Done(Registration::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
             // The next look decides.
             Answer::Done(Registration::Lost) | Answer::Failed(_) => {}
         }
     }
     Ok(())
+}
+
+/// The epoch as this process knows it, or as it is in Redis.
+///
+/// # Errors
+/// [`EngineError`], where it has to be read.
+pub async fn current(context: &Context) -> Result<Epoch, EngineError> {
+    match context.epoch() {
+        Some(epoch) => Ok(epoch),
+        None => Ok(ensure(context, "").await?.epoch),
+    }
+}
+
+/// Runs some work again, after a look at the epoch, where the ground has changed under it. The one wrapper that does.
+///
+/// # Errors
+/// The work's last error.
+pub async fn with_current_epoch<T, F>(
+    context: &Context,
+    mut work: impl FnMut() -> F,
+) -> Result<T, EngineError>
+where
+    F: Future<Output = Result<T, EngineError>>,
+{
+    const ATTEMPTS: usize = 5;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match work().await {
+            Err(EngineError::PreconditionFailed(failed)) if attempt < ATTEMPTS => {
+                debug!(%failed, "the epoch changed, beginning again");
+                ensure(context, "").await?;
+            }
+            Err(EngineError::Source(SourceError {
+                trouble: Trouble::NoIncarnation | Trouble::Changed,
+                ..
+            })) if attempt < ATTEMPTS => {
+                ensure(context, "").await?;
+            }
+            other => return other,
+        }
+    }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::context::Context;
-use super::error::FlowError;
-use super::reload::with_current_order;
+use super::epoch::with_current_epoch;
+use super::error::EngineError;
 use crate::stores::redis::Watermark;
 use cachekeeper_protocol::token::Token;
 
@@ -16,9 +16,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Takes a token of this moment: it sees every transaction that has committed by now.
 ///
 /// # Errors
-/// [`FlowError`].
-pub async fn token(context: &Context) -> Result<Token, FlowError> {
-    let poll = with_current_order(context, || async { Ok(context.postgres.poll().await?) }).await?;
+/// [`EngineError`].
+pub async fn token(context: &Context) -> Result<Token, EngineError> {
+    let poll = with_current_epoch(context, || async { Ok(context.postgres.poll().await?) }).await?;
     Ok(Token { incarnation: poll.incarnation, snapshot: poll.snapshot })
 }
 
@@ -38,13 +38,13 @@ pub fn satisfies(watermark: Option<&Watermark>, token: &Token, dataset: Option<&
 /// Waits until it is so, or for this long; answers the last watermark and whether it is.
 ///
 /// # Errors
-/// [`FlowError`].
+/// [`EngineError`].
 pub async fn wait(
     context: &Context,
     token: &Token,
     dataset: Option<&str>,
     at_most: Duration,
-) -> Result<(Option<Watermark>, bool), FlowError> {
+) -> Result<(Option<Watermark>, bool), EngineError> {
     let deadline = Instant::now() + at_most;
     loop {
         let watermark = context.redis.watermark().await?;
@@ -69,8 +69,8 @@ pub enum Found {
 /// time than the other (X13, X14).
 ///
 /// # Errors
-/// [`FlowError`].
-pub async fn get(context: &Context, key: &str, token: &Token) -> Result<Found, FlowError> {
+/// [`EngineError`].
+pub async fn get(context: &Context, key: &str, token: &Token) -> Result<Found, EngineError> {
     let (value, watermark) = context.redis.read_with_watermark(key).await?;
     let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset.name().to_owned());
     let is_fresh = dataset.is_some() && satisfies(watermark.as_ref(), token, dataset.as_deref());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::commands::command::record_id;
 use super::context::Context;
-use super::error::FlowError;
+use super::error::EngineError;
 use super::failpoint;
 use crate::stores::postgres::commands::forget_rejected;
 use crate::stores::redis::{CacheError, StreamEntry};
@@ -28,7 +28,7 @@ pub struct Replayed {
     /// How many commands were put back.
     pub count: usize,
     /// Why not all were.
-    pub error: Option<FlowError>,
+    pub error: Option<EngineError>,
 }
 
 /// Commands of one statement.
@@ -57,7 +57,7 @@ async fn replay_all(
     stream: &str,
     commands: &[Rejected],
     count: &mut usize,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     for part in commands.chunks(AT_ONCE) {
         let ids: HashSet<String> = part.iter().filter_map(|one| one.id.clone()).collect();
         let ids: Vec<String> = ids.into_iter().collect();

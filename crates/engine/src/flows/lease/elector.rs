@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::held::Lease;
 use super::renewer::{LeaseReply, Renewer};
@@ -42,7 +42,7 @@ impl Elector {
             LeaseReply::Granted(_) => {}
             LeaseReply::Held { name, owner, .. } => debug!(lease = name, owner, "lease is held elsewhere"),
             LeaseReply::Unavailable(error) => {
-                warn!(lease = %lease.name, error = %chain(error), "lease could not be taken");
+                debug!(lease = %lease.name, error = %chain(error), "lease could not be taken");
             }
         }
         reply

@@ -1,17 +1,17 @@
 //! After the commit: what was written is loaded on another connection and stored.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tracing::debug;
 
 use super::Touched;
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
-use crate::flows::error::{FlowError, chain};
-use crate::flows::fill::{Values, fill};
+use crate::flows::epoch::with_current_epoch;
+use crate::flows::error::{EngineError, chain};
 use crate::flows::followed::Coverage;
-use crate::flows::reload::{Cause, Job, Kept, reload_keeping, with_current_order};
+use crate::flows::load::{Cause, Job, LoadOptions, load};
 use crate::flows::{coverage, follow, fresh};
 use crate::stores::postgres::{Change, KeyValues};
 use cachekeeper_protocol::token::Token;
@@ -77,7 +77,7 @@ async fn apply_others(
     context: &Context,
     touched: &Touched,
     keys: &mut HashMap<String, Keys>,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     let coverage = coverage_for(context, &touched.changes).await?;
     let mut all = follow::touched_by(context, &coverage, &touched.changes);
     for dataset in &touched.datasets {
@@ -86,11 +86,11 @@ async fn apply_others(
     if all.is_empty() {
         return Ok(());
     }
-    with_current_order(context, || follow::apply_own(context, all.clone())).await
+    with_current_epoch(context, || follow::apply_own(context, all.clone())).await
 }
 
 /// What the feed follows, known well enough to read these changes.
-async fn coverage_for(context: &Context, changes: &[Change]) -> Result<Arc<Coverage>, FlowError> {
+async fn coverage_for(context: &Context, changes: &[Change]) -> Result<Arc<Coverage>, EngineError> {
     if let Some(coverage) = context.coverage().filter(|coverage| coverage.can_read(changes)) {
         return Ok(coverage);
     }
@@ -100,36 +100,21 @@ async fn coverage_for(context: &Context, changes: &[Change]) -> Result<Arc<Cover
 }
 
 async fn store(context: &Context, dataset: &Dataset, part: &[(String, KeyValues)], written: &mut Written) {
-    let kept = Mutex::new(Kept::default());
-    let stored = with_current_order(context, || async {
-        let job = &mut Job::uncounted();
-        reload_keeping(context, dataset, part.to_vec(), Cause::Change, job, Some(&kept)).await
-    })
-    .await;
-    let mut kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Err(error) = stored {
-        debug!(dataset = dataset.name(), error = %chain(&error), "what was written is stored by the feed");
-        written.cache = CacheState::Pending;
-        // The caller gets the new value all the same.
-        if kept.poll.is_none()
-            && let Ok(values) = only_load(context, dataset, part, &mut kept).await
-        {
-            kept.values = values;
+    let options = LoadOptions { keeps_values: true, ..LoadOptions::because(Cause::Change) };
+    let store = || async { load(context, dataset, part.to_vec(), options, &mut Job::uncounted()).await };
+    let loaded = match with_current_epoch(context, store).await {
+        Ok(report) => report.loaded,
+        Err(error) => {
+            debug!(dataset = dataset.name(), error = %chain(&error), "what was written is stored by the feed");
+            written.cache = CacheState::Pending;
+            // The caller gets the new value all the same.
+            let only_read = LoadOptions::for_reader(false);
+            let read = load(context, dataset, part.to_vec(), only_read, &mut Job::uncounted()).await;
+            read.map(|report| report.loaded).unwrap_or_default()
         }
-    }
-    written.values.extend(kept.values);
-    if let Some(poll) = kept.poll {
+    };
+    written.values.extend(loaded.by_key);
+    if let Some(poll) = loaded.poll {
         written.token.get_or_insert(Token { incarnation: poll.incarnation, snapshot: poll.snapshot });
     }
-}
-
-async fn only_load(
-    context: &Context,
-    dataset: &Dataset,
-    part: &[(String, KeyValues)],
-    kept: &mut Kept,
-) -> Result<Values, FlowError> {
-    let filled = fill(context, dataset, part, false).await?;
-    kept.poll = Some(filled.poll);
-    Ok(filled.values)
 }

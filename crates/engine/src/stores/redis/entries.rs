@@ -12,9 +12,6 @@ pub type ValueAndLife = (Option<Vec<u8>>, i64);
 impl Redis {
     /// Raises keys, cached or not, and answers the positions of those that exist (R6). `job` is counted, if it is
     /// not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn raise(
         &self,
         precondition: &Precondition<'_>,
@@ -28,9 +25,6 @@ impl Redis {
     /// Raises keys and deletes them; answers how many existed. The delete is carried out even where the precondition
     /// failed: absence is always right, but the caller must then repeat it. `job` is counted, if it is not empty; the keys
     /// leave `tag_set`, if it is not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn invalidate(
         &self,
         precondition: &Precondition<'_>,
@@ -58,9 +52,6 @@ impl Redis {
     }
 
     /// Extends entries, each only if no more than the given remaining time is left: a newer store has longer.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn extend(
         &self,
         precondition: &Precondition<'_>,
@@ -78,9 +69,6 @@ impl Redis {
     }
 
     /// The values of keys with their remaining lifetimes.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn read(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());

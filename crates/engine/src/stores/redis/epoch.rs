@@ -102,9 +102,6 @@ impl FromRedisValue for CreationReply {
 
 impl Redis {
     /// Begins an epoch, if the metadata is still what was `seen`.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn create_epoch(&self, seen: &Metadata, new: &NewEpoch<'_>) -> Result<Creation, CacheError> {
         let epoch = Epoch::random();
         let on = self.keys.metadata();
@@ -127,9 +124,6 @@ impl Redis {
     }
 
     /// Registers a dataset's definition by compare-and-set (R16), and announces its longest lifetime.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn register(
         &self,
         epoch: &Epoch,

@@ -42,9 +42,6 @@ pub struct Metadata {
 impl Redis {
     /// Reads the metadata. Where `job` is not empty it is counted, so that a later reader can tell whether Redis was
     /// rolled back in between.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn metadata(&self, job: &str) -> Result<Metadata, CacheError> {
         let on = self.keys.metadata();
         let mut call = Call::new(if job.is_empty() { &METADATA } else { &METADATA_COUNTED }, 3);
@@ -53,9 +50,6 @@ impl Redis {
     }
 
     /// Records since when Postgres has been down, or that it is back. The earliest record stays.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn note_outage(&self, since_ms: Option<u64>) -> Result<(), CacheError> {
         let meta = &self.keys.metadata().meta;
         let command = match since_ms {

@@ -64,9 +64,6 @@ impl FromRedisValue for Claim {
 impl Redis {
     /// Records that the entries of these datasets must be revalidated. With `floor`, which is what a change of a whole
     /// table asks for, no older load is stored any more; `job` is counted, if it is not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn mark_pending(
         &self,
         (epoch, incarnation): (&Epoch, &str),
@@ -89,9 +86,6 @@ impl Redis {
     }
 
     /// Ends a counted job; what it has settled is written down.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn finish_job(
         &self,
         precondition: &Precondition<'_>,

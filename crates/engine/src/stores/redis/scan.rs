@@ -50,9 +50,6 @@ pub struct ScanPage {
 
 impl Redis {
     /// One page of a scan, as a step of a counted job where `job` is not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn scan(
         &self,
         precondition: &Precondition<'_>,

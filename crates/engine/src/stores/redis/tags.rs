@@ -8,9 +8,6 @@ use cachekeeper_protocol::stamp::Stamp;
 impl Redis {
     /// Raises tags and answers the sets of their members with their sizes: what an older load returned under one of
     /// them is refused from now on.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn raise_tags(
         &self,
         precondition: &Precondition<'_>,
@@ -28,9 +25,6 @@ impl Redis {
     }
 
     /// One page of a tag set's members. The scan is over when the cursor is 0 again.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn members(
         &self,
         precondition: &Precondition<'_>,
@@ -46,9 +40,6 @@ impl Redis {
     }
 
     /// Drops up to `most` tag sets in whose window nothing can be alive; answers how many.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn drop_old_windows(&self, most: usize) -> Result<usize, CacheError> {
         let on = self.keys.metadata();
         let mut call = Call::new(&DROP_WINDOWS, 1);

@@ -1,4 +1,4 @@
-//! Passes: every entry of a dataset, from one statement (R7), or the most wanted ones by key.
+//! Backfills: every entry of a dataset, from one statement (R7), or the most wanted ones by key.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,32 +11,33 @@ use tracing::info;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::encode::Encoder;
-use super::error::FlowError;
-use super::reload::{BATCH_BYTES, Cause, Job, Report, current_epoch, gone_error, reload};
-use crate::metrics::{ByDatasetCause, ByReason};
+use super::epoch;
+use super::error::EngineError;
+use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
+use crate::metrics::ByReason;
 use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll, Trouble};
 use crate::stores::redis::{Answer, Claim, Epoch, Settled, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 
-/// How far a pass is.
+/// How far a backfill is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Entries stored so far, those of an interrupted run included.
     pub entries: u64,
-    /// Whether the pass goes on where another was interrupted.
+    /// Whether it goes on where another was interrupted.
     pub is_resumed: bool,
 }
 
-/// What a pass needs to know from its caller.
+/// What a backfill needs to know from its caller.
 #[derive(Debug, Clone)]
-pub struct PassOptions {
-    /// Stops the pass between two batches.
+pub struct BackfillOptions {
+    /// Stops it between two batches.
     pub cancel: CancellationToken,
     /// Most entries a second.
     pub rate: Option<u64>,
-    /// Told how far the pass is.
+    /// Told how far it is.
     pub progress: Option<tokio::sync::watch::Sender<Progress>>,
-    /// Whether a pass that was interrupted is continued.
+    /// Whether one that was interrupted is continued.
     pub resume: bool,
 }
 
@@ -46,60 +47,65 @@ const BATCH_ENTRIES: usize = 256;
 /// Scripts that are under way at once: Redis works on one while the next is on its way.
 const SCRIPTS_AHEAD: usize = 3;
 
-/// Runs a pass over a dataset.
+/// Fills Redis with the entries of a dataset.
 ///
 /// # Errors
-/// [`FlowError`]; what was stored until then stays stored, and the pass can be resumed.
-pub async fn pass(context: &Context, dataset: &Dataset, options: &PassOptions) -> Result<Report, FlowError> {
-    if dataset.is_displaced() {
-        return Err(dataset.displace());
+/// [`EngineError`]; what was stored until then stays stored, and the backfill can be resumed.
+pub async fn backfill(
+    context: &Context,
+    dataset: &Dataset,
+    options: &BackfillOptions,
+) -> Result<LoadReport, EngineError> {
+    if dataset.is_superseded() {
+        return Err(dataset.supersede());
     }
     let source = dataset.source(&context.postgres).await?;
-    let passed = match context.postgres.first_keys(&source).await {
-        Ok(Some(keys)) => pass_by_keys(context, dataset, keys, options).await,
-        Ok(None) => StreamedPass::run(context, dataset, &source, options).await,
+    let filled = match context.postgres.first_keys(&source).await {
+        Ok(Some(keys)) => backfill_by_keys(context, dataset, keys, options).await,
+        Ok(None) => BackfillStream::run(context, dataset, &source, options).await,
         Err(error) => Err(error.into()),
     };
-    if let Err(FlowError::Source(error)) = &passed
+    if let Err(EngineError::Source(error)) = &filled
         && matches!(error.trouble, Trouble::Changed | Trouble::Statement)
     {
         // The tables may have changed since the query was described.
         dataset.forget_source();
     }
-    passed
+    filled
 }
 
-async fn pass_by_keys(
+async fn backfill_by_keys(
     context: &Context,
     dataset: &Dataset,
     keys: Vec<KeyValues>,
-    options: &PassOptions,
-) -> Result<Report, FlowError> {
-    let mut report = Report::default();
-    let mut pace = Pace::new(options.rate);
+    options: &BackfillOptions,
+) -> Result<LoadReport, EngineError> {
+    let mut report = LoadReport::default();
+    let mut rate = RateLimit::new(options.rate);
     for chunk in keys.chunks(dataset.settings.batch) {
         if options.cancel.is_cancelled() {
-            return Err(FlowError::Cancelled);
+            return Err(EngineError::Cancelled);
         }
         let named = chunk.iter().filter_map(|values| Some((dataset.key_of(values)?, values.clone())));
-        let done = reload(context, dataset, named.collect(), Cause::Warm, &mut Job::uncounted()).await?;
-        pace.spend(done.stored).await;
+        let because = LoadOptions::because(Cause::Backfill);
+        let done = load(context, dataset, named.collect(), because, &mut Job::uncounted()).await?;
+        rate.spend(done.stored).await;
         report.add(done);
         tell(options, report.stored, false);
     }
     Ok(report)
 }
 
-/// A pass fed by one statement.
-struct StreamedPass<'a> {
+/// A backfill fed by one statement.
+struct BackfillStream<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
     epoch: Epoch,
     poll: Poll,
     job: Job,
-    report: Report,
-    refused: Vec<(String, KeyValues)>,
-    /// Where the last confirmed batch ended; what an interrupted pass goes on from.
+    report: LoadReport,
+    refused: Keys,
+    /// Where the last confirmed batch ended; what an interrupted backfill goes on from.
     confirmed: String,
     entries_before: u64,
     began_ms: u64,
@@ -108,61 +114,61 @@ struct StreamedPass<'a> {
 /// A batch on its way: its entries, and the key it ends with.
 struct Sent {
     batch: EntryBatch,
-    answer: Result<Answer<Vec<usize>>, FlowError>,
+    answer: Result<Answer<Vec<usize>>, EngineError>,
 }
 
-impl<'a> StreamedPass<'a> {
+impl<'a> BackfillStream<'a> {
     async fn run(
         context: &'a Context,
         dataset: &'a Dataset,
         source: &DatasetSource,
-        options: &PassOptions,
-    ) -> Result<Report, FlowError> {
-        let mut job = Job::new("pass");
-        let order = super::epoch::ensure(context, &job.id).await?;
+        options: &BackfillOptions,
+    ) -> Result<LoadReport, EngineError> {
+        let mut job = Job::new("backfill");
+        let order = epoch::ensure(context, &job.id).await?;
         job.count = order.head.counted;
         let interrupted = order.head.backfills.get(dataset.name()).filter(|_| options.resume);
         let interrupted = interrupted.and_then(|text| Bookmark::parse(text, dataset));
-        // Of a pass that was interrupted long ago the first entries may have expired.
+        // Of one that was interrupted long ago the first entries may have expired.
         let recent = order.head.now_ms.saturating_sub(millis(dataset.lifetimes.ttl / 2));
         let interrupted = interrupted.filter(|bookmark| recent < bookmark.began_ms);
         let behind = interrupted.as_ref().map(|bookmark| &bookmark.values);
         if let Some(bookmark) = &interrupted {
-            info!(dataset = dataset.name(), behind = %bookmark.key, entries = bookmark.entries, "resuming the pass");
+            info!(dataset = dataset.name(), behind = %bookmark.key, entries = bookmark.entries, "resuming the backfill");
         }
         let mut rows = context.postgres.pass(source, behind).await?;
-        let mut pass = Self {
+        let mut backfill = Self {
             context,
             dataset,
             epoch: order.epoch,
             poll: rows.poll.clone(),
             job,
-            report: Report::default(),
+            report: LoadReport::default(),
             refused: Vec::new(),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
             began_ms: interrupted.as_ref().map_or(order.head.now_ms, |bookmark| bookmark.began_ms),
             entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
         };
-        pass.stream(source, &mut rows, options).await?;
+        backfill.stream(source, &mut rows, options).await?;
         drop(rows);
-        pass.finish().await
+        backfill.finish().await
     }
 
     async fn stream(
         &mut self,
         source: &DatasetSource,
         rows: &mut Pass,
-        options: &PassOptions,
-    ) -> Result<(), FlowError> {
+        options: &BackfillOptions,
+    ) -> Result<(), EngineError> {
         let mut encoder = Encoder::new(self.dataset, source);
         let mut under_way = FuturesOrdered::new();
         let mut spare: VecDeque<EntryBatch> = VecDeque::new();
         let mut batch = EntryBatch::default();
-        let mut pace = Pace::new(options.rate);
+        let mut rate = RateLimit::new(options.rate);
         let mut is_over = false;
         while !is_over {
             let group = tokio::select! {
-                () = options.cancel.cancelled() => return Err(FlowError::Cancelled),
+                () = options.cancel.cancelled() => return Err(EngineError::Cancelled),
                 group = rows.next() => group?,
             };
             is_over = group.is_none();
@@ -172,25 +178,21 @@ impl<'a> StreamedPass<'a> {
                     if under_way.len() == SCRIPTS_AHEAD
                         && let Some(sent) = under_way.next().await
                     {
-                        spare.push_back(self.confirm(sent, options, &mut pace).await?);
+                        spare.push_back(self.confirm(sent, options, &mut rate).await?);
                     }
                     let full = std::mem::replace(&mut batch, spare.pop_front().unwrap_or_default());
                     under_way.push_back(self.send(full));
                 }
             }
-            if !encoder.failures.is_empty() {
-                let failures = std::mem::take(&mut encoder.failures);
-                self.drop_failed(failures).await?;
-            }
+            self.delete_failed(&mut encoder).await?;
         }
         encoder.finish(&mut batch);
-        let failures = std::mem::take(&mut encoder.failures);
-        self.drop_failed(failures).await?;
+        self.delete_failed(&mut encoder).await?;
         if !batch.is_empty() {
             under_way.push_back(self.send(batch));
         }
         while let Some(sent) = under_way.next().await {
-            self.confirm(sent, options, &mut pace).await?;
+            self.confirm(sent, options, &mut rate).await?;
         }
         Ok(())
     }
@@ -202,20 +204,21 @@ impl<'a> StreamedPass<'a> {
         let (job, progress) = (self.job.id.clone(), self.confirmed.clone());
         let longest = self.dataset.lifetimes.longest();
         let sending = tokio::spawn(async move {
-            let standing = crate::stores::redis::Precondition {
+            let precondition = crate::stores::redis::Precondition {
                 epoch: &epoch,
                 incarnation: &poll.incarnation,
                 dataset: &name,
                 revision: &revision,
             };
             let mode = StoreMode::Floor { job: &job, progress: &progress };
-            let answer = context.redis.store(&standing, poll.snapshot.stamp(), &batch, longest, mode).await;
-            Sent { batch, answer: answer.map_err(|error| FlowError::Cache(context.count_refusal(error))) }
+            let answer =
+                context.redis.store(&precondition, poll.snapshot.stamp(), &batch, longest, mode).await;
+            Sent { batch, answer: answer.map_err(|error| EngineError::Cache(context.count_refusal(error))) }
         });
         async move {
             match sending.await {
                 Ok(sent) => sent,
-                Err(_aborted) => Sent { batch: EntryBatch::default(), answer: Err(FlowError::Cancelled) },
+                Err(_aborted) => Sent { batch: EntryBatch::default(), answer: Err(EngineError::Cancelled) },
             }
         }
     }
@@ -224,24 +227,22 @@ impl<'a> StreamedPass<'a> {
     async fn confirm(
         &mut self,
         sent: Sent,
-        options: &PassOptions,
-        pace: &mut Pace,
-    ) -> Result<EntryBatch, FlowError> {
+        options: &BackfillOptions,
+        rate: &mut RateLimit,
+    ) -> Result<EntryBatch, EngineError> {
         let mut batch = sent.batch;
-        let positions = match sent.answer? {
-            Answer::Done(positions) => positions,
-            Answer::Failed(gone) => return Err(gone_error(self.context, self.dataset, gone)),
-        };
+        let positions = self.context.checked(Some(self.dataset), sent.answer?)?;
         self.job.count += 1;
-        for position in &positions {
-            let key = batch.get(*position).map(|entry| entry.key.to_owned());
-            self.refused.extend(key.and_then(|key| Some((key.clone(), self.dataset.read_key(&key)?))));
-        }
-        let stored = (batch.len() - positions.len()) as u64;
-        self.report.stored += stored;
-        let labels = ByDatasetCause::new(self.dataset.name(), Cause::Warm.label());
-        self.context.metrics.stored.get_or_create(&labels).inc_by(stored);
-        self.context.metrics.refused.get_or_create(&labels).inc_by(positions.len() as u64);
+        let stored_before = self.report.stored;
+        let report = &mut self.report;
+        self.refused.extend(note_stored(
+            self.context,
+            self.dataset,
+            Cause::Backfill,
+            &batch,
+            &positions,
+            report,
+        ));
         if let Some(last) = batch.get(batch.len().saturating_sub(1))
             && let Some(values) = self.dataset.read_key(last.key)
         {
@@ -251,68 +252,53 @@ impl<'a> StreamedPass<'a> {
         }
         // Rows whose slots moved on are loaded again by key; not too many of them at the end.
         if self.dataset.settings.batch <= self.refused.len() {
-            self.reload_refused().await?;
+            self.load_refused().await?;
         }
         tell(options, self.entries_before + self.report.stored, 0 < self.entries_before);
-        pace.spend(stored).await;
+        rate.spend(self.report.stored - stored_before).await;
         batch.clear();
         Ok(batch)
     }
 
-    async fn reload_refused(&mut self) -> Result<(), FlowError> {
+    async fn load_refused(&mut self) -> Result<(), EngineError> {
         let refused = std::mem::take(&mut self.refused);
-        let done = reload(self.context, self.dataset, refused, Cause::Warm, &mut self.job).await?;
-        self.report.add(done);
+        let because = LoadOptions::because(Cause::Backfill);
+        self.report.add(load(self.context, self.dataset, refused, because, &mut self.job).await?);
         Ok(())
     }
 
-    async fn drop_failed(&mut self, failures: Vec<super::encode::Failure>) -> Result<(), FlowError> {
-        let Some(first) = failures.first() else {
+    async fn delete_failed(&mut self, encoder: &mut Encoder<'_>) -> Result<(), EngineError> {
+        let failures = std::mem::take(&mut encoder.failures);
+        if failures.is_empty() {
             return Ok(());
-        };
-        tracing::warn!(dataset = self.dataset.name(), failed = failures.len(), entry.key = first.key.as_deref(),
-            reason = %first.reason, "rows have no entry");
-        let labels = ByDatasetCause::new(self.dataset.name(), Cause::Warm.label());
-        self.context.metrics.failed.get_or_create(&labels).inc_by(failures.len() as u64);
-        let keys: Vec<&str> = failures.iter().filter_map(|failure| failure.key.as_deref()).collect();
-        if !keys.is_empty() {
-            let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-            let stamp = self.poll.snapshot.stamp();
-            match self.context.redis.invalidate(&standing, stamp, &keys, &self.job.id, "").await? {
-                Answer::Done(existed) => {
-                    self.job.count += 1;
-                    self.report.invalidated += existed;
-                }
-                Answer::Failed(gone) => return Err(gone_error(self.context, self.dataset, gone)),
-            }
         }
-        self.report.add(Report { failures, ..Report::default() });
-        Ok(())
+        let (poll, job, report) = (&self.poll, &mut self.job, &mut self.report);
+        delete_failed(self.context, self.dataset, Cause::Backfill, poll, job, failures, report).await
     }
 
-    /// The claim that the pass is whole: every one of its scripts is still in this Redis.
-    async fn finish(mut self) -> Result<Report, FlowError> {
-        self.reload_refused().await?;
-        let epoch = current_epoch(self.context).await?;
-        let standing = self.dataset.precondition(&epoch, &self.poll.incarnation);
+    /// The claim that the backfill is whole: every one of its scripts is still in this Redis.
+    async fn finish(mut self) -> Result<LoadReport, EngineError> {
+        self.load_refused().await?;
+        let current = epoch::current(self.context).await?;
+        let precondition = self.dataset.precondition(&current, &self.poll.incarnation);
         let paid = Settled::Backfill { began_ms: self.began_ms };
-        match self.context.redis.finish_job(&standing, &self.job.id, self.job.count, paid).await? {
-            Answer::Done(Claim::Accepted) => Ok(self.report),
-            Answer::Done(Claim::RolledBack) => {
-                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
-                Err(FlowError::WentBack)
+        let answer = self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, paid).await?;
+        match self.context.checked(Some(self.dataset), answer)? {
+            Claim::Accepted => Ok(self.report),
+            Claim::RolledBack => {
+                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+                Err(EngineError::RedisRolledBack)
             }
-            Answer::Failed(gone) => Err(gone_error(self.context, self.dataset, gone)),
         }
     }
 }
 
-/// Where an interrupted pass stands.
+/// Where an interrupted backfill is.
 struct Bookmark {
     key: String,
     values: KeyValues,
     entries: u64,
-    /// When the pass began that was interrupted first, by Redis's clock.
+    /// When the one began that was interrupted first, by Redis's clock.
     began_ms: u64,
 }
 
@@ -338,20 +324,20 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn tell(options: &PassOptions, entries: u64, is_resumed: bool) {
+fn tell(options: &BackfillOptions, entries: u64, is_resumed: bool) {
     if let Some(progress) = &options.progress {
         progress.send_replace(Progress { entries, is_resumed });
     }
 }
 
 /// Spreads entries over time.
-struct Pace {
+struct RateLimit {
     rate: Option<u64>,
     began: Instant,
     spent: u64,
 }
 
-impl Pace {
+impl RateLimit {
     fn new(rate: Option<u64>) -> Self {
         Self { rate, began: Instant::now(), spent: 0 }
     }
