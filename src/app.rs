@@ -77,18 +77,12 @@ pub enum StartError {
 
 impl Worker {
     /// Starts the worker. Servers that are down are waited for, not ready; what waiting cannot mend is an error.
-    ///
-    /// # Errors
-    /// [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let context = Context::new(&config)?;
         Self::start_with(config, context).await
     }
 
     /// The same with stores that the caller has prepared.
-    ///
-    /// # Errors
-    /// [`StartError`].
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
         check_schedules(&config)?;
         match look_at_redis(&config, &context).await {

@@ -23,7 +23,7 @@ use cachekeeper_config::diagnostic::{Diagnostic, did_you_mean, render};
 use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::stores::postgres::Trouble;
+use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Refusal;
 pub use output::Exit;
 
@@ -253,7 +253,7 @@ fn choose<'a>(
 /// Says which server could not be reached.
 fn name_server(error: &EngineError, (postgres, redis): &(String, String), out: &output::Output) {
     match error {
-        EngineError::Source(error) if error.trouble == Trouble::Unavailable => {
+        EngineError::Source(error) if error.kind == ErrorKind::Unavailable => {
             out.note(&format!("postgres is {postgres}"));
         }
         EngineError::Cache(error) if error.is_unreachable() => out.note(&format!("redis is {redis}")),
@@ -263,7 +263,7 @@ fn name_server(error: &EngineError, (postgres, redis): &(String, String), out: &
 
 fn exit_of(error: &EngineError) -> Exit {
     match error {
-        EngineError::Source(error) if error.trouble == Trouble::Unavailable => Exit::Unavailable,
+        EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
         EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
         EngineError::Dataset { .. } => Exit::Configuration,
         _ => Exit::Failed,

@@ -17,10 +17,10 @@ use super::wake::Wake;
 use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::flows::backoff::Backoff;
 use cachekeeper_engine::flows::coverage;
+use cachekeeper_engine::flows::coverage::Coverage;
 use cachekeeper_engine::flows::epoch;
 use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::followed::Coverage;
 use cachekeeper_engine::flows::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 
@@ -169,8 +169,8 @@ impl Feed {
         match error {
             EngineError::RedisRolledBack => {
                 warn!("redis rolled back to an older state, the feed goes on from there");
-                engine.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
-                if let Err(error) = epoch::relabel(engine).await {
+                engine.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+                if let Err(error) = epoch::renew(engine).await {
                     debug!(error = %chain(&error), "a new epoch could not begin, trying again");
                 }
                 self.context.epoch_keeper.now();

@@ -13,7 +13,7 @@ use super::health::Health;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::flows::backoff::Backoff;
-use cachekeeper_engine::flows::commands::{CommandError, Commands};
+use cachekeeper_engine::flows::commands::{CommandConsumer, CommandError};
 use cachekeeper_engine::flows::error::chain;
 use cachekeeper_engine::flows::lease::LeaseName;
 
@@ -39,13 +39,13 @@ impl Task for CommandProcessor {
     async fn run(context: TaskContext, _wake: Wake) {
         let Some(stream) = context.config.writes.stream.as_deref() else { return };
         let health = &context.health;
-        let _trouble = Trouble(health);
+        let _trouble = ErrorKind(health);
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let began = Instant::now();
             let on_ready = || health.note_stream(STREAM, Ok(()));
-            let error = Commands::lead(&context.engine, stream, on_ready).await;
-            if matches!(*error, CommandError::Displaced) {
+            let error = CommandConsumer::lead(&context.engine, stream, on_ready).await;
+            if matches!(*error, CommandError::NotLeader) {
                 info!("another worker carries out write commands now");
                 return;
             }
@@ -59,9 +59,9 @@ impl Task for CommandProcessor {
 }
 
 /// Whoever does not lead, on whatever way it ended, has no trouble with the stream.
-struct Trouble<'a>(&'a Health);
+struct ErrorKind<'a>(&'a Health);
 
-impl Drop for Trouble<'_> {
+impl Drop for ErrorKind<'_> {
     fn drop(&mut self) {
         self.0.note_stream(STREAM, Ok(()));
     }

@@ -18,10 +18,10 @@ use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::Scope;
-use cachekeeper_engine::flows::epoch::{self, Order};
+use cachekeeper_engine::flows::epoch::{self, EpochState};
 use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::lease::{Lease, LeaseName, LeaseReply};
-use cachekeeper_engine::flows::{debt, load::LoadReport};
+use cachekeeper_engine::flows::{load::LoadReport, revalidation};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 use cachekeeper_engine::stores::redis::{Epoch, PendingRevalidation};
 
@@ -159,7 +159,7 @@ impl Keeper {
     }
 
     /// The counter of looks only grows within an epoch, whoever looks. If it does not, Redis rolled back.
-    async fn check_rolled_back(&mut self, order: &Order) {
+    async fn check_rolled_back(&mut self, order: &EpochState) {
         let counted = order.head.counted;
         let is_behind = self.last.is_some_and(|(epoch, last)| epoch == order.epoch && counted <= last);
         self.last = Some((order.epoch, counted));
@@ -171,21 +171,21 @@ impl Keeper {
     async fn renew_epoch(&mut self) {
         warn!("redis rolled back to an older state, all entries are revalidated");
         let engine = &self.context.engine;
-        engine.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
-        if let Err(error) = epoch::relabel(engine).await {
+        engine.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+        if let Err(error) = epoch::renew(engine).await {
             // Still behind at the next look: the last count is kept.
             self.last = self.last.map(|(epoch, _)| (epoch, u64::MAX));
             warn!(error = %chain(&error), "a new epoch could not begin, trying again");
         }
     }
 
-    fn note_state(&self, order: &Order) {
+    fn note_state(&self, order: &EpochState) {
         let pending = &order.head.pending;
         let engine = &self.context.engine;
         for dataset in engine.catalog.iter() {
             let is_pending = pending.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
-            engine.metrics.owed.get_or_create(&labels).set(i64::from(is_pending));
+            engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
         }
         self.context.health.update(|facts| {
             facts.epoch = Some(order.epoch.to_string());
@@ -195,7 +195,7 @@ impl Keeper {
     }
 
     /// Begins the next revalidation that is pending, if this worker leads.
-    async fn run_next(&mut self, order: &Order) {
+    async fn run_next(&mut self, order: &EpochState) {
         if self.running.is_some() {
             return;
         }
@@ -210,7 +210,7 @@ impl Keeper {
         let Some(lost) = self.lead().await else { return };
         let (name, policy) = (dataset.name().to_owned(), self.context.config.service.on_new_epoch);
         let made_ms = order.head.pending.get(&name).and_then(PendingRevalidation::since_ms);
-        let work = async move { debt::pay(&engine, &dataset, policy, &lost).await };
+        let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
         self.running = Some(Running { dataset: name, made_ms, work: Background::spawn(work) });
     }
 

@@ -43,7 +43,7 @@ async fn scan_forever(context: &Context) {
         // Several workers do not scan at the same moment.
         tokio::time::sleep(scan_every.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
         let context = context.clone();
-        match Background::spawn(async move { scan(&context).await }).result().await {
+        match Background::spawn(async move { scan(&context, scan_every).await }).result().await {
             Some(Ok(looked)) if looked == RefreshReport::default() => {}
             Some(Ok(looked)) if 0 < looked.extended => {
                 info!(extended = looked.extended, "entries kept while postgres is down");
@@ -73,7 +73,7 @@ async fn fill_forever(context: &TaskContext, wake: &Wake) {
     }
 }
 
-async fn scan(context: &Context) -> Result<RefreshReport, EngineError> {
+async fn scan(context: &Context, next_scan: Duration) -> Result<RefreshReport, EngineError> {
     let facts = context.redis.facts().await?;
     let outage = match context.postgres.ping().await {
         Ok(()) => None,
@@ -86,7 +86,7 @@ async fn scan(context: &Context) -> Result<RefreshReport, EngineError> {
         }
         Err(error) => return Err(error.into()),
     };
-    let mut scan = RefreshScan::new(&facts);
+    let mut scan = RefreshScan::new(&facts, next_scan);
     while !scan.step(context, outage.clone()).await? {}
     Ok(scan.report)
 }

@@ -181,7 +181,7 @@ impl Plan {
     fn on_ended(&mut self, end: Option<BackfillEnd>) {
         let Some(Running { dataset: name, since, .. }) = self.running.take() else { return };
         let metrics = &self.context.engine.metrics;
-        let count = |outcome| metrics.passes.get_or_create(&ByDatasetOutcome::new(&name, outcome)).inc();
+        let count = |outcome| metrics.backfills.get_or_create(&ByDatasetOutcome::new(&name, outcome)).inc();
         match end {
             Some(BackfillEnd::Ran(Ok(report), took)) => {
                 count("ok");
@@ -251,9 +251,9 @@ impl Plan {
 fn note(engine: &Context, name: &str, report: &LoadReport, took: Duration) {
     let by_dataset = ByDataset::new(name);
     let seconds = i64::try_from(now_ms() / 1000).unwrap_or_default();
-    engine.metrics.last_pass.get_or_create(&by_dataset).set(seconds);
+    engine.metrics.last_backfill.get_or_create(&by_dataset).set(seconds);
     let stored = i64::try_from(report.stored).unwrap_or_default();
-    engine.metrics.pass_entries.get_or_create(&by_dataset).set(stored);
+    engine.metrics.backfill_entries.get_or_create(&by_dataset).set(stored);
     info!(
         dataset = name,
         stored = report.stored,

@@ -11,7 +11,7 @@ use cachekeeper_engine::flows::catalog::Dataset;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
 use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::stores::postgres::Trouble;
+use cachekeeper_engine::stores::postgres::ErrorKind;
 
 /// Checks what only the servers know.
 pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, EngineError> {
@@ -56,12 +56,12 @@ async fn check_servers(
         problems.push(if required { problem } else { problem.into_warning() });
     }
     match context.postgres.poll().await {
-        Err(error) if error.trouble == Trouble::NoSchema => {
+        Err(error) if error.kind == ErrorKind::NoSchema => {
             let help = "run `cachekeeper migrate` as a user who may create a schema".to_owned();
             let message = "the schema `cachekeeper` is not installed";
             problems.push(config.source.problem("postgres.url", message, help));
         }
-        Err(error) if error.trouble == Trouble::Standby => return Err(error.into()),
+        Err(error) if error.kind == ErrorKind::Standby => return Err(error.into()),
         Err(_) | Ok(_) => {}
     }
     for dataset in context.catalog.iter() {
@@ -81,7 +81,7 @@ async fn check_coverage(
     let coverage = match coverage::look(context, false).await {
         Ok(coverage) => coverage,
         // Said already.
-        Err(EngineError::Source(error)) if error.trouble == Trouble::NoSchema => return Ok(()),
+        Err(EngineError::Source(error)) if error.kind == ErrorKind::NoSchema => return Ok(()),
         Err(error) => return Err(error),
     };
     for (name, reason) in coverage.gaps() {

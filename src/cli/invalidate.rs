@@ -7,11 +7,11 @@ use tokio_util::sync::CancellationToken;
 use super::output::{Exit, Output};
 use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::debt;
 use cachekeeper_engine::flows::epoch::{self, with_current_epoch};
 use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::invalidate;
 use cachekeeper_engine::flows::load::LoadReport;
+use cachekeeper_engine::flows::revalidation;
 use cachekeeper_engine::stores::redis::PendingRevalidation;
 use cachekeeper_protocol::event::Op;
 
@@ -95,7 +95,7 @@ async fn whole(
     } else {
         cachekeeper_config::OnNewEpoch::Refresh
     };
-    let mut report = debt::pay(context, dataset, policy, &CancellationToken::new()).await?;
+    let mut report = revalidation::run(context, dataset, policy, &CancellationToken::new()).await?;
     let holds_all = dataset.settings.scope == cachekeeper_config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
         let options =

@@ -9,8 +9,8 @@ use super::output::{Exit, Output};
 use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
+use cachekeeper_engine::flows::coverage::Coverage;
 use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::followed::Coverage;
 use cachekeeper_engine::stores::postgres::Postgres;
 
 const ATTEMPTS: usize = 10;

@@ -11,8 +11,9 @@ use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::did_you_mean;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters, bind};
-use cachekeeper_engine::flows::write::{CacheState, WriteError, Written, statement_of, write as carry_out};
+use cachekeeper_engine::flows::write::{
+    CacheState, Parameter, Parameters, WriteError, Written, bind, statement_of, write as carry_out,
+};
 use cachekeeper_engine::stores::postgres::write::WriteStatement;
 
 /// Entries that are shown; `--json` has all.

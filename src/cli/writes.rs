@@ -11,7 +11,7 @@ use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::lease::LeaseName;
 use cachekeeper_engine::flows::rejected::{Rejected, rejected, replay};
-use cachekeeper_engine::flows::write::parameters::{Parameter, decode};
+use cachekeeper_engine::flows::write::{Parameter, decode};
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, StreamState};
 
 /// More than are ever kept.

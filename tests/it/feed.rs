@@ -7,7 +7,7 @@ use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::compare::{Extent, compare};
 use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::{coverage, debt};
+use cachekeeper_engine::flows::{coverage, revalidation};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -269,7 +269,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let mut follower = Follower::new(&context);
     while follower.step(true).await.unwrap() != Step::Idle {}
     let refresh = cachekeeper_config::OnNewEpoch::Refresh;
-    debt::pay(&context, &product, refresh, &CancellationToken::new()).await.unwrap();
+    revalidation::run(&context, &product, refresh, &CancellationToken::new()).await.unwrap();
     let mut client = rig.client().await;
     let old: String = client.get("product:5").await.unwrap();
     let job: String = {
@@ -287,7 +287,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let _: () = client.set("product:5", &old).await.unwrap();
     rig.postgres.execute("update products set name = 'another' where id = 6").await.unwrap();
     assert!(matches!(follower.step(true).await, Err(EngineError::RedisRolledBack)));
-    cachekeeper_engine::flows::epoch::relabel(&context).await.unwrap();
+    cachekeeper_engine::flows::epoch::renew(&context).await.unwrap();
     while follower.step(true).await.unwrap() != Step::Idle {}
     for (key, name) in [("product:5", "new"), ("product:6", "another")] {
         let value: String = client.get(key).await.unwrap();

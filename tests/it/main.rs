@@ -30,6 +30,7 @@ mod handover;
 mod leases;
 mod ledger;
 mod locks;
+mod metrics;
 mod oracle;
 mod passes;
 mod process;

@@ -5,7 +5,7 @@ use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, Storing, load};
-use cachekeeper_engine::flows::{debt, epoch, invalidate};
+use cachekeeper_engine::flows::{epoch, invalidate, revalidation};
 use cachekeeper_engine::stores::redis::{Answer, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::stamp::Stamp;
@@ -249,14 +249,14 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     epoch::ensure(&context, "").await.unwrap();
     assert!(context.redis.metadata("").await.unwrap().pending.contains_key("t"));
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
     assert!(context.redis.metadata("").await.unwrap().pending.is_empty());
     // Dropped instead of refreshed.
     let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     let policy = cachekeeper_config::OnNewEpoch::Drop;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.invalidated), (0, 5_000));
     let left: bool = client.exists("t:5").await.unwrap();
     assert!(!left);
@@ -287,8 +287,9 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let _: i64 = client.lpush("t:1", "not a string").await.unwrap();
     wait_until("two passes were made", || async {
         let metrics = worker.context.metrics.render().unwrap();
-        let line =
-            metrics.lines().find(|line| line.starts_with("cachekeeper_passes_total") && line.contains("ok"));
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("cachekeeper_backfills_total") && line.contains("ok"));
         match line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()) {
             Some(2..) => Ok(()),
             other => Err(format!("{other:?}")),

@@ -16,10 +16,10 @@ use super::context::Context;
 use super::encode::Encoder;
 use super::epoch;
 use super::error::EngineError;
-use super::fresh;
+use super::fresh::{self, WaitError};
 use super::load::{Cause, Job, LoadOptions, load};
 use crate::compress::decompress;
-use crate::stores::postgres::{DatasetSource, KeyValues, Row, Trouble};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Row};
 use crate::stores::redis::{UseSign, Wanted};
 use cachekeeper_config::{Format, Scope};
 use cachekeeper_protocol::entry::EntryBatch;
@@ -153,7 +153,7 @@ pub async fn compare(
             })
             .collect();
         let checked = check_keys(context, dataset, &source, keys, &mut found).await;
-        if matches!(&checked, Err(EngineError::Source(error)) if error.trouble == Trouble::Changed) {
+        if matches!(&checked, Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed) {
             dataset.forget_source();
         }
         checked?;
@@ -237,7 +237,11 @@ async fn look_at(
     let mut is_sure = false;
     if with_care && is_covered(context, dataset).await? {
         let token = Token { incarnation: before.poll.incarnation, snapshot: before.poll.snapshot };
-        is_sure = fresh::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await?.1;
+        is_sure = match fresh::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await {
+            Ok((_, is_fresh)) => is_fresh,
+            Err(WaitError::TooMany) => false,
+            Err(WaitError::Flow(error)) => return Err(error),
+        };
     }
     let cached = context.redis.read(&names).await?;
     let after = if is_sure {
@@ -295,7 +299,7 @@ async fn find_missing(
     seen: &HashSet<String>,
     found: &mut Comparison,
 ) -> Result<(), EngineError> {
-    let mut rows = context.postgres.pass(source, None).await?;
+    let mut rows = context.postgres.backfill(source, None).await?;
     let mut encoder = Encoder::new(dataset, source);
     let mut batch = EntryBatch::default();
     let mut absent = Vec::new();
@@ -312,7 +316,7 @@ async fn find_missing(
     }
     encoder.finish(&mut batch);
     take(&mut batch);
-    // Stored between the walk and the pass?
+    // Stored between the scan of Redis and the one of the table?
     for chunk in absent.chunks(PAGE) {
         let cached = context.redis.read(chunk).await?;
         let missing = chunk.iter().zip(cached).filter(|(_, (value, _))| value.is_none());
@@ -322,9 +326,6 @@ async fn find_missing(
 }
 
 /// Loads again what was found wrong.
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, EngineError> {
     let wrong = found.stale.iter().chain(&found.extra).chain(&found.missing).chain(&found.undecodable);
     let keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();

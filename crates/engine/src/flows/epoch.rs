@@ -1,4 +1,4 @@
-//! Epochs: notice that an order has ended, and begin the next one (R13, R16).
+//! Epochs: notice that one has ended, and begin the next (R13, R16).
 
 use std::sync::atomic::Ordering;
 
@@ -7,32 +7,32 @@ use tracing::{debug, info, warn};
 use super::context::Context;
 use super::error::EngineError;
 use crate::metrics::ByReason;
-use crate::stores::postgres::{OutboxState, Poll, SourceError, Trouble};
+use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
 use crate::stores::redis::{
     Answer, Creation, Epoch, Metadata, NewEpoch, PendingRevalidation, PreconditionFailed, Registration,
 };
 use cachekeeper_protocol::stamp::Snapshot;
 
-/// The order of things as it was just read.
+/// The current epoch, as it was just read.
 #[derive(Debug, Clone)]
-pub struct Order {
-    /// The epoch.
+pub struct EpochState {
+    /// Its id.
     pub epoch: Epoch,
-    /// Snapshot and incarnation, taken after the head was read.
+    /// Snapshot and incarnation, taken after the metadata was read.
     pub poll: Poll,
-    /// The head.
+    /// The metadata in Redis.
     pub head: Metadata,
 }
 
 /// How often another process may be faster before something is wrong.
 const ATTEMPTS: usize = 10;
 
-/// Reads the head and takes a snapshot; begins a new epoch where the tables are missing or the database has another
+/// Reads the metadata and takes a snapshot; begins a new epoch where the tables are missing or the database has another
 /// incarnation; makes this process's definitions known. `job` is counted, if it is not empty.
 ///
 /// # Errors
 /// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
-pub async fn ensure(context: &Context, job: &str) -> Result<Order, EngineError> {
+pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineError> {
     for _ in 0..ATTEMPTS {
         let head = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
@@ -42,8 +42,8 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, EngineError> 
         let is_same = head.incarnation.as_deref() == Some(poll.incarnation.as_str());
         if let (true, true, Some(epoch)) = (head.is_whole, is_same, head.epoch) {
             context.set_epoch(Some(epoch));
-            adopt_all(context, &epoch, &poll, &head).await?;
-            return Ok(Order { epoch, poll, head });
+            register_all(context, &epoch, &poll, &head).await?;
+            return Ok(EpochState { epoch, poll, head });
         }
         let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
         begin(context, &head, &poll, reason, false).await?;
@@ -51,20 +51,14 @@ pub async fn ensure(context: &Context, job: &str) -> Result<Order, EngineError> 
     Err(context.on_precondition_failed(None, PreconditionFailed::Epoch))
 }
 
-/// Redis went back, but its tables are whole: the same order under a new name, and everything is owed.
-///
-/// # Errors
-/// [`EngineError`].
-pub async fn relabel(context: &Context) -> Result<(), EngineError> {
+/// Redis rolled back, but its tables are whole: they go on under a new epoch id, and everything is pending.
+pub async fn renew(context: &Context) -> Result<(), EngineError> {
     let head = context.redis.metadata("").await?;
     let poll = poll(context).await?;
-    begin(context, &head, &poll, "went back", head.is_whole).await
+    begin(context, &head, &poll, "rolled back", head.is_whole).await
 }
 
 /// Begins anew if the cursor is behind what the outbox still has (R13).
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
     let head = context.redis.metadata("").await?;
     let poll = poll(context).await?;
@@ -80,7 +74,7 @@ async fn begin(
     head: &Metadata,
     poll: &Poll,
     reason: &str,
-    is_renewal: bool,
+    keeps_tables: bool,
 ) -> Result<(), EngineError> {
     let datasets: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
     let new = NewEpoch {
@@ -88,12 +82,12 @@ async fn begin(
         snapshot: &poll.snapshot,
         pending: &PendingRevalidation::new(reason, head.now_ms),
         datasets: &datasets,
-        is_renewal,
+        is_renewal: keeps_tables,
     };
     match context.redis.create_epoch(head, &new).await? {
         Creation::Created(epoch) => {
             warn!(%epoch, reason, incarnation = %poll.incarnation, floor = %poll.snapshot.stamp(),
-                "a new epoch begins, all datasets are owed");
+                "a new epoch begins, all datasets are pending");
             context.metrics.epochs.get_or_create(&ByReason::new(reason)).inc();
             Ok(())
         }
@@ -102,14 +96,11 @@ async fn begin(
     }
 }
 
-/// Takes a snapshot; where the server began another life, records its incarnation first.
-///
-/// # Errors
-/// [`EngineError`].
+/// Takes a snapshot; where the primary was restarted, records its incarnation first.
 pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     match context.postgres.poll().await {
-        Err(error) if error.trouble == Trouble::NoIncarnation => {
-            info!("the server began another life, recording its incarnation");
+        Err(error) if error.kind == ErrorKind::NoIncarnation => {
+            info!("the primary restarted, recording its incarnation");
             context.postgres.record_incarnation().await?;
             Ok(context.postgres.poll().await?)
         }
@@ -117,7 +108,7 @@ pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     }
 }
 
-async fn adopt_all(
+async fn register_all(
     context: &Context,
     epoch: &Epoch,
     poll: &Poll,
@@ -137,7 +128,7 @@ async fn adopt_all(
         let life = (longest, head.now_ms);
         match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
             Answer::Done(Registration::Registered) => {
-                info!(dataset = dataset.name(), revision = %dataset.revision, "definition adopted, entries are owed");
+                info!(dataset = dataset.name(), revision = %dataset.revision, "definition registered, entries are pending");
                 dataset.is_registered.store(true, Ordering::Relaxed);
             }
             Answer::Done(Registration::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
@@ -180,7 +171,7 @@ where
                 ensure(context, "").await?;
             }
             Err(EngineError::Source(SourceError {
-                trouble: Trouble::NoIncarnation | Trouble::Changed,
+                kind: ErrorKind::NoIncarnation | ErrorKind::Changed,
                 ..
             })) if attempt < ATTEMPTS => {
                 ensure(context, "").await?;

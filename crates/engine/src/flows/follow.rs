@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::context::Context;
+use super::coverage::Coverage;
 use super::error::EngineError;
 use super::failpoint;
-use super::followed::Coverage;
 use super::load::Job;
 use super::{coverage, epoch};
-use crate::stores::postgres::{Change, FeedPoll, FeedReader, Poll, Trouble};
+use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
 use crate::stores::redis::{Advance, Advanced, Epoch, PendingRevalidation, PreconditionFailed};
 pub use batch::Touched;
 use batch::{Batch, GATHERED};
@@ -156,7 +156,7 @@ impl Follower {
         let polled_at = Instant::now();
         let poll = match polled {
             Ok(poll) => poll,
-            Err(error) if error.trouble == Trouble::NoIncarnation => {
+            Err(error) if error.kind == ErrorKind::NoIncarnation => {
                 epoch::ensure(&self.context, "").await?;
                 return Ok(Step::Again);
             }
@@ -323,7 +323,7 @@ impl Follower {
 
     /// What this process follows, and has not left to a newer one.
     fn followed(&self, coverage: &Coverage) -> Vec<(String, String)> {
-        let mut followed = coverage.followed();
+        let mut followed = coverage.covered();
         followed.retain(|(name, _)| {
             self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded())
         });
@@ -344,9 +344,6 @@ impl Follower {
     }
 
     /// Empties what every Redis that may come back has seen.
-    ///
-    /// # Errors
-    /// [`EngineError`].
     pub async fn trim(&self) -> Result<(), EngineError> {
         let Some(place) = &self.place else { return Ok(()) };
         let trimmed = self.context.postgres.trim_outbox(&place.cursor, self.context.feed.retention).await?;

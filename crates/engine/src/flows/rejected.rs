@@ -6,7 +6,7 @@ use super::commands::command::record_id;
 use super::context::Context;
 use super::error::EngineError;
 use super::failpoint;
-use crate::stores::postgres::commands::forget_rejected;
+use crate::stores::postgres::write::forget_rejections;
 use crate::stores::redis::{CacheError, StreamEntry};
 
 /// A write command that was rejected.
@@ -35,9 +35,6 @@ pub struct Replayed {
 const AT_ONCE: usize = 100;
 
 /// The rejected commands of a stream, the oldest first.
-///
-/// # Errors
-/// [`CacheError`].
 pub async fn rejected(context: &Context, stream: &str, most: usize) -> Result<Vec<Rejected>, CacheError> {
     let letters = context.redis.dead_letters(stream, most).await?;
     Ok(letters.into_iter().map(Rejected::read).collect())
@@ -61,7 +58,7 @@ async fn replay_all(
     for part in commands.chunks(AT_ONCE) {
         let ids: HashSet<String> = part.iter().filter_map(|one| one.id.clone()).collect();
         let ids: Vec<String> = ids.into_iter().collect();
-        forget_rejected(&context.postgres, stream, &ids).await?;
+        forget_rejections(&context.postgres, stream, &ids).await?;
         failpoint::reach("replay.forgotten");
         for one in part {
             context.redis.revive(stream, &one.letter, &one.fields_again()).await?;

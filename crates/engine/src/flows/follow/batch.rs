@@ -8,14 +8,14 @@ use tracing::{info, warn};
 
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
+use crate::flows::coverage::{Coverage, Touches};
 use crate::flows::error::EngineError;
 use crate::flows::failpoint;
-use crate::flows::followed::{Coverage, Touches};
 use crate::flows::invalidate::{delete_keys, members, reload_keys};
 use crate::flows::load::Job;
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::postgres::write::DIRECT;
-use crate::stores::postgres::{Change, KeyValues, Poll, Trouble};
+use crate::stores::postgres::{Change, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{Epoch, PendingRevalidation};
 use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
@@ -209,8 +209,8 @@ impl Batch<'_> {
         let is_own_fault = match error {
             EngineError::Slow { .. } | EngineError::Dataset { .. } => true,
             EngineError::Source(error) => !matches!(
-                error.trouble,
-                Trouble::Unavailable | Trouble::NoIncarnation | Trouble::Standby | Trouble::NoSchema
+                error.kind,
+                ErrorKind::Unavailable | ErrorKind::NoIncarnation | ErrorKind::Standby | ErrorKind::NoSchema
             ),
             EngineError::Cache(_)
             | EngineError::PreconditionFailed(_)
