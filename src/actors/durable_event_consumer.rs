@@ -45,7 +45,7 @@ impl Task for DurableEventConsumer {
 
     async fn run(context: TaskContext, _wake: Wake) {
         let Some(stream) = context.config.invalidation.stream.as_deref() else { return };
-        let group = group_of(context.engine.redis.keys().prefix());
+        let group = group_of(context.engine.redis.keys().namespace());
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let opened = context.engine.redis.open_stream(stream, &group, &context.owner, WAITS, None).await;

@@ -281,7 +281,7 @@ impl Reader<'_> {
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is said to stand: backfills at the start wait for it, so that they cover the gap.
-        let at_ms = engine.redis.head("").await.ok().map(|head| head.now_ms);
+        let at_ms = engine.redis.metadata("").await.ok().map(|head| head.now_ms);
         self.context.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
         self.gap.note(at_ms);

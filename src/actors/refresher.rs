@@ -78,7 +78,7 @@ async fn scan(context: &Context, next_scan: Duration) -> Result<RefreshReport, E
     let outage = match context.postgres.ping().await {
         Ok(()) => None,
         Err(error) if error.is_transient() => {
-            let head = context.redis.head("").await?;
+            let head = context.redis.metadata("").await?;
             match Outage::read(&head, now_ms()) {
                 Some(outage) => Some(outage),
                 None => return Err(error.into()),

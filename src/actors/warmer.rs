@@ -269,10 +269,10 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
         LeaseReply::Unavailable(_) => return BackfillEnd::Elsewhere(LOOK_AT_OTHERS),
     };
     // Only under the lease, so that nobody else can be about to do it.
-    match context.engine.redis.head("").await {
+    match context.engine.redis.metadata("").await {
         Ok(head) => {
             let since_ms = since.by_redis(head.now_ms);
-            if head.warmed.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
+            if head.backfilled.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
                 return BackfillEnd::DoneElsewhere;
             }
         }

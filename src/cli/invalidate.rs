@@ -12,7 +12,7 @@ use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::invalidate;
 use cachekeeper_engine::flows::load::LoadReport;
 use cachekeeper_engine::flows::revalidation;
-use cachekeeper_engine::stores::redis::Debt;
+use cachekeeper_engine::stores::redis::PendingRevalidation;
 use cachekeeper_protocol::event::Op;
 
 /// What to invalidate.
@@ -87,9 +87,9 @@ async fn whole(
     op: Option<Op>,
 ) -> Result<LoadReport, EngineError> {
     let order = epoch::ensure(context, "").await?;
-    let (names, debt) = ([dataset.name().to_owned()], Debt::new("command", order.head.now_ms));
+    let (names, debt) = ([dataset.name().to_owned()], PendingRevalidation::new("command", order.head.now_ms));
     let at = (&order.epoch, order.poll.incarnation.as_str());
-    context.checked(None, context.redis.owe(at, &debt, &names, None, "").await?)?;
+    context.checked(None, context.redis.mark_pending(at, &debt, &names, None, "").await?)?;
     let policy = if op == Some(Op::Delete) {
         cachekeeper_config::OnNewEpoch::Drop
     } else {

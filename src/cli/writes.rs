@@ -68,7 +68,7 @@ pub async fn writes(
 
 /// How a stream stands, and its group.
 pub async fn look(context: &Context, stream: &str) -> Result<(StreamState, String), CacheError> {
-    let group = group_of(context.redis.keys().prefix());
+    let group = group_of(context.redis.keys().namespace());
     Ok((context.redis.stream_state(stream, &group).await?, group))
 }
 

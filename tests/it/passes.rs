@@ -90,15 +90,15 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let error = backfill(&context, dataset, &slow).await.unwrap_err();
     assert!(matches!(error, EngineError::Cancelled), "{error}");
     stopper.await.unwrap();
-    let head = context.redis.head("").await.unwrap();
-    let bookmark = head.passes.get("t").unwrap().clone();
+    let head = context.redis.metadata("").await.unwrap();
+    let bookmark = head.backfills.get("t").unwrap().clone();
     // Head, tables, windows and tag sets are among them; they are few.
     let stored_before = count(&context).await;
     assert!((1_000..5_000).contains(&stored_before), "{stored_before}, {bookmark}");
     let report = backfill(&context, dataset, &options()).await.unwrap();
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
-    let head = context.redis.head("").await.unwrap();
-    assert!(head.passes.is_empty() && head.warmed.contains_key("t"));
+    let head = context.redis.metadata("").await.unwrap();
+    assert!(head.backfills.is_empty() && head.backfilled.contains_key("t"));
     let found = cachekeeper_engine::flows::compare::compare(
         &context,
         dataset,
@@ -245,15 +245,15 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     let mut client = rig.client().await;
     let _: () = client.set("t:99999", "its row is gone").await.unwrap();
     let _: () = client.set("t:5", "stale").await.unwrap();
-    let _: () = client.del("ck:{test}:head").await.unwrap();
+    let _: () = client.del("ck:{test:0}:meta").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
-    assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
+    assert!(context.redis.metadata("").await.unwrap().pending.contains_key("t"));
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
-    assert!(context.redis.head("").await.unwrap().owed.is_empty());
+    assert!(context.redis.metadata("").await.unwrap().pending.is_empty());
     // Dropped instead of refreshed.
-    let _: () = client.del("ck:{test}:stamps").await.unwrap();
+    let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     let policy = cachekeeper_config::OnNewEpoch::Drop;
     let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();

@@ -15,9 +15,9 @@ use super::flight::{Bytes, LoadRequest, LoadedBytes, Loader};
 use super::key_class::ReadOutcome;
 use super::policy::Policy;
 use super::source::Snapshot;
-use cachekeeper_engine::stores::redis::{Answer, Order};
+use cachekeeper_engine::stores::redis::{Answer, CounterRule};
+use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::EntryBatch;
-use cachekeeper_protocol::fence::Fence;
 
 /// What a loader found. `Some(value)` and `None` become one by themselves.
 #[derive(Debug, Clone)]
@@ -305,7 +305,7 @@ impl Core {
         &self,
         found: Vec<(&str, Result<Loaded<T>, ClientError>)>,
         policy: &Policy,
-        fence: Option<Fence>,
+        fence: Option<InvalidationCounters>,
     ) -> Vec<LoadedBytes> {
         let mut results = Vec::with_capacity(found.len());
         let mut batches = vec![EntryBatch::default()];
@@ -355,15 +355,15 @@ impl Core {
     }
 
     /// Stores fills. What is refused or fails is not stored: whoever loaded it has it.
-    async fn fill(&self, batch: &EntryBatch, fence: &Fence, read_at: Option<&Snapshot>) {
+    async fn fill(&self, batch: &EntryBatch, fence: &InvalidationCounters, read_at: Option<&Snapshot>) {
         let refused = match read_at {
             Some(read_at) if self.source.is_some() => self.source.store(batch, fence, read_at).await,
             _ => {
-                let fill = self.backend.fill(batch, Order::Fill(fence), None);
+                let fill = self.backend.fill(batch, CounterRule::Unchanged(fence), None);
                 self.ask("store a fill", fill).await.map(|answer| match answer {
                     Answer::Done(refused) => refused,
                     // It carries no stamp: nothing can have changed under it.
-                    Answer::Gone(_) => Vec::new(),
+                    Answer::Failed(_) => Vec::new(),
                 })
             }
         };

@@ -172,8 +172,8 @@ async fn read(arena: Arc<Arena>, mut random: StdRng) {
             .arg(READ)
             .arg(3)
             .arg(format!("item:{id}"))
-            .arg("ck:{test}:watermark")
-            .arg("ck:{test}:head")
+            .arg("ck:{test:0}:watermark")
+            .arg("ck:{test:0}:meta")
             .query_async(open)
             .await;
         let Ok((Some(value), watermark, epoch)) = reply else {

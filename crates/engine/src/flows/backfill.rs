@@ -16,7 +16,7 @@ use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
-use crate::stores::redis::{Claim, Epoch, Paid, StoreMode, Stored};
+use crate::stores::redis::{Answer, Claim, Epoch, Settled, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 
 /// How far a backfill is.
@@ -114,7 +114,7 @@ struct BackfillStream<'a> {
 /// A batch on its way: its entries, and the key it ends with.
 struct Sent {
     batch: EntryBatch,
-    answer: Result<Stored, EngineError>,
+    answer: Result<Answer<Vec<usize>>, EngineError>,
 }
 
 impl<'a> BackfillStream<'a> {
@@ -127,7 +127,7 @@ impl<'a> BackfillStream<'a> {
         let mut job = Job::new("backfill");
         let order = epoch::ensure(context, &job.id).await?;
         job.count = order.head.counted;
-        let interrupted = order.head.passes.get(dataset.name()).filter(|_| options.resume);
+        let interrupted = order.head.backfills.get(dataset.name()).filter(|_| options.resume);
         let interrupted = interrupted.and_then(|text| Bookmark::parse(text, dataset));
         // Of one that was interrupted long ago the first entries may have expired.
         let recent = order.head.now_ms.saturating_sub(millis(dataset.lifetimes.ttl / 2));
@@ -204,7 +204,7 @@ impl<'a> BackfillStream<'a> {
         let (job, progress) = (self.job.id.clone(), self.confirmed.clone());
         let longest = self.dataset.lifetimes.longest();
         let sending = tokio::spawn(async move {
-            let precondition = crate::stores::redis::Standing {
+            let precondition = crate::stores::redis::Precondition {
                 epoch: &epoch,
                 incarnation: &poll.incarnation,
                 dataset: &name,
@@ -281,11 +281,11 @@ impl<'a> BackfillStream<'a> {
         self.load_refused().await?;
         let current = epoch::current(self.context).await?;
         let precondition = self.dataset.precondition(&current, &self.poll.incarnation);
-        let paid = Paid::Pass { began_ms: self.began_ms };
-        let answer = self.context.redis.claim(&precondition, &self.job.id, self.job.count, paid).await?;
+        let paid = Settled::Backfill { began_ms: self.began_ms };
+        let answer = self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, paid).await?;
         match self.context.checked(Some(self.dataset), answer)? {
             Claim::Accepted => Ok(self.report),
-            Claim::WentBack => {
+            Claim::RolledBack => {
                 self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
                 Err(EngineError::RedisRolledBack)
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
 use crate::stores::postgres::{DatasetSource, KeyValues, Postgres};
-use crate::stores::redis::{Epoch, Standing};
+use crate::stores::redis::{Epoch, Precondition};
 use cachekeeper_config as config;
 use cachekeeper_protocol::freshness::Lifetimes;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
@@ -112,8 +112,8 @@ impl Dataset {
 
     /// What a script that writes this dataset's entries must find unchanged.
     #[must_use]
-    pub fn precondition<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Standing<'a> {
-        Standing { epoch, incarnation, dataset: self.name(), revision: &self.revision }
+    pub fn precondition<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Precondition<'a> {
+        Precondition { epoch, incarnation, dataset: self.name(), revision: &self.revision }
     }
 
     /// Whether a newer process has redefined this dataset.

@@ -34,10 +34,8 @@ use transaction::{BatchMode, Ending, Leadership, finish_surely, work_off};
 
 /// The group in which workers read.
 #[must_use]
-pub fn group_of(namespace_prefix: &str) -> String {
-    // The prefix is `ck:{<namespace>}:`.
-    let name = namespace_prefix.trim_start_matches("ck:{").trim_end_matches("}:");
-    format!("cachekeeper:{name}")
+pub fn group_of(namespace: &str) -> String {
+    format!("cachekeeper:{namespace}")
 }
 
 /// A command in its queue.
@@ -150,7 +148,7 @@ impl CommandConsumer {
     }
 
     async fn take_over(context: &Context, stream: &str) -> Result<Self, Box<CommandError>> {
-        let group = group_of(context.redis.keys().prefix());
+        let group = group_of(context.redis.keys().namespace());
         // From the first on no earlier leader commits any more, from the second on none takes entries.
         let token = context.postgres.take_over_writes(stream).await?;
         let reader = context.redis.open_stream(stream, &group, CONSUMER, WAITS, Some(token)).await?;

@@ -140,7 +140,7 @@ pub async fn compare(
         let current = epoch::current(context).await?;
         let standing = dataset.precondition(&current, &order_poll.incarnation);
         let wanted = [Wanted { prefix, left_max: None }];
-        let answer = context.redis.walk(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await?;
+        let answer = context.redis.scan(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await?;
         let page = context.checked(Some(dataset), answer)?;
         let keys: Vec<(String, KeyValues)> = page
             .entries

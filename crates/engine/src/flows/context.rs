@@ -10,7 +10,7 @@ use super::error::EngineError;
 use super::watermark_watch::WatermarkWatch;
 use crate::metrics::Metrics;
 use crate::stores::postgres::{CaptureLimits, Postgres};
-use crate::stores::redis::{Answer, CacheError, Epoch, Gone, Redis};
+use crate::stores::redis::{Answer, CacheError, Epoch, PreconditionFailed, Redis};
 use cachekeeper_config::{Config, FeedMode};
 
 /// Stores, datasets, metrics, and the epoch as this process knows it. Cheap to clone.
@@ -106,17 +106,21 @@ impl Context {
     pub fn checked<T>(&self, dataset: Option<&Dataset>, answer: Answer<T>) -> Result<T, EngineError> {
         match answer {
             Answer::Done(value) => Ok(value),
-            Answer::Gone(failed) => Err(self.on_precondition_failed(dataset, failed)),
+            Answer::Failed(failed) => Err(self.on_precondition_failed(dataset, failed)),
         }
     }
 
     /// The one place that acts on a failed precondition. A definition that is not the dataset's any more ends this process's
     /// work on it; else what is known of the epoch is out of date, and is read anew before anything else is tried.
-    pub(super) fn on_precondition_failed(&self, dataset: Option<&Dataset>, failed: Gone) -> EngineError {
+    pub(super) fn on_precondition_failed(
+        &self,
+        dataset: Option<&Dataset>,
+        failed: PreconditionFailed,
+    ) -> EngineError {
         match (failed, dataset) {
-            (Gone::Revision, Some(dataset)) => dataset.supersede(),
-            (Gone::Revision, None) => EngineError::PreconditionFailed(failed),
-            (Gone::Table | Gone::Epoch | Gone::Incarnation, _) => {
+            (PreconditionFailed::Revision, Some(dataset)) => dataset.supersede(),
+            (PreconditionFailed::Revision, None) => EngineError::PreconditionFailed(failed),
+            (PreconditionFailed::Table | PreconditionFailed::Epoch | PreconditionFailed::Incarnation, _) => {
                 self.set_epoch(None);
                 EngineError::PreconditionFailed(failed)
             }

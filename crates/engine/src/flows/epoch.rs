@@ -8,7 +8,9 @@ use super::context::Context;
 use super::error::EngineError;
 use crate::metrics::ByReason;
 use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
-use crate::stores::redis::{Adoption, Answer, Creation, Debt, Epoch, Gone, Head, NewEpoch};
+use crate::stores::redis::{
+    Answer, Creation, Epoch, Metadata, NewEpoch, PendingRevalidation, PreconditionFailed, Registration,
+};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// The current epoch, as it was just read.
@@ -19,7 +21,7 @@ pub struct EpochState {
     /// Snapshot and incarnation, taken after the metadata was read.
     pub poll: Poll,
     /// The metadata in Redis.
-    pub head: Head,
+    pub head: Metadata,
 }
 
 /// How often another process may be faster before something is wrong.
@@ -32,7 +34,7 @@ const ATTEMPTS: usize = 10;
 /// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
 pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineError> {
     for _ in 0..ATTEMPTS {
-        let head = context.redis.head(job).await.map_err(|error| context.count_refusal(error))?;
+        let head = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
         if head.retired.contains(&poll.incarnation) {
             return Err(EngineError::Retired);
@@ -46,19 +48,19 @@ pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineEr
         let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
         begin(context, &head, &poll, reason, false).await?;
     }
-    Err(context.on_precondition_failed(None, Gone::Epoch))
+    Err(context.on_precondition_failed(None, PreconditionFailed::Epoch))
 }
 
 /// Redis rolled back, but its tables are whole: they go on under a new epoch id, and everything is pending.
 pub async fn renew(context: &Context) -> Result<(), EngineError> {
-    let head = context.redis.head("").await?;
+    let head = context.redis.metadata("").await?;
     let poll = poll(context).await?;
     begin(context, &head, &poll, "rolled back", head.is_whole).await
 }
 
 /// Begins anew if the cursor is behind what the outbox still has (R13).
 pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
-    let head = context.redis.head("").await?;
+    let head = context.redis.metadata("").await?;
     let poll = poll(context).await?;
     let cursor = head.cursor.as_deref().and_then(|text| text.parse::<Snapshot>().ok());
     if cursor.is_none_or(|cursor| outbox.is_behind(&cursor, &poll.incarnation)) {
@@ -69,7 +71,7 @@ pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(),
 
 async fn begin(
     context: &Context,
-    head: &Head,
+    head: &Metadata,
     poll: &Poll,
     reason: &str,
     keeps_tables: bool,
@@ -78,9 +80,9 @@ async fn begin(
     let new = NewEpoch {
         incarnation: &poll.incarnation,
         snapshot: &poll.snapshot,
-        debt: &Debt::new(reason, head.now_ms),
+        pending: &PendingRevalidation::new(reason, head.now_ms),
         datasets: &datasets,
-        is_relabel: keeps_tables,
+        is_renewal: keeps_tables,
     };
     match context.redis.create_epoch(head, &new).await? {
         Creation::Created(epoch) => {
@@ -106,7 +108,12 @@ pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     }
 }
 
-async fn register_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head) -> Result<(), EngineError> {
+async fn register_all(
+    context: &Context,
+    epoch: &Epoch,
+    poll: &Poll,
+    head: &Metadata,
+) -> Result<(), EngineError> {
     for dataset in context.catalog.iter() {
         let seen = head.revisions.get(dataset.name()).map_or("", String::as_str);
         let is_known = dataset.is_registered.load(Ordering::Relaxed);
@@ -119,14 +126,14 @@ async fn register_all(context: &Context, epoch: &Epoch, poll: &Poll, head: &Head
         let longest = dataset.lifetimes.longest();
         let revisions = (seen, dataset.revision.as_str());
         let life = (longest, head.now_ms);
-        match context.redis.adopt(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
-            Answer::Done(Adoption::Adopted) => {
+        match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
+            Answer::Done(Registration::Registered) => {
                 info!(dataset = dataset.name(), revision = %dataset.revision, "definition registered, entries are pending");
                 dataset.is_registered.store(true, Ordering::Relaxed);
             }
-            Answer::Done(Adoption::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
+            Answer::Done(Registration::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
             // The next look decides.
-            Answer::Done(Adoption::Lost) | Answer::Gone(_) => {}
+            Answer::Done(Registration::Lost) | Answer::Failed(_) => {}
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 pub use crate::stores::chain;
 use crate::stores::postgres::{SourceError, SourceProblem};
-use crate::stores::redis::{CacheError, Gone};
+use crate::stores::redis::{CacheError, PreconditionFailed};
 
 /// Why the engine could not go on. What fails for one entry only is data (in a `LoadReport`), not an error.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,7 @@ pub enum EngineError {
     },
     /// A script found another epoch, incarnation or definition than the caller's: begin again with the present ones.
     #[error("{0}")]
-    PreconditionFailed(Gone),
+    PreconditionFailed(PreconditionFailed),
     /// This server's incarnation was replaced by another primary's.
     #[error("another primary has taken this server's place; point the worker at the new primary")]
     Retired,

@@ -10,7 +10,7 @@ use super::error::{EngineError, chain};
 use super::{epoch, invalidate};
 use crate::metrics::{ByReason, BySourceKind};
 use crate::stores::postgres::ErrorKind;
-use crate::stores::redis::Debt;
+use crate::stores::redis::PendingRevalidation;
 use cachekeeper_protocol::event::{Event, Op};
 
 /// Events of a channel, as a label of metrics.
@@ -138,9 +138,9 @@ pub async fn mark_pending(
 ) -> Result<(), EngineError> {
     with_current_epoch(context, || async {
         let order = epoch::ensure(context, "").await?;
-        let debt = Debt::new(reason, made_ms.unwrap_or(order.head.now_ms));
+        let debt = PendingRevalidation::new(reason, made_ms.unwrap_or(order.head.now_ms));
         let at = (&order.epoch, order.poll.incarnation.as_str());
-        context.checked(None, context.redis.owe(at, &debt, datasets, None, "").await?).map(drop)
+        context.checked(None, context.redis.mark_pending(at, &debt, datasets, None, "").await?).map(drop)
     })
     .await
 }

@@ -16,7 +16,7 @@ use super::failpoint;
 use super::load::Job;
 use super::{coverage, epoch};
 use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
-use crate::stores::redis::{Advance, Advanced, Debt, Epoch, Gone};
+use crate::stores::redis::{Advance, Advanced, Epoch, PendingRevalidation, PreconditionFailed};
 pub use batch::Touched;
 use batch::{Batch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
@@ -189,7 +189,7 @@ impl Follower {
         let order = epoch::ensure(&self.context, &self.job).await?;
         let cursor = order.head.cursor.as_deref().and_then(|text| text.parse().ok());
         let Some(cursor) = cursor else {
-            return Err(self.context.on_precondition_failed(None, Gone::Table));
+            return Err(self.context.on_precondition_failed(None, PreconditionFailed::Table));
         };
         Ok(Place {
             epoch: order.epoch,
@@ -295,14 +295,14 @@ impl Follower {
         statements: u64,
     ) -> Result<Step, EngineError> {
         let followed = self.followed(coverage);
-        let debt = Debt::new("followed anew", place.now_ms);
+        let debt = PendingRevalidation::new("followed anew", place.now_ms);
         let advance = Advance {
             job: (&self.job, place.count),
             from: place.cursor.as_str(),
             to: &poll.snapshot,
             as_of,
-            followed: &followed,
-            debt: &debt,
+            covered: &followed,
+            pending: &debt,
         };
         let answer = self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {
@@ -317,7 +317,7 @@ impl Follower {
                 self.has_met_another = true;
                 Ok(Step::Again)
             }
-            Advanced::WentBack => Err(EngineError::RedisRolledBack),
+            Advanced::RolledBack => Err(EngineError::RedisRolledBack),
         }
     }
 

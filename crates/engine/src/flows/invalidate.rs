@@ -10,7 +10,7 @@ use super::error::EngineError;
 use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::{ByDatasetCause, ByReason};
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Claim, Epoch, Paid, Standing};
+use crate::stores::redis::{Claim, Epoch, Precondition, Settled};
 use cachekeeper_config::OnChange;
 use cachekeeper_protocol::event::Op;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
@@ -46,17 +46,17 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
 /// [`EngineError`]; the event must then be applied again. [`EngineError::RedisRolledBack`] where Redis went back meanwhile.
 pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
     // What applications hold under these tags without a stamp is fenced by counters.
-    context.redis.forget_tags(tags).await?;
+    context.redis.invalidate_tags(tags).await?;
     let mut job = Job::new("tags");
     let order = epoch::ensure(context, &job.id).await?;
     job.count = order.head.counted;
     let precondition = of_no_dataset(&order.epoch, &order.poll);
     let report = members(context, (&order.epoch, &order.poll), tags, op, &mut job).await?;
     // Nothing is pending here, but a rollback in between would have hidden members from the enumeration.
-    let answer = context.redis.claim(&precondition, &job.id, job.count, Paid::Nothing).await?;
+    let answer = context.redis.finish_job(&precondition, &job.id, job.count, Settled::Nothing).await?;
     match context.checked(None, answer)? {
         Claim::Accepted => Ok(report),
-        Claim::WentBack => {
+        Claim::RolledBack => {
             context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
             Err(EngineError::RedisRolledBack)
         }
@@ -136,7 +136,7 @@ async fn invalidate_members(
 pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), EngineError> {
     let keys: Vec<&String> = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).collect();
     for page in keys.chunks(PAGE) {
-        context.redis.forget(page, "").await?;
+        context.redis.invalidate_keys(page, "").await?;
     }
     Ok(())
 }
@@ -250,7 +250,7 @@ pub(super) async fn delete_keys(
         let current = epoch::current(context).await?;
         let precondition = of_no_dataset(&current, poll);
         let stamp = poll.snapshot.stamp();
-        let answer = context.redis.invalidate_counted(&precondition, stamp, &names, &job.id, "").await?;
+        let answer = context.redis.invalidate(&precondition, stamp, &names, &job.id, "").await?;
         job.count += 1;
         deleted += context.checked(None, answer)?;
     }
@@ -268,13 +268,13 @@ async fn delete(
     for page in keys.chunks(PAGE) {
         if dataset == NO_DATASET {
             // An application's own: what it is loading meanwhile carries no stamp.
-            deleted += context.redis.forget(page, "").await?;
+            deleted += context.redis.invalidate_keys(page, "").await?;
         }
         let current = epoch::current(context).await?;
         let precondition = of_no_dataset(&current, poll);
         let stamp = poll.snapshot.stamp();
         let (job, set) = member_of.as_ref().map_or(("", ""), |(job, set)| (job.id.as_str(), *set));
-        let answer = context.redis.invalidate_counted(&precondition, stamp, page, job, set).await?;
+        let answer = context.redis.invalidate(&precondition, stamp, page, job, set).await?;
         if let Some((job, _)) = &mut member_of {
             job.count += 1;
         }
@@ -286,6 +286,6 @@ async fn delete(
 }
 
 /// Deleting needs no revision: absence is right under every definition.
-fn of_no_dataset<'a>(epoch: &'a Epoch, poll: &'a Poll) -> Standing<'a> {
-    Standing { epoch, incarnation: &poll.incarnation, dataset: "", revision: "" }
+fn of_no_dataset<'a>(epoch: &'a Epoch, poll: &'a Poll) -> Precondition<'a> {
+    Precondition { epoch, incarnation: &poll.incarnation, dataset: "", revision: "" }
 }

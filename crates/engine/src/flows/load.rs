@@ -297,7 +297,7 @@ impl Loading<'_> {
         let current = epoch::current(context).await?;
         let precondition = dataset.precondition(&current, &poll.incarnation);
         let stamp = poll.snapshot.stamp();
-        let answer = context.redis.invalidate_counted(&precondition, stamp, &names, &self.job.id, "").await?;
+        let answer = context.redis.invalidate(&precondition, stamp, &names, &self.job.id, "").await?;
         context.checked(Some(dataset), answer)?;
         self.job.count += 1;
         report.invalidated += keys.len() as u64;

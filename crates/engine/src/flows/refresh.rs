@@ -11,7 +11,7 @@ use super::error::EngineError;
 use super::load::{Cause, Job, LoadOptions, load};
 use crate::metrics::ByDataset;
 use crate::stores::postgres::KeyValues;
-use crate::stores::redis::{Epoch, Head, ServerFacts, Standing, UseSign, Walked, Wanted};
+use crate::stores::redis::{Epoch, Metadata, Precondition, ScannedEntry, ServerFacts, UseSign, Wanted};
 use cachekeeper_config::Scope;
 use cachekeeper_protocol::freshness::Verdict;
 
@@ -72,10 +72,11 @@ impl RefreshScan {
             })
             .collect();
         let (current, incarnation) = epoch_of(context, outage.as_ref()).await?;
-        let precondition = Standing { epoch: &current, incarnation: &incarnation, dataset: "", revision: "" };
+        let precondition =
+            Precondition { epoch: &current, incarnation: &incarnation, dataset: "", revision: "" };
         let page = (self.cursor, SCAN_PAGE);
         let page =
-            context.checked(None, context.redis.walk(&precondition, "", page, self.sign, &wanted).await?)?;
+            context.checked(None, context.redis.scan(&precondition, "", page, self.sign, &wanted).await?)?;
         self.cursor = page.cursor;
         let mut due: BTreeMap<&str, (&Arc<Dataset>, Vec<Due>)> = BTreeMap::new();
         for entry in page.entries {
@@ -102,7 +103,7 @@ impl RefreshScan {
         &mut self,
         context: &Context,
         dataset: &Dataset,
-        entry: Walked,
+        entry: ScannedEntry,
         values: KeyValues,
         outage: Option<&Outage>,
     ) -> Option<Due> {
@@ -194,7 +195,7 @@ pub struct Outage {
 impl Outage {
     /// What the metadata says of an outage that goes on at `now_ms`; none where no entries can be extended under it.
     #[must_use]
-    pub fn read(head: &Head, now_ms: u64) -> Option<Self> {
+    pub fn read(head: &Metadata, now_ms: u64) -> Option<Self> {
         let since = head.outage_since?;
         if !head.is_whole {
             return None;

@@ -12,7 +12,7 @@ use super::failpoint;
 use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Claim, Debt, Epoch, Paid, UseSign, Walked, Wanted};
+use crate::stores::redis::{Claim, Epoch, PendingRevalidation, ScannedEntry, Settled, UseSign, Wanted};
 use cachekeeper_config::OnNewEpoch;
 
 /// Keys of one script of the scan.
@@ -32,7 +32,7 @@ pub async fn run(
     let facts = context.redis.facts().await?;
     let state = epoch::ensure(context, &job.id).await?;
     job.count = state.head.counted;
-    let Some(pending) = state.head.owed.get(dataset.name()) else {
+    let Some(pending) = state.head.pending.get(dataset.name()) else {
         return Ok(LoadReport::default());
     };
     info!(dataset = dataset.name(), reason = pending.reason(), "revalidating every entry");
@@ -78,7 +78,7 @@ impl RevalidationScan<'_> {
             let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
             let page = (cursor, PAGE);
             let answer =
-                self.context.redis.walk(&standing, &self.job.id, page, UseSign::None, &wanted).await?;
+                self.context.redis.scan(&standing, &self.job.id, page, UseSign::None, &wanted).await?;
             let page = self.context.checked(Some(self.dataset), answer)?;
             self.job.count += 1;
             failpoint::reach("revalidation.page");
@@ -93,7 +93,7 @@ impl RevalidationScan<'_> {
         }
     }
 
-    fn of_dataset(&self, entry: Walked) -> Option<(String, KeyValues)> {
+    fn of_dataset(&self, entry: ScannedEntry) -> Option<(String, KeyValues)> {
         let (dataset, values) = self.context.catalog.of_key(&entry.key)?;
         (dataset.name() == self.dataset.name()).then_some((entry.key, values))
     }
@@ -110,20 +110,22 @@ impl RevalidationScan<'_> {
         let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
         let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let stamp = self.poll.snapshot.stamp();
-        let answer =
-            self.context.redis.invalidate_counted(&standing, stamp, &names, &self.job.id, "").await?;
+        let answer = self.context.redis.invalidate(&standing, stamp, &names, &self.job.id, "").await?;
         self.report.invalidated += self.context.checked(Some(self.dataset), answer)?;
         self.job.count += 1;
         Ok(())
     }
 
-    async fn claim(self, pending: &Debt) -> Result<LoadReport, EngineError> {
+    async fn claim(self, pending: &PendingRevalidation) -> Result<LoadReport, EngineError> {
         let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let answer =
-            self.context.redis.claim(&standing, &self.job.id, self.job.count, Paid::Debt(pending)).await?;
+        let answer = self
+            .context
+            .redis
+            .finish_job(&standing, &self.job.id, self.job.count, Settled::Revalidation(pending))
+            .await?;
         match self.context.checked(Some(self.dataset), answer)? {
             Claim::Accepted => Ok(self.report),
-            Claim::WentBack => {
+            Claim::RolledBack => {
                 self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
                 Err(EngineError::RedisRolledBack)
             }

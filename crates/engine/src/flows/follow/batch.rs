@@ -16,7 +16,7 @@ use crate::flows::load::Job;
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{Change, ErrorKind, KeyValues, Poll};
-use crate::stores::redis::{Debt, Epoch};
+use crate::stores::redis::{Epoch, PendingRevalidation};
 use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
 
@@ -125,10 +125,10 @@ impl Batch<'_> {
         if !touched.whole.is_empty() {
             let names: Vec<String> = touched.whole.iter().cloned().collect();
             info!(datasets = names.join(", "), "a whole table changed, every entry is looked at again");
-            let debt = Debt::new("whole table changed", self.now_ms);
+            let debt = PendingRevalidation::new("whole table changed", self.now_ms);
             let at = (&self.epoch, self.poll.incarnation.as_str());
             let floor = Some(self.poll.snapshot.stamp());
-            let answer = self.context.redis.owe(at, &debt, &names, floor, &self.job.id).await?;
+            let answer = self.context.redis.mark_pending(at, &debt, &names, floor, &self.job.id).await?;
             self.context.checked(None, answer)?;
             self.job.count += 1;
         }

@@ -182,7 +182,7 @@ pub(in crate::flows) async fn delete_failed(
         let current = epoch::current(context).await?;
         let precondition = dataset.precondition(&current, &poll.incarnation);
         let stamp = poll.snapshot.stamp();
-        let answer = context.redis.invalidate_counted(&precondition, stamp, &keys, &job.id, "").await?;
+        let answer = context.redis.invalidate(&precondition, stamp, &keys, &job.id, "").await?;
         report.invalidated += context.checked(Some(dataset), answer)?;
         job.count += 1;
     }
