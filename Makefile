@@ -29,7 +29,7 @@ faults: servers
 
 # The large worlds of the formal model; the small ones are part of `make test`.
 model:
-	$(CARGO) test --release --locked --test model -- --ignored
+	$(CARGO) test --release --locked -p cachekeeper-model -- --ignored
 
 lint:
 	$(CARGO) fmt --check

@@ -22,8 +22,8 @@ use cachekeeper_config::Config;
 use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::debt;
 use cachekeeper_engine::flows::follow::{Follower, Step};
+use cachekeeper_engine::flows::revalidation;
 use cachekeeper_engine::stores::postgres::FeedReader;
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_testkit::servers::{Postgres, Redis};
@@ -238,7 +238,7 @@ impl Bench {
         let began = Instant::now();
         while follower.step(true).await.unwrap() != Step::Idle {}
         let policy = cachekeeper_config::OnNewEpoch::Refresh;
-        debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+        revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
         let drained = began.elapsed().as_secs_f64();
         let options =
             BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };

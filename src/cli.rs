@@ -22,8 +22,8 @@ use crate::demo::Ending;
 use cachekeeper_config::diagnostic::{Diagnostic, did_you_mean, render};
 use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
-use cachekeeper_engine::stores::postgres::Trouble;
+use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Refusal;
 pub use output::Exit;
 
@@ -106,8 +106,12 @@ enum Verb {
     },
     /// Start private servers with a sample shop and show the worker at work
     Demo(crate::demo::Options),
-    /// Print the JSON Schema of the configuration file
-    Schema,
+    /// Print the JSON Schema of the configuration file, for editors
+    Schema {
+        /// Print the configuration file itself, commented, with every key and its default
+        #[arg(long)]
+        toml: bool,
+    },
     /// Ask a running worker's admin listener: exit 0 if it lives (for containers)
     Healthcheck {
         /// Ask for readiness instead
@@ -135,7 +139,11 @@ pub async fn main(
     }
     let out = output::Output { json: arguments.json };
     let result = match arguments.verb {
-        Verb::Schema => {
+        Verb::Schema { toml: true } => {
+            out.line(cachekeeper_config::reference::reference().trim_end());
+            return Exit::Ok;
+        }
+        Verb::Schema { toml: false } => {
             out.line(&format!("{:#}", cachekeeper_config::schema::json_schema()));
             return Exit::Ok;
         }
@@ -165,7 +173,7 @@ pub async fn main(
     })
 }
 
-async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Exit, FlowError> {
+async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Exit, EngineError> {
     match verb {
         Verb::Run => return Ok(run::run(config, out).await),
         Verb::Check { offline } => return check::check(config, offline, out).await,
@@ -189,7 +197,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Writes(action) => writes::writes(&context, &config, &action, out).await,
         Verb::Status => status::status(&context, &config, out).await,
         Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
-        Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema | Verb::Demo(_) => {
+        Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema { .. } | Verb::Demo(_) => {
             Ok(Exit::Usage)
         }
     }
@@ -206,7 +214,8 @@ fn load(
     };
     let path = config_check::find(explicit, environment).map_err(|problem| fail(&[*problem]))?;
     let text = std::fs::read_to_string(&path).map_err(|error| {
-        let help = "give the file with -c FILE; config/cachekeeper.toml shows every key".to_owned();
+        let help =
+            "give the file with -c FILE; `cachekeeper schema --toml` prints one with every key".to_owned();
         fail(&[Diagnostic::error(format!("{} cannot be read: {error}", path.display()), help)])
     })?;
     let loaded = Config::load_with(&path, text, environment, crate::schedule::check);
@@ -242,21 +251,21 @@ fn choose<'a>(
 }
 
 /// Says which server could not be reached.
-fn name_server(error: &FlowError, (postgres, redis): &(String, String), out: &output::Output) {
+fn name_server(error: &EngineError, (postgres, redis): &(String, String), out: &output::Output) {
     match error {
-        FlowError::Source(error) if error.trouble == Trouble::Unavailable => {
+        EngineError::Source(error) if error.kind == ErrorKind::Unavailable => {
             out.note(&format!("postgres is {postgres}"));
         }
-        FlowError::Cache(error) if error.is_unreachable() => out.note(&format!("redis is {redis}")),
+        EngineError::Cache(error) if error.is_unreachable() => out.note(&format!("redis is {redis}")),
         _ => {}
     }
 }
 
-fn exit_of(error: &FlowError) -> Exit {
+fn exit_of(error: &EngineError) -> Exit {
     match error {
-        FlowError::Source(error) if error.trouble == Trouble::Unavailable => Exit::Unavailable,
-        FlowError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
-        FlowError::Dataset { .. } => Exit::Configuration,
+        EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
+        EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
+        EngineError::Dataset { .. } => Exit::Configuration,
         _ => Exit::Failed,
     }
 }

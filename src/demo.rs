@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::load::Shoppers;
 use self::view::{Scene, View};
+use crate::actors::TASKS;
 use crate::app::Worker;
-use crate::supervisor::{ChildKind, SupervisorMessage};
+use crate::supervisor::SupervisorMessage;
 use cachekeeper_config::Config;
 use cachekeeper_engine::flows::compare::{Extent, compare};
 use cachekeeper_engine::flows::epoch::with_current_epoch;
@@ -166,20 +167,19 @@ impl Stage {
 
     /// The next fault of the round: each actor, then the servers.
     async fn fault(&mut self) -> anyhow::Result<()> {
-        let actors = ChildKind::START_ORDER;
-        let which = self.next_fault % (actors.len() + 3);
+        let which = self.next_fault % (TASKS.len() + 3);
         self.next_fault += 1;
-        let text = match actors.get(which) {
-            Some(kind) => {
-                drop(self.worker.supervisor().cast(SupervisorMessage::Kill(*kind)));
-                format!("killed the actor {}", kind.name())
+        let text = match TASKS.get(which) {
+            Some(task) => {
+                drop(self.worker.supervisor().cast(SupervisorMessage::Kill(task.name)));
+                format!("killed the actor {}", task.name)
             }
-            None if which == actors.len() => {
+            None if which == TASKS.len() => {
                 self.postgres.kill();
                 self.postgres.start_again().await?;
                 "killed Postgres with -9 and started it again".to_owned()
             }
-            None if which == actors.len() + 1 => {
+            None if which == TASKS.len() + 1 => {
                 self.redis.kill();
                 self.redis.start_again().await?;
                 "killed Redis with -9: it came back empty".to_owned()

@@ -4,7 +4,7 @@ use super::output::{Exit, Output};
 use cachekeeper_engine::flows::compare::{Extent, compare, fix};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::epoch::with_current_epoch;
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::error::EngineError;
 
 /// Compares Redis with Postgres.
 pub async fn audit(
@@ -13,7 +13,7 @@ pub async fn audit(
     with_fix: bool,
     sample: Option<u64>,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     let chosen = match super::choose(context, names, out) {
         Ok(chosen) => chosen,
         Err(exit) => return Ok(exit),

@@ -7,11 +7,11 @@ use tokio_util::sync::CancellationToken;
 use super::output::{Exit, Output};
 use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::debt;
 use cachekeeper_engine::flows::epoch::{self, with_current_epoch};
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::invalidate;
 use cachekeeper_engine::flows::load::LoadReport;
+use cachekeeper_engine::flows::revalidation;
 use cachekeeper_engine::stores::redis::Debt;
 use cachekeeper_protocol::event::Op;
 
@@ -38,7 +38,7 @@ pub async fn invalidate(
     targets: &Targets,
     op: Option<Op>,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     let op = if targets.delete { Some(Op::Delete) } else { op };
     let mut report = LoadReport::default();
     // The query's types decide to which dataset a key belongs.
@@ -85,7 +85,7 @@ async fn whole(
     context: &Context,
     dataset: &cachekeeper_engine::flows::catalog::Dataset,
     op: Option<Op>,
-) -> Result<LoadReport, FlowError> {
+) -> Result<LoadReport, EngineError> {
     let order = epoch::ensure(context, "").await?;
     let (names, debt) = ([dataset.name().to_owned()], Debt::new("command", order.head.now_ms));
     let at = (&order.epoch, order.poll.incarnation.as_str());
@@ -95,7 +95,7 @@ async fn whole(
     } else {
         cachekeeper_config::OnNewEpoch::Refresh
     };
-    let mut report = debt::pay(context, dataset, policy, &CancellationToken::new()).await?;
+    let mut report = revalidation::run(context, dataset, policy, &CancellationToken::new()).await?;
     let holds_all = dataset.settings.scope == cachekeeper_config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
         let options =

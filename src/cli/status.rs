@@ -6,10 +6,10 @@ use super::output::{Exit, Output};
 use super::writes::look;
 use cachekeeper_config::Config;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 
 /// Shows what stands in both servers. Nothing is changed.
-pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, FlowError> {
+pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {
     let facts = context.redis.facts().await?;
     let head = context.redis.head("").await?;
     let keys = context.redis.key_count().await?;

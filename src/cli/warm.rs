@@ -12,7 +12,7 @@ use super::output::{Exit, Output};
 use cachekeeper_engine::flows::backfill::{BackfillOptions, Progress, backfill};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::epoch::with_current_epoch;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(
@@ -20,7 +20,7 @@ pub async fn warm(
     names: &[String],
     resume: bool,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     let chosen = match super::choose(context, names, out) {
         Ok(chosen) => chosen,
         Err(exit) => return Ok(exit),
@@ -40,7 +40,7 @@ pub async fn warm(
         let began = Instant::now();
         let result = tokio::select! {
             result = with_current_epoch(context, || backfill(context, dataset, &options)) => result,
-            () = show(dataset.name(), told) => Err(FlowError::Cancelled),
+            () = show(dataset.name(), told) => Err(EngineError::Cancelled),
         };
         match result {
             Ok(report) => {
@@ -72,7 +72,7 @@ pub async fn warm(
                     exit = Exit::Failed;
                 }
             }
-            Err(FlowError::Cancelled) => {
+            Err(EngineError::Cancelled) => {
                 out.note(&format!("{}: stopped; run it again to go on where it ended", dataset.name()));
                 return Ok(Exit::Failed);
             }

@@ -6,6 +6,7 @@ use cachekeeper::app::Worker;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
 use cachekeeper_engine::flows::follow::{Follower, Step};
+use cachekeeper_engine::flows::fresh;
 use cachekeeper_engine::stores::redis::Watermark;
 use redis::AsyncCommands;
 
@@ -109,9 +110,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let context = rig.context(&plain());
     assert!(reason(&context, false).await.unwrap().contains("run `cachekeeper migrate`"));
     let mut follower = follower(&context).await;
-    let mark = |coverage: &cachekeeper_engine::flows::followed::Coverage| {
-        coverage.datasets["product"].clone().unwrap()
-    };
+    let mark = |coverage: &coverage::Coverage| coverage.datasets["product"].clone().unwrap();
     let before = mark(&coverage::look(&context, false).await.unwrap());
     assert_eq!(before, mark(&coverage::look(&context, true).await.unwrap()), "looking changes nothing");
     // Off and on again between two looks: nobody knows what was written meanwhile.
@@ -125,7 +124,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let product = context.catalog.get("product").unwrap();
     let cancel = tokio_util::sync::CancellationToken::new();
-    cachekeeper_engine::flows::debt::pay(&context, product, policy, &cancel).await.unwrap();
+    cachekeeper_engine::flows::revalidation::run(&context, product, policy, &cancel).await.unwrap();
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
     context.set_coverage(touched);
@@ -362,19 +361,48 @@ async fn a_reader_can_wait_for_its_own_write() {
         let text = session.text("select cachekeeper.token()").await.unwrap().unwrap();
         let answer = ask(&format!("token={text}&dataset=product&wait=10s")).await;
         assert_eq!(answer["fresh"], true, "{answer}");
-        let found =
-            cachekeeper_engine::flows::fresh::get(&worker.context, "product:5", &text.parse().unwrap())
-                .await
-                .unwrap();
-        let cachekeeper_engine::flows::fresh::Found::Fresh(Some(value)) = found else { panic!("{found:?}") };
+        let found = fresh::get(&worker.context, "product:5", &text.parse().unwrap()).await.unwrap();
+        let fresh::TokenRead::Fresh(Some(value)) = found else { panic!("{found:?}") };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
-    // A token of a moment that has not come, of another life, and none at all.
-    let token = cachekeeper_engine::flows::fresh::token(&worker.context).await.unwrap();
+    // A token of a moment that has not come, of another incarnation, and none at all.
+    let token = fresh::token(&worker.context).await.unwrap();
     let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
     assert_eq!(answer["fresh"], false);
     assert_eq!(ask("token=other/1:1:").await["fresh"], false);
     assert!(ask("token=nonsense").await["error"].as_str().unwrap().contains("cachekeeper.token()"));
     assert!(ask("").await["watermark"]["snapshot"].is_string());
     assert!(worker.stop().await);
+}
+
+/// However many wait for the watermark, one task looks at it for all of them, and only while somebody waits.
+#[tokio::test]
+async fn a_hundred_waits_ask_redis_hardly_more_than_one() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(&plain());
+    let _follower = follower(&context).await;
+    let watermark = watermark(&context).await;
+    let never = format!("{}/9999999:9999999:", watermark.incarnation).parse().unwrap();
+    let reads = async || {
+        let stats: String =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut rig.client().await).await.unwrap();
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_get:")).unwrap().to_owned();
+        line.split(['=', ',']).nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = reads().await;
+    let waits = (0..100).map(|_| fresh::wait(&context, &never, None, Duration::from_millis(500)));
+    for answer in futures_util::future::join_all(waits).await {
+        let (found, is_fresh) = answer.unwrap();
+        assert!(!is_fresh);
+        assert_eq!(found.unwrap().snapshot, watermark.snapshot);
+    }
+    let asked = reads().await - before;
+    assert!(asked < 1_000, "100 waits of half a second asked {asked} times");
+    wait_until("nobody asks any more", async || {
+        let first = reads().await;
+        tokio::task::yield_now().await;
+        let second = reads().await;
+        if first == second { Ok(()) } else { Err(format!("{first}, {second}")) }
+    })
+    .await;
 }

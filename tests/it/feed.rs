@@ -5,15 +5,15 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::{coverage, debt};
+use cachekeeper_engine::flows::{coverage, revalidation};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Rig, wait_until};
 
-const TABLES: &str = "
+pub const TABLES: &str = "
     create table categories (id int primary key, name text not null);
     create table products (id int primary key, name text, price int, category_id int);
     create table stock (product_id int, place text, quantity int, primary key (product_id, place)) partition by hash (product_id);
@@ -24,7 +24,7 @@ const TABLES: &str = "
     insert into stock select n, 'a', n from generate_series(1, 1000) n;";
 
 /// Three joined tables, one of them partitioned.
-const DATASETS: &str = r#"
+pub const DATASETS: &str = r#"
     [dataset.product]
     query = """select p.id, p.name, p.price, p.category_id, c.name as category,
                (select sum(s.quantity) from stock s where s.product_id = p.id) as quantity
@@ -269,7 +269,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let mut follower = Follower::new(&context);
     while follower.step(true).await.unwrap() != Step::Idle {}
     let refresh = cachekeeper_config::OnNewEpoch::Refresh;
-    debt::pay(&context, &product, refresh, &CancellationToken::new()).await.unwrap();
+    revalidation::run(&context, &product, refresh, &CancellationToken::new()).await.unwrap();
     let mut client = rig.client().await;
     let old: String = client.get("product:5").await.unwrap();
     let job: String = {
@@ -286,8 +286,8 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let _: () = client.hset("ck:{test}:head", "cursor", &cursor).await.unwrap();
     let _: () = client.set("product:5", &old).await.unwrap();
     rig.postgres.execute("update products set name = 'another' where id = 6").await.unwrap();
-    assert!(matches!(follower.step(true).await, Err(FlowError::RedisRolledBack)));
-    cachekeeper_engine::flows::epoch::relabel(&context).await.unwrap();
+    assert!(matches!(follower.step(true).await, Err(EngineError::RedisRolledBack)));
+    cachekeeper_engine::flows::epoch::renew(&context).await.unwrap();
     while follower.step(true).await.unwrap() != Step::Idle {}
     for (key, name) in [("product:5", "new"), ("product:6", "another")] {
         let value: String = client.get(key).await.unwrap();

@@ -1,20 +1,14 @@
 //! Passes, debts, poison rows, stalled loads, tags over time.
 
-use std::time::Duration;
-
-use cachekeeper::actors::lock_renewer::{
-    LEASE_LIFE, LockRenewer, LockRenewerArguments, LockRenewerMessage, Wish,
-};
 use cachekeeper::app::Worker;
 use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, Storing, load};
-use cachekeeper_engine::flows::{debt, epoch, invalidate};
+use cachekeeper_engine::flows::{epoch, invalidate, revalidation};
 use cachekeeper_engine::stores::redis::{Answer, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::stamp::Stamp;
-use ractor::Actor;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -94,7 +88,7 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
         cancel.cancel();
     });
     let error = backfill(&context, dataset, &slow).await.unwrap_err();
-    assert!(matches!(error, FlowError::Cancelled), "{error}");
+    assert!(matches!(error, EngineError::Cancelled), "{error}");
     stopper.await.unwrap();
     let head = context.redis.head("").await.unwrap();
     let bookmark = head.passes.get("t").unwrap().clone();
@@ -255,14 +249,14 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     epoch::ensure(&context, "").await.unwrap();
     assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
     assert!(context.redis.head("").await.unwrap().owed.is_empty());
     // Dropped instead of refreshed.
     let _: () = client.del("ck:{test}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     let policy = cachekeeper_config::OnNewEpoch::Drop;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.invalidated), (0, 5_000));
     let left: bool = client.exists("t:5").await.unwrap();
     assert!(!left);
@@ -278,7 +272,7 @@ async fn a_newer_definition_displaces_the_older_process() {
     backfill(&newer, newer.catalog.get("t").unwrap(), &options()).await.unwrap();
     let keys = vec![("t:1".to_owned(), vec!["1".to_owned()])];
     let error = load(&older, older.catalog.get("t").unwrap(), keys, CHANGED, &mut Job::uncounted()).await;
-    assert!(matches!(error, Err(FlowError::Superseded { .. })), "{error:?}");
+    assert!(matches!(error, Err(EngineError::Superseded { .. })), "{error:?}");
     let mut client = rig.client().await;
     let value: String = client.get("t:1").await.unwrap();
     assert!(value.contains("NAME 1"), "{value}");
@@ -293,8 +287,9 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let _: i64 = client.lpush("t:1", "not a string").await.unwrap();
     wait_until("two passes were made", || async {
         let metrics = worker.context.metrics.render().unwrap();
-        let line =
-            metrics.lines().find(|line| line.starts_with("cachekeeper_passes_total") && line.contains("ok"));
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("cachekeeper_backfills_total") && line.contains("ok"));
         match line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()) {
             Some(2..) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -304,51 +299,6 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let value: String = client.get("t:1").await.unwrap();
     assert!(value.contains("name 1"), "{value}");
     assert!(worker.stop().await);
-}
-
-#[tokio::test]
-async fn the_loss_of_a_lease_is_told() {
-    let rig = Rig::start("").await;
-    let context = rig.context("");
-    let arguments = LockRenewerArguments {
-        redis: context.redis.clone(),
-        metrics: context.metrics.clone(),
-        owner: "me".to_owned(),
-    };
-    let (renewer, joined) = Actor::spawn(None, LockRenewer, arguments).await.unwrap();
-    let acquire = |name: &str| {
-        let name = name.to_owned();
-        renewer.call(
-            move |reply| LockRenewerMessage::Acquire { name, life: LEASE_LIFE, reply },
-            Some(Duration::from_secs(5)),
-        )
-    };
-    let wish = acquire("a").await.unwrap().unwrap();
-    let Wish::Granted(lease) = wish else { panic!("{wish:?}") };
-    let other = context.redis.acquire_locks(&["a"], "somebody else", Duration::from_secs(1)).await.unwrap();
-    assert!(
-        matches!(other, cachekeeper_engine::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
-        "{other:?}"
-    );
-    // Taken by force.
-    let mut client = rig.client().await;
-    let _: () = client.set("ck:{test}:lock:a", "1 somebody else").await.unwrap();
-    renewer.cast(LockRenewerMessage::Renew).unwrap();
-    tokio::time::timeout(Duration::from_secs(10), lease.lost.cancelled()).await.unwrap();
-    // Given back by its owner only; the next token is larger.
-    let Wish::Granted(second) = acquire("b").await.unwrap().unwrap() else { panic!() };
-    renewer.cast(LockRenewerMessage::Release { name: "b".to_owned() }).unwrap();
-    wait_until("the lease is free", || async {
-        match acquire("b").await.unwrap().unwrap() {
-            Wish::Granted(third) if second.token < third.token => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    renewer.stop(None);
-    joined.await.unwrap();
-    let left: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
-    assert_eq!(left, ["ck:{test}:lock:a"], "only what is somebody else's");
 }
 
 #[tokio::test]

@@ -306,3 +306,82 @@ fn every_script_is_used() {
         assert!(is_used, "{}: no code uses it", script.display());
     }
 }
+
+/// Words that the project's texts do not use any more; docs/glossary.md says what is said instead.
+const RETIRED: &[&str] = &[
+    "owed",
+    "owes",
+    "debt",
+    "debts",
+    "obey",
+    "obeys",
+    "obeyed",
+    "looked at again",
+    "looking at every entry",
+    "followed anew",
+    "another life",
+    "went back",
+    "hurried",
+    "relabel",
+    "relabelled",
+    "wish",
+    "landing",
+    "boarding",
+    "departure",
+];
+
+/// Whether this text has a word or phrase, whatever its case, also as part of a name such as `LoadWish` or `wish_of`.
+fn has_word(text: &str, word: &str) -> bool {
+    let lower = text.to_lowercase();
+    lower.match_indices(word).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let first = text[at..].chars().next().unwrap();
+        let after = text[at + word.len()..].chars().next();
+        let begins =
+            before.is_none_or(|one| !one.is_alphanumeric() || (one.is_lowercase() && first.is_uppercase()));
+        let ends = after.is_none_or(|one| !one.is_lowercase() && !one.is_numeric());
+        begins && ends
+    })
+}
+
+#[test]
+fn no_text_uses_a_retired_word() {
+    assert!(
+        has_word("a LoadWish", "wish") && has_word("what it owes", "owes") && !has_word("borrowed", "owed")
+    );
+    let mut paths = Vec::new();
+    for (place, endings) in [
+        ("src", &["rs"][..]),
+        ("crates", &["rs", "lua", "toml", "md"]),
+        ("tests", &["rs", "py", "mjs"]),
+        ("benches", &["rs"]),
+        ("examples", &["rs"]),
+        ("migrations", &["sql"]),
+        ("config", &["toml"]),
+        ("docs", &["md"]),
+        (".github", &["md"]),
+    ] {
+        for ending in endings {
+            files(&root().join(place), ending, &mut paths);
+        }
+    }
+    for name in
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile", "docker-compose.yml", "Cargo.toml"]
+    {
+        paths.push(root().join(name));
+    }
+    let mut findings = Vec::new();
+    for path in paths {
+        let name = path.strip_prefix(root()).unwrap().display().to_string();
+        if matches!(&*name, "docs/glossary.md" | "tests/it/tidy.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            for word in RETIRED.iter().filter(|word| has_word(line, word)) {
+                findings.push(format!("{name}:{}: {word:?} is retired: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(findings.is_empty(), "{} places\n{}", findings.len(), findings.join("\n"));
+}

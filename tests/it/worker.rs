@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use cachekeeper::actors::TASKS;
 use cachekeeper::app::Worker;
-use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper::supervisor::SupervisorMessage;
 use cachekeeper_engine::flows::compare::{Extent, compare};
 use redis::AsyncCommands;
 
@@ -324,12 +325,12 @@ async fn every_actor_that_is_killed_comes_back() {
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     ready(&worker).await;
     let mut client = rig.client().await;
-    for (number, kind) in ChildKind::START_ORDER.into_iter().enumerate() {
-        worker.supervisor().cast(SupervisorMessage::Kill(kind)).unwrap();
-        let line = format!("actor_restarts_total{{actor=\"{}\"}} 1", kind.name());
+    for (number, task) in TASKS.into_iter().enumerate() {
+        worker.supervisor().cast(SupervisorMessage::Kill(task.name)).unwrap();
+        let line = format!("actor_restarts_total{{actor=\"{}\"}} 1", task.name);
         wait_until("it was started again", || async {
             let metrics = worker.context.metrics.render().unwrap();
-            let is_up = metrics.contains(&format!("actor_up{{actor=\"{}\"}} 1", kind.name()));
+            let is_up = metrics.contains(&format!("actor_up{{actor=\"{}\"}} 1", task.name));
             if metrics.contains(&line) && is_up { Ok(()) } else { Err(metrics) }
         })
         .await;
@@ -552,13 +553,13 @@ async fn an_actor_that_fails_again_and_again_ends_the_worker() {
     let root = worker.supervisor().clone();
     let killer = tokio::spawn(async move {
         let mut pace = tokio::time::interval(Duration::from_millis(10));
-        while root.cast(SupervisorMessage::Kill(ChildKind::Refresher)).is_ok() {
+        while root.cast(SupervisorMessage::Kill("refresher")).is_ok() {
             pace.tick().await;
         }
     });
     let outcome = worker.ended().await;
     killer.abort();
-    assert_eq!(outcome, cachekeeper::supervisor::Outcome::GaveUp { child: "refresher" });
+    assert_eq!(outcome, cachekeeper::supervisor::Outcome::GaveUp { task: "refresher" });
 }
 
 #[tokio::test]

@@ -104,9 +104,6 @@ impl DatasetCache {
     }
 
     /// The entry, at least as fresh as a token of a write: from Redis if the watermark says so, else from Postgres.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn get_since<T: DeserializeOwned>(
         &self,
         id: &[&str],
@@ -121,7 +118,7 @@ impl DatasetCache {
             }
         };
         match self.core.ask("read an entry and the watermark", command).await {
-            Ok(Some(fresh::Found::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
+            Ok(Some(fresh::TokenRead::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
             _ => {
                 let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(&key)], true).await?;
                 self.typed(&key, loaded.into_iter().next().unwrap_or(Ok(None))?)

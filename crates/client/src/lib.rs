@@ -3,7 +3,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
-//! use cachekeeper_client::{Cache, Policy};
+//! use crate::{Cache, Policy};
 //!
 //! let cache = Cache::connect("redis://localhost:6379/0", "shop")?.build();
 //! let policy = Policy::ttl(Duration::from_secs(300)).fail_safe(Duration::from_secs(3600)).jitter(0.1);
@@ -64,5 +64,6 @@ pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
 pub use source::Snapshot;
 
-pub use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters};
-pub use cachekeeper_engine::flows::write::{CacheState, Touched, WriteError, Written};
+pub use cachekeeper_engine::flows::write::{
+    CacheState, Parameter, Parameters, WriteEffects, WriteError, Written,
+};

@@ -57,9 +57,6 @@ impl Cache {
     }
 
     /// The value's bytes as they stand in Redis.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn get_bytes(&self, key: &str) -> Result<Option<Vec<u8>>, ClientError> {
         check_key(key)?;
         self.core.ask("read an entry", self.core.backend.get(key)).await
@@ -83,9 +80,6 @@ impl Cache {
     }
 
     /// The values of keys, in their order, in one round trip; none for each that is missing.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn get_many<T: DeserializeOwned>(
         &self,
         keys: &[impl AsRef<str>],
@@ -108,9 +102,6 @@ impl Cache {
     }
 
     /// Whether a key exists.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn exists(&self, key: &str) -> Result<bool, ClientError> {
         check_key(key)?;
         self.core.ask("look for an entry", self.core.backend.exists(key)).await

@@ -6,14 +6,15 @@ mod writes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use self::reader::Reader;
 use super::diagnostic::{Diagnostic, Severity};
+use super::key::Kind;
 use super::source::Source;
+use super::table;
 use super::{
-    Admin, Config, Feed, FeedMode, Invalidation, Log, LogFormat, OnNewEpoch, Postgres, Redis, ScheduleCheck,
-    Secret, Service, Writes, environment, raw,
+    Admin, Config, Feed, Invalidation, Log, Postgres, Redis, ScheduleCheck, Secret, Service, Writes,
+    environment, raw, values,
 };
 
 /// A configuration and what is odd about it, or what is wrong with it.
@@ -50,7 +51,15 @@ impl Config {
         let mut problems = Vec::new();
         let mut leaves = raw::read(&mut source, &mut problems);
         environment::apply(environment, &mut leaves, &mut source, &mut problems);
-        let mut reader = Reader { leaves: &leaves, source: &source, problems, check_schedule };
+        values::check(&mut leaves, &source, &mut problems);
+        let mut reader = Reader {
+            leaves: &leaves,
+            source: &source,
+            problems,
+            check_schedule,
+            #[cfg(test)]
+            asked: std::collections::BTreeSet::new(),
+        };
         let config = read_config(&mut reader);
         let (mut errors, warnings): (Vec<_>, Vec<_>) =
             reader.problems.into_iter().partition(|problem| problem.severity == Severity::Error);
@@ -81,148 +90,150 @@ pub fn find(
     let usual = ["cachekeeper.toml", "/etc/cachekeeper/cachekeeper.toml"];
     let found = usual.iter().map(PathBuf::from).find(|path| path.is_file());
     found.ok_or_else(|| {
-        let help = "give one with -c FILE or CACHEKEEPER_CONFIG; config/cachekeeper.toml shows every key";
+        let help = "give one with -c FILE or CACHEKEEPER_CONFIG; `cachekeeper schema --toml` prints one with every key";
         let message = format!("no configuration file: looked for {}", usual.join(" and "));
         Box::new(Diagnostic::error(message, help.to_owned()))
     })
 }
 
 fn read_config(reader: &mut Reader<'_>) -> Config {
-    let feed_mode =
-        reader.choice("feed.mode", &[("outbox", FeedMode::Outbox), ("off", FeedMode::Off)], FeedMode::Outbox);
-    let datasets = dataset::read_all(reader, feed_mode);
-    let events = optional(reader, "invalidation.stream", "cache:invalidation:log");
-    let commands = optional(reader, "writes.stream", "cache:writes");
+    let feed = feed(reader);
+    let datasets = dataset::read_all(reader, feed.mode);
+    let events = reader.text_unless_empty("invalidation.stream");
+    let commands = reader.text_unless_empty("writes.stream");
     writes::check_streams(reader, &datasets, events.as_deref(), commands.as_deref());
-    let limit = Duration::from_secs;
     Config {
         service: Service {
-            namespace: namespace(reader),
-            shutdown_timeout: reader.duration("service.shutdown_timeout", limit(25), limit(1)..=limit(600)),
-            on_new_epoch: reader.choice(
-                "service.on_new_epoch",
-                &[("refresh", OnNewEpoch::Refresh), ("drop", OnNewEpoch::Drop)],
-                OnNewEpoch::Refresh,
-            ),
+            namespace: reader.text("service.namespace"),
+            shutdown_timeout: reader.duration("service.shutdown_timeout"),
+            on_new_epoch: reader.choice("service.on_new_epoch"),
         },
         postgres: Postgres {
-            url: url(reader, "postgres", "postgres://cache@localhost/shop", &["postgres", "postgresql"]),
+            url: url(reader, "postgres"),
             password: reader.secret_file("postgres.password_file"),
-            max_connections: u32::try_from(reader.integer("postgres.max_connections", 8, 1..=1_000))
-                .unwrap_or(8),
-            statement_timeout: reader.duration(
-                "postgres.statement_timeout",
-                limit(30),
-                limit(1)..=limit(3_600),
-            ),
-            connect_timeout: reader.duration(
-                "postgres.connect_timeout",
-                limit(5),
-                Duration::from_millis(100)..=limit(60),
-            ),
+            max_connections: reader.number("postgres.max_connections"),
+            statement_timeout: reader.duration("postgres.statement_timeout"),
+            connect_timeout: reader.duration("postgres.connect_timeout"),
         },
         redis: Redis {
-            url: url(reader, "redis", "redis://localhost:6379/0", &["redis", "rediss", "redis+unix", "unix"]),
+            url: url(reader, "redis"),
             password: reader.secret_file("redis.password_file"),
-            connect_timeout: reader.duration(
-                "redis.connect_timeout",
-                limit(2),
-                Duration::from_millis(100)..=limit(60),
-            ),
-            response_timeout: reader.duration(
-                "redis.response_timeout",
-                limit(5),
-                Duration::from_millis(100)..=limit(60),
-            ),
+            connect_timeout: reader.duration("redis.connect_timeout"),
+            response_timeout: reader.duration("redis.response_timeout"),
         },
-        admin: Admin { listen: listen(reader) },
-        feed: Feed {
-            mode: feed_mode,
-            retention: reader.duration("feed.retention", limit(3_600), limit(60)..=limit(30 * 86_400)),
-            max_rows: reader.integer("feed.max_rows", 10_000, 1..=1_000_000),
-            max_outbox: reader.integer("feed.max_outbox", 5_000_000, 1..=1_000_000_000),
-            audit_rate: reader.integer("feed.audit_rate", 20, 0..=1_000_000),
-            max_lag: reader.duration("feed.max_lag", limit(30), limit(1)..=limit(86_400)),
-        },
+        admin: Admin { listen: reader.text_unless_empty("admin.listen") },
+        feed,
         invalidation: Invalidation {
-            channels: reader
-                .texts("invalidation.channels")
-                .unwrap_or_else(|| vec!["cache:invalidation".to_owned()]),
+            channels: reader.texts("invalidation.channels"),
             stream: events,
-            max_pending: usize::try_from(reader.integer("invalidation.max_pending", 10_000, 1..=10_000_000))
-                .unwrap_or(10_000),
+            max_pending: reader.number("invalidation.max_pending"),
         },
         writes: Writes { stream: commands },
-        log: Log {
-            level: reader.text("log.level").unwrap_or_else(|| "info".to_owned()),
-            format: reader.choice(
-                "log.format",
-                &[("auto", LogFormat::Auto), ("pretty", LogFormat::Pretty), ("json", LogFormat::Json)],
-                LogFormat::Auto,
-            ),
-        },
+        log: Log { level: reader.text("log.level"), format: reader.choice("log.format") },
         datasets,
         source: Source::default(),
     }
 }
 
-fn namespace(reader: &mut Reader<'_>) -> String {
-    let path = "service.namespace";
-    let namespace = reader.text(path).unwrap_or_else(|| "shop".to_owned());
-    let is_plain = |character: char| character.is_alphanumeric() || matches!(character, '-' | '_' | '.');
-    if namespace.is_empty() || !namespace.chars().all(is_plain) {
-        reader.error(
-            path,
-            format!("{namespace:?} cannot be a namespace"),
-            "use letters, digits, `-`, `_` and `.`",
-        );
+fn feed(reader: &mut Reader<'_>) -> Feed {
+    Feed {
+        mode: reader.choice("feed.mode"),
+        retention: reader.duration("feed.retention"),
+        max_rows: reader.number("feed.max_rows"),
+        max_outbox: reader.number("feed.max_outbox"),
+        audit_rate: reader.number("feed.audit_rate"),
+        max_lag: reader.duration("feed.max_lag"),
     }
-    namespace
 }
 
-fn url(reader: &mut Reader<'_>, section: &str, default: &str, schemes: &[&str]) -> Secret {
+/// The URL of a section, or of the file that the section names. It may hold a password, so it is never shown.
+fn url(reader: &mut Reader<'_>, section: &str) -> Secret {
     let (path, file) = (format!("{section}.url"), format!("{section}.url_file"));
-    let from_file = reader.secret_file(&file);
-    if from_file.is_some() && reader.source.has(&path) {
+    let Some(secret) = reader.secret_file(&file) else {
+        return Secret::new(reader.text(&path));
+    };
+    if reader.source.has(&path) {
         reader.error(&path, format!("both `url` and `url_file` in [{section}]"), "keep one of them");
     }
-    let secret = from_file.or_else(|| reader.text(&path).map(Secret::new));
-    let secret = secret.unwrap_or_else(|| Secret::new(default.to_owned()));
-    let scheme = secret.reveal().split_once("://").map_or("", |(scheme, _)| scheme);
-    // The URL itself may hold a password, so only its scheme is shown.
-    if !schemes.contains(&scheme) {
-        let help = format!(
-            "it begins with {}",
-            schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ")
-        );
-        reader.error(&path, format!("this is no URL for [{section}]"), &help);
-    } else if url::Url::parse(secret.reveal()).is_err() {
-        reader.error(
-            &path,
-            "this URL cannot be read",
-            "write special characters of user and password as %XX",
-        );
+    if let Some(Kind::Text(form)) = table::find(&path).map(|key| key.kind) {
+        for flaw in form.flaws(secret.reveal()) {
+            reader.error(&file, flaw.message, &flaw.help);
+        }
     }
     secret
 }
 
-fn listen(reader: &mut Reader<'_>) -> Option<String> {
-    let path = "admin.listen";
-    let listen = reader.text(path).unwrap_or_else(|| "127.0.0.1:9464".to_owned());
-    if listen.is_empty() {
-        return None;
-    }
-    if listen.parse::<std::net::SocketAddr>().is_err() {
-        reader.error(
-            path,
-            format!("{listen:?} is no address with a port"),
-            "for example \"127.0.0.1:9464\", or \"\" for none",
-        );
-    }
-    Some(listen)
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
 
-fn optional(reader: &mut Reader<'_>, path: &str, default: &str) -> Option<String> {
-    let text = reader.text(path).unwrap_or_else(|| default.to_owned());
-    (!text.is_empty()).then_some(text)
+    use super::*;
+    use crate::key::Key;
+    use crate::reference::reference;
+
+    /// The settings that the code must ask for. `*` stands for the name of a dataset, and for a position.
+    fn expected(keys: &[Key], path: &str, found: &mut BTreeSet<String>) {
+        for key in keys.iter().filter(|key| !key.is_inherited || matches!(key.kind, Kind::Table(_))) {
+            let below = raw::join(path, key.name);
+            match key.kind {
+                Kind::Table(keys) => expected(keys, &below, found),
+                Kind::Named(keys) | Kind::Tables(keys) => expected(keys, &raw::join(&below, "*"), found),
+                _ => drop(found.insert(below)),
+            }
+        }
+    }
+
+    #[test]
+    fn the_code_asks_for_every_key_of_the_table() {
+        let mut source = Source::new("f.toml".to_owned(), reference());
+        let mut problems = Vec::new();
+        let mut leaves = raw::read(&mut source, &mut problems);
+        values::check(&mut leaves, &source, &mut problems);
+        let mut reader = Reader {
+            leaves: &leaves,
+            source: &source,
+            problems,
+            check_schedule: |_| Ok(()),
+            asked: BTreeSet::new(),
+        };
+        drop(read_config(&mut reader));
+        assert_eq!(reader.problems, []);
+        let general = |path: &String| {
+            let names = ["dataset.product", "dataset.reviews"];
+            let path = names.iter().fold(path.clone(), |path, name| path.replace(name, "dataset.*"));
+            path.replace(".0.", ".*.").replace(".1.", ".*.")
+        };
+        let asked: BTreeSet<String> = reader.asked.iter().map(general).collect();
+        let mut wanted = BTreeSet::new();
+        expected(table::ROOT, "", &mut wanted);
+        // Shown with a dataset, which has its own.
+        wanted.retain(|path| !path.starts_with("defaults.compression."));
+        let unread: Vec<&String> = wanted.difference(&asked).collect();
+        assert!(unread.is_empty(), "no code reads {unread:?}");
+        let unknown: Vec<&String> = asked.difference(&wanted).collect();
+        assert!(unknown.is_empty(), "the table has no {unknown:?}");
+    }
+
+    #[test]
+    fn every_default_and_example_is_allowed() {
+        fn look(keys: &[Key], path: &str) {
+            for key in keys {
+                let below = raw::join(path, key.name);
+                if let Some(default) = key.default {
+                    let leaf = raw::Leaf::from_plain(key.kind, default);
+                    let flaws = leaf.map(|leaf| values::flaws(key.kind, &leaf));
+                    assert_eq!(flaws, Some(Vec::new()), "the default of {below}");
+                }
+                match key.kind {
+                    Kind::Table(keys) | Kind::Named(keys) | Kind::Tables(keys) => look(keys, &below),
+                    _ => {}
+                }
+            }
+        }
+        look(table::ROOT, "");
+        // Examples stand in the reference, some as comments.
+        let all = reference().replace("# rate", "rate").replace("# negative_ttl", "negative_ttl");
+        let loaded = Config::load(Path::new("f.toml"), all, &BTreeMap::new());
+        assert!(loaded.is_ok_and(|(_, warnings)| warnings.is_empty()));
+    }
 }

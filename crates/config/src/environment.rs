@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use config::Source as _;
 
 use super::diagnostic::{Diagnostic, did_you_mean};
+use super::key::{Key, Kind};
 use super::raw::{Leaf, Leaves, expected, join};
-use super::schema::{Key, ROOT, Shape};
 use super::source::Source;
+use super::table::ROOT;
 
 const PREFIX: &str = "CACHEKEEPER__";
 
@@ -47,12 +48,12 @@ pub fn apply(
     for (path, text) in flat {
         let variable = names.get(&path).cloned().unwrap_or_else(|| path.clone());
         match find(&path, leaves) {
-            Ok((path, shape)) => {
+            Ok((path, kind)) => {
                 source.note_variable(&path, &variable);
-                match parse(shape, &text) {
-                    Some(leaf) => drop(leaves.insert(path, leaf)),
+                match Leaf::from_plain(kind, &text) {
+                    Some(leaf) => insert(leaves, path, leaf),
                     None => {
-                        problems.push(source.problem(&path, format!("expected {}", expected(shape)), None));
+                        problems.push(source.problem(&path, format!("expected {}", expected(kind)), None));
                     }
                 }
             }
@@ -77,8 +78,17 @@ fn flatten(path: &str, value: config::Value, flat: &mut Vec<(String, String)>) {
     }
 }
 
+/// Puts in a setting, and the sections around it: a variable alone can switch `warm` or `refresh` on.
+fn insert(leaves: &mut Leaves, path: String, leaf: Leaf) {
+    for (dot, _) in path.match_indices('.') {
+        let section = path.get(..dot).unwrap_or_default();
+        leaves.entry(section.to_owned()).or_insert(Leaf::Section);
+    }
+    leaves.insert(path, leaf);
+}
+
 /// The setting that a lower-case path means. Names of datasets are found without regard to case.
-fn find(path: &str, leaves: &Leaves) -> Result<(String, Shape), String> {
+fn find(path: &str, leaves: &Leaves) -> Result<(String, Kind), String> {
     let mut keys: &[Key] = ROOT;
     let mut found = String::new();
     let mut parts = path.split('.').peekable();
@@ -92,9 +102,9 @@ fn find(path: &str, leaves: &Leaves) -> Result<(String, Shape), String> {
             ));
         };
         found = join(&found, key.name);
-        match key.shape {
-            Shape::Table(below) => keys = below,
-            Shape::Named(below) => {
+        match key.kind {
+            Kind::Table(below) => keys = below,
+            Kind::Named(below) => {
                 let Some(name) = parts.next() else {
                     return Err("give the dataset's name behind it".to_owned());
                 };
@@ -103,12 +113,12 @@ fn find(path: &str, leaves: &Leaves) -> Result<(String, Shape), String> {
                 found = dataset.cloned().ok_or_else(|| format!("the file has no [{wanted}]"))?;
                 keys = below;
             }
-            Shape::Tables(_) | Shape::Mapping => {
+            Kind::Tables(_) | Kind::Mapping => {
                 return Err("this setting can only be given in the file".to_owned());
             }
-            shape => {
+            kind => {
                 return if parts.peek().is_none() {
-                    Ok((found, shape))
+                    Ok((found, kind))
                 } else {
                     Err(format!("{found} has no parts"))
                 };
@@ -116,14 +126,4 @@ fn find(path: &str, leaves: &Leaves) -> Result<(String, Shape), String> {
         }
     }
     Err("this is a section, not a setting".to_owned())
-}
-
-fn parse(shape: Shape, text: &str) -> Option<Leaf> {
-    match shape {
-        Shape::Text => Some(Leaf::Text(text.to_owned())),
-        Shape::Integer => text.parse().ok().map(Leaf::Integer),
-        Shape::Boolean => text.parse().ok().map(Leaf::Boolean),
-        Shape::Texts => Some(Leaf::Texts(text.split(',').map(|part| part.trim().to_owned()).collect())),
-        Shape::Table(_) | Shape::Named(_) | Shape::Tables(_) | Shape::Mapping => None,
-    }
 }

@@ -1,20 +1,34 @@
 //! Checked settings. Every value here has passed the check of the configuration file; nothing else reads the file
 //! or the environment.
+//!
+//! What keys there are, what they may hold and what they mean stands in `table.rs`, and only there.
 
 #[cfg(feature = "file")]
 pub mod check;
 pub mod diagnostic;
 #[cfg(feature = "file")]
-pub mod environment;
+mod environment;
 #[cfg(feature = "file")]
-pub mod raw;
+mod forms;
+#[cfg(feature = "file")]
+mod key;
+#[cfg(feature = "file")]
+mod raw;
+#[cfg(feature = "file")]
+pub mod reference;
 #[cfg(feature = "file")]
 pub mod schema;
 pub mod source;
+#[cfg(feature = "file")]
+mod table;
+#[cfg(feature = "file")]
+mod values;
+mod words;
 
 use std::fmt;
 use std::time::Duration;
 
+use self::words::words;
 use cachekeeper_protocol::template::Template;
 
 /// The whole configuration.
@@ -53,13 +67,14 @@ pub struct Service {
     pub on_new_epoch: OnNewEpoch,
 }
 
-/// What happens to the entries of an older epoch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum OnNewEpoch {
-    /// They stay readable and are loaded again.
-    Refresh,
-    /// They are deleted.
-    Drop,
+words! {
+    /// What happens to the entries of an older epoch.
+    pub enum OnNewEpoch {
+        /// They stay readable and are loaded again.
+        Refresh = "refresh",
+        /// They are deleted.
+        Drop = "drop",
+    }
 }
 
 /// `[postgres]`
@@ -114,13 +129,14 @@ pub struct Feed {
     pub audit_rate: u64,
 }
 
-/// How changes are captured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FeedMode {
-    /// By triggers into an outbox.
-    Outbox,
-    /// Not at all: only events, schedules and lifetimes.
-    Off,
+words! {
+    /// How changes are captured.
+    pub enum FeedMode {
+        /// By triggers into an outbox.
+        Outbox = "outbox",
+        /// Not at all: only events, schedules and lifetimes.
+        Off = "off",
+    }
 }
 
 /// `[invalidation]`
@@ -150,15 +166,16 @@ pub struct Log {
     pub format: LogFormat,
 }
 
-/// How log lines look.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogFormat {
-    /// `pretty` on a terminal, else `json`.
-    Auto,
-    /// For people.
-    Pretty,
-    /// One JSON object a line.
-    Json,
+words! {
+    /// How log lines look.
+    pub enum LogFormat {
+        /// `pretty` on a terminal, else `json`.
+        Auto = "auto",
+        /// For people.
+        Pretty = "pretty",
+        /// One JSON object a line.
+        Json = "json",
+    }
 }
 
 /// `[dataset.<name>]`
@@ -208,13 +225,14 @@ pub struct Dataset {
     pub batch: usize,
 }
 
-/// One row or many for each key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Rows {
-    /// One row a key; two are an error.
-    One,
-    /// All rows of a key as one list.
-    Many,
+words! {
+    /// One row or many for each key.
+    pub enum Rows {
+        /// One row a key; two are an error.
+        One = "one",
+        /// All rows of a key as one list.
+        Many = "many",
+    }
 }
 
 /// A watch rule.
@@ -257,13 +275,14 @@ pub enum Format {
     },
 }
 
-/// How `numeric` columns are written.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Numeric {
-    /// As text, exactly (the default).
-    Text,
-    /// As a number; readers may round it.
-    Number,
+words! {
+    /// How `numeric` columns are written.
+    pub enum Numeric {
+        /// As text, exactly (the default).
+        Text = "text",
+        /// As a number; readers may round it.
+        Number = "number",
+    }
 }
 
 /// `compression = { … }`
@@ -284,40 +303,44 @@ pub enum Codec {
     Lz4,
 }
 
-/// What a change does to an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum OnChange {
-    /// It is loaded again; the old value stays readable until then.
-    Refresh,
-    /// It is deleted.
-    Delete,
+words! {
+    /// What a change does to an entry.
+    pub enum OnChange {
+        /// It is loaded again; the old value stays readable until then.
+        Refresh = "refresh",
+        /// It is deleted.
+        Delete = "delete",
+    }
 }
 
-/// Whether misses of applications are filled.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum OnMiss {
-    /// Not by the worker.
-    Ignore,
-    /// By Redis's key-miss events.
-    Load,
+words! {
+    /// Whether misses of applications are filled.
+    pub enum OnMiss {
+        /// Not by the worker.
+        Ignore = "ignore",
+        /// By Redis's key-miss events.
+        Load = "load",
+    }
 }
 
-/// Whether every relation of the query must be captured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FeedNeed {
-    /// A warning otherwise.
-    Wanted,
-    /// Not ready otherwise.
-    Required,
+words! {
+    /// Whether every relation of the query must be captured.
+    pub enum FeedNeed {
+        /// A warning otherwise.
+        Wanted = "wanted",
+        /// Not ready otherwise.
+        Required = "required",
+    }
 }
 
-/// Which rows Redis holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Scope {
-    /// Every row.
-    All,
-    /// Only what was warmed, filled or asked for.
-    Cached,
+words! {
+    /// Which rows Redis holds.
+    pub enum Scope {
+        /// Every row.
+        All = "all",
+        /// Only what was warmed, filled or asked for.
+        Cached = "cached",
+    }
 }
 
 /// `warm = { … }`

@@ -5,28 +5,46 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, did_you_mean};
-use super::schema::{Key, ROOT, Shape};
+use super::forms::Form;
+use super::key::{Key, Kind};
 use super::source::Source;
+use super::table::ROOT;
 
-/// A setting's value.
+/// A setting's value, as TOML has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leaf {
-    /// Text.
     Text(String),
-    /// A whole number.
     Integer(i64),
-    /// True or false.
     Boolean(bool),
-    /// A list of texts.
     Texts(Vec<String>),
     /// From names to texts.
     Mapping(Vec<(String, String)>),
-    /// A section that is there.
+    /// A table, whose settings have paths of their own.
     Section,
+    /// There is something, and what is wrong with it has been noted.
+    Wrong,
 }
 
 /// All settings by path (`dataset.product.key`, `dataset.product.watch.0.table`).
 pub type Leaves = BTreeMap<String, Leaf>;
+
+impl Leaf {
+    /// Reads a value as an environment variable says it: without quotes, lists with commas.
+    pub fn from_plain(kind: Kind, text: &str) -> Option<Self> {
+        match kind {
+            Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size | Kind::Share(..) => {
+                Some(Self::Text(text.to_owned()))
+            }
+            Kind::Integer(..) => text.parse().ok().map(Self::Integer),
+            Kind::Boolean => text.parse().ok().map(Self::Boolean),
+            Kind::Texts(_) => {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                Some(Self::Texts(parts.map(str::to_owned).collect()))
+            }
+            Kind::Table(_) | Kind::Named(_) | Kind::Tables(_) | Kind::Mapping => None,
+        }
+    }
+}
 
 /// Reads the file.
 pub fn read(source: &mut Source, problems: &mut Vec<Diagnostic>) -> Leaves {
@@ -36,19 +54,19 @@ pub fn read(source: &mut Source, problems: &mut Vec<Diagnostic>) -> Leaves {
         let span = error.span().unwrap_or(0..0);
         problems.push(source.problem_at(span, format!("not TOML: {}", error.message()), None));
     }
-    let mut walk = Walk { source, problems, leaves: Leaves::new() };
-    walk.table(table.get_ref(), ROOT, "");
-    walk.leaves
+    let mut file = File { source, problems, leaves: Leaves::new() };
+    file.table(table.get_ref(), ROOT, "");
+    file.leaves
 }
 
-struct Walk<'a> {
+struct File<'a> {
     source: &'a mut Source,
     problems: &'a mut Vec<Diagnostic>,
     leaves: Leaves,
 }
 
-impl Walk<'_> {
-    fn table(&mut self, table: &DeTable<'_>, keys: &[Key], path: &str) {
+impl File<'_> {
+    fn table(&mut self, table: &DeTable<'_>, keys: &'static [Key], path: &str) {
         for (name, value) in table {
             let text: &str = name.get_ref();
             let below = join(path, text);
@@ -59,101 +77,116 @@ impl Walk<'_> {
                     None => format!("known here: {}", known.join(", ")),
                 };
                 let place = if path.is_empty() { "at the top".to_owned() } else { format!("in [{path}]") };
-                self.problems.push(self.source.problem_at(
-                    name.span(),
-                    format!("unknown key `{text}` {place}"),
-                    help,
-                ));
+                let message = format!("unknown key `{text}` {place}");
+                self.problems.push(self.source.problem_at(name.span(), message, help));
                 continue;
             };
             self.source.note(&below, value.span());
-            self.value(value.get_ref(), value.span(), key.shape, &below);
+            let leaf = self.value(value.get_ref(), key.kind, &below);
+            self.leaves.insert(below, leaf);
         }
     }
 
-    fn value(&mut self, value: &DeValue<'_>, span: std::ops::Range<usize>, shape: Shape, path: &str) {
-        let leaf = match (shape, value) {
-            (Shape::Text, DeValue::String(text)) => Leaf::Text(text.to_string()),
-            (Shape::Integer, DeValue::Integer(number)) => {
+    fn value(&mut self, value: &DeValue<'_>, kind: Kind, path: &str) -> Leaf {
+        match (kind, value) {
+            (
+                Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size | Kind::Share(..),
+                DeValue::String(text),
+            ) => Leaf::Text(text.to_string()),
+            (Kind::Integer(..), DeValue::Integer(number)) => {
                 match i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()) {
                     Ok(number) => Leaf::Integer(number),
                     Err(_range) => {
                         self.problems.push(self.source.problem(path, "the number is too large", None));
-                        return;
+                        Leaf::Wrong
                     }
                 }
             }
-            (Shape::Boolean, DeValue::Boolean(boolean)) => Leaf::Boolean(*boolean),
-            (Shape::Texts, DeValue::Array(items)) => {
+            (Kind::Boolean, DeValue::Boolean(boolean)) => Leaf::Boolean(*boolean),
+            (Kind::Texts(form), DeValue::Array(items)) => {
                 let mut texts = Vec::new();
                 for (position, item) in items.iter().enumerate() {
-                    let below = format!("{path}.{position}");
+                    let below = join(path, &position.to_string());
                     self.source.note(&below, item.span());
-                    match item.get_ref() {
-                        DeValue::String(text) => texts.push(text.to_string()),
-                        other => self.wrong_type(&below, "text in quotes", other),
+                    if let Leaf::Text(text) = self.value(item.get_ref(), Kind::Text(form), &below) {
+                        texts.push(text);
                     }
                 }
                 Leaf::Texts(texts)
             }
-            (Shape::Mapping, DeValue::Table(table)) => {
-                let mut pairs = Vec::new();
-                for (name, item) in table {
-                    let below = join(path, name.get_ref());
-                    self.source.note(&below, item.span());
-                    match item.get_ref() {
-                        DeValue::String(text) => pairs.push((name.get_ref().to_string(), text.to_string())),
-                        other => self.wrong_type(&below, "text in quotes", other),
-                    }
-                }
-                Leaf::Mapping(pairs)
-            }
-            (Shape::Table(keys), DeValue::Table(table)) => {
+            (Kind::Mapping, DeValue::Table(table)) => self.mapping(table, path),
+            (Kind::Table(keys), DeValue::Table(table)) => {
                 self.table(table, keys, path);
                 Leaf::Section
             }
-            (Shape::Named(keys), DeValue::Table(table)) => {
-                for (name, item) in table {
-                    let below = join(path, name.get_ref());
-                    self.source.note(&below, name.span());
-                    match item.get_ref() {
-                        DeValue::Table(table) => {
-                            self.leaves.insert(below.clone(), Leaf::Section);
-                            self.table(table, keys, &below);
-                        }
-                        other => self.wrong_type(&below, "a table", other),
-                    }
-                }
+            (Kind::Named(keys), DeValue::Table(table)) => {
+                self.named(table, keys, path);
                 Leaf::Section
             }
-            (Shape::Tables(keys), DeValue::Array(items)) => {
+            (Kind::Tables(keys), DeValue::Array(items)) => {
                 for (position, item) in items.iter().enumerate() {
-                    let below = format!("{path}.{position}");
+                    let below = join(path, &position.to_string());
                     self.source.note(&below, item.span());
-                    match item.get_ref() {
-                        DeValue::Table(table) => {
-                            self.leaves.insert(below.clone(), Leaf::Section);
-                            self.table(table, keys, &below);
-                        }
-                        other => self.wrong_type(&below, "a table { … }", other),
-                    }
+                    let leaf = self.value(item.get_ref(), Kind::Table(keys), &below);
+                    self.leaves.insert(below, leaf);
                 }
                 Leaf::Section
             }
-            (shape, other) => {
-                self.source.note(path, span);
-                self.wrong_type(path, expected(shape), other);
-                return;
+            (kind, other) => {
+                self.wrong_type(path, kind, other);
+                Leaf::Wrong
             }
-        };
-        self.leaves.insert(path.to_owned(), leaf);
+        }
     }
 
-    fn wrong_type(&mut self, path: &str, expected: &str, found: &DeValue<'_>) {
-        let message = format!("expected {expected}, found {}", article(found.type_str()));
-        let help = match found {
-            DeValue::Integer(number) if expected.starts_with("text") => {
-                Some(format!("write it in quotes and with a unit, for example \"{}s\"", number.as_str()))
+    fn mapping(&mut self, table: &DeTable<'_>, path: &str) -> Leaf {
+        let mut pairs = Vec::new();
+        for (name, item) in table {
+            let below = join(path, name.get_ref());
+            self.source.note(&below, item.span());
+            if let Leaf::Text(text) = self.value(item.get_ref(), Kind::Text(Form::Filled), &below) {
+                pairs.push((name.get_ref().to_string(), text));
+            }
+        }
+        Leaf::Mapping(pairs)
+    }
+
+    fn named(&mut self, table: &DeTable<'_>, keys: &'static [Key], path: &str) {
+        for (name, item) in table {
+            let text: &str = name.get_ref();
+            // A dot would make two settings of one: paths are split at dots.
+            if text.is_empty() || text.contains('.') {
+                let help = "use letters, digits, `-` and `_`";
+                let message = format!("{text:?} cannot be a name in [{path}]");
+                self.problems.push(self.source.problem_at(name.span(), message, help.to_owned()));
+                continue;
+            }
+            let below = join(path, text);
+            self.source.note(&below, name.span());
+            let leaf = self.value(item.get_ref(), Kind::Table(keys), &below);
+            self.leaves.insert(below, leaf);
+        }
+    }
+
+    fn wrong_type(&mut self, path: &str, kind: Kind, found: &DeValue<'_>) {
+        let message = format!("expected {}, found {}", expected(kind), article(found.type_str()));
+        let number = match found {
+            DeValue::Integer(number) => Some(number.as_str()),
+            DeValue::Float(number) => Some(number.as_str()),
+            _ => None,
+        };
+        let unit = match kind {
+            Kind::Duration(..) => Some("s"),
+            Kind::Size => Some("B"),
+            Kind::Share(..) => Some("%"),
+            _ => None,
+        };
+        let help = match (number, unit) {
+            (Some(number), Some(unit)) => {
+                Some(format!("write it in quotes and with a unit, for example \"{number}{unit}\""))
+            }
+            (Some(number), None) if matches!(kind, Kind::Text(_) | Kind::Choice(_)) => {
+                Some(format!("write it in quotes: \"{number}\""))
             }
             _ => None,
         };
@@ -161,15 +194,17 @@ impl Walk<'_> {
     }
 }
 
-/// What a shape is called in messages.
-pub fn expected(shape: Shape) -> &'static str {
-    match shape {
-        Shape::Text => "text in quotes",
-        Shape::Integer => "a whole number",
-        Shape::Boolean => "true or false",
-        Shape::Texts => "a list of texts [\"…\"]",
-        Shape::Table(_) | Shape::Named(_) | Shape::Mapping => "a table { … }",
-        Shape::Tables(_) => "a list of tables [{ … }]",
+/// What a kind is called in messages.
+pub fn expected(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size | Kind::Share(..) => {
+            "text in quotes"
+        }
+        Kind::Integer(..) => "a whole number",
+        Kind::Boolean => "true or false",
+        Kind::Texts(_) => "a list of texts [\"…\"]",
+        Kind::Table(_) | Kind::Named(_) | Kind::Mapping => "a table { … }",
+        Kind::Tables(_) => "a list of tables [{ … }]",
     }
 }
 

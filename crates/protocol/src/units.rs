@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-const DURATIONS: [(&str, u64); 6] =
+/// Units of time, in milliseconds.
+pub const DURATIONS: [(&str, u64); 6] =
     [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("w", 604_800_000)];
-const SIZES: [(&str, u64); 10] = [
+/// Units of size, in bytes.
+pub const SIZES: [(&str, u64); 10] = [
     ("B", 1),
     ("KiB", 1 << 10),
     ("MiB", 1 << 20),
@@ -63,6 +65,11 @@ fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, S
         let letters = behind.find(|character: char| !character.is_ascii_alphabetic()).unwrap_or(behind.len());
         let (unit, behind) = behind.split_at(letters);
         let number: u64 = number.parse().map_err(|_number| format!("expected {expected}"))?;
+        if let Some(fraction) = behind.strip_prefix(['.', ',']) {
+            return Err(
+                without_fraction(number, fraction, units).unwrap_or_else(|| format!("expected {expected}"))
+            );
+        }
         if unit.is_empty() {
             let example = units.get(1).map_or("", |(unit, _)| unit);
             return Err(format!("missing unit, write \"{number}{example}\""));
@@ -76,6 +83,23 @@ fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, S
         rest = behind.trim_start();
     }
     Ok(total)
+}
+
+/// How to write a number with a fraction (`1.5h`) without one.
+fn without_fraction(number: u64, fraction: &str, units: &[(&str, u64)]) -> Option<String> {
+    let digits = fraction.find(|character: char| !character.is_ascii_digit()).unwrap_or(fraction.len());
+    let (digits, unit) = fraction.split_at_checked(digits)?;
+    let (_, factor) = units.iter().find(|(known, _)| *known == unit.trim())?;
+    let scale = 10_u64.checked_pow(u32::try_from(digits.len()).ok()?)?;
+    let scaled = number.checked_mul(scale)?.checked_add(digits.parse().ok()?)?.checked_mul(*factor)?;
+    // A part of the smallest unit is not a whole number of anything.
+    let amount = scaled.is_multiple_of(scale).then_some(scaled / scale).filter(|amount| 0 < *amount)?;
+    let (unit, factor) = units
+        .iter()
+        .rev()
+        .filter(|(_, factor)| amount.is_multiple_of(*factor))
+        .max_by_key(|(_, factor)| *factor)?;
+    Some(format!("fractions are not understood, write \"{}{unit}\"", amount / factor))
 }
 
 /// A duration in the largest unit that shows it exactly.
@@ -115,9 +139,16 @@ mod tests {
             ("", "expected"),
             ("s", "expected"),
             ("99999999999999999d", "too large"),
+            ("1.5h", "write \"90m\""),
+            ("0.25s", "write \"250ms\""),
+            ("1h 2,5m", "write \"150s\""),
+            ("0.5ms", "expected a duration"),
+            ("1.5", "expected a duration"),
+            ("1.", "expected a duration"),
         ] {
             assert!(parse_duration(text).unwrap_err().contains(fragment), "{text}");
         }
+        assert!(parse_size("1.5KiB").unwrap_err().contains("write \"1536B\""));
         assert!(parse_share("20").unwrap_err().contains("\"20%\""));
         assert!(parse_share("120%").unwrap_err().contains("between"));
     }

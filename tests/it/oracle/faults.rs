@@ -146,7 +146,7 @@ impl Fault {
             }
             Self::KillInDebt => {
                 // A debt is made by the lost table; whoever pays it dies in the walk.
-                arm(workers, "debt.page=0").await;
+                arm(workers, "revalidation.page=0").await;
                 redis(arena, &["DEL", "ck:{test}:stamps"]).await;
                 wait_for_an_end(workers).await;
                 replace_all(arena, workers, random).await;

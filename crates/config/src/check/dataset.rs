@@ -1,28 +1,18 @@
 //! `[dataset.*]`
 
-use std::time::Duration;
-
 use super::reader::Reader;
 use super::writes;
-use crate::raw::Leaf;
+use crate::raw::{Leaf, join};
+use crate::values::names;
+use crate::words::{CodecName, FormatName};
 use crate::{
-    Codec, Compression, Dataset, FeedMode, FeedNeed, Format, Numeric, OnChange, OnMiss, Rows,
-    ScheduleProblem, ScheduleText, Scope, Warm, Watch, WatchTarget,
+    Codec, Compression, Dataset, FeedMode, FeedNeed, Format, Rows, ScheduleProblem, ScheduleText, Scope,
+    Warm, Watch, WatchTarget,
 };
-use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 use cachekeeper_protocol::template::{Alphabet, Template};
 
-const SECOND: Duration = Duration::from_secs(1);
-const YEAR: Duration = Duration::from_secs(365 * 86_400);
-
 pub fn read_all(reader: &mut Reader<'_>, feed_mode: FeedMode) -> Vec<Dataset> {
-    let names: Vec<String> = reader
-        .leaves
-        .keys()
-        .filter_map(|path| path.strip_prefix("dataset."))
-        .filter(|name| !name.contains('.'))
-        .map(str::to_owned)
-        .collect();
+    let names = names(reader.leaves, "dataset");
     if names.is_empty() {
         reader.warning(
             "dataset",
@@ -75,57 +65,34 @@ impl One<'_, '_> {
 
     fn read(mut self) -> Option<Dataset> {
         let query = self.query();
-        let key = self.key();
-        let rows = self.own("rows");
-        let rows = self.reader.choice(&rows, &[("one", Rows::One), ("many", Rows::Many)], Rows::One);
-        let sort = self.reader.text(&self.own("sort"));
-        if sort.is_some() && rows == Rows::One {
-            let path = self.own("sort");
-            self.reader.error(
-                &path,
-                "`sort` orders the rows of one key",
-                "add rows = \"many\", or remove `sort`",
-            );
-        }
+        let key = self.template("key");
+        let rows = self.reader.choice(&self.own("rows"));
         let format = self.format(rows);
-        let tags = self.tags();
+        let sort = self.sort(rows);
         let warm = self.warm();
-        let scope = self.scope(warm.as_ref());
         let watch = key.as_ref().map(|key| self.watch(key)).unwrap_or_default();
-        let compression = self.compression();
-        let feed = self.feed();
-        let has_refresh = self.reader.has(&self.own("refresh"));
-        let hour = Duration::from_secs(3_600);
-        let on_change = [("refresh", OnChange::Refresh), ("delete", OnChange::Delete)];
-        let on_miss = [("ignore", OnMiss::Ignore), ("load", OnMiss::Load)];
-        let path = |one: &Self, key: &str| one.inherited(key);
-        let (ttl, jitter, stale) = (path(&self, "ttl"), path(&self, "ttl_jitter"), path(&self, "max_stale"));
-        let (negative, change, miss) =
-            (path(&self, "negative_ttl"), path(&self, "on_change"), path(&self, "on_miss"));
-        let (batch, ahead) = (path(&self, "batch"), self.own("refresh.ahead"));
-        let reader = self.reader;
         let dataset = Dataset {
             name: self.name.to_owned(),
             query: query.clone().unwrap_or_default(),
             key: key.clone().or_else(|| Template::parse("x").ok())?,
             rows,
             sort,
-            tags,
+            tags: self.tags(),
             watch,
             format,
-            compression,
-            ttl: reader.duration(&ttl, hour, SECOND..=YEAR),
-            ttl_jitter: reader.share(&jitter, 0.1, 0.0..=0.9),
-            max_stale: reader.duration(&stale, hour, Duration::ZERO..=YEAR),
-            negative_ttl: reader.optional_duration(&negative, SECOND..=YEAR),
-            on_change: reader.choice(&change, &on_change, OnChange::Refresh),
-            on_miss: reader.choice(&miss, &on_miss, OnMiss::Ignore),
-            feed,
-            scope,
-            refresh_ahead: has_refresh.then(|| reader.share(&ahead, 0.2, 0.01..=0.9)),
+            compression: self.compression(),
+            ttl: self.reader.duration(&self.inherited("ttl")),
+            ttl_jitter: self.reader.share(&self.inherited("ttl_jitter")),
+            max_stale: self.reader.duration(&self.inherited("max_stale")),
+            negative_ttl: self.reader.optional_duration(&self.inherited("negative_ttl")),
+            on_change: self.reader.choice(&self.inherited("on_change")),
+            on_miss: self.reader.choice(&self.inherited("on_miss")),
+            feed: self.feed(),
+            scope: self.scope(warm.as_ref()),
+            refresh_ahead: self.refresh_ahead(),
             warm,
-            write: writes::statement(reader, self.name),
-            batch: usize::try_from(reader.integer(&batch, 500, 1..=5_000)).unwrap_or(500),
+            write: writes::statement(self.reader, self.name),
+            batch: self.reader.number(&self.inherited("batch")),
         };
         // Every setting has been looked at by now, so that all problems are known.
         (query.is_some() && key.is_some()).then_some(dataset)
@@ -133,16 +100,7 @@ impl One<'_, '_> {
 
     fn query(&mut self) -> Option<String> {
         let path = self.own("query");
-        let Some(query) = self.reader.text(&path) else {
-            if !self.reader.has(&path) {
-                self.reader.error(
-                    &path,
-                    format!("dataset {} has no `query`", self.name),
-                    "give the SQL that produces its rows",
-                );
-            }
-            return None;
-        };
+        let query = self.reader.optional_text(&path)?;
         let query = query.trim().trim_end_matches(';').trim_end();
         if query.is_empty() {
             self.reader.error(&path, "the query is empty", "give the SQL that produces the rows");
@@ -151,126 +109,56 @@ impl One<'_, '_> {
         Some(query.to_owned())
     }
 
-    fn key(&mut self) -> Option<Template> {
-        let path = self.own("key");
-        let Some(text) = self.reader.text(&path) else {
-            if !self.reader.has(&path) {
-                self.reader.error(
-                    &path,
-                    format!("dataset {} has no `key`", self.name),
-                    "for example key = \"product:{id}\"",
-                );
-            }
-            return None;
-        };
-        let key = self.template(&path, &text)?;
-        let columns: Vec<&str> = key.columns().collect();
-        let twice = columns
-            .iter()
-            .enumerate()
-            .find(|(at, column)| columns.iter().take(*at).any(|earlier| earlier == *column));
-        if let Some((_, column)) = twice {
-            let offset = text.rfind(&format!("{{{column}}}")).unwrap_or_default();
-            self.reader.error_within(
-                &path,
-                offset,
-                format!("{{{column}}} stands twice in the key"),
-                "once is enough",
-            );
-        }
-        if columns.is_empty() {
-            self.reader.error(
-                &path,
-                "the key has no placeholder, so all rows would have the same",
-                "add a {column} of the query",
-            );
-        }
-        if text.starts_with(RESERVED_PREFIX) {
-            self.reader.error(
-                &path,
-                format!("keys that begin with {RESERVED_PREFIX} are Cachekeeper's own"),
-                "choose another prefix",
-            );
-        }
-        if key.prefix().is_empty() {
-            self.reader.error(
-                &path,
-                "the key begins with a placeholder",
-                "begin it with a prefix of its own, such as \"product:\"",
-            );
-        }
-        Some(key)
-    }
-
-    fn template(&mut self, path: &str, text: &str) -> Option<Template> {
-        match Template::parse(text) {
-            Ok(template) => Some(template),
-            Err(error) => {
-                self.reader.error_within(
-                    path,
-                    error.offset,
-                    error.message,
-                    "write {column} for a column, {{ for a brace",
-                );
-                None
-            }
-        }
+    /// A template whose text is right, or was refused before.
+    fn template(&mut self, key: &str) -> Option<Template> {
+        self.reader.optional_text(&self.own(key)).and_then(|text| Template::parse(&text).ok())
     }
 
     fn tags(&mut self) -> Vec<Template> {
-        let path = self.own("tags");
-        let texts = self.reader.texts(&path).unwrap_or_default();
-        let one = |(position, text): (usize, &String)| self.template(&format!("{path}.{position}"), text);
-        texts.iter().enumerate().filter_map(one).collect()
+        let texts = self.reader.texts(&self.own("tags"));
+        texts.iter().filter_map(|text| Template::parse(text).ok()).collect()
+    }
+
+    fn sort(&mut self, rows: Rows) -> Option<String> {
+        let path = self.own("sort");
+        let sort = self.reader.optional_text(&path)?;
+        if rows == Rows::One {
+            let help = "add rows = \"many\", or remove `sort`";
+            self.reader.error(&path, "`sort` orders the rows of one key", help);
+        }
+        Some(sort)
     }
 
     fn format(&mut self, rows: Rows) -> Format {
-        #[derive(Clone, Copy, Debug, PartialEq)]
-        enum Word {
-            MessagePack,
-            Json,
-            Raw,
+        let (format, value) = (self.inherited("format"), self.own("value"));
+        let name = self.reader.choice(&format);
+        let numeric = self.reader.choice(&self.inherited("numeric"));
+        let column = self.reader.optional_text(&value);
+        match (name, self.reader.has(&value)) {
+            (FormatName::Raw, false) => {
+                let help = "name the column whose bytes are the value";
+                self.reader.error(&format, "format = \"raw\" needs `value`", help);
+            }
+            (FormatName::Raw, true) if rows == Rows::Many => {
+                let help = "use msgpack or json, or rows = \"one\"";
+                self.reader.error(&format, "raw bytes of many rows have no form", help);
+            }
+            (FormatName::MessagePack | FormatName::Json, true) => {
+                let help = "remove it, or set the format";
+                self.reader.error(&value, "`value` goes with format = \"raw\"", help);
+            }
+            _ => {}
         }
-        let words = [("msgpack", Word::MessagePack), ("json", Word::Json), ("raw", Word::Raw)];
-        let (format, numeric, value) =
-            (self.inherited("format"), self.inherited("numeric"), self.own("value"));
-        let word = self.reader.choice(&format, &words, Word::MessagePack);
-        let numeric = self.reader.choice(
-            &numeric,
-            &[("text", Numeric::Text), ("number", Numeric::Number)],
-            Numeric::Text,
-        );
-        let column = self.reader.text(&value);
-        match (word, column) {
-            (Word::Raw, None) => {
-                self.reader.error(
-                    &format,
-                    "format = \"raw\" needs `value`",
-                    "name the column whose bytes are the value",
-                );
-                Format::Raw { column: String::new() }
-            }
-            (Word::Raw, Some(column)) => {
-                if rows == Rows::Many {
-                    self.reader.error(
-                        &format,
-                        "raw bytes of many rows have no form",
-                        "use msgpack or json, or rows = \"one\"",
-                    );
-                }
-                Format::Raw { column }
-            }
-            (word, column) => {
-                if column.is_some() {
-                    self.reader.error(
-                        &value,
-                        "`value` goes with format = \"raw\"",
-                        "remove it, or set the format",
-                    );
-                }
-                if word == Word::Json { Format::Json { numeric } } else { Format::MessagePack { numeric } }
-            }
+        match name {
+            FormatName::MessagePack => Format::MessagePack { numeric },
+            FormatName::Json => Format::Json { numeric },
+            FormatName::Raw => Format::Raw { column: column.unwrap_or_default() },
         }
+    }
+
+    fn refresh_ahead(&mut self) -> Option<f64> {
+        let is_on = self.reader.has(&self.own("refresh"));
+        is_on.then(|| self.reader.share(&self.own("refresh.ahead")))
     }
 
     fn compression(&mut self) -> Option<Compression> {
@@ -278,19 +166,17 @@ impl One<'_, '_> {
         if !self.reader.has(&section) {
             return None;
         }
-        let words = [("none", None), ("zstd", Some(Codec::Zstd)), ("lz4", Some(Codec::Lz4))];
-        let codec = self.reader.choice(&format!("{section}.codec"), &words, Some(Codec::Zstd))?;
-        let min_size = self.reader.size(&format!("{section}.min_size"), 1024);
-        Some(Compression { codec, min_size: usize::try_from(min_size).unwrap_or(usize::MAX) })
+        let codec = match self.reader.choice(&join(&section, "codec")) {
+            CodecName::None => return None,
+            CodecName::Zstd => Codec::Zstd,
+            CodecName::Lz4 => Codec::Lz4,
+        };
+        Some(Compression { codec, min_size: self.reader.size(&join(&section, "min_size")) })
     }
 
     fn feed(&mut self) -> FeedNeed {
         let path = self.inherited("feed");
-        let need = self.reader.choice(
-            &path,
-            &[("wanted", FeedNeed::Wanted), ("required", FeedNeed::Required)],
-            FeedNeed::Wanted,
-        );
+        let need = self.reader.choice(&path);
         if need == FeedNeed::Required && self.feed_mode == FeedMode::Off {
             self.reader.error(
                 &path,
@@ -304,7 +190,7 @@ impl One<'_, '_> {
     fn scope(&mut self, warm: Option<&Warm>) -> Scope {
         let default = if warm.is_some_and(|warm| warm.limit.is_none()) { Scope::All } else { Scope::Cached };
         let path = self.own("scope");
-        let scope = self.reader.choice(&path, &[("all", Scope::All), ("cached", Scope::Cached)], default);
+        let scope = self.reader.optional_choice(&path).unwrap_or(default);
         if scope == Scope::All && warm.is_none() {
             self.reader.error(&path, "scope = \"all\" needs `warm`", "add warm = { on_start = true }");
         }
@@ -315,12 +201,9 @@ impl One<'_, '_> {
         if !self.reader.has(&self.own("warm")) {
             return None;
         }
-        let limit = self.own("warm.limit");
-        let limit = self.reader.optional_integer(&limit, 1..=1_000_000_000);
-        let rate = self.own("warm.rate");
-        let rate = self.reader.optional_integer(&rate, 1..=1_000_000_000);
-        let order_by = self.reader.text(&self.own("warm.order_by"));
-        if order_by.is_some() && limit.is_none() {
+        let limit = self.reader.optional_number(&self.own("warm.limit"));
+        let order_by = self.reader.optional_text(&self.own("warm.order_by"));
+        if order_by.is_some() && !self.reader.has(&self.own("warm.limit")) {
             let path = self.own("warm.order_by");
             self.reader.warning(
                 &path,
@@ -328,27 +211,25 @@ impl One<'_, '_> {
                 "add limit, or remove order_by",
             );
         }
-        let schedule = self.schedule();
         Some(Warm {
-            on_start: self.reader.boolean(&self.own("warm.on_start"), true),
-            schedule,
+            on_start: self.reader.boolean(&self.own("warm.on_start")),
+            schedule: self.schedule(),
             order_by,
             limit,
-            rate,
+            rate: self.reader.optional_number(&self.own("warm.rate")),
         })
     }
 
     fn schedule(&mut self) -> Option<ScheduleText> {
         let (path, zone_path) = (self.own("warm.schedule"), self.own("warm.timezone"));
-        let zone = self.reader.text(&zone_path);
-        let Some(expression) = self.reader.text(&path) else {
-            if zone.is_some() {
+        let Some(expression) = self.reader.optional_text(&path) else {
+            if self.reader.has(&zone_path) && !self.reader.has(&path) {
                 let help = "add a schedule, or remove it";
                 self.reader.error(&zone_path, "`timezone` goes with `schedule`", help);
             }
             return None;
         };
-        let schedule = ScheduleText { expression, timezone: zone.unwrap_or_else(|| "UTC".to_owned()) };
+        let schedule = ScheduleText { expression, timezone: self.reader.text(&zone_path) };
         let (path, message) = match (self.reader.check_schedule)(&schedule) {
             Ok(()) => return Some(schedule),
             Err(ScheduleProblem::Expression(message)) => (path, message),
@@ -366,25 +247,20 @@ impl One<'_, '_> {
             if self.reader.leaves.get(&path) != Some(&Leaf::Section) {
                 break;
             }
-            let Some(table) = self.reader.text(&format!("{path}.table")) else {
-                self.reader.error(
-                    &path,
-                    "a watch rule needs a `table`",
-                    "{ table = \"products\", key = { id = \"id\" } }",
-                );
-                continue;
-            };
-            rules.extend(self.watch_target(&path, key).map(|target| Watch { table, target }));
+            // One without a table is noted already.
+            let table = self.reader.optional_text(&join(&path, "table"));
+            let target = self.watch_target(&path, key);
+            rules.extend(table.zip(target).map(|(table, target)| Watch { table, target }));
         }
         rules
     }
 
     fn watch_target(&mut self, path: &str, key: &Template) -> Option<WatchTarget> {
-        let mapping = self.reader.mapping(&format!("{path}.key"));
-        let tag = self.reader.text(&format!("{path}.tag"));
-        let dataset = self.reader.boolean(&format!("{path}.dataset"), false);
-        match (mapping, tag, dataset) {
-            (Some(pairs), None, false) => {
+        let (by_key, by_tag) = (join(path, "key"), join(path, "tag"));
+        let by_dataset = self.reader.boolean(&join(path, "dataset"));
+        match (self.reader.has(&by_key), self.reader.has(&by_tag), by_dataset) {
+            (true, false, false) => {
+                let pairs = self.reader.mapping(&by_key)?;
                 let mut wanted: Vec<&str> = key.columns().collect();
                 let mut given: Vec<&str> =
                     pairs.iter().map(|(placeholder, _)| placeholder.as_str()).collect();
@@ -396,16 +272,16 @@ impl One<'_, '_> {
                         given.join(", "),
                         wanted.join(", ")
                     );
-                    self.reader.error(
-                        &format!("{path}.key"),
-                        message,
-                        "name every placeholder of the key once; or watch by tag",
-                    );
+                    let help = "name every placeholder of the key once; or watch by tag";
+                    self.reader.error(&by_key, message, help);
                 }
                 Some(WatchTarget::Key(pairs))
             }
-            (None, Some(text), false) => self.template(&format!("{path}.tag"), &text).map(WatchTarget::Tag),
-            (None, None, true) => Some(WatchTarget::Dataset),
+            (false, true, false) => {
+                let tag = self.reader.optional_text(&by_tag)?;
+                Template::parse(&tag).ok().map(WatchTarget::Tag)
+            }
+            (false, false, true) => Some(WatchTarget::Dataset),
             _ => {
                 self.reader.error(
                     path,

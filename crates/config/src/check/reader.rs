@@ -1,14 +1,13 @@
-//! Typed access to settings that notes problems instead of failing, so that all of them are found.
+//! Typed access to settings that are right by themselves, or the table's default.
 
-use std::fmt::Debug;
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::diagnostic::{Diagnostic, did_you_mean};
+use crate::diagnostic::Diagnostic;
 use crate::raw::{Leaf, Leaves};
 use crate::source::Source;
-use crate::{ScheduleCheck, Secret};
-use cachekeeper_protocol::units::{parse_duration, parse_share, parse_size, show_duration};
+use crate::words::Words;
+use crate::{ScheduleCheck, Secret, table};
+use cachekeeper_protocol::units::{parse_duration, parse_share, parse_size};
 
 /// The settings, and the problems found so far.
 pub struct Reader<'a> {
@@ -16,6 +15,9 @@ pub struct Reader<'a> {
     pub source: &'a Source,
     pub problems: Vec<Diagnostic>,
     pub check_schedule: ScheduleCheck,
+    /// What was asked for, to be compared with the table.
+    #[cfg(test)]
+    pub asked: std::collections::BTreeSet<String>,
 }
 
 impl Reader<'_> {
@@ -31,132 +33,127 @@ impl Reader<'_> {
         self.problems.push(self.source.problem(path, message, Some(help.to_owned())).into_warning());
     }
 
+    /// Whether the user gave this setting, be it a wrong one.
     pub fn has(&self, path: &str) -> bool {
         self.leaves.contains_key(path)
     }
 
-    pub fn text(&self, path: &str) -> Option<String> {
-        match self.leaves.get(path) {
-            Some(Leaf::Text(text)) => Some(text.clone()),
-            _ => None,
+    /// The setting as given, or the table's default.
+    fn leaf(&mut self, path: &str) -> Option<Leaf> {
+        #[cfg(test)]
+        self.asked.insert(path.to_owned());
+        if let Some(leaf) = self.leaves.get(path).filter(|leaf| **leaf != Leaf::Wrong) {
+            return Some(leaf.clone());
         }
-    }
-
-    pub fn texts(&self, path: &str) -> Option<Vec<String>> {
-        match self.leaves.get(path) {
-            Some(Leaf::Texts(texts)) => Some(texts.clone()),
-            _ => None,
-        }
-    }
-
-    pub fn mapping(&self, path: &str) -> Option<Vec<(String, String)>> {
-        match self.leaves.get(path) {
-            Some(Leaf::Mapping(pairs)) => Some(pairs.clone()),
-            _ => None,
-        }
-    }
-
-    pub fn boolean(&self, path: &str, default: bool) -> bool {
-        match self.leaves.get(path) {
-            Some(Leaf::Boolean(value)) => *value,
-            _ => default,
-        }
-    }
-
-    pub fn integer(&mut self, path: &str, default: u64, allowed: RangeInclusive<u64>) -> u64 {
-        self.optional_integer(path, allowed).unwrap_or(default)
-    }
-
-    pub fn optional_integer(&mut self, path: &str, allowed: RangeInclusive<u64>) -> Option<u64> {
-        let Some(Leaf::Integer(number)) = self.leaves.get(path) else {
+        let Some(key) = table::find(path) else {
+            self.missing(path);
             return None;
         };
-        match u64::try_from(*number).ok().filter(|number| allowed.contains(number)) {
-            Some(number) => Some(number),
-            None => {
-                let help = format!("give {} to {}", allowed.start(), allowed.end());
-                self.error(path, format!("{number} is out of range"), &help);
-                None
-            }
-        }
+        Leaf::from_plain(key.kind, key.default?)
     }
 
-    pub fn duration(&mut self, path: &str, default: Duration, allowed: RangeInclusive<Duration>) -> Duration {
-        self.optional_duration(path, allowed).unwrap_or(default)
+    /// Code and table disagree. Every test that loads a configuration shows it.
+    fn missing(&mut self, path: &str) {
+        let message = format!("{path} is read as something that the table of keys does not have");
+        self.problems
+            .push(Diagnostic::error(message, "this is a fault of Cachekeeper, please report it".to_owned()));
     }
 
-    pub fn optional_duration(&mut self, path: &str, allowed: RangeInclusive<Duration>) -> Option<Duration> {
-        let text = self.text(path)?;
-        match parse_duration(&text) {
-            Ok(duration) if allowed.contains(&duration) => Some(duration),
-            Ok(_) => {
-                let help =
-                    format!("give {} to {}", show_duration(*allowed.start()), show_duration(*allowed.end()));
-                self.error(path, format!("{text:?} is out of range"), &help);
-                None
-            }
-            Err(help) => {
-                self.error(path, format!("{text:?} is no duration"), &help);
-                None
-            }
-        }
-    }
-
-    pub fn size(&mut self, path: &str, default: u64) -> u64 {
-        let Some(text) = self.text(path) else {
-            return default;
-        };
-        parse_size(&text).unwrap_or_else(|help| {
-            self.error(path, format!("{text:?} is no size"), &help);
-            default
+    fn always<T>(&mut self, path: &str, value: Option<T>, instead: T) -> T {
+        value.unwrap_or_else(|| {
+            self.missing(path);
+            instead
         })
     }
 
-    pub fn share(&mut self, path: &str, default: f64, allowed: RangeInclusive<f64>) -> f64 {
-        let Some(text) = self.text(path) else {
-            return default;
-        };
-        match parse_share(&text) {
-            Ok(share) if allowed.contains(&share) => share,
-            Ok(_) => {
-                let help = format!("give {:.0}% to {:.0}%", allowed.start() * 100.0, allowed.end() * 100.0);
-                self.error(path, format!("{text:?} is out of range"), &help);
-                default
-            }
-            Err(help) => {
-                self.error(path, format!("{text:?} is no share"), &help);
-                default
-            }
+    pub fn optional_text(&mut self, path: &str) -> Option<String> {
+        match self.leaf(path)? {
+            Leaf::Text(text) => Some(text),
+            _ => None,
         }
     }
 
-    pub fn choice<T: Copy + Debug>(&mut self, path: &str, choices: &[(&str, T)], default: T) -> T {
-        let Some(text) = self.text(path) else {
-            return default;
-        };
-        if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
-            return *value;
+    pub fn text(&mut self, path: &str) -> String {
+        let text = self.optional_text(path);
+        self.always(path, text, String::new())
+    }
+
+    /// A text of which the empty one means that there is none.
+    pub fn text_unless_empty(&mut self, path: &str) -> Option<String> {
+        Some(self.text(path)).filter(|text| !text.is_empty())
+    }
+
+    pub fn texts(&mut self, path: &str) -> Vec<String> {
+        match self.leaf(path) {
+            Some(Leaf::Texts(texts)) => texts,
+            _ => Vec::new(),
         }
-        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-        let help = match did_you_mean(&text, words.iter().copied()) {
-            Some(close) => format!("did you mean {close:?}?"),
-            None => format!("one of {}", words.join(", ")),
+    }
+
+    pub fn mapping(&mut self, path: &str) -> Option<Vec<(String, String)>> {
+        match self.leaf(path)? {
+            Leaf::Mapping(pairs) => Some(pairs),
+            _ => None,
+        }
+    }
+
+    pub fn boolean(&mut self, path: &str) -> bool {
+        let value = match self.leaf(path) {
+            Some(Leaf::Boolean(value)) => Some(value),
+            _ => None,
         };
-        self.error(path, format!("{text:?} is not known here"), &help);
-        default
+        self.always(path, value, false)
+    }
+
+    pub fn optional_number<T: TryFrom<i64>>(&mut self, path: &str) -> Option<T> {
+        match self.leaf(path)? {
+            Leaf::Integer(number) => T::try_from(number).ok(),
+            _ => None,
+        }
+    }
+
+    pub fn number<T: TryFrom<i64> + Default>(&mut self, path: &str) -> T {
+        let number = self.optional_number(path);
+        self.always(path, number, T::default())
+    }
+
+    pub fn optional_duration(&mut self, path: &str) -> Option<Duration> {
+        parse_duration(&self.optional_text(path)?).ok()
+    }
+
+    pub fn duration(&mut self, path: &str) -> Duration {
+        let duration = self.optional_duration(path);
+        self.always(path, duration, Duration::ZERO)
+    }
+
+    pub fn size(&mut self, path: &str) -> usize {
+        let size = self.optional_text(path).and_then(|text| parse_size(&text).ok());
+        // A threshold that no value reaches is one that no machine can hold either.
+        self.always(path, size.map(|size| usize::try_from(size).unwrap_or(usize::MAX)), usize::MAX)
+    }
+
+    pub fn share(&mut self, path: &str) -> f64 {
+        let share = self.optional_text(path).and_then(|text| parse_share(&text).ok());
+        self.always(path, share, 0.0)
+    }
+
+    pub fn optional_choice<T: Words>(&mut self, path: &str) -> Option<T> {
+        T::from_word(&self.optional_text(path)?)
+    }
+
+    pub fn choice<T: Words>(&mut self, path: &str) -> T {
+        let word = self.optional_choice(path);
+        self.always(path, word, T::FIRST)
     }
 
     /// A file's content without the line break at its end.
     pub fn secret_file(&mut self, path: &str) -> Option<Secret> {
-        let file = self.text(path)?;
+        let file = self.optional_text(path)?;
         match std::fs::read_to_string(&file) {
             Ok(content) => Some(Secret::new(content.trim_end_matches(['\r', '\n']).to_owned())),
             Err(error) => {
-                self.error(
-                    path,
-                    format!("{file} cannot be read: {error}"),
-                    "give a file that this user may read",
-                );
+                let help = "give a file that this user may read";
+                self.error(path, format!("{file} cannot be read: {error}"), help);
                 None
             }
         }

@@ -2,24 +2,13 @@
 
 use super::reader::Reader;
 use crate::Dataset;
-use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 use cachekeeper_protocol::parameters::ParameterizedSql;
 use cachekeeper_protocol::template::Alphabet;
 
 /// `[dataset.<name>.write] statement`
 pub fn statement(reader: &mut Reader<'_>, dataset: &str) -> Option<String> {
-    let section = format!("dataset.{dataset}.write");
-    let path = format!("{section}.statement");
-    let Some(text) = reader.text(&path) else {
-        if reader.has(&section) && !reader.has(&path) {
-            reader.error(
-                &section,
-                format!("[{section}] has no `statement`"),
-                "give the SQL that writes the dataset's rows, with :name where a value goes",
-            );
-        }
-        return None;
-    };
+    let path = format!("dataset.{dataset}.write.statement");
+    let text = reader.optional_text(&path)?;
     let parsed = ParameterizedSql::parse(&text);
     match parsed.starts() {
         [] => {
@@ -53,13 +42,6 @@ pub fn check_streams(
     events: Option<&str>,
     writes: Option<&str>,
 ) {
-    let settings = [("invalidation.stream", events), ("writes.stream", writes)];
-    for (path, stream) in settings {
-        if stream.is_some_and(|stream| stream.starts_with(RESERVED_PREFIX)) {
-            let message = format!("keys that begin with {RESERVED_PREFIX} are Cachekeeper's own");
-            reader.error(path, message, "choose another name");
-        }
-    }
     if let (Some(events), Some(writes)) = (events, writes) {
         let [own, own_dead] = keys_of(writes);
         let [other, other_dead] = keys_of(events);

@@ -15,7 +15,7 @@ use super::epoch;
 use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use crate::metrics::ByReason;
-use crate::stores::postgres::{DatasetSource, KeyValues, Pass, Poll, Trouble};
+use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{Claim, Epoch, Paid, StoreMode, Stored};
 use cachekeeper_protocol::entry::EntryBatch;
 
@@ -66,7 +66,7 @@ pub async fn backfill(
         Err(error) => Err(error.into()),
     };
     if let Err(EngineError::Source(error)) = &filled
-        && matches!(error.trouble, Trouble::Changed | Trouble::Statement)
+        && matches!(error.kind, ErrorKind::Changed | ErrorKind::Statement)
     {
         // The tables may have changed since the query was described.
         dataset.forget_source();
@@ -136,7 +136,7 @@ impl<'a> BackfillStream<'a> {
         if let Some(bookmark) = &interrupted {
             info!(dataset = dataset.name(), behind = %bookmark.key, entries = bookmark.entries, "resuming the backfill");
         }
-        let mut rows = context.postgres.pass(source, behind).await?;
+        let mut rows = context.postgres.backfill(source, behind).await?;
         let mut backfill = Self {
             context,
             dataset,
@@ -157,7 +157,7 @@ impl<'a> BackfillStream<'a> {
     async fn stream(
         &mut self,
         source: &DatasetSource,
-        rows: &mut Pass,
+        rows: &mut BackfillRows,
         options: &BackfillOptions,
     ) -> Result<(), EngineError> {
         let mut encoder = Encoder::new(self.dataset, source);

@@ -86,9 +86,6 @@ impl Dataset {
     }
 
     /// What the database says about the query; asked once, and again after [`Self::forget_source`].
-    ///
-    /// # Errors
-    /// [`EngineError`].
     pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, EngineError> {
         if let Some(source) = self.source.read().unwrap_or_else(PoisonError::into_inner).clone() {
             return Ok(source);

@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::catalog::{Catalog, Dataset};
+use super::coverage::Coverage;
 use super::error::EngineError;
-use super::followed::Coverage;
+use super::watermark_watch::WatermarkWatch;
 use crate::metrics::Metrics;
 use crate::stores::postgres::{CaptureLimits, Postgres};
 use crate::stores::redis::{Answer, CacheError, Epoch, Gone, Redis};
@@ -28,6 +29,7 @@ pub struct Context {
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
     has_outbox: Arc<AtomicBool>,
+    pub(super) watermark_watch: Arc<WatermarkWatch>,
 }
 
 /// How changes are captured, as flows need to know it.
@@ -63,6 +65,7 @@ impl Context {
             epoch: Arc::default(),
             coverage: Arc::default(),
             has_outbox: Arc::default(),
+            watermark_watch: Arc::default(),
         })
     }
 

@@ -47,9 +47,6 @@ pub enum EngineError {
     Cancelled,
 }
 
-/// The former name.
-pub type FlowError = EngineError;
-
 impl EngineError {
     /// Whether Postgres was not reached.
     #[must_use]

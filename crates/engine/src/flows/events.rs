@@ -9,7 +9,7 @@ use super::epoch::with_current_epoch;
 use super::error::{EngineError, chain};
 use super::{epoch, invalidate};
 use crate::metrics::{ByReason, BySourceKind};
-use crate::stores::postgres::Trouble;
+use crate::stores::postgres::ErrorKind;
 use crate::stores::redis::Debt;
 use cachekeeper_protocol::event::{Event, Op};
 
@@ -31,7 +31,7 @@ pub async fn apply(context: &Context, source: &str, batch: &[Event]) -> Result<V
     let merged = Merged::of(context, batch);
     let is_down = match tokio::time::timeout(STAMP_WITHIN, context.postgres.poll()).await {
         Ok(Ok(_)) => false,
-        Ok(Err(error)) => error.is_transient() && error.trouble != Trouble::NoIncarnation,
+        Ok(Err(error)) => error.is_transient() && error.kind != ErrorKind::NoIncarnation,
         Err(_elapsed) => true,
     };
     if is_down && let Err(error) = invalidate::delete_now(context, &merged.all_keys()).await {
@@ -130,9 +130,6 @@ impl Merged {
 }
 
 /// Records that every entry of these datasets must be revalidated, as of a moment of Redis's clock; none: now.
-///
-/// # Errors
-/// [`EngineError`].
 pub async fn mark_pending(
     context: &Context,
     datasets: &[String],

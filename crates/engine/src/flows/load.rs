@@ -18,7 +18,7 @@ use super::encode::{Encoder, Failure};
 use super::epoch;
 use super::error::{EngineError, chain};
 use crate::metrics::{ByDataset, ByDatasetCause};
-use crate::stores::postgres::{DatasetSource, KeyValues, Poll, Trouble};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::Refusal;
 use cachekeeper_protocol::entry::EntryBatch;
 pub(super) use store::{BatchOfLoad, delete_failed, note_stored};
@@ -225,20 +225,20 @@ impl Loading<'_> {
                     }
                 }
                 // One row makes the whole statement fail: find it by halves.
-                Err(EngineError::Source(error)) if error.trouble == Trouble::Data && 1 < part.len() => {
+                Err(EngineError::Source(error)) if error.kind == ErrorKind::Data && 1 < part.len() => {
                     let (left, right) = part.split_at(part.len() / 2);
                     work.push((left.to_vec(), tries));
                     work.push((right.to_vec(), tries));
                 }
                 // It is this row: what stands in Redis is not what the query says any more.
-                Err(EngineError::Source(error)) if error.trouble == Trouble::Data => {
+                Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
                     self.give_up(&part, true, &chain(&error), &mut report).await?;
                 }
                 Err(EngineError::Cache(error)) if error.refusal == Refusal::Full => {
                     self.context.count_refusal(error);
                     self.give_up(&part, self.options.cause.must_go(), "Redis is full", &mut report).await?;
                 }
-                Err(EngineError::Source(error)) if error.trouble == Trouble::Changed => {
+                Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
                     self.dataset.forget_source();
                     return Err(EngineError::Source(error));
                 }

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
 use super::load::{Cause, Job, LoadOptions, load};
-use crate::metrics::{ByDataset, Metrics};
+use crate::metrics::ByDataset;
 use crate::stores::postgres::KeyValues;
 use crate::stores::redis::{Epoch, Head, ServerFacts, Standing, UseSign, Walked, Wanted};
 use cachekeeper_config::Scope;
@@ -36,6 +36,8 @@ pub struct RefreshReport {
 pub struct RefreshScan {
     cursor: u64,
     sign: UseSign,
+    /// What remains of an entry's life until the next walk may look at it again.
+    next_scan: Duration,
     /// What happened so far.
     pub report: RefreshReport,
 }
@@ -43,9 +45,9 @@ pub struct RefreshScan {
 impl RefreshScan {
     /// Begins a scan.
     #[must_use]
-    pub fn new(facts: &ServerFacts) -> Self {
+    pub fn new(facts: &ServerFacts, next_scan: Duration) -> Self {
         let sign = if facts.counts_use() { UseSign::Frequency } else { UseSign::Idle };
-        Self { cursor: 0, sign, report: RefreshReport::default() }
+        Self { cursor: 0, sign, next_scan, report: RefreshReport::default() }
     }
 
     /// Looks at the next page. True: the scan is over.
@@ -83,7 +85,7 @@ impl RefreshScan {
             let Some(known) = interested.iter().find(|known| known.name() == dataset.name()) else {
                 continue;
             };
-            if let Some(entry) = self.judge(&context.metrics, known, entry, values, outage.as_ref()) {
+            if let Some(entry) = self.judge(context, known, entry, values, outage.as_ref()) {
                 due.entry(known.name()).or_insert_with(|| (*known, Vec::new())).1.push(entry);
             }
         }
@@ -98,7 +100,7 @@ impl RefreshScan {
 
     fn judge(
         &mut self,
-        metrics: &Metrics,
+        context: &Context,
         dataset: &Dataset,
         entry: Walked,
         values: KeyValues,
@@ -124,9 +126,9 @@ impl RefreshScan {
         };
         if !is_wanted {
             self.report.unread += 1;
-            // Every scan meets it until it ends; it is counted in the last quarter of that time, which has about one.
-            if left <= dataset.lifetimes.due_within() / 4 {
-                metrics.unread.get_or_create(&ByDataset::new(dataset.name())).inc();
+            // Counted once: at the last look before it expires.
+            if left <= self.next_scan {
+                context.metrics.unread.get_or_create(&ByDataset::new(dataset.name())).inc();
             }
         }
         is_wanted.then_some(Due { key: entry.key, values, left })

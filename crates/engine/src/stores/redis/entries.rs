@@ -82,9 +82,6 @@ impl Redis {
 
     /// Raises keys, cached or not, and answers the positions of those that exist (R6). `job` is counted, if it is
     /// not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn raise(
         &self,
         standing: &Standing<'_>,
@@ -100,9 +97,6 @@ impl Redis {
 
     /// Raises keys and deletes them; answers how many existed. The delete is carried out even where the answer is
     /// [`Answer::Gone`]: absence is always right, but the caller must then repeat it.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn invalidate(
         &self,
         standing: &Standing<'_>,
@@ -113,9 +107,6 @@ impl Redis {
     }
 
     /// As [`Self::invalidate`], as a step of a counted job, and takes the keys out of a tag's set.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn invalidate_counted(
         &self,
         standing: &Standing<'_>,
@@ -151,9 +142,6 @@ impl Redis {
     }
 
     /// Deletes keys without any stamp: for the moment in which none can be had, because Postgres is down.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn delete(&self, keys: &[impl AsRef<str>]) -> Result<u64, CacheError> {
         let mut command = redis::cmd("UNLINK");
         for key in keys {
@@ -163,9 +151,6 @@ impl Redis {
     }
 
     /// Extends entries, each only if no more than the given remaining time is left: a newer store has longer.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn extend(
         &self,
         standing: &Standing<'_>,
@@ -188,9 +173,6 @@ impl Redis {
     }
 
     /// The values of keys, each with its remaining lifetime in milliseconds (-1: none).
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn read(&self, keys: &[impl AsRef<str>]) -> Result<Vec<(Option<Vec<u8>>, i64)>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());

@@ -158,9 +158,6 @@ pub enum Claim {
 impl Redis {
     /// Reads the head. Where `job` is not empty it is counted, so that a later reader can tell whether Redis went
     /// back in between.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn head(&self, job: &str) -> Result<Head, CacheError> {
         let mut call = Call::new(if job.is_empty() { &HEAD } else { &HEAD_COUNTED }, 3);
         call.arg(self.keys.head.as_bytes()).arg(self.keys.stamps.as_bytes());
@@ -174,9 +171,6 @@ impl Redis {
     }
 
     /// Begins an epoch, if the head is still `seen`.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn create_epoch(&self, seen: &Head, new: &NewEpoch<'_>) -> Result<Creation, CacheError> {
         let epoch = Epoch::random();
         let mut call = Call::new(&CREATE_EPOCH, 5);
@@ -202,9 +196,6 @@ impl Redis {
     }
 
     /// Adopts a dataset's revision by compare-and-set (R16), and announces its longest lifetime.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn adopt(
         &self,
         epoch: &Epoch,
@@ -232,9 +223,6 @@ impl Redis {
 
     /// Records that these datasets must be looked at again. With `floor`, which is what a change of a whole table
     /// asks for, no older load is stored any more; `job` is counted, if it is not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn owe(
         &self,
         (epoch, incarnation): (&Epoch, &str),
@@ -261,9 +249,6 @@ impl Redis {
     }
 
     /// Ends a counted job; what it has settled is written down.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn claim(
         &self,
         standing: &Standing<'_>,
@@ -291,9 +276,6 @@ impl Redis {
     }
 
     /// Notes in the head since when Postgres has been down, or that it is back. The earliest note stays.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn note_outage(&self, since_ms: Option<u64>) -> Result<(), CacheError> {
         let command = match since_ms {
             Some(since) => redis::cmd("HSETNX").arg(&self.keys.head).arg("outage").arg(since).to_owned(),

@@ -49,9 +49,6 @@ pub enum BatchReply {
 
 impl Redis {
     /// One value.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
         let mut command = redis::Cmd::with_capacity(2, key.len() + 8);
         command.arg("GET").arg(key);
@@ -59,9 +56,6 @@ impl Redis {
     }
 
     /// One value, whose life becomes `idle` from now, or ends at `until`, whichever is first.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn get_sliding(
         &self,
         key: &str,
@@ -78,9 +72,6 @@ impl Redis {
     }
 
     /// The values of keys, in their order, in one command.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn get_many(&self, keys: &[impl AsRef<str>]) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -94,18 +85,12 @@ impl Redis {
     }
 
     /// Whether a key exists.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn exists(&self, key: &str) -> Result<bool, CacheError> {
         self.command("look for an entry", redis::cmd("EXISTS").arg(key)).await
     }
 
     /// The values of keys with their remaining lifetimes, and the fence that a fill of them will need, in one
     /// step. `has_stamps`: the keys are a dataset's, and what orders them is their stamps.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn read_fenced(
         &self,
         keys: &[impl AsRef<str>],
@@ -277,9 +262,6 @@ impl Redis {
 
     /// Deletes entries of an application and refuses the fills that began before; answers how many existed. The keys
     /// leave `tag_set`, where it is not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn forget(&self, keys: &[impl AsRef<str>], tag_set: &str) -> Result<u64, CacheError> {
         let mut call = Call::new(&FORGET, 1 + keys.len());
         call.arg(self.keys.fences.as_bytes());
@@ -293,9 +275,6 @@ impl Redis {
     }
 
     /// Refuses the fills under these tags that began before, and answers the sets of their members with their sizes.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn forget_tags(&self, tags: &[impl AsRef<str>]) -> Result<Vec<(String, u64)>, CacheError> {
         let mut call = Call::new(&FORGET_TAGS, 2);
         call.arg(self.keys.fences.as_bytes()).arg(self.keys.head.as_bytes()).arg(&generation());
@@ -310,9 +289,6 @@ impl Redis {
     }
 
     /// One page of a tag set's members, outside of any job. The walk is over when the cursor is 0 again.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn scan_set(
         &self,
         set: &str,

@@ -116,9 +116,6 @@ impl Redis {
     }
 
     /// Who holds the first of these locks that is held.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn lock_holder(&self, names: &[String]) -> Result<Option<LeaseAttempt>, CacheError> {
         let keys: Vec<String> = names.iter().map(|name| self.keys.lock(name)).collect();
         let looked = self.read(&keys).await?;
@@ -132,9 +129,6 @@ impl Redis {
     }
 
     /// For how much longer a lock is held; none: it is free.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn lock_left(&self, name: &str) -> Result<Option<Duration>, CacheError> {
         let left: i64 = self.command("look at a lock", redis::cmd("PTTL").arg(self.keys.lock(name))).await?;
         Ok(match left {

@@ -42,9 +42,6 @@ impl ServerFacts {
 
 impl Redis {
     /// Asks the server what it is.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn facts(&self) -> Result<ServerFacts, CacheError> {
         let mut facts = ServerFacts::default();
         for section in ["server", "replication", "memory", "stats"] {
@@ -66,9 +63,6 @@ impl Redis {
     }
 
     /// The heads of other namespaces in this database. One database serves one namespace.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn other_namespaces(&self) -> Result<Vec<String>, CacheError> {
         let mut found = Vec::new();
         let mut cursor = 0_u64;
@@ -108,18 +102,12 @@ impl Redis {
     }
 
     /// Publishes a message; answers how many received it.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn publish(&self, channel: &str, message: &[u8]) -> Result<u64, CacheError> {
         let command = redis::cmd("PUBLISH").arg(channel).arg(message).to_owned();
         self.command("publish an event", &command).await
     }
 
     /// How many keys the database holds.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn key_count(&self) -> Result<u64, CacheError> {
         self.command("count keys", &redis::cmd("DBSIZE")).await
     }

@@ -116,9 +116,6 @@ pub fn dead_of(stream: &str) -> String {
 impl Redis {
     /// Opens a stream for a consumer; makes stream and group where they are missing. A new group begins at the first entry.
     /// With a token, nobody who came with an earlier one takes entries any more.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn open_stream(
         &self,
         stream: &str,
@@ -188,9 +185,6 @@ impl Redis {
     }
 
     /// How a stream stands.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn stream_state(&self, stream: &str, group: &str) -> Result<StreamState, CacheError> {
         let what = "look at a stream";
         let length: u64 = self.command(what, redis::cmd("XLEN").arg(stream)).await?;
@@ -217,9 +211,6 @@ impl Redis {
     }
 
     /// Entries that were rejected, the oldest first.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn dead_letters(&self, stream: &str, most: usize) -> Result<Vec<StreamEntry>, CacheError> {
         let mut command = redis::cmd("XRANGE");
         command.arg(dead_of(stream)).arg("-").arg("+").arg("COUNT").arg(most);
@@ -228,9 +219,6 @@ impl Redis {
     }
 
     /// Puts a rejected entry into the stream again.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn revive(
         &self,
         stream: &str,
@@ -250,9 +238,6 @@ impl Redis {
     }
 
     /// Adds an entry to a stream; answers its id.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn append(&self, stream: &str, fields: &[(&str, &[u8])]) -> Result<String, CacheError> {
         let mut command = redis::cmd("XADD");
         command.arg(stream).arg("*");
@@ -274,9 +259,6 @@ impl StreamReader {
 
     /// Takes over entries that somebody has had for at least so long and not finished, from a cursor on, in the order of the
     /// stream. Answers the next cursor (`0-0`: that was all); none: somebody else has the right now.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn claim(
         &mut self,
         idle: Duration,
@@ -322,9 +304,6 @@ impl StreamReader {
     }
 
     /// Consumers that have nothing and have not been seen for so long are forgotten: each life of a worker is one.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn forget_consumers(&mut self, idle: Duration) -> Result<(), CacheError> {
         for consumer in self.redis.stream_consumers(&self.stream, &self.group).await? {
             if consumer.pending == 0 && idle < consumer.idle && consumer.name != self.consumer {
@@ -393,9 +372,6 @@ pub struct StreamConsumer {
 
 impl Redis {
     /// The consumers of a group; none where stream or group are missing.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn stream_consumers(
         &self,
         stream: &str,

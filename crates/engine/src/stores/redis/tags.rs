@@ -8,9 +8,6 @@ use cachekeeper_protocol::stamp::Stamp;
 impl Redis {
     /// Raises tags and answers the sets of their members with their sizes: what an older load returned under one of
     /// them is refused from now on.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn raise_tags(
         &self,
         standing: &Standing<'_>,
@@ -32,9 +29,6 @@ impl Redis {
     }
 
     /// One page of a tag set's members. The walk is over when the cursor is 0 again.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn members(
         &self,
         standing: &Standing<'_>,
@@ -54,9 +48,6 @@ impl Redis {
     }
 
     /// Drops up to `most` tag sets in whose window nothing can be alive; answers how many.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn drop_old_windows(&self, most: usize) -> Result<usize, CacheError> {
         let mut call = Call::new(&DROP_WINDOWS, 1);
         call.arg(self.keys.windows.as_bytes()).arg(self.keys.tag_prefix().as_bytes()).number(most as u64);
@@ -65,9 +56,6 @@ impl Redis {
     }
 
     /// Bytes of all tag sets of one tag, for reports.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn memory_of(&self, key: &str) -> Result<u64, CacheError> {
         let command = redis::cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0).to_owned();
         let bytes: Option<u64> = self.command("measure a key", &command).await?;

@@ -50,9 +50,6 @@ pub struct WalkPage {
 
 impl Redis {
     /// One page of a walk, as a step of a counted job where `job` is not empty.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn walk(
         &self,
         standing: &Standing<'_>,

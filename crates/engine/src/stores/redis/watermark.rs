@@ -82,9 +82,6 @@ impl Redis {
     }
 
     /// The watermark; none: there is none (yet, or any more).
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn watermark(&self) -> Result<Option<Watermark>, CacheError> {
         let command = redis::cmd("GET").arg(&self.keys.watermark).to_owned();
         let text: Option<Vec<u8>> = self.command("read the watermark", &command).await?;
@@ -92,9 +89,6 @@ impl Redis {
     }
 
     /// A value and the watermark of the same moment.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn read_with_watermark(
         &self,
         key: &str,

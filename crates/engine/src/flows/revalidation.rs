@@ -1,5 +1,5 @@
-//! Debts: every entry of an owed dataset is looked at again, by a counted walk of Redis (R14). A walk of the table
-//! would miss the entries whose rows are gone.
+//! Pending revalidations: every entry of a dataset is reloaded or deleted, by a counted scan of Redis (R14). A scan of the
+//! table would miss the entries whose rows are gone.
 
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -7,7 +7,7 @@ use tracing::info;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
-use super::error::FlowError;
+use super::error::EngineError;
 use super::failpoint;
 use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
@@ -15,47 +15,47 @@ use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Claim, Debt, Epoch, Paid, UseSign, Walked, Wanted};
 use cachekeeper_config::OnNewEpoch;
 
-/// Keys looked at by one script of the walk.
-const WALK_PAGE: usize = 500;
+/// Keys of one script of the scan.
+const PAGE: usize = 500;
 
-/// Pays a dataset's debt.
+/// Runs a dataset's pending revalidation; without one, nothing is done.
 ///
 /// # Errors
-/// [`FlowError`]; the debt stands until a walk is whole.
-pub async fn pay(
+/// [`EngineError`]; it stays pending until a scan is whole.
+pub async fn run(
     context: &Context,
     dataset: &Dataset,
     policy: OnNewEpoch,
     cancel: &CancellationToken,
-) -> Result<LoadReport, FlowError> {
+) -> Result<LoadReport, EngineError> {
     let mut job = Job::new("walk");
     let facts = context.redis.facts().await?;
-    let order = epoch::ensure(context, &job.id).await?;
-    job.count = order.head.counted;
-    let Some(debt) = order.head.owed.get(dataset.name()) else {
+    let state = epoch::ensure(context, &job.id).await?;
+    job.count = state.head.counted;
+    let Some(pending) = state.head.owed.get(dataset.name()) else {
         return Ok(LoadReport::default());
     };
-    info!(dataset = dataset.name(), reason = debt.reason(), "looking at every entry again");
-    // Known before the walk, so that a key that fits several templates goes to the right dataset.
+    info!(dataset = dataset.name(), reason = pending.reason(), "revalidating every entry");
+    // Described before the scan, so that a key that fits several templates goes to the right dataset.
     dataset.source(&context.postgres).await?;
-    let mut walk = Walk {
+    let mut scan = RevalidationScan {
         context,
         dataset,
         policy,
-        epoch: order.epoch,
-        poll: &order.poll,
+        epoch: state.epoch,
+        poll: &state.poll,
         job,
         report: LoadReport::default(),
     };
-    walk.run(cancel).await?;
+    scan.run(cancel).await?;
     // SCAN cursors mean nothing to another server, also one that lost nothing.
     if context.redis.facts().await?.run_id != facts.run_id {
-        return Err(FlowError::RedisRolledBack);
+        return Err(EngineError::RedisRolledBack);
     }
-    walk.claim(debt).await
+    scan.claim(pending).await
 }
 
-struct Walk<'a> {
+struct RevalidationScan<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
     policy: OnNewEpoch,
@@ -65,27 +65,27 @@ struct Walk<'a> {
     report: LoadReport,
 }
 
-impl Walk<'_> {
-    async fn run(&mut self, cancel: &CancellationToken) -> Result<(), FlowError> {
+impl RevalidationScan<'_> {
+    async fn run(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
         let prefix = self.dataset.settings.key.prefix();
         let wanted = [Wanted { prefix, left_max: None }];
         let mut cursor = 0;
-        let mut pending = Keys::new();
+        let mut gathered: Keys = Vec::new();
         loop {
             if cancel.is_cancelled() {
-                return Err(FlowError::Cancelled);
+                return Err(EngineError::Cancelled);
             }
             let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-            let page = (cursor, WALK_PAGE);
+            let page = (cursor, PAGE);
             let answer =
                 self.context.redis.walk(&standing, &self.job.id, page, UseSign::None, &wanted).await?;
             let page = self.context.checked(Some(self.dataset), answer)?;
             self.job.count += 1;
-            failpoint::reach("debt.page");
-            pending.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
+            failpoint::reach("revalidation.page");
+            gathered.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
             cursor = page.cursor;
-            if self.dataset.settings.batch <= pending.len() || cursor == 0 {
-                self.look_again(std::mem::take(&mut pending)).await?;
+            if self.dataset.settings.batch <= gathered.len() || cursor == 0 {
+                self.revalidate(std::mem::take(&mut gathered)).await?;
             }
             if cursor == 0 {
                 return Ok(());
@@ -98,7 +98,7 @@ impl Walk<'_> {
         (dataset.name() == self.dataset.name()).then_some((entry.key, values))
     }
 
-    async fn look_again(&mut self, keys: Keys) -> Result<(), FlowError> {
+    async fn revalidate(&mut self, keys: Keys) -> Result<(), EngineError> {
         if keys.is_empty() {
             return Ok(());
         }
@@ -117,15 +117,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    async fn claim(self, debt: &Debt) -> Result<LoadReport, FlowError> {
+    async fn claim(self, pending: &Debt) -> Result<LoadReport, EngineError> {
         let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let answer =
-            self.context.redis.claim(&standing, &self.job.id, self.job.count, Paid::Debt(debt)).await?;
+            self.context.redis.claim(&standing, &self.job.id, self.job.count, Paid::Debt(pending)).await?;
         match self.context.checked(Some(self.dataset), answer)? {
             Claim::Accepted => Ok(self.report),
             Claim::WentBack => {
                 self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
-                Err(FlowError::RedisRolledBack)
+                Err(EngineError::RedisRolledBack)
             }
         }
     }

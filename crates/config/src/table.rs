@@ -1,0 +1,429 @@
+//! Every key of the file, once: its type, what it may hold, its default and its meaning.
+//!
+//! The checks ([`super::values`]), the overrides from the environment, the JSON Schema ([`super::schema`]) and the
+//! commented file ([`super::reference`]) all come from here.
+
+use std::time::Duration;
+
+use super::forms::Form;
+use super::key::{Key, Kind};
+use super::words::{CodecName, FormatName, Words};
+use super::{FeedMode, FeedNeed, LogFormat, Numeric, OnChange, OnMiss, OnNewEpoch, Rows, Scope};
+
+/// The key of a setting, for example of `dataset.product.warm.rate` or `dataset.product.watch.0.table`.
+pub fn find(path: &str) -> Option<&'static Key> {
+    let (mut keys, mut found) = (ROOT, None);
+    let mut parts = path.split('.');
+    while let Some(part) = parts.next() {
+        let key = keys.iter().find(|key| key.name == part)?;
+        keys = match key.kind {
+            Kind::Table(below) => below,
+            // What follows is a name that the user chose, or a position.
+            Kind::Named(below) | Kind::Tables(below) => {
+                parts.next();
+                below
+            }
+            _ => &[],
+        };
+        found = Some(key);
+    }
+    found
+}
+
+const fn duration(min: Duration, max: Duration) -> Kind {
+    Kind::Duration(min, max)
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const NONE: Duration = Duration::ZERO;
+const TENTH: Duration = Duration::from_millis(100);
+const SECOND: Duration = seconds(1);
+const MINUTE: Duration = seconds(60);
+const DAY: Duration = seconds(86_400);
+const YEAR: Duration = seconds(365 * 86_400);
+
+/// The whole file.
+pub const ROOT: &[Key] = &[
+    Key::new("service", Kind::Table(SERVICE), "The worker as a whole."),
+    Key::new("postgres", Kind::Table(POSTGRES), "Where values come from: the primary."),
+    Key::new("redis", Kind::Table(REDIS), "Where values go: Redis 7.0 or newer, or Valkey."),
+    Key::new("admin", Kind::Table(ADMIN), "Health, metrics and status over HTTP."),
+    Key::new("feed", Kind::Table(FEED), "How committed changes reach the worker."),
+    Key::new("invalidation", Kind::Table(INVALIDATION), "Invalidation events of applications."),
+    Key::new("writes", Kind::Table(WRITES), "Write-through commands of applications."),
+    Key::new("log", Kind::Table(LOG), "Log lines, on standard error."),
+    Key::new("defaults", Kind::Table(DEFAULTS), "What every dataset inherits unless it says otherwise."),
+    Key::new("dataset", Kind::Named(DATASET), "A dataset. It needs only `query` and `key`."),
+];
+
+const SERVICE: &[Key] = &[
+    Key::new(
+        "namespace",
+        Kind::Text(Form::Namespace),
+        "A name for this installation, which Cachekeeper's own keys in Redis contain. One Redis database serves one namespace.",
+    )
+    .default("shop"),
+    Key::new(
+        "shutdown_timeout",
+        duration(SECOND, seconds(600)),
+        "How long a stop may take. Keep it below your platform's kill delay.",
+    )
+    .default("25s"),
+    Key::new(
+        "on_new_epoch",
+        Kind::Choice(OnNewEpoch::NAMES),
+        "What happens to entries whose history is unknown, because the primary was restored or failed over, or Redis \
+         lost data: \"refresh\" keeps them readable while they are loaded again, \"drop\" deletes them.",
+    )
+    .default("refresh"),
+];
+
+const POSTGRES: &[Key] = &[
+    Key::new(
+        "url",
+        Kind::Text(Form::Url(&["postgres", "postgresql"])),
+        "Where the primary is; ?sslmode=verify-full and the other libpq parameters work.",
+    )
+    .default("postgres://cache@localhost/shop"),
+    Key::new("url_file", Kind::Text(Form::Filled), "A file that holds the URL, instead of `url`.")
+        .example("\"/run/secrets/postgres_url\""),
+    Key::new("password_file", Kind::Text(Form::Filled), "A file that holds the password.")
+        .example("\"/run/secrets/postgres_password\""),
+    Key::new(
+        "max_connections",
+        Kind::Integer(1, 1_000),
+        "Most connections of one process; each running backfill needs one more.",
+    )
+    .default("8"),
+    Key::new(
+        "statement_timeout",
+        duration(SECOND, seconds(3_600)),
+        "Time limit for a load by key. Backfills have none.",
+    )
+    .default("30s"),
+    Key::new(
+        "connect_timeout",
+        duration(TENTH, MINUTE),
+        "Time limit for a connection attempt, and for waiting for a free connection.",
+    )
+    .default("5s"),
+];
+
+const REDIS: &[Key] = &[
+    Key::new(
+        "url",
+        Kind::Text(Form::Url(&["redis", "rediss", "redis+unix", "unix"])),
+        "Where Redis is: redis://host:port/database, rediss:// for TLS.",
+    )
+    .default("redis://localhost:6379/0"),
+    Key::new("url_file", Kind::Text(Form::Filled), "A file that holds the URL, instead of `url`.")
+        .example("\"/run/secrets/redis_url\""),
+    Key::new("password_file", Kind::Text(Form::Filled), "A file that holds the password.")
+        .example("\"/run/secrets/redis_password\""),
+    Key::new("connect_timeout", duration(TENTH, MINUTE), "Time limit for a connection attempt.")
+        .default("2s"),
+    Key::new("response_timeout", duration(TENTH, MINUTE), "Time limit for the reply to one command.")
+        .default("5s"),
+];
+
+const ADMIN: &[Key] = &[Key::new(
+    "listen",
+    Kind::Text(Form::Listen),
+    "Address of /livez, /readyz, /metrics and /api/v1/status; \"\" turns it off. A busy port is a warning, and retried.",
+)
+.default("127.0.0.1:9464")];
+
+const FEED: &[Key] = &[
+    Key::new(
+        "mode",
+        Kind::Choice(FeedMode::NAMES),
+        "\"outbox\": committed changes are captured by triggers, which `migrate` (or `run`, as the tables' owner) \
+         makes; \"off\": only events, schedules and lifetimes.",
+    )
+    .default("outbox"),
+    Key::new(
+        "retention",
+        duration(MINUTE, seconds(30 * 86_400)),
+        "How long applied changes are kept, for a Redis that is rolled back to an older state. Run `migrate` after \
+         changing it.",
+    )
+    .default("1h"),
+    Key::new(
+        "max_rows",
+        Kind::Integer(1, 1_000_000),
+        "A statement that changes more rows than this is taken for a change of the whole table: the writer pays less, \
+         and every cached entry of the table is loaded again.",
+    )
+    .default("10000"),
+    Key::new(
+        "max_outbox",
+        Kind::Integer(1, 1_000_000_000),
+        "Keys that wait in the outbox while no worker applies them. Beyond it nothing more is written, so that an \
+         absent worker does not fill the disk; once it is back, everything is revalidated.",
+    )
+    .default("5000000"),
+    Key::new(
+        "audit_rate",
+        Kind::Integer(0, 1_000_000),
+        "Entries a second that the background audit compares with the database, all the time; 0 for none.",
+    )
+    .default("20"),
+    Key::new(
+        "max_lag",
+        duration(SECOND, DAY),
+        "The worker is not ready when the watermark has not moved for longer.",
+    )
+    .default("30s"),
+];
+
+const INVALIDATION: &[Key] = &[
+    Key::new("channels", Kind::Texts(Form::Filled), "Pub/sub channels that events come on.")
+        .default("cache:invalidation"),
+    Key::new(
+        "stream",
+        Kind::Text(Form::Stream),
+        "The same events, durable, on a stream; \"\" for none.",
+    )
+    .default("cache:invalidation:log"),
+    Key::new(
+        "max_pending",
+        Kind::Integer(1, 10_000_000),
+        "Most events that are held while Postgres is down. More count as a gap: then everything is revalidated.",
+    )
+    .default("10000"),
+];
+
+const WRITES: &[Key] = &[Key::new(
+    "stream",
+    Kind::Text(Form::Stream),
+    "Write-through commands, durable, on a stream; \"\" for none.",
+)
+.default("cache:writes")];
+
+const LOG: &[Key] = &[
+    Key::new(
+        "level",
+        Kind::Text(Form::LogLevel),
+        "A level (off, error, warn, info, debug, trace), or filters such as \"info,cachekeeper::actors=debug\".",
+    )
+    .default("info"),
+    Key::new(
+        "format",
+        Kind::Choice(LogFormat::NAMES),
+        "\"auto\": \"pretty\" on a terminal, else \"json\", one object a line.",
+    )
+    .default("auto"),
+];
+
+const FORMAT: Key = Key::new(
+    "format",
+    Kind::Choice(FormatName::NAMES),
+    "The bytes of a value: a \"msgpack\" map or a \"json\" object with the column names, or \"raw\", the bytes of the \
+     column that `value` names.",
+)
+.default("msgpack");
+const NUMERIC: Key = Key::new(
+    "numeric",
+    Kind::Choice(Numeric::NAMES),
+    "How numeric columns are written: \"text\", exactly, or \"number\", which readers may round.",
+)
+.default("text");
+const COMPRESSION: Key = Key::new(
+    "compression",
+    Kind::Table(COMPRESSION_KEYS),
+    "Compression of large values, as standard frames. Absent: values stay as they are.",
+);
+const TTL: Key =
+    Key::new("ttl", duration(SECOND, YEAR), "The longest lifetime; jitter only shortens it.").default("1h");
+const TTL_JITTER: Key = Key::new(
+    "ttl_jitter",
+    Kind::Share(0, 90),
+    "By which share a lifetime may be shortened, so that many entries do not expire together.",
+)
+.default("10%");
+const MAX_STALE: Key = Key::new(
+    "max_stale",
+    duration(NONE, YEAR),
+    "How long past its lifetime an entry is kept while Postgres is down.",
+)
+.default("1h");
+const NEGATIVE_TTL: Key = Key::new(
+    "negative_ttl",
+    duration(SECOND, YEAR),
+    "Lifetime of an explicit null for a key without a row. Absent: nothing is stored for it.",
+)
+.example("\"30s\"");
+const ON_CHANGE: Key = Key::new(
+    "on_change",
+    Kind::Choice(OnChange::NAMES),
+    "What an event without `op`, and a change, does to an entry: \"refresh\" loads it again, and readers see the old \
+     value until then; \"delete\" deletes it.",
+)
+.default("refresh");
+const ON_MISS: Key = Key::new(
+    "on_miss",
+    Kind::Choice(OnMiss::NAMES),
+    "\"load\": keys that applications missed are filled, by Redis's key-miss events; \"ignore\": they are not.",
+)
+.default("ignore");
+const FEED_NEED: Key = Key::new(
+    "feed",
+    Kind::Choice(FeedNeed::NAMES),
+    "\"required\": not ready unless changes of every relation of the query are captured; \"wanted\": a warning.",
+)
+.default("wanted");
+const BATCH: Key =
+    Key::new("batch", Kind::Integer(1, 5_000), "Most keys of one load (Lua unpacks no more at once).")
+        .default("500");
+
+const DEFAULTS: &[Key] = &[
+    FORMAT,
+    NUMERIC,
+    COMPRESSION,
+    TTL,
+    TTL_JITTER,
+    MAX_STALE,
+    NEGATIVE_TTL,
+    ON_CHANGE,
+    ON_MISS,
+    FEED_NEED,
+    BATCH,
+];
+
+const DATASET: &[Key] = &[
+    Key::new(
+        "query",
+        Kind::Text(Form::Filled),
+        "The SQL that produces the rows. It must not call volatile functions, or read foreign tables.",
+    )
+    .required()
+    .example("\"select p.id, p.name, p.price_cents, p.category_id, p.sold from products p\""),
+    Key::new(
+        "key",
+        Kind::Text(Form::Key),
+        "Where each row goes: text with {column}s of the query; {{ and }} stand for braces. It begins with a prefix of \
+         its own, and text separates the columns, so that a key can be read back.",
+    )
+    .required()
+    .example("\"product:{id}\""),
+    Key::new("rows", Kind::Choice(Rows::NAMES), "\"one\" row a key, or \"many\" as one list.").default("one"),
+    Key::new(
+        "sort",
+        Kind::Text(Form::Filled),
+        "SQL order of the rows of one key, by output columns; for rows = \"many\".",
+    )
+    .example("\"id desc\""),
+    Key::new(
+        "value",
+        Kind::Text(Form::Filled),
+        "The column whose bytes are the value, for format = \"raw\" only.",
+    )
+    .example("\"body\""),
+    Key::new(
+        "tags",
+        Kind::Texts(Form::Template),
+        "The tags of each row: texts with {column}s of the query, by which entries are invalidated together.",
+    )
+    .example("[\"category:{category_id}\"]"),
+    Key::new(
+        "watch",
+        Kind::Tables(WATCH),
+        "Which changes touch which entries. A rule has a `table`, and one of `key`, `tag` and `dataset`.",
+    )
+    .example(
+        "[\n  { table = \"products\", key = { id = \"id\" } },\n  \
+         { table = \"categories\", tag = \"category:{id}\" },\n]",
+    ),
+    Key::new(
+        "scope",
+        Kind::Choice(Scope::NAMES),
+        "\"all\": Redis holds every row (the default where `warm` has no limit); \"cached\": only what was warmed or \
+         asked for.",
+    )
+    .example("\"cached\""),
+    Key::new(
+        "refresh",
+        Kind::Table(REFRESH),
+        "Refresh-ahead: entries that are read are loaded again before they expire. Absent: off.",
+    ),
+    Key::new("warm", Kind::Table(WARM), "Warming: backfills of the whole dataset. Absent: the dataset is not warmed."),
+    Key::new(
+        "write",
+        Kind::Table(WRITE),
+        "Write-through: how the library, `cachekeeper write` and commands of the stream write. Absent: they cannot.",
+    ),
+    FORMAT.inherited(),
+    NUMERIC.inherited(),
+    COMPRESSION.inherited(),
+    TTL.inherited(),
+    TTL_JITTER.inherited(),
+    MAX_STALE.inherited(),
+    NEGATIVE_TTL.inherited(),
+    ON_CHANGE.inherited(),
+    ON_MISS.inherited(),
+    FEED_NEED.inherited(),
+    BATCH.inherited(),
+];
+
+const COMPRESSION_KEYS: &[Key] = &[
+    Key::new(
+        "codec",
+        Kind::Choice(CodecName::NAMES),
+        "\"zstd\" (RFC 8878), \"lz4\" (frame format 1.6), or \"none\".",
+    )
+    .default("zstd"),
+    Key::new("min_size", Kind::Size, "Values below this stay as they are.").default("1KiB"),
+];
+
+const WATCH: &[Key] = &[
+    Key::new("table", Kind::Text(Form::Filled), "The watched table.").required().example("\"products\""),
+    Key::new(
+        "key",
+        Kind::Mapping,
+        "From every placeholder of the dataset's key to a column of the watched table.",
+    )
+    .example("{ id = \"id\" }"),
+    Key::new(
+        "tag",
+        Kind::Text(Form::Template),
+        "A tag with columns of the watched table: the entries that have it are touched.",
+    )
+    .example("\"category:{id}\""),
+    Key::new("dataset", Kind::Boolean, "true: any change touches the whole dataset.").default("false"),
+];
+
+const REFRESH: &[Key] = &[Key::new(
+    "ahead",
+    Kind::Share(1, 90),
+    "The last share of a lifetime in which an entry that was read is loaded again.",
+)
+.default("20%")];
+
+const WARM: &[Key] = &[
+    Key::new("on_start", Kind::Boolean, "Whether a backfill runs when the worker starts.").default("true"),
+    Key::new(
+        "schedule",
+        Kind::Text(Form::Schedule),
+        "When backfills run: cron with five fields, or six with seconds first, and Unix weekdays; or @hourly, @daily, \
+         @weekly, @monthly, @yearly.",
+    )
+    .example("\"0 */5 * * * *\""),
+    Key::new("timezone", Kind::Text(Form::Filled), "The zone of the schedule, a name of the IANA database.")
+        .default("UTC"),
+    Key::new("order_by", Kind::Text(Form::Filled), "SQL order by output columns, for `limit`.")
+        .example("\"sold desc\""),
+    Key::new("limit", Kind::Integer(1, 1_000_000_000), "Only so many entries. Absent: all.").example("100"),
+    Key::new("rate", Kind::Integer(1, 1_000_000_000), "Most entries a second. Absent: as fast as it goes.")
+        .example("10000"),
+];
+
+const WRITE: &[Key] = &[Key::new(
+    "statement",
+    Kind::Text(Form::Filled),
+    "One insert, update or delete, with :named parameters; Postgres types them.",
+)
+.required()
+.example("\"update products set price_cents = :price_cents where id = :id\"")];

@@ -1,0 +1,1 @@
+//! The model itself is the test `model`; a package of its own lets it be compiled with optimisation.
