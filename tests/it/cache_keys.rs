@@ -27,7 +27,7 @@ const REVIEWS: &str = r#"
 [dataset.reviews]
 query = "select product_id, body from reviews"
 key = "product:{product_id}:reviews"
-format = "messagepack"
+format = "msgpack"
 "#;
 
 type Row = BTreeMap<String, serde_json::Value>;
