@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_config::Config;
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::debt;
 use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::flows::revalidation;
 use cachekeeper_engine::stores::postgres::FeedReader;
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_testkit::servers::{Postgres, Redis};
@@ -238,12 +238,12 @@ impl Bench {
         let began = Instant::now();
         while follower.step(true).await.unwrap() != Step::Idle {}
         let policy = cachekeeper_config::OnNewEpoch::Refresh;
-        debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+        revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
         let drained = began.elapsed().as_secs_f64();
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         let began = Instant::now();
-        pass(&context, dataset, &options).await.unwrap();
+        backfill(&context, dataset, &options).await.unwrap();
         let warmed = began.elapsed().as_secs_f64();
         println!(
             "an update of all {} rows in one statement: looked at again in {drained:.1} s ({:.0} rows a second), \

@@ -16,9 +16,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cachekeeper_config::Config;
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::invalidate;
-use cachekeeper_engine::flows::warm::{PassOptions, pass};
 use cachekeeper_protocol::event::Op;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 use redis::AsyncCommands;
@@ -123,8 +123,8 @@ impl Bench {
         let dataset = context.catalog.get("item").unwrap();
         let began = Instant::now();
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
-        let report = pass(&context, dataset, &options).await.unwrap();
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+        let report = backfill(&context, dataset, &options).await.unwrap();
         assert_eq!(report.stored, self.rows);
         began.elapsed()
     }

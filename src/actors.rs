@@ -1,20 +1,42 @@
-//! The actors. They decide *when*; the flows decide *what*.
+//! The tasks of the worker. They decide *when*; the flows decide *what*.
 //!
-//! A handler dispatches and never fails; long work runs in a task that the actor holds and that tells it when it is
-//! over; messages are hints, because each actor also looks by itself on its own timer.
+//! Each is a [`task::Task`], run by an actor under the supervisor. What they tell each other are wake-ups, and what they
+//! leave for each other stands in [`context::TaskContext`]: losing a wake-up costs latency only, because each task also
+//! looks by itself.
 
-pub mod address;
 pub mod auditor;
+pub mod background;
 pub mod change_feed;
 pub mod clock;
+pub mod command_processor;
+pub mod context;
+pub mod durable_event_consumer;
 pub mod epoch_keeper;
-pub mod event_log;
 pub mod health;
+pub mod inbox;
 pub mod invalidation_listener;
 pub mod lock_renewer;
 pub mod metrics_reporter;
 pub mod refresher;
-pub mod seen;
+pub mod runner;
+pub mod seen_events;
 pub mod task;
+pub mod wake;
 pub mod warmer;
-pub mod writer;
+
+use task::TaskEntry;
+
+/// All tasks, in the order in which they start: those that others rely on first. They stop backwards, so that leases are
+/// released last.
+pub const TASKS: [TaskEntry; 10] = [
+    TaskEntry::of::<lock_renewer::LockRenewer>(),
+    TaskEntry::of::<metrics_reporter::MetricsReporter>(),
+    TaskEntry::of::<epoch_keeper::EpochKeeper>(),
+    TaskEntry::of::<change_feed::ChangeFeed>(),
+    TaskEntry::of::<refresher::Refresher>(),
+    TaskEntry::of::<warmer::Warmer>(),
+    TaskEntry::of::<invalidation_listener::InvalidationListener>(),
+    TaskEntry::of::<durable_event_consumer::DurableEventConsumer>(),
+    TaskEntry::of::<command_processor::CommandProcessor>(),
+    TaskEntry::of::<auditor::Auditor>(),
+];

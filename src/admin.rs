@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use crate::actors::health::Health;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::error::chain;
-use cachekeeper_engine::flows::fresh;
+use cachekeeper_engine::flows::fresh::{self, WaitError};
 use cachekeeper_protocol::token::Token;
 use cachekeeper_protocol::units::parse_duration;
 
@@ -86,7 +86,8 @@ async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> 
     let found = match &token {
         Some(token) => fresh::wait(&shared.context, token, asked.dataset.as_deref(), wait).await,
         None => {
-            shared.context.redis.watermark().await.map(|watermark| (watermark, false)).map_err(Into::into)
+            let watermark = shared.context.redis.watermark().await;
+            watermark.map(|watermark| (watermark, false)).map_err(|error| WaitError::Flow(error.into()))
         }
     };
     match found {
@@ -94,6 +95,7 @@ async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> 
             let body = json!({ "watermark": watermark, "fresh": token.as_ref().map(|_| is_fresh) });
             axum::Json(body).into_response()
         }
+        Err(error @ WaitError::TooMany) => refuse(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
         Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),
     }
 }
@@ -110,7 +112,7 @@ async fn status(State(shared): State<Shared>) -> Response {
                 "name": dataset.name(),
                 "key": dataset.settings.key.as_str(),
                 "revision": dataset.revision,
-                "owed": facts.owed.get(dataset.name()),
+                "pending": facts.owed.get(dataset.name()),
                 "not_covered": facts.uncovered.get(dataset.name()),
                 "warmed": !facts.not_warmed.contains(dataset.name()),
                 "broken": facts.broken.get(dataset.name()),

@@ -7,12 +7,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::actors::context::TaskContext;
 use crate::actors::health::Health;
 use crate::schedule;
-use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage, Wiring};
+use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
 use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.
@@ -36,7 +37,7 @@ pub struct Worker {
 pub enum StartError {
     /// A URL cannot be used.
     #[error(transparent)]
-    Flow(#[from] FlowError),
+    Flow(#[from] EngineError),
     /// Who loaded the configuration did not check the schedules.
     #[error("the schedule of dataset {dataset} cannot be used: {message}")]
     Schedule {
@@ -76,18 +77,12 @@ pub enum StartError {
 
 impl Worker {
     /// Starts the worker. Servers that are down are waited for, not ready; what waiting cannot mend is an error.
-    ///
-    /// # Errors
-    /// [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let context = Context::new(&config)?;
         Self::start_with(config, context).await
     }
 
     /// The same with stores that the caller has prepared.
-    ///
-    /// # Errors
-    /// [`StartError`].
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
         check_schedules(&config)?;
         match look_at_redis(&config, &context).await {
@@ -113,11 +108,11 @@ impl Worker {
             redis = %config.redis.url.redacted(),
             "worker starts"
         );
-        let wiring = Wiring::new(config, context.clone(), health.clone(), owner());
+        let tasks = TaskContext::new(config, context.clone(), health.clone());
         let (sender, outcome) = oneshot::channel();
         // A second less than the whole: the stores must be closed too.
         let stop_within = shutdown_timeout.saturating_sub(Duration::from_secs(1)).max(shutdown_timeout / 2);
-        let arguments = SupervisorArguments { wiring, stop_within, outcome: sender };
+        let arguments = SupervisorArguments { context: tasks, stop_within, outcome: sender };
         let (root, join) = Actor::spawn(None, Supervisor, arguments).await.map_err(StartError::Spawn)?;
         Ok(Self { root, join, outcome, health, context, shutdown_timeout })
     }
@@ -130,7 +125,7 @@ impl Worker {
 
     /// Waits until the worker ends by itself: an actor failed too often.
     pub async fn ended(&mut self) -> Outcome {
-        (&mut self.outcome).await.unwrap_or(Outcome::GaveUp { child: "supervisor" })
+        (&mut self.outcome).await.unwrap_or(Outcome::GaveUp { task: "supervisor" })
     }
 
     /// Stops the worker within its time limit. True: in time.
@@ -192,10 +187,4 @@ fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError>
         "redis may evict the stamp tables; each time everything is looked at again. Better: volatile-lru, or noeviction"
     );
     Ok(())
-}
-
-/// Names this process in leases.
-fn owner() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}:{}:{:08x}", host.trim(), std::process::id(), rand::random::<u32>())
 }

@@ -22,8 +22,8 @@ use crate::demo::Ending;
 use cachekeeper_config::diagnostic::{Diagnostic, did_you_mean, render};
 use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
-use cachekeeper_engine::stores::postgres::Trouble;
+use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Refusal;
 pub use output::Exit;
 
@@ -173,7 +173,7 @@ pub async fn main(
     })
 }
 
-async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Exit, FlowError> {
+async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Exit, EngineError> {
     match verb {
         Verb::Run => return Ok(run::run(config, out).await),
         Verb::Check { offline } => return check::check(config, offline, out).await,
@@ -251,21 +251,21 @@ fn choose<'a>(
 }
 
 /// Says which server could not be reached.
-fn name_server(error: &FlowError, (postgres, redis): &(String, String), out: &output::Output) {
+fn name_server(error: &EngineError, (postgres, redis): &(String, String), out: &output::Output) {
     match error {
-        FlowError::Source(error) if error.trouble == Trouble::Unavailable => {
+        EngineError::Source(error) if error.kind == ErrorKind::Unavailable => {
             out.note(&format!("postgres is {postgres}"));
         }
-        FlowError::Cache(error) if error.is_unreachable() => out.note(&format!("redis is {redis}")),
+        EngineError::Cache(error) if error.is_unreachable() => out.note(&format!("redis is {redis}")),
         _ => {}
     }
 }
 
-fn exit_of(error: &FlowError) -> Exit {
+fn exit_of(error: &EngineError) -> Exit {
     match error {
-        FlowError::Source(error) if error.trouble == Trouble::Unavailable => Exit::Unavailable,
-        FlowError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
-        FlowError::Dataset { .. } => Exit::Configuration,
+        EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
+        EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
+        EngineError::Dataset { .. } => Exit::Configuration,
         _ => Exit::Failed,
     }
 }

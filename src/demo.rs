@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::load::Shoppers;
 use self::view::{Scene, View};
+use crate::actors::TASKS;
 use crate::app::Worker;
-use crate::supervisor::{ChildKind, SupervisorMessage};
+use crate::supervisor::SupervisorMessage;
 use cachekeeper_config::Config;
 use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::flows::epoch::with_current_epoch;
 use cachekeeper_protocol::units::parse_duration;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 
@@ -166,20 +167,19 @@ impl Stage {
 
     /// The next fault of the round: each actor, then the servers.
     async fn fault(&mut self) -> anyhow::Result<()> {
-        let actors = ChildKind::START_ORDER;
-        let which = self.next_fault % (actors.len() + 3);
+        let which = self.next_fault % (TASKS.len() + 3);
         self.next_fault += 1;
-        let text = match actors.get(which) {
-            Some(kind) => {
-                drop(self.worker.supervisor().cast(SupervisorMessage::Kill(*kind)));
-                format!("killed the actor {}", kind.name())
+        let text = match TASKS.get(which) {
+            Some(task) => {
+                drop(self.worker.supervisor().cast(SupervisorMessage::Kill(task.name)));
+                format!("killed the actor {}", task.name)
             }
-            None if which == actors.len() => {
+            None if which == TASKS.len() => {
                 self.postgres.kill();
                 self.postgres.start_again().await?;
                 "killed Postgres with -9 and started it again".to_owned()
             }
-            None if which == actors.len() + 1 => {
+            None if which == TASKS.len() + 1 => {
                 self.redis.kill();
                 self.redis.start_again().await?;
                 "killed Redis with -9: it came back empty".to_owned()
@@ -201,9 +201,9 @@ impl Stage {
         let mut quiet = 0;
         while quiet < 3 && Instant::now() < deadline {
             let is_ready = self.worker.health.reasons().is_empty();
-            let head = self.worker.context.redis.head("").await;
+            let head = self.worker.context.redis.metadata("").await;
             let is_paid =
-                head.is_ok_and(|head| head.is_whole && head.owed.is_empty() && head.passes.is_empty());
+                head.is_ok_and(|head| head.is_whole && head.pending.is_empty() && head.backfills.is_empty());
             let pending = self.worker.context.metrics.events_pending.get();
             quiet = if is_ready && is_paid && pending == 0 { quiet + 1 } else { 0 };
             self.show(view).await;
@@ -217,7 +217,7 @@ impl Stage {
         let context = self.worker.context.clone();
         let extent = Extent::default();
         for dataset in context.catalog.iter() {
-            let found = with_current_order(&context, || compare(&context, dataset, &extent)).await?;
+            let found = with_current_epoch(&context, || compare(&context, dataset, &extent)).await?;
             is_clean &= found.is_clean();
             view.say(&format!("  {found}"));
         }

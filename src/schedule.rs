@@ -168,9 +168,6 @@ impl Schedule {
 }
 
 /// The check that the configuration's loader takes: which part of a schedule is wrong, so that it is shown at its place.
-///
-/// # Errors
-/// [`ScheduleProblem`].
 pub fn check(text: &ScheduleText) -> Result<(), ScheduleProblem> {
     // The zone first: parsing would not say which of the two it refused.
     zone::parse(&text.timezone).map_err(|error| ScheduleProblem::TimeZone(error.message))?;

@@ -1,10 +1,9 @@
-//! The root actor: starts the others in order, restarts what ends, gives up when that does not help, and stops them
-//! in reverse order, each within a time limit.
+//! The root actor: starts the tasks in order, restarts what ends, gives up when that does not help, and stops them in
+//! reverse order, each within a time limit.
 //!
-//! ractor restarts nothing by itself, and a parent that ends kills its children without their `post_stop`; so leases
-//! are released here, last, before this actor's own `post_stop` returns.
+//! ractor restarts nothing by itself, and a parent that ends kills its children without their `post_stop`; so they are
+//! stopped here, the one that releases the leases last, before this actor's own `post_stop` returns.
 
-mod child;
 mod policy;
 
 use std::collections::HashMap;
@@ -15,17 +14,20 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-pub use child::{ChildKind, Wiring};
 pub use policy::{Decision, RestartPolicy};
 
+use crate::actors::TASKS;
+use crate::actors::context::TaskContext;
+use crate::actors::runner::Runner;
+use crate::actors::task::TaskEntry;
 use cachekeeper_engine::metrics::ByActor;
 
 /// What the supervisor needs.
 #[derive(Debug)]
 pub struct SupervisorArguments {
-    /// How the children are built.
-    pub wiring: Wiring,
-    /// How long all children together may take to stop.
+    /// What the tasks are given.
+    pub context: TaskContext,
+    /// How long all tasks together may take to stop.
     pub stop_within: Duration,
     /// Told how it ended.
     pub outcome: oneshot::Sender<Outcome>,
@@ -36,26 +38,26 @@ pub struct SupervisorArguments {
 pub enum Outcome {
     /// It was asked to.
     Stopped,
-    /// An actor failed too often.
+    /// A task failed too often.
     GaveUp {
         /// Which.
-        child: &'static str,
+        task: &'static str,
     },
 }
 
-/// Messages.
+/// What the supervisor is asked for.
 #[derive(Debug)]
 pub enum SupervisorMessage {
-    /// Start a child. Sent by this actor's own timer.
-    Start(ChildKind),
-    /// Kill a child, as a crash would. Sent by tests and the demo.
-    Kill(ChildKind),
+    /// Start a task. Sent by this actor's own timer.
+    Start(TaskEntry),
+    /// Kill the task of this name, as a crash would. Sent by tests and the demo.
+    Kill(&'static str),
 }
 
 /// What the supervisor knows.
 #[derive(Debug)]
 pub struct SupervisorState {
-    wiring: Wiring,
+    context: TaskContext,
     policy: RestartPolicy,
     running: HashMap<ActorId, Running>,
     stop_within: Duration,
@@ -65,7 +67,7 @@ pub struct SupervisorState {
 
 #[derive(Debug)]
 struct Running {
-    kind: ChildKind,
+    task: TaskEntry,
     cell: ActorCell,
     since: Instant,
 }
@@ -84,11 +86,11 @@ impl Actor for Supervisor {
         myself: ActorRef<SupervisorMessage>,
         arguments: SupervisorArguments,
     ) -> Result<SupervisorState, ActorProcessingErr> {
-        for kind in ChildKind::START_ORDER {
-            myself.cast(SupervisorMessage::Start(kind))?;
+        for task in TASKS {
+            myself.cast(SupervisorMessage::Start(task))?;
         }
         Ok(SupervisorState {
-            wiring: arguments.wiring,
+            context: arguments.context,
             policy: RestartPolicy::default(),
             running: HashMap::new(),
             stop_within: arguments.stop_within,
@@ -104,9 +106,9 @@ impl Actor for Supervisor {
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SupervisorMessage::Start(kind) => state.start(&myself, kind).await,
-            SupervisorMessage::Kill(kind) => {
-                for child in state.running.values().filter(|child| child.kind == kind) {
+            SupervisorMessage::Start(task) => state.start(&myself, task).await,
+            SupervisorMessage::Kill(name) => {
+                for child in state.running.values().filter(|child| child.task.name == name) {
                     child.cell.kill();
                 }
             }
@@ -138,7 +140,7 @@ impl Actor for Supervisor {
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
         state.stop_all().await;
-        let outcome = state.gave_up.map_or(Outcome::Stopped, |child| Outcome::GaveUp { child });
+        let outcome = state.gave_up.map_or(Outcome::Stopped, |task| Outcome::GaveUp { task });
         if let Some(sender) = state.outcome.take() {
             // Nobody waits for it any more: fine.
             drop(sender.send(outcome));
@@ -148,14 +150,17 @@ impl Actor for Supervisor {
 }
 
 impl SupervisorState {
-    async fn start(&mut self, myself: &ActorRef<SupervisorMessage>, kind: ChildKind) {
-        match self.wiring.spawn(kind, myself.get_cell()).await {
-            Ok(cell) => {
-                self.up(kind).set(1);
-                self.running.insert(cell.get_id(), Running { kind, cell, since: Instant::now() });
+    async fn start(&mut self, myself: &ActorRef<SupervisorMessage>, task: TaskEntry) {
+        // Actors have no names: ractor's registry is shared by the whole process, tests too.
+        let arguments = (task, self.context.clone());
+        match Actor::spawn_linked(None, Runner, arguments, myself.get_cell()).await {
+            Ok((actor, _join)) => {
+                self.up(task.name).set(1);
+                let (cell, since) = (actor.get_cell(), Instant::now());
+                self.running.insert(cell.get_id(), Running { task, cell, since });
             }
             // A failed start is a failure like any other; ractor does not report it as an event.
-            Err(error) => self.after_exit(myself, kind, Duration::ZERO, &error.to_string()),
+            Err(error) => self.after_exit(myself, task, Duration::ZERO, &error.to_string()),
         }
     }
 
@@ -163,56 +168,50 @@ impl SupervisorState {
         let Some(child) = self.running.remove(&id) else {
             return;
         };
-        self.wiring.empty_slot(child.kind);
-        self.up(child.kind).set(0);
-        self.after_exit(myself, child.kind, child.since.elapsed(), reason);
+        self.up(child.task.name).set(0);
+        self.after_exit(myself, child.task, child.since.elapsed(), reason);
     }
 
     fn after_exit(
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
-        kind: ChildKind,
+        task: TaskEntry,
         ran: Duration,
         reason: &str,
     ) {
-        let metrics = self.wiring.metrics();
-        metrics.actor_restarts.get_or_create(&ByActor::new(kind.name())).inc();
-        match self.policy.on_exit(kind, ran, Instant::now()) {
+        let name = task.name;
+        self.context.engine.metrics.actor_restarts.get_or_create(&ByActor::new(name)).inc();
+        match self.policy.on_exit(name, ran, Instant::now()) {
             Decision::RestartAfter(delay) => {
-                warn!(
-                    actor = kind.name(),
-                    reason,
-                    restart_ms = u64::try_from(delay.as_millis()).unwrap_or_default(),
-                    "actor ended, starting it again"
-                );
+                let restart_ms = u64::try_from(delay.as_millis()).unwrap_or_default();
+                warn!(actor = name, reason, restart_ms, "actor ended, starting it again");
                 // The timer's own handle is not kept: a supervisor that stops makes the message undeliverable.
-                drop(myself.send_after(delay, move || SupervisorMessage::Start(kind)));
+                drop(myself.send_after(delay, move || SupervisorMessage::Start(task)));
             }
             Decision::GiveUp => {
-                error!(actor = kind.name(), reason, "actor fails again and again, giving up");
-                self.gave_up = Some(kind.name());
+                error!(actor = name, reason, "actor fails again and again, giving up");
+                self.gave_up = Some(name);
                 myself.stop(Some("gave up".to_owned()));
             }
         }
     }
 
-    fn up(&self, kind: ChildKind) -> prometheus_client::metrics::gauge::Gauge {
-        self.wiring.metrics().actor_up.get_or_create(&ByActor::new(kind.name())).clone()
+    fn up(&self, name: &str) -> prometheus_client::metrics::gauge::Gauge {
+        self.context.engine.metrics.actor_up.get_or_create(&ByActor::new(name)).clone()
     }
 
     async fn stop_all(&mut self) {
         let deadline = Instant::now() + self.stop_within;
-        for kind in ChildKind::START_ORDER.into_iter().rev() {
-            let Some((_, child)) = self.running.iter().find(|(_, child)| child.kind == kind) else {
+        for task in TASKS.iter().rev() {
+            let Some((_, child)) = self.running.iter().find(|(_, child)| child.task.name == task.name) else {
                 continue;
             };
             child.cell.stop(Some("shutdown".to_owned()));
             let left = deadline.saturating_duration_since(Instant::now());
             if child.cell.wait(Some(left)).await.is_err() {
-                warn!(actor = kind.name(), "actor did not stop in time, killing it");
+                warn!(actor = task.name, "actor did not stop in time, killing it");
                 child.cell.kill();
             }
-            self.wiring.empty_slot(kind);
         }
         info!("all actors have stopped");
     }

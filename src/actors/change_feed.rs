@@ -1,35 +1,31 @@
 //! Applies every committed change, and moves the watermark.
 //!
-//! One worker leads, by a lease; that saves work and guards nothing: two leaders are refused by the cursor's script.
-//! The loop runs in a task, because one batch can take long; the actor only sees that it goes on. Where it dies, the
-//! next one begins where Redis says.
+//! One worker leads, by a lease; that saves work and guards nothing: of two who move the cursor one is refused. Whoever
+//! leads and stands still may be dead while its lease lives on, so another one follows in its place, until the leader moves
+//! again. Wherever one of them stops, the next one begins where Redis says.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::address::AddressBook;
-use super::epoch_keeper::EpochKeeperMessage;
-use super::health::Health;
-use super::lock_renewer::{LEASE_LIFE, Lease, LockRenewerMessage, Wish};
-use super::refresher::RefresherMessage;
+use super::context::TaskContext;
 use super::task::Task;
+use super::wake::Wake;
 use cachekeeper_config::FeedNeed;
-use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::backoff::Backoff;
 use cachekeeper_engine::flows::coverage;
+use cachekeeper_engine::flows::coverage::Coverage;
 use cachekeeper_engine::flows::epoch;
-use cachekeeper_engine::flows::error::{FlowError, chain};
+use cachekeeper_engine::flows::error::{EngineError, chain};
 use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::followed::Coverage;
+use cachekeeper_engine::flows::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 
-const LEASE: &str = "feed";
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-const LEAD_AGAIN: Duration = Duration::from_millis(500);
+/// How often a worker that does not lead looks at the one who does.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Coverage is looked at this often (DESIGN 2.4), and the outbox is trimmed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -40,194 +36,150 @@ const LEADERLESS_AFTER: Duration = Duration::from_millis(1_500);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// What the actor needs.
-#[derive(Clone, Debug)]
-pub struct ChangeFeedArguments {
-    /// Stores.
-    pub context: Context,
-    /// Peers.
-    pub peers: AddressBook,
-    /// Where facts go.
-    pub health: Health,
-}
-
-/// Messages.
-#[derive(Debug)]
-pub enum ChangeFeedMessage {
-    /// The loop has ended, which it never should: it panicked.
-    Ended,
-}
-
-/// The actor.
+/// Follows the changes.
 #[derive(Debug)]
 pub struct ChangeFeed;
 
-impl Actor for ChangeFeed {
-    type Msg = ChangeFeedMessage;
-    type State = Task;
-    type Arguments = ChangeFeedArguments;
+impl Task for ChangeFeed {
+    const NAME: &'static str = "change_feed";
 
-    async fn pre_start(
-        &self,
-        myself: ActorRef<ChangeFeedMessage>,
-        arguments: ChangeFeedArguments,
-    ) -> Result<Task, ActorProcessingErr> {
+    async fn run(context: TaskContext, _wake: Wake) {
         let feed = Feed {
-            arguments,
+            context,
             look_at: Instant::now(),
             reasons: BTreeMap::new(),
             is_failing: false,
             last_seen: None,
-            is_substitute: false,
             may_install: false,
         };
-        Ok(Task::spawn(&myself, feed.run(), |_ended: Option<()>| ChangeFeedMessage::Ended))
-    }
-
-    async fn handle(
-        &self,
-        _myself: ActorRef<ChangeFeedMessage>,
-        message: ChangeFeedMessage,
-        _task: &mut Task,
-    ) -> Result<(), ActorProcessingErr> {
-        match message {
-            ChangeFeedMessage::Ended => Err("the feed's loop has ended".into()),
-        }
+        match feed.run().await {}
     }
 }
 
 struct Feed {
-    arguments: ChangeFeedArguments,
+    context: TaskContext,
+    /// When the coverage is looked at next.
     look_at: Instant,
     /// Why datasets are not covered, so that each reason is said once.
     reasons: BTreeMap<String, String>,
     is_failing: bool,
     /// The watermark's time when it was last seen to move.
     last_seen: Option<(Option<String>, Instant)>,
-    /// Whether this worker has just moved it without having the lease.
-    is_substitute: bool,
+    /// Two workers whose settings differ must not replace each other's triggers: only who leads installs them.
     may_install: bool,
 }
 
+/// In whose place changes are followed.
+enum Role<'a> {
+    /// Until the lease is lost.
+    Leader(&'a Lease),
+    /// In the place of a leader that stands still, until somebody else moves the watermark.
+    Substitute,
+}
+
 impl Feed {
-    async fn run(mut self) {
+    async fn run(mut self) -> Infallible {
+        let context = self.context.clone();
         loop {
-            match self.lead().await {
-                Some(lease) => {
-                    info!("this worker follows the changes");
-                    // Two workers whose settings differ must not replace each other's triggers.
-                    self.may_install = true;
-                    self.look_at = Instant::now();
-                    self.follow(&lease.lost).await;
-                    self.may_install = false;
-                    self.arguments.peers.lock_renewer.hint(LockRenewerMessage::Release { name: lease.name });
-                }
-                None if self.is_leaderless().await => {
-                    // Whoever has the lease may be dead; following without it is safe, and it is tried again soon.
-                    debug!("nobody moves the watermark, this worker does until it has the lease");
-                    let soon = CancellationToken::new();
-                    let timer = soon.clone();
-                    let wake = Task::run(async move {
-                        tokio::time::sleep(LEAD_AGAIN).await;
-                        timer.cancel();
-                    });
-                    self.follow(&soon).await;
-                    self.is_substitute = true;
-                    drop(wake);
-                }
-                None => {
-                    self.look_if_due().await;
-                    tokio::time::sleep(LEAD_AGAIN).await;
-                }
+            let lease = tokio::select! {
+                lease = wait_to_lead(&context) => lease,
+                never = self.stand_by() => match never {},
+            };
+            info!("this worker follows the changes");
+            self.may_install = true;
+            self.look_at = Instant::now();
+            self.follow(Role::Leader(&lease)).await;
+            self.may_install = false;
+        }
+    }
+
+    /// Watches whoever leads, and follows in their place while they stand still: that is safe without the lease.
+    async fn stand_by(&mut self) -> Infallible {
+        self.last_seen = None;
+        loop {
+            tokio::time::sleep(WATCH_EVERY).await;
+            self.look_if_due().await;
+            if self.is_leaderless().await {
+                debug!("nobody moves the watermark, this worker does until somebody else does or it leads");
+                self.follow(Role::Substitute).await;
+                self.last_seen = None;
             }
         }
     }
 
-    /// Whether the watermark stands still although somebody has the lease, or this worker moves it in their place.
+    /// Whether the watermark stands still although somebody has the lease.
     async fn is_leaderless(&mut self) -> bool {
-        let context = &self.arguments.context;
-        if context.coverage().is_none() || context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+        let engine = &self.context.engine;
+        if engine.coverage().is_none() || is_superseded(&self.context) {
             return false;
         }
-        let Ok(watermark) = context.redis.watermark().await else { return false };
+        let Ok(watermark) = engine.redis.watermark().await else { return false };
         let as_of = watermark.map(|watermark| watermark.as_of);
-        if std::mem::take(&mut self.is_substitute) {
-            return true;
-        }
         if self.last_seen.as_ref().is_none_or(|(seen, _)| *seen != as_of) {
             self.last_seen = Some((as_of, Instant::now()));
         }
         self.last_seen.as_ref().is_some_and(|(_, since)| LEADERLESS_AFTER < since.elapsed())
     }
 
-    async fn lead(&self) -> Option<Lease> {
-        let context = &self.arguments.context;
-        // A process that a newer one has displaced must not move the cursor past what it does not know (R16).
-        if context.catalog.iter().any(|dataset| dataset.is_displaced()) {
-            return None;
-        }
-        let renewer = self.arguments.peers.lock_renewer.get()?;
-        let ask = |reply| LockRenewerMessage::Acquire { name: LEASE.to_owned(), life: LEASE_LIFE, reply };
-        match renewer.call(ask, Some(ASK_TIMEOUT)).await {
-            Ok(ractor::rpc::CallResult::Success(Wish::Granted(lease))) => Some(lease),
-            _ => None,
-        }
-    }
-
-    async fn follow(&mut self, until: &CancellationToken) {
-        let context = self.arguments.context.clone();
-        let mut follower = Follower::new(&context);
-        let mut pace = Pace::default();
+    async fn follow(&mut self, role: Role<'_>) {
+        let engine = self.context.engine.clone();
+        let mut follower = Follower::new(&engine);
+        let mut interval = PollInterval::default();
         let mut advanced = Instant::now();
-        let mut retry = RETRY_MIN;
-        while !until.is_cancelled() && !context.catalog.iter().any(|dataset| dataset.is_displaced()) {
+        let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
+        loop {
+            let must_advance = ADVANCE_EVERY < advanced.elapsed();
+            let is_over = match role {
+                Role::Leader(lease) => lease.lost().is_cancelled(),
+                Role::Substitute => follower.has_met_another(must_advance).await,
+            };
+            if is_over || is_superseded(&self.context) {
+                return;
+            }
             if self.look_if_due().await
                 && let Err(error) = follower.trim().await
             {
                 debug!(error = %chain(&error), "the outbox is trimmed later");
             }
-            let must_advance = ADVANCE_EVERY < advanced.elapsed();
             let step = follower.step(must_advance).await;
-            let keys = follower.take_dropped();
-            if !keys.is_empty() {
-                self.arguments.peers.refresher.hint(RefresherMessage::Missed { keys });
+            let dropped = follower.take_dropped();
+            if !dropped.is_empty() {
+                self.context.fill_soon(dropped);
             }
             match step {
                 Ok(step @ (Step::Idle | Step::Applied(_))) => {
                     self.note(None);
-                    retry = RETRY_MIN;
+                    retry.reset();
                     if must_advance || matches!(step, Step::Applied(_)) {
                         advanced = Instant::now();
                     }
-                    tokio::time::sleep(pace.after(step)).await;
+                    tokio::time::sleep(interval.after(step)).await;
                 }
-                Ok(Step::Waiting | Step::Again) => {
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(RETRY_MAX);
-                }
+                Ok(Step::Waiting | Step::Again) => retry.wait().await,
                 Err(error) => {
                     self.on_error(&error).await;
-                    tokio::time::sleep(retry).await;
-                    retry = (retry * 2).min(RETRY_MAX);
+                    retry.wait().await;
                 }
             }
         }
     }
 
-    async fn on_error(&mut self, error: &FlowError) {
-        let context = &self.arguments.context;
+    async fn on_error(&mut self, error: &EngineError) {
+        let engine = &self.context.engine;
         match error {
-            FlowError::WentBack => {
-                warn!("redis went back to an older state, the feed goes on from there");
-                context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
-                if let Err(error) = epoch::relabel(context).await {
+            EngineError::RedisRolledBack => {
+                warn!("redis rolled back to an older state, the feed goes on from there");
+                engine.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+                if let Err(error) = epoch::renew(engine).await {
                     debug!(error = %chain(&error), "a new epoch could not begin, trying again");
                 }
-                self.arguments.peers.epoch_keeper.hint(EpochKeeperMessage::Look);
+                self.context.epoch_keeper.now();
             }
             // Begun again at once, with the keys of that dataset deleted.
-            FlowError::Slow { .. } => {}
-            FlowError::Gone(gone) => debug!(%gone, "the order of things changed, the feed begins again"),
+            EngineError::Slow { .. } => {}
+            EngineError::PreconditionFailed(gone) => {
+                debug!(%gone, "the current epoch changed, the feed begins again")
+            }
             error => self.note(Some(chain(error))),
         }
     }
@@ -247,12 +199,12 @@ impl Feed {
         if Instant::now() < self.look_at {
             return false;
         }
-        let context = self.arguments.context.clone();
-        match coverage::look(&context, self.may_install).await {
+        let engine = self.context.engine.clone();
+        match coverage::look(&engine, self.may_install).await {
             Ok(coverage) => {
                 let is_settling = coverage.gaps().next().is_some();
                 self.tell(&coverage);
-                context.set_coverage(coverage);
+                engine.set_coverage(coverage);
                 // What is not covered may be soon.
                 self.look_at = Instant::now() + if is_settling { LOOK_EVERY / 12 } else { LOOK_EVERY };
                 true
@@ -266,9 +218,9 @@ impl Feed {
     }
 
     fn tell(&mut self, coverage: &Coverage) {
-        let context = &self.arguments.context;
+        let engine = &self.context.engine;
         for (name, mark) in &coverage.datasets {
-            context.metrics.covered.get_or_create(&ByDataset::new(name)).set(i64::from(mark.is_ok()));
+            engine.metrics.covered.get_or_create(&ByDataset::new(name)).set(i64::from(mark.is_ok()));
         }
         let found: BTreeMap<String, String> =
             coverage.gaps().map(|(name, reason)| (name.clone(), reason.clone())).collect();
@@ -280,11 +232,10 @@ impl Feed {
         for name in self.reasons.keys().filter(|name| !found.contains_key(*name)) {
             info!(dataset = name, "the dataset is covered");
         }
-        self.arguments.health.update(|facts| {
+        self.context.health.update(|facts| {
             facts.uncovered.clone_from(&found);
             facts.unmet.clear();
-            for dataset in
-                context.catalog.iter().filter(|dataset| dataset.settings.feed == FeedNeed::Required)
+            for dataset in engine.catalog.iter().filter(|dataset| dataset.settings.feed == FeedNeed::Required)
             {
                 if let Some(reason) = found.get(dataset.name()) {
                     facts.unmet.insert(dataset.name().to_owned(), reason.clone());
@@ -295,20 +246,38 @@ impl Feed {
     }
 }
 
+/// Whether a newer process has registered another definition. Then this one must not move the cursor past what it does not
+/// know (R16).
+fn is_superseded(context: &TaskContext) -> bool {
+    context.engine.catalog.iter().any(|dataset| dataset.is_superseded())
+}
+
+async fn wait_to_lead(context: &TaskContext) -> Lease {
+    loop {
+        while is_superseded(context) {
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+        let lease = context.elector.lead(&LeaseName::FEED).await;
+        if !is_superseded(context) {
+            return lease;
+        }
+    }
+}
+
 /// How long to wait between two polls: shortly while there is something to do, and longer and longer when not.
 #[derive(Debug)]
-struct Pace {
+struct PollInterval {
     idle: u32,
     pause: Duration,
 }
 
-impl Default for Pace {
+impl Default for PollInterval {
     fn default() -> Self {
         Self { idle: 0, pause: Self::BUSY }
     }
 }
 
-impl Pace {
+impl PollInterval {
     const BUSY: Duration = Duration::from_millis(1);
     const IDLE: Duration = Duration::from_millis(25);
     /// Idle polls before the pauses grow: about a fifth of a second.

@@ -3,8 +3,8 @@
 use super::output::{Exit, Output};
 use cachekeeper_engine::flows::compare::{Extent, compare, fix};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::FlowError;
-use cachekeeper_engine::flows::reload::with_current_order;
+use cachekeeper_engine::flows::epoch::with_current_epoch;
+use cachekeeper_engine::flows::error::EngineError;
 
 /// Compares Redis with Postgres.
 pub async fn audit(
@@ -13,7 +13,7 @@ pub async fn audit(
     with_fix: bool,
     sample: Option<u64>,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     let chosen = match super::choose(context, names, out) {
         Ok(chosen) => chosen,
         Err(exit) => return Ok(exit),
@@ -21,7 +21,7 @@ pub async fn audit(
     let extent = Extent { sample, rate: None };
     let mut exit = Exit::Ok;
     for dataset in chosen {
-        let found = with_current_order(context, || compare(context, dataset, &extent)).await?;
+        let found = with_current_epoch(context, || compare(context, dataset, &extent)).await?;
         let json = serde_json::to_value(&found).unwrap_or_default();
         out.result(&found.to_string(), &json);
         if found.is_clean() {
@@ -29,7 +29,7 @@ pub async fn audit(
         }
         exit = Exit::Failed;
         if with_fix {
-            let fixed = with_current_order(context, || fix(context, dataset, &found)).await?;
+            let fixed = with_current_epoch(context, || fix(context, dataset, &found)).await?;
             out.note(&format!("{}: {fixed} entries mended", dataset.name()));
             exit = Exit::Ok;
         }

@@ -10,11 +10,11 @@ use cachekeeper_config::{Config, FeedNeed};
 use cachekeeper_engine::flows::catalog::Dataset;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::error::FlowError;
-use cachekeeper_engine::stores::postgres::Trouble;
+use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::stores::postgres::ErrorKind;
 
 /// Checks what only the servers know.
-pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, FlowError> {
+pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, EngineError> {
     let mut problems = Vec::new();
     if !offline {
         let context = Context::new(&config)?;
@@ -44,7 +44,7 @@ async fn check_servers(
     config: &Config,
     context: &Context,
     problems: &mut Vec<Diagnostic>,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     context.postgres.ping().await?;
     let facts = context.redis.facts().await?;
     if facts.evicts_anything() {
@@ -56,12 +56,12 @@ async fn check_servers(
         problems.push(if required { problem } else { problem.into_warning() });
     }
     match context.postgres.poll().await {
-        Err(error) if error.trouble == Trouble::NoSchema => {
+        Err(error) if error.kind == ErrorKind::NoSchema => {
             let help = "run `cachekeeper migrate` as a user who may create a schema".to_owned();
             let message = "the schema `cachekeeper` is not installed";
             problems.push(config.source.problem("postgres.url", message, help));
         }
-        Err(error) if error.trouble == Trouble::Standby => return Err(error.into()),
+        Err(error) if error.kind == ErrorKind::Standby => return Err(error.into()),
         Err(_) | Ok(_) => {}
     }
     for dataset in context.catalog.iter() {
@@ -77,11 +77,11 @@ async fn check_coverage(
     config: &Config,
     context: &Context,
     problems: &mut Vec<Diagnostic>,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     let coverage = match coverage::look(context, false).await {
         Ok(coverage) => coverage,
         // Said already.
-        Err(FlowError::Source(error)) if error.trouble == Trouble::NoSchema => return Ok(()),
+        Err(EngineError::Source(error)) if error.kind == ErrorKind::NoSchema => return Ok(()),
         Err(error) => return Err(error),
     };
     for (name, reason) in coverage.gaps() {
@@ -105,11 +105,11 @@ async fn check_dataset(
     context: &Context,
     dataset: &Dataset,
     problems: &mut Vec<Diagnostic>,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     let path = |setting: &str| format!("dataset.{}.{setting}", dataset.name());
     match dataset.source(&context.postgres).await {
         Ok(_) => {}
-        Err(FlowError::Dataset { problem, .. }) => {
+        Err(EngineError::Dataset { problem, .. }) => {
             let setting = path(problem.setting);
             problems.push(config.source.problem_within(
                 &setting,

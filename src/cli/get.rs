@@ -8,7 +8,7 @@ use super::output::{Exit, Output};
 use cachekeeper_config::Format;
 use cachekeeper_engine::compress::decompress;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::units::show_duration;
 
@@ -16,7 +16,7 @@ use cachekeeper_protocol::units::show_duration;
 const SHOWN_MAX: usize = 64 << 20;
 
 /// Shows an entry.
-pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, FlowError> {
+pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, EngineError> {
     let mut read = context.redis.read(&[key]).await?;
     let Some((Some(value), left)) = read.pop() else {
         out.result(&format!("{key} is not in Redis"), &json!({ "key": key, "found": false }));

@@ -5,14 +5,14 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::debt;
-use cachekeeper_engine::flows::epoch;
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::epoch::{self, with_current_epoch};
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::invalidate;
-use cachekeeper_engine::flows::reload::{Report, with_current_order};
-use cachekeeper_engine::flows::warm::{PassOptions, pass};
-use cachekeeper_engine::stores::redis::{Answer, Debt};
+use cachekeeper_engine::flows::load::LoadReport;
+use cachekeeper_engine::flows::revalidation;
+use cachekeeper_engine::stores::redis::PendingRevalidation;
 use cachekeeper_protocol::event::Op;
 
 /// What to invalidate.
@@ -38,18 +38,18 @@ pub async fn invalidate(
     targets: &Targets,
     op: Option<Op>,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     let op = if targets.delete { Some(Op::Delete) } else { op };
-    let mut report = Report::default();
+    let mut report = LoadReport::default();
     // The query's types decide to which dataset a key belongs.
     for dataset in context.catalog.iter() {
         dataset.source(&context.postgres).await?;
     }
     if !targets.keys.is_empty() {
-        report.add(with_current_order(context, || invalidate::keys(context, &targets.keys, op)).await?);
+        report.add(with_current_epoch(context, || invalidate::keys(context, &targets.keys, op)).await?);
     }
     if !targets.tags.is_empty() {
-        report.add(with_current_order(context, || invalidate::tags(context, &targets.tags, op)).await?);
+        report.add(with_current_epoch(context, || invalidate::tags(context, &targets.tags, op)).await?);
     }
     if !targets.datasets.is_empty() {
         let chosen = match super::choose(context, &targets.datasets, out) {
@@ -57,7 +57,7 @@ pub async fn invalidate(
             Err(exit) => return Ok(exit),
         };
         for dataset in chosen {
-            report.add(with_current_order(context, || whole(context, dataset, op)).await?);
+            report.add(with_current_epoch(context, || whole(context, dataset, op)).await?);
         }
     }
     let text = format!(
@@ -85,27 +85,24 @@ async fn whole(
     context: &Context,
     dataset: &cachekeeper_engine::flows::catalog::Dataset,
     op: Option<Op>,
-) -> Result<Report, FlowError> {
+) -> Result<LoadReport, EngineError> {
     let order = epoch::ensure(context, "").await?;
-    let (names, debt) = ([dataset.name().to_owned()], Debt::new("command", order.head.now_ms));
-    if let Answer::Gone(gone) =
-        context.redis.owe((&order.epoch, &order.poll.incarnation), &debt, &names, None, "").await?
-    {
-        return Err(FlowError::Gone(gone));
-    }
+    let (names, debt) = ([dataset.name().to_owned()], PendingRevalidation::new("command", order.head.now_ms));
+    let at = (&order.epoch, order.poll.incarnation.as_str());
+    context.checked(None, context.redis.mark_pending(at, &debt, &names, None, "").await?)?;
     let policy = if op == Some(Op::Delete) {
         cachekeeper_config::OnNewEpoch::Drop
     } else {
         cachekeeper_config::OnNewEpoch::Refresh
     };
-    let mut report = debt::pay(context, dataset, policy, &CancellationToken::new()).await?;
+    let mut report = revalidation::run(context, dataset, policy, &CancellationToken::new()).await?;
     let holds_all = dataset.settings.scope == cachekeeper_config::Scope::All;
     if holds_all && op != Some(Op::Delete) {
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         // The pass stores every entry, so its count is the whole.
         report.stored = 0;
-        report.add(pass(context, dataset, &options).await?);
+        report.add(backfill(context, dataset, &options).await?);
     }
     Ok(report)
 }

@@ -9,8 +9,8 @@ use super::output::{Exit, Output};
 use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::error::FlowError;
-use cachekeeper_engine::flows::followed::Coverage;
+use cachekeeper_engine::flows::coverage::Coverage;
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::stores::postgres::Postgres;
 
 const ATTEMPTS: usize = 10;
@@ -22,7 +22,7 @@ pub async fn migrate(
     uninstall: bool,
     grant: Option<&str>,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     if uninstall {
         context.postgres.uninstall().await?;
         out.result("schema cachekeeper is removed", &json!({ "uninstalled": true }));
@@ -51,7 +51,7 @@ pub async fn migrate(
 }
 
 /// A table that somebody uses for long is waited for, but never so that others have to wait behind us for long.
-async fn install_triggers(context: &Context) -> Result<Coverage, FlowError> {
+async fn install_triggers(context: &Context) -> Result<Coverage, EngineError> {
     let mut coverage = coverage::look(context, true).await?;
     for _ in 1..ATTEMPTS {
         if !coverage.gaps().any(|(_, reason)| reason.contains(coverage::TRYING_AGAIN)) {
@@ -64,7 +64,7 @@ async fn install_triggers(context: &Context) -> Result<Coverage, FlowError> {
 }
 
 /// Turns the triggers off, without waiting for anybody, or on again.
-pub async fn capture(context: &Context, is_on: bool, out: &Output) -> Result<Exit, FlowError> {
+pub async fn capture(context: &Context, is_on: bool, out: &Output) -> Result<Exit, EngineError> {
     let switched = context.postgres.switch_capture(is_on, &context.feed.limits).await?;
     let text = if is_on {
         "changes are captured again; what may have been missed is loaded again once older transactions have ended"

@@ -40,8 +40,8 @@ pub async fn run(config: Config, out: &Output) -> Exit {
         outcome = worker.ended() => Some(outcome),
         _ = one_of(&mut interrupt, &mut terminate) => None,
     };
-    if let Some(Outcome::GaveUp { child }) = ended {
-        error!(actor = child, "the worker gives up");
+    if let Some(Outcome::GaveUp { task }) = ended {
+        error!(actor = task, "the worker gives up");
         worker.stop().await;
         return Exit::Failed;
     }

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
+use cachekeeper_engine::flows::backfill::{BackfillOptions, Progress, backfill};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
-use cachekeeper_engine::flows::reload::with_current_order;
-use cachekeeper_engine::flows::warm::{PassOptions, Progress, pass};
+use cachekeeper_engine::flows::epoch::with_current_epoch;
+use cachekeeper_engine::flows::error::{EngineError, chain};
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(
@@ -20,7 +20,7 @@ pub async fn warm(
     names: &[String],
     resume: bool,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     let chosen = match super::choose(context, names, out) {
         Ok(chosen) => chosen,
         Err(exit) => return Ok(exit),
@@ -36,11 +36,11 @@ pub async fn warm(
     for dataset in chosen {
         let (progress, told) = tokio::sync::watch::channel(Progress::default());
         let rate = dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
-        let options = PassOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume };
+        let options = BackfillOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume };
         let began = Instant::now();
         let result = tokio::select! {
-            result = with_current_order(context, || pass(context, dataset, &options)) => result,
-            () = show(dataset.name(), told) => Err(FlowError::Cancelled),
+            result = with_current_epoch(context, || backfill(context, dataset, &options)) => result,
+            () = show(dataset.name(), told) => Err(EngineError::Cancelled),
         };
         match result {
             Ok(report) => {
@@ -72,7 +72,7 @@ pub async fn warm(
                     exit = Exit::Failed;
                 }
             }
-            Err(FlowError::Cancelled) => {
+            Err(EngineError::Cancelled) => {
                 out.note(&format!("{}: stopped; run it again to go on where it ended", dataset.name()));
                 return Ok(Exit::Failed);
             }

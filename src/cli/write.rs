@@ -10,9 +10,10 @@ use super::get::shown;
 use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::did_you_mean;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{FlowError, chain};
-use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters, bind};
-use cachekeeper_engine::flows::write::{CacheState, WriteError, Written, statement_of, write as carry_out};
+use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::flows::write::{
+    CacheState, Parameter, Parameters, WriteError, Written, bind, statement_of, write as carry_out,
+};
 use cachekeeper_engine::stores::postgres::write::WriteStatement;
 
 /// Entries that are shown; `--json` has all.
@@ -35,7 +36,7 @@ pub struct Request {
 }
 
 /// Carries out a dataset's write statement, and stores what it touched.
-pub async fn write(context: &Context, request: &Request, out: &Output) -> Result<Exit, FlowError> {
+pub async fn write(context: &Context, request: &Request, out: &Output) -> Result<Exit, EngineError> {
     let names = std::slice::from_ref(&request.dataset);
     let dataset = match super::choose(context, names, out).map(|chosen| chosen.first().copied()) {
         Ok(Some(dataset)) => dataset,
@@ -214,7 +215,7 @@ fn show(context: &Context, dataset: &str, written: &Written, out: &Output) {
     out.result(&text.join("\n"), &facts);
 }
 
-fn refused(error: WriteError, out: &Output) -> Result<Exit, FlowError> {
+fn refused(error: WriteError, out: &Output) -> Result<Exit, EngineError> {
     match error {
         WriteError::Unavailable(error) => Err(error.into()),
         WriteError::Unknown(error) => {

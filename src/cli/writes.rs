@@ -5,13 +5,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
-use crate::actors::writer::LEASE;
 use cachekeeper_config::Config;
 use cachekeeper_engine::flows::commands::group_of;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::flows::lease::LeaseName;
 use cachekeeper_engine::flows::rejected::{Rejected, rejected, replay};
-use cachekeeper_engine::flows::write::parameters::{Parameter, decode};
+use cachekeeper_engine::flows::write::{Parameter, decode};
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, StreamState};
 
 /// More than are ever kept.
@@ -49,7 +49,7 @@ pub async fn writes(
     config: &Config,
     action: &Action,
     out: &Output,
-) -> Result<Exit, FlowError> {
+) -> Result<Exit, EngineError> {
     let Some(stream) = config.writes.stream.as_deref() else {
         let text = "there is no stream of write commands: [writes] stream is empty";
         if matches!(action, Action::Status) {
@@ -68,14 +68,14 @@ pub async fn writes(
 
 /// How a stream stands, and its group.
 pub async fn look(context: &Context, stream: &str) -> Result<(StreamState, String), CacheError> {
-    let group = group_of(context.redis.keys().prefix());
+    let group = group_of(context.redis.keys().namespace());
     Ok((context.redis.stream_state(stream, &group).await?, group))
 }
 
-async fn status(context: &Context, stream: &str, out: &Output) -> Result<Exit, FlowError> {
+async fn status(context: &Context, stream: &str, out: &Output) -> Result<Exit, EngineError> {
     let (state, group) = look(context, stream).await?;
     let consumers = context.redis.stream_consumers(stream, &group).await?;
-    let leader = context.redis.lock_holder(&[LEASE.to_owned()]).await?;
+    let leader = context.redis.lock_holder(&[LeaseName::COMMANDS.name.into_owned()]).await?;
     let leader = leader.and_then(|held| match held {
         LeaseAttempt::Held { owner, .. } => Some(owner),
         LeaseAttempt::Granted(_) => None,
@@ -120,7 +120,12 @@ async fn status(context: &Context, stream: &str, out: &Output) -> Result<Exit, F
     Ok(Exit::Ok)
 }
 
-async fn dead_letters(context: &Context, stream: &str, limit: u64, out: &Output) -> Result<Exit, FlowError> {
+async fn dead_letters(
+    context: &Context,
+    stream: &str,
+    limit: u64,
+    out: &Output,
+) -> Result<Exit, EngineError> {
     let (state, _) = look(context, stream).await?;
     let found = rejected(context, stream, usize::try_from(limit).unwrap_or(ALL)).await?;
     let mut text: Vec<String> = found.iter().map(as_text).collect();
@@ -136,7 +141,12 @@ async fn dead_letters(context: &Context, stream: &str, limit: u64, out: &Output)
     Ok(Exit::Ok)
 }
 
-async fn put_back(context: &Context, stream: &str, chosen: &Chosen, out: &Output) -> Result<Exit, FlowError> {
+async fn put_back(
+    context: &Context,
+    stream: &str,
+    chosen: &Chosen,
+    out: &Output,
+) -> Result<Exit, EngineError> {
     let mut found = rejected(context, stream, ALL).await?;
     if !chosen.all {
         let is_known = |id: &String| found.iter().any(|one| is_meant_by(one, id));

@@ -1,18 +1,18 @@
-//! What to do after a child ended. Pure: time comes in, a decision goes out.
+//! What to do after a task ended. Pure: time comes in, a decision goes out.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ChildKind;
+use cachekeeper_engine::flows::backoff::Backoff;
 
 /// Exits within the window that are too many.
 const EXITS_MAX: usize = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// After running for this long an actor begins with a clean record.
+/// After running for this long a task begins with a clean record.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// What to do.
@@ -24,33 +24,34 @@ pub enum Decision {
     GiveUp,
 }
 
-/// The record of each child.
+/// The record of each task, by its name.
 #[derive(Debug, Default)]
 pub struct RestartPolicy {
-    histories: HashMap<ChildKind, History>,
+    histories: HashMap<&'static str, History>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct History {
     exits: VecDeque<Instant>,
-    attempts: u32,
+    backoff: Backoff,
 }
 
 impl RestartPolicy {
-    /// A child of this kind ended at `now` after it had run for `ran`.
-    pub fn on_exit(&mut self, kind: ChildKind, ran: Duration, now: Instant) -> Decision {
-        let history = self.histories.entry(kind).or_default();
+    /// A task ended at `now` after it had run for `ran`.
+    pub fn on_exit(&mut self, task: &'static str, ran: Duration, now: Instant) -> Decision {
+        let history = self.histories.entry(task).or_insert_with(|| History {
+            exits: VecDeque::new(),
+            backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
+        });
         history.exits.retain(|exit| now.saturating_duration_since(*exit) < WINDOW);
         if STABLE_AFTER <= ran {
-            history.attempts = 0;
+            history.backoff.reset();
         }
         history.exits.push_back(now);
-        history.attempts += 1;
         if EXITS_MAX < history.exits.len() {
             return Decision::GiveUp;
         }
-        let doubled = BACKOFF_MIN.saturating_mul(1 << (history.attempts - 1).min(10));
-        Decision::RestartAfter(doubled.min(BACKOFF_MAX))
+        Decision::RestartAfter(history.backoff.pause())
     }
 }
 
@@ -58,16 +59,21 @@ impl RestartPolicy {
 mod tests {
     use super::*;
 
+    #[track_caller]
+    fn restarts_after(decision: Decision, whole: Duration) {
+        let Decision::RestartAfter(pause) = decision else { panic!("{decision:?}") };
+        assert!(whole / 2 <= pause && pause <= whole, "{pause:?} of {whole:?}");
+    }
+
     #[test]
     fn delays_grow_until_it_gives_up_and_a_long_run_clears_the_record() {
         let mut policy = RestartPolicy::default();
         let start = Instant::now();
-        let mut exit = |ran, at| {
-            policy.on_exit(ChildKind::Warmer, Duration::from_secs(ran), start + Duration::from_secs(at))
-        };
-        assert_eq!(exit(0, 0), Decision::RestartAfter(BACKOFF_MIN));
-        assert_eq!(exit(0, 1), Decision::RestartAfter(BACKOFF_MIN * 2));
-        assert_eq!(exit(40, 45), Decision::RestartAfter(BACKOFF_MIN));
+        let mut exit =
+            |ran, at| policy.on_exit("warmer", Duration::from_secs(ran), start + Duration::from_secs(at));
+        restarts_after(exit(0, 0), BACKOFF_MIN);
+        restarts_after(exit(0, 1), BACKOFF_MIN * 2);
+        restarts_after(exit(40, 45), BACKOFF_MIN);
         for at in 46..53 {
             assert!(matches!(exit(0, at), Decision::RestartAfter(_)));
         }
@@ -76,16 +82,10 @@ mod tests {
     }
 
     #[test]
-    fn children_do_not_share_a_record() {
+    fn tasks_do_not_share_a_record() {
         let mut policy = RestartPolicy::default();
         let now = Instant::now();
-        assert_eq!(
-            policy.on_exit(ChildKind::Warmer, Duration::ZERO, now),
-            Decision::RestartAfter(BACKOFF_MIN)
-        );
-        assert_eq!(
-            policy.on_exit(ChildKind::Refresher, Duration::ZERO, now),
-            Decision::RestartAfter(BACKOFF_MIN)
-        );
+        restarts_after(policy.on_exit("warmer", Duration::ZERO, now), BACKOFF_MIN);
+        restarts_after(policy.on_exit("refresher", Duration::ZERO, now), BACKOFF_MIN);
     }
 }

@@ -1,11 +1,10 @@
 //! `get_or_load`: one load for all, old values in bad times, fences. Time stands still here and is moved by the tests.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper_client::{Cache, Chaos, ClientError, Fault, Loaded, ManyLoaded, Place, Policy};
+use cachekeeper_client::{Cache, Chaos, ClientError, Fault, Loaded, Place, Policy};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::advance;
 
@@ -335,86 +334,6 @@ async fn a_value_that_does_not_decode_is_loaded_anew_and_healed() {
     assert_eq!(cache.get_or_load("k", &policy, source.load()).await.unwrap(), Some(1));
     assert_eq!(cache.get::<u32>("k").await.unwrap(), Some(1));
     assert!(cache.render_metrics().unwrap().contains(r#"outcome="undecodable"} 1"#));
-}
-
-#[tokio::test(start_paused = true)]
-async fn row_23_only_missing_ids_are_loaded_in_one_call_and_absent_ones_are_absent() {
-    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE));
-    cache.set("p:1", "one", MINUTE).await.unwrap();
-    let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let log = Arc::clone(&calls);
-    let load = move |ids: Vec<u32>| {
-        log.lock().unwrap().push(ids.clone());
-        async move {
-            let found = ids.into_iter().filter(|id| *id != 3).map(|id| (id, format!("n{id}")));
-            Ok::<HashMap<u32, String>, Failure>(found.collect())
-        }
-    };
-    let key = |id: &u32| format!("p:{id}");
-    let partial = cache
-        .get_or_load_many::<u32, String, _, _, _, _>(&[1, 2, 3, 2, 4], key, &policy, load)
-        .await
-        .unwrap();
-    assert_eq!(partial.values.len(), 3);
-    assert_eq!((&*partial.values[&1], &*partial.values[&2]), ("one", "n2"));
-    assert!(partial.failed.is_empty());
-    assert_eq!(*calls.lock().unwrap(), [vec![2, 3, 4]]);
-    assert_eq!(cache.get::<String>("p:4").await.unwrap().as_deref(), Some("n4"));
-    assert_eq!(cache.get::<String>("p:3").await.unwrap(), None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn overlapping_batches_load_each_id_once() {
-    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE));
-    let (seen, gate) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(Semaphore::new(0)));
-    let call = |ids: std::ops::Range<u32>| {
-        let (cache, policy, seen, gate) =
-            (cache.clone(), policy.clone(), Arc::clone(&seen), Arc::clone(&gate));
-        let load = move |ids: Vec<u32>| {
-            seen.lock().unwrap().extend(ids.clone());
-            let gate = Arc::clone(&gate);
-            async move {
-                gate.acquire().await.unwrap().forget();
-                Ok::<HashMap<u32, u32>, Failure>(ids.into_iter().map(|id| (id, id * 10)).collect())
-            }
-        };
-        let ids: Vec<u32> = ids.collect();
-        tokio::spawn(async move {
-            cache.get_or_load_many::<u32, u32, _, _, _, _>(&ids, |id| format!("p:{id}"), &policy, load).await
-        })
-    };
-    let (first, second) = (call(1..6), call(3..8));
-    settle().await;
-    gate.add_permits(2);
-    for (call, ids) in [(first, 1..6), (second, 3..8)] {
-        let values = call.await.unwrap().unwrap().values;
-        assert_eq!(values, ids.map(|id| (id, id * 10)).collect());
-    }
-    let mut seen = seen.lock().unwrap().clone();
-    seen.sort_unstable();
-    assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_partial_failure_makes_no_absence_and_is_told_by_id() {
-    let (cache, policy) = (Cache::in_memory().build(), Policy::ttl(MINUTE).negative(MINUTE));
-    let load = |_ids: Vec<u32>| async {
-        Ok::<_, Failure>(ManyLoaded {
-            found: HashMap::from([(1, 10)]),
-            failed: HashMap::from([(2, "its shard is down".to_owned())]),
-        })
-    };
-    let key = |id: &u32| format!("p:{id}");
-    let partial =
-        cache.get_or_load_many::<u32, u32, _, _, _, _>(&[1, 2, 3], key, &policy, load).await.unwrap();
-    assert_eq!(partial.values, HashMap::from([(1, 10)]));
-    assert_eq!(partial.failed.len(), 1);
-    assert!(partial.failed[0].1.to_string().contains("its shard is down"));
-    assert!(!cache.exists("p:2").await.unwrap(), "what failed is not known to be absent");
-    assert!(cache.exists("p:3").await.unwrap(), "what the source does not have is");
-    let down = |_ids: Vec<u32>| async { Err::<HashMap<u32, u32>, _>(Failure::other("down")) };
-    let partial = cache.get_or_load_many::<u32, u32, _, _, _, _>(&[1, 2], key, &policy, down).await.unwrap();
-    assert_eq!((partial.values.len(), partial.failed.len()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::commands::Commands;
+use cachekeeper_engine::flows::commands::CommandConsumer;
 use cachekeeper_engine::flows::context::Context;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ fn letter_of(cli: &Cli, entry: &str) -> Value {
 
 /// Carries out what is in the stream, as a worker does.
 async fn work_off(context: &Context) {
-    let leading = Commands::lead(context, "cache:writes", || ());
+    let leading = CommandConsumer::lead(context, "cache:writes", || ());
     let done = wait_until("the stream is worked off", async || {
         let state = context.redis.stream_state("cache:writes", "cachekeeper:test").await.unwrap();
         if state.length == 0 && state.pending == 0 { Ok(()) } else { Err(format!("{state:?}")) }

@@ -162,7 +162,7 @@ async fn a_reply_goes_only_where_a_list_of_the_producer_stands() {
     let context = rig.context(DATASETS);
     let mut client = rig.client().await;
     let _: () = client.set("text", "mine").await.unwrap();
-    for list in ["product:1", "ck:{test}:head", "cache:writes", "text"] {
+    for list in ["product:1", "ck:{test:0}:meta", "cache:writes", "text"] {
         let fields: [(&str, &[u8]); 3] =
             [("dataset", b"product"), ("params", br#"{"id": 1, "price": 9}"#), ("reply", list.as_bytes())];
         context.redis.append("cache:writes", &fields).await.unwrap();
@@ -215,9 +215,8 @@ async fn a_process_stopped_in_the_middle_of_a_write_holds_its_locks_for_seconds_
     let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
     let context = rig.context(DATASETS);
     let mut open = context.postgres.begin_commands(true).await.unwrap();
-    let right = cachekeeper_engine::stores::postgres::commands::may_write(&mut open, "cache:writes", 1)
-        .await
-        .unwrap();
+    let right =
+        cachekeeper_engine::stores::postgres::write::is_leader(&mut open, "cache:writes", 1).await.unwrap();
     assert!(!right, "nobody has the right yet");
     // `open` stays as it is, like that of a stopped process.
     let token = wait_until("somebody else may take over", async || {
@@ -370,14 +369,14 @@ async fn a_stream_that_begins_anew_with_lower_ids_is_read_and_zero_bytes_do_not_
     worker.stop().await;
 }
 
-/// Neither a trigger nor the parameters tell which entries were written: all of the dataset are looked at again, and nobody
+/// Neither a trigger nor the parameters tell which entries were written: all of the dataset are revalidated, and nobody
 /// is told that Redis has it already.
 #[tokio::test]
 async fn a_write_whose_entries_nobody_knows_reaches_redis_all_the_same() {
     let rig = Rig::start(&format!("{TABLES}; {SLOW}; insert into orders values (1, 1), (2, 2)")).await;
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     let context = rig.context(DATASETS);
-    wait_until("the feed follows and owes nothing", async || {
+    wait_until("the feed follows and nothing is pending", async || {
         let facts = worker.health.facts();
         let is_quiet =
             facts.watermark.is_some() && facts.owed.is_empty() && worker.health.reasons().is_empty();
@@ -399,5 +398,71 @@ async fn a_write_whose_entries_nobody_knows_reaches_redis_all_the_same() {
         }
     })
     .await;
+    worker.stop().await;
+}
+
+/// A record that somebody else has locked keeps old records from being dropped, and nothing else.
+#[tokio::test]
+async fn housekeeping_that_waits_for_a_lock_holds_up_no_command() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let context = rig.context(DATASETS);
+    let old = "insert into cachekeeper.applied (stream, id, digest, entry_ms, entry_seq, rows, at)
+        values ('cache:writes', 'old', '', 1, 0, 1, now() - interval '2 days')";
+    rig.postgres.execute(old).await.unwrap();
+    let mut locker = rig.postgres.session().await.unwrap();
+    locker.execute("begin; select from cachekeeper.applied where id = 'old' for update").await.unwrap();
+    let mut session = rig.postgres.session().await.unwrap();
+    let given_up = "select xact_rollback::text from pg_stat_database where datname = current_database()";
+    let before: i64 = session.text(given_up).await.unwrap().unwrap().parse().unwrap();
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+    assert_eq!(replied(&rig, "one").await["ok"], true);
+    wait_until("dropping the record was given up", async || {
+        let mut session = rig.postgres.session().await.unwrap();
+        let now: i64 = session.text(given_up).await.unwrap().unwrap().parse().unwrap();
+        if before < now { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await;
+    send(&context, "product", "two", json!({ "id": 1, "price": 2 })).await;
+    assert_eq!(replied(&rig, "two").await["ok"], true);
+    let token = session.text("select token::text from cachekeeper.writer").await.unwrap();
+    assert_eq!(token.as_deref(), Some("1"), "it leads without a break");
+    locker.execute("rollback").await.unwrap();
+    wait_until("the record is dropped", async || {
+        let mut session = rig.postgres.session().await.unwrap();
+        let left =
+            session.text("select count(*)::text from cachekeeper.applied where id = 'old'").await.unwrap();
+        if left.as_deref() == Some("0") { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    worker.stop().await;
+}
+
+/// The server cannot describe a statement while somebody holds its table: that concerns one dataset.
+#[tokio::test]
+async fn a_locked_table_holds_up_the_commands_of_its_own_dataset_only() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let context = rig.context(DATASETS);
+    let mut locker = rig.postgres.session().await.unwrap();
+    locker.execute("begin; lock table orders in access exclusive mode").await.unwrap();
+    for order in 1..=3 {
+        send(&context, "order", &format!("o{order}"), json!({ "id": 1, "product": order })).await;
+    }
+    send(&context, "product", "p1", json!({ "id": 1, "price": 1 })).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    assert_eq!(replied(&rig, "p1").await["ok"], true);
+    send(&context, "product", "p2", json!({ "id": 1, "price": 2 })).await;
+    send(&context, "order", "o4", json!({ "id": 1, "product": 4 })).await;
+    assert_eq!(replied(&rig, "p2").await["ok"], true);
+    assert!(reply_of(&rig, "o1").await.is_err());
+    locker.execute("rollback").await.unwrap();
+    for order in 1..=4 {
+        assert_eq!(replied(&rig, &format!("o{order}")).await["ok"], true);
+    }
+    let mut session = rig.postgres.session().await.unwrap();
+    let product = session.text("select product_id::text from orders where id = 1").await.unwrap();
+    assert_eq!(product.as_deref(), Some("4"), "in order");
+    let token = session.text("select token::text from cachekeeper.writer").await.unwrap();
+    assert_eq!(token.as_deref(), Some("1"), "it leads without a break");
     worker.stop().await;
 }

@@ -1,7 +1,7 @@
 //! Load, store, warm, refresh, invalidate against real servers.
 
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::invalidate;
-use cachekeeper_engine::flows::warm::{PassOptions, pass};
 use cachekeeper_protocol::event::Op;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,8 @@ const DATASET: &str = r#"
     warm = {}
 "#;
 
-fn options() -> PassOptions {
-    PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true }
+fn options() -> BackfillOptions {
+    BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true }
 }
 
 #[tokio::test]
@@ -30,7 +30,7 @@ async fn a_pass_fills_redis_and_events_are_obeyed() {
     let rig = Rig::start(PRODUCTS).await;
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("product").unwrap().clone();
-    let report = pass(&context, &dataset, &options()).await.unwrap();
+    let report = backfill(&context, &dataset, &options()).await.unwrap();
     assert_eq!((report.stored, report.failures.len()), (1000, 0));
     let mut client = rig.client().await;
     let value: String = client.get("product:42").await.unwrap();

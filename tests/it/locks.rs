@@ -182,7 +182,7 @@ async fn row_17_who_waits_is_woken_by_the_release_and_not_by_looking_again() {
             })
         })
         .collect();
-    let channel = rig.store().keys().unlock_channel.clone();
+    let channel = rig.store().keys().unlock_channel();
     let mut client = rig.client().await;
     wait_until("they listen", async || {
         let heard: Vec<(String, u32)> =
@@ -259,7 +259,7 @@ async fn tokens_grow_from_holder_to_holder_and_postgres_refuses_the_older_one() 
         guard.release().await.unwrap();
         if round == 2 {
             // The counter says more than the clock: it goes on from there.
-            let key = context.redis.keys().last_token.clone();
+            let key = context.redis.keys().last_token();
             let ahead = tokens[2] + 3_600_000_000;
             let _: () = rig.client().await.set(key, ahead).await.unwrap();
         }
@@ -304,6 +304,56 @@ async fn a_thousand_waiters_take_a_lock_one_after_the_other_without_polling() {
     let scripts = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap();
     let scripts: u32 = scripts.split(',').next().unwrap().parse().unwrap();
     assert!(scripts <= 2_100, "{scripts} scripts for 1,000 hand-overs");
+}
+
+/// Scripts that Redis has run.
+async fn scripts(client: &mut redis::aio::MultiplexedConnection) -> u32 {
+    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(client).await.unwrap();
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_lock_without_an_end_is_waited_for_by_wake_ups_and_seldom_looked_at() {
+    let rig = RedisRig::start(&[]).await;
+    let locks = locks_of(&rig);
+    let keys = rig.store().keys().clone();
+    let mut client = rig.client().await;
+    let _: () = client.set(keys.lock("a"), "1 somebody who made it by hand").await.unwrap();
+    let brief = LockOptions { wait: Duration::from_millis(500), ..PATIENT };
+    let Err(LockError::Held { owner, .. }) = locks.acquire("a", brief).await else { panic!("it was taken") };
+    assert_eq!(owner, "somebody who made it by hand");
+    let scripts = scripts(&mut client).await;
+    assert!(scripts <= 20, "{scripts} scripts in half a second");
+    let waiter = tokio::spawn(async move { locks.acquire("a", PATIENT).await.unwrap().is_held() });
+    wait_until("it listens", async || {
+        let query = redis::cmd("PUBSUB").arg("NUMSUB").arg(keys.unlock_channel()).to_owned();
+        let heard: Vec<(String, u32)> = query.query_async(&mut client.clone()).await.unwrap();
+        if heard[0].1 == 1 { Ok(()) } else { Err(format!("{heard:?}")) }
+    })
+    .await;
+    let _: () = client.del(keys.lock("a")).await.unwrap();
+    let _: i64 = client.publish(keys.unlock_channel(), "a").await.unwrap();
+    assert!(waiter.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_lock_whose_release_is_under_way_keeps_nobody_busy() {
+    let rig = RedisRig::start(&[]).await;
+    let locks = locks_of(&rig);
+    let options = LockOptions { life: Duration::from_millis(1_500), ..PATIENT };
+    let released = locks.acquire("a", options).await.unwrap();
+    let watched = locks.acquire("b", LockOptions { is_renewed: false, ..options }).await.unwrap();
+    rig.redis.pause();
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let before = runtime.worker_park_count(0);
+    drop(released);
+    // Meanwhile the first one becomes due, and is not to be renewed.
+    watched.lost().cancelled().await;
+    let parks = runtime.worker_park_count(0) - before;
+    assert!(parks < 200, "the runtime woke up {parks} times");
+    rig.redis.resume();
+    free(&rig, "a").await;
 }
 
 #[tokio::test]

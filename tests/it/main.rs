@@ -10,20 +10,27 @@
 
 mod budgets;
 mod cache;
+mod cache_keys;
 mod cache_load;
+mod cache_load_many;
 mod cache_trouble;
 mod capture;
 mod cli;
 mod cli_writes;
 mod commands;
 mod config;
+mod decision_table;
+#[path = "../decisions/mod.rs"]
+mod decisions;
 mod event_log;
 mod example;
 mod feed;
 mod flows;
 mod handover;
+mod leases;
 mod ledger;
 mod locks;
+mod metrics;
 mod oracle;
 mod passes;
 mod process;

@@ -1,20 +1,14 @@
 //! Passes, debts, poison rows, stalled loads, tags over time.
 
-use std::time::Duration;
-
-use cachekeeper::actors::lock_renewer::{
-    LEASE_LIFE, LockRenewer, LockRenewerArguments, LockRenewerMessage, Wish,
-};
 use cachekeeper::app::Worker;
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::FlowError;
-use cachekeeper_engine::flows::reload::{Cause, Job, reload};
-use cachekeeper_engine::flows::warm::{PassOptions, pass};
-use cachekeeper_engine::flows::{debt, epoch, invalidate};
+use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, Storing, load};
+use cachekeeper_engine::flows::{epoch, invalidate, revalidation};
 use cachekeeper_engine::stores::redis::{Answer, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::stamp::Stamp;
-use ractor::Actor;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +27,11 @@ const DATASET: &str = r#"
     warm = {}
 "#;
 
-fn options() -> PassOptions {
-    PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true }
+const CHANGED: LoadOptions =
+    LoadOptions { cause: Cause::Change, storing: Storing::Always, keeps_values: false };
+
+fn options() -> BackfillOptions {
+    BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true }
 }
 
 async fn count(context: &Context) -> u64 {
@@ -46,7 +43,7 @@ async fn a_stalled_load_never_brings_an_old_value_back() {
     let rig = Rig::start(TABLES).await;
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
-    pass(&context, dataset, &options()).await.unwrap();
+    backfill(&context, dataset, &options()).await.unwrap();
     let source = dataset.source(&context.postgres).await.unwrap();
     // A worker loads, and stalls before it stores.
     let stalled =
@@ -57,7 +54,7 @@ async fn a_stalled_load_never_brings_an_old_value_back() {
     batch.push("t:1", b"old", 60_000);
     batch.push("t:2", b"old", 60_000);
     let epoch = context.epoch().unwrap();
-    let standing = dataset.standing(&epoch, &stalled.poll.incarnation);
+    let standing = dataset.precondition(&epoch, &stalled.poll.incarnation);
     let life = dataset.lifetimes.longest();
     let stored = context
         .redis
@@ -83,25 +80,25 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let dataset = context.catalog.get("t").unwrap();
     let cancel = CancellationToken::new();
     let (progress, mut told) =
-        tokio::sync::watch::channel(cachekeeper_engine::flows::warm::Progress::default());
+        tokio::sync::watch::channel(cachekeeper_engine::flows::backfill::Progress::default());
     let slow =
-        PassOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
+        BackfillOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
     let stopper = tokio::spawn(async move {
         told.wait_for(|progress| 1_000 < progress.entries).await.unwrap();
         cancel.cancel();
     });
-    let error = pass(&context, dataset, &slow).await.unwrap_err();
-    assert!(matches!(error, FlowError::Cancelled), "{error}");
+    let error = backfill(&context, dataset, &slow).await.unwrap_err();
+    assert!(matches!(error, EngineError::Cancelled), "{error}");
     stopper.await.unwrap();
-    let head = context.redis.head("").await.unwrap();
-    let bookmark = head.passes.get("t").unwrap().clone();
+    let head = context.redis.metadata("").await.unwrap();
+    let bookmark = head.backfills.get("t").unwrap().clone();
     // Head, tables, windows and tag sets are among them; they are few.
     let stored_before = count(&context).await;
     assert!((1_000..5_000).contains(&stored_before), "{stored_before}, {bookmark}");
-    let report = pass(&context, dataset, &options()).await.unwrap();
+    let report = backfill(&context, dataset, &options()).await.unwrap();
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
-    let head = context.redis.head("").await.unwrap();
-    assert!(head.passes.is_empty() && head.warmed.contains_key("t"));
+    let head = context.redis.metadata("").await.unwrap();
+    assert!(head.backfills.is_empty() && head.backfilled.contains_key("t"));
     let found = cachekeeper_engine::flows::compare::compare(
         &context,
         dataset,
@@ -150,22 +147,22 @@ async fn a_poison_row_fails_alone() {
         if let Some(key) = poisoned {
             let _: () = client.set(key, "an older value").await.unwrap();
         }
-        let report = pass(&context, dataset, &options()).await.unwrap();
+        let report = backfill(&context, dataset, &options()).await.unwrap();
         assert_eq!((report.stored, report.failures.len()), (stored, 1), "{name}: {:?}", report.failures);
         assert_eq!(report.failures[0].key.as_deref(), poisoned);
         let Some(key) = poisoned else { continue };
         let is_there: bool = client.exists(key).await.unwrap();
         assert!(!is_there, "{key}: an older value may not stay");
         let keys: Vec<_> = (1..=20).map(|id| (format!("{name}:{id}"), vec![id.to_string()])).collect();
-        let report = reload(&context, dataset, keys, Cause::Change, &mut Job::uncounted()).await.unwrap();
+        let report = load(&context, dataset, keys, CHANGED, &mut Job::uncounted()).await.unwrap();
         assert_eq!((report.stored, report.failures.len()), (19, 1), "{name}: {report:?}");
     }
     // One row makes the whole statement fail: by key, the others are stored all the same.
     let dataset = context.catalog.get("divided").unwrap();
-    assert!(pass(&context, dataset, &options()).await.is_err());
+    assert!(backfill(&context, dataset, &options()).await.is_err());
     let _: () = client.set("divided:50", "an older value").await.unwrap();
     let keys: Vec<_> = (1..=100).map(|id| (format!("divided:{id}"), vec![id.to_string()])).collect();
-    let report = reload(&context, dataset, keys, Cause::Change, &mut Job::uncounted()).await.unwrap();
+    let report = load(&context, dataset, keys, CHANGED, &mut Job::uncounted()).await.unwrap();
     assert_eq!((report.stored, report.failures.len(), report.invalidated), (99, 1, 1), "{report:?}");
     let is_there: bool = client.exists("divided:50").await.unwrap();
     assert!(!is_there);
@@ -185,7 +182,7 @@ async fn two_hundred_thousand_tagged_keys_leave_nothing_behind() {
     );
     let order = epoch::ensure(&context, "").await.unwrap();
     let dataset = context.catalog.get("t").unwrap();
-    let standing = dataset.standing(&order.epoch, &order.poll.incarnation);
+    let standing = dataset.precondition(&order.epoch, &order.poll.incarnation);
     let stamp = Stamp::new(1 << 40, 0).unwrap();
     // The first rounds bring the allocator to its working size.
     let mut after_first = 0;
@@ -225,7 +222,7 @@ async fn retagging_moves_and_membership_outlives_nothing() {
     let rig = Rig::start(TABLES).await;
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
-    pass(&context, dataset, &options()).await.unwrap();
+    backfill(&context, dataset, &options()).await.unwrap();
     rig.postgres.execute("update t set part = 100 where id = 1").await.unwrap();
     invalidate::keys(&context, &["t:1".to_owned()], None).await.unwrap();
     rig.postgres.execute("update t set name = 'by its new tag' where part = 100").await.unwrap();
@@ -236,7 +233,7 @@ async fn retagging_moves_and_membership_outlives_nothing() {
     assert!(value.contains("by its new tag"), "{value}");
     // A tag without members is nothing to do; so is one that never was.
     let report = invalidate::tags(&context, &["never".to_owned()], None).await.unwrap();
-    assert_eq!(report, cachekeeper_engine::flows::reload::Report::default());
+    assert_eq!(report, cachekeeper_engine::flows::load::LoadReport::default());
 }
 
 #[tokio::test]
@@ -244,22 +241,22 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     let rig = Rig::start(TABLES).await;
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
-    pass(&context, dataset, &options()).await.unwrap();
+    backfill(&context, dataset, &options()).await.unwrap();
     let mut client = rig.client().await;
     let _: () = client.set("t:99999", "its row is gone").await.unwrap();
     let _: () = client.set("t:5", "stale").await.unwrap();
-    let _: () = client.del("ck:{test}:head").await.unwrap();
+    let _: () = client.del("ck:{test:0}:meta").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
-    assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
+    assert!(context.redis.metadata("").await.unwrap().pending.contains_key("t"));
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
-    assert!(context.redis.head("").await.unwrap().owed.is_empty());
+    assert!(context.redis.metadata("").await.unwrap().pending.is_empty());
     // Dropped instead of refreshed.
-    let _: () = client.del("ck:{test}:stamps").await.unwrap();
+    let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     let policy = cachekeeper_config::OnNewEpoch::Drop;
-    let report = debt::pay(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
+    let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.invalidated), (0, 5_000));
     let left: bool = client.exists("t:5").await.unwrap();
     assert!(!left);
@@ -269,14 +266,13 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
 async fn a_newer_definition_displaces_the_older_process() {
     let rig = Rig::start(TABLES).await;
     let older = rig.context(DATASET);
-    pass(&older, older.catalog.get("t").unwrap(), &options()).await.unwrap();
+    backfill(&older, older.catalog.get("t").unwrap(), &options()).await.unwrap();
     let newer =
         rig.context(&DATASET.replace("select id, name, part", "select id, upper(name) as name, part"));
-    pass(&newer, newer.catalog.get("t").unwrap(), &options()).await.unwrap();
+    backfill(&newer, newer.catalog.get("t").unwrap(), &options()).await.unwrap();
     let keys = vec![("t:1".to_owned(), vec!["1".to_owned()])];
-    let error =
-        reload(&older, older.catalog.get("t").unwrap(), keys, Cause::Change, &mut Job::uncounted()).await;
-    assert!(matches!(error, Err(FlowError::Displaced { .. })), "{error:?}");
+    let error = load(&older, older.catalog.get("t").unwrap(), keys, CHANGED, &mut Job::uncounted()).await;
+    assert!(matches!(error, Err(EngineError::Superseded { .. })), "{error:?}");
     let mut client = rig.client().await;
     let value: String = client.get("t:1").await.unwrap();
     assert!(value.contains("NAME 1"), "{value}");
@@ -291,8 +287,9 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let _: i64 = client.lpush("t:1", "not a string").await.unwrap();
     wait_until("two passes were made", || async {
         let metrics = worker.context.metrics.render().unwrap();
-        let line =
-            metrics.lines().find(|line| line.starts_with("cachekeeper_passes_total") && line.contains("ok"));
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("cachekeeper_backfills_total") && line.contains("ok"));
         match line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()) {
             Some(2..) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -305,57 +302,12 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
 }
 
 #[tokio::test]
-async fn the_loss_of_a_lease_is_told() {
-    let rig = Rig::start("").await;
-    let context = rig.context("");
-    let arguments = LockRenewerArguments {
-        redis: context.redis.clone(),
-        metrics: context.metrics.clone(),
-        owner: "me".to_owned(),
-    };
-    let (renewer, joined) = Actor::spawn(None, LockRenewer, arguments).await.unwrap();
-    let acquire = |name: &str| {
-        let name = name.to_owned();
-        renewer.call(
-            move |reply| LockRenewerMessage::Acquire { name, life: LEASE_LIFE, reply },
-            Some(Duration::from_secs(5)),
-        )
-    };
-    let wish = acquire("a").await.unwrap().unwrap();
-    let Wish::Granted(lease) = wish else { panic!("{wish:?}") };
-    let other = context.redis.acquire_locks(&["a"], "somebody else", Duration::from_secs(1)).await.unwrap();
-    assert!(
-        matches!(other, cachekeeper_engine::stores::redis::LeaseAttempt::Held { ref owner, .. } if owner == "me"),
-        "{other:?}"
-    );
-    // Taken by force.
-    let mut client = rig.client().await;
-    let _: () = client.set("ck:{test}:lock:a", "1 somebody else").await.unwrap();
-    renewer.cast(LockRenewerMessage::Renew).unwrap();
-    tokio::time::timeout(Duration::from_secs(10), lease.lost.cancelled()).await.unwrap();
-    // Given back by its owner only; the next token is larger.
-    let Wish::Granted(second) = acquire("b").await.unwrap().unwrap() else { panic!() };
-    renewer.cast(LockRenewerMessage::Release { name: "b".to_owned() }).unwrap();
-    wait_until("the lease is free", || async {
-        match acquire("b").await.unwrap().unwrap() {
-            Wish::Granted(third) if second.token < third.token => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    renewer.stop(None);
-    joined.await.unwrap();
-    let left: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
-    assert_eq!(left, ["ck:{test}:lock:a"], "only what is somebody else's");
-}
-
-#[tokio::test]
 async fn entries_of_many_tags_are_members_of_each_and_refusals_name_the_right_ones() {
     let rig = Rig::start("").await;
     let context = rig.context("[dataset.t]\nquery = \"select 1 as id\"\nkey = \"t:{id}\"");
     let order = epoch::ensure(&context, "").await.unwrap();
     let dataset = context.catalog.get("t").unwrap();
-    let standing = dataset.standing(&order.epoch, &order.poll.incarnation);
+    let standing = dataset.precondition(&order.epoch, &order.poll.incarnation);
     let life = dataset.lifetimes.longest();
     let (low, high) = (Stamp::new(1 << 40, 0).unwrap(), Stamp::new(1 << 41, 0).unwrap());
     let names: Vec<String> = (0..300).map(|number| format!("t:{number}")).collect();

@@ -1,6 +1,7 @@
 //! Every type, against what Postgres itself says.
 
-use cachekeeper_engine::flows::warm::{PassOptions, pass};
+use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::flows::load::{Cause, LoadOptions};
 use redis::AsyncCommands;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -167,27 +168,20 @@ async fn json_is_what_to_json_says_and_text_is_what_postgres_prints() {
         let context = rig.context(&config);
         let mut client = rig.client().await;
         let options =
-            PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
         for name in ["json", "packed"] {
             let dataset = context.catalog.get(name).unwrap();
             let report =
-                pass(&context, dataset, &options).await.unwrap_or_else(|error| panic!("{kind}: {error}"));
+                backfill(&context, dataset, &options).await.unwrap_or_else(|error| panic!("{kind}: {error}"));
             assert_eq!(report.failures, vec![], "{kind}");
             // By key too: the same bytes by the other way.
             let keys = (0..values.len())
                 .map(|at| (dataset.key_of(&[at.to_string()]).unwrap(), vec![at.to_string()]))
                 .collect();
             let before: Vec<u8> = client.get(format!("{name}{number}:0")).await.unwrap();
-            let mut job = cachekeeper_engine::flows::reload::Job::uncounted();
-            cachekeeper_engine::flows::reload::reload(
-                &context,
-                dataset,
-                keys,
-                cachekeeper_engine::flows::reload::Cause::Warm,
-                &mut job,
-            )
-            .await
-            .unwrap();
+            let mut job = cachekeeper_engine::flows::load::Job::uncounted();
+            let because = LoadOptions::because(Cause::Backfill);
+            cachekeeper_engine::flows::load::load(&context, dataset, keys, because, &mut job).await.unwrap();
             let after: Vec<u8> = client.get(format!("{name}{number}:0")).await.unwrap();
             assert_eq!(before, after, "{kind}");
         }
@@ -267,9 +261,10 @@ async fn numerics_bytes_and_keys() {
         value = "b"
         warm = {}"#,
     );
-    let options = PassOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    let options =
+        BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
     for dataset in context.catalog.iter() {
-        pass(&context, dataset, &options).await.unwrap();
+        backfill(&context, dataset, &options).await.unwrap();
     }
     let mut connection = PgConnection::connect(&rig.postgres.url()).await.unwrap();
     let mut client = rig.client().await;

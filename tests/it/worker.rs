@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use cachekeeper::actors::TASKS;
 use cachekeeper::app::Worker;
-use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper::supervisor::SupervisorMessage;
 use cachekeeper_engine::flows::compare::{Extent, compare};
 use redis::AsyncCommands;
 
@@ -34,11 +35,11 @@ async fn ready(worker: &Worker) {
     wait_until("the worker is ready", || async {
         let reasons = worker.health.reasons();
         let owed = worker.health.facts().owed;
-        let head = worker.context.redis.head("").await.map_err(|error| error.to_string())?;
-        if reasons.is_empty() && owed.is_empty() && head.owed.is_empty() && head.is_whole {
+        let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        if reasons.is_empty() && owed.is_empty() && head.pending.is_empty() && head.is_whole {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, owed {:?}", head.owed))
+            Err(format!("{reasons:?}, owed {:?}", head.pending))
         }
     })
     .await;
@@ -86,7 +87,7 @@ async fn events_in_every_form_are_obeyed_and_garbage_is_harmless() {
     ];
     for (number, (rows, event)) in events.into_iter().enumerate() {
         for garbage in
-            [&b""[..], b"{", &[0x81, 0xa3], &[0xff, 0x00], br#"{"dataset":"unknown"}"#, b"ck:{test}:head"]
+            [&b""[..], b"{", &[0x81, 0xa3], &[0xff, 0x00], br#"{"dataset":"unknown"}"#, b"ck:{test:0}:meta"]
         {
             let _: () = client.publish(channel, garbage).await.unwrap();
         }
@@ -159,7 +160,7 @@ async fn a_flushed_redis_is_filled_again() {
     agrees(&worker).await;
     assert_ne!(before, worker.health.facts().epoch);
     // One table alone, as an eviction would take it.
-    let _: () = client.del("ck:{test}:stamps").await.unwrap();
+    let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     let _: () = client.set("product:1", "planted").await.unwrap();
     value_is(&mut client, "product:1", Some("\"price\":10,")).await;
     assert!(worker.stop().await);
@@ -222,7 +223,7 @@ async fn a_redis_that_went_back_is_noticed_and_repaired() {
     ready(&worker).await;
     let mut client = rig.client().await;
     let _: () = redis::cmd("SAVE").query_async(&mut client).await.unwrap();
-    let saved: u64 = client.hget("ck:{test}:head", "job:looks").await.unwrap();
+    let saved: u64 = client.hget("ck:{test:0}:meta", "job:looks").await.unwrap();
     let before = worker.health.facts().epoch;
     rig.postgres.execute("update products set name = 'later' where id = 5").await.unwrap();
     let _: () = client.publish("cache:invalidation", "product:5").await.unwrap();
@@ -230,7 +231,7 @@ async fn a_redis_that_went_back_is_noticed_and_repaired() {
     // Looks are counted once a second; the file must be older than the last of them.
     wait_until("another look was counted", || async {
         let now: u64 =
-            client.clone().hget("ck:{test}:head", "job:looks").await.map_err(|error| error.to_string())?;
+            client.clone().hget("ck:{test:0}:meta", "job:looks").await.map_err(|error| error.to_string())?;
         if saved + 1 < now { Ok(()) } else { Err(now.to_string()) }
     })
     .await;
@@ -324,12 +325,12 @@ async fn every_actor_that_is_killed_comes_back() {
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     ready(&worker).await;
     let mut client = rig.client().await;
-    for (number, kind) in ChildKind::START_ORDER.into_iter().enumerate() {
-        worker.supervisor().cast(SupervisorMessage::Kill(kind)).unwrap();
-        let line = format!("actor_restarts_total{{actor=\"{}\"}} 1", kind.name());
+    for (number, task) in TASKS.into_iter().enumerate() {
+        worker.supervisor().cast(SupervisorMessage::Kill(task.name)).unwrap();
+        let line = format!("actor_restarts_total{{actor=\"{}\"}} 1", task.name);
         wait_until("it was started again", || async {
             let metrics = worker.context.metrics.render().unwrap();
-            let is_up = metrics.contains(&format!("actor_up{{actor=\"{}\"}} 1", kind.name()));
+            let is_up = metrics.contains(&format!("actor_up{{actor=\"{}\"}} 1", task.name));
             if metrics.contains(&line) && is_up { Ok(()) } else { Err(metrics) }
         })
         .await;
@@ -443,7 +444,7 @@ async fn two_workers_share_the_work_and_agree() {
     let _: () = client.publish("cache:invalidation", "product:9").await.unwrap();
     value_is(&mut client, "product:9", Some("alone")).await;
     assert!(second.stop().await);
-    let leases: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
+    let leases: Vec<String> = client.keys("ck:{test:0}:lock:*").await.unwrap();
     assert_eq!(leases, Vec::<String>::new(), "leases are released");
 }
 
@@ -552,13 +553,13 @@ async fn an_actor_that_fails_again_and_again_ends_the_worker() {
     let root = worker.supervisor().clone();
     let killer = tokio::spawn(async move {
         let mut pace = tokio::time::interval(Duration::from_millis(10));
-        while root.cast(SupervisorMessage::Kill(ChildKind::Refresher)).is_ok() {
+        while root.cast(SupervisorMessage::Kill("refresher")).is_ok() {
             pace.tick().await;
         }
     });
     let outcome = worker.ended().await;
     killer.abort();
-    assert_eq!(outcome, cachekeeper::supervisor::Outcome::GaveUp { child: "refresher" });
+    assert_eq!(outcome, cachekeeper::supervisor::Outcome::GaveUp { task: "refresher" });
 }
 
 #[tokio::test]

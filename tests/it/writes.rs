@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper::supervisor::{ChildKind, SupervisorMessage};
+use cachekeeper::supervisor::SupervisorMessage;
 use cachekeeper_client::{Cache, CacheState, DatasetCache, Parameter, Parameters, WriteError};
-use cachekeeper_engine::flows::commands::{CommandError, Commands};
+use cachekeeper_engine::flows::commands::{CommandConsumer, CommandError};
 use cachekeeper_engine::flows::context::Context;
 use cachekeeper_engine::flows::{coverage, epoch};
 use redis::AsyncCommands;
@@ -243,7 +243,7 @@ async fn send(rig: &Rig, fields: &[(&str, String)]) -> String {
 /// Leads, as the actor does.
 fn lead(context: &Context) -> JoinHandle<Box<CommandError>> {
     let context = context.clone();
-    tokio::spawn(async move { Commands::lead(&context, "cache:writes", || ()).await })
+    tokio::spawn(async move { CommandConsumer::lead(&context, "cache:writes", || ()).await })
 }
 
 async fn all_done(context: &Context) {
@@ -345,7 +345,7 @@ async fn a_leader_that_was_replaced_commits_nothing_and_takes_nothing() {
     .await;
     send(&rig, &command("one", 1, 11)).await;
     let displaced = older.await.unwrap();
-    assert!(matches!(*displaced, CommandError::Displaced), "{displaced}");
+    assert!(matches!(*displaced, CommandError::NotLeader), "{displaced}");
     all_done(&context).await;
     assert_eq!(replies(&rig).await["one"]["ok"], true);
     newer.abort();
@@ -365,7 +365,7 @@ async fn two_workers_with_their_writers_killed_apply_every_command_once_and_in_o
         }
         if round % 5 == 0 {
             let worker = &workers[usize::try_from(round / 5 % 2).unwrap()];
-            worker.supervisor().cast(SupervisorMessage::Kill(ChildKind::Writer)).unwrap();
+            worker.supervisor().cast(SupervisorMessage::Kill("command_processor")).unwrap();
         }
     }
     let history: String = (1..=ROUNDS).map(|round| format!(",{round}")).collect();
@@ -424,4 +424,29 @@ async fn commands_wait_for_postgres_and_a_flushed_redis_begins_anew() {
     let history = session.text("select history from products where id = 1").await.unwrap();
     assert_eq!(history.as_deref(), Some(",1,2,3"));
     worker.stop().await;
+}
+
+/// The outbox is used by a role that may both read and fill it. Another one writes without it.
+#[tokio::test]
+async fn a_role_with_a_part_of_the_rights_on_the_outbox_writes_all_the_same() {
+    let rig = Rig::start(TABLES).await;
+    let looks = "grant usage on schema cachekeeper to looks;
+        grant select on all tables in schema cachekeeper to looks";
+    let counts_not = "grant usage on schema cachekeeper to counts_not;
+        grant select, insert on all tables in schema cachekeeper to counts_not";
+    for (role, rights) in [("looks", looks), ("counts_not", counts_not), ("stranger", "select 1")] {
+        let sql = format!("create role {role} login; grant select, update on products to {role}; {rights}");
+        rig.postgres.execute(&sql).await.unwrap();
+        let mut config = rig.config(DATASETS);
+        let url = rig.postgres.url().replace("postgres@", &format!("{role}@"));
+        config.postgres.url = cachekeeper_config::Secret::new(url);
+        let cache = Cache::over(Context::new(&config).unwrap()).build();
+        let products = cache.dataset("product").unwrap();
+        let given = parameters(json!({ "id": 7, "price_cents": 1999 }));
+        let written = products.write(&given).await.unwrap_or_else(|error| panic!("{role}: {error}"));
+        assert_eq!(written.rows, 1, "{role}");
+    }
+    let mut session = rig.postgres.session().await.unwrap();
+    let history = session.text("select history from products where id = 7").await.unwrap();
+    assert_eq!(history.as_deref(), Some(",1999,1999,1999"));
 }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::core::check_key;
-use super::observe::Found;
+use super::core::{Cache, check_key};
+use super::error::ClientError;
+use super::key_class::ReadOutcome;
 use super::policy::Lifetime;
-use super::{Cache, ClientError};
 use cachekeeper_engine::stores::redis::{BatchCommand, BatchReply, Refusal};
 
 /// Tells the handles of one batch from those of another.
@@ -19,9 +19,9 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), cachekeeper_client::ClientError> {
+/// # async fn main() -> Result<(), crate::ClientError> {
 /// use std::time::Duration;
-/// # let cache = cachekeeper_client::Cache::in_memory().build();
+/// # let cache = crate::Cache::in_memory().build();
 /// # cache.set("name:1", "Ada", Duration::from_secs(60)).await?;
 /// let mut batch = cache.batch();
 /// let name = batch.get::<String>("name:1")?;
@@ -172,20 +172,20 @@ impl Results {
         let BatchReply::Value(bytes) = reply else { return Err(ClientError::Handle) };
         let class = self.cache.core.class_of(key);
         let Some(bytes) = bytes else {
-            class.count(Found::Miss);
+            class.count(ReadOutcome::Miss);
             return Ok(None);
         };
         match class.codec.decode(bytes) {
             Ok(value) => {
-                class.count(Found::Hit);
+                class.count(ReadOutcome::Hit);
                 Ok(Some(value))
             }
             Err(_) if *bytes == class.codec.null() => {
-                class.count(Found::Negative);
+                class.count(ReadOutcome::Negative);
                 Ok(None)
             }
             Err(reason) => {
-                class.count(Found::Undecodable);
+                class.count(ReadOutcome::Undecodable);
                 Err(ClientError::Decode { key: key.to_owned(), reason })
             }
         }

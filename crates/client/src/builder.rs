@@ -9,14 +9,14 @@ use super::backend::Backend;
 use super::breaker::{Breaker, BreakerSettings};
 use super::chaos::Chaos;
 use super::codec::{Codec, ValueFormat};
-use super::core::Core;
+use super::core::{Cache, Core};
+use super::error::ClientError;
 use super::flight::Flights;
+use super::key_class::KeyClasses;
 use super::locks::Locks;
-use super::observe::Classes;
-use super::{Cache, ClientError};
+use super::source::Source;
 use cachekeeper_config as config;
-use cachekeeper_config::{Compression, Config};
-use cachekeeper_engine::flows::context::Context;
+use cachekeeper_config::Compression;
 use cachekeeper_engine::metrics::Metrics;
 use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::Redis;
@@ -32,7 +32,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct CacheBuilder {
     backend: Backend,
-    context: Option<Context>,
+    source: Source,
     codec: Codec,
     breaker: BreakerSettings,
     chaos: Option<Chaos>,
@@ -63,40 +63,25 @@ impl Cache {
     /// # Errors
     /// [`ClientError`] when the URL cannot be used.
     pub fn connect_with(settings: &config::Redis, namespace: &str) -> Result<CacheBuilder, ClientError> {
-        Ok(CacheBuilder::new(Backend::Redis(Box::new(Redis::new(settings, namespace)?)), None))
-    }
-
-    /// A cache over the servers and datasets of a configuration, as the worker has it.
-    ///
-    /// # Errors
-    /// [`ClientError`] when a URL cannot be used.
-    pub fn open(config: &Config) -> Result<CacheBuilder, ClientError> {
-        let context = Context::new(config)?;
-        let mut builder = Self::over(context);
-        if let Some(channel) = config.invalidation.channels.first() {
-            builder.channel.clone_from(channel);
-        }
-        Ok(builder)
-    }
-
-    /// A cache over stores that the caller has prepared.
-    #[must_use]
-    pub fn over(context: Context) -> CacheBuilder {
-        CacheBuilder::new(Backend::Redis(Box::new(context.redis.clone())), Some(context))
+        let redis = Redis::new(settings, namespace)?;
+        Ok(CacheBuilder::new(Backend::Redis(Box::new(redis)), Source::default()))
     }
 
     /// A cache in this process's memory, for tests: it obeys the same rules, and its lifetimes follow tokio's clock.
     #[must_use]
     pub fn in_memory() -> CacheBuilder {
-        CacheBuilder::new(Backend::Memory(Arc::new(Mutex::new(Memory::new(Stamp::default())))), None)
+        CacheBuilder::new(
+            Backend::Memory(Arc::new(Mutex::new(Memory::new(Stamp::default())))),
+            Source::default(),
+        )
     }
 }
 
 impl CacheBuilder {
-    fn new(backend: Backend, context: Option<Context>) -> Self {
+    pub(super) fn new(backend: Backend, source: Source) -> Self {
         Self {
             backend,
-            context,
+            source,
             codec: Codec { format: ValueFormat::MessagePack, compression: None },
             breaker: BreakerSettings::default(),
             chaos: None,
@@ -166,19 +151,15 @@ impl CacheBuilder {
     /// The cache.
     #[must_use]
     pub fn build(self) -> Cache {
-        let metrics = match &self.context {
-            Some(context) => Arc::clone(&context.metrics),
-            None => Arc::new(Metrics::new()),
-        };
-        let catalog = self.context.as_ref().map(|context| &*context.catalog);
-        let classes = Classes::new(catalog, self.codec, &metrics);
+        let metrics = self.source.metrics().unwrap_or_else(|| Arc::new(Metrics::new()));
+        let classes = KeyClasses::new(self.source.codecs(), self.codec, &metrics);
         let locks = match &self.backend {
             Backend::Redis(redis) => Some(Locks::new((**redis).clone(), Arc::clone(&metrics))),
             Backend::Memory(_) => None,
         };
         let core = Arc::new_cyclic(|own| Core {
             backend: self.backend,
-            context: self.context,
+            source: self.source,
             classes,
             metrics,
             breaker: Breaker::new(self.breaker),

@@ -1,22 +1,22 @@
-//! What every operation goes through: the breaker, faults on purpose, and the notes of what could not be invalidated.
+//! The cache's handle and what stands behind it: every command goes through the breaker and the faults on purpose, and what
+//! could not be invalidated is noted and made up for.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::backend::{Backend, PROBE_LIMIT};
 use super::breaker::{Breaker, BreakerState, PAUSE_MAX};
 use super::chaos::Chaos;
 use super::error::ClientError;
 use super::flight::Flights;
+use super::key_class::{KeyClass, KeyClasses, beginning};
 use super::locks::Locks;
-use super::observe::{Class, Classes};
-use cachekeeper_engine::flows::catalog::Dataset;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::chain;
+use super::source::Source;
 use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::chain;
 use cachekeeper_engine::stores::redis::CacheError;
 use cachekeeper_protocol::event::Event;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
@@ -24,13 +24,42 @@ use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 /// Keys of one script.
 const PAGE: usize = 256;
 
+/// A handle to the cache. Cheap to clone; all clones share connections, loads under way and the circuit breaker.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    pub(super) core: Arc<Core>,
+}
+
+impl Cache {
+    /// How the circuit breaker stands.
+    #[must_use]
+    pub fn breaker_state(&self) -> BreakerState {
+        self.core.breaker.state()
+    }
+
+    /// The locks of this process in the same Redis.
+    ///
+    /// # Errors
+    /// [`ClientError::NoRedis`] for a cache in memory.
+    pub fn locks(&self) -> Result<&Locks, ClientError> {
+        self.core.locks.as_ref().ok_or(ClientError::NoRedis)
+    }
+
+    /// The metrics of this cache in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// Only if formatting fails.
+    pub fn render_metrics(&self) -> Result<String, std::fmt::Error> {
+        self.core.metrics.render()
+    }
+}
+
 /// The cache behind its handles.
 #[derive(Debug)]
 pub(super) struct Core {
     pub backend: Backend,
-    /// Postgres and the datasets, where the cache was opened with them.
-    pub context: Option<Context>,
-    pub classes: Classes,
+    pub source: Source,
+    pub classes: KeyClasses,
     pub metrics: Arc<Metrics>,
     pub breaker: Breaker,
     pub chaos: Option<Chaos>,
@@ -113,7 +142,7 @@ impl Core {
             deleted += self.backend.forget(page).await?;
         }
         if !tags.is_empty() {
-            deleted += self.backend.forget_tags(tags, |key| self.dataset_of(key).is_some()).await?;
+            deleted += self.backend.forget_tags(tags, |key| self.source.position_of(key).is_some()).await?;
         }
         Ok(deleted)
     }
@@ -124,25 +153,45 @@ impl Core {
         self.ask("publish an event", self.backend.publish(&self.channel, body.as_bytes())).await
     }
 
-    /// The dataset of a key.
-    pub fn dataset_of(&self, key: &str) -> Option<Arc<Dataset>> {
-        let context = self.context.as_ref()?;
-        context.catalog.of_key(key).map(|(dataset, _)| Arc::clone(dataset))
+    /// What is known of a key by the dataset that it belongs to.
+    pub fn class_of(&self, key: &str) -> &KeyClass {
+        let position = self.source.position_of(key);
+        let of_dataset = position.and_then(|position| self.classes.datasets.get(position));
+        of_dataset.map_or(&self.classes.own, |class| class)
     }
 
-    /// What is known of a key by its beginning.
-    pub fn class_of(&self, key: &str) -> &Class {
-        self.classes.of(key)
-    }
-
-    /// Whether an application may store under this key.
+    /// Whether an application may store under this key, as far as it is known without asking anybody.
     pub fn check_own(&self, key: &str) -> Result<(), ClientError> {
         check_key(key)?;
-        match self.dataset_of(key) {
-            Some(dataset) => {
-                Err(ClientError::OfDataset { key: beginning(key), dataset: dataset.name().to_owned() })
-            }
+        match self.source.dataset_of(key) {
+            Some(dataset) => Err(ClientError::OfDataset { key: beginning(key), dataset: dataset.to_owned() }),
             None => Ok(()),
+        }
+    }
+
+    /// The span of an operation on a key; the key itself only where that was asked for.
+    pub fn span(&self, name: &'static str, key: &str, class: &KeyClass) -> Span {
+        let span = match name {
+            "cache.get" => {
+                tracing::info_span!("cache.get", cache.dataset = %class.label, cache.key = tracing::field::Empty, cache.hit = tracing::field::Empty, otel.status_code = tracing::field::Empty)
+            }
+            "cache.load" => {
+                tracing::info_span!("cache.load", cache.dataset = %class.label, cache.key = tracing::field::Empty, otel.status_code = tracing::field::Empty)
+            }
+            _ => {
+                tracing::info_span!("cache.write", cache.dataset = %class.label, cache.key = tracing::field::Empty, otel.status_code = tracing::field::Empty)
+            }
+        };
+        if self.shows_keys {
+            span.record("cache.key", key);
+        }
+        span
+    }
+
+    /// Reports an operation on this key, if it took too long.
+    pub fn report_slow(&self, operation: &'static str, key: &str, class: &KeyClass, took: Duration) {
+        if self.slow <= took {
+            class.report_slow(operation, key, took);
         }
     }
 
@@ -217,7 +266,7 @@ impl Core {
             let keys: Vec<String> = missed.keys.iter().cloned().collect();
             let tags: Vec<String> = missed.tags.iter().cloned().collect();
             self.try_once("make up for what was missed", self.invalidate_now(&keys, &tags)).await?;
-            if !tags.is_empty() || self.context.is_some() {
+            if !tags.is_empty() || self.source.is_some() {
                 // Workers make up for the rest: entries that come from Postgres.
                 let event = Event { keys, tags, ..Event::default() };
                 self.backend.publish(&self.channel, event.to_json().as_bytes()).await?;
@@ -239,9 +288,4 @@ pub(super) fn check_key(key: &str) -> Result<(), ClientError> {
         return Err(ClientError::Key { key: beginning(key), problem });
     }
     Ok(())
-}
-
-/// Enough of a key to recognise it.
-pub(super) fn beginning(key: &str) -> String {
-    key.chars().take(100).collect()
 }

@@ -1,22 +1,24 @@
-//! Entries of a dataset: read from Redis, and loaded from Postgres under a stamp where they are missing.
+//! Caches over datasets, and their entries: read from Redis, and loaded from Postgres under a stamp where they are missing.
 
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::core::Core;
-use super::flight::Bytes;
-use super::load::{Wish, Work};
-use super::load_many::{ManyResult, ManyWork};
+use super::backend::Backend;
+use super::builder::CacheBuilder;
+use super::core::{Cache, Core};
+use super::error::ClientError;
+use super::flight::{Bytes, LoadRequest, LoadedBytes, Loader};
+use super::key_class::KeyClass;
 use super::policy::Policy;
-use super::{Cache, ClientError};
+use super::source::Source;
+use cachekeeper_config::Config;
 use cachekeeper_engine::flows::catalog::Dataset;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::fill::fill;
+use cachekeeper_engine::flows::epoch::with_current_epoch;
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::flows::fresh;
-use cachekeeper_engine::flows::reload::with_current_order;
-use cachekeeper_engine::stores::postgres::KeyValues;
-use cachekeeper_protocol::fence::Fence;
+use cachekeeper_engine::flows::load::{Job, Keys, LoadOptions, load};
 use cachekeeper_protocol::token::Token;
 
 /// A dataset of the configuration, for reading.
@@ -25,20 +27,40 @@ pub struct DatasetCache {
     core: Arc<Core>,
     context: Context,
     dataset: Arc<Dataset>,
+    class: Arc<KeyClass>,
     policy: Arc<Policy>,
 }
 
 impl Cache {
+    /// A cache over the servers and datasets of a configuration, as the worker has it.
+    ///
+    /// # Errors
+    /// [`ClientError`] when a URL cannot be used.
+    pub fn open(config: &Config) -> Result<CacheBuilder, ClientError> {
+        let builder = Self::over(Context::new(config)?);
+        let channel = config.invalidation.channels.first();
+        Ok(channel.iter().fold(builder, |builder, channel| builder.channel(channel)))
+    }
+
+    /// A cache over stores that the caller has prepared.
+    #[must_use]
+    pub fn over(context: Context) -> CacheBuilder {
+        CacheBuilder::new(Backend::Redis(Box::new(context.redis.clone())), Source::new(context))
+    }
+
     /// The dataset of this name.
     ///
     /// # Errors
     /// [`ClientError::NoSource`] where the cache was opened without datasets; [`ClientError::NoDataset`].
     pub fn dataset(&self, name: &str) -> Result<DatasetCache, ClientError> {
-        let context = self.core.context.clone().ok_or(ClientError::NoSource)?;
-        let dataset = context.catalog.get(name).ok_or_else(|| ClientError::NoDataset(name.to_owned()))?;
-        let dataset = Arc::clone(dataset);
+        let core = Arc::clone(&self.core);
+        let context = core.source.context()?.clone();
+        let found = context.catalog.iter().zip(&core.classes.datasets);
+        let found = found.into_iter().find(|(dataset, _)| dataset.name() == name);
+        let (dataset, class) = found.ok_or_else(|| ClientError::NoDataset(name.to_owned()))?;
+        let (dataset, class) = (Arc::clone(dataset), Arc::clone(class));
         let policy = Arc::new(Policy::ttl(dataset.settings.ttl));
-        Ok(DatasetCache { core: Arc::clone(&self.core), context, dataset, policy })
+        Ok(DatasetCache { core, context, dataset, class, policy })
     }
 }
 
@@ -59,19 +81,10 @@ impl DatasetCache {
     /// # Errors
     /// [`ClientError`], where it is in neither.
     pub async fn get<T: DeserializeOwned>(&self, id: &[&str]) -> Result<Option<T>, ClientError> {
-        let key: Arc<str> = self.key(id)?.into();
-        let wish = Wish {
-            key: Arc::clone(&key),
-            policy: Arc::clone(&self.policy),
-            is_stamped: true,
-            is_forced: false,
-        };
-        let many = self.work(vec![Arc::clone(&key)]);
-        let mut work: Option<Work> = Some(Box::new(move |fence| {
-            Box::pin(async move { many(vec![0], fence).await?.pop().unwrap_or(Ok(None)) })
-        }));
-        let bytes = self.core.obtain(&wish, &mut work).await?;
-        self.typed(&key, bytes)
+        let key = self.key(id)?;
+        let request = || self.request(vec![key.as_str().into()]);
+        let obtained = self.core.obtain_one((&key, &self.class), &self.policy, request).await?;
+        self.typed(&key, obtained.value?)
     }
 
     /// The entries of many ids, in their order, each as [`Self::get`] has it; what is missing is loaded by one statement.
@@ -84,16 +97,13 @@ impl DatasetCache {
     ) -> Result<Vec<Result<Option<T>, ClientError>>, ClientError> {
         let keys: Vec<Arc<str>> =
             ids.iter().map(|id| self.key(id).map(Arc::from)).collect::<Result<_, ClientError>>()?;
-        let work = self.work(keys.clone());
-        let results = self.core.obtain_many(&keys, &self.policy, true, work).await;
-        let typed = |(key, result): (&Arc<str>, ManyResult)| result.and_then(|bytes| self.typed(key, bytes));
-        Ok(keys.iter().zip(results).map(typed).collect())
+        let (request, loader) = self.request(keys.clone());
+        let obtained = self.core.obtain_many(&request, &loader).await;
+        let typed = keys.iter().zip(obtained).map(|(key, one)| self.typed(key, one.value?));
+        Ok(typed.collect())
     }
 
     /// The entry, at least as fresh as a token of a write: from Redis if the watermark says so, else from Postgres.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn get_since<T: DeserializeOwned>(
         &self,
         id: &[&str],
@@ -103,16 +113,15 @@ impl DatasetCache {
         let command = async {
             match fresh::get(&self.context, &key, token).await {
                 Ok(found) => Ok(Some(found)),
-                Err(cachekeeper_engine::flows::error::FlowError::Cache(error)) => Err(error),
+                Err(EngineError::Cache(error)) => Err(error),
                 Err(_other) => Ok(None),
             }
         };
         match self.core.ask("read an entry and the watermark", command).await {
-            Ok(Some(fresh::Found::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
+            Ok(Some(fresh::TokenRead::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
             _ => {
-                let work = self.work(vec![Arc::clone(&key)]);
-                let bytes = work(vec![0], Some(Fence::default())).await?.pop().unwrap_or(Ok(None))?;
-                self.typed(&key, bytes)
+                let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(&key)], true).await?;
+                self.typed(&key, loaded.into_iter().next().unwrap_or(Ok(None))?)
             }
         }
     }
@@ -132,37 +141,53 @@ impl DatasetCache {
         key: &str,
         bytes: Option<Bytes>,
     ) -> Result<Option<T>, ClientError> {
-        let class = self.core.class_of(key);
+        let class = &self.class;
         let Some(bytes) = bytes.filter(|bytes| **bytes != *class.codec.null()) else { return Ok(None) };
         // The worker's bytes are what the configuration says: loading again would bring the same.
         let decoded = class.codec.decode(&bytes).map(Some);
         decoded.map_err(|reason| ClientError::Decode { key: key.to_owned(), reason })
     }
 
-    /// Loads entries under a stamp.
-    fn work(&self, keys: Vec<Arc<str>>) -> ManyWork {
+    /// A request for keys of this dataset, and what loads them.
+    fn request(&self, keys: Vec<Arc<str>>) -> (LoadRequest, Loader) {
         let (context, dataset) = (self.context.clone(), Arc::clone(&self.dataset));
-        let keys = Arc::new(keys);
-        Arc::new(move |positions, fence| {
-            let (context, dataset, keys) = (context.clone(), Arc::clone(&dataset), Arc::clone(&keys));
-            Box::pin(async move {
-                let wanted: Vec<(String, KeyValues)> = positions
-                    .iter()
-                    .filter_map(|at| keys.get(*at))
-                    .filter_map(|key| Some((key.to_string(), dataset.read_key(key)?)))
-                    .collect();
-                let may_store = fence.is_some();
-                let flow = with_current_order(&context, || fill(&context, &dataset, &wanted, may_store));
-                let mut values = flow.await?.values;
-                let found = |at: &usize| match keys.get(*at).and_then(|key| values.remove(&**key)) {
-                    Some(value) => Ok(value.map(Bytes::from)),
-                    None => Err(ClientError::Decode {
-                        key: keys.get(*at).map(ToString::to_string).unwrap_or_default(),
-                        reason: "its row cannot be encoded".to_owned(),
-                    }),
-                };
-                Ok(positions.iter().map(found).collect())
-            })
-        })
+        let keys: Arc<[Arc<str>]> = keys.into();
+        let request = LoadRequest {
+            keys: Arc::clone(&keys),
+            policy: Arc::clone(&self.policy),
+            of_dataset: Some(Arc::clone(&self.class)),
+            is_forced: false,
+        };
+        let loader: Loader = Arc::new(move |positions, fence| {
+            let (context, dataset) = (context.clone(), Arc::clone(&dataset));
+            let wanted: Vec<Arc<str>> = positions.iter().filter_map(|at| keys.get(*at)).cloned().collect();
+            // Their stamps order them; without counters Redis could not be asked, or another process stores.
+            Box::pin(async move { load_entries(&context, &dataset, &wanted, fence.is_some()).await })
+        });
+        (request, loader)
     }
+}
+
+/// Loads entries under a stamp; answers in the order of the keys.
+async fn load_entries(
+    context: &Context,
+    dataset: &Dataset,
+    keys: &[Arc<str>],
+    may_store: bool,
+) -> Result<Vec<LoadedBytes>, ClientError> {
+    let wanted: Keys =
+        keys.iter().filter_map(|key| Some((key.to_string(), dataset.read_key(key)?))).collect();
+    let options = LoadOptions::for_reader(may_store);
+    let read = || async { load(context, dataset, wanted.clone(), options, &mut Job::uncounted()).await };
+    let report = with_current_epoch(context, read).await?;
+    let mut values = report.loaded.by_key;
+    let found = |key: &Arc<str>| match values.remove(&**key) {
+        Some(value) => Ok(value.map(Bytes::from)),
+        None => {
+            let failure = report.failures.iter().find(|failure| failure.key.as_deref() == Some(key));
+            let reason = failure.map_or("its row cannot be encoded", |failure| &failure.reason);
+            Err(ClientError::Decode { key: key.to_string(), reason: reason.to_owned() })
+        }
+    };
+    Ok(keys.iter().map(found).collect())
 }

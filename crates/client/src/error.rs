@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::stores::chain;
 use cachekeeper_engine::stores::redis::CacheError;
 
 /// An error of the caller's own loader, as it is shared by all who waited for it.
@@ -80,7 +80,7 @@ pub enum ClientError {
     Timeout(Duration),
     /// A dataset could not be loaded.
     #[error("{0}")]
-    Source(Arc<FlowError>),
+    Source(Arc<dyn std::error::Error + Send + Sync>),
     /// A handle of another batch, or one that was used before.
     #[error("the handle belongs to another batch")]
     Handle,
@@ -108,18 +108,9 @@ impl ClientError {
 impl From<CacheError> for ClientError {
     fn from(error: CacheError) -> Self {
         if error.is_unreachable() {
-            Self::unavailable(&cachekeeper_engine::flows::error::chain(&error))
+            Self::unavailable(&chain(&error))
         } else {
             Self::Refused(Arc::new(error))
-        }
-    }
-}
-
-impl From<FlowError> for ClientError {
-    fn from(error: FlowError) -> Self {
-        match error {
-            FlowError::Cache(error) => error.into(),
-            other => Self::Source(Arc::new(other)),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Cache, ClientError};
+use super::core::Cache;
+use super::error::ClientError;
 use cachekeeper_engine::stores::redis::{Notice, Subscription};
 use cachekeeper_protocol::event::{Event, InvalidEvent};
 
@@ -33,9 +34,6 @@ pub struct Events {
 impl Cache {
     /// Publishes an event: workers obey it, and applications that listen hear it. Answers how many did. Publish after
     /// the commit: an event says that the source changed before.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn publish(&self, event: &Event) -> Result<u64, ClientError> {
         self.core.announce(event).await
     }

@@ -1,4 +1,5 @@
-//! Single flight: of all who want one key at the same time, one loads, and the others wait for it.
+//! Single flight: of all who want one key at the same time one loads, and the others wait for it. Within this process by a
+//! table of the loads under way; between processes by a short lock in Redis.
 //!
 //! The load runs in a task of its own. It goes on while anybody waits, or while somebody who left wants it to; it is
 //! cancelled when the last one leaves. A load that panics or is cancelled hands over: whoever still waits begins again.
@@ -6,20 +7,51 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::watch;
+use futures_util::future::BoxFuture;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
 
 use super::error::ClientError;
-use cachekeeper_protocol::fence::Fence;
+use super::key_class::KeyClass;
+use super::policy::Policy;
+use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, LeaseGrant, Redis};
+use cachekeeper_protocol::counters::InvalidationCounters;
 
 /// A value as all who wait share it.
 pub(super) type Bytes = Arc<[u8]>;
 
+/// One key's value as it was loaded; none: there is nothing.
+pub(super) type LoadedBytes = Result<Option<Bytes>, ClientError>;
+
+/// Loads the keys at these positions, and stores what was loaded where counters are given; without them it is only returned.
+/// Answers in the order of the positions.
+pub(super) type Loader = Arc<
+    dyn Fn(
+            Vec<usize>,
+            Option<InvalidationCounters>,
+        ) -> BoxFuture<'static, Result<Vec<LoadedBytes>, ClientError>>
+        + Send
+        + Sync,
+>;
+
+/// What somebody wants.
+#[derive(Debug, Clone)]
+pub(super) struct LoadRequest {
+    pub keys: Arc<[Arc<str>]>,
+    pub policy: Arc<Policy>,
+    /// The class of a dataset's keys, which are ordered by stamps; none: each key has its own.
+    pub of_dataset: Option<Arc<KeyClass>>,
+    /// What is in the cache does not decode: load it anew.
+    pub is_forced: bool,
+}
+
 /// How a load ended.
 #[derive(Debug, Clone)]
-pub(super) enum Landing {
+pub(super) enum FlightResult {
     /// The value, or none.
     Value(Option<Bytes>),
     /// The loader failed; all who waited are told.
@@ -32,10 +64,10 @@ pub(super) enum Landing {
 
 #[derive(Debug)]
 struct Flight {
-    /// What stood in Redis before it began; none: Redis could not be asked.
-    fence: Option<Fence>,
-    landing: watch::Sender<Option<Landing>>,
-    seats: AtomicUsize,
+    /// The counters before it began; none: Redis could not be asked.
+    fence: Option<InvalidationCounters>,
+    result: watch::Sender<Option<FlightResult>>,
+    waiters: AtomicUsize,
     is_kept: AtomicBool,
     cancel: CancellationToken,
 }
@@ -43,40 +75,40 @@ struct Flight {
 /// The loads of this process, by key.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    by_key: Mutex<HashMap<String, Arc<Flight>>>,
+    by_key: Mutex<HashMap<Arc<str>, Arc<Flight>>>,
     /// Keys whose load failed, and until when it is not tried again where a stale value is at hand.
-    cooling: Mutex<HashMap<String, Instant>>,
+    cooling: Mutex<HashMap<Arc<str>, Instant>>,
 }
 
 /// Failed keys that are remembered before those that are over are dropped.
 const COOLING_MAX: usize = 10_000;
 
-/// A place among those who wait.
+/// Somebody who waits for a load.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct FlightWaiter {
     flight: Arc<Flight>,
-    receiver: watch::Receiver<Option<Landing>>,
+    receiver: watch::Receiver<Option<FlightResult>>,
 }
 
-/// The duty to load. Dropped without a landing, it hands over.
+/// Whoever has to load. Dropped before the end, it hands over.
 #[derive(Debug)]
-pub(super) struct Departure {
-    key: String,
+pub(super) struct FlightLeader {
+    key: Arc<str>,
     flight: Arc<Flight>,
-    has_landed: bool,
+    has_ended: AtomicBool,
 }
 
-/// How somebody came aboard.
+/// How somebody came to a load.
 #[derive(Debug)]
-pub(super) enum Boarding {
-    Joined(Seat),
-    Leads(Seat, Departure),
+pub(super) enum Join {
+    Joined(FlightWaiter),
+    Leads(FlightWaiter, FlightLeader),
 }
 
 impl Flights {
     /// Joins the load of this key, or begins one. A load that began before something was invalidated is not joined by
     /// who came after: its value may be the old one.
-    pub fn board(&self, key: &str, fence: Option<Fence>) -> Boarding {
+    pub fn join(&self, key: &Arc<str>, fence: Option<InvalidationCounters>) -> Join {
         let mut by_key = lock(&self.by_key);
         if let Some(flight) = by_key.get(key) {
             let may_join = match (&fence, &flight.fence) {
@@ -84,20 +116,20 @@ impl Flights {
                 (None, _) => true,
                 (Some(_), None) => false,
             };
-            if may_join && !flight.cancel.is_cancelled() && flight.landing.borrow().is_none() {
-                return Boarding::Joined(Seat::take(flight));
+            if may_join && !flight.cancel.is_cancelled() && flight.result.borrow().is_none() {
+                return Join::Joined(FlightWaiter::of(flight));
             }
         }
         let flight = Arc::new(Flight {
             fence,
-            landing: watch::Sender::new(None),
-            seats: AtomicUsize::new(0),
+            result: watch::Sender::new(None),
+            waiters: AtomicUsize::new(0),
             is_kept: AtomicBool::new(false),
             cancel: CancellationToken::new(),
         });
-        by_key.insert(key.to_owned(), Arc::clone(&flight));
-        let seat = Seat::take(&flight);
-        Boarding::Leads(seat, Departure { key: key.to_owned(), flight, has_landed: false })
+        by_key.insert(Arc::clone(key), Arc::clone(&flight));
+        let waiter = FlightWaiter::of(&flight);
+        Join::Leads(waiter, FlightLeader { key: Arc::clone(key), flight, has_ended: AtomicBool::new(false) })
     }
 
     /// Whether somebody loads this key.
@@ -116,21 +148,14 @@ impl Flights {
         lock(&self.by_key).clear();
     }
 
-    fn end(&self, departure: &Departure) {
-        let mut by_key = lock(&self.by_key);
-        if by_key.get(&departure.key).is_some_and(|flight| Arc::ptr_eq(flight, &departure.flight)) {
-            by_key.remove(&departure.key);
-        }
-    }
-
     /// A load of this key failed: for a while the stale value is served without another try.
-    pub fn cool(&self, key: &str, until: Instant) {
+    pub fn cool(&self, key: &Arc<str>, until: Instant) {
         let mut cooling = lock(&self.cooling);
         if COOLING_MAX <= cooling.len() {
             let now = Instant::now();
             cooling.retain(|_, until| now < *until);
         }
-        cooling.insert(key.to_owned(), until);
+        cooling.insert(Arc::clone(key), until);
     }
 
     /// Whether a load of this key failed a short while ago.
@@ -147,17 +172,17 @@ impl Flights {
     }
 }
 
-impl Seat {
-    fn take(flight: &Arc<Flight>) -> Self {
-        flight.seats.fetch_add(1, Ordering::AcqRel);
-        Self { flight: Arc::clone(flight), receiver: flight.landing.subscribe() }
+impl FlightWaiter {
+    fn of(flight: &Arc<Flight>) -> Self {
+        flight.waiters.fetch_add(1, Ordering::AcqRel);
+        Self { flight: Arc::clone(flight), receiver: flight.result.subscribe() }
     }
 
     /// How the load ended.
-    pub async fn landing(&mut self) -> Landing {
+    pub async fn result(&mut self) -> FlightResult {
         match self.receiver.wait_for(Option::is_some).await {
-            Ok(landing) => landing.clone().unwrap_or(Landing::Abandoned),
-            Err(_nobody_lands) => Landing::Abandoned,
+            Ok(result) => result.clone().unwrap_or(FlightResult::Abandoned),
+            Err(_nobody_ends_it) => FlightResult::Abandoned,
         }
     }
 
@@ -167,39 +192,157 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for FlightWaiter {
     fn drop(&mut self) {
-        let was_last = self.flight.seats.fetch_sub(1, Ordering::AcqRel) == 1;
+        let was_last = self.flight.waiters.fetch_sub(1, Ordering::AcqRel) == 1;
         if was_last && !self.flight.is_kept.load(Ordering::Acquire) {
             self.flight.cancel.cancel();
         }
     }
 }
 
-impl Departure {
-    /// Fires when nobody wants the value any more.
-    pub fn cancelled(&self) -> CancellationToken {
-        self.flight.cancel.clone()
+impl FlightLeader {
+    pub fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+
+    /// Waits until nobody wants the value any more.
+    pub async fn is_left_alone(&self) {
+        self.flight.cancel.cancelled().await;
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
     }
 
     /// Ends the load and tells all who wait.
-    pub fn land(mut self, flights: &Flights, landing: Landing) {
+    pub fn end(&self, flights: &Flights, result: FlightResult) {
         // First nobody can join any more, then those who did are told.
-        flights.end(&self);
-        self.has_landed = true;
-        self.flight.landing.send_replace(Some(landing));
+        let mut by_key = lock(&flights.by_key);
+        if by_key.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            by_key.remove(&self.key);
+        }
+        drop(by_key);
+        self.has_ended.store(true, Ordering::Release);
+        self.flight.result.send_replace(Some(result));
     }
 }
 
-impl Drop for Departure {
+impl Drop for FlightLeader {
     fn drop(&mut self) {
-        if !self.has_landed {
+        if !self.has_ended() {
             self.flight.cancel.cancel();
-            self.flight.landing.send_replace(Some(Landing::Abandoned));
+            self.flight.result.send_replace(Some(FlightResult::Abandoned));
         }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The locks of keys that one load of this process is about to fill. Dropped, they are released in the background.
+#[derive(Debug)]
+pub(super) struct LoadLock {
+    _held: DropGuard,
+    /// Positions of keys whose lock another process holds.
+    pub others: Vec<usize>,
+}
+
+/// How often the free ones among many locks are asked for, when others take some of them at the same time.
+const ATTEMPTS: usize = 3;
+/// Locks of one script.
+const PAGE: usize = 256;
+
+impl LoadLock {
+    /// The name of a key's lock.
+    pub fn name(key: &str) -> String {
+        format!("load:{key}")
+    }
+
+    /// Takes the locks of these keys as far as they are free. None: Redis could not be asked. A lock saves work; without it
+    /// the work is done.
+    pub async fn take(redis: &Redis, keys: &[&str], life: Duration) -> Option<Self> {
+        let (released, (taken, answer)) = (CancellationToken::new(), oneshot::channel());
+        let names: Vec<String> = keys.iter().map(|key| Self::name(key)).collect();
+        // In a task of its own: when whoever asked has left before the answer comes, they are released all the same.
+        drop(tokio::spawn(hold(redis.clone(), names, life, taken, released.clone())));
+        let held = released.drop_guard();
+        Some(Self { _held: held, others: answer.await.ok()? })
+    }
+}
+
+/// Takes what is free, renews it, and releases it in the end.
+async fn hold(
+    redis: Redis,
+    names: Vec<String>,
+    life: Duration,
+    taken: oneshot::Sender<Vec<usize>>,
+    released: CancellationToken,
+) {
+    let owner = format!("load:{}:{:016x}", std::process::id(), rand::random::<u64>());
+    let (mut grants, mut others) = (Vec::new(), Vec::new());
+    for (page, names) in names.chunks(PAGE).enumerate() {
+        match take_free(&redis, names, &owner, life).await {
+            Ok((free, held)) => {
+                grants.extend(free);
+                others.extend(held.into_iter().map(|at| page * PAGE + at));
+            }
+            Err(error) => {
+                debug!(%error, "load locks could not be taken");
+                // Nobody is told: the load goes on without them.
+                return release(&redis, &grants).await;
+            }
+        }
+    }
+    drop(taken.send(others));
+    while !grants.is_empty() {
+        tokio::select! {
+            () = released.cancelled() => return release(&redis, &grants).await,
+            () = tokio::time::sleep(life / 3) => {}
+        }
+        for page in grants.chunks(PAGE) {
+            let page: Vec<_> = page.iter().map(|grant| (grant, life)).collect();
+            if let Err(error) = redis.renew_locks(&page).await {
+                debug!(%error, "load locks were not renewed");
+            }
+        }
+    }
+}
+
+async fn release(redis: &Redis, grants: &[LeaseGrant]) {
+    for page in grants.chunks(PAGE) {
+        if let Err(error) = redis.release_locks(page).await {
+            debug!(%error, "load locks were not released, they end by themselves");
+        }
+    }
+}
+
+/// The locks that were free, and the positions of the others.
+async fn take_free(
+    redis: &Redis,
+    names: &[String],
+    owner: &str,
+    life: Duration,
+) -> Result<(Vec<LeaseGrant>, Vec<usize>), CacheError> {
+    let mut wanted: Vec<usize> = (0..names.len()).collect();
+    for _attempt in 0..ATTEMPTS {
+        let of_wanted: Vec<&String> = wanted.iter().filter_map(|at| names.get(*at)).collect();
+        if of_wanted.is_empty() {
+            break;
+        }
+        if let LeaseAttempt::Granted(grants) = redis.acquire_locks(&of_wanted, owner, life).await? {
+            let others = (0..names.len()).filter(|at| wanted.binary_search(at).is_err()).collect();
+            return Ok((grants, others));
+        }
+        if names.len() == 1 {
+            break;
+        }
+        // All or none are given: ask for those that nobody holds.
+        let keys: Vec<String> = of_wanted.iter().map(|name| redis.keys().lock(name)).collect();
+        let holders = redis.read(&keys).await?;
+        let free = wanted.into_iter().zip(holders).filter(|(_, (holder, _))| holder.is_none());
+        wanted = free.map(|(at, _)| at).collect();
+    }
+    Ok((Vec::new(), (0..names.len()).collect()))
 }

@@ -3,7 +3,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
-//! use cachekeeper_client::{Cache, Policy};
+//! use crate::{Cache, Policy};
 //!
 //! let cache = Cache::connect("redis://localhost:6379/0", "shop")?.build();
 //! let policy = Policy::ttl(Duration::from_secs(300)).fail_safe(Duration::from_secs(3600)).jitter(0.1);
@@ -38,19 +38,17 @@ mod error;
 mod events;
 mod flight;
 mod get_or_load;
+mod key_class;
 mod load;
-mod load_many;
 mod locks;
-mod observe;
 mod policy;
 mod read;
-mod ring;
 mod set_many;
+mod source;
 mod write;
 mod write_through;
 
-use std::sync::Arc;
-
+pub use self::core::Cache;
 pub use batch::{Batch, Handle, Results};
 pub use breaker::{BreakerSettings, BreakerState};
 pub use builder::CacheBuilder;
@@ -59,42 +57,13 @@ pub use codec::{Codec, ValueFormat};
 pub use dataset::DatasetCache;
 pub use error::{ClientError, LoaderError};
 pub use events::{Events, Heard};
-pub use get_or_load::Loaded;
-pub use load_many::{ManyLoaded, Partial};
+pub use get_or_load::{Loaded, ManyLoaded, Partial};
 pub use locks::{LockError, LockGuard, LockOptions, Locks};
-pub use policy::{Lifetime, LoadLock, Policy, Sliding};
+pub use policy::{Lifetime, LoadLockOptions, Policy, Sliding};
 pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
+pub use source::Snapshot;
 
-pub use cachekeeper_engine::flows::write::parameters::{Parameter, Parameters};
-pub use cachekeeper_engine::flows::write::{CacheState, Touched, WriteError, Written};
-
-/// A handle to the cache. Cheap to clone; all clones share connections, loads under way and the circuit breaker.
-#[derive(Debug, Clone)]
-pub struct Cache {
-    core: Arc<core::Core>,
-}
-
-impl Cache {
-    /// How the circuit breaker stands.
-    #[must_use]
-    pub fn breaker_state(&self) -> BreakerState {
-        self.core.breaker.state()
-    }
-
-    /// The locks of this process in the same Redis.
-    ///
-    /// # Errors
-    /// [`ClientError::NoRedis`] for a cache in memory.
-    pub fn locks(&self) -> Result<&Locks, ClientError> {
-        self.core.locks.as_ref().ok_or(ClientError::NoRedis)
-    }
-
-    /// The metrics of this cache in the text format of Prometheus.
-    ///
-    /// # Errors
-    /// Only if formatting fails.
-    pub fn render_metrics(&self) -> Result<String, std::fmt::Error> {
-        self.core.metrics.render()
-    }
-}
+pub use cachekeeper_engine::flows::write::{
+    CacheState, Parameter, Parameters, WriteEffects, WriteError, Written,
+};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cachekeeper_protocol::fence::LIFE_WITHOUT_END;
+use cachekeeper_protocol::entry::LIFE_WITHOUT_END;
 use cachekeeper_protocol::keyspace::key_hash;
 
 /// When an entry ends.
@@ -88,20 +88,20 @@ pub struct Policy {
     pub(super) hard: Option<Duration>,
     pub(super) eager: Option<f64>,
     pub(super) negative: Option<Duration>,
-    pub(super) lock: Option<LoadLock>,
+    pub(super) lock: Option<LoadLockOptions>,
     pub(super) tags: Vec<String>,
 }
 
 /// The lock that keeps several processes from loading one key at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadLock {
+pub struct LoadLockOptions {
     /// How long it lives without renewal.
     pub life: Duration,
-    /// How long others wait for the holder's value before they load themselves, without storing.
+    /// How long others wait for the holder's value before they load themselves, without storing it.
     pub wait: Duration,
 }
 
-impl Default for LoadLock {
+impl Default for LoadLockOptions {
     fn default() -> Self {
         Self { life: Duration::from_secs(10), wait: Duration::from_secs(5) }
     }
@@ -120,7 +120,7 @@ impl Policy {
             hard: None,
             eager: None,
             negative: None,
-            lock: Some(LoadLock::default()),
+            lock: Some(LoadLockOptions::default()),
             tags: Vec::new(),
         }
     }
@@ -176,7 +176,7 @@ impl Policy {
 
     /// Other lock times; none: no lock between processes.
     #[must_use]
-    pub fn lock(mut self, lock: Option<LoadLock>) -> Self {
+    pub fn lock(mut self, lock: Option<LoadLockOptions>) -> Self {
         self.lock = lock;
         self
     }

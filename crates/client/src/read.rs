@@ -1,14 +1,18 @@
 //! Reads. A hit costs one command, the value, and nothing else.
 
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::{Instrument, debug};
 
-use super::core::{Core, check_key};
-use super::observe::{Class, Found};
-use super::policy::Sliding;
-use super::{Cache, ClientError};
-use cachekeeper_engine::stores::redis::CacheError;
+use super::core::{Cache, Core, check_key};
+use super::error::ClientError;
+use super::flight::Bytes;
+use super::key_class::{KeyClass, ReadOutcome};
+use super::policy::{Age, Policy, Sliding};
+use cachekeeper_engine::stores::redis::{CacheError, ValueAndLife};
+use cachekeeper_protocol::counters::InvalidationCounters;
 
 /// What a read found.
 #[derive(Debug, Clone)]
@@ -53,9 +57,6 @@ impl Cache {
     }
 
     /// The value's bytes as they stand in Redis.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn get_bytes(&self, key: &str) -> Result<Option<Vec<u8>>, ClientError> {
         check_key(key)?;
         self.core.ask("read an entry", self.core.backend.get(key)).await
@@ -73,14 +74,12 @@ impl Cache {
         key: &str,
         sliding: Sliding,
     ) -> Result<Option<T>, ClientError> {
+        self.core.source.learn_types(key).await;
         self.core.check_own(key)?;
         self.core.read(key, self.core.backend.get_sliding(key, sliding)).await.into_result()
     }
 
     /// The values of keys, in their order, in one round trip; none for each that is missing.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn get_many<T: DeserializeOwned>(
         &self,
         keys: &[impl AsRef<str>],
@@ -103,9 +102,6 @@ impl Cache {
     }
 
     /// Whether a key exists.
-    ///
-    /// # Errors
-    /// [`ClientError`].
     pub async fn exists(&self, key: &str) -> Result<bool, ClientError> {
         check_key(key)?;
         self.core.ask("look for an entry", self.core.backend.exists(key)).await
@@ -135,24 +131,116 @@ impl Core {
             Ok(value) => typed(class, value),
             Err(error) => {
                 span.record("otel.status_code", "ERROR");
-                (Found::Unavailable, Read::Unavailable(error))
+                (ReadOutcome::Unavailable, Read::Unavailable(error))
             }
         };
-        span.record("cache.hit", matches!(found, Found::Hit | Found::Negative));
-        self.observe_read(key, class, took, found);
+        span.record("cache.hit", matches!(found, ReadOutcome::Hit | ReadOutcome::Negative));
+        class.count_timed(found, took);
+        self.report_slow("get", key, class, took);
         read
     }
 }
 
 /// The value of what was read.
-fn typed<T: DeserializeOwned>(class: &Class, value: Option<Vec<u8>>) -> (Found, Read<T>) {
-    let Some(bytes) = value else { return (Found::Miss, Read::Miss) };
+fn typed<T: DeserializeOwned>(class: &KeyClass, value: Option<Vec<u8>>) -> (ReadOutcome, Read<T>) {
+    let Some(bytes) = value else { return (ReadOutcome::Miss, Read::Miss) };
     match class.codec.decode(&bytes) {
-        Ok(value) => (Found::Hit, Read::Hit(value)),
-        Err(_) if bytes == class.codec.null() => (Found::Negative, Read::Negative),
+        Ok(value) => (ReadOutcome::Hit, Read::Hit(value)),
+        Err(_) if bytes == class.codec.null() => (ReadOutcome::Negative, Read::Negative),
         Err(reason) => {
             debug!(dataset = %class.label, reason, "a value does not decode, it counts as a miss");
-            (Found::Undecodable, Read::Miss)
+            (ReadOutcome::Undecodable, Read::Miss)
         }
+    }
+}
+
+/// What is in the cache under a key, as a policy sees it.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// To be served, or kept for bad times.
+    Found(Bytes, Age),
+    Missing,
+    Unavailable,
+}
+
+/// A remaining lifetime that nobody asked for.
+const NO_END: i64 = -1;
+
+impl Core {
+    /// Looks for one key. By one command, which asks for the age only where the policy depends on it.
+    pub async fn look_one(&self, key: &str, class: &KeyClass, policy: &Policy) -> Look {
+        let looked = if policy.needs_age() {
+            let looked = self.ask("read an entry", self.backend.look(&[key])).await;
+            looked.map(|mut looked| looked.pop().unwrap_or((None, NO_END)))
+        } else {
+            self.ask("read an entry", self.backend.get(key)).await.map(|value| (value, NO_END))
+        };
+        match looked {
+            Ok(looked) => judge(key, class, policy, looked),
+            Err(error) => unavailable(&error),
+        }
+    }
+
+    /// Looks for many keys; `of_dataset` is the class of all of them, where they are a dataset's.
+    pub async fn look_many(
+        &self,
+        keys: &[Arc<str>],
+        of_dataset: Option<&KeyClass>,
+        policy: &Policy,
+    ) -> Vec<Look> {
+        let looked = if policy.needs_age() {
+            self.ask("read entries", self.backend.look(keys)).await
+        } else {
+            let values = self.ask("read entries", self.backend.get_many(keys)).await;
+            values.map(|values| values.into_iter().map(|value| (value, NO_END)).collect())
+        };
+        match looked {
+            Ok(looked) => self.judge_all(keys.iter(), of_dataset, policy, looked),
+            Err(error) => keys.iter().map(|_| unavailable(&error)).collect(),
+        }
+    }
+
+    /// Looks for keys, and for the counters that a fill of them will need, of one moment. Without counters: Redis could not be
+    /// asked.
+    pub async fn look_fenced(
+        &self,
+        keys: &[&Arc<str>],
+        of_dataset: Option<&KeyClass>,
+        policy: &Policy,
+    ) -> (Vec<Look>, Option<InvalidationCounters>) {
+        let look = self.backend.look_fenced(keys, &policy.tags, of_dataset.is_some());
+        match self.ask("read entries", look).await {
+            Ok((looked, fence)) => {
+                (self.judge_all(keys.iter().copied(), of_dataset, policy, looked), Some(fence))
+            }
+            Err(_unavailable) => (keys.iter().map(|_| Look::Unavailable).collect(), None),
+        }
+    }
+
+    fn judge_all<'k>(
+        &self,
+        keys: impl Iterator<Item = &'k Arc<str>>,
+        of_dataset: Option<&KeyClass>,
+        policy: &Policy,
+        looked: Vec<ValueAndLife>,
+    ) -> Vec<Look> {
+        let judge_one = |(key, looked): (&Arc<str>, ValueAndLife)| {
+            judge(key, of_dataset.unwrap_or_else(|| self.class_of(key)), policy, looked)
+        };
+        keys.zip(looked).map(judge_one).collect()
+    }
+}
+
+fn unavailable(error: &ClientError) -> Look {
+    debug!(%error, "the cache could not be read, the loader is asked");
+    Look::Unavailable
+}
+
+fn judge(key: &str, class: &KeyClass, policy: &Policy, (value, left): ValueAndLife) -> Look {
+    let Some(value) = value else { return Look::Missing };
+    match policy.judge(key, left) {
+        // There is nothing to refresh ahead in knowing that there is nothing.
+        Age::Due if value == class.codec.null() => Look::Found(value.into(), Age::Fresh),
+        age => Look::Found(value.into(), age),
     }
 }

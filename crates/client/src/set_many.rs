@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::codec::Codec;
-use super::core::Core;
+use super::core::{Cache, Core};
+use super::error::ClientError;
 use super::policy::Lifetime;
-use super::{Cache, ClientError};
 use cachekeeper_protocol::entry::EntryBatch;
 
 /// How many values are stored.
@@ -82,6 +82,9 @@ impl Cache {
     ) -> SetReport {
         let began = Instant::now();
         let core = &*self.core;
+        for (key, _) in items {
+            core.source.learn_types(key.as_ref()).await;
+        }
         let life = options.life.millis();
         let encode = |chunk: &[(_, T)]| encode_chunk(core, chunk, life);
         let encoded = map_chunks(items, options.chunk.max(1), encode);

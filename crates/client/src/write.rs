@@ -3,13 +3,11 @@
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::core::{Core, check_key};
+use super::core::{Cache, Core, check_key};
+use super::error::ClientError;
 use super::policy::Lifetime;
-use super::{Cache, ClientError};
-use cachekeeper_engine::flows::error::FlowError;
-use cachekeeper_engine::flows::invalidate;
-use cachekeeper_engine::flows::reload::with_current_order;
-use cachekeeper_engine::stores::redis::{Answer, CacheError, Order, Refusal};
+use super::source::NotInvalidated;
+use cachekeeper_engine::stores::redis::{Answer, CounterRule, Refusal};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::event::{Event, Op};
 
@@ -41,6 +39,7 @@ impl Cache {
         life: impl Into<Lifetime>,
         tags: &[impl AsRef<str>],
     ) -> Result<(), ClientError> {
+        self.core.source.learn_types(key).await;
         self.core.check_own(key)?;
         let codec = self.core.class_of(key).codec;
         let bytes =
@@ -59,6 +58,7 @@ impl Cache {
         life: impl Into<Lifetime>,
         tags: &[impl AsRef<str>],
     ) -> Result<(), ClientError> {
+        self.core.source.learn_types(key).await;
         self.core.check_own(key)?;
         let mut batch = EntryBatch::default();
         let position = batch.push(key, bytes, life.into().millis());
@@ -90,7 +90,7 @@ impl Cache {
         let (of_datasets, own): (Vec<String>, Vec<String>) = keys
             .iter()
             .map(|key| key.as_ref().to_owned())
-            .partition(|key| self.core.dataset_of(key).is_some());
+            .partition(|key| self.core.source.position_of(key).is_some());
         let mut deleted = 0;
         if !own.is_empty() {
             deleted += self.core.invalidate(&own, &[]).await?;
@@ -115,16 +115,11 @@ impl Cache {
         // Which of the keys under way will have the tags is not known.
         self.core.flights.detach_all();
         let deleted = self.core.invalidate(&[], &tags).await?;
-        let event = Event { tags: tags.clone(), ..Event::default() };
-        let Some(context) = &self.core.context else {
-            self.core.announce(&event).await?;
-            return Ok(deleted);
-        };
-        match with_current_order(context, || invalidate::tags(context, &tags, None)).await {
-            Ok(report) => Ok(deleted + report.stored + report.gone + report.invalidated),
+        match self.core.source.invalidate_tags(&tags).await {
+            Ok(by_source) => Ok(deleted + by_source),
             Err(error) => {
-                self.core.hand_over(error, &event).await?;
-                Ok(deleted)
+                let event = Event { tags, ..Event::default() };
+                self.core.hand_over(error, &event).await.map(|()| deleted)
             }
         }
     }
@@ -134,9 +129,9 @@ impl Core {
     /// Stores what is newest.
     pub async fn set_now(&self, batch: &EntryBatch) -> Result<(), ClientError> {
         let keys: Vec<&str> = batch.iter().map(|entry| entry.key).collect();
-        let stored = self.ask("store entries", self.backend.fill(batch, Order::Set, None)).await;
+        let stored = self.ask("store entries", self.backend.fill(batch, CounterRule::Raise, None)).await;
         match stored {
-            Ok(Answer::Done(_) | Answer::Gone(_)) => {
+            Ok(Answer::Done(_) | Answer::Failed(_)) => {
                 self.breaker.settle(&keys);
                 Ok(())
             }
@@ -161,27 +156,22 @@ impl Core {
 
     /// A dataset's entries are deleted under a stamp, so that no older load can bring them back.
     async fn delete_of_datasets(&self, keys: Vec<String>) -> Result<u64, ClientError> {
-        let Some(context) = &self.context else { return Ok(0) };
-        let flow = with_current_order(context, || invalidate::keys(context, &keys, Some(Op::Delete)));
-        match flow.await {
-            Ok(report) => Ok(report.invalidated),
+        match self.source.delete(&keys).await {
+            Ok(deleted) => Ok(deleted),
             Err(error) => {
                 let deleted = self.invalidate(&keys, &[]).await?;
-                self.hand_over(error, &Event { keys, op: Some(Op::Delete), ..Event::default() }).await?;
-                Ok(deleted)
+                let event = Event { keys, op: Some(Op::Delete), ..Event::default() };
+                self.hand_over(error, &event).await.map(|()| deleted)
             }
         }
     }
 
     /// What could not be ordered here, because Postgres gave no stamp, is left to the workers.
-    async fn hand_over(&self, error: FlowError, event: &Event) -> Result<(), ClientError> {
+    async fn hand_over(&self, error: NotInvalidated, event: &Event) -> Result<(), ClientError> {
         match error {
-            FlowError::Cache(error) => {
-                let error = CacheError::into(error);
-                Err(self.note(error, &event.keys, &event.tags))
-            }
-            error if error.is_source_down() => self.announce(event).await.map(drop),
-            error => Err(error.into()),
+            NotInvalidated::Redis(error) => Err(self.note(error.into(), &event.keys, &event.tags)),
+            NotInvalidated::NoStamp => self.announce(event).await.map(drop),
+            NotInvalidated::Failed(error) => Err(error),
         }
     }
 }

@@ -3,10 +3,12 @@
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
+use super::core::Cache;
 use super::dataset::DatasetCache;
-use super::{Cache, ClientError};
-use cachekeeper_engine::flows::write::parameters::Parameters;
-use cachekeeper_engine::flows::write::{Touched, WriteError, Written, settle, write, write_in};
+use super::error::ClientError;
+use cachekeeper_engine::flows::write::{
+    Parameters, WriteEffects, WriteError, Written, settle, write, write_in,
+};
 
 impl DatasetCache {
     /// Carries out the dataset's write statement in a transaction, and stores what it touched. The statement may touch many
@@ -21,7 +23,7 @@ impl DatasetCache {
         write(self.context(), self.name(), parameters).await
     }
 
-    /// Carries out the write statement in the caller's own transaction; several may follow each other ([`Touched::add`]). Call
+    /// Carries out the write statement in the caller's own transaction; several may follow each other ([`WriteEffects::add`]). Call
     /// [`Cache::settle`] after the commit.
     ///
     /// # Errors
@@ -30,7 +32,7 @@ impl DatasetCache {
         &self,
         connection: &mut PgConnection,
         parameters: &Parameters,
-    ) -> Result<Touched, WriteError> {
+    ) -> Result<WriteEffects, WriteError> {
         write_in(self.context(), connection, self.name(), parameters).await
     }
 
@@ -54,8 +56,8 @@ impl Cache {
     ///
     /// # Errors
     /// [`ClientError::NoSource`] where the cache was opened without datasets.
-    pub async fn settle(&self, touched: Touched) -> Result<Written, ClientError> {
-        let context = self.core.context.as_ref().ok_or(ClientError::NoSource)?;
-        Ok(settle(context, touched).await)
+    pub async fn settle(&self, effects: WriteEffects) -> Result<Written, ClientError> {
+        let context = self.core.source.context()?;
+        Ok(settle(context, effects).await)
     }
 }

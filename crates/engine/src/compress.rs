@@ -58,9 +58,6 @@ pub enum DecompressError {
 }
 
 /// Decompresses a value if it begins as a frame does.
-///
-/// # Errors
-/// [`DecompressError`].
 pub fn decompress(value: &[u8], limit: usize) -> Result<Cow<'_, [u8]>, DecompressError> {
     let mut output = Vec::new();
     let most = limit as u64 + 1;

@@ -1,7 +1,5 @@
 //! Every metric of the worker, in one place. Labels are names from the configuration or fixed words, never keys.
 
-mod client;
-
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -11,16 +9,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-pub use client::ClientMetrics;
-
-/// Labels of one name.
+/// A set of labels.
 macro_rules! label {
     ($name:ident { $($field:ident),+ }) => {
-        /// Labels.
+        #[doc = concat!("Labels: ", $(stringify!($field), " "),+)]
         #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-        pub struct $name { $(#[doc = "Label."] pub $field: String),+ }
+        pub struct $name { $(#[doc = concat!("The ", stringify!($field), ".")] pub $field: String),+ }
         impl $name {
-            /// Builds the label set.
+            #[doc = "The labels with these values."]
             #[must_use]
             pub fn new($($field: &str),+) -> Self { Self { $($field: $field.to_owned()),+ } }
         }
@@ -38,88 +34,117 @@ label!(ByDependency { dependency });
 
 type Latencies = Family<ByDataset, Histogram, fn() -> Histogram>;
 
-/// All metrics.
-#[derive(Debug)]
-pub struct Metrics {
-    registry: Registry,
-    /// Entries stored.
-    pub stored: Family<ByDatasetCause, Counter>,
-    /// Stores refused because something newer had touched the slot.
-    pub refused: Family<ByDatasetCause, Counter>,
-    /// Entries deleted because their rows are gone, or by an invalidation.
-    pub deleted: Family<ByDatasetCause, Counter>,
-    /// Rows that have no entry because they cannot be encoded.
-    pub failed: Family<ByDatasetCause, Counter>,
-    /// Passes, by how they ended.
-    pub passes: Family<ByDatasetOutcome, Counter>,
-    /// Unix time of the last complete pass.
-    pub last_pass: Family<ByDataset, Gauge>,
-    /// Entries of the last complete pass.
-    pub pass_entries: Family<ByDataset, Gauge>,
-    /// Seconds of a load by keys.
-    pub load_seconds: Latencies,
-    /// Entries loaded again ahead of their expiry.
-    pub refreshed: Family<ByDataset, Counter>,
-    /// Entries that were let go because nobody read them.
-    pub unread: Family<ByDataset, Counter>,
-    /// Entries kept past their lifetime because Postgres was down.
-    pub extended: Family<ByDataset, Counter>,
-    /// Misses of applications that were filled.
-    pub misses: Family<ByDataset, Counter>,
-    /// Events obeyed.
-    pub events: Family<BySourceKind, Counter>,
-    /// Events that could not be read.
-    pub events_invalid: Family<ByReason, Counter>,
-    /// Seconds from an event's `at` to its being obeyed.
-    pub event_lag_seconds: Family<BySource, Histogram, fn() -> Histogram>,
-    /// Events that wait for Postgres.
-    pub events_pending: Gauge,
-    /// Times that events may have been lost.
-    pub gaps: Family<ByReason, Counter>,
-    /// 1 while the server answers.
-    pub dependency_up: Family<ByDependency, Gauge>,
-    /// Commands that Redis refused.
-    pub redis_refusals: Family<ByReason, Counter>,
-    /// Epochs begun by this process.
-    pub epochs: Family<ByReason, Counter>,
-    /// 1 while a dataset's entries must be looked at again.
-    pub owed: Family<ByDataset, Gauge>,
-    /// Captured statements that were applied.
-    pub changes: Counter,
-    /// Keys that changes touched.
-    pub changed_keys: Family<ByDataset, Counter>,
-    /// Seconds from a statement in Postgres to its effect in Redis.
-    pub feed_lag_seconds: Histogram,
-    /// Batches that had to begin again.
-    pub feed_restarts: Family<ByReason, Counter>,
-    /// Age of the watermark in seconds.
-    pub watermark_age_seconds: Gauge<f64, AtomicU64>,
-    /// 1 while every relation of the dataset's query is captured.
-    pub covered: Family<ByDataset, Gauge>,
-    /// Entries that the background audit looked at, by what it found.
-    pub audited: Family<ByDatasetOutcome, Counter>,
-    /// The share of right entries in the last round with a wrong one, as a number of nines.
-    pub nines: Family<ByDataset, Gauge<f64, AtomicU64>>,
-    /// Restarts of an actor.
-    pub actor_restarts: Family<ByActor, Counter>,
-    /// 1 while the actor runs.
-    pub actor_up: Family<ByActor, Gauge>,
-    /// Leases lost while they were held.
-    pub leases_lost: Counter,
-    /// Tag sets dropped after their window.
-    pub windows_dropped: Counter,
-    /// Write commands, by what became of them.
-    pub commands: Family<ByReason, Counter>,
-    /// Write commands in the stream.
-    pub commands_waiting: Gauge,
-    /// Queues of write commands that others are in the way of.
-    pub commands_held_up: Gauge,
-    /// What applications do through the library.
-    pub client: ClientMetrics,
-    /// Bytes that Redis uses.
-    pub redis_used_memory: Gauge<u64, AtomicU64>,
-    /// Entries that Redis evicted.
-    pub redis_evicted: Gauge<u64, AtomicU64>,
+/// A struct of metrics and their registration, from one table: name, field, type, first value, help.
+macro_rules! metrics {
+    (
+        $(#[$outer:meta])*
+        pub struct $struct:ident { $($(#[$meta:meta])* $visible:vis $extra:ident: $extra_kind:ty = $extra_new:expr,)* }
+        $($name:literal, $field:ident: $kind:ty = $new:expr, $help:literal;)+
+    ) => {
+        $(#[$outer])*
+        #[derive(Debug)]
+        pub struct $struct { $($(#[$meta])* $visible $extra: $extra_kind,)* $(#[doc = $help] pub $field: $kind,)+ }
+
+        impl $struct {
+            pub(super) fn unregistered() -> Self {
+                Self { $($extra: $extra_new,)* $($field: $new,)+ }
+            }
+
+            pub(super) fn register(&self, registry: &mut Registry) {
+                $(registry.register($name, $help, self.$field.clone());)+
+            }
+        }
+    };
+}
+
+// Below the macro, which it uses.
+mod client;
+
+pub use client::ClientMetrics;
+
+metrics! {
+    /// All metrics.
+    pub struct Metrics {
+        registry: Registry = Registry::with_prefix("cachekeeper"),
+        /// What applications do through the library.
+        pub client: ClientMetrics = ClientMetrics::unregistered(),
+    }
+    "entries_stored", stored: Family<ByDatasetCause, Counter> = Family::default(),
+        "Entries stored";
+    "entries_refused", refused: Family<ByDatasetCause, Counter> = Family::default(),
+        "Stores refused because something newer had touched the stamp slot";
+    "entries_deleted", deleted: Family<ByDatasetCause, Counter> = Family::default(),
+        "Entries deleted: row gone, or invalidated";
+    "entries_failed", failed: Family<ByDatasetCause, Counter> = Family::default(),
+        "Rows without an entry because they cannot be encoded";
+    "backfills", backfills: Family<ByDatasetOutcome, Counter> = Family::default(),
+        "Backfills, by how they ended";
+    "last_backfill_timestamp_seconds", last_backfill: Family<ByDataset, Gauge> = Family::default(),
+        "When the last complete backfill ended";
+    "last_backfill_entries", backfill_entries: Family<ByDataset, Gauge> = Family::default(),
+        "Entries of the last complete backfill";
+    "load_duration_seconds", load_seconds: Latencies = Family::new_with_constructor(latency),
+        "Loads by keys";
+    "entries_refreshed", refreshed: Family<ByDataset, Counter> = Family::default(),
+        "Entries reloaded ahead of their expiry";
+    "entries_unread", unread: Family<ByDataset, Counter> = Family::default(),
+        "Entries let go because nobody read them";
+    "entries_extended", extended: Family<ByDataset, Counter> = Family::default(),
+        "Entries kept past their lifetime while Postgres was down";
+    "misses_filled", misses: Family<ByDataset, Counter> = Family::default(),
+        "Misses of applications that were filled";
+    "events", events: Family<BySourceKind, Counter> = Family::default(),
+        "Invalidation events applied";
+    "events_invalid", events_invalid: Family<ByReason, Counter> = Family::default(),
+        "Invalidation events that could not be read";
+    "event_lag_seconds", event_lag_seconds: Family<BySource, Histogram, fn() -> Histogram> = Family::new_with_constructor(latency),
+        "From an event's `at` to its effect";
+    "events_pending", events_pending: Gauge = Gauge::default(),
+        "Events that wait for Postgres";
+    "event_gaps", gaps: Family<ByReason, Counter> = Family::default(),
+        "Times that events may have been lost";
+    "dependency_up", dependency_up: Family<ByDependency, Gauge> = Family::default(),
+        "1 while the server answers";
+    "redis_refusals", redis_refusals: Family<ByReason, Counter> = Family::default(),
+        "Commands that Redis refused";
+    "epochs", epochs: Family<ByReason, Counter> = Family::default(),
+        "Epochs begun by this process";
+    "pending_revalidations", pending_revalidations: Family<ByDataset, Gauge> = Family::default(),
+        "1 while every entry of the dataset must be revalidated";
+    "changes", changes: Counter = Counter::default(),
+        "Captured statements that were applied";
+    "changed_keys", changed_keys: Family<ByDataset, Counter> = Family::default(),
+        "Keys that changes touched";
+    "feed_lag_seconds", feed_lag_seconds: Histogram = latency(),
+        "From a statement in Postgres to its effect in Redis";
+    "feed_restarts", feed_restarts: Family<ByReason, Counter> = Family::default(),
+        "Batches of the feed that had to begin again";
+    "watermark_age_seconds", watermark_age_seconds: Gauge<f64, AtomicU64> = Gauge::default(),
+        "Age of the watermark";
+    "dataset_covered", covered: Family<ByDataset, Gauge> = Family::default(),
+        "1 while every relation of the dataset's query is captured";
+    "entries_audited", audited: Family<ByDatasetOutcome, Counter> = Family::default(),
+        "Entries that the background audit looked at";
+    "audit_nines", nines: Family<ByDataset, Gauge<f64, AtomicU64>> = Family::default(),
+        "Share of right entries in the last round with a wrong one, in nines";
+    "actor_restarts", actor_restarts: Family<ByActor, Counter> = Family::default(),
+        "Restarts of an actor";
+    "actor_up", actor_up: Family<ByActor, Gauge> = Family::default(),
+        "1 while the actor runs";
+    "leases_lost", leases_lost: Counter = Counter::default(),
+        "Leases lost while they were held";
+    "tag_windows_dropped", windows_dropped: Counter = Counter::default(),
+        "Tag sets dropped after their window";
+    "write_commands", commands: Family<ByReason, Counter> = Family::default(),
+        "Write commands of the stream, by what became of them";
+    "write_commands_waiting", commands_waiting: Gauge = Gauge::default(),
+        "Write commands in the stream";
+    "write_commands_held_up", commands_held_up: Gauge = Gauge::default(),
+        "Queues of write commands that locks or conflicts hold up";
+    "redis_used_memory_bytes", redis_used_memory: Gauge<u64, AtomicU64> = Gauge::default(),
+        "Bytes that Redis uses";
+    "redis_evicted_keys", redis_evicted: Gauge<u64, AtomicU64> = Gauge::default(),
+        "Keys that Redis evicted";
 }
 
 fn latency() -> Histogram {
@@ -136,93 +161,11 @@ impl Metrics {
     /// Registers everything under the prefix `cachekeeper_`.
     #[must_use]
     pub fn new() -> Self {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("cachekeeper"),
-            stored: Family::default(),
-            refused: Family::default(),
-            deleted: Family::default(),
-            failed: Family::default(),
-            passes: Family::default(),
-            last_pass: Family::default(),
-            pass_entries: Family::default(),
-            load_seconds: Family::new_with_constructor(latency),
-            refreshed: Family::default(),
-            unread: Family::default(),
-            extended: Family::default(),
-            misses: Family::default(),
-            events: Family::default(),
-            events_invalid: Family::default(),
-            event_lag_seconds: Family::new_with_constructor(latency),
-            events_pending: Gauge::default(),
-            gaps: Family::default(),
-            dependency_up: Family::default(),
-            redis_refusals: Family::default(),
-            epochs: Family::default(),
-            owed: Family::default(),
-            changes: Counter::default(),
-            changed_keys: Family::default(),
-            feed_lag_seconds: latency(),
-            feed_restarts: Family::default(),
-            watermark_age_seconds: Gauge::default(),
-            covered: Family::default(),
-            audited: Family::default(),
-            nines: Family::default(),
-            actor_restarts: Family::default(),
-            actor_up: Family::default(),
-            leases_lost: Counter::default(),
-            windows_dropped: Counter::default(),
-            commands: Family::default(),
-            commands_waiting: Gauge::default(),
-            commands_held_up: Gauge::default(),
-            client: ClientMetrics::default(),
-            redis_used_memory: Gauge::default(),
-            redis_evicted: Gauge::default(),
-        };
-        let registry = &mut metrics.registry;
-        macro_rules! register {
-            ($($name:literal, $help:literal, $metric:expr;)+) => { $(registry.register($name, $help, $metric.clone());)+ };
-        }
-        register! {
-            "entries_stored", "Entries stored", metrics.stored;
-            "entries_refused", "Stores refused because something newer had touched the slot", metrics.refused;
-            "entries_deleted", "Entries deleted: row gone, or invalidated", metrics.deleted;
-            "entries_failed", "Rows without an entry because they cannot be encoded", metrics.failed;
-            "passes", "Passes by how they ended", metrics.passes;
-            "last_pass_timestamp_seconds", "When the last complete pass ended", metrics.last_pass;
-            "last_pass_entries", "Entries of the last complete pass", metrics.pass_entries;
-            "load_duration_seconds", "Loads by keys", metrics.load_seconds;
-            "entries_refreshed", "Entries loaded again ahead of their expiry", metrics.refreshed;
-            "entries_unread", "Entries let go because nobody read them", metrics.unread;
-            "entries_extended", "Entries kept past their lifetime while Postgres was down", metrics.extended;
-            "misses_filled", "Misses of applications that were filled", metrics.misses;
-            "events", "Invalidation events obeyed", metrics.events;
-            "events_invalid", "Invalidation events that could not be read", metrics.events_invalid;
-            "event_lag_seconds", "From an event's `at` to its being obeyed", metrics.event_lag_seconds;
-            "events_pending", "Events that wait for Postgres", metrics.events_pending;
-            "event_gaps", "Times that events may have been lost", metrics.gaps;
-            "dependency_up", "1 while the server answers", metrics.dependency_up;
-            "redis_refusals", "Commands that Redis refused", metrics.redis_refusals;
-            "epochs", "Epochs begun by this process", metrics.epochs;
-            "dataset_owed", "1 while a dataset's entries must be looked at again", metrics.owed;
-            "changes", "Captured statements that were applied", metrics.changes;
-            "changed_keys", "Keys that changes touched", metrics.changed_keys;
-            "feed_lag_seconds", "From a statement in Postgres to its effect in Redis", metrics.feed_lag_seconds;
-            "feed_restarts", "Batches of the feed that had to begin again", metrics.feed_restarts;
-            "watermark_age_seconds", "Age of the watermark", metrics.watermark_age_seconds;
-            "dataset_covered", "1 while every relation of the dataset's query is captured", metrics.covered;
-            "entries_audited", "Entries that the background audit looked at", metrics.audited;
-            "audit_nines", "Share of right entries in the last round with a wrong one, in nines", metrics.nines;
-            "actor_restarts", "Restarts of an actor", metrics.actor_restarts;
-            "actor_up", "1 while the actor runs", metrics.actor_up;
-            "leases_lost", "Leases lost while they were held", metrics.leases_lost;
-            "tag_windows_dropped", "Tag sets dropped after their window", metrics.windows_dropped;
-            "write_commands", "Write commands of the stream, by what became of them", metrics.commands;
-            "write_commands_waiting", "Write commands in the stream", metrics.commands_waiting;
-            "write_commands_held_up", "Queues of write commands that locks or conflicts hold up", metrics.commands_held_up;
-            "redis_used_memory_bytes", "Bytes that Redis uses", metrics.redis_used_memory;
-            "redis_evicted_keys", "Keys that Redis evicted", metrics.redis_evicted;
-        }
-        metrics.client.register(&mut metrics.registry);
+        let mut metrics = Self::unregistered();
+        let mut registry = std::mem::take(&mut metrics.registry);
+        metrics.register(&mut registry);
+        metrics.client.register(&mut registry);
+        metrics.registry = registry;
         metrics
     }
 

@@ -69,9 +69,6 @@ impl Event {
     /// MessagePack, anything else is a bare key, without the blanks around it.
     ///
     /// Unknown fields are ignored and null is as good as absent. In MessagePack, binary data that is UTF-8 is text.
-    ///
-    /// # Errors
-    /// [`InvalidEvent`].
     pub fn decode(message: &[u8]) -> Result<Self, InvalidEvent> {
         if EVENT_BYTES_MAX < message.len() {
             let bytes = message.len();
@@ -97,9 +94,6 @@ impl Event {
     }
 
     /// Reads the fields of a stream entry: the same names; `keys`, `tags` and `ids` are lists in JSON.
-    ///
-    /// # Errors
-    /// [`InvalidEvent`].
     pub fn from_fields<'a, N, F>(fields: F) -> Result<Self, InvalidEvent>
     where
         N: AsRef<[u8]>,

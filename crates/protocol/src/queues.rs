@@ -1,27 +1,26 @@
-//! Work in queues: each queue in its order and in one hand at a time, all of them side by side.
+//! Work in queues by key: each queue in its order and taken by one worker at a time, all of them side by side.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-/// Queues by name. A queue is waiting for a hand, in one, or parked until a moment; one without work is forgotten.
-///
-/// `M` is a moment: the caller has the clock.
+/// Queues by key. A queue is ready, taken, or blocked until it is retried; one without work is forgotten. `M` is a moment: the
+/// caller has the clock.
 #[derive(Debug)]
-pub struct Queues<T, M> {
+pub struct KeyQueues<T, M> {
     queues: HashMap<String, VecDeque<T>>,
     /// Those that may be taken, the longest waiting first.
     ready: VecDeque<String>,
-    /// Those that may be taken from a moment on, one item at a time. The number tells those of one moment apart.
-    parked: BTreeMap<(M, u64), String>,
-    parkings: u64,
+    /// Those that are retried from a moment on, one item at a time. The number tells those of one moment apart.
+    blocked: BTreeMap<(M, u64), String>,
+    retries: u64,
 }
 
-impl<T, M: Ord + Copy> Default for Queues<T, M> {
+impl<T, M: Ord + Copy> Default for KeyQueues<T, M> {
     fn default() -> Self {
-        Self { queues: HashMap::new(), ready: VecDeque::new(), parked: BTreeMap::new(), parkings: 0 }
+        Self { queues: HashMap::new(), ready: VecDeque::new(), blocked: BTreeMap::new(), retries: 0 }
     }
 }
 
-impl<T, M: Ord + Copy> Queues<T, M> {
+impl<T, M: Ord + Copy> KeyQueues<T, M> {
     /// Adds work at the end of a queue.
     pub fn push(&mut self, queue: &str, item: T) {
         match self.queues.get_mut(queue) {
@@ -46,26 +45,26 @@ impl<T, M: Ord + Copy> Queues<T, M> {
         taken
     }
 
-    /// Takes the first item of a parked queue whose moment has come.
-    pub fn take_parked(&mut self, now: M) -> Option<(String, T)> {
-        let first = self.parked.first_entry().filter(|first| first.key().0 <= now)?;
+    /// Takes the first item of a blocked queue whose moment has come: it is retried alone.
+    pub fn take_blocked(&mut self, now: M) -> Option<(String, T)> {
+        let first = self.blocked.first_entry().filter(|first| first.key().0 <= now)?;
         let queue = first.remove();
         let item = self.queues.get_mut(&queue)?.pop_front()?;
         Some((queue, item))
     }
 
-    /// The moment at which the first parked queue may be taken.
-    pub fn next_parked(&self) -> Option<M> {
-        self.parked.keys().next().map(|(moment, _)| *moment)
+    /// The moment at which the first blocked queue is retried.
+    pub fn next_retry(&self) -> Option<M> {
+        self.blocked.keys().next().map(|(moment, _)| *moment)
     }
 
-    /// How many queues are parked.
-    pub fn parked(&self) -> usize {
-        self.parked.len()
+    /// How many queues are blocked.
+    pub fn blocked(&self) -> usize {
+        self.blocked.len()
     }
 
-    /// A hand has left a queue. What it did not do stands at the front again, in its order; with a moment, the queue is
-    /// parked until then.
+    /// The work that was taken from a queue is over. What was not done goes back to the front, in its order; with a moment,
+    /// the queue is blocked until then.
     pub fn give_back(&mut self, queue: &str, undone: Vec<T>, until: Option<M>) {
         let Some(items) = self.queues.get_mut(queue) else { return };
         for item in undone.into_iter().rev() {
@@ -74,8 +73,8 @@ impl<T, M: Ord + Copy> Queues<T, M> {
         if items.is_empty() {
             self.queues.remove(queue);
         } else if let Some(moment) = until {
-            self.parkings += 1;
-            self.parked.insert((moment, self.parkings), queue.to_owned());
+            self.retries += 1;
+            self.blocked.insert((moment, self.retries), queue.to_owned());
         } else {
             self.ready.push_back(queue.to_owned());
         }
@@ -91,8 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_in_one_hand_at_a_time_and_keeps_its_order() {
-        let mut queues: Queues<u32, u64> = Queues::default();
+    fn a_queue_is_taken_once_at_a_time_and_keeps_its_order() {
+        let mut queues: KeyQueues<u32, u64> = KeyQueues::default();
         queues.push("a", 1);
         queues.push("b", 2);
         queues.push("a", 3);
@@ -100,8 +99,8 @@ mod tests {
         assert_eq!(names(&first), [("a", 1), ("a", 3)]);
         queues.push("a", 4);
         assert_eq!(names(&queues.take(9)), [("b", 2)], "the other queue only");
-        assert!(queues.take(9).is_empty(), "both are in hands");
-        // The second item was not done, and what came meanwhile stands behind it.
+        assert!(queues.take(9).is_empty(), "both are taken");
+        // The second item was not done, and what came meanwhile is behind it.
         queues.give_back("a", vec![3], None);
         queues.give_back("b", vec![], None);
         assert_eq!(names(&queues.take(9)), [("a", 3), ("a", 4)]);
@@ -111,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_was_taken_in_part_goes_on_behind_the_others() {
-        let mut queues: Queues<u32, u64> = Queues::default();
+        let mut queues: KeyQueues<u32, u64> = KeyQueues::default();
         (1..=3).for_each(|item| queues.push("a", item));
         queues.push("b", 4);
         assert_eq!(names(&queues.take(2)), [("a", 1), ("a", 2)]);
@@ -120,8 +119,8 @@ mod tests {
     }
 
     #[test]
-    fn a_parked_queue_waits_and_goes_alone() {
-        let mut queues: Queues<u32, u64> = Queues::default();
+    fn a_blocked_queue_waits_and_is_retried_alone() {
+        let mut queues: KeyQueues<u32, u64> = KeyQueues::default();
         queues.push("a", 1);
         queues.push("a", 2);
         queues.push("b", 3);
@@ -130,11 +129,11 @@ mod tests {
         queues.give_back("a", vec![1, 2], Some(50));
         queues.give_back("b", vec![3], Some(20));
         assert!(queues.take(9).is_empty());
-        assert_eq!((queues.parked(), queues.next_parked()), (2, Some(20)));
-        assert_eq!(queues.take_parked(19), None);
-        assert_eq!(queues.take_parked(20), Some(("b".to_owned(), 3)));
+        assert_eq!((queues.blocked(), queues.next_retry()), (2, Some(20)));
+        assert_eq!(queues.take_blocked(19), None);
+        assert_eq!(queues.take_blocked(20), Some(("b".to_owned(), 3)));
         queues.push("b", 4);
-        assert_eq!(queues.take_parked(60), Some(("a".to_owned(), 1)));
+        assert_eq!(queues.take_blocked(60), Some(("a".to_owned(), 1)));
         queues.give_back("a", vec![], None);
         queues.give_back("b", vec![], None);
         assert_eq!(names(&queues.take(9)), [("a", 2), ("b", 4)]);

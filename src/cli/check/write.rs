@@ -4,7 +4,7 @@ use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::Diagnostic;
 use cachekeeper_engine::flows::catalog::Dataset;
 use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::FlowError;
+use cachekeeper_engine::flows::error::EngineError;
 use cachekeeper_engine::stores::postgres::Effect;
 use cachekeeper_protocol::parameters::ParameterizedSql;
 
@@ -14,7 +14,7 @@ pub async fn check(
     context: &Context,
     dataset: &Dataset,
     problems: &mut Vec<Diagnostic>,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     let Some(statement) = &dataset.settings.write else { return Ok(()) };
     let path = |setting: &str| format!("dataset.{}.{setting}", dataset.name());
     let setting = path("write.statement");

@@ -172,8 +172,8 @@ async fn read(arena: Arc<Arena>, mut random: StdRng) {
             .arg(READ)
             .arg(3)
             .arg(format!("item:{id}"))
-            .arg("ck:{test}:watermark")
-            .arg("ck:{test}:head")
+            .arg("ck:{test:0}:watermark")
+            .arg("ck:{test:0}:meta")
             .query_async(open)
             .await;
         let Ok((Some(value), watermark, epoch)) = reply else {
@@ -231,7 +231,7 @@ pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context) -> Vec<JoinHan
             }
             encoder.finish(&mut batch);
             let Some(epoch) = context.epoch() else { continue };
-            let standing = dataset.standing(&epoch, &loaded.poll.incarnation);
+            let standing = dataset.precondition(&epoch, &loaded.poll.incarnation);
             let (stamp, life) = (loaded.poll.snapshot.stamp(), dataset.lifetimes.longest());
             let mode = cachekeeper_engine::stores::redis::StoreMode::Slots;
             drop(context.redis.store(&standing, stamp, &batch, life, mode).await);

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::error::FlowError;
+use super::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
 use crate::stores::postgres::{DatasetSource, KeyValues, Postgres};
+use crate::stores::redis::{Epoch, Precondition};
 use cachekeeper_config as config;
 use cachekeeper_protocol::freshness::Lifetimes;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
@@ -26,8 +27,8 @@ pub struct Dataset {
     source: RwLock<Option<Arc<DatasetSource>>>,
     pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
     /// Whether this process has made its definition known.
-    pub(super) is_adopted: AtomicBool,
-    is_displaced: AtomicBool,
+    pub(super) is_registered: AtomicBool,
+    is_superseded: AtomicBool,
 }
 
 impl Dataset {
@@ -57,8 +58,8 @@ impl Dataset {
             settings,
             source: RwLock::default(),
             write: RwLock::default(),
-            is_adopted: AtomicBool::new(false),
-            is_displaced: AtomicBool::new(false),
+            is_registered: AtomicBool::new(false),
+            is_superseded: AtomicBool::new(false),
         }
     }
 
@@ -85,16 +86,13 @@ impl Dataset {
     }
 
     /// What the database says about the query; asked once, and again after [`Self::forget_source`].
-    ///
-    /// # Errors
-    /// [`FlowError`].
-    pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, FlowError> {
+    pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, EngineError> {
         if let Some(source) = self.source.read().unwrap_or_else(PoisonError::into_inner).clone() {
             return Ok(source);
         }
         let described = postgres.describe(&self.settings).await?;
         let source =
-            described.map_err(|problem| FlowError::Dataset { dataset: self.name().to_owned(), problem })?;
+            described.map_err(|problem| EngineError::Dataset { dataset: self.name().to_owned(), problem })?;
         let source = Arc::new(source);
         *self.source.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
         Ok(source)
@@ -112,15 +110,21 @@ impl Dataset {
         *self.write.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether a newer process has redefined this dataset.
+    /// What a script that writes this dataset's entries must find unchanged.
     #[must_use]
-    pub fn is_displaced(&self) -> bool {
-        self.is_displaced.load(Ordering::Relaxed)
+    pub fn precondition<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Precondition<'a> {
+        Precondition { epoch, incarnation, dataset: self.name(), revision: &self.revision }
     }
 
-    pub(super) fn displace(&self) -> FlowError {
-        self.is_displaced.store(true, Ordering::Relaxed);
-        FlowError::Displaced { dataset: self.name().to_owned() }
+    /// Whether a newer process has redefined this dataset.
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        self.is_superseded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn supersede(&self) -> EngineError {
+        self.is_superseded.store(true, Ordering::Relaxed);
+        EngineError::Superseded { dataset: self.name().to_owned() }
     }
 }
 
@@ -148,17 +152,31 @@ impl Catalog {
         self.datasets.iter().find(|dataset| dataset.name() == name)
     }
 
-    /// The dataset that this key belongs to. Where the texts fit several, the one whose columns can hold them.
+    /// The dataset that this key belongs to, with the values of its placeholders.
     #[must_use]
     pub fn of_key(&self, key: &str) -> Option<(&Arc<Dataset>, KeyValues)> {
+        let dataset = self.datasets.get(self.position_of_key(key)?)?;
+        Some((dataset, dataset.read_key(key)?))
+    }
+
+    /// The position of the dataset that this key belongs to. Where the text fits several templates, types decide: the
+    /// values must be ones that the columns can hold. Before Postgres was asked for the types, the more literal template
+    /// is the likelier one.
+    #[must_use]
+    pub fn position_of_key(&self, key: &str) -> Option<usize> {
         if key.starts_with(RESERVED_PREFIX) {
             return None;
         }
-        let mut fitting = self.datasets.iter().filter_map(|dataset| {
-            let values = dataset.read_key(key)?;
-            let fits = dataset.known_source().is_none_or(|source| source.can_hold(&values));
-            fits.then_some((dataset, values))
+        let fitting = self.datasets.iter().enumerate().filter_map(|(at, dataset)| {
+            let values = dataset.settings.key.read(key)?;
+            let source = dataset.source.read().unwrap_or_else(PoisonError::into_inner);
+            if source.as_ref().is_some_and(|source| !source.can_hold(&values)) {
+                return None;
+            }
+            // What is left when the values are taken out is the template's own text.
+            let literal = key.len() - values.iter().map(|value| value.len()).sum::<usize>();
+            Some((literal, std::cmp::Reverse(at)))
         });
-        fitting.next()
+        fitting.max().map(|(_, std::cmp::Reverse(at))| at)
     }
 }

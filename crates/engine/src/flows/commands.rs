@@ -2,44 +2,48 @@
 //!
 //! Exactly once in effect: a command's record is written in the transaction of its effect. In order: one worker leads, every
 //! transaction checks that it still does, and the commands of one key wait in one queue, which is in one transaction at a
-//! time. Fast: a transaction takes commands of many queues. A command that others are in the way of waits, and only its own
-//! queue with it.
+//! time. Fast: a transaction takes commands of many queues. A command blocked by a lock or conflict is retried, and only its
+//! own queue waits with it.
+//!
+//! Whatever waits for a server is a task of its own: a transaction that nobody polls would keep its row locks. All tasks end
+//! with the consumer.
 
 pub mod command;
+mod housekeeping;
 mod transaction;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::Instant;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
+use super::backoff::Backoff;
+use super::catalog::Dataset;
 use super::context::Context;
-use super::error::{FlowError, chain};
-use super::failpoint;
-use super::write::{CacheState, Prepared, WriteError, settle};
-use crate::metrics::ByReason;
-use crate::stores::redis::{CacheError, Finished, StreamEntry, StreamReader};
-use cachekeeper_protocol::queues::Queues;
-use command::{Command, Outcome};
-use transaction::{Care, Ending, Right, carry_out, reject};
+use super::error::{EngineError, chain};
+use super::write::{PreparedWrite, WriteError, known_statement, statement_of};
+use crate::stores::postgres::write::WriteStatement;
+use crate::stores::redis::{CacheError, StreamEntry, StreamReader};
+use cachekeeper_protocol::queues::KeyQueues;
+use command::{Command, CommandOutcome};
+use housekeeping::keep_house;
+use transaction::{BatchMode, Ending, Leadership, finish_surely, work_off};
 
 /// The group in which workers read.
 #[must_use]
-pub fn group_of(namespace_prefix: &str) -> String {
-    // The prefix is `ck:{<namespace>}:`.
-    let name = namespace_prefix.trim_start_matches("ck:{").trim_end_matches("}:");
-    format!("cachekeeper:{name}")
+pub fn group_of(namespace: &str) -> String {
+    format!("cachekeeper:{namespace}")
 }
 
-/// A command that waits for its turn.
+/// A command in its queue.
 #[derive(Debug)]
 struct Waiting {
     entry: StreamEntry,
     command: Command,
-    prepared: Prepared,
+    prepared: PreparedWrite,
     tries: u32,
 }
 
@@ -48,13 +52,13 @@ struct Waiting {
 pub enum CommandError {
     /// Another worker has taken over.
     #[error("another worker applies write commands now")]
-    Displaced,
+    NotLeader,
     /// A server was not reached; what is not finished comes again.
     #[error(transparent)]
-    Flow(#[from] FlowError),
+    Flow(#[from] EngineError),
 }
 
-impl<E: Into<FlowError>> From<E> for Box<CommandError> {
+impl<E: Into<EngineError>> From<E> for Box<CommandError> {
     fn from(error: E) -> Self {
         Box::new(CommandError::Flow(error.into()))
     }
@@ -62,14 +66,14 @@ impl<E: Into<FlowError>> From<E> for Box<CommandError> {
 
 /// All leaders are one consumer: there is one at a time.
 const CONSUMER: &str = "writer";
-/// Commands of one transaction.
-const GROUP: usize = 64;
-/// Transactions of groups at the same time, each with a connection.
-const GROUPS: usize = 4;
-/// Groups that are taken with care after one in which a command failed.
-const CAREFUL: usize = 16;
-/// Transactions of single commands that failed before.
-const ALONE: usize = 2;
+/// Commands of one shared transaction.
+const BATCH_MAX: usize = 64;
+/// Shared transactions at the same time, each with a connection.
+const SHARED_MAX: usize = 4;
+/// Transactions of single commands that were blocked before.
+const SINGLE_MAX: usize = 2;
+/// Batches that get savepoints after one in which a command failed: failures come in crowds.
+const SAVEPOINT_BATCHES: usize = 16;
 /// Commands that are held, and their bytes, so that memory is bounded; the others wait in the stream.
 const HELD_MAX: usize = 1_024;
 const HELD_BYTES: usize = 16 << 20;
@@ -77,147 +81,220 @@ const HELD_BYTES: usize = 16 << 20;
 const WAITS: Duration = Duration::from_millis(500);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
-/// After so many attempts a command is given up, so that it does not hold up its queue for ever.
+/// After so many attempts a command is given up, so that it does not block its queue for ever.
 const TRIES_MAX: u32 = 100;
-const TIDY_EVERY: Duration = Duration::from_secs(5);
+/// When a leader ends because of a server, its transactions have so long to end too.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
-/// The leader's hand on the stream.
-pub struct Commands {
+/// Consumes the stream of write commands, as its leader.
+pub struct CommandConsumer {
     context: Context,
-    right: Right,
-    group: String,
-    queues: Queues<Waiting, Instant>,
+    leadership: Leadership,
+    queues: KeyQueues<Waiting, Instant>,
+    /// Commands of datasets whose statement Postgres has not described yet, as they came.
+    undescribed: HashMap<String, Vec<(StreamEntry, Command)>>,
+    /// The reader, and from where it claims, while it does not read.
+    resting: Option<(StreamReader, Option<String>)>,
     held: usize,
     held_bytes: usize,
-    running: FuturesUnordered<BoxFuture<'static, Ended>>,
-    groups: usize,
-    alone: usize,
-    /// Groups that are taken with care, because one of the last ones had a command that failed.
-    careful: usize,
+    tasks: JoinSet<Event>,
+    /// Transactions under way.
+    shared: usize,
+    single: usize,
+    /// So many of the next batches get savepoints.
+    with_savepoints: usize,
     /// While a server is down, until when nothing is tried.
     pause_until: Option<Instant>,
-    pause: Duration,
+    pause: Backoff,
 }
 
-impl std::fmt::Debug for Commands {
+impl std::fmt::Debug for CommandConsumer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Commands").field("right", &self.right).field("held", &self.held).finish()
+        let mut shown = formatter.debug_struct("CommandConsumer");
+        shown.field("leadership", &self.leadership).field("held", &self.held).finish_non_exhaustive()
     }
 }
 
-/// A transaction that is over, and finished in Redis.
-struct Ended {
-    is_alone: bool,
+/// How a task of the consumer ended.
+enum Event {
+    /// Entries, and the cursor of the next claim (none: nothing left to claim). No entries at all: somebody else leads.
+    Read(StreamReader, Result<Option<(Option<String>, Vec<StreamEntry>)>, CacheError>),
+    /// Postgres has described a dataset's statement, or refuses it.
+    Described(Arc<Dataset>, Result<Arc<WriteStatement>, WriteError>),
+    /// A transaction is over, and finished in Redis.
+    Worked(Worked),
+    /// Commands that cannot be carried out were finished in Redis: how many, and their bytes.
+    Rejected(usize, usize),
+}
+
+struct Worked {
+    is_single: bool,
     work: Vec<(String, Waiting)>,
     result: Result<Vec<Ending>, Box<CommandError>>,
 }
 
-/// What a read brings: the reader back, and entries with the cursor of the next claim (none: nothing left to claim).
-type Read = (StreamReader, Result<Option<(Option<String>, Vec<StreamEntry>)>, CacheError>);
-
-impl Commands {
+impl CommandConsumer {
     /// Takes the stream over from whoever led before, and carries out what comes, until somebody else takes it over or a
     /// server breaks off. Then what is not finished is still in the stream, and the next leader, or this one, begins with
     /// it.
     pub async fn lead(context: &Context, stream: &str, on_ready: impl FnOnce()) -> Box<CommandError> {
         match Self::take_over(context, stream).await {
-            Ok((mut commands, reader)) => {
+            Ok(mut consumer) => {
                 on_ready();
-                commands.run(reader).await
+                consumer.run().await
             }
             Err(error) => error,
         }
     }
 
-    async fn take_over(context: &Context, stream: &str) -> Result<(Self, StreamReader), Box<CommandError>> {
-        let group = group_of(context.redis.keys().prefix());
+    async fn take_over(context: &Context, stream: &str) -> Result<Self, Box<CommandError>> {
+        let group = group_of(context.redis.keys().namespace());
         // From the first on no earlier leader commits any more, from the second on none takes entries.
         let token = context.postgres.take_over_writes(stream).await?;
         let reader = context.redis.open_stream(stream, &group, CONSUMER, WAITS, Some(token)).await?;
         info!(stream, token, "this worker applies write commands");
-        let commands = Self {
+        Ok(Self {
             context: context.clone(),
-            right: Right { stream: stream.to_owned(), token },
-            group,
-            queues: Queues::default(),
+            leadership: Leadership { stream: stream.to_owned(), group, token },
+            queues: KeyQueues::default(),
+            undescribed: HashMap::new(),
+            // What earlier leaders had comes first, so that the order stays.
+            resting: Some((reader, Some("0-0".to_owned()))),
             held: 0,
             held_bytes: 0,
-            running: FuturesUnordered::new(),
-            groups: 0,
-            alone: 0,
-            careful: 0,
+            tasks: JoinSet::new(),
+            shared: 0,
+            single: 0,
+            with_savepoints: 0,
             pause_until: None,
-            pause: RETRY_DELAY_MIN,
-        };
-        Ok((commands, reader))
+            pause: Backoff::new(RETRY_DELAY_MIN, RETRY_DELAY_MAX),
+        })
     }
 
-    async fn run(&mut self, reader: StreamReader) -> Box<CommandError> {
-        // What earlier leaders had comes first, so that the order stays.
-        let mut reading = Some(read(reader, Some("0-0".to_owned()), HELD_MAX));
-        let mut resting: Option<(StreamReader, Option<String>)> = None;
-        let mut tidy = tokio::time::interval(TIDY_EVERY);
-        tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    async fn run(&mut self) -> Box<CommandError> {
+        let (context, leadership) = (self.context.clone(), self.leadership.clone());
+        self.tasks.spawn(async move { match keep_house(&context, &leadership).await {} });
         loop {
-            if reading.is_none() && self.held < HELD_MAX && self.held_bytes < HELD_BYTES {
-                reading = resting.take().map(|(reader, claims)| read(reader, claims, HELD_MAX - self.held));
-            }
+            self.read_on();
             self.begin_work();
-            // Where no hand is free for one that is parked, the end of another one wakes this up.
-            let parked = self.queues.next_parked().filter(|_| self.alone < ALONE);
-            let wakes = self.pause_until.or(parked);
+            // Where the single transactions are all under way, the end of one of them wakes this up.
+            let retry = self.queues.next_retry().filter(|_| self.single < SINGLE_MAX);
+            let wakes = self.pause_until.or(retry);
             let step = tokio::select! {
-                (reader, entries) = async { match &mut reading { Some(read) => read.await, None => std::future::pending().await } } => {
-                    reading = None;
-                    match entries {
-                        Ok(Some((claims, entries))) => {
-                            resting = Some((reader, claims));
-                            self.receive(entries).await
-                        }
-                        Ok(None) => Err(Box::new(CommandError::Displaced)),
-                        // Entries may have been taken and not have come: begin again with them.
-                        Err(error) => Err(error.into()),
-                    }
-                }
-                Some(ended) = self.running.next() => self.end_work(ended),
+                Some(joined) = self.tasks.join_next() => self.on_joined(joined),
                 () = async { match wakes { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
                     self.pause_until = self.pause_until.filter(|until| Instant::now() < *until);
                     Ok(())
                 }
-                _ = tidy.tick() => self.tidy().await,
             };
             if let Err(error) = step {
+                if matches!(*error, CommandError::Flow(_)) {
+                    self.drain().await;
+                }
                 return error;
             }
         }
     }
 
+    fn on_joined(&mut self, joined: Result<Event, JoinError>) -> Result<(), Box<CommandError>> {
+        match joined {
+            Ok(Event::Read(reader, Ok(Some((claims, entries))))) => {
+                self.resting = Some((reader, claims));
+                self.receive(entries);
+                Ok(())
+            }
+            Ok(Event::Read(_, Ok(None))) => Err(Box::new(CommandError::NotLeader)),
+            // Entries may have been taken and not have come: begin again with them.
+            Ok(Event::Read(_, Err(error))) => Err(error.into()),
+            Ok(Event::Described(dataset, statement)) => {
+                self.on_described(&dataset, statement);
+                Ok(())
+            }
+            Ok(Event::Worked(worked)) => self.on_worked(worked),
+            Ok(Event::Rejected(count, bytes)) => {
+                self.release(count, bytes);
+                Ok(())
+            }
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends.
+                Err(_cancelled) => Err(Box::new(CommandError::NotLeader)),
+            },
+        }
+    }
+
+    /// Reads on, as far as there is room.
+    fn read_on(&mut self) {
+        if HELD_MAX <= self.held || HELD_BYTES <= self.held_bytes {
+            return;
+        }
+        if let Some((reader, claims)) = self.resting.take() {
+            self.tasks.spawn(read(reader, claims, HELD_MAX - self.held));
+        }
+    }
+
     /// Puts entries into their queues. Those that cannot be read, or bound to a statement, are rejected at once.
-    async fn receive(&mut self, entries: Vec<StreamEntry>) -> Result<(), Box<CommandError>> {
+    fn receive(&mut self, entries: Vec<StreamEntry>) {
         let mut rejected = Vec::new();
         for entry in entries {
-            let command = match Command::read(&self.context, &self.right.stream, &entry) {
-                Ok(command) => command,
-                Err(reason) => {
-                    rejected.push((entry, Outcome::rejected(reason)));
-                    continue;
-                }
-            };
-            match Prepared::new(&self.context, &command.dataset, &command.parameters).await {
-                Ok(prepared) => {
-                    self.held += 1;
-                    self.held_bytes += entry.size();
-                    let queue = prepared.queue().to_owned();
-                    self.queues.push(&queue, Waiting { entry, command, prepared, tries: 0 });
-                }
-                Err(WriteError::Unavailable(error) | WriteError::Unknown(error)) => return Err(error.into()),
-                Err(refused) => rejected.push((entry, Outcome::rejected(refused.to_string()))),
+            self.held += 1;
+            self.held_bytes += entry.size();
+            match Command::read(&self.context, &self.leadership.stream, &entry) {
+                Ok(command) => rejected.extend(self.enqueue(entry, command)),
+                Err(reason) => rejected.push((entry, CommandOutcome::rejected(reason))),
             }
         }
-        if rejected.is_empty() {
-            return Ok(());
+        self.reject(rejected);
+    }
+
+    /// Puts a command into its queue, or behind those that wait for the description of its statement, which decides about
+    /// its queue. Answers it where it cannot be carried out.
+    fn enqueue(&mut self, entry: StreamEntry, command: Command) -> Option<(StreamEntry, CommandOutcome)> {
+        if let Some(waiting) = self.undescribed.get_mut(&command.dataset) {
+            waiting.push((entry, command));
+            return None;
         }
-        Ok(finish(&self.context, &self.right.stream, &self.group, rejected, None, CacheState::Stored).await?)
+        let Some(dataset) = self.context.catalog.get(&command.dataset).cloned() else {
+            let unknown = WriteError::Dataset(command.dataset);
+            return Some((entry, CommandOutcome::rejected(unknown.to_string())));
+        };
+        let Some(statement) = known_statement(&dataset) else {
+            self.undescribed.insert(command.dataset.clone(), vec![(entry, command)]);
+            self.tasks.spawn(describe(self.context.clone(), dataset));
+            return None;
+        };
+        match PreparedWrite::new(&dataset, statement, &command.parameters) {
+            Ok(prepared) => {
+                let queue = prepared.queue().to_owned();
+                self.queues.push(&queue, Waiting { entry, command, prepared, tries: 0 });
+                None
+            }
+            Err(refused) => Some((entry, CommandOutcome::rejected(refused.to_string()))),
+        }
+    }
+
+    fn on_described(&mut self, dataset: &Dataset, statement: Result<Arc<WriteStatement>, WriteError>) {
+        let waiting = self.undescribed.remove(dataset.name()).unwrap_or_default();
+        let mut rejected = Vec::new();
+        for (entry, command) in waiting {
+            match &statement {
+                Ok(_) => rejected.extend(self.enqueue(entry, command)),
+                Err(refused) => rejected.push((entry, CommandOutcome::rejected(refused.to_string()))),
+            }
+        }
+        self.reject(rejected);
+    }
+
+    fn reject(&mut self, rejected: Vec<(StreamEntry, CommandOutcome)>) {
+        if rejected.is_empty() {
+            return;
+        }
+        let (context, leadership) = (self.context.clone(), self.leadership.clone());
+        let bytes = rejected.iter().map(|(entry, _)| entry.size()).sum();
+        self.tasks.spawn(async move {
+            finish_surely(&context, &leadership, &rejected, None).await;
+            Event::Rejected(rejected.len(), bytes)
+        });
     }
 
     /// Begins as much as may run at the same time.
@@ -226,87 +303,64 @@ impl Commands {
             return;
         }
         let now = Instant::now();
-        while self.alone < ALONE
-            && let Some(one) = self.queues.take_parked(now)
+        while self.single < SINGLE_MAX
+            && let Some(one) = self.queues.take_blocked(now)
         {
-            self.alone += 1;
-            self.begin(vec![one], Care::Alone);
+            self.single += 1;
+            self.begin(vec![one], BatchMode::Single);
         }
-        while self.groups < GROUPS {
-            let work = self.queues.take(GROUP);
+        while self.shared < SHARED_MAX {
+            let work = self.queues.take(BATCH_MAX);
             if work.is_empty() {
                 break;
             }
-            self.groups += 1;
-            let care = if self.careful == 0 { Care::Together } else { Care::Each };
-            self.careful = self.careful.saturating_sub(1);
-            self.begin(work, care);
+            self.shared += 1;
+            let mode = if self.with_savepoints == 0 { BatchMode::Shared } else { BatchMode::Savepoints };
+            self.with_savepoints = self.with_savepoints.saturating_sub(1);
+            self.begin(work, mode);
         }
-        let held_up = i64::try_from(self.queues.parked() + self.alone).unwrap_or(i64::MAX);
-        self.context.metrics.commands_held_up.set(held_up);
+        let blocked = i64::try_from(self.queues.blocked() + self.single).unwrap_or(i64::MAX);
+        self.context.metrics.commands_held_up.set(blocked);
     }
 
-    fn begin(&mut self, mut work: Vec<(String, Waiting)>, care: Care) {
+    fn begin(&mut self, mut work: Vec<(String, Waiting)>, mode: BatchMode) {
         // As they came, also across queues, as far as one transaction reaches.
         work.sort_by_key(|(_, waiting)| waiting.entry.position());
-        let (context, right, group) = (self.context.clone(), self.right.clone(), self.group.clone());
-        self.running.push(Box::pin(async move {
-            let result = work_off(&context, &right, &group, &work, care).await;
-            Ended { is_alone: care == Care::Alone, work, result }
-        }));
+        let (context, leadership) = (self.context.clone(), self.leadership.clone());
+        self.tasks.spawn(async move {
+            let result = work_off(&context, &leadership, &work, mode).await;
+            Event::Worked(Worked { is_single: mode == BatchMode::Single, work, result })
+        });
     }
 
     /// A transaction is over: what is not done goes back to the front of its queue.
-    fn end_work(&mut self, ended: Ended) -> Result<(), Box<CommandError>> {
-        if ended.is_alone {
-            self.alone -= 1;
+    fn on_worked(&mut self, worked: Worked) -> Result<(), Box<CommandError>> {
+        if worked.is_single {
+            self.single -= 1;
         } else {
-            self.groups -= 1;
+            self.shared -= 1;
         }
+        let endings = self.endings_of(worked.result, worked.is_single, worked.work.len())?;
         let now = Instant::now();
-        let endings = match ended.result {
-            Ok(endings) => {
-                self.pause = RETRY_DELAY_MIN;
-                let is_smooth =
-                    |ending: &Ending| matches!(ending, Ending::Done(outcome) if outcome.error.is_none());
-                if !ended.is_alone && !endings.iter().all(is_smooth) {
-                    self.careful = CAREFUL;
-                }
-                endings
-            }
-            Err(error) if matches!(*error, CommandError::Displaced) => return Err(error),
-            Err(error) => {
-                if self.pause_until.is_none() {
-                    warn!(error = %chain(&*error), "write commands wait, they are carried out later");
-                    self.pause_until = Some(now + self.pause);
-                    self.pause = (self.pause * 2).min(RETRY_DELAY_MAX);
-                }
-                ended.work.iter().map(|_| Ending::Behind).collect()
-            }
-        };
         let mut queues: HashMap<String, (Vec<Waiting>, Option<Instant>)> = HashMap::new();
-        for ((queue, mut waiting), ending) in ended.work.into_iter().zip(endings) {
+        for ((queue, mut waiting), ending) in worked.work.into_iter().zip(endings) {
             let (undone, until) = queues.entry(queue).or_default();
             match ending {
                 Ending::Done(_) => {
-                    self.held -= 1;
-                    self.held_bytes -= waiting.entry.size();
+                    self.release(1, waiting.entry.size());
                     continue;
                 }
-                Ending::Later { reason, weight } => {
+                Ending::Retry { reason, weight } => {
                     waiting.tries += weight;
                     if waiting.tries.is_power_of_two() {
-                        info!(id = %waiting.command.id, tries = waiting.tries, reason, "a write command waits for others");
+                        info!(id = %waiting.command.id, tries = waiting.tries, reason, "a write command is blocked, it is retried");
                     }
                     let delay = RETRY_DELAY_MIN * (1 << waiting.tries.min(6));
                     *until = Some(now + delay.min(RETRY_DELAY_MAX));
                 }
-                Ending::Behind => {
-                    // One that goes alone because it failed before goes alone again.
-                    if ended.is_alone {
-                        *until = Some(now);
-                    }
-                }
+                // One that goes alone because it failed before goes alone again.
+                Ending::Behind if worked.is_single => *until = Some(now),
+                Ending::Behind => {}
             }
             undone.push(waiting);
         }
@@ -316,100 +370,78 @@ impl Commands {
         Ok(())
     }
 
-    /// Drops records that no command can need any more; notes how long the stream is.
-    async fn tidy(&mut self) -> Result<(), Box<CommandError>> {
-        let state = self.context.redis.stream_state(&self.right.stream, &self.group).await?;
-        self.context.metrics.commands_waiting.set(i64::try_from(state.length).unwrap_or(i64::MAX));
-        let oldest = state.oldest_position().map(|(ms, _)| ms);
-        let retention = self.context.feed.retention;
-        self.context.postgres.prune_applied(&self.right.stream, oldest, retention).await?;
-        Ok(())
+    /// What a transaction made of its commands; nothing of any of them, where a server broke off.
+    fn endings_of(
+        &mut self,
+        result: Result<Vec<Ending>, Box<CommandError>>,
+        is_single: bool,
+        commands: usize,
+    ) -> Result<Vec<Ending>, Box<CommandError>> {
+        match result {
+            Ok(endings) => {
+                self.pause.reset();
+                let is_smooth =
+                    |ending: &Ending| matches!(ending, Ending::Done(outcome) if outcome.error.is_none());
+                if !is_single && !endings.iter().all(is_smooth) {
+                    self.with_savepoints = SAVEPOINT_BATCHES;
+                }
+                Ok(endings)
+            }
+            Err(error) if matches!(*error, CommandError::NotLeader) => Err(error),
+            Err(error) => {
+                if self.pause_until.is_none() {
+                    warn!(error = %chain(&*error), "write commands wait, they are carried out later");
+                    self.pause_until = Some(Instant::now() + self.pause.pause());
+                }
+                Ok((0..commands).map(|_| Ending::Behind).collect())
+            }
+        }
+    }
+
+    fn release(&mut self, commands: usize, bytes: usize) {
+        self.held -= commands;
+        self.held_bytes -= bytes;
+    }
+
+    /// Lets transactions that are under way end. Given up, they would go on waiting for locks in the server, and so would
+    /// the next leader for them.
+    async fn drain(&mut self) {
+        let deadline = Instant::now() + DRAIN_WITHIN;
+        while 0 < self.shared + self.single {
+            match timeout_at(deadline, self.tasks.join_next()).await {
+                Ok(Some(Ok(Event::Worked(worked)))) if worked.is_single => self.single -= 1,
+                Ok(Some(Ok(Event::Worked(_)))) => self.shared -= 1,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 }
 
 /// The next entries: claimed from a cursor on, or new ones.
-fn read(mut reader: StreamReader, claims: Option<String>, most: usize) -> BoxFuture<'static, Read> {
-    Box::pin(async move {
-        let entries = match claims {
-            Some(cursor) => {
-                let claimed = reader.claim(Duration::ZERO, &cursor, most).await;
-                claimed
-                    .map(|claimed| claimed.map(|(next, entries)| ((next != "0-0").then_some(next), entries)))
-            }
-            None => reader.read(most, WAITS).await.map(|read| read.map(|entries| (None, entries))),
-        };
-        (reader, entries)
-    })
-}
-
-/// Carries commands out, stores what they touched, and finishes them in Redis.
-async fn work_off(
-    context: &Context,
-    right: &Right,
-    group: &str,
-    work: &[(String, Waiting)],
-    mut care: Care,
-) -> Result<Vec<Ending>, Box<CommandError>> {
-    let (mut endings, touched) = loop {
-        match carry_out(context, right, work, care).await? {
-            Some(done) => break done,
-            None => care = Care::Each,
+async fn read(mut reader: StreamReader, claims: Option<String>, most: usize) -> Event {
+    let entries = match claims {
+        Some(cursor) => {
+            let claimed = reader.claim(Duration::ZERO, &cursor, most).await;
+            claimed.map(|claimed| claimed.map(|(next, entries)| ((next != "0-0").then_some(next), entries)))
         }
+        None => reader.read(most, WAITS).await.map(|read| read.map(|entries| (None, entries))),
     };
-    failpoint::reach("write.applied");
-    for (ending, (_, waiting)) in endings.iter_mut().zip(work) {
-        if let Ending::Later { reason, weight } = ending
-            && TRIES_MAX <= waiting.tries + *weight
-        {
-            let reason = format!("given up after many attempts: {reason}");
-            *ending = Ending::Done(reject(context, right, waiting, reason).await?);
-        }
-    }
-    let written = if touched.is_empty() { None } else { Some(settle(context, touched).await) };
-    failpoint::reach("write.loaded");
-    let cache = written.as_ref().map_or(CacheState::Stored, |written| written.cache);
-    let token = written.and_then(|written| written.token).map(|token| token.to_string());
-    let done = endings.iter().zip(work).filter_map(|(ending, (_, waiting))| match ending {
-        Ending::Done(outcome) => Some((waiting.entry.clone(), outcome.clone())),
-        Ending::Later { .. } | Ending::Behind => None,
-    });
-    let done: Vec<(StreamEntry, Outcome)> = done.collect();
-    // They are committed: until Redis has heard of it, nothing else is done with these keys.
-    let mut delay = RETRY_DELAY_MIN;
-    while let Err(error) = finish(context, &right.stream, group, done.clone(), token.as_deref(), cache).await
-    {
-        warn!(error = %chain(&error), commands = done.len(), "applied write commands are not finished yet");
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(RETRY_DELAY_MAX);
-    }
-    failpoint::reach("write.finished");
-    Ok(endings)
+    Event::Read(reader, entries)
 }
 
-/// Acknowledges, replies, and keeps apart what was rejected.
-async fn finish(
-    context: &Context,
-    stream: &str,
-    group: &str,
-    done: Vec<(StreamEntry, Outcome)>,
-    token: Option<&str>,
-    cache: CacheState,
-) -> Result<(), CacheError> {
-    if done.is_empty() {
-        return Ok(());
+/// Has a dataset's statement described. While somebody holds its table, the commands of other datasets go on.
+async fn describe(context: Context, dataset: Arc<Dataset>) -> Event {
+    let (mut backoff, mut tries) = (Backoff::new(RETRY_DELAY_MIN, RETRY_DELAY_MAX), 0_u32);
+    loop {
+        let error = match statement_of(&context, &dataset).await {
+            Err(WriteError::Unavailable(error) | WriteError::Unknown(error)) => error,
+            described => return Event::Described(dataset, described),
+        };
+        tries += 1;
+        if tries.is_power_of_two() {
+            warn!(dataset = dataset.name(), tries, error = %chain(&error), "write commands of a dataset wait for its tables");
+        }
+        backoff.wait().await;
     }
-    let labels: Vec<&str> = done.iter().map(|(_, outcome)| outcome.label()).collect();
-    let finished: Vec<Finished> =
-        done.into_iter().map(|(entry, outcome)| outcome.finish(&entry, token, cache)).collect();
-    let undelivered = context.redis.finish_entries(stream, group, &finished).await?;
-    for label in labels {
-        context.metrics.commands.get_or_create(&ByReason::new(label)).inc();
-    }
-    for one in finished.iter().filter(|one| one.rejected.is_some()) {
-        warn!(entry = %one.id, reason = one.rejected.as_deref(), "a write command was rejected");
-    }
-    for entry in undelivered {
-        warn!(%entry, "a reply could not be delivered: its list holds another type");
-    }
-    Ok(())
 }

@@ -15,12 +15,12 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::encode::Encoder;
 use super::epoch;
-use super::error::FlowError;
-use super::fresh;
-use super::reload::{Cause, Job, current_epoch, gone_error, reload};
+use super::error::EngineError;
+use super::fresh::{self, WaitError};
+use super::load::{Cause, Job, LoadOptions, load};
 use crate::compress::decompress;
-use crate::stores::postgres::{DatasetSource, KeyValues, Row, Trouble};
-use crate::stores::redis::{Answer, UseSign, Wanted};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Row};
+use crate::stores::redis::{UseSign, Wanted};
 use cachekeeper_config::{Format, Scope};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::key_hash;
@@ -116,8 +116,12 @@ const DECODED_MAX: usize = 64 << 20;
 /// Compares the entries of a dataset.
 ///
 /// # Errors
-/// [`FlowError`] if a server does not answer.
-pub async fn compare(context: &Context, dataset: &Dataset, extent: &Extent) -> Result<Comparison, FlowError> {
+/// [`EngineError`] if a server does not answer.
+pub async fn compare(
+    context: &Context,
+    dataset: &Dataset,
+    extent: &Extent,
+) -> Result<Comparison, EngineError> {
     let one_in = match extent.sample {
         Some(sample) => (context.redis.key_count().await? / sample.max(1)).max(1),
         None => 1,
@@ -133,13 +137,11 @@ pub async fn compare(context: &Context, dataset: &Dataset, extent: &Extent) -> R
     let mut cursor = 0;
     loop {
         let order_poll = epoch::poll(context).await?;
-        let current = current_epoch(context).await?;
-        let standing = dataset.standing(&current, &order_poll.incarnation);
+        let current = epoch::current(context).await?;
+        let standing = dataset.precondition(&current, &order_poll.incarnation);
         let wanted = [Wanted { prefix, left_max: None }];
-        let page = match context.redis.walk(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await? {
-            Answer::Done(page) => page,
-            Answer::Gone(gone) => return Err(gone_error(context, dataset, gone)),
-        };
+        let answer = context.redis.scan(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await?;
+        let page = context.checked(Some(dataset), answer)?;
         let keys: Vec<(String, KeyValues)> = page
             .entries
             .into_iter()
@@ -151,7 +153,7 @@ pub async fn compare(context: &Context, dataset: &Dataset, extent: &Extent) -> R
             })
             .collect();
         let checked = check_keys(context, dataset, &source, keys, &mut found).await;
-        if matches!(&checked, Err(FlowError::Source(error)) if error.trouble == Trouble::Changed) {
+        if matches!(&checked, Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed) {
             dataset.forget_source();
         }
         checked?;
@@ -176,7 +178,7 @@ async fn check_keys(
     source: &DatasetSource,
     keys: Vec<(String, KeyValues)>,
     found: &mut Comparison,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     found.checked += keys.len() as u64;
     let mut suspects = keys;
     for look in 0..LOOKS {
@@ -227,7 +229,7 @@ async fn look_at(
     source: &DatasetSource,
     chunk: &[(String, KeyValues)],
     with_care: bool,
-) -> Result<Vec<Verdict>, FlowError> {
+) -> Result<Vec<Verdict>, EngineError> {
     let values: Vec<KeyValues> = chunk.iter().map(|(_, values)| values.clone()).collect();
     let names: Vec<&str> = chunk.iter().map(|(key, _)| key.as_str()).collect();
     let before = context.postgres.load(source, &values).await?;
@@ -235,7 +237,11 @@ async fn look_at(
     let mut is_sure = false;
     if with_care && is_covered(context, dataset).await? {
         let token = Token { incarnation: before.poll.incarnation, snapshot: before.poll.snapshot };
-        is_sure = fresh::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await?.1;
+        is_sure = match fresh::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await {
+            Ok((_, is_fresh)) => is_fresh,
+            Err(WaitError::TooMany) => false,
+            Err(WaitError::Flow(error)) => return Err(error),
+        };
     }
     let cached = context.redis.read(&names).await?;
     let after = if is_sure {
@@ -256,7 +262,7 @@ async fn look_at(
     Ok(chunk.iter().zip(cached).map(|((key, _), (value, _))| judge(key, value)).collect())
 }
 
-async fn is_covered(context: &Context, dataset: &Dataset) -> Result<bool, FlowError> {
+async fn is_covered(context: &Context, dataset: &Dataset) -> Result<bool, EngineError> {
     let watermark = context.redis.watermark().await?;
     Ok(watermark.is_some_and(|watermark| !watermark.not_covered.iter().any(|name| name == dataset.name())))
 }
@@ -292,8 +298,8 @@ async fn find_missing(
     source: &DatasetSource,
     seen: &HashSet<String>,
     found: &mut Comparison,
-) -> Result<(), FlowError> {
-    let mut rows = context.postgres.pass(source, None).await?;
+) -> Result<(), EngineError> {
+    let mut rows = context.postgres.backfill(source, None).await?;
     let mut encoder = Encoder::new(dataset, source);
     let mut batch = EntryBatch::default();
     let mut absent = Vec::new();
@@ -310,7 +316,7 @@ async fn find_missing(
     }
     encoder.finish(&mut batch);
     take(&mut batch);
-    // Stored between the walk and the pass?
+    // Stored between the scan of Redis and the one of the table?
     for chunk in absent.chunks(PAGE) {
         let cached = context.redis.read(chunk).await?;
         let missing = chunk.iter().zip(cached).filter(|(_, (value, _))| value.is_none());
@@ -320,12 +326,10 @@ async fn find_missing(
 }
 
 /// Loads again what was found wrong.
-///
-/// # Errors
-/// [`FlowError`].
-pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, FlowError> {
+pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, EngineError> {
     let wrong = found.stale.iter().chain(&found.extra).chain(&found.missing).chain(&found.undecodable);
     let keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();
-    let report = reload(context, dataset, keys, Cause::Change, &mut Job::uncounted()).await?;
+    let because = LoadOptions::because(Cause::Change);
+    let report = load(context, dataset, keys, because, &mut Job::uncounted()).await?;
     Ok(report.stored + report.gone + report.invalidated)
 }

@@ -5,10 +5,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::catalog::{Catalog, Dataset};
-use super::followed::Coverage;
+use super::coverage::Coverage;
+use super::error::EngineError;
+use super::watermark_watch::WatermarkWatch;
 use crate::metrics::Metrics;
 use crate::stores::postgres::{CaptureLimits, Postgres};
-use crate::stores::redis::{CacheError, Epoch, Redis, Standing};
+use crate::stores::redis::{Answer, CacheError, Epoch, PreconditionFailed, Redis};
 use cachekeeper_config::{Config, FeedMode};
 
 /// Stores, datasets, metrics, and the epoch as this process knows it. Cheap to clone.
@@ -27,6 +29,7 @@ pub struct Context {
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
     has_outbox: Arc<AtomicBool>,
+    pub(super) watermark_watch: Arc<WatermarkWatch>,
 }
 
 /// How changes are captured, as flows need to know it.
@@ -36,7 +39,7 @@ pub struct FeedSettings {
     pub is_on: bool,
     /// Limits of the triggers.
     pub limits: CaptureLimits,
-    /// How long applied changes are kept, for a Redis that goes back.
+    /// How long applied changes are kept, for a Redis that is rolled back.
     pub retention: Duration,
     /// The watermark's age from which the worker is not ready.
     pub max_lag: Duration,
@@ -46,8 +49,8 @@ impl Context {
     /// Prepares the stores; nothing connects yet.
     ///
     /// # Errors
-    /// [`super::error::FlowError`] when a URL cannot be used.
-    pub fn new(config: &Config) -> Result<Self, super::error::FlowError> {
+    /// [`EngineError`] when a URL cannot be used.
+    pub fn new(config: &Config) -> Result<Self, EngineError> {
         Ok(Self {
             postgres: Postgres::new(&config.postgres)?,
             redis: Redis::new(&config.redis, &config.service.namespace)?,
@@ -62,6 +65,7 @@ impl Context {
             epoch: Arc::default(),
             coverage: Arc::default(),
             has_outbox: Arc::default(),
+            watermark_watch: Arc::default(),
         })
     }
 
@@ -95,6 +99,34 @@ impl Context {
         self.has_outbox.store(true, Ordering::Relaxed);
     }
 
+    /// What a script answered, or the error that its caller must begin again with.
+    ///
+    /// # Errors
+    /// [`EngineError::PreconditionFailed`], [`EngineError::Superseded`].
+    pub fn checked<T>(&self, dataset: Option<&Dataset>, answer: Answer<T>) -> Result<T, EngineError> {
+        match answer {
+            Answer::Done(value) => Ok(value),
+            Answer::Failed(failed) => Err(self.on_precondition_failed(dataset, failed)),
+        }
+    }
+
+    /// The one place that acts on a failed precondition. A definition that is not the dataset's any more ends this process's
+    /// work on it; else what is known of the epoch is out of date, and is read anew before anything else is tried.
+    pub(super) fn on_precondition_failed(
+        &self,
+        dataset: Option<&Dataset>,
+        failed: PreconditionFailed,
+    ) -> EngineError {
+        match (failed, dataset) {
+            (PreconditionFailed::Revision, Some(dataset)) => dataset.supersede(),
+            (PreconditionFailed::Revision, None) => EngineError::PreconditionFailed(failed),
+            (PreconditionFailed::Table | PreconditionFailed::Epoch | PreconditionFailed::Incarnation, _) => {
+                self.set_epoch(None);
+                EngineError::PreconditionFailed(failed)
+            }
+        }
+    }
+
     /// Counts a refusal by Redis and hands the error on.
     pub fn count_refusal(&self, error: CacheError) -> CacheError {
         self.metrics
@@ -102,13 +134,5 @@ impl Context {
             .get_or_create(&crate::metrics::ByReason::new(error.refusal.label()))
             .inc();
         error
-    }
-}
-
-impl Dataset {
-    /// What a script that writes this dataset's entries must find unchanged.
-    #[must_use]
-    pub fn standing<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Standing<'a> {
-        Standing { epoch, incarnation, dataset: self.name(), revision: &self.revision }
     }
 }

@@ -1,11 +1,12 @@
-//! Why a flow could not go on.
+//! Why the engine could not go on.
 
+pub use crate::stores::chain;
 use crate::stores::postgres::{SourceError, SourceProblem};
-use crate::stores::redis::{CacheError, Gone};
+use crate::stores::redis::{CacheError, PreconditionFailed};
 
-/// Why a flow could not go on. What fails for one entry only is data (a [`super::reload::Report`]), not an error.
+/// Why the engine could not go on. What fails for one entry only is data (in a `LoadReport`), not an error.
 #[derive(Debug, thiserror::Error)]
-pub enum FlowError {
+pub enum EngineError {
     /// Postgres.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -20,21 +21,21 @@ pub enum FlowError {
         /// What is wrong.
         problem: SourceProblem,
     },
-    /// The order of things changed while the flow ran; it must begin again.
+    /// A script found another epoch, incarnation or definition than the caller's: begin again with the present ones.
     #[error("{0}")]
-    Gone(Gone),
+    PreconditionFailed(PreconditionFailed),
     /// This server's incarnation was replaced by another primary's.
     #[error("another primary has taken this server's place; point the worker at the new primary")]
     Retired,
     /// A newer process has redefined the dataset.
     #[error("dataset {dataset} was redefined by a newer process; this one stores nothing of it any more")]
-    Displaced {
+    Superseded {
         /// Which.
         dataset: String,
     },
-    /// Redis went back to an older state while a job ran.
-    #[error("Redis went back to an older state while a job ran")]
-    WentBack,
+    /// Redis lost steps of a job: it was rolled back to an older state.
+    #[error("Redis was rolled back to an older state while a job ran")]
+    RedisRolledBack,
     /// Loading took longer than a change may wait.
     #[error("loading entries of dataset {dataset} takes too long")]
     Slow {
@@ -46,7 +47,7 @@ pub enum FlowError {
     Cancelled,
 }
 
-impl FlowError {
+impl EngineError {
     /// Whether Postgres was not reached.
     #[must_use]
     pub fn is_source_down(&self) -> bool {
@@ -58,20 +59,4 @@ impl FlowError {
     pub fn is_unreachable(&self) -> bool {
         self.is_source_down() || matches!(self, Self::Cache(error) if error.is_unreachable())
     }
-}
-
-/// An error and its causes on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        source = cause.source();
-    }
-    line
 }

@@ -10,13 +10,13 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::context::Context;
-use super::error::FlowError;
+use super::coverage::Coverage;
+use super::error::EngineError;
 use super::failpoint;
-use super::followed::Coverage;
-use super::reload::Job;
+use super::load::Job;
 use super::{coverage, epoch};
-use crate::stores::postgres::{Change, FeedPoll, FeedReader, Poll, Trouble};
-use crate::stores::redis::{Advance, Advanced, Answer, Debt, Epoch};
+use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
+use crate::stores::redis::{Advance, Advanced, Epoch, PendingRevalidation, PreconditionFailed};
 pub use batch::Touched;
 use batch::{Batch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
@@ -47,6 +47,9 @@ pub struct Follower {
     count_reset: Instant,
     /// Entries that were deleted although Redis is to hold every row.
     dropped: Vec<String>,
+    /// The watermark's time when this one last moved it.
+    moved_to: Option<String>,
+    has_met_another: bool,
 }
 
 /// Where the feed stands in Redis.
@@ -75,8 +78,8 @@ pub fn touched_by(context: &Context, coverage: &Coverage, changes: &[Change]) ->
 /// does not move.
 ///
 /// # Errors
-/// [`FlowError`]; then the feed sees to it.
-pub async fn apply_own(context: &Context, touched: Touched) -> Result<(), FlowError> {
+/// [`EngineError`]; then the feed sees to it.
+pub async fn apply_own(context: &Context, touched: Touched) -> Result<(), EngineError> {
     let order = epoch::ensure(context, "").await?;
     let (mut hurried, mut dropped) = (BTreeSet::new(), Vec::new());
     let mut batch = Batch {
@@ -104,7 +107,21 @@ impl Follower {
             hurried: BTreeSet::new(),
             count_reset: Instant::now(),
             dropped: Vec::new(),
+            moved_to: None,
+            has_met_another: false,
         }
+    }
+
+    /// Whether somebody else moves the cursor or the watermark too, as far as this one has noticed. With `look` it looks:
+    /// where nothing is committed, two who move the cursor to where it stands do not notice each other.
+    pub async fn has_met_another(&mut self, look: bool) -> bool {
+        if look
+            && let Some(moved_to) = &self.moved_to
+            && let Ok(watermark) = self.context.redis.watermark().await
+        {
+            self.has_met_another |= watermark.is_some_and(|watermark| watermark.as_of != *moved_to);
+        }
+        self.has_met_another
     }
 
     /// Entries that had to be deleted although Redis is to hold every row: somebody should fill them again.
@@ -116,8 +133,8 @@ impl Follower {
     /// committed, which notices what happened to Redis (R11).
     ///
     /// # Errors
-    /// [`FlowError`]; the next step begins where Redis says.
-    pub async fn step(&mut self, must_advance: bool) -> Result<Step, FlowError> {
+    /// [`EngineError`]; the next step begins where Redis says.
+    pub async fn step(&mut self, must_advance: bool) -> Result<Step, EngineError> {
         let result = self.try_step(must_advance).await;
         match &result {
             Ok(Step::Idle | Step::Applied(_)) => {}
@@ -127,7 +144,7 @@ impl Follower {
         result
     }
 
-    async fn try_step(&mut self, must_advance: bool) -> Result<Step, FlowError> {
+    async fn try_step(&mut self, must_advance: bool) -> Result<Step, EngineError> {
         let Some(coverage) = self.context.coverage() else {
             return Ok(Step::Waiting);
         };
@@ -139,7 +156,7 @@ impl Follower {
         let polled_at = Instant::now();
         let poll = match polled {
             Ok(poll) => poll,
-            Err(error) if error.trouble == Trouble::NoIncarnation => {
+            Err(error) if error.kind == ErrorKind::NoIncarnation => {
                 epoch::ensure(&self.context, "").await?;
                 return Ok(Step::Again);
             }
@@ -168,11 +185,11 @@ impl Follower {
     }
 
     /// Reads the head, counted, and begins a new epoch where that is due.
-    async fn find_place(&mut self) -> Result<Place, FlowError> {
+    async fn find_place(&mut self) -> Result<Place, EngineError> {
         let order = epoch::ensure(&self.context, &self.job).await?;
         let cursor = order.head.cursor.as_deref().and_then(|text| text.parse().ok());
         let Some(cursor) = cursor else {
-            return Err(FlowError::Gone(crate::stores::redis::Gone::Table));
+            return Err(self.context.on_precondition_failed(None, PreconditionFailed::Table));
         };
         Ok(Place {
             epoch: order.epoch,
@@ -184,7 +201,7 @@ impl Follower {
     }
 
     /// Whether the outbox has everything since the cursor.
-    async fn look_at_outbox(&mut self, place: &Place, found: &FeedPoll) -> Result<Option<Step>, FlowError> {
+    async fn look_at_outbox(&mut self, place: &Place, found: &FeedPoll) -> Result<Option<Step>, EngineError> {
         let outbox = &found.outbox;
         if outbox.is_behind(&place.cursor, &place.incarnation) {
             epoch::begin_behind(&self.context, outbox).await?;
@@ -220,7 +237,7 @@ impl Follower {
         mut found: FeedPoll,
         polled_at: Instant,
         mut coverage: Arc<Coverage>,
-    ) -> Result<Step, FlowError> {
+    ) -> Result<Step, EngineError> {
         let mut batch = Batch {
             context: &self.context,
             epoch: place.epoch,
@@ -276,40 +293,39 @@ impl Follower {
         as_of: &str,
         coverage: &Coverage,
         statements: u64,
-    ) -> Result<Step, FlowError> {
+    ) -> Result<Step, EngineError> {
         let followed = self.followed(coverage);
-        let debt = Debt::new("followed anew", place.now_ms);
+        let debt = PendingRevalidation::new("followed anew", place.now_ms);
         let advance = Advance {
             job: (&self.job, place.count),
             from: place.cursor.as_str(),
             to: &poll.snapshot,
             as_of,
-            followed: &followed,
-            debt: &debt,
+            covered: &followed,
+            pending: &debt,
         };
-        match self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await? {
-            Answer::Done(Advanced::Done) => {
+        let answer = self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await?;
+        match self.context.checked(None, answer)? {
+            Advanced::Done => {
                 failpoint::reach("feed.advanced");
+                self.moved_to = Some(as_of.to_owned());
                 self.place = Some(Place { cursor: poll.snapshot, count: place.count + 1, ..place });
                 Ok(Step::Applied(statements))
             }
-            Answer::Done(Advanced::Moved) => {
+            Advanced::Moved => {
                 debug!("another worker moved the cursor");
+                self.has_met_another = true;
                 Ok(Step::Again)
             }
-            Answer::Done(Advanced::WentBack) => Err(FlowError::WentBack),
-            Answer::Gone(gone) => {
-                self.context.set_epoch(None);
-                Err(FlowError::Gone(gone))
-            }
+            Advanced::RolledBack => Err(EngineError::RedisRolledBack),
         }
     }
 
     /// What this process follows, and has not left to a newer one.
     fn followed(&self, coverage: &Coverage) -> Vec<(String, String)> {
-        let mut followed = coverage.followed();
+        let mut followed = coverage.covered();
         followed.retain(|(name, _)| {
-            self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_displaced())
+            self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded())
         });
         followed
     }
@@ -328,10 +344,7 @@ impl Follower {
     }
 
     /// Empties what every Redis that may come back has seen.
-    ///
-    /// # Errors
-    /// [`FlowError`].
-    pub async fn trim(&self) -> Result<(), FlowError> {
+    pub async fn trim(&self) -> Result<(), EngineError> {
         let Some(place) = &self.place else { return Ok(()) };
         let trimmed = self.context.postgres.trim_outbox(&place.cursor, self.context.feed.retention).await?;
         if 0 < trimmed {

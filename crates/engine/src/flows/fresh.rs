@@ -2,23 +2,18 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::context::Context;
-use super::error::FlowError;
-use super::reload::with_current_order;
+use super::epoch::with_current_epoch;
+use super::error::EngineError;
+use super::watermark_watch::WAITS_MAX;
 use crate::stores::redis::Watermark;
 use cachekeeper_protocol::token::Token;
 
-/// Between two looks at the watermark; it moves every few milliseconds while something changes.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-
 /// Takes a token of this moment: it sees every transaction that has committed by now.
-///
-/// # Errors
-/// [`FlowError`].
-pub async fn token(context: &Context) -> Result<Token, FlowError> {
-    let poll = with_current_order(context, || async { Ok(context.postgres.poll().await?) }).await?;
+pub async fn token(context: &Context) -> Result<Token, EngineError> {
+    let poll = with_current_epoch(context, || async { Ok(context.postgres.poll().await?) }).await?;
     Ok(Token { incarnation: poll.incarnation, snapshot: poll.snapshot })
 }
 
@@ -35,30 +30,54 @@ pub fn satisfies(watermark: Option<&Watermark>, token: &Token, dataset: Option<&
     is_covered && seen
 }
 
+/// Why a wait ended without an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum WaitError {
+    /// Too many wait already.
+    #[error("more than {WAITS_MAX} requests wait for the watermark")]
+    TooMany,
+    /// Redis did not answer.
+    #[error(transparent)]
+    Flow(#[from] EngineError),
+}
+
 /// Waits until it is so, or for this long; answers the last watermark and whether it is.
-///
-/// # Errors
-/// [`FlowError`].
 pub async fn wait(
     context: &Context,
     token: &Token,
     dataset: Option<&str>,
     at_most: Duration,
-) -> Result<(Option<Watermark>, bool), FlowError> {
+) -> Result<(Option<Watermark>, bool), WaitError> {
     let deadline = Instant::now() + at_most;
+    let watch = &context.watermark_watch;
+    let _permit = watch.permit().ok_or(WaitError::TooMany)?;
     loop {
-        let watermark = context.redis.watermark().await?;
+        // Joined before this wait looks for itself, so that no move falls between the two.
+        let shared = watch.join(&context.redis);
+        let mut looks = shared.looks();
+        // What was seen before may be of a Redis that has rolled back since.
+        looks.mark_unchanged();
+        let mut watermark = context.redis.watermark().await.map_err(EngineError::from)?;
         let is_fresh = satisfies(watermark.as_ref(), token, dataset);
         if is_fresh || deadline <= Instant::now() {
             return Ok((watermark, is_fresh));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        // An error is that the watch has ended, because Redis did not answer it: this wait looks for itself again.
+        while let Ok(Ok(())) = timeout_at(deadline, looks.changed()).await {
+            watermark.clone_from(&looks.borrow_and_update());
+            if satisfies(watermark.as_ref(), token, dataset) {
+                return Ok((watermark, true));
+            }
+        }
+        if deadline <= Instant::now() {
+            return Ok((watermark, false));
+        }
     }
 }
 
 /// What was found under a key, for a reader with a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum TokenRead {
     /// At least as fresh as the token; none: no value.
     Fresh(Option<Vec<u8>>),
     /// Perhaps older than the token: ask the database, or wait.
@@ -67,12 +86,9 @@ pub enum Found {
 
 /// Reads a value together with the watermark, in one command: read one after the other, either could be of another
 /// time than the other (X13, X14).
-///
-/// # Errors
-/// [`FlowError`].
-pub async fn get(context: &Context, key: &str, token: &Token) -> Result<Found, FlowError> {
+pub async fn get(context: &Context, key: &str, token: &Token) -> Result<TokenRead, EngineError> {
     let (value, watermark) = context.redis.read_with_watermark(key).await?;
     let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset.name().to_owned());
     let is_fresh = dataset.is_some() && satisfies(watermark.as_ref(), token, dataset.as_deref());
-    Ok(if is_fresh { Found::Fresh(value) } else { Found::Stale })
+    Ok(if is_fresh { TokenRead::Fresh(value) } else { TokenRead::Stale })
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
-use super::error::FlowError;
-use super::reload::{Cause, Job, Report, current_epoch, reload};
+use super::error::EngineError;
+use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::{ByDatasetCause, ByReason};
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Answer, Claim, Epoch, Gone, Paid, Standing};
+use crate::stores::redis::{Claim, Epoch, Precondition, Settled};
 use cachekeeper_config::OnChange;
 use cachekeeper_protocol::event::Op;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
@@ -19,16 +19,16 @@ use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 const PAGE: usize = 256;
 /// Members of one page of a tag; small sets come whole, whatever is asked for.
 const TAG_PAGE: usize = 256;
-/// Label of entries that belong to no dataset.
+/// The label of entries that belong to no dataset.
 const NO_DATASET: &str = "none";
 
 /// Invalidates keys: those of a dataset as the event or the dataset says, those of none are deleted.
 ///
 /// # Errors
-/// [`FlowError`]; the event must then be obeyed again.
-pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<Report, FlowError> {
+/// [`EngineError`]; the event must then be applied again.
+pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
     let poll = epoch::poll(context).await?;
-    let mut report = Report::default();
+    let mut report = LoadReport::default();
     let keys = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).cloned();
     let sorted = Sorted::new(context, keys, op);
     for (dataset, keys) in &sorted.to_delete {
@@ -43,22 +43,22 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
 /// Invalidates every member of tags.
 ///
 /// # Errors
-/// [`FlowError`]; the event must then be obeyed again. [`FlowError::WentBack`] where Redis went back meanwhile.
-pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<Report, FlowError> {
+/// [`EngineError`]; the event must then be applied again. [`EngineError::RedisRolledBack`] where Redis went back meanwhile.
+pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
     // What applications hold under these tags without a stamp is fenced by counters.
-    context.redis.forget_tags(tags).await?;
+    context.redis.invalidate_tags(tags).await?;
     let mut job = Job::new("tags");
     let order = epoch::ensure(context, &job.id).await?;
     job.count = order.head.counted;
-    let standing = unfenced(&order.epoch, &order.poll);
+    let precondition = of_no_dataset(&order.epoch, &order.poll);
     let report = members(context, (&order.epoch, &order.poll), tags, op, &mut job).await?;
-    // Nothing is claimed by a debt, but a rollback in between would have hidden members from the walk.
-    let claim = done(context, context.redis.claim(&standing, &job.id, job.count, Paid::Nothing).await?)?;
-    match claim {
+    // Nothing is pending here, but a rollback in between would have hidden members from the enumeration.
+    let answer = context.redis.finish_job(&precondition, &job.id, job.count, Settled::Nothing).await?;
+    match context.checked(None, answer)? {
         Claim::Accepted => Ok(report),
-        Claim::WentBack => {
-            context.metrics.gaps.get_or_create(&ByReason::new("redis_went_back")).inc();
-            Err(FlowError::WentBack)
+        Claim::RolledBack => {
+            context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+            Err(EngineError::RedisRolledBack)
         }
     }
 }
@@ -70,12 +70,12 @@ pub(super) async fn members(
     tags: &[String],
     op: Option<Op>,
     job: &mut Job,
-) -> Result<Report, FlowError> {
-    let standing = unfenced(at.0, at.1);
+) -> Result<LoadReport, EngineError> {
+    let precondition = of_no_dataset(at.0, at.1);
     let stamp = at.1.snapshot.stamp();
-    let sets = done(context, context.redis.raise_tags(&standing, stamp, &job.id, tags).await?)?;
+    let sets = context.checked(None, context.redis.raise_tags(&precondition, stamp, &job.id, tags).await?)?;
     job.count += 1;
-    let mut report = Report::default();
+    let mut report = LoadReport::default();
     for (set, _size) in sets {
         report.add(invalidate_set(context, at, &set, op, job).await?);
     }
@@ -89,14 +89,14 @@ async fn invalidate_set(
     set: &str,
     op: Option<Op>,
     job: &mut Job,
-) -> Result<Report, FlowError> {
-    let standing = unfenced(at.0, at.1);
+) -> Result<LoadReport, EngineError> {
+    let precondition = of_no_dataset(at.0, at.1);
     let id = job.id.clone();
     let fetch = async |cursor: u64| {
-        let page = context.redis.members(&standing, &id, set, cursor, TAG_PAGE).await?;
-        done(context, page)
+        let page = context.redis.members(&precondition, &id, set, cursor, TAG_PAGE).await?;
+        context.checked(None, page)
     };
-    let mut report = Report::default();
+    let mut report = LoadReport::default();
     let (mut cursor, mut members) = fetch(0).await?;
     job.count += 1;
     loop {
@@ -120,8 +120,8 @@ async fn invalidate_members(
     set: &str,
     sorted: Sorted,
     job: &mut Job,
-) -> Result<Report, FlowError> {
-    let mut report = Report::default();
+) -> Result<LoadReport, EngineError> {
+    let mut report = LoadReport::default();
     for (dataset, keys) in &sorted.to_delete {
         report.invalidated += delete(context, dataset, poll, keys, Some((&mut *job, set))).await?;
     }
@@ -132,20 +132,17 @@ async fn invalidate_members(
 }
 
 /// Deletes keys at once and without a stamp, because none can be had while Postgres is down. The event is kept and
-/// obeyed again: until then an older load could still bring the old value back.
-///
-/// # Errors
-/// [`FlowError`].
-pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), FlowError> {
+/// applied again: until then an older load could still bring the old value back.
+pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), EngineError> {
     let keys: Vec<&String> = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).collect();
     for page in keys.chunks(PAGE) {
-        context.redis.forget(page, "").await?;
+        context.redis.invalidate_keys(page, "").await?;
     }
     Ok(())
 }
 
 /// Keys to load again, by dataset.
-pub(super) type Reloads = BTreeMap<String, (Arc<Dataset>, Vec<(String, KeyValues)>)>;
+pub(super) type Reloads = BTreeMap<String, (Arc<Dataset>, Keys)>;
 
 /// Keys by what is to be done with them.
 #[derive(Default)]
@@ -167,7 +164,7 @@ impl Sorted {
                 Some(Op::Delete) => false,
                 None => dataset.settings.on_change == OnChange::Refresh,
             };
-            if !refresh || dataset.is_displaced() {
+            if !refresh || dataset.is_superseded() {
                 sorted.delete(dataset.name(), key);
                 continue;
             }
@@ -196,31 +193,31 @@ pub(super) async fn reload_keys(
     context: &Context,
     dataset: &Dataset,
     poll: &Poll,
-    keys: Vec<(String, KeyValues)>,
+    keys: Keys,
     job: &mut Job,
-) -> Result<Report, FlowError> {
+) -> Result<LoadReport, EngineError> {
     if dataset.settings.scope != cachekeeper_config::Scope::All {
         return reload_existing(context, dataset, poll, keys, job).await;
     }
     for page in keys.chunks(PAGE) {
         raise(context, dataset, poll, page, job).await?;
     }
-    reload(context, dataset, keys, Cause::Change, job).await
+    load(context, dataset, keys, LoadOptions::because(Cause::Change), job).await
 }
 
 async fn reload_existing(
     context: &Context,
     dataset: &Dataset,
     poll: &Poll,
-    keys: Vec<(String, KeyValues)>,
+    keys: Keys,
     job: &mut Job,
-) -> Result<Report, FlowError> {
-    let mut report = Report::default();
+) -> Result<LoadReport, EngineError> {
+    let mut report = LoadReport::default();
     for page in keys.chunks(PAGE) {
         let positions = raise(context, dataset, poll, page, job).await?;
         let existing: Vec<_> =
             positions.into_iter().filter_map(|position| page.get(position)).cloned().collect();
-        report.add(reload(context, dataset, existing, Cause::Change, job).await?);
+        report.add(load(context, dataset, existing, LoadOptions::because(Cause::Change), job).await?);
     }
     Ok(report)
 }
@@ -231,13 +228,13 @@ async fn raise(
     poll: &Poll,
     page: &[(String, KeyValues)],
     job: &mut Job,
-) -> Result<Vec<usize>, FlowError> {
+) -> Result<Vec<usize>, EngineError> {
     let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
-    let epoch = current_epoch(context).await?;
-    let standing = dataset.standing(&epoch, &poll.incarnation);
-    let answer = context.redis.raise(&standing, poll.snapshot.stamp(), &names, &job.id).await?;
+    let current = epoch::current(context).await?;
+    let precondition = dataset.precondition(&current, &poll.incarnation);
+    let answer = context.redis.raise(&precondition, poll.snapshot.stamp(), &names, &job.id).await?;
     job.count += u64::from(!job.id.is_empty());
-    done(context, answer)
+    context.checked(Some(dataset), answer)
 }
 
 /// Raises and deletes keys, as steps of a counted job.
@@ -246,16 +243,16 @@ pub(super) async fn delete_keys(
     poll: &Poll,
     keys: &[(String, KeyValues)],
     job: &mut Job,
-) -> Result<u64, FlowError> {
+) -> Result<u64, EngineError> {
     let mut deleted = 0;
     for page in keys.chunks(PAGE) {
         let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
-        let epoch = current_epoch(context).await?;
-        let standing = unfenced(&epoch, poll);
+        let current = epoch::current(context).await?;
+        let precondition = of_no_dataset(&current, poll);
         let stamp = poll.snapshot.stamp();
-        let answer = context.redis.invalidate_counted(&standing, stamp, &names, &job.id, "").await?;
+        let answer = context.redis.invalidate(&precondition, stamp, &names, &job.id, "").await?;
         job.count += 1;
-        deleted += done(context, answer)?;
+        deleted += context.checked(None, answer)?;
     }
     Ok(deleted)
 }
@@ -266,41 +263,29 @@ async fn delete(
     poll: &Poll,
     keys: &[String],
     mut member_of: Option<(&mut Job, &str)>,
-) -> Result<u64, FlowError> {
+) -> Result<u64, EngineError> {
     let mut deleted = 0;
     for page in keys.chunks(PAGE) {
         if dataset == NO_DATASET {
             // An application's own: what it is loading meanwhile carries no stamp.
-            deleted += context.redis.forget(page, "").await?;
+            deleted += context.redis.invalidate_keys(page, "").await?;
         }
-        let epoch = current_epoch(context).await?;
-        let standing = unfenced(&epoch, poll);
+        let current = epoch::current(context).await?;
+        let precondition = of_no_dataset(&current, poll);
         let stamp = poll.snapshot.stamp();
         let (job, set) = member_of.as_ref().map_or(("", ""), |(job, set)| (job.id.as_str(), *set));
-        let answer = context.redis.invalidate_counted(&standing, stamp, page, job, set).await?;
+        let answer = context.redis.invalidate(&precondition, stamp, page, job, set).await?;
         if let Some((job, _)) = &mut member_of {
             job.count += 1;
         }
-        // The delete was carried out in any case; where the order changed, the caller repeats it with the new one.
-        deleted += done(context, answer)?;
+        // The delete was carried out in any case; where the epoch changed, the caller repeats it under the new one.
+        deleted += context.checked(None, answer)?;
     }
     context.metrics.deleted.get_or_create(&ByDatasetCause::new(dataset, "event")).inc_by(deleted);
     Ok(deleted)
 }
 
 /// Deleting needs no revision: absence is right under every definition.
-fn unfenced<'a>(epoch: &'a Epoch, poll: &'a Poll) -> Standing<'a> {
-    Standing { epoch, incarnation: &poll.incarnation, dataset: "", revision: "" }
-}
-
-fn done<T>(context: &Context, answer: Answer<T>) -> Result<T, FlowError> {
-    match answer {
-        Answer::Done(value) => Ok(value),
-        Answer::Gone(gone) => {
-            if gone != Gone::Revision {
-                context.set_epoch(None);
-            }
-            Err(FlowError::Gone(gone))
-        }
-    }
+fn of_no_dataset<'a>(epoch: &'a Epoch, poll: &'a Poll) -> Precondition<'a> {
+    Precondition { epoch, incarnation: &poll.incarnation, dataset: "", revision: "" }
 }

@@ -7,22 +7,22 @@ use std::time::Duration;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
-use super::error::FlowError;
-use super::reload::{Cause, Job, Report, current_epoch, gone_error, reload};
+use super::error::EngineError;
+use super::load::{Cause, Job, LoadOptions, load};
 use crate::metrics::ByDataset;
 use crate::stores::postgres::KeyValues;
-use crate::stores::redis::{Answer, Head, ServerFacts, Standing, UseSign, Walked, Wanted};
+use crate::stores::redis::{Epoch, Metadata, Precondition, ScannedEntry, ServerFacts, UseSign, Wanted};
 use cachekeeper_config::Scope;
 use cachekeeper_protocol::freshness::Verdict;
 
-/// Keys looked at by one script of the walk.
-const WALK_PAGE: usize = 500;
+/// Keys looked at by one script of the scan.
+const SCAN_PAGE: usize = 500;
 /// Under an LFU policy an entry whose counter has reached this was used since it was stored (new keys begin at 5).
 const FREQUENCY_USED: u64 = 6;
 
-/// How one look at the whole of Redis ended.
+/// What one scan of Redis has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Looked {
+pub struct RefreshReport {
     /// Entries that were loaded again.
     pub refreshed: u64,
     /// Entries that nobody read: they may expire.
@@ -31,32 +31,34 @@ pub struct Looked {
     pub extended: u64,
 }
 
-/// A walk over Redis that refreshes what is due. One page at a time, so that its actor can answer in between.
+/// A scan of Redis that refreshes what is due. One page at a time, so that its actor can answer in between.
 #[derive(Debug)]
-pub struct RefreshWalk {
+pub struct RefreshScan {
     cursor: u64,
     sign: UseSign,
+    /// What remains of an entry's life until the next walk may look at it again.
+    next_scan: Duration,
     /// What happened so far.
-    pub looked: Looked,
+    pub report: RefreshReport,
 }
 
-impl RefreshWalk {
-    /// Begins a walk.
+impl RefreshScan {
+    /// Begins a scan.
     #[must_use]
-    pub fn new(facts: &ServerFacts) -> Self {
+    pub fn new(facts: &ServerFacts, next_scan: Duration) -> Self {
         let sign = if facts.counts_use() { UseSign::Frequency } else { UseSign::Idle };
-        Self { cursor: 0, sign, looked: Looked::default() }
+        Self { cursor: 0, sign, next_scan, report: RefreshReport::default() }
     }
 
-    /// Looks at the next page. True: the walk is over.
+    /// Looks at the next page. True: the scan is over.
     ///
     /// # Errors
-    /// [`FlowError`]; the next walk looks again.
-    pub async fn step(&mut self, context: &Context, outage: Option<Outage>) -> Result<bool, FlowError> {
+    /// [`EngineError`]; the next scan meets the same entries.
+    pub async fn step(&mut self, context: &Context, outage: Option<Outage>) -> Result<bool, EngineError> {
         let interested: Vec<&Arc<Dataset>> = context
             .catalog
             .iter()
-            .filter(|dataset| !dataset.is_displaced())
+            .filter(|dataset| !dataset.is_superseded())
             .filter(|dataset| dataset.settings.refresh_ahead.is_some() || outage.is_some())
             .collect();
         if interested.is_empty() {
@@ -69,16 +71,12 @@ impl RefreshWalk {
                 left_max: Some(dataset.lifetimes.due_within()),
             })
             .collect();
-        let (current, incarnation) = standing_of(context, outage.as_ref()).await?;
-        let standing = Standing { epoch: &current, incarnation: &incarnation, dataset: "", revision: "" };
-        let answer = context.redis.walk(&standing, "", (self.cursor, WALK_PAGE), self.sign, &wanted).await?;
-        let page = match answer {
-            Answer::Done(page) => page,
-            Answer::Gone(gone) => {
-                context.set_epoch(None);
-                return Err(FlowError::Gone(gone));
-            }
-        };
+        let (current, incarnation) = epoch_of(context, outage.as_ref()).await?;
+        let precondition =
+            Precondition { epoch: &current, incarnation: &incarnation, dataset: "", revision: "" };
+        let page = (self.cursor, SCAN_PAGE);
+        let page =
+            context.checked(None, context.redis.scan(&precondition, "", page, self.sign, &wanted).await?)?;
         self.cursor = page.cursor;
         let mut due: BTreeMap<&str, (&Arc<Dataset>, Vec<Due>)> = BTreeMap::new();
         for entry in page.entries {
@@ -88,13 +86,13 @@ impl RefreshWalk {
             let Some(known) = interested.iter().find(|known| known.name() == dataset.name()) else {
                 continue;
             };
-            if let Some(entry) = self.judge(known, entry, values, outage.as_ref()) {
+            if let Some(entry) = self.judge(context, known, entry, values, outage.as_ref()) {
                 due.entry(known.name()).or_insert_with(|| (*known, Vec::new())).1.push(entry);
             }
         }
         for (dataset, entries) in due.into_values() {
             match &outage {
-                None => self.reload(context, dataset, entries).await?,
+                None => self.load(context, dataset, entries).await?,
                 Some(outage) => self.extend(context, dataset, entries, outage).await?,
             }
         }
@@ -103,8 +101,9 @@ impl RefreshWalk {
 
     fn judge(
         &mut self,
+        context: &Context,
         dataset: &Dataset,
-        entry: Walked,
+        entry: ScannedEntry,
         values: KeyValues,
         outage: Option<&Outage>,
     ) -> Option<Due> {
@@ -127,20 +126,25 @@ impl RefreshWalk {
             (Verdict::Unread, _) => holds_all,
         };
         if !is_wanted {
-            self.looked.unread += 1;
+            self.report.unread += 1;
+            // Counted once: at the last look before it expires.
+            if left <= self.next_scan {
+                context.metrics.unread.get_or_create(&ByDataset::new(dataset.name())).inc();
+            }
         }
         is_wanted.then_some(Due { key: entry.key, values, left })
     }
 
-    async fn reload(
+    async fn load(
         &mut self,
         context: &Context,
         dataset: &Dataset,
         entries: Vec<Due>,
-    ) -> Result<(), FlowError> {
+    ) -> Result<(), EngineError> {
         let keys = entries.into_iter().map(|due| (due.key, due.values)).collect();
-        let report: Report = reload(context, dataset, keys, Cause::Refresh, &mut Job::uncounted()).await?;
-        self.looked.refreshed += report.stored;
+        let because = LoadOptions::because(Cause::Refresh);
+        let report = load(context, dataset, keys, because, &mut Job::uncounted()).await?;
+        self.report.refreshed += report.stored;
         context.metrics.refreshed.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
         Ok(())
     }
@@ -151,7 +155,7 @@ impl RefreshWalk {
         dataset: &Dataset,
         entries: Vec<Due>,
         outage: &Outage,
-    ) -> Result<(), FlowError> {
+    ) -> Result<(), EngineError> {
         // In all, an entry may outlive its lifetime by `max_stale`; it was alive when the outage began.
         let Some(budget) = dataset.settings.max_stale.checked_sub(outage.lasted) else {
             return Ok(());
@@ -161,15 +165,12 @@ impl RefreshWalk {
             return Ok(());
         }
         let entries: Vec<(String, Duration)> = entries.into_iter().map(|due| (due.key, due.left)).collect();
-        let standing = dataset.standing(&outage.epoch, &outage.incarnation);
-        match context.redis.extend(&standing, &entries, life).await? {
-            Answer::Done(extended) => {
-                self.looked.extended += extended;
-                context.metrics.extended.get_or_create(&ByDataset::new(dataset.name())).inc_by(extended);
-                Ok(())
-            }
-            Answer::Gone(gone) => Err(gone_error(context, dataset, gone)),
-        }
+        let precondition = dataset.precondition(&outage.epoch, &outage.incarnation);
+        let answer = context.redis.extend(&precondition, &entries, life).await?;
+        let extended = context.checked(Some(dataset), answer)?;
+        self.report.extended += extended;
+        context.metrics.extended.get_or_create(&ByDataset::new(dataset.name())).inc_by(extended);
+        Ok(())
     }
 }
 
@@ -186,15 +187,15 @@ pub struct Outage {
     /// For how long.
     pub lasted: Duration,
     /// The epoch and incarnation that the entries belong to, as Redis says.
-    pub epoch: crate::stores::redis::Epoch,
+    pub epoch: Epoch,
     /// The incarnation.
     pub incarnation: String,
 }
 
 impl Outage {
-    /// What the head says of an outage that goes on at `now_ms`; none where no entries can be extended under it.
+    /// What the metadata says of an outage that goes on at `now_ms`; none where no entries can be extended under it.
     #[must_use]
-    pub fn read(head: &Head, now_ms: u64) -> Option<Self> {
+    pub fn read(head: &Metadata, now_ms: u64) -> Option<Self> {
         let since = head.outage_since?;
         if !head.is_whole {
             return None;
@@ -207,15 +208,12 @@ impl Outage {
     }
 }
 
-async fn standing_of(
-    context: &Context,
-    outage: Option<&Outage>,
-) -> Result<(crate::stores::redis::Epoch, String), FlowError> {
+async fn epoch_of(context: &Context, outage: Option<&Outage>) -> Result<(Epoch, String), EngineError> {
     match outage {
         Some(outage) => Ok((outage.epoch, outage.incarnation.clone())),
         None => {
             let poll = epoch::poll(context).await?;
-            Ok((current_epoch(context).await?, poll.incarnation))
+            Ok((epoch::current(context).await?, poll.incarnation))
         }
     }
 }
@@ -223,8 +221,8 @@ async fn standing_of(
 /// Fills what applications missed.
 ///
 /// # Errors
-/// [`FlowError`]; the next miss tries again.
-pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, FlowError> {
+/// [`EngineError`]; the next miss tries again.
+pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, EngineError> {
     let mut by_dataset = super::invalidate::Reloads::new();
     for key in keys {
         let Some((dataset, values)) = context.catalog.of_key(&key) else {
@@ -232,14 +230,15 @@ pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, Fl
         };
         let settings = &dataset.settings;
         let is_wanted = settings.on_miss == cachekeeper_config::OnMiss::Load || settings.scope == Scope::All;
-        if is_wanted && !dataset.is_displaced() {
+        if is_wanted && !dataset.is_superseded() {
             let entry = by_dataset.entry(dataset.name().to_owned());
             entry.or_insert_with(|| (Arc::clone(dataset), Vec::new())).1.push((key, values));
         }
     }
     let mut filled = 0;
     for (dataset, keys) in by_dataset.into_values() {
-        let report = reload(context, &dataset, keys, Cause::Miss, &mut Job::uncounted()).await?;
+        let because = LoadOptions::because(Cause::Miss);
+        let report = load(context, &dataset, keys, because, &mut Job::uncounted()).await?;
         context.metrics.misses.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
         filled += report.stored;
     }

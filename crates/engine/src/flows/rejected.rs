@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use super::commands::command::record_id;
 use super::context::Context;
-use super::error::FlowError;
+use super::error::EngineError;
 use super::failpoint;
-use crate::stores::postgres::commands::forget_rejected;
+use crate::stores::postgres::write::forget_rejections;
 use crate::stores::redis::{CacheError, StreamEntry};
 
 /// A write command that was rejected.
@@ -28,16 +28,13 @@ pub struct Replayed {
     /// How many commands were put back.
     pub count: usize,
     /// Why not all were.
-    pub error: Option<FlowError>,
+    pub error: Option<EngineError>,
 }
 
 /// Commands of one statement.
 const AT_ONCE: usize = 100;
 
 /// The rejected commands of a stream, the oldest first.
-///
-/// # Errors
-/// [`CacheError`].
 pub async fn rejected(context: &Context, stream: &str, most: usize) -> Result<Vec<Rejected>, CacheError> {
     let letters = context.redis.dead_letters(stream, most).await?;
     Ok(letters.into_iter().map(Rejected::read).collect())
@@ -57,11 +54,11 @@ async fn replay_all(
     stream: &str,
     commands: &[Rejected],
     count: &mut usize,
-) -> Result<(), FlowError> {
+) -> Result<(), EngineError> {
     for part in commands.chunks(AT_ONCE) {
         let ids: HashSet<String> = part.iter().filter_map(|one| one.id.clone()).collect();
         let ids: Vec<String> = ids.into_iter().collect();
-        forget_rejected(&context.postgres, stream, &ids).await?;
+        forget_rejections(&context.postgres, stream, &ids).await?;
         failpoint::reach("replay.forgotten");
         for one in part {
             context.redis.revive(stream, &one.letter, &one.fields_again()).await?;

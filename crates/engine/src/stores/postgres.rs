@@ -1,7 +1,6 @@
 //! Postgres: statements and the binary format of rows.
 
 pub mod capture;
-pub mod commands;
 mod connection;
 mod error;
 mod feed;
@@ -16,11 +15,11 @@ mod write_check;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::Postgres;
-pub use error::{Blame, SourceError, Trouble};
+pub use error::{Blame, ErrorKind, SourceError};
 pub use feed::{Change, FeedPoll, FeedReader, OutboxState};
 pub use incarnation::Poll;
 pub use inspect::{Function, Inspection};
-pub use load::{Loaded, Pass, Row};
+pub use load::{BackfillRows, Loaded, Row};
 pub use migrate::MigrationState;
 pub use statement::{DatasetSource, KeyValues, SourceProblem};
 pub use write_check::Effect;

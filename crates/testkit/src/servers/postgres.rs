@@ -25,9 +25,6 @@ pub struct Session(PgConnection);
 
 impl Session {
     /// Connects.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub async fn open(url: &str) -> Result<Self, ServerError> {
         PgConnection::connect(url).await.map(Self).map_err(|error| failed("connecting", error))
     }
@@ -53,9 +50,6 @@ impl Session {
 
 impl Postgres {
     /// Starts a server with further settings as `name=value`.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub async fn start(settings: &[&str]) -> Result<Self, ServerError> {
         let directory = new_directory("postgres")?;
         let template = template()?;
@@ -134,9 +128,6 @@ impl Postgres {
     }
 
     /// A session of its own, for transactions that stay open.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub async fn session(&self) -> Result<Session, ServerError> {
         Session::open(&self.url()).await
     }
@@ -162,27 +153,18 @@ impl Postgres {
     }
 
     /// Starts it again on the same port and data.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub async fn start_again(&mut self) -> Result<(), ServerError> {
         drop(run_as_server(&["rm", "-f", &self.data.join("postmaster.pid").display().to_string()]));
         self.launch().await
     }
 
     /// Copies the data of the stopped server, as a backup of the disk would.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub fn keep_copy(&self) -> Result<(), ServerError> {
         let copy = self.server.directory.join("copy");
         run_as_server(&["cp", "-a", &self.data.display().to_string(), &copy.display().to_string()])
     }
 
     /// Puts the copy in the place of the stopped server's data.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub fn restore_copy(&self) -> Result<(), ServerError> {
         let copy = self.server.directory.join("copy");
         run_as_server(&["rm", "-rf", &self.data.display().to_string()])?;

@@ -19,17 +19,11 @@ pub struct Redis {
 
 impl Redis {
     /// Starts a server without persistence, with further arguments as on its command line.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub async fn start(arguments: &[&str]) -> Result<Self, ServerError> {
         Self::start_with(arguments, &[]).await
     }
 
     /// The same with environment variables.
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub async fn start_with(arguments: &[&str], environment: &[(&str, String)]) -> Result<Self, ServerError> {
         let directory = new_directory("redis")?;
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
@@ -97,9 +91,6 @@ impl Redis {
     }
 
     /// Starts it again on the same port, after [`Self::kill`].
-    ///
-    /// # Errors
-    /// [`ServerError`].
     pub async fn start_again(&mut self) -> Result<(), ServerError> {
         self.launch().await
     }

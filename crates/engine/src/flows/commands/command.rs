@@ -1,10 +1,9 @@
-//! A command as it stands in the stream, and what is answered.
+//! A command as it is in the stream, and what is answered.
 
 use serde_json::json;
 
 use crate::flows::context::Context;
-use crate::flows::write::CacheState;
-use crate::flows::write::parameters::{Parameters, decode};
+use crate::flows::write::{CacheState, Parameters, decode};
 use crate::stores::redis::{Finished, StreamEntry, dead_of};
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
@@ -29,10 +28,8 @@ pub struct Command {
 }
 
 impl Command {
-    /// Reads the fields of an entry: `dataset`, `params`, and perhaps `id` and `reply`.
-    ///
-    /// # Errors
-    /// Why it cannot be carried out.
+    /// Reads the fields of an entry: `dataset`, `params`, and perhaps `id` and `reply`. An error says why it cannot be
+    /// carried out.
     pub fn read(context: &Context, stream: &str, entry: &StreamEntry) -> Result<Self, String> {
         if COMMAND_MAX < entry.size() {
             return Err(format!("it has {} bytes, at most {COMMAND_MAX}", entry.size()));
@@ -72,7 +69,7 @@ fn id_of_entry(entry: &str, digest: &str) -> String {
     format!("{entry}/{digest}")
 }
 
-/// The id under which a command's record stands: its producer's, or the one made of its entry. None where it has neither
+/// The id of a command's record: its producer's, or the one made of its entry. None where it has neither
 /// `dataset` nor `params`, so that it has no record.
 #[must_use]
 pub fn record_id(entry: &StreamEntry) -> Option<String> {
@@ -100,8 +97,8 @@ fn check_list(context: &Context, stream: &str, list: &str) -> Result<(), String>
 
 /// What became of a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Rows that it touched.
+pub struct CommandOutcome {
+    /// Rows that it wrote.
     pub rows: i64,
     /// Why it was rejected.
     pub error: Option<String>,
@@ -109,7 +106,7 @@ pub struct Outcome {
     pub is_repeated: bool,
 }
 
-impl Outcome {
+impl CommandOutcome {
     /// It is not carried out, for this reason.
     #[must_use]
     pub fn rejected(reason: String) -> Self {
@@ -128,7 +125,7 @@ impl Outcome {
 
     /// How its entry ends.
     #[must_use]
-    pub fn finish(self, entry: &StreamEntry, token: Option<&str>, cache: CacheState) -> Finished {
+    pub fn finish(&self, entry: &StreamEntry, token: Option<&str>, cache: CacheState) -> Finished {
         let list = entry.field("reply").and_then(|list| std::str::from_utf8(list).ok());
         // A list that may not be used is why some are rejected.
         let is_usable = |list: &&str| !list.is_empty() && !list.starts_with(RESERVED_PREFIX);
@@ -151,6 +148,6 @@ impl Outcome {
             });
             (list.to_owned(), reply.to_string())
         });
-        Finished { id: entry.id.clone(), reply, rejected: self.error }
+        Finished { id: entry.id.clone(), reply, rejected: self.error.clone() }
     }
 }

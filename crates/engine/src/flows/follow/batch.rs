@@ -8,15 +8,15 @@ use tracing::{info, warn};
 
 use crate::flows::catalog::Dataset;
 use crate::flows::context::Context;
-use crate::flows::error::FlowError;
+use crate::flows::coverage::{Coverage, Touches};
+use crate::flows::error::EngineError;
 use crate::flows::failpoint;
-use crate::flows::followed::{Coverage, Touches};
 use crate::flows::invalidate::{delete_keys, members, reload_keys};
-use crate::flows::reload::Job;
+use crate::flows::load::Job;
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::postgres::write::DIRECT;
-use crate::stores::postgres::{Change, KeyValues, Poll, Trouble};
-use crate::stores::redis::{Answer, Debt, Epoch};
+use crate::stores::postgres::{Change, ErrorKind, KeyValues, Poll};
+use crate::stores::redis::{Epoch, PendingRevalidation};
 use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
 
@@ -120,21 +120,17 @@ pub(super) struct Batch<'a> {
 
 impl Batch<'_> {
     /// Applies what was gathered: whole datasets first, because they raise the floor.
-    pub(super) async fn flush(&mut self) -> Result<(), FlowError> {
+    pub(super) async fn flush(&mut self) -> Result<(), EngineError> {
         let touched = std::mem::take(&mut self.touched);
         if !touched.whole.is_empty() {
             let names: Vec<String> = touched.whole.iter().cloned().collect();
             info!(datasets = names.join(", "), "a whole table changed, every entry is looked at again");
-            let debt = Debt::new("whole table changed", self.now_ms);
+            let debt = PendingRevalidation::new("whole table changed", self.now_ms);
             let at = (&self.epoch, self.poll.incarnation.as_str());
             let floor = Some(self.poll.snapshot.stamp());
-            match self.context.redis.owe(at, &debt, &names, floor, &self.job.id).await? {
-                Answer::Done(_) => self.job.count += 1,
-                Answer::Gone(gone) => {
-                    self.context.set_epoch(None);
-                    return Err(FlowError::Gone(gone));
-                }
-            }
+            let answer = self.context.redis.mark_pending(at, &debt, &names, floor, &self.job.id).await?;
+            self.context.checked(None, answer)?;
+            self.job.count += 1;
         }
         if !touched.tags.is_empty() {
             let tags: Vec<String> = touched.tags.into_iter().collect();
@@ -147,7 +143,7 @@ impl Batch<'_> {
             }
         }
         for (name, keys) in touched.keys {
-            let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_displaced())
+            let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_superseded())
             else {
                 continue;
             };
@@ -162,7 +158,7 @@ impl Batch<'_> {
         &mut self,
         dataset: &Dataset,
         keys: Vec<(String, KeyValues)>,
-    ) -> Result<(), FlowError> {
+    ) -> Result<(), EngineError> {
         let (context, poll) = (self.context, &self.poll);
         let is_hurried = self.hurried.contains(dataset.name());
         let is_deleted = dataset.settings.on_change == OnChange::Delete || is_hurried;
@@ -181,7 +177,7 @@ impl Batch<'_> {
                         let dropped = report.failures.into_iter().filter_map(|failure| failure.key);
                         (job.count, dropped.collect::<Vec<_>>())
                     }),
-                    Err(_elapsed) => Err(FlowError::Slow { dataset: dataset.name().to_owned() }),
+                    Err(_elapsed) => Err(EngineError::Slow { dataset: dataset.name().to_owned() }),
                 }
             }
         });
@@ -204,19 +200,24 @@ impl Batch<'_> {
     }
 
     /// A dataset that cannot be loaded must not hold up the others: this batch begins again, and then its keys go.
-    fn give_up_loading(context: &Context, hurried: &mut BTreeSet<String>, dataset: &str, error: &FlowError) {
+    fn give_up_loading(
+        context: &Context,
+        hurried: &mut BTreeSet<String>,
+        dataset: &str,
+        error: &EngineError,
+    ) {
         let is_own_fault = match error {
-            FlowError::Slow { .. } | FlowError::Dataset { .. } => true,
-            FlowError::Source(error) => !matches!(
-                error.trouble,
-                Trouble::Unavailable | Trouble::NoIncarnation | Trouble::Standby | Trouble::NoSchema
+            EngineError::Slow { .. } | EngineError::Dataset { .. } => true,
+            EngineError::Source(error) => !matches!(
+                error.kind,
+                ErrorKind::Unavailable | ErrorKind::NoIncarnation | ErrorKind::Standby | ErrorKind::NoSchema
             ),
-            FlowError::Cache(_)
-            | FlowError::Gone(_)
-            | FlowError::Retired
-            | FlowError::Displaced { .. }
-            | FlowError::WentBack
-            | FlowError::Cancelled => false,
+            EngineError::Cache(_)
+            | EngineError::PreconditionFailed(_)
+            | EngineError::Retired
+            | EngineError::Superseded { .. }
+            | EngineError::RedisRolledBack
+            | EngineError::Cancelled => false,
         };
         if is_own_fault {
             context.metrics.feed_restarts.get_or_create(&ByReason::new("load")).inc();

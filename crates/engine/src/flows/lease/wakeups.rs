@@ -137,7 +137,7 @@ async fn listen(state: Weak<State>) {
         let Some(strong) = state.upgrade() else { return };
         let redis = strong.redis.clone();
         drop(strong);
-        let channel = [redis.keys().unlock_channel.clone()];
+        let channel = [redis.keys().unlock_channel()];
         let opened = redis.subscribe(&channel, false, HEARTBEAT, REPLY_LIMIT).await;
         let mut subscription = match opened {
             Ok(subscription) => subscription,

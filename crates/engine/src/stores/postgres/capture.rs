@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
-use super::{Postgres, SourceError, Trouble};
+use super::{ErrorKind, Postgres, SourceError};
 
 /// How many triggers a relation needs.
 pub const TRIGGER_COUNT: usize = function::TRIGGERS.len();
@@ -65,7 +65,7 @@ pub struct TriggerState {
 /// A captured tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capture {
-    /// Stands in the outbox.
+    /// Its number in the outbox.
     pub id: i32,
     /// The top of the tree.
     pub root: u32,
@@ -115,9 +115,6 @@ const LOCK_TIMEOUT: &str = "set lock_timeout = '2s'";
 
 impl Postgres {
     /// All relations of the trees that these tables belong to. A table that is not there has one member without a root.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn trees(&self, tables: &[String]) -> Result<Vec<TreeMember>, SourceError> {
         let what = "look at the watched tables";
         let error = |source| SourceError::new(what, source);
@@ -144,9 +141,6 @@ impl Postgres {
     }
 
     /// What is captured.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn captures(&self) -> Result<Vec<Capture>, SourceError> {
         let what = "read what is captured";
         let error = |source| SourceError::new(what, source);
@@ -175,7 +169,7 @@ impl Postgres {
     /// writers, but not long: whoever comes behind would wait too. Answers how many triggers were made.
     ///
     /// # Errors
-    /// [`SourceError`]: [`Trouble::Forbidden`] without being the owner of the tables, [`Trouble::Cancelled`] while a
+    /// [`SourceError`]: [`ErrorKind::Forbidden`] without being the owner of the tables, [`ErrorKind::Cancelled`] while a
     /// long transaction holds one of them.
     pub async fn install_capture(
         &self,
@@ -259,9 +253,6 @@ impl Postgres {
     }
 
     /// The kill switch: without any lock on a table the triggers do nothing from now on, or something again.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn switch_capture(&self, is_on: bool, limits: &CaptureLimits) -> Result<usize, SourceError> {
         let what = "switch the capture";
         let error = |source| SourceError::new(what, source);
@@ -309,16 +300,13 @@ impl Postgres {
     }
 
     /// Ends the settling of captures: everything that ran when they were switched on has ended.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn settle_captures(&self) -> Result<(), SourceError> {
         let what = "end the settling of a capture";
         let error = |source| SourceError::new(what, source);
         let mut connection = self.pool.acquire().await.map_err(error)?;
         let mut transaction = connection.begin().await.map_err(error)?;
         transaction.execute("set transaction read write").await.map_err(error)?;
-        // In another life of the server the noted numbers mean nothing, so the transactions of now are noted instead.
+        // In another incarnation the noted numbers mean nothing, so the transactions of now are noted instead.
         let stale = format!(
             "update cachekeeper.capture set settling = pg_current_snapshot()::text, settling_in = {} where is_on \
              and settling is not null and settling_in is distinct from {}",
@@ -355,7 +343,7 @@ async fn watched_columns(
     match wanted.iter().find(|name| !watched.iter().any(|column| column.name == **name)) {
         Some(missing) => Err(SourceError::with(
             what,
-            Trouble::Statement,
+            ErrorKind::Statement,
             format!("the watched table has no column {missing}"),
         )),
         None => Ok(watched),

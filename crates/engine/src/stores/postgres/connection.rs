@@ -47,7 +47,7 @@ impl Postgres {
                 ("IntervalStyle", "iso_8601"),
                 ("extra_float_digits", "1"),
                 ("bytea_output", "hex"),
-                // The first row of a pass carries its snapshot, so the parts of its union must run in order.
+                // The first row of a backfill carries its snapshot, so the parts of its union must run in order.
                 ("enable_parallel_append", "off"),
                 ("jit", "off"),
                 ("statement_timeout", limit.as_str()),
@@ -73,7 +73,7 @@ impl Postgres {
         reply.map(drop).map_err(|source| SourceError::new("reach the server", source))
     }
 
-    /// A connection of its own, without a time limit for statements: for passes.
+    /// A connection of its own, without a time limit for statements: for backfills.
     pub(super) async fn open_unlimited(&self) -> Result<PgConnection, SourceError> {
         let what = "open a connection";
         let options = self.options.clone().options([("statement_timeout", "0")]);

@@ -5,12 +5,12 @@ use sqlx::migrate::MigrateError;
 
 /// A statement that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("postgres: failed to {what}: {trouble}")]
+#[error("postgres: failed to {what}: {kind}")]
 pub struct SourceError {
     /// What was attempted.
     pub what: &'static str,
     /// What the failure means.
-    pub trouble: Trouble,
+    pub kind: ErrorKind,
     /// The driver's error.
     #[source]
     pub source: Error,
@@ -18,7 +18,7 @@ pub struct SourceError {
 
 /// What a failure means, and so what helps.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
+pub enum ErrorKind {
     /// The server cannot be reached, or broke off, or has no connection to spare.
     #[error("the server cannot be reached")]
     Unavailable,
@@ -28,8 +28,8 @@ pub enum Trouble {
     /// This is a standby. Loads come from the primary only.
     #[error("this server is a standby; loads come from the primary only")]
     Standby,
-    /// The incarnation's row is missing: the server began another life.
-    #[error("the server began another life and its incarnation is not recorded yet")]
+    /// The incarnation's row is missing: the primary restarted.
+    #[error("the primary restarted and its incarnation is not recorded yet")]
     NoIncarnation,
     /// A value in the data makes the statement fail.
     #[error("a value in the data makes the statement fail")]
@@ -56,7 +56,7 @@ pub enum Trouble {
 pub enum Blame {
     /// The statement or its values: it would fail again. What the server says.
     Statement(String),
-    /// Others who were in the way, or a limit that was reached: it may succeed later.
+    /// A lock or conflict, or a limit that was reached: it may succeed later.
     Others,
     /// The server: nothing can be written at present.
     Server,
@@ -64,24 +64,26 @@ pub enum Blame {
 
 impl SourceError {
     pub(super) fn new(what: &'static str, source: Error) -> Self {
-        Self { what, trouble: trouble(&source), source }
+        Self { what, kind: kind_of(&source), source }
     }
 
-    pub(super) fn with(what: &'static str, trouble: Trouble, detail: String) -> Self {
-        Self { what, trouble, source: Error::Protocol(detail) }
+    pub(super) fn with(what: &'static str, kind: ErrorKind, detail: String) -> Self {
+        Self { what, kind, source: Error::Protocol(detail) }
     }
 
     /// Whether waiting helps.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        match self.trouble {
-            Trouble::Unavailable | Trouble::NoIncarnation | Trouble::Cancelled | Trouble::Changed => true,
-            Trouble::NoSchema
-            | Trouble::Standby
-            | Trouble::Data
-            | Trouble::Forbidden
-            | Trouble::Statement
-            | Trouble::Reply => false,
+        match self.kind {
+            ErrorKind::Unavailable | ErrorKind::NoIncarnation | ErrorKind::Cancelled | ErrorKind::Changed => {
+                true
+            }
+            ErrorKind::NoSchema
+            | ErrorKind::Standby
+            | ErrorKind::Data
+            | ErrorKind::Forbidden
+            | ErrorKind::Statement
+            | ErrorKind::Reply => false,
         }
     }
 
@@ -89,9 +91,9 @@ impl SourceError {
     #[must_use]
     pub fn blame(&self) -> Blame {
         let Some(error) = self.source.as_database_error() else { return Blame::Server };
-        match self.trouble {
-            Trouble::Standby | Trouble::NoSchema | Trouble::NoIncarnation => return Blame::Server,
-            Trouble::Cancelled | Trouble::Changed => return Blame::Others,
+        match self.kind {
+            ErrorKind::Standby | ErrorKind::NoSchema | ErrorKind::NoIncarnation => return Blame::Server,
+            ErrorKind::Cancelled | ErrorKind::Changed => return Blame::Others,
             _ => {}
         }
         match error.code().unwrap_or_default().get(..2) {
@@ -130,10 +132,10 @@ impl SourceError {
     }
 }
 
-fn trouble(error: &Error) -> Trouble {
+fn kind_of(error: &Error) -> ErrorKind {
     match error {
         Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {
-            Trouble::Unavailable
+            ErrorKind::Unavailable
         }
         Error::Database(database) => {
             let code = database.code().unwrap_or_default();
@@ -141,30 +143,30 @@ fn trouble(error: &Error) -> Trouble {
             by_code(&code, message)
         }
         Error::Migrate(migrate) => match migrate.as_ref() {
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => trouble(error),
-            _ => Trouble::Statement,
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => kind_of(error),
+            _ => ErrorKind::Statement,
         },
-        Error::ColumnDecode { .. } | Error::Decode(_) | Error::Protocol(_) => Trouble::Reply,
-        _ => Trouble::Statement,
+        Error::ColumnDecode { .. } | Error::Decode(_) | Error::Protocol(_) => ErrorKind::Reply,
+        _ => ErrorKind::Statement,
     }
 }
 
 /// By SQLSTATE (PostgreSQL manual, appendix A).
-fn by_code(code: &str, message: &str) -> Trouble {
+fn by_code(code: &str, message: &str) -> ErrorKind {
     match code {
-        "0A000" if message.contains("during recovery") => Trouble::Standby,
-        "0A000" if message.contains("cached plan") => Trouble::Changed,
-        "25006" if message.contains("recovery") => Trouble::Standby,
-        "57014" => Trouble::Cancelled,
-        "3F000" | "42P01" if message.contains("cachekeeper") => Trouble::NoSchema,
-        "42501" => Trouble::Forbidden,
-        "55P03" => Trouble::Cancelled,
+        "0A000" if message.contains("during recovery") => ErrorKind::Standby,
+        "0A000" if message.contains("cached plan") => ErrorKind::Changed,
+        "25006" if message.contains("recovery") => ErrorKind::Standby,
+        "57014" => ErrorKind::Cancelled,
+        "3F000" | "42P01" if message.contains("cachekeeper") => ErrorKind::NoSchema,
+        "42501" => ErrorKind::Forbidden,
+        "55P03" => ErrorKind::Cancelled,
         _ => match code.get(..2).unwrap_or_default() {
-            "08" | "53" | "57" | "58" | "XX" => Trouble::Unavailable,
-            "28" => Trouble::Forbidden,
-            "21" | "22" => Trouble::Data,
-            "40" => Trouble::Cancelled,
-            _ => Trouble::Statement,
+            "08" | "53" | "57" | "58" | "XX" => ErrorKind::Unavailable,
+            "28" => ErrorKind::Forbidden,
+            "21" | "22" => ErrorKind::Data,
+            "40" => ErrorKind::Cancelled,
+            _ => ErrorKind::Statement,
         },
     }
 }

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 use tokio::sync::mpsc;
 
 use super::incarnation::{INCARNATION, read_stamped};
-use super::{Poll, Postgres, SourceError, Trouble};
+use super::{ErrorKind, Poll, Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// A connection of its own, because it asks every few milliseconds.
@@ -105,9 +105,6 @@ impl FeedReader {
     }
 
     /// Asks what was committed since `cursor`.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn poll(&mut self, cursor: &str) -> Result<FeedPoll, SourceError> {
         let polled = tokio::time::timeout(ANSWER_WITHIN, self.begin(cursor)).await;
         let polled = polled
@@ -133,21 +130,21 @@ impl FeedReader {
             Some(connection) => connection,
             None => Self::open(&self.postgres).await?,
         };
-        let mut first: Option<Head> = None;
+        let mut first: Option<PollHeader> = None;
         let mut changes = Vec::new();
         let mut stream =
             sqlx::query(AssertSqlSafe(self.sql.clone())).bind(cursor.to_owned()).fetch(&mut connection);
         while let Some(row) = stream.next().await {
             let row = row.map_err(|source| SourceError::new(what, source))?;
             if first.is_none() {
-                first = Some(read_head(&row)?);
+                first = Some(read_header(&row)?);
             }
             changes.extend(read_change(&row)?);
         }
         drop(stream);
         let Some((poll, as_of, outbox)) = first else {
             let text = "the poll returned no row: the table cachekeeper.feed is empty".to_owned();
-            return Err(SourceError::with(what, Trouble::Reply, text));
+            return Err(SourceError::with(what, ErrorKind::Reply, text));
         };
         let (sender, receiver) = mpsc::channel(GROUPS_AHEAD);
         self.connection = Some(connection);
@@ -165,9 +162,10 @@ impl FeedReader {
     }
 }
 
-type Head = (Poll, (String, i64), OutboxState);
+/// Snapshot and incarnation, the clock (RFC 3339, and microseconds), and the state of the outbox.
+type PollHeader = (Poll, (String, i64), OutboxState);
 
-fn read_head(row: &PgRow) -> Result<Head, SourceError> {
+fn read_header(row: &PgRow) -> Result<PollHeader, SourceError> {
     let what = "read the outbox";
     let error = |source| SourceError::new(what, source);
     let snapshot: String = row.try_get(0).map_err(error)?;
@@ -243,9 +241,6 @@ async fn read_all(
 
 impl Postgres {
     /// The worker has caught up: the count of captured keys begins again.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn reset_outbox_count(&self) -> Result<(), SourceError> {
         self.write("count the outbox anew", "select setval('cachekeeper.outbox_count', 1, false)").await
     }
@@ -266,9 +261,6 @@ impl Postgres {
     }
 
     /// Everything that may have missed the outbox has ended: what came before now is not in it.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn end_overflow(&self) -> Result<(), SourceError> {
         let sql = format!(
             "update cachekeeper.feed set horizon = pg_current_snapshot()::text, horizon_in = {INCARNATION}, \
@@ -316,9 +308,6 @@ impl Postgres {
 
     /// Empties the partitions of the outbox in which every row is visible in `cursor` and older than the retention
     /// (R17); answers how many. A partition that somebody writes to is left for the next time.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn trim_outbox(&self, cursor: &Snapshot, retention: Duration) -> Result<usize, SourceError> {
         let what = "trim the outbox";
         let error = |source| SourceError::new(what, source);

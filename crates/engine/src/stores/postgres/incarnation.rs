@@ -2,7 +2,7 @@
 
 use sqlx::Row as _;
 
-use super::{Postgres, SourceError, Trouble};
+use super::{ErrorKind, Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// The id of this server's present life, or null: valid only where the recorded start time and database are this
@@ -24,7 +24,7 @@ impl Postgres {
     /// Takes a snapshot.
     ///
     /// # Errors
-    /// [`SourceError`]; [`Trouble::NoIncarnation`] after the server began another life, until
+    /// [`SourceError`]; [`ErrorKind::NoIncarnation`] after the primary restarted, until
     /// [`Self::record_incarnation`].
     pub async fn poll(&self) -> Result<Poll, SourceError> {
         let what = "take a snapshot";
@@ -37,9 +37,6 @@ impl Postgres {
     }
 
     /// Records a new incarnation where the present one is missing. Whoever is first decides; the others read it.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn record_incarnation(&self) -> Result<(), SourceError> {
         let what = "record the incarnation";
         let error = |source| SourceError::new(what, source);
@@ -64,10 +61,14 @@ pub(super) fn read_stamped(
     incarnation: Option<String>,
 ) -> Result<Poll, SourceError> {
     let Some(incarnation) = incarnation else {
-        return Err(SourceError::with(what, Trouble::NoIncarnation, "no incarnation is recorded".to_owned()));
+        return Err(SourceError::with(
+            what,
+            ErrorKind::NoIncarnation,
+            "no incarnation is recorded".to_owned(),
+        ));
     };
     let snapshot = snapshot.parse().map_err(|stamp: cachekeeper_protocol::stamp::StampError| {
-        SourceError::with(what, Trouble::Reply, stamp.to_string())
+        SourceError::with(what, ErrorKind::Reply, stamp.to_string())
     })?;
     Ok(Poll { snapshot, incarnation })
 }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::incarnation::read_stamped;
 use super::statement::{DatasetSource, KeyType, KeyValues};
-use super::{Poll, Postgres, SourceError, Trouble};
+use super::{ErrorKind, Poll, Postgres, SourceError};
 
 /// A row of a load. Its first two columns are not the query's.
 pub type Row = PgRow;
@@ -22,9 +22,9 @@ pub struct Loaded {
     pub rows: Vec<Row>,
 }
 
-/// A running pass: everything that the query returned at one snapshot.
+/// The rows of a backfill, as they are read: everything that the query returns at one snapshot.
 #[derive(Debug)]
-pub struct Pass {
+pub struct BackfillRows {
     /// Snapshot and incarnation.
     pub poll: Poll,
     rows: mpsc::Receiver<Result<Vec<Row>, SourceError>>,
@@ -32,7 +32,7 @@ pub struct Pass {
 }
 
 impl DatasetSource {
-    /// How many columns of the statements stand before the query's.
+    /// How many columns come before the query's.
     pub const FIRST_COLUMN: usize = 2;
     /// Rows are handed over in groups, because handing over costs more than reading one.
     const GROUP: usize = 256;
@@ -41,9 +41,6 @@ impl DatasetSource {
 
 impl Postgres {
     /// Loads the entries of these keys in one statement.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn load(&self, source: &DatasetSource, keys: &[KeyValues]) -> Result<Loaded, SourceError> {
         let what = "load entries";
         let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
@@ -53,7 +50,7 @@ impl Postgres {
         let Some(first) = rows.first() else {
             return Err(SourceError::with(
                 what,
-                Trouble::Reply,
+                ErrorKind::Reply,
                 "the statement returned no row at all".to_owned(),
             ));
         };
@@ -65,22 +62,19 @@ impl Postgres {
     }
 
     /// Begins to read everything; with `behind`, only what comes after that key.
-    ///
-    /// # Errors
-    /// [`SourceError`].
-    pub async fn pass(
+    pub async fn backfill(
         &self,
         source: &DatasetSource,
         behind: Option<&KeyValues>,
-    ) -> Result<Pass, SourceError> {
+    ) -> Result<BackfillRows, SourceError> {
         let connection = self.open_unlimited().await?;
         let (sql, values) = match behind {
-            Some(values) => (source.resumed_pass.clone(), values.clone()),
-            None => (source.pass.clone(), Vec::new()),
+            Some(values) => (source.all_behind.clone(), values.clone()),
+            None => (source.all.clone(), Vec::new()),
         };
         let (sender, mut rows) = mpsc::channel(DatasetSource::GROUPS_AHEAD);
-        let reader = tokio::task::spawn(read_pass(connection, sql, values, sender));
-        let what = "begin a pass";
+        let reader = tokio::task::spawn(read_rows(connection, sql, values, sender));
+        let what = "begin a backfill";
         let first = match rows.recv().await {
             Some(Ok(group)) => group.into_iter().next(),
             Some(Err(error)) => return Err(error),
@@ -89,20 +83,17 @@ impl Postgres {
         let Some(first) = first else {
             return Err(SourceError::with(
                 what,
-                Trouble::Reply,
-                "the pass returned no row at all".to_owned(),
+                ErrorKind::Reply,
+                "the backfill returned no row at all".to_owned(),
             ));
         };
         source.check_columns(what, &first)?;
-        Ok(Pass { poll: read_poll(what, &first)?, rows, reader })
+        Ok(BackfillRows { poll: read_poll(what, &first)?, rows, reader })
     }
 
-    /// The keys of a pass with a limit, the most wanted first; none if the dataset has no limit.
-    ///
-    /// # Errors
-    /// [`SourceError`].
+    /// The keys of a backfill with a limit, the most wanted first; none if the dataset has no limit.
     pub async fn first_keys(&self, source: &DatasetSource) -> Result<Option<Vec<KeyValues>>, SourceError> {
-        let what = "choose the keys of a pass";
+        let what = "choose the keys of a backfill";
         let Some(sql) = &source.first_keys else {
             return Ok(None);
         };
@@ -123,19 +114,19 @@ impl Postgres {
     }
 }
 
-impl Pass {
+impl BackfillRows {
     /// The next rows; none when all have been read.
     ///
     /// # Errors
-    /// [`SourceError`]; the pass is over then.
+    /// [`SourceError`]; the backfill is over then.
     pub async fn next(&mut self) -> Result<Option<Vec<Row>>, SourceError> {
         self.rows.recv().await.transpose()
     }
 }
 
-impl Drop for Pass {
+impl Drop for BackfillRows {
     fn drop(&mut self) {
-        // The connection goes with the task, so a pass that is given up does not go on reading.
+        // The connection goes with the task, so a backfill that is given up does not go on reading.
         self.reader.abort();
     }
 }
@@ -151,7 +142,7 @@ impl DatasetSource {
         }
         Err(SourceError::with(
             what,
-            Trouble::Changed,
+            ErrorKind::Changed,
             "the query returns other columns than before".to_owned(),
         ))
     }
@@ -163,7 +154,7 @@ impl DatasetSource {
     }
 }
 
-async fn read_pass(
+async fn read_rows(
     mut connection: PgConnection,
     sql: String,
     values: KeyValues,
@@ -184,7 +175,7 @@ async fn read_pass(
                 if !group.is_empty() && sender.send(Ok(std::mem::take(&mut group))).await.is_err() {
                     return;
                 }
-                let error = SourceError::new("read a pass", error);
+                let error = SourceError::new("read the rows of a backfill", error);
                 if sender.send(Err(error)).await.is_err() {
                     return;
                 }
@@ -193,7 +184,7 @@ async fn read_pass(
         if is_last {
             return;
         }
-        // The first row stands alone: it carries the snapshot.
+        // The first row goes alone: it carries the snapshot.
         if is_first || group.len() == DatasetSource::GROUP {
             is_first = false;
             let full = std::mem::replace(&mut group, Vec::with_capacity(DatasetSource::GROUP));
@@ -211,7 +202,11 @@ fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {
     let snapshot: Option<String> = row.try_get(0).map_err(|error| SourceError::new(what, error))?;
     let incarnation: Option<String> = row.try_get(1).map_err(|error| SourceError::new(what, error))?;
     let Some(snapshot) = snapshot else {
-        return Err(SourceError::with(what, Trouble::Reply, "the first row carries no snapshot".to_owned()));
+        return Err(SourceError::with(
+            what,
+            ErrorKind::Reply,
+            "the first row carries no snapshot".to_owned(),
+        ));
     };
     read_stamped(what, &snapshot, incarnation)
 }

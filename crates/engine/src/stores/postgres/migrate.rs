@@ -87,9 +87,6 @@ impl Postgres {
     }
 
     /// What has been applied.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn migration_state(&self) -> Result<MigrationState, SourceError> {
         let what = "read which migrations are applied";
         let applied =
@@ -107,9 +104,6 @@ impl Postgres {
     }
 
     /// Removes the schema with everything in it.
-    ///
-    /// # Errors
-    /// [`SourceError`].
     pub async fn uninstall(&self) -> Result<(), SourceError> {
         let what = "remove the schema `cachekeeper`";
         let error = |source| SourceError::new(what, source);

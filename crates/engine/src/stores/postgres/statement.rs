@@ -30,8 +30,8 @@ pub struct DatasetSource {
     pub tag_columns: Vec<Vec<usize>>,
     pub(super) key_types: Vec<KeyType>,
     pub(super) by_key: String,
-    pub(super) pass: String,
-    pub(super) resumed_pass: String,
+    pub(super) all: String,
+    pub(super) all_behind: String,
     pub(super) first_keys: Option<String>,
 }
 
@@ -81,9 +81,9 @@ impl DatasetSource {
 
     /// Whether these texts can be the values of a key at all. What cannot is a key of no row.
     #[must_use]
-    pub fn can_hold(&self, values: &[String]) -> bool {
+    pub fn can_hold(&self, values: &[impl AsRef<str>]) -> bool {
         values.len() == self.key_types.len()
-            && values.iter().enumerate().all(|(position, text)| self.accepts(position, text))
+            && values.iter().enumerate().all(|(position, text)| self.accepts(position, text.as_ref()))
     }
 
     fn accepts(&self, position: usize, text: &str) -> bool {
@@ -114,7 +114,7 @@ impl Postgres {
         let what = "describe a query";
         let mut connection = self.pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
         // The parentheses make a second statement, or a statement that is no query, a syntax error. The query
-        // stands on lines of its own, so that a comment at its end ends there.
+        // is on lines of its own, so that a comment at its end ends there.
         // The number makes the text a new one each time: connections keep what they prepared by its text, and after
         // a change of the tables all of that is worthless.
         let number = DESCRIBED.fetch_add(1, Ordering::Relaxed);
@@ -125,7 +125,7 @@ impl Postgres {
             Ok(prepared) => prepared,
             Err(source) => {
                 let error = SourceError::new(what, source);
-                if error.is_transient() || error.trouble == super::Trouble::Forbidden {
+                if error.is_transient() || error.kind == super::ErrorKind::Forbidden {
                     return Err(error);
                 }
                 let offset = error.position_in(&sql).and_then(|at| at.checked_sub(opening.len()));
@@ -181,8 +181,8 @@ fn make_source(
     let statements = Statements { dataset, columns: &columns, key_names: &key_names, key_types: &key_types };
     Ok(DatasetSource {
         by_key: format!("/* {number} */ {}", statements.by_key()),
-        pass: statements.pass(false),
-        resumed_pass: statements.pass(true),
+        all: statements.all(false),
+        all_behind: statements.all(true),
         first_keys: statements.first_keys(),
         plan,
         key_columns,
@@ -242,9 +242,9 @@ impl Statements<'_> {
         )
     }
 
-    /// All entries. The first row carries the snapshot and the incarnation and nothing else; a pass that goes on
+    /// All entries. The first row carries the snapshot and the incarnation and nothing else; a backfill that goes on
     /// after an interruption begins behind a key.
-    fn pass(&self, is_resumed: bool) -> String {
+    fn all(&self, is_resumed: bool) -> String {
         let nulls: Vec<String> = self
             .columns
             .iter()
@@ -274,7 +274,7 @@ impl Statements<'_> {
         )
     }
 
-    /// Rows of one key stand together, in the order that the user wants them.
+    /// Rows of one key come together, in the order that the user wants them.
     fn order(&self) -> String {
         let mut order: Vec<String> = self.key_names.iter().map(|name| format!("q.{name}")).collect();
         if let (Rows::Many, Some(sort)) = (self.dataset.rows, &self.dataset.sort) {
@@ -283,7 +283,7 @@ impl Statements<'_> {
         format!(" order by {}", order.join(", "))
     }
 
-    /// The keys of a pass with a limit, the most wanted first.
+    /// The keys of a backfill with a limit, the most wanted first.
     fn first_keys(&self) -> Option<String> {
         let warm = self.dataset.warm.as_ref()?;
         let limit = warm.limit?;

@@ -5,7 +5,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Either, Error, Executor, Row as _, SqlSafeStr, Statement};
 
 use super::statement::type_name;
-use super::{Postgres, SourceError, SourceProblem, Trouble};
+use super::{ErrorKind, Postgres, SourceError, SourceProblem};
 use cachekeeper_protocol::parameters::ParameterizedSql;
 
 /// What a write statement could write.
@@ -142,7 +142,7 @@ fn problem_of(
     let Located { error, mut offset } = located;
     let code =
         error.source.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
-    let is_forbidden = error.trouble == Trouble::Forbidden;
+    let is_forbidden = error.kind == ErrorKind::Forbidden;
     if error.is_transient() || (is_forbidden && code != INSUFFICIENT_PRIVILEGE) {
         return Err(error);
     }

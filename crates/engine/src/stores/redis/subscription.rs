@@ -48,9 +48,6 @@ const MISS_PATTERN: &str = "__keyevent@*__:keymiss";
 
 impl Redis {
     /// Subscribes. When this returns, every later message arrives or the subscription ends.
-    ///
-    /// # Errors
-    /// [`CacheError`].
     pub async fn subscribe(
         &self,
         channels: &[String],

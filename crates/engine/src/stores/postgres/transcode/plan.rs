@@ -60,9 +60,6 @@ pub struct EncodeError {
 
 impl RowPlan {
     /// Decides how rows with these columns become values.
-    ///
-    /// # Errors
-    /// [`UnsupportedType`].
     pub fn new(columns: &[(String, PgTypeInfo)], format: &Format) -> Result<Self, UnsupportedType> {
         let mut planned = Vec::with_capacity(columns.len());
         for (position, (name, info)) in columns.iter().enumerate() {

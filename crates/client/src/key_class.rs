@@ -1,0 +1,153 @@
+//! What is known of a key by the dataset that it belongs to: how its bytes are read, and where it is counted. Labels are by
+//! dataset, never by key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use tracing::warn;
+
+use super::codec::Codec;
+use cachekeeper_engine::metrics::{ByDataset, ByDatasetCause, ByDatasetOutcome, Metrics};
+
+/// The label of keys that belong to no dataset.
+const NO_DATASET: &str = "none";
+
+/// Of so many hits one is timed in the histogram.
+const SAMPLE: u64 = 16;
+
+/// What a read found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadOutcome {
+    Hit,
+    Miss,
+    Negative,
+    Stale,
+    Undecodable,
+    Unavailable,
+}
+
+const READS: [(ReadOutcome, &str); 6] = [
+    (ReadOutcome::Hit, "hit"),
+    (ReadOutcome::Miss, "miss"),
+    (ReadOutcome::Negative, "negative"),
+    (ReadOutcome::Stale, "stale"),
+    (ReadOutcome::Undecodable, "undecodable"),
+    (ReadOutcome::Unavailable, "unavailable"),
+];
+
+/// How a load ended, or that somebody did not wait for its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LoadOutcome {
+    Ok,
+    Failed,
+    Panicked,
+    Cancelled,
+    Timeout,
+}
+
+const LOADS: [(LoadOutcome, &str); 5] = [
+    (LoadOutcome::Ok, "ok"),
+    (LoadOutcome::Failed, "failed"),
+    (LoadOutcome::Panicked, "panicked"),
+    (LoadOutcome::Cancelled, "cancelled"),
+    (LoadOutcome::Timeout, "timeout"),
+];
+
+/// The keys of one dataset, or those of none. Counters are looked up once, so that a read only adds to them.
+#[derive(Debug)]
+pub(super) struct KeyClass {
+    pub label: String,
+    pub codec: Codec,
+    reads: [Counter; READS.len()],
+    read_seconds: Histogram,
+    loads: [Counter; LOADS.len()],
+    load_seconds: Histogram,
+    stored: Counter,
+    refused: Counter,
+    slow: Counter,
+}
+
+impl KeyClass {
+    pub fn new(label: &str, codec: Codec, metrics: &Metrics) -> Self {
+        let read = |(_, outcome): (_, &str)| {
+            metrics.client.reads.get_or_create(&ByDatasetOutcome::new(label, outcome)).clone()
+        };
+        let load = |(_, outcome): (_, &str)| {
+            metrics.client.loads.get_or_create(&ByDatasetOutcome::new(label, outcome)).clone()
+        };
+        let (dataset, fills) = (ByDataset::new(label), ByDatasetCause::new(label, "fill"));
+        Self {
+            label: label.to_owned(),
+            codec,
+            reads: READS.map(read),
+            read_seconds: metrics.client.read_seconds.get_or_create(&dataset).clone(),
+            loads: LOADS.map(load),
+            load_seconds: metrics.load_seconds.get_or_create(&dataset).clone(),
+            stored: metrics.stored.get_or_create(&fills).clone(),
+            refused: metrics.refused.get_or_create(&fills).clone(),
+            slow: metrics.client.slow.get_or_create(&dataset).clone(),
+        }
+    }
+
+    /// Counts a read; answers how many of them there were before.
+    pub fn count(&self, found: ReadOutcome) -> u64 {
+        self.reads.get(found as usize).map_or(0, Counter::inc)
+    }
+
+    /// Counts a read that was timed.
+    pub fn count_timed(&self, found: ReadOutcome, took: Duration) {
+        let before = self.count(found);
+        // All tasks share the histogram's lock: a sample of the hits says as much and costs a tenth of it.
+        if found != ReadOutcome::Hit || before.is_multiple_of(SAMPLE) {
+            self.read_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    pub fn count_load(&self, outcome: LoadOutcome) {
+        if let Some(counter) = self.loads.get(outcome as usize) {
+            counter.inc();
+        }
+    }
+
+    /// Notes how long an application's loader took.
+    pub fn time_load(&self, took: Duration) {
+        self.load_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts what became of fills.
+    pub fn count_fills(&self, all: usize, refused: usize) {
+        self.refused.inc_by(refused as u64);
+        self.stored.inc_by((all - refused) as u64);
+    }
+
+    /// Reports an operation that took too long; also one that failed.
+    pub fn report_slow(&self, operation: &'static str, key: &str, took: Duration) {
+        self.slow.inc();
+        let elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        warn!(operation, dataset = %self.label, key = beginning(key), elapsed_ms, "slow cache operation");
+    }
+}
+
+/// All classes.
+#[derive(Debug)]
+pub(super) struct KeyClasses {
+    /// In the order of the configuration.
+    pub datasets: Vec<Arc<KeyClass>>,
+    /// The application's own keys.
+    pub own: KeyClass,
+}
+
+impl KeyClasses {
+    /// The classes of these datasets, each with its name and codec, and of the application's own keys.
+    pub fn new(datasets: impl Iterator<Item = (String, Codec)>, own: Codec, metrics: &Metrics) -> Self {
+        let datasets = datasets.map(|(name, codec)| Arc::new(KeyClass::new(&name, codec, metrics))).collect();
+        Self { datasets, own: KeyClass::new(NO_DATASET, own, metrics) }
+    }
+}
+
+/// Enough of a key to recognise it.
+pub(super) fn beginning(key: &str) -> String {
+    key.chars().take(100).collect()
+}

@@ -1,0 +1,154 @@
+//! Postgres and the datasets behind a cache. All else in the library that needs them stands in `dataset.rs` and
+//! `write_through.rs`, so that a cache over Redis alone needs none of it.
+
+use std::sync::Arc;
+
+use super::codec::Codec;
+use super::core::Cache;
+use super::error::ClientError;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::epoch::{self, with_current_epoch};
+use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::postgres::Poll;
+use cachekeeper_engine::stores::redis::{CacheError, CounterRule, Precondition};
+use cachekeeper_protocol::counters::InvalidationCounters;
+use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::event::Op;
+
+/// Where the datasets' entries come from; nothing in a cache over Redis alone.
+#[derive(Debug, Default)]
+pub(super) struct Source {
+    context: Option<Context>,
+}
+
+/// A snapshot of the database, see [`Cache::snapshot`].
+pub type Snapshot = Poll;
+
+/// Why entries of datasets were not invalidated under a stamp.
+#[derive(Debug)]
+pub(super) enum NotInvalidated {
+    /// Redis did not do it.
+    Redis(CacheError),
+    /// Postgres gave no stamp: a worker must see to it later.
+    NoStamp,
+    Failed(ClientError),
+}
+
+impl From<EngineError> for NotInvalidated {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Cache(error) => Self::Redis(error),
+            error if error.is_source_down() => Self::NoStamp,
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<EngineError> for ClientError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Cache(error) => error.into(),
+            other => Self::Source(Arc::new(other)),
+        }
+    }
+}
+
+impl Source {
+    pub fn new(context: Context) -> Self {
+        Self { context: Some(context) }
+    }
+
+    pub fn is_some(&self) -> bool {
+        self.context.is_some()
+    }
+
+    pub fn context(&self) -> Result<&Context, ClientError> {
+        self.context.as_ref().ok_or(ClientError::NoSource)
+    }
+
+    /// The worker's metrics, where a worker's stores are shared.
+    pub fn metrics(&self) -> Option<Arc<Metrics>> {
+        self.context.as_ref().map(|context| Arc::clone(&context.metrics))
+    }
+
+    /// Names and codecs of the datasets, in their order.
+    pub fn codecs(&self) -> impl Iterator<Item = (String, Codec)> {
+        let datasets = self.context.iter().flat_map(|context| context.catalog.iter());
+        datasets.map(|dataset| {
+            let settings = &dataset.settings;
+            (dataset.name().to_owned(), Codec::of(&settings.format, settings.compression))
+        })
+    }
+
+    /// The position of the dataset that a key belongs to.
+    pub fn position_of(&self, key: &str) -> Option<usize> {
+        self.context.as_ref()?.catalog.position_of_key(key)
+    }
+
+    /// The name of the dataset that a key belongs to.
+    pub fn dataset_of(&self, key: &str) -> Option<&str> {
+        let context = self.context.as_ref()?;
+        let position = context.catalog.position_of_key(key)?;
+        context.catalog.iter().nth(position).map(|dataset| dataset.name())
+    }
+
+    /// Asks Postgres for the types of the dataset that this key seems to belong to, where they are not known yet: a text
+    /// may fit a template and still be none of its keys. Where Postgres does not answer, what seems so is taken to be so.
+    pub async fn learn_types(&self, key: &str) {
+        let Some(context) = &self.context else { return };
+        while let Some((dataset, _)) = context.catalog.of_key(key) {
+            if dataset.known_source().is_some() {
+                return;
+            }
+            if let Err(error) = dataset.source(&context.postgres).await {
+                tracing::debug!(dataset = dataset.name(), %error, "the types of its key are not known yet");
+                return;
+            }
+        }
+    }
+
+    /// Invalidates the datasets' members of tags as their `on_change` says; answers how many were deleted or loaded again.
+    pub async fn invalidate_tags(&self, tags: &[String]) -> Result<u64, NotInvalidated> {
+        let Some(context) = &self.context else { return Err(NotInvalidated::NoStamp) };
+        let report = with_current_epoch(context, || invalidate::tags(context, tags, None)).await?;
+        Ok(report.stored + report.gone + report.invalidated)
+    }
+
+    /// Deletes entries of datasets under a stamp, so that no older load can bring them back.
+    pub async fn delete(&self, keys: &[String]) -> Result<u64, NotInvalidated> {
+        let Some(context) = &self.context else { return Err(NotInvalidated::NoStamp) };
+        let deleted =
+            with_current_epoch(context, || invalidate::keys(context, keys, Some(Op::Delete))).await?;
+        Ok(deleted.invalidated)
+    }
+
+    /// Stores entries of no dataset that were loaded after a snapshot was taken: the stamp rule orders them, and the
+    /// counters as well (DESIGN 2.2). Answers the positions that were refused.
+    pub async fn store(
+        &self,
+        batch: &EntryBatch,
+        fence: &InvalidationCounters,
+        read_at: &Snapshot,
+    ) -> Result<Vec<usize>, ClientError> {
+        let context = self.context()?;
+        let current = epoch::current(context).await?;
+        let precondition =
+            Precondition { epoch: &current, incarnation: &read_at.incarnation, dataset: "", revision: "" };
+        let stamp = Some((precondition, read_at.snapshot.stamp()));
+        let answer = context.redis.fill(batch, CounterRule::Unchanged(fence), stamp).await?;
+        Ok(context.checked(None, answer)?)
+    }
+}
+
+impl Cache {
+    /// A snapshot of Postgres, for [`super::Loaded::as_of`]: take it before the loader reads.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::NoSource`] without Postgres.
+    pub async fn snapshot(&self) -> Result<Snapshot, ClientError> {
+        let context = self.core.source.context()?;
+        Ok(with_current_epoch(context, || epoch::poll(context)).await?)
+    }
+}

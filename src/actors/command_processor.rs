@@ -1,0 +1,68 @@
+//! Carries out the write commands of the stream.
+//!
+//! The lease keeps workers from getting in each other's way; that nothing is applied twice or out of order is seen to in
+//! Postgres and in the scripts. What a leader that died has begun is claimed by the next one.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::context::TaskContext;
+use super::health::Health;
+use super::task::Task;
+use super::wake::Wake;
+use cachekeeper_engine::flows::backoff::Backoff;
+use cachekeeper_engine::flows::commands::{CommandConsumer, CommandError};
+use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::flows::lease::LeaseName;
+
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// What readiness calls the stream.
+const STREAM: &str = "writes";
+
+/// Carries out write commands.
+#[derive(Debug)]
+pub struct CommandProcessor;
+
+impl Task for CommandProcessor {
+    const NAME: &'static str = "command_processor";
+    const LEASE: Option<LeaseName> = Some(LeaseName::COMMANDS);
+
+    fn is_wanted(context: &TaskContext) -> bool {
+        context.config.writes.stream.is_some()
+            && context.engine.catalog.iter().any(|dataset| dataset.settings.write.is_some())
+    }
+
+    /// Leads until somebody else does. Servers that are down are waited for: the commands are in the stream.
+    async fn run(context: TaskContext, _wake: Wake) {
+        let Some(stream) = context.config.writes.stream.as_deref() else { return };
+        let health = &context.health;
+        let _trouble = ErrorKind(health);
+        let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
+        loop {
+            let began = Instant::now();
+            let on_ready = || health.note_stream(STREAM, Ok(()));
+            let error = CommandConsumer::lead(&context.engine, stream, on_ready).await;
+            if matches!(*error, CommandError::NotLeader) {
+                info!("another worker carries out write commands now");
+                return;
+            }
+            let text = chain(&*error);
+            warn!(error = text, "write commands wait, they are carried out later");
+            health.note_stream(STREAM, Err(text));
+            retry.reset_after(began.elapsed());
+            retry.wait().await;
+        }
+    }
+}
+
+/// Whoever does not lead, on whatever way it ended, has no trouble with the stream.
+struct ErrorKind<'a>(&'a Health);
+
+impl Drop for ErrorKind<'_> {
+    fn drop(&mut self) {
+        self.0.note_stream(STREAM, Ok(()));
+    }
+}

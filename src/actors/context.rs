@@ -1,0 +1,89 @@
+//! What every task is given. It outlives the restarts of all of them.
+
+use std::sync::Arc;
+
+use super::clock::now_ms;
+use super::health::Health;
+use super::inbox::{MissedKeys, Since, WantedBackfills};
+use super::seen_events::SeenEvents;
+use super::wake::Wake;
+use cachekeeper_config::Config;
+use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::flows::lease::{Elector, Renewer, Wakeups, unique_owner};
+use cachekeeper_engine::metrics::{ByReason, BySource};
+use cachekeeper_protocol::event::Event;
+
+/// Stores, configuration, and what tasks share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TaskContext {
+    /// Stores, datasets and metrics.
+    pub engine: Context,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Facts behind readiness.
+    pub health: Health,
+    /// Names this process in leases and streams.
+    pub owner: Arc<str>,
+    /// Renews the leases of this process.
+    pub renewer: Renewer,
+    /// Takes them.
+    pub elector: Elector,
+    /// Wakes the epoch keeper: something has become pending, or the epoch may have ended.
+    pub epoch_keeper: Wake,
+    /// Backfills that are wanted.
+    pub backfills: WantedBackfills,
+    /// Misses that are to be filled.
+    pub misses: MissedKeys,
+    /// Events that were applied, by either way.
+    pub seen: SeenEvents,
+}
+
+impl TaskContext {
+    /// Nothing runs yet.
+    #[must_use]
+    pub fn new(config: Config, engine: Context, health: Health) -> Self {
+        let owner = unique_owner();
+        let renewer = Renewer::supervised(engine.redis.clone(), Arc::clone(&engine.metrics));
+        let elector = Elector::new(renewer.clone(), Wakeups::new(engine.redis.clone()), &owner);
+        Self {
+            engine,
+            config: Arc::new(config),
+            health,
+            owner: owner.into(),
+            renewer,
+            elector,
+            epoch_keeper: Wake::default(),
+            backfills: WantedBackfills::default(),
+            misses: MissedKeys::default(),
+            seen: SeenEvents::default(),
+        }
+    }
+
+    /// Has keys filled that applications missed, or that had to be deleted although Redis is to hold every row.
+    pub fn fill_soon(&self, keys: impl IntoIterator<Item = String>) {
+        if 0 < self.misses.add(keys) {
+            self.engine.metrics.gaps.get_or_create(&ByReason::new("misses_overflow")).inc();
+        }
+    }
+
+    /// Events were applied; of these datasets they want a backfill. That is written down in Redis too, so that nothing is
+    /// lost with this process.
+    pub fn note_applied(&self, source: &str, events: &[Event], datasets: &[String]) {
+        let lags = &self.engine.metrics.event_lag_seconds;
+        let now = now_ms();
+        for event in events {
+            self.seen.remember(event);
+            if let Some(at) = event.at_ms {
+                #[expect(clippy::cast_precision_loss, reason = "seconds for a histogram")]
+                let lag = now.saturating_sub(at) as f64 / 1000.0;
+                lags.get_or_create(&BySource::new(source)).observe(lag);
+            }
+        }
+        if !datasets.is_empty() {
+            self.epoch_keeper.now();
+        }
+        for dataset in datasets {
+            self.backfills.want(dataset, Since::now());
+        }
+    }
+}
