@@ -79,7 +79,7 @@ fn every_problem_has_a_place_and_help() {
         ("[admin]\nlisten = \"9464\"", "5:10", &["not an address with a port"]),
         ("[log]\nlevel = \"verbose\"", "5:10", &["\"verbose\" is not a log level", "error, warn, info"]),
         ("[log]\nlevel = \"info,redis=loud\"", "5:15", &["\"redis=loud\" is not a log level"]),
-        ("[defaults]\nttl = \"x\"", "5:7", &["is not a duration"]),
+        ("ttl = \"1h\"\n[defaults]\nttl = \"x\"", "6:7", &["is not a duration"]),
         (
             "[dataset.\"a.b\"]\nquery = \"select 1\"\nkey = \"q:{id}\"",
             "4:10",
