@@ -88,7 +88,7 @@ async fn a_write_needs_no_worker_and_says_what_it_did() {
         ],
     );
     cli.says(&["get", "product:42"], 0, &["\"price_cents\": 1999"]);
-    assert!(!written.contains("pending"), "{written}");
+    assert!(!written.contains("pending in Redis"), "{written}");
 
     // NULL, the empty text, and JSON.
     let empty = cli.json(&["write", "product", "id=42", "name=", "--null", "price_cents"]);
