@@ -12,10 +12,10 @@ use tracing::{info, warn};
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
-use cachekeeper_engine::flows::backoff::Backoff;
-use cachekeeper_engine::flows::commands::group_of;
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::events;
+use cachekeeper_engine::backoff::Backoff;
+use cachekeeper_engine::commands::group_of;
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::events;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{Finished, StreamEntry, StreamReader};
 use cachekeeper_protocol::event::{Event, InvalidEvent};
@@ -45,7 +45,7 @@ impl Task for DurableEventConsumer {
 
     async fn run(context: TaskContext, _wake: Wake) {
         let Some(stream) = context.config.invalidation.stream.as_deref() else { return };
-        let group = group_of(context.engine.redis.keys().prefix());
+        let group = group_of(context.engine.redis.keys().namespace());
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let opened = context.engine.redis.open_stream(stream, &group, &context.owner, WAITS, None).await;

@@ -18,12 +18,12 @@ use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::Scope;
-use cachekeeper_engine::flows::epoch::{self, EpochState};
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::lease::{Lease, LeaseName, LeaseReply};
-use cachekeeper_engine::flows::{load::LoadReport, revalidation};
+use cachekeeper_engine::epoch::{self, EpochState};
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
-use cachekeeper_engine::stores::redis::{Debt, Epoch};
+use cachekeeper_engine::stores::redis::{Epoch, PendingRevalidation};
+use cachekeeper_engine::{load::LoadReport, revalidation};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a revalidation: there may be another one.
@@ -180,7 +180,7 @@ impl Keeper {
     }
 
     fn note_state(&self, order: &EpochState) {
-        let pending = &order.head.owed;
+        let pending = &order.head.pending;
         let engine = &self.context.engine;
         for dataset in engine.catalog.iter() {
             let is_pending = pending.contains_key(dataset.name());
@@ -200,7 +200,7 @@ impl Keeper {
             return;
         }
         let engine = self.context.engine.clone();
-        let next = order.head.owed.keys().find_map(|name| {
+        let next = order.head.pending.keys().find_map(|name| {
             engine.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
         });
         let Some(dataset) = next.cloned() else {
@@ -209,7 +209,7 @@ impl Keeper {
         };
         let Some(lost) = self.lead().await else { return };
         let (name, policy) = (dataset.name().to_owned(), self.context.config.service.on_new_epoch);
-        let made_ms = order.head.owed.get(&name).and_then(Debt::made_ms);
+        let made_ms = order.head.pending.get(&name).and_then(PendingRevalidation::since_ms);
         let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
         self.running = Some(Running { dataset: name, made_ms, work: Background::spawn(work) });
     }

@@ -19,9 +19,9 @@ use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::OnMiss;
-use cachekeeper_engine::flows::backoff::Backoff;
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::events;
+use cachekeeper_engine::backoff::Backoff;
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::events;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{CacheError, Notice};
 use cachekeeper_protocol::event::Event;
@@ -238,7 +238,7 @@ impl Applier<'_> {
         let names = engine.catalog.iter().map(|dataset| dataset.name().to_owned());
         let names: Vec<String> = names.filter(|name| !is_covered(name)).collect();
         if !names.is_empty() {
-            if let Err(error) = events::owe(engine, &names, "events lost", lost.before_ms).await {
+            if let Err(error) = events::mark_pending(engine, &names, "events lost", lost.before_ms).await {
                 debug!(error = %chain(&error), "the gap is repaired later");
                 return;
             }
@@ -287,7 +287,7 @@ impl Reader<'_> {
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is said to stand: backfills at the start wait for it, so that they cover the gap.
-        let at_ms = engine.redis.head("").await.ok().map(|head| head.now_ms);
+        let at_ms = engine.redis.metadata("").await.ok().map(|head| head.now_ms);
         self.gap.note(at_ms);
         // Nor is the worker ready before it is written down what may have been missed.
         self.context.health.update(|facts| facts.has_gap = true);

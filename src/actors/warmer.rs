@@ -19,13 +19,13 @@ use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
 use crate::schedule::next_fire;
-use cachekeeper_engine::flows::backfill::{BackfillOptions, Progress, backfill};
-use cachekeeper_engine::flows::backoff::{Backoff, every};
-use cachekeeper_engine::flows::catalog::Dataset;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::lease::{Lease, LeaseName, LeaseReply};
-use cachekeeper_engine::flows::load::LoadReport;
+use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
+use cachekeeper_engine::backoff::{Backoff, every};
+use cachekeeper_engine::catalog::Dataset;
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
+use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -269,10 +269,10 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
         LeaseReply::Unavailable(_) => return BackfillEnd::Elsewhere(LOOK_AT_OTHERS),
     };
     // Only under the lease, so that nobody else can be about to do it.
-    match context.engine.redis.head("").await {
+    match context.engine.redis.metadata("").await {
         Ok(head) => {
             let since_ms = since.by_redis(head.now_ms);
-            if head.warmed.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
+            if head.backfilled.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
                 return BackfillEnd::DoneElsewhere;
             }
         }

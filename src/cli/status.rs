@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 use super::output::{Exit, Output};
 use super::writes::look;
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
 
 /// Shows what stands in both servers. Nothing is changed.
 pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {
     let facts = context.redis.facts().await?;
-    let head = context.redis.head("").await?;
+    let head = context.redis.metadata("").await?;
     let keys = context.redis.key_count().await?;
     let poll = context.postgres.poll().await;
     let mut lines = vec![format!(
@@ -69,8 +69,8 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             Some(_) => "another definition than this file's",
             None => "not known to any worker yet",
         };
-        let owed = head.owed.get(dataset.name()).map(|debt| debt.reason().to_owned());
-        let pass = head.passes.get(dataset.name());
+        let owed = head.pending.get(dataset.name()).map(|debt| debt.reason().to_owned());
+        let pass = head.backfills.get(dataset.name());
         lines.push(format!(
             "dataset    {} ({}): {definition}{}{}",
             dataset.name(),

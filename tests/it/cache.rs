@@ -207,7 +207,7 @@ async fn rows_31_to_41_many_values_are_stored_in_chunks_with_a_report() {
     let empty = cache.set_many(&[] as &[(String, u8)], SetManyOptions::ttl(HOUR)).await;
     assert_eq!(empty.stored, 0);
     // Some fail, by name and with the reason; the others are stored.
-    let mixed = [("good", 1.5), ("", 2.0), ("ck:{test}:head", 3.0)];
+    let mixed = [("good", 1.5), ("", 2.0), ("ck:{test:0}:meta", 3.0)];
     let report = cache.set_many(&mixed, SetManyOptions::ttl(HOUR)).await;
     assert_eq!(report.stored, 1);
     assert_eq!(report.failed.len(), 2);
@@ -263,7 +263,7 @@ async fn keys_and_values_of_any_shape_come_back_as_they_were() {
     cache.set_bytes("large", &large, HOUR, &["t"]).await.unwrap();
     assert_eq!(cache.get_bytes("large").await.unwrap().map(|bytes| bytes.len()), Some(large.len()));
     assert!(matches!(cache.get::<String>("").await, Err(ClientError::Key { .. })));
-    let reserved = cache.set("ck:{test}:head", "x", HOUR).await.unwrap_err().to_string();
+    let reserved = cache.set("ck:{test:0}:meta", "x", HOUR).await.unwrap_err().to_string();
     assert!(reserved.contains("reserved"), "{reserved}");
 }
 

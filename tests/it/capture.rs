@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::fresh;
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::coverage;
 use cachekeeper_engine::stores::redis::Watermark;
+use cachekeeper_engine::tokens;
 use redis::AsyncCommands;
 
 use crate::feed::{agrees, caught_up, ready};
@@ -120,17 +120,17 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
         .unwrap();
     let touched = coverage::look(&context, false).await.unwrap();
     assert_ne!(before, mark(&touched));
-    context.redis.head("").await.unwrap();
+    context.redis.metadata("").await.unwrap();
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let product = context.catalog.get("product").unwrap();
     let cancel = tokio_util::sync::CancellationToken::new();
-    cachekeeper_engine::flows::revalidation::run(&context, product, policy, &cancel).await.unwrap();
+    cachekeeper_engine::revalidation::run(&context, product, policy, &cancel).await.unwrap();
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
     context.set_coverage(touched);
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, ["product"]);
-    assert_eq!(context.redis.head("").await.unwrap().owed["product"].reason(), "followed anew");
+    assert_eq!(context.redis.metadata("").await.unwrap().pending["product"].reason(), "followed anew");
     // A disabled trigger, a new leaf: not covered until they are mended.
     for (sql, expected) in [
         ("alter table products disable trigger cachekeeper_update", "disabled or missing"),
@@ -188,7 +188,7 @@ async fn writers_are_never_refused_for_the_sake_of_capture() {
     rig.postgres.execute("update products set name = 'after the drop' where id = 4").await.unwrap();
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox where keys is null").await, 1);
     follower.step(true).await.unwrap();
-    assert_eq!(context.redis.head("").await.unwrap().owed["product"].reason(), "whole table changed");
+    assert_eq!(context.redis.metadata("").await.unwrap().pending["product"].reason(), "whole table changed");
     // The worker's own role may read and trim, but not make triggers: it says who can.
     context.postgres.grant("shop").await.unwrap();
     rig.postgres.execute("drop trigger cachekeeper_insert on products_1").await.unwrap();
@@ -248,8 +248,10 @@ async fn the_kill_switch_blocks_nobody_and_what_it_let_pass_is_made_good() {
     wait_until("the feed follows anew", || {
         let (mut client, mark) = (client.clone(), mark.clone());
         async move {
-            let fed: String =
-                client.hget("ck:{test}:head", "fed:product").await.map_err(|error| error.to_string())?;
+            let fed: String = client
+                .hget("ck:{test:0}:meta", "covered:product")
+                .await
+                .map_err(|error| error.to_string())?;
             if fed == mark { Ok(()) } else { Err(fed) }
         }
     })
@@ -305,7 +307,7 @@ async fn the_outbox_is_trimmed_only_behind_every_reader_and_writer() {
     open.execute("begin; update products set name = 'late' where id = 2").await.unwrap();
     let trim =
         async |at: &str| context.postgres.trim_outbox(&at.parse().unwrap(), Duration::ZERO).await.unwrap();
-    let cursor = async || context.redis.head("").await.unwrap().cursor.unwrap();
+    let cursor = async || context.redis.metadata("").await.unwrap().cursor.unwrap();
     // Not read yet; then read, but somebody writes to the partition.
     assert_eq!(trim(&cursor().await).await, 0);
     settle(&mut follower).await;
@@ -321,10 +323,10 @@ async fn the_outbox_is_trimmed_only_behind_every_reader_and_writer() {
     assert_eq!(trim(&cursor().await).await, 1);
     assert_eq!(count(&rig, rows).await, 0);
     // A Redis with an older cursor cannot be brought up to date from here: a new epoch.
-    let before = context.redis.head("").await.unwrap().epoch;
+    let before = context.redis.metadata("").await.unwrap().epoch;
     let mut client = rig.client().await;
     let _: () = redis::cmd("HSET")
-        .arg("ck:{test}:head")
+        .arg("ck:{test:0}:meta")
         .arg("cursor")
         .arg(old.as_str())
         .query_async(&mut client)
@@ -332,9 +334,9 @@ async fn the_outbox_is_trimmed_only_behind_every_reader_and_writer() {
         .unwrap();
     let mut second = Follower::new(&context);
     settle(&mut second).await;
-    let head = context.redis.head("").await.unwrap();
+    let head = context.redis.metadata("").await.unwrap();
     assert_ne!(before, head.epoch);
-    assert_eq!(head.owed["product"].reason(), "changes lost");
+    assert_eq!(head.pending["product"].reason(), "changes lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -361,12 +363,12 @@ async fn a_reader_can_wait_for_its_own_write() {
         let text = session.text("select cachekeeper.token()").await.unwrap().unwrap();
         let answer = ask(&format!("token={text}&dataset=product&wait=10s")).await;
         assert_eq!(answer["fresh"], true, "{answer}");
-        let found = fresh::get(&worker.context, "product:5", &text.parse().unwrap()).await.unwrap();
-        let fresh::TokenRead::Fresh(Some(value)) = found else { panic!("{found:?}") };
+        let found = tokens::get(&worker.context, "product:5", &text.parse().unwrap()).await.unwrap();
+        let tokens::TokenRead::Fresh(Some(value)) = found else { panic!("{found:?}") };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
     // A token of a moment that has not come, of another incarnation, and none at all.
-    let token = fresh::token(&worker.context).await.unwrap();
+    let token = tokens::token(&worker.context).await.unwrap();
     let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
     assert_eq!(answer["fresh"], false);
     assert_eq!(ask("token=other/1:1:").await["fresh"], false);
@@ -390,7 +392,7 @@ async fn a_hundred_waits_ask_redis_hardly_more_than_one() {
         line.split(['=', ',']).nth(1).unwrap().parse::<u64>().unwrap()
     };
     let before = reads().await;
-    let waits = (0..100).map(|_| fresh::wait(&context, &never, None, Duration::from_millis(500)));
+    let waits = (0..100).map(|_| tokens::wait(&context, &never, None, Duration::from_millis(500)));
     for answer in futures_util::future::join_all(waits).await {
         let (found, is_fresh) = answer.unwrap();
         assert!(!is_fresh);

@@ -168,7 +168,7 @@ async fn a_signal_stops_the_worker_in_order() {
     Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let mut redis = rig.client().await;
-    let leases: Vec<String> = redis.keys("ck:{test}:lock:*").await.unwrap();
+    let leases: Vec<String> = redis.keys("ck:{test:0}:lock:*").await.unwrap();
     assert_eq!(leases, Vec::<String>::new());
 }
 
@@ -216,7 +216,8 @@ async fn a_second_signal_ends_the_worker_at_once() {
     wait_until("it works", || {
         let mut client = client.clone();
         async move {
-            let leases: Vec<String> = client.keys("ck:{test}:*").await.map_err(|error| error.to_string())?;
+            let leases: Vec<String> =
+                client.keys("ck:{test:0}:*").await.map_err(|error| error.to_string())?;
             if leases.len() > 2 { Ok(()) } else { Err(format!("{leases:?}")) }
         }
     })

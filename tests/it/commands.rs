@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_client::Cache;
-use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::context::Context;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 
@@ -162,7 +162,7 @@ async fn a_reply_goes_only_where_a_list_of_the_producer_stands() {
     let context = rig.context(DATASETS);
     let mut client = rig.client().await;
     let _: () = client.set("text", "mine").await.unwrap();
-    for list in ["product:1", "ck:{test}:head", "cache:writes", "text"] {
+    for list in ["product:1", "ck:{test:0}:meta", "cache:writes", "text"] {
         let fields: [(&str, &[u8]); 3] =
             [("dataset", b"product"), ("params", br#"{"id": 1, "price": 9}"#), ("reply", list.as_bytes())];
         context.redis.append("cache:writes", &fields).await.unwrap();

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::{coverage, revalidation};
+use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::{coverage, revalidation};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -44,13 +44,13 @@ pub const DATASETS: &str = r#"
 pub async fn ready(worker: &Worker) {
     wait_until("the worker is ready and nothing is owed", || async {
         let reasons = worker.health.reasons();
-        let head = worker.context.redis.head("").await.map_err(|error| error.to_string())?;
+        let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
         let watermark = worker.context.redis.watermark().await.map_err(|error| error.to_string())?;
         let covered = watermark.as_ref().is_some_and(|watermark| watermark.not_covered.is_empty());
-        if reasons.is_empty() && head.owed.is_empty() && head.is_whole && covered {
+        if reasons.is_empty() && head.pending.is_empty() && head.is_whole && covered {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, owed {:?}, {watermark:?}", head.owed))
+            Err(format!("{reasons:?}, owed {:?}, {watermark:?}", head.pending))
         }
     })
     .await;
@@ -236,7 +236,7 @@ async fn lost_commits_leave_no_value_behind() {
     rig.postgres.keep_copy().unwrap();
     rig.postgres.start_again().await.unwrap();
     caught_up(&worker).await;
-    let before = worker.context.redis.head("").await.unwrap();
+    let before = worker.context.redis.metadata("").await.unwrap();
     rig.postgres
         .execute("update products set name = 'lost' where id < 50; delete from products where id = 60; insert into products values (70000, 'lost', 1, 1); update categories set name = 'lost' where id = 4")
         .await
@@ -250,7 +250,7 @@ async fn lost_commits_leave_no_value_behind() {
     caught_up(&worker).await;
     agrees(&worker).await;
     assert_eq!(client.get::<_, Option<String>>("product:70000").await.unwrap(), None);
-    let after = worker.context.redis.head("").await.unwrap();
+    let after = worker.context.redis.metadata("").await.unwrap();
     assert_ne!(before.epoch, after.epoch);
     assert!(after.retired.contains(before.incarnation.as_ref().unwrap()));
     assert!(worker.stop().await);
@@ -274,28 +274,28 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let old: String = client.get("product:5").await.unwrap();
     let job: String = {
         let fields: Vec<String> =
-            redis::cmd("HKEYS").arg("ck:{test}:head").query_async(&mut client).await.unwrap();
+            redis::cmd("HKEYS").arg("ck:{test:0}:meta").query_async(&mut client).await.unwrap();
         fields.into_iter().find(|field| field.starts_with("job:feed-")).unwrap()
     };
     rig.postgres.execute("update products set name = 'new' where id = 5").await.unwrap();
     // What a failover to an older copy leaves: fewer scripts counted, the old value, the old cursor.
-    let cursor = context.redis.head("").await.unwrap().cursor.unwrap();
-    let counted: i64 = client.hget("ck:{test}:head", &job).await.unwrap();
+    let cursor = context.redis.metadata("").await.unwrap().cursor.unwrap();
+    let counted: i64 = client.hget("ck:{test:0}:meta", &job).await.unwrap();
     assert!(matches!(follower.step(false).await.unwrap(), Step::Applied(1)));
-    let _: () = client.hset("ck:{test}:head", &job, counted + 1).await.unwrap();
-    let _: () = client.hset("ck:{test}:head", "cursor", &cursor).await.unwrap();
+    let _: () = client.hset("ck:{test:0}:meta", &job, counted + 1).await.unwrap();
+    let _: () = client.hset("ck:{test:0}:meta", "cursor", &cursor).await.unwrap();
     let _: () = client.set("product:5", &old).await.unwrap();
     rig.postgres.execute("update products set name = 'another' where id = 6").await.unwrap();
     assert!(matches!(follower.step(true).await, Err(EngineError::RedisRolledBack)));
-    cachekeeper_engine::flows::epoch::renew(&context).await.unwrap();
+    cachekeeper_engine::epoch::renew(&context).await.unwrap();
     while follower.step(true).await.unwrap() != Step::Idle {}
     for (key, name) in [("product:5", "new"), ("product:6", "another")] {
         let value: String = client.get(key).await.unwrap();
         assert!(value.contains(name), "{key} {value}");
     }
     // What the feed covers owes nothing: the cursor went back with it.
-    let head = context.redis.head("").await.unwrap();
-    assert!(head.owed.is_empty(), "{:?}", head.owed);
+    let head = context.redis.metadata("").await.unwrap();
+    assert!(head.pending.is_empty(), "{:?}", head.pending);
 }
 
 /// C8: a feed that stops is seen to have stopped.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper::supervisor::SupervisorMessage;
-use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
+use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
 use redis::AsyncCommands;
 
 use crate::feed::{DATASETS, TABLES, ready};
@@ -19,7 +19,7 @@ const BACKFILL: &str = "backfill:product";
 
 /// What a lease holds: its token and its owner.
 async fn holder(rig: &Rig, lease: &str) -> Option<String> {
-    rig.client().await.get(format!("ck:{{test}}:lock:{lease}")).await.unwrap()
+    rig.client().await.get(format!("ck:{{test:0}}:lock:{lease}")).await.unwrap()
 }
 
 async fn held(rig: &Rig, lease: &str) -> String {
@@ -89,7 +89,7 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     })
     .await;
     // It moves again.
-    let coverage = cachekeeper_engine::flows::coverage::look(&context, false).await.unwrap();
+    let coverage = cachekeeper_engine::coverage::look(&context, false).await.unwrap();
     context.set_coverage(coverage);
     let leader = tokio::spawn({
         let context = context.clone();
@@ -165,7 +165,7 @@ async fn a_lease_is_told_when_it_is_lost_and_given_back_with_its_renewer() {
     assert_eq!(owner, "me");
     // Taken by force: the next renewal finds out.
     let mut client = rig.client().await;
-    let _: () = client.set("ck:{test}:lock:feed", "1 somebody else").await.unwrap();
+    let _: () = client.set("ck:{test:0}:lock:feed", "1 somebody else").await.unwrap();
     lease.lost().cancelled().await;
     drop(lease);
     // Given back by its owner only; the next token is larger.
@@ -183,8 +183,8 @@ async fn a_lease_is_told_when_it_is_lost_and_given_back_with_its_renewer() {
     // One that is closed gives back what is held.
     renewer.close().await;
     assert!(fourth.lost().is_cancelled());
-    let left: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
-    assert_eq!(left, ["ck:{test}:lock:feed"], "only what is somebody else's");
+    let left: Vec<String> = client.keys("ck:{test:0}:lock:*").await.unwrap();
+    assert_eq!(left, ["ck:{test:0}:lock:feed"], "only what is somebody else's");
     running.abort();
 }
 
@@ -197,7 +197,7 @@ async fn who_waits_to_lead_is_woken_by_the_release() {
     let long = LeaseName { life: Duration::from_secs(600), ..LeaseName::AUDIT };
     let lease = ours.lead(&long).await;
     let waiting = tokio::spawn(async move { theirs.lead(&long).await.token() });
-    let channel = context.redis.keys().unlock_channel.clone();
+    let channel = context.redis.keys().unlock_channel();
     wait_until("it listens", async || {
         let query = redis::cmd("PUBSUB").arg("NUMSUB").arg(&channel).to_owned();
         let heard: Vec<(String, u32)> = query.query_async(&mut rig.client().await).await.unwrap();

@@ -182,7 +182,7 @@ async fn row_17_who_waits_is_woken_by_the_release_and_not_by_looking_again() {
             })
         })
         .collect();
-    let channel = rig.store().keys().unlock_channel.clone();
+    let channel = rig.store().keys().unlock_channel();
     let mut client = rig.client().await;
     wait_until("they listen", async || {
         let heard: Vec<(String, u32)> =
@@ -259,7 +259,7 @@ async fn tokens_grow_from_holder_to_holder_and_postgres_refuses_the_older_one() 
         guard.release().await.unwrap();
         if round == 2 {
             // The counter says more than the clock: it goes on from there.
-            let key = context.redis.keys().last_token.clone();
+            let key = context.redis.keys().last_token();
             let ahead = tokens[2] + 3_600_000_000;
             let _: () = rig.client().await.set(key, ahead).await.unwrap();
         }
@@ -327,13 +327,13 @@ async fn a_lock_without_an_end_is_waited_for_by_wake_ups_and_seldom_looked_at() 
     assert!(scripts <= 20, "{scripts} scripts in half a second");
     let waiter = tokio::spawn(async move { locks.acquire("a", PATIENT).await.unwrap().is_held() });
     wait_until("it listens", async || {
-        let query = redis::cmd("PUBSUB").arg("NUMSUB").arg(&keys.unlock_channel).to_owned();
+        let query = redis::cmd("PUBSUB").arg("NUMSUB").arg(keys.unlock_channel()).to_owned();
         let heard: Vec<(String, u32)> = query.query_async(&mut client.clone()).await.unwrap();
         if heard[0].1 == 1 { Ok(()) } else { Err(format!("{heard:?}")) }
     })
     .await;
     let _: () = client.del(keys.lock("a")).await.unwrap();
-    let _: i64 = client.publish(&keys.unlock_channel, "a").await.unwrap();
+    let _: i64 = client.publish(keys.unlock_channel(), "a").await.unwrap();
     assert!(waiter.await.unwrap());
 }
 

@@ -19,6 +19,9 @@ mod cli;
 mod cli_writes;
 mod commands;
 mod config;
+mod decision_table;
+#[path = "../decisions/mod.rs"]
+mod decisions;
 mod event_log;
 mod example;
 mod feed;

@@ -1,12 +1,12 @@
 //! Passes, debts, poison rows, stalled loads, tags over time.
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, Storing, load};
-use cachekeeper_engine::flows::{epoch, invalidate, revalidation};
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::load::{Cause, Job, LoadOptions, Storing, load};
 use cachekeeper_engine::stores::redis::{Answer, StoreMode};
+use cachekeeper_engine::{epoch, invalidate, revalidation};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::stamp::Stamp;
 use redis::AsyncCommands;
@@ -79,8 +79,7 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
     let cancel = CancellationToken::new();
-    let (progress, mut told) =
-        tokio::sync::watch::channel(cachekeeper_engine::flows::backfill::Progress::default());
+    let (progress, mut told) = tokio::sync::watch::channel(cachekeeper_engine::backfill::Progress::default());
     let slow =
         BackfillOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
     let stopper = tokio::spawn(async move {
@@ -90,22 +89,19 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let error = backfill(&context, dataset, &slow).await.unwrap_err();
     assert!(matches!(error, EngineError::Cancelled), "{error}");
     stopper.await.unwrap();
-    let head = context.redis.head("").await.unwrap();
-    let bookmark = head.passes.get("t").unwrap().clone();
+    let head = context.redis.metadata("").await.unwrap();
+    let bookmark = head.backfills.get("t").unwrap().clone();
     // Head, tables, windows and tag sets are among them; they are few.
     let stored_before = count(&context).await;
     assert!((1_000..5_000).contains(&stored_before), "{stored_before}, {bookmark}");
     let report = backfill(&context, dataset, &options()).await.unwrap();
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
-    let head = context.redis.head("").await.unwrap();
-    assert!(head.passes.is_empty() && head.warmed.contains_key("t"));
-    let found = cachekeeper_engine::flows::compare::compare(
-        &context,
-        dataset,
-        &cachekeeper_engine::flows::compare::Extent::default(),
-    )
-    .await
-    .unwrap();
+    let head = context.redis.metadata("").await.unwrap();
+    assert!(head.backfills.is_empty() && head.backfilled.contains_key("t"));
+    let found =
+        cachekeeper_engine::audit::compare(&context, dataset, &cachekeeper_engine::audit::Extent::default())
+            .await
+            .unwrap();
     assert!(found.is_clean() && found.checked == 5_000, "{found:?}");
 }
 
@@ -233,7 +229,7 @@ async fn retagging_moves_and_membership_outlives_nothing() {
     assert!(value.contains("by its new tag"), "{value}");
     // A tag without members is nothing to do; so is one that never was.
     let report = invalidate::tags(&context, &["never".to_owned()], None).await.unwrap();
-    assert_eq!(report, cachekeeper_engine::flows::load::LoadReport::default());
+    assert_eq!(report, cachekeeper_engine::load::LoadReport::default());
 }
 
 #[tokio::test]
@@ -245,15 +241,15 @@ async fn a_debt_is_paid_by_a_walk_of_redis() {
     let mut client = rig.client().await;
     let _: () = client.set("t:99999", "its row is gone").await.unwrap();
     let _: () = client.set("t:5", "stale").await.unwrap();
-    let _: () = client.del("ck:{test}:head").await.unwrap();
+    let _: () = client.del("ck:{test:0}:meta").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
-    assert!(context.redis.head("").await.unwrap().owed.contains_key("t"));
+    assert!(context.redis.metadata("").await.unwrap().pending.contains_key("t"));
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
     assert_eq!((report.stored, report.gone), (5_000, 1));
-    assert!(context.redis.head("").await.unwrap().owed.is_empty());
+    assert!(context.redis.metadata("").await.unwrap().pending.is_empty());
     // Dropped instead of refreshed.
-    let _: () = client.del("ck:{test}:stamps").await.unwrap();
+    let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     epoch::ensure(&context, "").await.unwrap();
     let policy = cachekeeper_config::OnNewEpoch::Drop;
     let report = revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();

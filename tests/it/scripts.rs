@@ -1,12 +1,13 @@
-//! The stamp rule as one decision table, run against a model in Rust, the double in memory, and the scripts under two
-//! collations.
+//! Random steps of the scripts, beside a model in Rust and the double in memory, under two collations. The cases one by one
+//! are in `decision_table.rs`.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::{
-    Answer, Creation, Debt, Epoch, Gone, NewEpoch, Redis, Standing, StoreMode,
+    Answer, Creation, Epoch, NewEpoch, PendingRevalidation, Precondition, PreconditionFailed, Redis,
+    StoreMode,
 };
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::slot;
@@ -39,12 +40,12 @@ impl Model {
         key: &str,
         value: Option<&str>,
         tags: &[String],
-        is_pass: bool,
+        is_backfill: bool,
     ) -> bool {
         if stamp < self.limit(key, tags) {
             return false;
         }
-        if is_pass {
+        if is_backfill {
             self.floor = self.floor.max(stamp);
         } else {
             self.raise(stamp, key);
@@ -63,15 +64,20 @@ impl Model {
 }
 
 async fn begin(redis: &Redis) -> Epoch {
-    let seen = redis.head("").await.unwrap();
+    let seen = redis.metadata("").await.unwrap();
     let snapshot: Snapshot = "5:5:".parse().unwrap();
-    let debt = Debt::new("test", 1);
-    let new =
-        NewEpoch { incarnation: "life", snapshot: &snapshot, debt: &debt, datasets: &[], is_relabel: false };
+    let pending = PendingRevalidation::new("test", 1);
+    let new = NewEpoch {
+        incarnation: "life",
+        snapshot: &snapshot,
+        pending: &pending,
+        datasets: &[],
+        is_renewal: false,
+    };
     let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else {
         panic!("not created")
     };
-    redis.adopt(&epoch, "life", "d", ("", "r1"), (Duration::from_secs(600), 1)).await.unwrap();
+    redis.register(&epoch, "life", "d", ("", "r1"), (Duration::from_secs(600), 1)).await.unwrap();
     epoch
 }
 
@@ -81,12 +87,12 @@ fn stamp(random: &mut StdRng) -> Stamp {
     Stamp::new(xmax, [0, 1, 2, 200, 300][random.random_range(0..5)]).unwrap()
 }
 
-async fn decision_table(redis: &RedisRig, seed: u64) {
+async fn random_steps(redis: &RedisRig, seed: u64) {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let store = redis.store();
     let epoch = begin(&store).await;
-    let standing = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
+    let precondition = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
     let mut model = Model { floor: Stamp::new(5, 0).unwrap(), ..Model::default() };
     let mut memory = Memory::new(Stamp::new(5, 0).unwrap());
     let keys: Vec<String> = (0..8).map(|n| format!("k:{n}")).collect();
@@ -99,7 +105,7 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
             0..6 => {
                 let chosen: Vec<String> =
                     tags.iter().filter(|_| random.random_ratio(1, 4)).cloned().collect();
-                let is_pass = random.random_ratio(1, 40);
+                let is_backfill = random.random_ratio(1, 40);
                 let value = (!random.random_ratio(1, 6)).then(|| format!("v{step}"));
                 let mut batch = EntryBatch::default();
                 let position = match &value {
@@ -110,22 +116,23 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                     batch.tag(position, tag);
                 }
                 let mode =
-                    if is_pass { StoreMode::Floor { job: "", progress: "" } } else { StoreMode::Slots };
+                    if is_backfill { StoreMode::Floor { job: "", progress: "" } } else { StoreMode::Slots };
                 let answer =
-                    store.store(&standing, at, &batch, Duration::from_secs(600), mode).await.unwrap();
+                    store.store(&precondition, at, &batch, Duration::from_secs(600), mode).await.unwrap();
                 let Answer::Done(refused) = answer else { panic!("{answer:?}") };
                 let in_memory =
-                    if is_pass { memory.store_page(at, &batch) } else { memory.store(at, &batch) };
+                    if is_backfill { memory.store_page(at, &batch) } else { memory.store(at, &batch) };
                 assert_eq!(in_memory, refused, "step {step}");
-                let expected = model.store(at, &key, value.as_deref(), &chosen, is_pass);
-                // A pass raises the floor also where its entries are refused one by one.
-                if is_pass {
+                let expected = model.store(at, &key, value.as_deref(), &chosen, is_backfill);
+                // A backfill raises the floor also where its entries are refused one by one.
+                if is_backfill {
                     model.floor = model.floor.max(at);
                 }
                 assert_eq!(refused.is_empty(), expected, "step {step}: store {key} at {at} with {chosen:?}");
             }
             6 => {
-                let Answer::Done(existing) = store.raise(&standing, at, &[&key], "").await.unwrap() else {
+                let Answer::Done(existing) = store.raise(&precondition, at, &[&key], "").await.unwrap()
+                else {
                     panic!()
                 };
                 model.raise(at, &key);
@@ -133,7 +140,9 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
                 assert_eq!(!existing.is_empty(), model.values.contains_key(&key), "step {step}");
             }
             7 => {
-                let Answer::Done(existed) = store.invalidate(&standing, at, &[&key]).await.unwrap() else {
+                let Answer::Done(existed) =
+                    store.invalidate(&precondition, at, &[&key], "", "").await.unwrap()
+                else {
                     panic!()
                 };
                 model.raise(at, &key);
@@ -142,7 +151,8 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
             }
             _ => {
                 let tag = &tags[random.random_range(0..tags.len())];
-                let Answer::Done(sets) = store.raise_tags(&standing, at, "", &[tag]).await.unwrap() else {
+                let Answer::Done(sets) = store.raise_tags(&precondition, at, "", &[tag]).await.unwrap()
+                else {
                     panic!()
                 };
                 let entry = model.tags.entry(slot(tag.as_bytes())).or_default();
@@ -168,7 +178,7 @@ async fn decision_table(redis: &RedisRig, seed: u64) {
 #[tokio::test]
 async fn the_scripts_decide_as_the_model() {
     let redis = RedisRig::start(&[]).await;
-    decision_table(&redis, rand::random()).await;
+    random_steps(&redis, rand::random()).await;
 }
 
 #[tokio::test]
@@ -186,11 +196,11 @@ async fn the_scripts_decide_as_the_model_under_another_collation() {
     if by_collation == 0 {
         println!("the locale could not be made here, so this is the first test again");
     }
-    decision_table(&redis, rand::random()).await;
+    random_steps(&redis, rand::random()).await;
 }
 
 #[tokio::test]
-async fn whoever_does_not_know_the_ground_changes_nothing() {
+async fn whoever_does_not_know_the_epoch_changes_nothing() {
     let redis = RedisRig::start(&[]).await;
     let store = redis.store();
     let epoch = begin(&store).await;
@@ -201,36 +211,39 @@ async fn whoever_does_not_know_the_ground_changes_nothing() {
     let life = Duration::from_secs(600);
     let other = Epoch::random();
     let cases = [
-        (&other, "life", "d", "r1", Gone::Epoch),
-        (&epoch, "another", "d", "r1", Gone::Incarnation),
-        (&epoch, "life", "d", "r2", Gone::Revision),
-        (&epoch, "life", "unknown", "r1", Gone::Revision),
+        (&other, "life", "d", "r1", PreconditionFailed::Epoch),
+        (&epoch, "another", "d", "r1", PreconditionFailed::Incarnation),
+        (&epoch, "life", "d", "r2", PreconditionFailed::Revision),
+        (&epoch, "life", "unknown", "r1", PreconditionFailed::Revision),
     ];
     let _: () = client.set("k:1", "old").await.unwrap();
-    for (epoch, incarnation, dataset, revision, gone) in cases {
-        let standing = Standing { epoch, incarnation, dataset, revision };
-        let answer = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap();
-        assert_eq!(answer, Answer::Gone(gone));
+    for (epoch, incarnation, dataset, revision, failed) in cases {
+        let precondition = Precondition { epoch, incarnation, dataset, revision };
+        let answer = store.store(&precondition, at, &batch, life, StoreMode::Slots).await.unwrap();
+        assert_eq!(answer, Answer::Failed(failed));
         let value: String = client.get("k:1").await.unwrap();
         assert_eq!(value, "old");
     }
     // A delete is carried out in any case, and says that it must be repeated.
-    let standing = Standing { epoch: &other, incarnation: "life", dataset: "d", revision: "r1" };
-    assert_eq!(store.invalidate(&standing, at, &["k:1"]).await.unwrap(), Answer::Gone(Gone::Epoch));
+    let precondition = Precondition { epoch: &other, incarnation: "life", dataset: "d", revision: "r1" };
+    assert_eq!(
+        store.invalidate(&precondition, at, &["k:1"], "", "").await.unwrap(),
+        Answer::Failed(PreconditionFailed::Epoch)
+    );
     let left: bool = client.exists("k:1").await.unwrap();
     assert!(!left);
     // Tables that are evicted, cut or of another type never read as permission.
-    let right = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
-    let keys = store.keys().clone();
-    for table in [&keys.stamps, &keys.tag_stamps, &keys.head] {
+    let right = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
+    let keys = store.keys().metadata().clone();
+    for table in [&keys.stamps, &keys.tag_stamps, &keys.meta] {
         let kept: Vec<u8> = redis::cmd("DUMP").arg(table).query_async(&mut client).await.unwrap();
         for damage in ["missing", "zeros", "short", "other type"] {
             let _: () = client.del(table).await.unwrap();
             match damage {
-                "zeros" if table != &keys.head => {
+                "zeros" if table != &keys.meta => {
                     let _: i64 = client.setrange(table, 1_048_583, "\0").await.unwrap();
                 }
-                "short" if table != &keys.head => {
+                "short" if table != &keys.meta => {
                     let _: () = client.set(table, "short").await.unwrap();
                 }
                 "other type" => {
@@ -239,8 +252,8 @@ async fn whoever_does_not_know_the_ground_changes_nothing() {
                 _ => {}
             }
             let answer = store.store(&right, at, &batch, life, StoreMode::Slots).await.unwrap();
-            assert_eq!(answer, Answer::Gone(Gone::Table), "{table} {damage}");
-            assert!(!store.head("").await.unwrap().is_whole, "{table} {damage}");
+            assert_eq!(answer, Answer::Failed(PreconditionFailed::Table), "{table} {damage}");
+            assert!(!store.metadata("").await.unwrap().is_whole, "{table} {damage}");
             let stored: bool = client.exists("k:1").await.unwrap();
             assert!(!stored);
         }
@@ -256,28 +269,28 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
     let redis = RedisRig::start(&[]).await;
     let store = redis.store();
     let epoch = begin(&store).await;
-    let standing = Standing { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
+    let precondition = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
     let (at, life) = (Stamp::new(100, 0).unwrap(), Duration::from_secs(600));
     let mut batch = EntryBatch::default();
     batch.push("k:1", b"value", 10_000);
-    store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap();
+    store.store(&precondition, at, &batch, life, StoreMode::Slots).await.unwrap();
     let mut client = redis.client().await;
     let _: () =
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query_async(&mut client).await.unwrap();
-    let error = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap_err();
+    let error = store.store(&precondition, at, &batch, life, StoreMode::Slots).await.unwrap_err();
     assert_eq!(error.refusal, cachekeeper_engine::stores::redis::Refusal::Full, "{error}");
-    assert_eq!(store.invalidate(&standing, at, &["k:1"]).await.unwrap(), Answer::Done(1));
+    assert_eq!(store.invalidate(&precondition, at, &["k:1"], "", "").await.unwrap(), Answer::Done(1));
     // An evicted table can be made again.
-    let _: () = client.del(&store.keys().stamps).await.unwrap();
+    let _: () = client.del(&store.keys().metadata().stamps).await.unwrap();
     begin(&store).await;
     let _: () =
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(0).query_async(&mut client).await.unwrap();
     // A replica takes no writes, and says so.
     let _: () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).query_async(&mut client).await.unwrap();
-    let head = store.head("").await.unwrap();
-    let epoch = head.epoch.unwrap();
-    let standing = Standing { epoch: &epoch, ..standing };
-    let error = store.store(&standing, at, &batch, life, StoreMode::Slots).await.unwrap_err();
+    let metadata = store.metadata("").await.unwrap();
+    let epoch = metadata.epoch.unwrap();
+    let precondition = Precondition { epoch: &epoch, ..precondition };
+    let error = store.store(&precondition, at, &batch, life, StoreMode::Slots).await.unwrap_err();
     assert_eq!(error.refusal, cachekeeper_engine::stores::redis::Refusal::NotWritable, "{error}");
 }
 
@@ -285,9 +298,9 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
 async fn scripts_that_redis_forgot_are_loaded_again() {
     let rig = Rig::start("").await;
     let context = rig.context("");
-    let before = cachekeeper_engine::flows::epoch::ensure(&context, "").await.unwrap();
+    let before = cachekeeper_engine::epoch::ensure(&context, "").await.unwrap();
     let mut client = rig.client().await;
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut client).await.unwrap();
-    let after = cachekeeper_engine::flows::epoch::ensure(&context, "").await.unwrap();
+    let after = cachekeeper_engine::epoch::ensure(&context, "").await.unwrap();
     assert_eq!(before.epoch, after.epoch);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cachekeeper::actors::TASKS;
 use cachekeeper::app::Worker;
 use cachekeeper::supervisor::SupervisorMessage;
-use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_engine::audit::{Extent, compare};
 use redis::AsyncCommands;
 
 use crate::support::{Rig, wait_until};
@@ -35,11 +35,11 @@ async fn ready(worker: &Worker) {
     wait_until("the worker is ready", || async {
         let reasons = worker.health.reasons();
         let owed = worker.health.facts().owed;
-        let head = worker.context.redis.head("").await.map_err(|error| error.to_string())?;
-        if reasons.is_empty() && owed.is_empty() && head.owed.is_empty() && head.is_whole {
+        let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        if reasons.is_empty() && owed.is_empty() && head.pending.is_empty() && head.is_whole {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, owed {:?}", head.owed))
+            Err(format!("{reasons:?}, owed {:?}", head.pending))
         }
     })
     .await;
@@ -87,7 +87,7 @@ async fn events_in_every_form_are_obeyed_and_garbage_is_harmless() {
     ];
     for (number, (rows, event)) in events.into_iter().enumerate() {
         for garbage in
-            [&b""[..], b"{", &[0x81, 0xa3], &[0xff, 0x00], br#"{"dataset":"unknown"}"#, b"ck:{test}:head"]
+            [&b""[..], b"{", &[0x81, 0xa3], &[0xff, 0x00], br#"{"dataset":"unknown"}"#, b"ck:{test:0}:meta"]
         {
             let _: () = client.publish(channel, garbage).await.unwrap();
         }
@@ -160,7 +160,7 @@ async fn a_flushed_redis_is_filled_again() {
     agrees(&worker).await;
     assert_ne!(before, worker.health.facts().epoch);
     // One table alone, as an eviction would take it.
-    let _: () = client.del("ck:{test}:stamps").await.unwrap();
+    let _: () = client.del("ck:{test:0}:stamps").await.unwrap();
     let _: () = client.set("product:1", "planted").await.unwrap();
     value_is(&mut client, "product:1", Some("\"price\":10,")).await;
     assert!(worker.stop().await);
@@ -223,7 +223,7 @@ async fn a_redis_that_went_back_is_noticed_and_repaired() {
     ready(&worker).await;
     let mut client = rig.client().await;
     let _: () = redis::cmd("SAVE").query_async(&mut client).await.unwrap();
-    let saved: u64 = client.hget("ck:{test}:head", "job:looks").await.unwrap();
+    let saved: u64 = client.hget("ck:{test:0}:meta", "job:looks").await.unwrap();
     let before = worker.health.facts().epoch;
     rig.postgres.execute("update products set name = 'later' where id = 5").await.unwrap();
     let _: () = client.publish("cache:invalidation", "product:5").await.unwrap();
@@ -231,7 +231,7 @@ async fn a_redis_that_went_back_is_noticed_and_repaired() {
     // Looks are counted once a second; the file must be older than the last of them.
     wait_until("another look was counted", || async {
         let now: u64 =
-            client.clone().hget("ck:{test}:head", "job:looks").await.map_err(|error| error.to_string())?;
+            client.clone().hget("ck:{test:0}:meta", "job:looks").await.map_err(|error| error.to_string())?;
         if saved + 1 < now { Ok(()) } else { Err(now.to_string()) }
     })
     .await;
@@ -444,7 +444,7 @@ async fn two_workers_share_the_work_and_agree() {
     let _: () = client.publish("cache:invalidation", "product:9").await.unwrap();
     value_is(&mut client, "product:9", Some("alone")).await;
     assert!(second.stop().await);
-    let leases: Vec<String> = client.keys("ck:{test}:lock:*").await.unwrap();
+    let leases: Vec<String> = client.keys("ck:{test:0}:lock:*").await.unwrap();
     assert_eq!(leases, Vec::<String>::new(), "leases are released");
 }
 

@@ -30,22 +30,22 @@ worlds! {
     x05_idle_worker_notices_a_missing_table breaks I12:
         World { faults: &[(EvictTable, 1)], ..crowd([0, 0, 0]) }
         .under(|rules| rules.idle_looks_at_redis = false);
-    // R14: the debt is written in Redis.
+    // R14: what is pending is written in Redis.
     x06_debt_outlives_a_worker_killed_after_a_crash breaks I11, I12:
         World { faults: &[(CrashLosing, 1), (Kill, 1)], ..row([2, 0, 0]) }
-        .under(|rules| rules.debt_is_durable = false);
+        .under(|rules| rules.pending_is_durable = false);
     // R14.
     x07_debt_outlives_a_worker_killed_after_an_eviction breaks I11, I12:
         World { faults: &[(EvictTable, 1), (Kill, 1)], ..row([1, 0, 0]) }
-        .under(|rules| rules.debt_is_durable = false);
-    // R14: the debt holds back the watermark of all workers.
+        .under(|rules| rules.pending_is_durable = false);
+    // R14: what is pending holds back the watermark of all workers.
     x08_debt_holds_back_the_second_worker breaks I2:
         World { workers: 2, faults: &[(EvictTable, 1)], ..row([1, 1, 0]) }
-        .under(|rules| rules.debt_is_durable = false);
-    // R14: the walk is over Redis, so it meets what the table no longer has.
+        .under(|rules| rules.pending_is_durable = false);
+    // R14: the scan is over Redis, so it meets what the table no longer has.
     x09_pass_meets_entries_whose_rows_are_gone breaks I2, I5:
         World { faults: &[(EvictTable, 1)], ..row([0, 1, 0]) }
-        .under(|rules| rules.pass_walks_redis = false);
+        .under(|rules| rules.revalidation_scans_redis = false);
     // R4: the cursor script names the epoch too, for xids return.
     x10_cursor_script_names_the_epoch breaks I2, I4, I6:
         World { workers: 2, faults: &[(CrashLosing, 1)], ..row([3, 0, 0]) }
@@ -70,10 +70,10 @@ worlds! {
     x15_floor_raised_after_the_page breaks I1, I11:
         World { loaders: &[WARM, WARM0], workers: 0, ..row([1, 0, 0]) }
         .under(|rules| rules.page = Page::FloorAfter);
-    // R9 for passes.
+    // R9 for revalidations.
     x16_failover_inside_a_pass_is_noticed breaks I2, I5, I6:
         World { faults: &[(Failover, 1), (EvictTable, 1)], ..row([1, 0, 0]) }
-        .under(|rules| rules.passes_are_counted = false);
+        .under(|rules| rules.revalidations_are_counted = false);
     // R4: a store names the incarnation of its load.
     x17_load_of_a_lost_history_is_refused breaks I3, I11:
         World { loaders: &[WARM0], faults: &[(CrashLosing, 1)], ..row([1, 0, 0]) }
@@ -95,7 +95,7 @@ worlds! {
     x21_shard_that_fails_over_alone breaks I2:
         World { is_sharded: true, slots: [0, 1], faults: &[(Failover, 1)], ..row([0, 1, 0]) };
     // R9: reads that a claim rests on are counted.
-    x22_walk_of_redis_is_counted breaks I2, I5:
+    x22_scan_of_redis_is_counted breaks I2, I5:
         World { faults: &[(EvictTable, 1), (EvictEntry, 1), (Failover, 1)], ..row([1, 0, 0]) }
         .under(|rules| rules.reads_are_counted = false);
     // R9.

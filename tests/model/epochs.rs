@@ -1,4 +1,4 @@
-//! How a worker begins, creates an epoch, and pays its debt (R13, R14, R16).
+//! How a worker begins, creates an epoch, and runs its revalidation (R13, R14, R16).
 
 use crate::database::{Database, Rows};
 use crate::invariants::Invariant;
@@ -30,26 +30,28 @@ impl Protocol {
         };
         let cursor = state.redis.cursor;
         let in_epoch = cursor.filter(|cursor| cursor.epoch == table.epoch);
-        if rules.relabels && went_back && in_epoch.is_some() {
-            return Self::relabel(state, worker, say);
+        if rules.renews && went_back && in_epoch.is_some() {
+            return Self::renew(state, worker, say);
         }
         let Some(cursor) = (if rules.cursor_names_epoch { in_epoch } else { cursor }) else {
             return self.miss_cursor(state, worker, table, say);
         };
         let place = Place { epoch: table.epoch, incarnation: table.incarnation, cursor: cursor.snapshot };
-        if state.redis.is_owed && rules.debt_is_durable {
-            say(format_args!("W{worker} reads the header: epoch {}, a pass is owed", table.epoch));
-            return Stage::Walk(place);
+        if state.redis.is_pending && rules.pending_is_durable {
+            say(format_args!("W{worker} reads the header: epoch {}, a revalidation is pending", table.epoch));
+            return Stage::Scan(place);
         }
         say(format_args!("W{worker} reads the header: epoch {}, cursor {}", table.epoch, place.cursor));
         Stage::Poll(place)
     }
 
-    /// R13: Redis went back but is whole. Nothing but the name of the epoch changes.
-    fn relabel(state: &mut State, worker: usize, say: Say<'_>) -> Stage {
+    /// R13: Redis was rolled back but is whole. Nothing but the name of the epoch changes.
+    fn renew(state: &mut State, worker: usize, say: Say<'_>) -> Stage {
         state.last_epoch += 1;
         let (epoch, redis) = (state.last_epoch, &mut state.redis);
-        say(format_args!("W{worker} reads the header: Redis went back; the epoch is called {epoch} now"));
+        say(format_args!(
+            "W{worker} reads the header: Redis was rolled back; the epoch is called {epoch} now"
+        ));
         redis.table = redis.table.map(|table| Table { epoch, ..table });
         redis.cursor = redis.cursor.map(|cursor| Cursor { epoch, ..cursor });
         redis.watermark = redis.watermark.map(|watermark| Watermark { epoch, ..watermark });
@@ -92,48 +94,55 @@ impl Protocol {
             table: Some(Table { epoch, incarnation, floor: stamp, slots: [0; 2], born: floor.seen }),
             cursor: Some(Cursor { epoch, ..floor }),
             watermark: None,
-            is_owed: true,
+            is_pending: true,
             tag_stamp: 0,
             ..state.redis
         };
         state.count(worker);
-        Stage::Walk(Place { epoch, incarnation, cursor: floor.snapshot })
+        Stage::Scan(Place { epoch, incarnation, cursor: floor.snapshot })
     }
 
-    /// R14: the walk is over Redis. A walk over the dataset does not meet the entries whose rows are gone
+    /// R14: the scan is over Redis. A scan over the dataset does not meet the entries whose rows are gone
     /// (X9).
-    pub(crate) fn walk(&self, state: &mut State, worker: usize, place: Place, say: Say<'_>) -> Stage {
-        let keys: Set = if self.world.rules.pass_walks_redis {
+    pub(crate) fn scan(&self, state: &mut State, worker: usize, place: Place, say: Say<'_>) -> Stage {
+        let keys: Set = if self.world.rules.revalidation_scans_redis {
             state.redis.existing()
         } else {
             let has_row =
                 |key: &usize| Database::query(&state.database.rows, *key, self.world.deleted).is_some();
             KEYS.into_iter().filter(has_row).collect()
         };
-        say(format_args!("W{worker} walks for its pass and finds {keys}"));
+        say(format_args!("W{worker} scans for its revalidation and finds {keys}"));
         self.count_read(state, worker);
         if keys.is_empty() {
-            return Stage::PassDone(place);
+            return Stage::RevalidationDone(place);
         }
         let batch = Batch { place, to: place.cursor, seen: Rows::default() };
-        Stage::Load { batch, keys, job: Job::Pass }
+        Stage::Load { batch, keys, job: Job::Revalidation }
     }
 
-    /// R9, R14: the claim that the debt is paid. The watermark is that of the cursor.
-    pub(crate) fn pass_done(&self, state: &mut State, worker: usize, place: Place, say: Say<'_>) -> Stage {
+    /// R9, R14: the claim that the revalidation is done. The watermark is that of the cursor.
+    pub(crate) fn revalidation_done(
+        &self,
+        state: &mut State,
+        worker: usize,
+        place: Place,
+        say: Say<'_>,
+    ) -> Stage {
         let rules = &self.world.rules;
         let is_whole = !state.swallowed.contains(worker);
         let table = state.redis.table_of(place.epoch).copied();
         let cursor = state.redis.cursor;
         let in_epoch = cursor.filter(|cursor| !rules.cursor_names_epoch || cursor.epoch == place.epoch);
-        let (Some(table), Some(cursor)) = (table, in_epoch.filter(|_| is_whole || !rules.passes_are_counted))
+        let (Some(table), Some(cursor)) =
+            (table, in_epoch.filter(|_| is_whole || !rules.revalidations_are_counted))
         else {
-            say(format_args!("W{worker} says that the pass is done: refused"));
+            say(format_args!("W{worker} says that the revalidation is done: refused"));
             return Stage::Start;
         };
         self.breaks(state, Invariant::I6, !is_whole);
-        say(format_args!("W{worker} says that the pass is done: watermark {}", cursor.snapshot));
-        state.redis.is_owed = false;
+        say(format_args!("W{worker} says that the revalidation is done: watermark {}", cursor.snapshot));
+        state.redis.is_pending = false;
         state.redis.watermark = Some(Watermark {
             epoch: place.epoch,
             incarnation: table.incarnation,

@@ -69,7 +69,7 @@ impl Invariant {
             Self::I9 => "I9 a retired incarnation does not return to the head",
             Self::I10 => "I10 a value accepted for a token is as new as the token",
             Self::I11 => "I11 at rest every readable value is that of the database",
-            Self::I12 => "I12 at rest the watermark is that of the database and nothing is owed",
+            Self::I12 => "I12 at rest the watermark is that of the database and nothing is pending",
             Self::I13 => "I13 from every state a state at rest can be reached",
         }
     }
@@ -176,7 +176,7 @@ fn paid_is_as_new_as_its_epoch(_: &Protocol, state: &State) -> bool {
     let Some(table) = state.redis.table else {
         return true;
     };
-    state.redis.is_owed
+    state.redis.is_pending
         || state
             .redis
             .entries
@@ -203,5 +203,5 @@ fn watermark_has_arrived_at_rest(protocol: &Protocol, state: &State) -> bool {
         let mark = redis.watermark.filter(|mark| mark.epoch == table.epoch);
         mark.is_some_and(|mark| mark.seen == state.database.rows)
     });
-    protocol.world.workers == 0 || has_arrived && !redis.is_owed || !protocol.is_at_rest(state)
+    protocol.world.workers == 0 || has_arrived && !redis.is_pending || !protocol.is_at_rest(state)
 }

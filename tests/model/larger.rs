@@ -69,7 +69,7 @@ worlds! {
         .under(|rules| rules.equal_bytes_raise = false);
     e18_epoch_is_relabelled_after_a_failover:
         World { workers: 2, loaders: &[WARM], faults: &[(Failover, 1)], ..row([1, 1, 0]) }
-        .under(|rules| rules.relabels = true);
+        .under(|rules| rules.renews = true);
     #[ignore = "long: make model"]
     e19_two_workers_evictions_failover_kill:
         World {
@@ -91,7 +91,7 @@ worlds! {
             faults: &[(Failover, 1), (Rollback, 1), (EvictEntry, 1)], ..crowd([1, 1, 0])
         };
 
-    // What DESIGN.md does and the review did not search: floors of passes, giving up, events over new epochs.
+    // What DESIGN.md does and the review did not search: floors of backfills, giving up, events over new epochs.
     h01_event_across_an_evicted_table:
         World { loaders: &[FILL0], events: 1, faults: &[(EvictTable, 1), (Kill, 1)], ..row([1, 1, 0]) };
     h02_event_across_crash_and_failover:
@@ -131,7 +131,7 @@ worlds! {
         World {
             workers: 2, loaders: &[FILL0], faults: &[(Failover, 1), (EvictTable, 1)], ..row([1, 1, 0])
         }
-        .under(|rules| rules.relabels = true);
+        .under(|rules| rules.renews = true);
     #[ignore = "long: make model"]
     h10_cursor_evicted_beside_a_failover:
         World {

@@ -1,4 +1,4 @@
-//! Loaders: fills on a miss and pages of a warm pass. Each may stall between any two steps, for ever too.
+//! Loaders: fills on a miss and pages of a backfill. Each may stall between any two steps, for ever too.
 
 use crate::database::Database;
 use crate::protocol::{Protocol, Say};
@@ -133,7 +133,7 @@ impl Protocol {
         let entry = Database::query(&flight.load.rows, key, self.world.deleted);
         say(format_args!("L{loader} stores k{key} = {} at {}: {answer}", Words(entry), flight.load.stamp));
         flight.keys = flight.keys.without(key);
-        if answer == Answer::Gone {
+        if answer == Answer::Failed {
             Loader::Idle { left: flight.left }
         } else if !flight.keys.is_empty() {
             if minds_tag { Loader::Store(flight) } else { Loader::Write(flight) }

@@ -14,6 +14,8 @@
 
 mod broken;
 mod database;
+#[path = "../decisions/mod.rs"]
+mod decisions;
 mod epochs;
 mod faults;
 mod invariants;
@@ -27,5 +29,6 @@ mod scripts;
 mod search;
 mod signals;
 mod state;
+mod table;
 mod worker;
 mod worlds;

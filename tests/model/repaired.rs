@@ -49,7 +49,7 @@ worlds! {
         World { workers: 2, faults: &[(CrashLosing, 1)], ..row([2, 0, 0]) };
     c04_crash_and_failover:
         World { loaders: &[FILL0], faults: &[(CrashLosing, 1), (Failover, 1)], ..row([2, 0, 0]) };
-    c05_crash_and_the_worker_killed_in_the_pass:
+    c05_crash_and_the_worker_killed_in_the_revalidation:
         World { loaders: &[FILL0], faults: &[(CrashLosing, 1), (Kill, 1)], ..row([2, 1, 0]) };
 
     // Tags.

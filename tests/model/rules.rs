@@ -30,8 +30,8 @@ pub(crate) struct Rules {
     pub(crate) registers_before_check: bool,
     /// R9: the cursor script refuses a batch of which Redis lost a script.
     pub(crate) batches_are_counted: bool,
-    /// R9: pass done is refused where Redis lost a script of the pass.
-    pub(crate) passes_are_counted: bool,
+    /// R9: the claim is refused where Redis lost a script of the revalidation.
+    pub(crate) revalidations_are_counted: bool,
     /// R9: a script that only reads what the job relies on (SCAN page, members) is counted as well.
     pub(crate) reads_are_counted: bool,
     /// R10: snapshot and outbox rows come from one statement.
@@ -46,17 +46,17 @@ pub(crate) struct Rules {
     pub(crate) creation_compares: bool,
     /// R13: a missing cursor is a new epoch, not "go on from now".
     pub(crate) missing_cursor_is_new_epoch: bool,
-    /// R14: the debt of a new epoch is written in Redis and holds the watermark back.
-    pub(crate) debt_is_durable: bool,
-    /// R14: the pass of a new epoch walks Redis, not the table of the dataset.
-    pub(crate) pass_walks_redis: bool,
+    /// R14: what a new epoch makes pending is written in Redis and holds the watermark back.
+    pub(crate) pending_is_durable: bool,
+    /// R14: the revalidation of a new epoch scans Redis, not the table of the dataset.
+    pub(crate) revalidation_scans_redis: bool,
     /// R18: a reader takes watermark and value in one MGET.
     pub(crate) token_read: TokenRead,
     /// R7: how a page covers what it writes.
     pub(crate) page: Page,
-    /// R13: Redis went back but is whole: the same record goes on under a new epoch id (allowed, not needed
+    /// R13: Redis was rolled back but is whole: the same record goes on under a new epoch id (allowed, not needed
     /// here).
-    pub(crate) relabels: bool,
+    pub(crate) renews: bool,
     /// R5: a store of the bytes that are already there need not raise (allowed).
     pub(crate) equal_bytes_raise: bool,
     /// R15: a loader takes the epoch before its load. Reading it at the store is safe while R4 compares
@@ -84,7 +84,7 @@ impl Default for Rules {
             tag_is_raised_first: true,
             registers_before_check: true,
             batches_are_counted: true,
-            passes_are_counted: true,
+            revalidations_are_counted: true,
             reads_are_counted: true,
             poll_is_one_statement: true,
             idle_looks_at_redis: true,
@@ -92,11 +92,11 @@ impl Default for Rules {
             watermark_moves_with_cursor: true,
             creation_compares: true,
             missing_cursor_is_new_epoch: true,
-            debt_is_durable: true,
-            pass_walks_redis: true,
+            pending_is_durable: true,
+            revalidation_scans_redis: true,
             token_read: TokenRead::Together,
             page: Page::Slots,
-            relabels: false,
+            renews: false,
             equal_bytes_raise: true,
             epoch_before_load: true,
             definition_is_an_epoch: false,
@@ -129,7 +129,7 @@ pub(crate) enum TokenRead {
 pub(crate) enum Page {
     /// The slot of each key, as any store does.
     Slots,
-    /// The floor, in each script that writes (the cheap pass of DESIGN.md).
+    /// The floor, in each script that writes (the backfill of DESIGN.md).
     FloorInEachScript,
     /// The floor, once before the page: a failover inside the page loses it (X24).
     FloorBefore,

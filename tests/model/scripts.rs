@@ -3,7 +3,7 @@
 use crate::database::{Database, Rows, Stamp};
 use crate::invariants::Invariant;
 use crate::protocol::Protocol;
-use crate::rules::Page;
+use crate::rules::{Page, Rules};
 use crate::state::{Epoch, Incarnation, Newest, Set, State};
 
 /// What a load returned (R1): the rows, the stamp of its snapshot, the incarnation of the server.
@@ -21,6 +21,59 @@ impl Load {
     }
 }
 
+/// What one store is decided by (R4, R5, R8).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question {
+    /// R4: epoch, incarnation and revision are those of the load, and the tables are whole.
+    pub(crate) holds: bool,
+    /// None: an application's, which no snapshot orders.
+    pub(crate) stamp: Option<Stamp>,
+    pub(crate) floor: Stamp,
+    pub(crate) slot: Stamp,
+    /// The newest stamp of its tags.
+    pub(crate) tag: Stamp,
+    /// One of the counters that a fill must find unchanged was raised.
+    pub(crate) has_moved: bool,
+    pub(crate) raises: Raises,
+}
+
+/// What a store raises, if it raises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Raises {
+    Slot,
+    Floor,
+    Nothing,
+}
+
+/// What a store does, and the stamps afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) answer: Answer,
+    pub(crate) floor: Stamp,
+    pub(crate) slot: Stamp,
+}
+
+/// The rule of the store script.
+pub(crate) fn decide(rules: &Rules, question: &Question) -> Verdict {
+    let Question { holds, stamp, floor, slot, tag, has_moved, raises } = *question;
+    let unchanged = |answer| Verdict { answer, floor, slot };
+    let Some(stamp) = stamp else {
+        return unchanged(if has_moved { Answer::Refused } else { Answer::Stored });
+    };
+    if !holds {
+        return unchanged(Answer::Failed);
+    }
+    let is_older = rules.stamps_are_compared && stamp < floor.max(slot).max(tag);
+    let mut verdict = unchanged(if is_older || has_moved { Answer::Refused } else { Answer::Stored });
+    match raises {
+        // R7: a page raises the floor also where entries of it are refused.
+        Raises::Floor => verdict.floor = floor.max(stamp),
+        Raises::Slot if verdict.answer == Answer::Stored => verdict.slot = slot.max(stamp),
+        Raises::Slot | Raises::Nothing => {}
+    }
+    verdict
+}
+
 /// R5: what a store does beside writing the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StoreMode {
@@ -35,7 +88,7 @@ pub(crate) enum Answer {
     /// R5: something newer has touched the slot, the tag or everything.
     Refused,
     /// R4: another epoch or incarnation, or no table at all.
-    Gone,
+    Failed,
 }
 
 impl std::fmt::Display for Answer {
@@ -43,7 +96,7 @@ impl std::fmt::Display for Answer {
         f.write_str(match self {
             Self::Stored => "stored",
             Self::Refused => "refused",
-            Self::Gone => "of another epoch",
+            Self::Failed => "of another epoch",
         })
     }
 }
@@ -60,24 +113,28 @@ impl Protocol {
     ) -> Answer {
         let (rules, redis) = (&self.world.rules, &mut state.redis);
         let has_tag = self.world.tags && mode.minds_tag;
-        let Some(table) = redis.table.as_mut().filter(|table| {
-            table.epoch == epoch && (!rules.store_names_incarnation || table.incarnation == load.incarnation)
-        }) else {
-            return Answer::Gone;
-        };
-        let slot = self.world.slots[key];
-        let tag_stamp = if has_tag { redis.tag_stamp } else { 0 };
-        let limit = table.floor.max(table.slots[slot]).max(tag_stamp);
-        if rules.stamps_are_compared && load.stamp < limit {
-            return Answer::Refused;
-        }
+        let Some(table) = redis.table.as_mut() else { return Answer::Failed };
+        let slot = &mut table.slots[self.world.slots[key]];
         let entry = Database::query(&load.rows, key, self.world.deleted);
         let is_same = entry.is_some() && redis.entries[key] == entry;
-        if rules.store_raises && mode.raises_slot && (rules.equal_bytes_raise || !is_same) {
-            table.slots[slot] = table.slots[slot].max(load.stamp);
-        }
-        if rules.page == Page::FloorInEachScript && !mode.raises_slot {
-            table.floor = table.floor.max(load.stamp);
+        let question = Question {
+            holds: table.epoch == epoch
+                && (!rules.store_names_incarnation || table.incarnation == load.incarnation),
+            stamp: Some(load.stamp),
+            floor: table.floor,
+            slot: *slot,
+            tag: if has_tag { redis.tag_stamp } else { 0 },
+            has_moved: false,
+            raises: match mode.raises_slot {
+                true if rules.store_raises && (rules.equal_bytes_raise || !is_same) => Raises::Slot,
+                false if rules.page == Page::FloorInEachScript => Raises::Floor,
+                _ => Raises::Nothing,
+            },
+        };
+        let verdict = decide(rules, &question);
+        (table.floor, *slot) = (verdict.floor, verdict.slot);
+        if verdict.answer != Answer::Stored {
+            return verdict.answer;
         }
         redis.entries[key] = entry;
         if has_tag && entry.is_some() {

@@ -137,7 +137,7 @@ pub(crate) struct Redis {
     pub(crate) cursor: Option<Cursor>,
     pub(crate) watermark: Option<Watermark>,
     /// R14: the entries of this epoch have not all been looked at.
-    pub(crate) is_owed: bool,
+    pub(crate) is_pending: bool,
     /// The members of the one tag: both keys would carry it.
     pub(crate) members: Set,
     pub(crate) tag_stamp: Stamp,

@@ -1,4 +1,4 @@
-//! The worker: the feed from poll to cursor (R9 to R12). How it begins, creates epochs and walks is in
+//! The worker: the feed from poll to cursor (R9 to R12). How it begins, creates epochs and scans is in
 //! `epochs`.
 
 use crate::database::{Database, Rows, Snapshot};
@@ -17,7 +17,7 @@ pub(crate) struct Place {
     pub(crate) cursor: Snapshot,
 }
 
-/// A batch of the feed, or a pass, which goes from the cursor to the cursor.
+/// A batch of the feed, or a revalidation, which goes from the cursor to the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Batch {
     pub(crate) place: Place,
@@ -29,7 +29,7 @@ pub(crate) struct Batch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Job {
     Feed,
-    Pass,
+    Revalidation,
 }
 
 /// The next step of a worker.
@@ -48,10 +48,10 @@ pub(crate) enum Stage {
         incarnation: Incarnation,
         seen: Rows,
     },
-    /// Walks Redis for what is owed.
-    Walk(Place),
-    /// Claims that the debt is paid.
-    PassDone(Place),
+    /// Scans Redis for what is pending.
+    Scan(Place),
+    /// Claims that the revalidation is done.
+    RevalidationDone(Place),
     Poll(Place),
     /// K11: the snapshot in a second statement.
     PollSnapshot {
@@ -130,8 +130,8 @@ impl Protocol {
                 let cursor = Cursor { epoch: 0, snapshot: floor, seen };
                 self.create(state, worker, shown, incarnation, cursor, say)
             }
-            Stage::Walk(place) => self.walk(state, worker, place, say),
-            Stage::PassDone(place) => self.pass_done(state, worker, place, say),
+            Stage::Scan(place) => self.scan(state, worker, place, say),
+            Stage::RevalidationDone(place) => self.revalidation_done(state, worker, place, say),
             Stage::Poll(place) => self.poll(state, worker, place, say),
             Stage::PollSnapshot { place, rows } => {
                 let to = state.database.snapshot();
@@ -199,8 +199,8 @@ impl Protocol {
         let (rules, redis) = (&self.world.rules, &state.redis);
         let is_in_place = redis.table_of(place.epoch).is_some()
             && redis.cursor.is_some_and(|cursor| cursor.snapshot == place.cursor);
-        let is_owed = redis.is_owed && rules.debt_is_durable;
-        rules.idle_looks_at_redis && (!is_in_place || state.swallowed.contains(worker) || is_owed)
+        let is_pending = redis.is_pending && rules.pending_is_durable;
+        rules.idle_looks_at_redis && (!is_in_place || state.swallowed.contains(worker) || is_pending)
     }
 
     fn poll(&self, state: &mut State, worker: usize, place: Place, say: Say<'_>) -> Stage {
@@ -308,13 +308,13 @@ impl Protocol {
         say: Say<'_>,
     ) -> Stage {
         let key = left.first().unwrap();
-        // R7: a pass raises the floor in each of its scripts, and no slot.
+        // R7: a page raises the floor in each of its scripts, and no slot.
         let raises_slot = job == Job::Feed || self.world.rules.page != Page::FloorInEachScript;
         let mode = StoreMode { raises_slot, minds_tag: true };
         let answer = self.store(state, batch.place.epoch, &load, key, mode);
         let entry = Database::query(&load.rows, key, self.world.deleted);
         say(format_args!("W{worker} stores k{key} = {} at {}: {answer}", Words(entry), load.stamp));
-        if answer == Answer::Gone {
+        if answer == Answer::Failed {
             return Stage::Start;
         }
         state.count(worker);
@@ -361,9 +361,9 @@ impl Protocol {
         stage
     }
 
-    /// R14: while all is owed, the watermark does not move.
+    /// R14: while all is pending, the watermark does not move.
     fn publish(&self, state: &mut State, place: Place, seen: Rows) {
-        if state.redis.is_owed && self.world.rules.debt_is_durable {
+        if state.redis.is_pending && self.world.rules.pending_is_durable {
             return;
         }
         state.redis.watermark = Some(Watermark {
@@ -379,6 +379,6 @@ impl Protocol {
 fn finish(batch: Batch, job: Job) -> Stage {
     match job {
         Job::Feed => Stage::Advance(batch),
-        Job::Pass => Stage::PassDone(batch.place),
+        Job::Revalidation => Stage::RevalidationDone(batch.place),
     }
 }

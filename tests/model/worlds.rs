@@ -20,7 +20,7 @@ pub(crate) enum TagScripts {
 pub(crate) enum Kind {
     /// Loads where there is no value.
     Fill,
-    /// A page of a pass: loads whatever is there.
+    /// A page of a backfill: loads whatever is there.
     Warm,
 }
 

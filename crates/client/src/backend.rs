@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::policy::Sliding;
 use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::{
-    Answer, BatchCommand, BatchReply, CacheError, Looked, Order, Redis, Standing,
+    Answer, BatchCommand, BatchReply, CacheError, CounterRule, Precondition, Redis, ValueAndLife,
 };
+use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::EntryBatch;
-use cachekeeper_protocol::fence::Fence;
 use cachekeeper_protocol::stamp::Stamp;
 
 /// Where the entries are. Each operation means the same in both.
@@ -69,7 +69,7 @@ impl Backend {
     }
 
     /// Values with their remaining lifetimes in milliseconds.
-    pub async fn look(&self, keys: &[impl AsRef<str>]) -> Result<Vec<Looked>, CacheError> {
+    pub async fn look(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
         match self {
             Self::Redis(redis) => redis.read(keys).await,
             Self::Memory(memory) => {
@@ -84,12 +84,12 @@ impl Backend {
         keys: &[impl AsRef<str>],
         tags: &[String],
         has_stamps: bool,
-    ) -> Result<(Vec<Looked>, Fence), CacheError> {
+    ) -> Result<(Vec<ValueAndLife>, InvalidationCounters), CacheError> {
         match self {
-            Self::Redis(redis) => redis.read_fenced(keys, tags, has_stamps).await,
+            Self::Redis(redis) => redis.read_with_counters(keys, tags, has_stamps).await,
             Self::Memory(memory) => {
                 let mut memory = lock(memory);
-                let fence = memory.fence(keys, tags);
+                let fence = memory.counters(keys, tags);
                 Ok((keys.iter().map(|key| memory.look(key.as_ref())).collect(), fence))
             }
         }
@@ -98,15 +98,15 @@ impl Backend {
     pub async fn fill(
         &self,
         batch: &EntryBatch,
-        order: Order<'_>,
-        stamp: Option<(Standing<'_>, Stamp)>,
+        order: CounterRule<'_>,
+        stamp: Option<(Precondition<'_>, Stamp)>,
     ) -> Result<Answer<Vec<usize>>, CacheError> {
         match self {
             Self::Redis(redis) => redis.fill(batch, order, stamp).await,
             Self::Memory(memory) => {
                 let fence = match order {
-                    Order::Fill(fence) => Some(fence),
-                    Order::Set => None,
+                    CounterRule::Unchanged(fence) => Some(fence),
+                    CounterRule::Raise => None,
                 };
                 Ok(Answer::Done(lock(memory).fill(batch, fence, stamp.map(|(_, stamp)| stamp))))
             }
@@ -125,8 +125,8 @@ impl Backend {
 
     pub async fn forget(&self, keys: &[impl AsRef<str>]) -> Result<u64, CacheError> {
         match self {
-            Self::Redis(redis) => redis.forget(keys, "").await,
-            Self::Memory(memory) => Ok(lock(memory).forget(keys)),
+            Self::Redis(redis) => redis.invalidate_keys(keys, "").await,
+            Self::Memory(memory) => Ok(lock(memory).invalidate_keys(keys)),
         }
     }
 
@@ -138,17 +138,17 @@ impl Backend {
     ) -> Result<u64, CacheError> {
         let redis = match self {
             Self::Redis(redis) => redis,
-            Self::Memory(memory) => return Ok(lock(memory).forget_tags(tags)),
+            Self::Memory(memory) => return Ok(lock(memory).invalidate_tags(tags)),
         };
         let mut deleted = 0;
-        for (set, _size) in redis.forget_tags(tags).await? {
+        for (set, _size) in redis.invalidate_tags(tags).await? {
             let mut cursor = 0;
             loop {
                 let (next, members) = redis.scan_set(&set, cursor, PAGE).await?;
                 let own: Vec<String> = members.into_iter().filter(|key| !keeps(key)).collect();
                 // A set that is small comes whole, whatever page was asked for.
                 for page in own.chunks(PAGE) {
-                    deleted += redis.forget(page, &set).await?;
+                    deleted += redis.invalidate_keys(page, &set).await?;
                 }
                 if next == 0 {
                     break;
@@ -168,7 +168,7 @@ impl Backend {
         let run = |command: &BatchCommand| match command {
             BatchCommand::Get(key) => BatchReply::Value(memory.look(key).0),
             BatchCommand::Exists(key) => BatchReply::Flag(memory.look(key).0.is_some()),
-            BatchCommand::Delete(key) => BatchReply::Flag(0 < memory.forget(&[key])),
+            BatchCommand::Delete(key) => BatchReply::Flag(0 < memory.invalidate_keys(&[key])),
             BatchCommand::Set(key, value, life) => {
                 let mut batch = EntryBatch::default();
                 batch.push(key, value, *life);

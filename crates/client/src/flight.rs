@@ -19,7 +19,7 @@ use super::error::ClientError;
 use super::key_class::KeyClass;
 use super::policy::Policy;
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, LeaseGrant, Redis};
-use cachekeeper_protocol::fence::Fence;
+use cachekeeper_protocol::counters::InvalidationCounters;
 
 /// A value as all who wait share it.
 pub(super) type Bytes = Arc<[u8]>;
@@ -30,7 +30,10 @@ pub(super) type LoadedBytes = Result<Option<Bytes>, ClientError>;
 /// Loads the keys at these positions, and stores what was loaded where counters are given; without them it is only returned.
 /// Answers in the order of the positions.
 pub(super) type Loader = Arc<
-    dyn Fn(Vec<usize>, Option<Fence>) -> BoxFuture<'static, Result<Vec<LoadedBytes>, ClientError>>
+    dyn Fn(
+            Vec<usize>,
+            Option<InvalidationCounters>,
+        ) -> BoxFuture<'static, Result<Vec<LoadedBytes>, ClientError>>
         + Send
         + Sync,
 >;
@@ -62,7 +65,7 @@ pub(super) enum FlightResult {
 #[derive(Debug)]
 struct Flight {
     /// The counters before it began; none: Redis could not be asked.
-    fence: Option<Fence>,
+    fence: Option<InvalidationCounters>,
     result: watch::Sender<Option<FlightResult>>,
     waiters: AtomicUsize,
     is_kept: AtomicBool,
@@ -105,7 +108,7 @@ pub(super) enum Join {
 impl Flights {
     /// Joins the load of this key, or begins one. A load that began before something was invalidated is not joined by
     /// who came after: its value may be the old one.
-    pub fn join(&self, key: &Arc<str>, fence: Option<Fence>) -> Join {
+    pub fn join(&self, key: &Arc<str>, fence: Option<InvalidationCounters>) -> Join {
         let mut by_key = lock(&self.by_key);
         if let Some(flight) = by_key.get(key) {
             let may_join = match (&fence, &flight.fence) {

@@ -22,7 +22,7 @@ use super::flight::{
 use super::key_class::{KeyClass, LoadOutcome, ReadOutcome};
 use super::policy::{Age, Policy};
 use super::read::Look;
-use cachekeeper_protocol::fence::Fence;
+use cachekeeper_protocol::counters::InvalidationCounters;
 
 /// What somebody gets for one key.
 #[derive(Debug, Clone)]
@@ -103,7 +103,11 @@ impl Core {
     }
 
     /// The same as [`Core::look_fenced`] for the keys at these positions.
-    async fn look_again(&self, request: &LoadRequest, positions: &[usize]) -> (Vec<Look>, Option<Fence>) {
+    async fn look_again(
+        &self,
+        request: &LoadRequest,
+        positions: &[usize],
+    ) -> (Vec<Look>, Option<InvalidationCounters>) {
         let keys: Vec<&Arc<str>> = positions.iter().filter_map(|at| request.keys.get(*at)).collect();
         let of_dataset = request.of_dataset.as_deref();
         let (mut looks, fence) = self.look_fenced(&keys, of_dataset, &request.policy).await;
@@ -155,7 +159,7 @@ impl Core {
         &self,
         request: &LoadRequest,
         positions: &[usize],
-        fence: Option<&Fence>,
+        fence: Option<&InvalidationCounters>,
     ) -> (Vec<(usize, FlightWaiter, bool)>, Vec<(usize, FlightLeader)>) {
         let (mut waiters, mut leaders) = (Vec::with_capacity(positions.len()), Vec::new());
         for at in positions.iter().copied() {
@@ -202,7 +206,7 @@ impl Core {
         request: &LoadRequest,
         loader: &Loader,
         leaders: Vec<(usize, FlightLeader)>,
-        fence: Option<Fence>,
+        fence: Option<InvalidationCounters>,
         is_refresh: bool,
     ) {
         let (core, request, loader) = (Arc::clone(self), request.clone(), Arc::clone(loader));
@@ -326,7 +330,7 @@ struct LoadTask {
 }
 
 impl LoadTask {
-    async fn run(self, fence: Option<Fence>) {
+    async fn run(self, fence: Option<InvalidationCounters>) {
         let nobody_waits = join_all(self.leaders.iter().map(|(_, leader)| leader.is_left_alone()));
         tokio::select! {
             () = self.load(fence) => {}
@@ -338,7 +342,7 @@ impl LoadTask {
     }
 
     /// Takes the load locks, looks again, and loads. Keys that another process loads hold up none of the others.
-    async fn load(&self, fence: Option<Fence>) {
+    async fn load(&self, fence: Option<InvalidationCounters>) {
         let leaders: Vec<&(usize, FlightLeader)> = self.leaders.iter().collect();
         let Some(lock) = self.take_lock().await else { return self.call(leaders, fence).await };
         let mut others = lock.others.iter().copied().peekable();
@@ -386,7 +390,7 @@ impl LoadTask {
     async fn drop_found<'a>(
         &self,
         leaders: Vec<&'a (usize, FlightLeader)>,
-    ) -> (Vec<&'a (usize, FlightLeader)>, Option<Fence>) {
+    ) -> (Vec<&'a (usize, FlightLeader)>, Option<InvalidationCounters>) {
         if leaders.is_empty() {
             return (leaders, None);
         }
@@ -407,7 +411,7 @@ impl LoadTask {
     }
 
     /// Calls the loader for these keys, and ends their loads.
-    async fn call(&self, leaders: Vec<&(usize, FlightLeader)>, fence: Option<Fence>) {
+    async fn call(&self, leaders: Vec<&(usize, FlightLeader)>, fence: Option<InvalidationCounters>) {
         let Some((_, first)) = leaders.first() else { return };
         let _permit = match &fence {
             None => self.core.loads.acquire().await.ok(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cachekeeper_protocol::fence::LIFE_WITHOUT_END;
+use cachekeeper_protocol::entry::LIFE_WITHOUT_END;
 use cachekeeper_protocol::keyspace::key_hash;
 
 /// When an entry ends.

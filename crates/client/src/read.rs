@@ -11,8 +11,8 @@ use super::error::ClientError;
 use super::flight::Bytes;
 use super::key_class::{KeyClass, ReadOutcome};
 use super::policy::{Age, Policy, Sliding};
-use cachekeeper_engine::stores::redis::{CacheError, Looked};
-use cachekeeper_protocol::fence::Fence;
+use cachekeeper_engine::stores::redis::{CacheError, ValueAndLife};
+use cachekeeper_protocol::counters::InvalidationCounters;
 
 /// What a read found.
 #[derive(Debug, Clone)]
@@ -207,7 +207,7 @@ impl Core {
         keys: &[&Arc<str>],
         of_dataset: Option<&KeyClass>,
         policy: &Policy,
-    ) -> (Vec<Look>, Option<Fence>) {
+    ) -> (Vec<Look>, Option<InvalidationCounters>) {
         let look = self.backend.look_fenced(keys, &policy.tags, of_dataset.is_some());
         match self.ask("read entries", look).await {
             Ok((looked, fence)) => {
@@ -222,9 +222,9 @@ impl Core {
         keys: impl Iterator<Item = &'k Arc<str>>,
         of_dataset: Option<&KeyClass>,
         policy: &Policy,
-        looked: Vec<Looked>,
+        looked: Vec<ValueAndLife>,
     ) -> Vec<Look> {
-        let judge_one = |(key, looked): (&Arc<str>, Looked)| {
+        let judge_one = |(key, looked): (&Arc<str>, ValueAndLife)| {
             judge(key, of_dataset.unwrap_or_else(|| self.class_of(key)), policy, looked)
         };
         keys.zip(looked).map(judge_one).collect()
@@ -236,7 +236,7 @@ fn unavailable(error: &ClientError) -> Look {
     Look::Unavailable
 }
 
-fn judge(key: &str, class: &KeyClass, policy: &Policy, (value, left): Looked) -> Look {
+fn judge(key: &str, class: &KeyClass, policy: &Policy, (value, left): ValueAndLife) -> Look {
     let Some(value) = value else { return Look::Missing };
     match policy.judge(key, left) {
         // There is nothing to refresh ahead in knowing that there is nothing.

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use super::codec::Codec;
 use super::core::Cache;
 use super::error::ClientError;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::epoch::{self, with_current_epoch};
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::epoch::{self, with_current_epoch};
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::invalidate;
 use cachekeeper_engine::metrics::Metrics;
 use cachekeeper_engine::stores::postgres::Poll;
-use cachekeeper_engine::stores::redis::{CacheError, Order, Standing};
+use cachekeeper_engine::stores::redis::{CacheError, CounterRule, Precondition};
+use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::event::Op;
-use cachekeeper_protocol::fence::Fence;
 
 /// Where the datasets' entries come from; nothing in a cache over Redis alone.
 #[derive(Debug, Default)]
@@ -129,15 +129,15 @@ impl Source {
     pub async fn store(
         &self,
         batch: &EntryBatch,
-        fence: &Fence,
+        fence: &InvalidationCounters,
         read_at: &Snapshot,
     ) -> Result<Vec<usize>, ClientError> {
         let context = self.context()?;
         let current = epoch::current(context).await?;
         let precondition =
-            Standing { epoch: &current, incarnation: &read_at.incarnation, dataset: "", revision: "" };
+            Precondition { epoch: &current, incarnation: &read_at.incarnation, dataset: "", revision: "" };
         let stamp = Some((precondition, read_at.snapshot.stamp()));
-        let answer = context.redis.fill(batch, Order::Fill(fence), stamp).await?;
+        let answer = context.redis.fill(batch, CounterRule::Unchanged(fence), stamp).await?;
         Ok(context.checked(None, answer)?)
     }
 }

@@ -7,7 +7,7 @@ use super::core::{Cache, Core, check_key};
 use super::error::ClientError;
 use super::policy::Lifetime;
 use super::source::NotInvalidated;
-use cachekeeper_engine::stores::redis::{Answer, Order, Refusal};
+use cachekeeper_engine::stores::redis::{Answer, CounterRule, Refusal};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::event::{Event, Op};
 
@@ -129,9 +129,9 @@ impl Core {
     /// Stores what is newest.
     pub async fn set_now(&self, batch: &EntryBatch) -> Result<(), ClientError> {
         let keys: Vec<&str> = batch.iter().map(|entry| entry.key).collect();
-        let stored = self.ask("store entries", self.backend.fill(batch, Order::Set, None)).await;
+        let stored = self.ask("store entries", self.backend.fill(batch, CounterRule::Raise, None)).await;
         match stored {
-            Ok(Answer::Done(_) | Answer::Gone(_)) => {
+            Ok(Answer::Done(_) | Answer::Failed(_)) => {
                 self.breaker.settle(&keys);
                 Ok(())
             }

@@ -3,6 +3,9 @@
 
 use std::collections::HashMap;
 
+/// A lifetime that does not end.
+pub const LIFE_WITHOUT_END: u64 = u64::MAX;
+
 /// A batch of entries that one script stores.
 #[derive(Debug, Default)]
 pub struct EntryBatch {
@@ -26,7 +29,7 @@ pub struct EntryRef<'a> {
     pub key: &'a str,
     /// Its value; empty and without meaning where `life_ms` is 0.
     pub value: &'a [u8],
-    /// Its lifetime in milliseconds; 0: the row is gone, the entry is to be deleted.
+    /// Its lifetime in milliseconds, or [`LIFE_WITHOUT_END`]; 0: the row is gone, the entry is to be deleted.
     pub life_ms: u64,
 }
 
@@ -95,11 +98,6 @@ impl EntryBatch {
     /// The tags, each with the positions of its entries.
     pub fn tags(&self) -> impl Iterator<Item = (&str, &[u32])> {
         self.tags.iter().map(|(tag, positions)| (tag.as_str(), positions.as_slice()))
-    }
-
-    /// The tags of the entry at this position.
-    pub fn tags_of(&self, position: u32) -> impl Iterator<Item = &str> {
-        self.tags().filter(move |(_, positions)| positions.contains(&position)).map(|(tag, _)| tag)
     }
 
     /// How many tags the batch has.

@@ -3,10 +3,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Number of slots in a stamp table (DESIGN R3): 8 bytes each, so a table is 1 MiB and never grows.
-pub const SLOTS: u32 = 131_072;
-
-/// Bytes of a stamp table: the epoch it belongs to, then the slots.
-pub const TABLE_BYTES: usize = 8 + SLOTS as usize * 8;
+const SLOTS: u32 = 131_072;
 
 /// The hash that decides a key's slot and its jitter: XXH3-64 of the whole key, also where it holds `{…}`.
 ///
@@ -23,91 +20,131 @@ pub fn slot(key: &[u8]) -> u32 {
     u32::try_from(key_hash(key) % u64::from(SLOTS)).unwrap_or_default()
 }
 
-/// Words of four bytes before the first counter in the table of fences: the generation.
-const FENCE_START: u32 = 2;
+/// Words of four bytes before the first counter in the table of counters: the generation.
+const COUNTERS_START: u32 = 2;
 
-/// The word that counts invalidations of this key's slot, in the table of fences.
+/// The word that counts invalidations of this key's slot, in the table of counters.
 #[must_use]
-pub fn key_fence(key: &str) -> u32 {
-    FENCE_START + slot(key.as_bytes())
+pub fn key_counter(key: &str) -> u32 {
+    COUNTERS_START + slot(key.as_bytes())
 }
 
 /// The word that counts invalidations of this tag's slot.
 #[must_use]
-pub fn tag_fence(tag: &str) -> u32 {
-    FENCE_START + SLOTS + slot(tag.as_bytes())
+pub fn tag_counter(tag: &str) -> u32 {
+    COUNTERS_START + SLOTS + slot(tag.as_bytes())
 }
 
 /// The word that counts the invalidations of all tags, for loads that name their tags only when they are done.
-pub const ANY_TAG_FENCE: u32 = FENCE_START + 2 * SLOTS;
+pub const ANY_TAG_COUNTER: u32 = COUNTERS_START + 2 * SLOTS;
 
-/// Cachekeeper's own keys. All begin with `ck:{namespace}:`, so that a cluster keeps them together.
+/// Every own key of every namespace begins with this; datasets and events may not touch such keys.
+pub const RESERVED_PREFIX: &str = "ck:";
+
+/// Cachekeeper's own keys of one namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyspace {
-    prefix: String,
-    /// Hash: epoch, incarnation, floor, cursor, debts, retired incarnations, dataset revisions, job counters.
-    pub head: String,
+    namespace: String,
+    shard: ShardKeys,
+}
+
+/// The protocol's own keys on one master of Redis. All begin with `ck:{<namespace>:<shard>}:`: what stands in the braces
+/// decides where a cluster puts a key, so that one script can reach them together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardKeys {
+    /// Hash: epoch, incarnation, floor, cursor, pending revalidations, retired incarnations, dataset revisions, job
+    /// counters.
+    pub meta: String,
     /// String: the epoch, then the stamp of each key slot.
     pub stamps: String,
     /// String: the epoch, then the stamp of each tag slot.
     pub tag_stamps: String,
     /// What every covered entry is at least as fresh as.
     pub watermark: String,
-    /// String: a generation, then the counters that fence fills without a snapshot: one for each key slot, one for each
-    /// tag slot, one for all tags.
-    pub fences: String,
-    /// String: the last fencing token of a lock.
-    pub last_token: String,
-    /// Channel: the names of locks that were released.
-    pub unlock_channel: String,
+    /// String: a generation, then the counters of invalidations, which fills without a snapshot must find unchanged: one
+    /// for each key slot, one for each tag slot, one for all tags.
+    pub counters: String,
     /// Sorted set: the windows of tag sets, each the second from which no member can be alive. Behind the same name and
     /// `:<window>` stands the set of a window's tags.
     pub windows: String,
+    /// What stands before a tag's name and window in the key of its set.
+    pub tag_prefix: String,
 }
 
-/// Every own key of every namespace begins with this; datasets and events may not touch such keys.
-pub const RESERVED_PREFIX: &str = "ck:";
+impl ShardKeys {
+    fn new(namespace: &str, shard: u32) -> Self {
+        let prefix = format!("{RESERVED_PREFIX}{{{namespace}:{shard}}}:");
+        Self {
+            meta: format!("{prefix}meta"),
+            stamps: format!("{prefix}stamps"),
+            tag_stamps: format!("{prefix}tagstamps"),
+            watermark: format!("{prefix}watermark"),
+            counters: format!("{prefix}counters"),
+            windows: format!("{prefix}windows"),
+            tag_prefix: format!("{prefix}tag:"),
+        }
+    }
+}
 
 impl Keyspace {
     /// The keys of one namespace.
     #[must_use]
     pub fn new(namespace: &str) -> Self {
-        let prefix = format!("{RESERVED_PREFIX}{{{namespace}}}:");
-        Self {
-            head: format!("{prefix}head"),
-            stamps: format!("{prefix}stamps"),
-            tag_stamps: format!("{prefix}tagstamps"),
-            watermark: format!("{prefix}watermark"),
-            fences: format!("{prefix}fences"),
-            last_token: format!("{prefix}token"),
-            unlock_channel: format!("{prefix}unlock"),
-            windows: format!("{prefix}windows"),
-            prefix,
-        }
+        Self { namespace: namespace.to_owned(), shard: ShardKeys::new(namespace, 0) }
     }
 
-    /// `ck:{namespace}:`
+    /// The namespace.
     #[must_use]
-    pub fn prefix(&self) -> &str {
-        &self.prefix
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
-    /// What stands before a tag's name and window in the key of its set.
+    /// The metadata, with its stamp tables, that orders this key: all keys of one script must have the same. A single
+    /// Redis is the case of one shard.
     #[must_use]
-    pub fn tag_prefix(&self) -> String {
-        format!("{}tag:", self.prefix)
+    pub fn metadata_of(&self, _key: &str) -> &ShardKeys {
+        &self.shard
+    }
+
+    /// The metadata of what belongs to no key: the cursor, registered definitions, tags.
+    #[must_use]
+    pub fn metadata(&self) -> &ShardKeys {
+        &self.shard
+    }
+
+    /// A pattern of Redis that the metadata of every namespace has.
+    #[must_use]
+    pub fn metadata_pattern() -> String {
+        ShardKeys::new("*", 0).meta
+    }
+
+    /// The lock of this name.
+    #[must_use]
+    pub fn lock(&self, name: &str) -> String {
+        self.own(&format!("lock:{name}"))
+    }
+
+    /// String: the last fencing token of a lock.
+    #[must_use]
+    pub fn last_token(&self) -> String {
+        self.own("token")
+    }
+
+    /// Channel: the names of locks that were released.
+    #[must_use]
+    pub fn unlock_channel(&self) -> String {
+        self.own("unlock")
     }
 
     /// Who may take write commands from a stream.
     #[must_use]
     pub fn writer(&self, stream: &str) -> String {
-        format!("{}writer:{stream}", self.prefix)
+        self.own(&format!("writer:{stream}"))
     }
 
-    /// The lease of this name.
-    #[must_use]
-    pub fn lock(&self, name: &str) -> String {
-        format!("{}lock:{name}", self.prefix)
+    /// Locks and streams are the whole namespace's; they stand beside the metadata of the first shard.
+    fn own(&self, name: &str) -> String {
+        format!("{RESERVED_PREFIX}{{{}:0}}:{name}", self.namespace)
     }
 }
 
@@ -123,9 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn own_keys_carry_the_namespace_as_a_hash_tag() {
+    fn own_keys_carry_namespace_and_shard_as_a_hash_tag() {
         let keys = Keyspace::new("shop");
-        assert_eq!(keys.head, "ck:{shop}:head");
-        assert_eq!(keys.lock("warm:product"), "ck:{shop}:lock:warm:product");
+        assert_eq!(keys.metadata_of("product:42").meta, "ck:{shop:0}:meta");
+        assert_eq!(keys.metadata_of("product:42"), keys.metadata());
+        assert_eq!(keys.lock("feed"), "ck:{shop:0}:lock:feed");
+        assert_eq!(Keyspace::metadata_pattern(), "ck:{*:0}:meta");
     }
 }

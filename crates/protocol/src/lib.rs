@@ -2,9 +2,9 @@
 //!
 //! Nothing here does I/O, reads a clock, or waits; a test enforces it.
 
+pub mod counters;
 pub mod entry;
 pub mod event;
-pub mod fence;
 pub mod freshness;
 pub mod keyspace;
 pub mod parameters;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The most running transactions a stamp can count. A snapshot with this many or more is refused.
-pub const RUNNING_MAX: usize = 65_535;
+const RUNNING_MAX: usize = 65_535;
 const XMAX_LIMIT: u64 = 1 << 48;
 
 /// Where a database snapshot stands in the order of all snapshots of one incarnation.

@@ -147,7 +147,7 @@ impl Fault {
             Self::KillInDebt => {
                 // A debt is made by the lost table; whoever pays it dies in the walk.
                 arm(workers, "revalidation.page=0").await;
-                redis(arena, &["DEL", "ck:{test}:stamps"]).await;
+                redis(arena, &["DEL", "ck:{test:0}:stamps"]).await;
                 wait_for_an_end(workers).await;
                 replace_all(arena, workers, random).await;
             }
@@ -227,11 +227,11 @@ impl Fault {
                 rig.redis.start_again().await.unwrap();
                 rig.redis.forget_dump();
             }
-            Self::DeleteStamps => redis(arena, &["DEL", "ck:{test}:stamps"]).await,
-            Self::DeleteTagStamps => redis(arena, &["DEL", "ck:{test}:tagstamps"]).await,
-            Self::DeleteHead => redis(arena, &["DEL", "ck:{test}:head"]).await,
-            Self::DeleteCursor => redis(arena, &["HDEL", "ck:{test}:head", "cursor"]).await,
-            Self::DeleteWatermark => redis(arena, &["DEL", "ck:{test}:watermark"]).await,
+            Self::DeleteStamps => redis(arena, &["DEL", "ck:{test:0}:stamps"]).await,
+            Self::DeleteTagStamps => redis(arena, &["DEL", "ck:{test:0}:tagstamps"]).await,
+            Self::DeleteHead => redis(arena, &["DEL", "ck:{test:0}:meta"]).await,
+            Self::DeleteCursor => redis(arena, &["HDEL", "ck:{test:0}:meta", "cursor"]).await,
+            Self::DeleteWatermark => redis(arena, &["DEL", "ck:{test:0}:watermark"]).await,
             Self::CutPubSub => redis(arena, &["CLIENT", "KILL", "TYPE", "pubsub"]).await,
             Self::CutClients => redis(arena, &["CLIENT", "KILL", "TYPE", "normal"]).await,
             Self::PauseRedis => {
@@ -288,7 +288,7 @@ async fn replace_all(arena: &Arena, workers: &mut [WorkerProcess], random: &mut 
     workers.iter_mut().for_each(|worker| worker.replace(""));
     if random.random_bool(0.8) {
         let free =
-            "for _, key in ipairs(redis.call('KEYS', 'ck:{test}:lock:*')) do redis.call('DEL', key) end";
+            "for _, key in ipairs(redis.call('KEYS', 'ck:{test:0}:lock:*')) do redis.call('DEL', key) end";
         redis(arena, &["EVAL", free, "0"]).await;
     }
 }

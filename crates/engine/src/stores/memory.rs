@@ -1,18 +1,19 @@
-//! A cache in memory that obeys the stamp rule: for tests of code that stores and invalidates.
+//! A cache in memory that follows the rule of the store script: for tests of code that stores and invalidates.
 //!
-//! It holds one epoch: what the scripts check of the ground they stand on (DESIGN R4) has no counterpart here. The
-//! decision table in `tests/it/scripts.rs` runs against it, the scripts, and a model of the rule.
+//! It holds one epoch: what the scripts check of it (DESIGN R4) has no counterpart here. It runs against the decision
+//! table in `tests/decisions`, as the scripts and the model do.
 
-mod fences;
+mod application;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use application::Life;
+use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::EntryBatch;
-use cachekeeper_protocol::keyspace::slot;
+use cachekeeper_protocol::keyspace::{key_counter, slot};
 use cachekeeper_protocol::stamp::Stamp;
-use fences::Life;
 
-/// Entries, and the stamps that order them.
+/// Entries, and the stamps and counters that order them.
 #[derive(Debug, Default, Clone)]
 pub struct Memory {
     floor: Stamp,
@@ -22,8 +23,8 @@ pub struct Memory {
     members: BTreeMap<String, BTreeSet<String>>,
     /// When entries end; none: never.
     lives: HashMap<String, Life>,
-    /// Counters that fence fills without a stamp.
-    fences: HashMap<u32, u32>,
+    /// Counters of invalidations by their positions.
+    counters: HashMap<u32, u32>,
 }
 
 impl Memory {
@@ -35,22 +36,38 @@ impl Memory {
 
     /// Stores entries of one load, and deletes those whose rows are gone; answers the positions that were refused (R5).
     pub fn store(&mut self, stamp: Stamp, batch: &EntryBatch) -> Vec<usize> {
-        let refused = self.refused(stamp, batch);
-        for (position, entry) in batch.iter().enumerate() {
-            if !refused.contains(&position) {
-                raise(&mut self.slots, entry.key, stamp);
-            }
-        }
+        let refused = self.older(stamp, batch);
+        self.raise_stored(stamp, batch, &refused);
         self.write(batch, &refused);
-        refused
+        refused.into_iter().collect()
     }
 
-    /// The same for a page of a pass: the floor covers its entries instead of their slots (R7).
+    /// The same for a page of a backfill: the floor covers its entries instead of their slots (R7).
     pub fn store_page(&mut self, stamp: Stamp, batch: &EntryBatch) -> Vec<usize> {
-        let refused = self.refused(stamp, batch);
+        let refused = self.older(stamp, batch);
         self.floor = self.floor.max(stamp);
         self.write(batch, &refused);
-        refused
+        refused.into_iter().collect()
+    }
+
+    /// Stores what was loaded after `counters` were read (none: what is newest); answers the positions that were refused.
+    /// With a stamp, the stamp decides as well.
+    pub fn fill(
+        &mut self,
+        batch: &EntryBatch,
+        counters: Option<&InvalidationCounters>,
+        stamp: Option<Stamp>,
+    ) -> Vec<usize> {
+        let mut refused = stamp.map(|stamp| self.older(stamp, batch)).unwrap_or_default();
+        match counters {
+            Some(seen) => refused.extend(self.moved(seen, batch)),
+            None => batch.iter().for_each(|entry| self.count(key_counter(entry.key))),
+        }
+        if let Some(stamp) = stamp {
+            self.raise_stored(stamp, batch, &refused);
+        }
+        self.write(batch, &refused);
+        refused.into_iter().collect()
     }
 
     /// Raises keys, cached or not, and answers the positions of those that exist (R6).
@@ -58,9 +75,8 @@ impl Memory {
         for key in keys {
             raise(&mut self.slots, key, stamp);
         }
-        (0..keys.len())
-            .filter(|at| keys.get(*at).is_some_and(|key| self.entries.contains_key(*key)))
-            .collect()
+        let exists = |key: &&str| self.entries.contains_key(*key);
+        keys.iter().enumerate().filter(|(_, key)| exists(key)).map(|(position, _)| position).collect()
     }
 
     /// Raises keys and deletes them; answers how many existed.
@@ -81,35 +97,59 @@ impl Memory {
         self.entries.get(key).map(Vec::as_slice)
     }
 
-    fn refused(&self, stamp: Stamp, batch: &EntryBatch) -> Vec<usize> {
-        let is_refused = |position: usize, key: &str| {
-            let tags = batch.tags_of(u32::try_from(position).unwrap_or(u32::MAX));
-            stamp < self.floor
-                || stamp < at(&self.slots, key)
-                || tags.into_iter().any(|tag| stamp < at(&self.tag_slots, tag))
-        };
-        batch
-            .iter()
-            .enumerate()
-            .filter(|(position, entry)| is_refused(*position, entry.key))
-            .map(|(at, _)| at)
-            .collect()
+    /// Positions below the floor, their slot or the slot of one of their tags.
+    fn older(&self, stamp: Stamp, batch: &EntryBatch) -> BTreeSet<usize> {
+        let is_older = |key: &str| stamp < self.floor.max(at(&self.slots, key));
+        let keys = batch.iter().enumerate().filter(|(_, entry)| is_older(entry.key));
+        let tags = batch.tags().filter(|(tag, _)| stamp < at(&self.tag_slots, tag));
+        keys.map(|(position, _)| position).chain(positions_of(tags)).collect()
     }
 
-    fn write(&mut self, batch: &EntryBatch, refused: &[usize]) {
-        for (position, entry) in batch.iter().enumerate().filter(|(position, _)| !refused.contains(position))
-        {
+    /// Positions whose counter, or the counter of one of whose tags, is not what was seen.
+    fn moved(&self, seen: &InvalidationCounters, batch: &EntryBatch) -> BTreeSet<usize> {
+        let has_moved = |position: u32, counter: u32| self.counter(position) != counter;
+        let keys = batch.iter().enumerate().filter(|(_, entry)| {
+            let position = key_counter(entry.key);
+            has_moved(position, seen.counter(position).unwrap_or_default())
+        });
+        let tags = batch.tags().filter(|(tag, _)| {
+            let (position, counter) = seen.of_tag(tag);
+            has_moved(position, counter)
+        });
+        keys.map(|(position, _)| position).chain(positions_of(tags)).collect()
+    }
+
+    fn raise_stored(&mut self, stamp: Stamp, batch: &EntryBatch, refused: &BTreeSet<usize>) {
+        for (position, entry) in batch.iter().enumerate() {
+            if !refused.contains(&position) {
+                raise(&mut self.slots, entry.key, stamp);
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &EntryBatch, refused: &BTreeSet<usize>) {
+        let kept = batch.iter().enumerate().filter(|(position, _)| !refused.contains(position));
+        for (_, entry) in kept {
             if entry.life_ms == 0 {
                 self.entries.remove(entry.key);
             } else {
                 self.entries.insert(entry.key.to_owned(), entry.value.to_vec());
                 self.lives.insert(entry.key.to_owned(), Life::of(entry.life_ms));
             }
-            for tag in batch.tags_of(u32::try_from(position).unwrap_or(u32::MAX)) {
-                self.members.entry(tag.to_owned()).or_default().insert(entry.key.to_owned());
-            }
+        }
+        for (tag, positions) in batch.tags() {
+            let stored = positions.iter().map(|position| *position as usize);
+            let stored = stored.filter(|position| !refused.contains(position));
+            let entries =
+                stored.filter_map(|position| batch.get(position)).filter(|entry| entry.life_ms != 0);
+            let members = self.members.entry(tag.to_owned()).or_default();
+            members.extend(entries.map(|entry| entry.key.to_owned()));
         }
     }
+}
+
+fn positions_of<'a>(tags: impl Iterator<Item = (&'a str, &'a [u32])>) -> impl Iterator<Item = usize> {
+    tags.flat_map(|(_, positions)| positions.iter().map(|position| *position as usize))
 }
 
 fn at(table: &HashMap<u32, Stamp>, name: &str) -> Stamp {

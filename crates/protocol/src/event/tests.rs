@@ -111,7 +111,7 @@ fn bare_keys() {
     check_invalid("\u{feff}{}", "unprintable_key", "printable");
     check_invalid(b"a\xff", "not_utf8", "a bare key");
     check_invalid([0x90], "not_utf8", "a bare key");
-    check_invalid("ck:{shop}:head", "reserved_key", "ck:{shop}:head");
+    check_invalid("ck:{shop:0}:meta", "reserved_key", "ck:{shop:0}:meta");
     check_invalid("x".repeat(TEXT_BYTES_MAX + 1), "key_too_long", "10241 bytes");
     assert!(Event::decode("x".repeat(TEXT_BYTES_MAX).as_bytes()).is_ok());
 }
@@ -130,7 +130,7 @@ fn faults_are_named() {
     check_both_invalid(r#"{"keys": "a"}"#, "wrong_type", "`keys` must be a list, not text");
     check_both_invalid(r#"{"keys": ["a", null]}"#, "wrong_type", "not null");
     check_both_invalid(r#"{"keys": {"a": 1}}"#, "wrong_type", "not a map");
-    check_both_invalid(r#"{"key": "ck:{shop}:head"}"#, "reserved_key", "Cachekeeper");
+    check_both_invalid(r#"{"key": "ck:{shop:0}:meta"}"#, "reserved_key", "Cachekeeper");
     check_both_invalid(r#"{"keys": ["a", "ck:"]}"#, "reserved_key", "Cachekeeper");
     check_both_invalid(r#"{"key": "a", "op": "Delete"}"#, "unknown_op", "\"Delete\"");
     check_both_invalid(r#"{"key": "a", "op": 1}"#, "wrong_type", "`op`");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
-use redis::{Client, IntoConnectionInfo};
+use redis::{Client, FromRedisValue, IntoConnectionInfo, Value};
 
 use super::CacheError;
 use cachekeeper_config as config;
@@ -16,7 +16,7 @@ pub struct Redis {
     pub(super) client: Client,
     pub(super) connection: ConnectionManager,
     pub(super) keys: Keyspace,
-    pub(super) is_fenced: bool,
+    pub(super) compares_stamps: bool,
 }
 
 impl std::fmt::Debug for Redis {
@@ -53,7 +53,7 @@ impl Redis {
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout));
         let connection = client.get_connection_manager_lazy(manager).map_err(error)?;
-        Ok(Self { client, connection, keys: Keyspace::new(namespace), is_fenced: true })
+        Ok(Self { client, connection, keys: Keyspace::new(namespace), compares_stamps: true })
     }
 
     /// The same, but no stamps are compared: nothing keeps an old value from replacing a newer one. For the control
@@ -61,7 +61,7 @@ impl Redis {
     #[doc(hidden)]
     #[must_use]
     pub fn without_stamps(mut self) -> Self {
-        self.is_fenced = false;
+        self.compares_stamps = false;
         self
     }
 
@@ -81,12 +81,47 @@ impl Redis {
         reply.map(drop).map_err(|source| CacheError::new("reach the server", source))
     }
 
-    pub(super) async fn command<T: redis::FromRedisValue>(
+    pub(super) async fn command<T: FromRedisValue>(
         &self,
         what: &'static str,
         command: &redis::Cmd,
     ) -> Result<T, CacheError> {
         let mut connection = self.connection.clone();
         command.query_async(&mut connection).await.map_err(|source| CacheError::new(what, source))
+    }
+    /// Sends a pipeline and checks every reply: none may be an error, and none may be missing. `replies` are those of the
+    /// commands that are not ignored (the driver looks at the errors of all).
+    pub(super) async fn pipeline(
+        &self,
+        what: &'static str,
+        pipeline: &redis::Pipeline,
+        replies: usize,
+    ) -> Result<Replies, CacheError> {
+        let mut connection = self.connection.clone();
+        let sent: Result<Vec<Value>, _> = pipeline.query_async(&mut connection).await;
+        let values = sent.map_err(|source| CacheError::new(what, source))?;
+        if values.len() != replies {
+            return Err(CacheError::unexpected(
+                what,
+                &format!("{} replies instead of {replies}", values.len()),
+            ));
+        }
+        Ok(Replies { what, values: values.into_iter() })
+    }
+}
+
+/// The replies of a pipeline, in their order.
+#[derive(Debug)]
+pub(super) struct Replies {
+    what: &'static str,
+    values: std::vec::IntoIter<Value>,
+}
+
+impl Replies {
+    /// The next reply, of the agreed type.
+    pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, CacheError> {
+        let value =
+            self.values.next().ok_or_else(|| CacheError::unexpected(self.what, "a reply is missing"))?;
+        T::from_redis_value(value).map_err(|parse| CacheError::unexpected(self.what, &parse.to_string()))
     }
 }

@@ -1,6 +1,6 @@
 //! What a failed command means: whether it was applied, and what to do.
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError};
 
 /// A command or script that failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +76,8 @@ impl CacheError {
     }
 }
 
-/// A label for metrics.
 impl Refusal {
-    /// One word.
+    /// A label for metrics.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -100,44 +99,26 @@ fn refusal(error: &RedisError) -> Refusal {
     {
         return Refusal::Unknown;
     }
-    match error.kind() {
-        ErrorKind::Io => return Refusal::Unknown,
-        ErrorKind::AuthenticationFailed => return Refusal::Forbidden,
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::ReadOnly
-            | ServerErrorKind::TryAgain
-            | ServerErrorKind::ClusterDown
-            | ServerErrorKind::MasterDown,
-        ) => return Refusal::NotWritable,
-        ErrorKind::Server(ServerErrorKind::NoPerm) => return Refusal::Forbidden,
-        // A transaction is refused for what its commands were; the text is all that says it.
-        ErrorKind::Server(ServerErrorKind::ExecAbort) => {
-            let text = error.to_string();
-            let is = |code: &str| text.contains(&format!("\"{code}\""));
-            return match () {
-                () if is("OOM") => Refusal::Full,
-                () if is("READONLY") || is("MISCONF") || is("LOADING") => Refusal::NotWritable,
-                () if is("NOPERM") || is("NOAUTH") => Refusal::Forbidden,
-                () => Refusal::Other,
-            };
-        }
-        _ => {}
+    if error.kind() == ErrorKind::AuthenticationFailed {
+        return Refusal::Forbidden;
     }
-    match error.code() {
-        Some("OOM") => Refusal::Full,
-        Some(
-            "MISCONF" | "NOREPLICAS" | "READONLY" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN"
-            | "TRYAGAIN",
-        ) => Refusal::NotWritable,
-        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Refusal::Forbidden,
-        Some("WRONGTYPE") => Refusal::WrongType,
+    // A pipeline fails for what its commands answered, a transaction for what was not queued: the first of them tells.
+    let errors = error.clone().into_server_errors();
+    let own = errors.iter().flat_map(|errors| errors.iter()).find(|(_, error)| error.code() != "EXECABORT");
+    own.map_or(Refusal::Other, |(_, error)| meaning(error.code(), error.details().unwrap_or_default()))
+}
+
+fn meaning(code: &str, detail: &str) -> Refusal {
+    match code {
+        "OOM" => Refusal::Full,
+        "MISCONF" | "NOREPLICAS" | "READONLY" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN"
+        | "TRYAGAIN" => Refusal::NotWritable,
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => Refusal::Forbidden,
+        "WRONGTYPE" => Refusal::WrongType,
         // Some servers put the code of an error inside a script behind ERR.
-        _ => match error.detail().unwrap_or_default() {
-            detail if detail.contains("OOM command not allowed") => Refusal::Full,
-            detail if detail.contains("READONLY") || detail.contains("MISCONF") => Refusal::NotWritable,
-            detail if detail.contains("WRONGTYPE") => Refusal::WrongType,
-            _ => Refusal::Other,
-        },
+        _ if detail.contains("OOM command not allowed") => Refusal::Full,
+        _ if detail.contains("READONLY") || detail.contains("MISCONF") => Refusal::NotWritable,
+        _ if detail.contains("WRONGTYPE") => Refusal::WrongType,
+        _ => Refusal::Other,
     }
 }

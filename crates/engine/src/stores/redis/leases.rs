@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use redis::{FromRedisValue, ParsingError, Value};
+
 use super::entries::millis;
 use super::script::{Call, LOCK_ACQUIRE, LOCK_RELEASE, LOCK_RENEW};
 use super::{CacheError, Redis};
@@ -39,6 +41,33 @@ impl LeaseGrant {
     }
 }
 
+/// Who holds a lock with this content.
+fn owner_of(content: &[u8]) -> String {
+    let content = String::from_utf8_lossy(content);
+    content.split_once(' ').map_or(content.as_ref(), |(_, owner)| owner).to_owned()
+}
+
+/// What the script that takes locks replies.
+enum AcquireReply {
+    Granted { token: u64 },
+    Held { position: usize, left: Duration, owner: String },
+}
+
+impl FromRedisValue for AcquireReply {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let values = Vec::<Value>::from_redis_value(value)?;
+        match values.as_slice() {
+            [Value::Int(token)] => Ok(Self::Granted { token: u64::try_from(*token).unwrap_or_default() }),
+            [_, Value::Int(position), Value::Int(left), Value::BulkString(holder)] => Ok(Self::Held {
+                position: usize::try_from(*position).unwrap_or(usize::MAX),
+                left: Duration::from_millis(u64::try_from(*left).unwrap_or_default()),
+                owner: owner_of(holder),
+            }),
+            other => Err(format!("neither granted nor held: {other:?}").into()),
+        }
+    }
+}
+
 impl Redis {
     /// Takes all of these locks if all are free.
     ///
@@ -51,35 +80,25 @@ impl Redis {
         life: Duration,
     ) -> Result<LeaseAttempt, CacheError> {
         let mut call = Call::new(&LOCK_ACQUIRE, 1 + names.len());
-        call.arg(self.keys.last_token.as_bytes());
+        call.arg(self.keys.last_token());
         for name in names {
-            call.arg(self.keys.lock(name.as_ref()).as_bytes());
+            call.arg(self.keys.lock(name.as_ref()));
         }
-        call.arg(owner.as_bytes()).number(millis(life));
-        let reply = call.run(self).await?;
-        let values: Vec<redis::Value> = call.read(reply)?;
-        match values.as_slice() {
-            [redis::Value::Int(token)] => {
-                let token = u64::try_from(*token).unwrap_or_default();
+        call.arg(owner).number(millis(life));
+        Ok(match call.run(self).await? {
+            AcquireReply::Granted { token } => {
                 let grant = |name: &_| LeaseGrant {
                     name: AsRef::<str>::as_ref(name).to_owned(),
                     token,
                     owner: owner.to_owned(),
                 };
-                Ok(LeaseAttempt::Granted(names.iter().map(grant).collect()))
+                LeaseAttempt::Granted(names.iter().map(grant).collect())
             }
-            [_, redis::Value::Int(position), redis::Value::Int(left), redis::Value::BulkString(holder)] => {
-                let holder = String::from_utf8_lossy(holder);
-                let owner = holder.split_once(' ').map_or(holder.as_ref(), |(_, owner)| owner).to_owned();
-                let held = usize::try_from(*position).ok().and_then(|position| names.get(position));
-                Ok(LeaseAttempt::Held {
-                    name: held.map(|name| name.as_ref().to_owned()).unwrap_or_default(),
-                    owner,
-                    left: Duration::from_millis(u64::try_from(*left).unwrap_or_default()),
-                })
+            AcquireReply::Held { position, left, owner } => {
+                let name = names.get(position).map(|name| name.as_ref().to_owned()).unwrap_or_default();
+                LeaseAttempt::Held { name, owner, left }
             }
-            other => Err(CacheError::unexpected("lock_acquire", &format!("{other:?}"))),
-        }
+        })
     }
 
     /// Renews locks; answers for each whether it is still held.
@@ -89,13 +108,12 @@ impl Redis {
     pub async fn renew_locks(&self, grants: &[(&LeaseGrant, Duration)]) -> Result<Vec<bool>, CacheError> {
         let mut call = Call::new(&LOCK_RENEW, grants.len());
         for (grant, _) in grants {
-            call.arg(self.keys.lock(&grant.name).as_bytes());
+            call.arg(self.keys.lock(&grant.name));
         }
         for (grant, life) in grants {
-            call.arg(grant.content().as_bytes()).number(millis(*life));
+            call.arg(grant.content()).number(millis(*life));
         }
-        let reply = call.run(self).await?;
-        call.read(reply)
+        call.run(self).await
     }
 
     /// Releases locks that are still held, and wakes who waits for them; answers how many were.
@@ -104,15 +122,14 @@ impl Redis {
     /// [`CacheError`]; then they end by themselves.
     pub async fn release_locks(&self, grants: &[LeaseGrant]) -> Result<u64, CacheError> {
         let mut call = Call::new(&LOCK_RELEASE, 1 + grants.len());
-        call.arg(self.keys.unlock_channel.as_bytes());
+        call.arg(self.keys.unlock_channel());
         for grant in grants {
-            call.arg(self.keys.lock(&grant.name).as_bytes());
+            call.arg(self.keys.lock(&grant.name));
         }
         for grant in grants {
-            call.arg(grant.name.as_bytes()).arg(grant.content().as_bytes());
+            call.arg(&grant.name).arg(grant.content());
         }
-        let reply = call.run(self).await?;
-        call.read(reply)
+        call.run(self).await
     }
 
     /// Who holds the first of these locks that is held.
@@ -121,8 +138,7 @@ impl Redis {
         let looked = self.read(&keys).await?;
         let held = names.iter().zip(looked).find_map(|(name, (holder, left))| Some((name, holder?, left)));
         Ok(held.map(|(name, holder, left)| {
-            let holder = String::from_utf8_lossy(&holder);
-            let owner = holder.split_once(' ').map_or(holder.as_ref(), |(_, owner)| owner).to_owned();
+            let owner = owner_of(&holder);
             let left = Duration::from_millis(u64::try_from(left).unwrap_or_default());
             LeaseAttempt::Held { name: name.clone(), owner, left }
         }))

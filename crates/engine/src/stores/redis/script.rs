@@ -2,18 +2,20 @@
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, FromRedisValue, ServerErrorKind, Value};
 
-use super::{CacheError, Epoch, Redis};
+use super::{CacheError, Precondition, Redis};
+use cachekeeper_protocol::keyspace::{ShardKeys, slot};
 
+// Parts that scripts share; they define functions and do nothing.
 const PRELUDE: &str = include_str!("lua/prelude.lua");
-const FENCES: &str = include_str!("lua/fences.lua");
+const COUNTERS: &str = include_str!("lua/counters.lua");
 const TAG_SETS: &str = include_str!("lua/tag_sets.lua");
+const TAG_MEMBERS: &str = include_str!("lua/tag_members.lua");
 /// Refused as a whole when memory is full.
 const NEEDS_MEMORY: &str = "#!lua\n";
 /// Runs also when memory is full: what raises, deletes, advances or creates (DESIGN 2.2).
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
-
 /// Runs also where nothing may be written, on a replica for example.
 const READ_ONLY: &str = "#!lua flags=no-writes\n";
 
@@ -23,8 +25,8 @@ pub(super) struct Script {
     pub(super) name: &'static str,
     text: String,
     hash: String,
-    /// Text and hash of the script that compares no stamps: the control that tests must see fail.
-    unfenced: (String, String),
+    /// Hash and text of the script that compares no stamps: the control that tests must see fail.
+    without_stamps: (String, String),
 }
 
 const COMPARISON: &str = "return a_high < b_high or (a_high == b_high and a_low < b_low)";
@@ -34,7 +36,7 @@ impl Script {
         let text = parts.concat();
         let hash_of = |text: &str| redis::Script::new(text).get_hash().to_owned();
         let loose = text.replace(COMPARISON, "return false");
-        Self { name, hash: hash_of(&text), unfenced: (loose.clone(), hash_of(&loose)), text }
+        Self { name, hash: hash_of(&text), without_stamps: (hash_of(&loose), loose), text }
     }
 }
 
@@ -47,85 +49,28 @@ macro_rules! scripts {
 }
 
 scripts! {
-    STORE = "store", NEEDS_MEMORY, PRELUDE;
+    STORE = "store", NEEDS_MEMORY, PRELUDE, COUNTERS, TAG_MEMBERS;
     RAISE = "raise", ALLOW_OOM, PRELUDE;
     RAISE_TAGS = "raise_tags", ALLOW_OOM, PRELUDE, TAG_SETS;
     MEMBERS = "members", ALLOW_OOM, PRELUDE;
-    WALK = "walk", ALLOW_OOM, PRELUDE;
+    SCAN = "scan", ALLOW_OOM, PRELUDE;
     EXTEND = "extend", ALLOW_OOM, PRELUDE;
-    OWE = "owe", ALLOW_OOM, PRELUDE;
-    CLAIM = "claim", ALLOW_OOM, PRELUDE;
+    MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE;
+    FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;
     ADVANCE = "advance", ALLOW_OOM, PRELUDE;
-    ADOPT = "adopt", ALLOW_OOM, PRELUDE;
-    HEAD = "head", READ_ONLY;
-    HEAD_COUNTED = "head", ALLOW_OOM;
+    REGISTER = "register", ALLOW_OOM, PRELUDE;
+    METADATA = "metadata", READ_ONLY;
+    METADATA_COUNTED = "metadata", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch", ALLOW_OOM;
     DROP_WINDOWS = "drop_windows", ALLOW_OOM;
-    FILL = "fill", NEEDS_MEMORY, PRELUDE, FENCES;
-    FORGET = "forget", ALLOW_OOM, FENCES;
-    FORGET_TAGS = "forget_tags", ALLOW_OOM, FENCES, TAG_SETS;
+    INVALIDATE_KEYS = "invalidate_keys", ALLOW_OOM, COUNTERS;
+    INVALIDATE_TAGS = "invalidate_tags", ALLOW_OOM, COUNTERS, TAG_SETS;
     STREAM_OPEN = "stream_open", ALLOW_OOM;
     STREAM_TAKE = "stream_take", ALLOW_OOM;
     STREAM_FINISH = "stream_finish", ALLOW_OOM;
     LOCK_ACQUIRE = "lock_acquire", ALLOW_OOM;
     LOCK_RENEW = "lock_renew", ALLOW_OOM;
     LOCK_RELEASE = "lock_release", ALLOW_OOM;
-}
-
-/// What a script must find unchanged in Redis, else it does nothing (DESIGN R4).
-#[derive(Debug, Clone, Copy)]
-pub struct Standing<'a> {
-    /// The epoch.
-    pub epoch: &'a Epoch,
-    /// The incarnation of the load or poll that the stamp comes from.
-    pub incarnation: &'a str,
-    /// The dataset, or empty where keys of no dataset are meant.
-    pub dataset: &'a str,
-    /// The dataset's revision.
-    pub revision: &'a str,
-}
-
-/// What a fenced script answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer<T> {
-    /// It was carried out.
-    Done(T),
-    /// It changed nothing (but for deletes, which are always carried out).
-    Gone(Gone),
-}
-
-/// What was not as the caller had it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gone {
-    /// A table or the head is missing or cut: a new epoch must begin.
-    Table,
-    /// Another epoch has begun.
-    Epoch,
-    /// The database has another incarnation.
-    Incarnation,
-    /// The dataset was redefined by a newer process.
-    Revision,
-}
-
-impl std::fmt::Display for Gone {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self {
-            Self::Table => "the stamp tables are not whole",
-            Self::Epoch => "another epoch has begun",
-            Self::Incarnation => "the database began another life",
-            Self::Revision => "the dataset was redefined by a newer process",
-        })
-    }
-}
-
-impl<T> Answer<T> {
-    /// Applies a function to what was answered.
-    pub fn map<U>(self, function: impl FnOnce(T) -> U) -> Answer<U> {
-        match self {
-            Self::Done(value) => Answer::Done(function(value)),
-            Self::Gone(gone) => Answer::Gone(gone),
-        }
-    }
 }
 
 /// The call of a script: keys first, then arguments, packed as they come.
@@ -137,31 +82,51 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(script: &'static Script, key_count: usize) -> Self {
-        Self::with_text(script, (&script.text, &script.hash), key_count)
+        Self::with_text(script, (&script.hash, &script.text), key_count)
     }
 
-    fn with_text(script: &'static Script, (text, hash): (&'static str, &str), key_count: usize) -> Self {
+    fn with_text(script: &'static Script, (hash, text): (&str, &'static str), key_count: usize) -> Self {
         let mut command = Cmd::with_capacity(key_count + 32, 256);
         command.arg("EVALSHA").arg(hash).arg(key_count);
         Self { script, text, command }
     }
 
-    /// A fenced call: the three tables and `keys` more keys, which the caller adds before the [`Self::standing`].
-    pub(super) fn fenced(script: &'static Script, redis: &Redis, keys: usize) -> Self {
-        let text = if redis.is_fenced {
-            (&*script.text, &*script.hash)
-        } else {
-            (&*script.unfenced.0, &*script.unfenced.1)
+    /// The call of a script behind the prelude: the metadata with its tables, then the other keys, then the
+    /// precondition. Where there is none, the script must not look at it.
+    pub(super) fn guarded<K: AsRef<[u8]>>(
+        script: &'static Script,
+        redis: &Redis,
+        on: &ShardKeys,
+        keys: impl ExactSizeIterator<Item = K>,
+        precondition: Option<&Precondition<'_>>,
+    ) -> Self {
+        let text = match redis.compares_stamps {
+            true => (&*script.hash, &*script.text),
+            false => (&*script.without_stamps.0, &*script.without_stamps.1),
         };
-        let mut call = Self::with_text(script, text, 3 + keys);
-        call.arg(redis.keys.head.as_bytes());
-        call.arg(redis.keys.stamps.as_bytes());
-        call.arg(redis.keys.tag_stamps.as_bytes());
+        let mut call = Self::with_text(script, text, 3 + keys.len());
+        call.arg(&on.meta).arg(&on.stamps).arg(&on.tag_stamps);
+        for key in keys {
+            call.arg(key);
+        }
+        match precondition {
+            Some(expected) => call
+                .arg(expected.epoch.as_bytes())
+                .arg(expected.incarnation)
+                .arg(expected.dataset)
+                .arg(expected.revision),
+            None => call.arg("").arg("").arg("").arg(""),
+        };
         call
     }
 
-    pub(super) fn arg(&mut self, bytes: &[u8]) -> &mut Self {
-        self.command.arg(bytes);
+    /// The same for what concerns no key of its own.
+    pub(super) fn namespace(script: &'static Script, redis: &Redis, precondition: &Precondition<'_>) -> Self {
+        Self::guarded(script, redis, redis.keys.metadata(), [""; 0].iter(), Some(precondition))
+    }
+
+    pub(super) fn arg(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.command.arg(bytes.as_ref());
         self
     }
 
@@ -170,61 +135,37 @@ impl Call {
         self
     }
 
-    pub(super) fn standing(&mut self, standing: &Standing<'_>) -> &mut Self {
-        self.arg(standing.epoch.as_bytes())
-            .arg(standing.incarnation.as_bytes())
-            .arg(standing.dataset.as_bytes())
-            .arg(standing.revision.as_bytes())
-    }
-
     /// Runs the script; one that Redis has forgotten is loaded and run again (it did not run the first time).
-    pub(super) async fn run(&self, redis: &Redis) -> Result<Value, CacheError> {
+    pub(super) async fn run<T: FromRedisValue>(&self, redis: &Redis) -> Result<T, CacheError> {
         let mut connection = redis.connection.clone();
         let name = self.script.name;
-        let first = self.command.query_async(&mut connection).await;
-        let forgotten = matches!(
-            &first,
+        let failed = |source| CacheError::new(name, source);
+        let mut reply: Result<Value, _> = self.command.query_async(&mut connection).await;
+        let is_unknown = matches!(
+            &reply,
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         );
-        if !forgotten {
-            return first.map_err(|source| CacheError::new(name, source));
+        if is_unknown {
+            let load = redis::cmd("SCRIPT").arg("LOAD").arg(self.text).to_owned();
+            load.query_async::<String>(&mut connection).await.map_err(failed)?;
+            reply = self.command.query_async(&mut connection).await;
         }
-        let load = redis::cmd("SCRIPT").arg("LOAD").arg(self.text).to_owned();
-        let loaded: Result<String, _> = load.query_async(&mut connection).await;
-        loaded.map_err(|source| CacheError::new(name, source))?;
-        self.command.query_async(&mut connection).await.map_err(|source| CacheError::new(name, source))
-    }
-
-    /// Runs a fenced script.
-    pub(super) async fn run_fenced(&self, redis: &Redis) -> Result<Answer<Value>, CacheError> {
-        let reply = self.run(redis).await?;
-        let text = match &reply {
-            Value::BulkString(bytes) => bytes.as_slice(),
-            Value::SimpleString(text) => text.as_bytes(),
-            _ => return Ok(Answer::Done(reply)),
-        };
-        let gone = match text {
-            b"GONE table" => Gone::Table,
-            b"GONE epoch" => Gone::Epoch,
-            b"GONE incarnation" => Gone::Incarnation,
-            b"GONE revision" => Gone::Revision,
-            _ => return Ok(Answer::Done(reply)),
-        };
-        Ok(Answer::Gone(gone))
-    }
-
-    /// A reply of the agreed type.
-    pub(super) fn read<T: redis::FromRedisValue>(&self, reply: Value) -> Result<T, CacheError> {
-        T::from_redis_value(reply)
-            .map_err(|parse| CacheError::unexpected(self.script.name, &parse.to_string()))
+        T::from_redis_value(reply.map_err(failed)?)
+            .map_err(|parse| CacheError::unexpected(name, &parse.to_string()))
     }
 }
 
-/// Slots as scripts read them: four bytes each.
-pub(super) fn pack_slots<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<u8> {
-    let mut packed = Vec::with_capacity(keys.size_hint().0 * 4);
-    for key in keys {
-        packed.extend_from_slice(&cachekeeper_protocol::keyspace::slot(key.as_bytes()).to_be_bytes());
+/// Numbers as scripts read them: four bytes each.
+pub(super) fn pack(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    let numbers = numbers.into_iter();
+    let mut packed = Vec::with_capacity(numbers.size_hint().0 * 4);
+    for number in numbers {
+        packed.extend_from_slice(&number.to_be_bytes());
     }
     packed
+}
+
+/// The slots of keys or tags as scripts read them.
+pub(super) fn pack_slots<'a>(names: impl Iterator<Item = &'a str>) -> Vec<u8> {
+    pack(names.map(|name| slot(name.as_bytes())))
 }

@@ -1,7 +1,7 @@
 //! What the server is: version, run id, eviction policy, role, and whether another namespace lives here.
 
 use super::{CacheError, Redis};
-use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
+use cachekeeper_protocol::keyspace::Keyspace;
 
 /// Facts about a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,22 +62,17 @@ impl Redis {
         Ok(facts)
     }
 
-    /// The heads of other namespaces in this database. One database serves one namespace.
+    /// The metadata of other namespaces in this database. One database serves one namespace.
     pub async fn other_namespaces(&self) -> Result<Vec<String>, CacheError> {
         let mut found = Vec::new();
         let mut cursor = 0_u64;
         loop {
             let mut command = redis::cmd("SCAN");
-            command
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(format!("{RESERVED_PREFIX}{{*}}:head"))
-                .arg("COUNT")
-                .arg(1000);
+            command.arg(cursor).arg("MATCH").arg(Keyspace::metadata_pattern()).arg("COUNT").arg(1000);
             command.arg("TYPE").arg("hash");
             let (next, page): (u64, Vec<String>) =
                 self.command("look for other namespaces", &command).await?;
-            found.extend(page.into_iter().filter(|key| *key != self.keys.head));
+            found.extend(page.into_iter().filter(|key| *key != self.keys.metadata().meta));
             if next == 0 {
                 return Ok(found);
             }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, FromRedisValue, ParsingError, Value};
 
 use super::entries::millis;
 use super::script::{Call, STREAM_FINISH, STREAM_OPEN, STREAM_TAKE};
@@ -170,17 +170,17 @@ impl Redis {
             .map(|one| one.reply.as_ref().map_or(0, |(list, _)| list_of(list.as_str())))
             .collect();
         let mut call = Call::new(&STREAM_FINISH, 2 + lists.len());
-        call.arg(stream.as_bytes()).arg(dead_of(stream).as_bytes());
+        call.arg(stream).arg(dead_of(stream));
         for list in &lists {
-            call.arg(list.as_bytes());
+            call.arg(list);
         }
-        call.arg(group.as_bytes()).number(DEAD_MAX).number(millis(REPLY_LIFE));
+        call.arg(group).number(DEAD_MAX).number(millis(REPLY_LIFE));
         for (one, position) in finished.iter().zip(positions) {
             let reply = one.reply.as_ref().map_or("", |(_, reply)| reply.as_str());
             let reason = one.rejected.as_deref().unwrap_or_default();
-            call.arg(one.id.as_bytes()).number(position as u64).arg(reply.as_bytes()).arg(reason.as_bytes());
+            call.arg(&one.id).number(position as u64).arg(reply).arg(reason);
         }
-        let (_, undelivered): (u64, Vec<String>) = call.read(call.run(self).await?)?;
+        let (_, undelivered): (u64, Vec<String>) = call.run(self).await?;
         Ok(undelivered)
     }
 
@@ -192,7 +192,7 @@ impl Redis {
         let first: Vec<RawEntry> = self
             .command(what, redis::cmd("XRANGE").arg(stream).arg("-").arg("+").arg("COUNT").arg(1))
             .await?;
-        let pending: Result<(u64, redis::Value, redis::Value, redis::Value), _> =
+        let pending: Result<(u64, Value, Value, Value), _> =
             self.command(what, redis::cmd("XPENDING").arg(stream).arg(group)).await;
         let pending = match pending {
             Ok((count, ..)) => count,
@@ -232,9 +232,7 @@ impl Redis {
             pipeline.arg(name).arg(value);
         }
         pipeline.ignore().cmd("XDEL").arg(dead_of(stream)).arg(&dead.id).ignore();
-        let mut connection = self.connection.clone();
-        let done = pipeline.query_async::<()>(&mut connection).await;
-        done.map_err(|source| CacheError::new("revive a rejected entry", source))
+        self.pipeline("revive a rejected entry", &pipeline, 0).await.map(drop)
     }
 
     /// Adds an entry to a stream; answers its id.
@@ -252,9 +250,8 @@ impl StreamReader {
     /// Takes the right to take entries, if there is one; makes stream and group where they are missing.
     async fn open(&self, token: &str) -> Result<(), CacheError> {
         let mut call = Call::new(&STREAM_OPEN, 2);
-        call.arg(self.redis.keys.writer(&self.stream).as_bytes()).arg(self.stream.as_bytes());
-        call.arg(token.as_bytes()).arg(self.group.as_bytes());
-        call.run(&self.redis).await.map(drop)
+        call.arg(self.redis.keys.writer(&self.stream)).arg(&self.stream).arg(token).arg(&self.group);
+        call.run::<u64>(&self.redis).await.map(drop)
     }
 
     /// Takes over entries that somebody has had for at least so long and not finished, from a cursor on, in the order of the
@@ -330,27 +327,40 @@ impl StreamReader {
         most: usize,
     ) -> Result<Option<(String, Vec<StreamEntry>)>, CacheError> {
         let mut call = Call::new(&STREAM_TAKE, 2);
-        call.arg(self.redis.keys.writer(&self.stream).as_bytes()).arg(self.stream.as_bytes());
-        call.arg(self.token.as_bytes()).arg(self.group.as_bytes()).arg(self.consumer.as_bytes());
-        call.number(most as u64).number(TAKE_BYTES).arg(cursor.as_bytes()).number(millis(idle));
-        let reply = match call.run(&self.redis).await {
-            Ok(reply) => reply,
+        call.arg(self.redis.keys.writer(&self.stream)).arg(&self.stream);
+        call.arg(&self.token).arg(&self.group).arg(&self.consumer);
+        call.number(most as u64).number(TAKE_BYTES).arg(cursor).number(millis(idle));
+        match call.run(&self.redis).await {
+            Ok(TakeReply::Taken { next, entries }) => {
+                Ok(Some((next, entries.into_iter().filter_map(read_entry).collect())))
+            }
+            Ok(TakeReply::Superseded) => Ok(None),
             // A stream that was deleted, with its group, is made again.
             Err(error) if error.source.to_string().contains("NOGROUP") => {
                 self.open("").await?;
                 self.last = "0-0".to_owned();
-                return Ok(Some(("0-0".to_owned(), Vec::new())));
+                Ok(Some(("0-0".to_owned(), Vec::new())))
             }
-            Err(error) => return Err(error),
-        };
-        let parts: Vec<redis::Value> = match reply {
-            redis::Value::Array(parts) => parts,
-            _ => return Ok(None),
-        };
-        let mut parts = parts.into_iter();
-        let Some((next, entries)) = parts.next().zip(parts.next()) else { return Ok(None) };
-        let entries: Vec<RawEntry> = call.read(entries)?;
-        Ok(Some((call.read(next)?, entries.into_iter().filter_map(read_entry).collect())))
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What the script that takes entries replies.
+enum TakeReply {
+    Taken { next: String, entries: Vec<RawEntry> },
+    Superseded,
+}
+
+impl FromRedisValue for TakeReply {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        if let Value::SimpleString(word) = &value
+            && word == "SUPERSEDED"
+        {
+            return Ok(Self::Superseded);
+        }
+        let (next, entries) = <(String, Vec<RawEntry>)>::from_redis_value(value)?;
+        Ok(Self::Taken { next, entries })
     }
 }
 
@@ -382,14 +392,14 @@ impl Redis {
             return Ok(Vec::new());
         }
         let command = redis::cmd("XINFO").arg("CONSUMERS").arg(stream).arg(group).to_owned();
-        let reply: Vec<HashMap<String, redis::Value>> = match self.command(what, &command).await {
+        let reply: Vec<HashMap<String, Value>> = match self.command(what, &command).await {
             Ok(reply) => reply,
             Err(error) if error.source.code() == Some("NOGROUP") => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let consumer = |fields: HashMap<String, redis::Value>| {
+        let consumer = |fields: HashMap<String, Value>| {
             let number = |name: &str| match fields.get(name) {
-                Some(redis::Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
+                Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
                 _ => 0,
             };
             let name = fields.get("name").and_then(|name| redis::from_redis_value_ref(name).ok());

@@ -1,18 +1,20 @@
 //! The cursor of the feed and the watermark, which move together (R12).
 
+use redis::{FromRedisValue, ParsingError, Value};
 use serde::{Deserialize, Serialize};
 
-use super::script::{ADVANCE, Answer, Call, Standing};
-use super::{CacheError, Debt, Epoch, Redis};
+use super::precondition::read_word;
+use super::script::{ADVANCE, Call};
+use super::{Answer, CacheError, Epoch, PendingRevalidation, Precondition, Redis};
 use cachekeeper_protocol::stamp::Snapshot;
 
-/// What every entry is at least as fresh as, but for the datasets it names. This is the JSON that stands in Redis
-/// under `ck:{<namespace>}:watermark`.
+/// What every entry is at least as fresh as, but for the datasets it names. It is the JSON in Redis
+/// under `ck:{<namespace>:0}:watermark`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watermark {
     /// The epoch.
     pub epoch: String,
-    /// The life of the database that the snapshot belongs to.
+    /// The incarnation that the snapshot belongs to.
     pub incarnation: String,
     /// The snapshot, as `pg_current_snapshot()` prints it.
     pub snapshot: String,
@@ -33,10 +35,10 @@ pub struct Advance<'a> {
     pub to: &'a Snapshot,
     /// The database's clock then.
     pub as_of: &'a str,
-    /// The datasets that are followed, each with a mark of what follows it.
-    pub followed: &'a [(String, String)],
-    /// What a dataset owes that was not followed, or by something else.
-    pub debt: &'a Debt,
+    /// The datasets that are covered, each with its coverage fingerprint.
+    pub covered: &'a [(String, String)],
+    /// What becomes pending for a dataset that was not covered, or had another fingerprint.
+    pub pending: &'a PendingRevalidation,
 }
 
 /// How a move ended.
@@ -44,10 +46,17 @@ pub struct Advance<'a> {
 pub enum Advanced {
     /// The cursor and the watermark have moved.
     Done,
-    /// Scripts of the batch are missing: Redis went back.
-    WentBack,
+    /// Scripts of the batch are missing: Redis was rolled back.
+    RolledBack,
     /// Another worker leads.
     Moved,
+}
+
+impl FromRedisValue for Advanced {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let words = [("DONE", Self::Done), ("ROLLED_BACK", Self::RolledBack), ("MOVED", Self::Moved)];
+        read_word(&value, &words)
+    }
 }
 
 impl Redis {
@@ -61,29 +70,21 @@ impl Redis {
         incarnation: &str,
         advance: &Advance<'_>,
     ) -> Result<Answer<Advanced>, CacheError> {
-        let mut call = Call::fenced(&ADVANCE, self, 1);
-        call.arg(self.keys.watermark.as_bytes());
-        call.standing(&Standing { epoch, incarnation, dataset: "", revision: "" });
-        call.arg(advance.job.0.as_bytes()).number(advance.job.1);
-        call.arg(advance.from.as_bytes()).arg(advance.to.as_str().as_bytes()).arg(advance.as_of.as_bytes());
-        call.arg(advance.debt.0.as_bytes()).arg(epoch.to_string().as_bytes());
-        for (dataset, mark) in advance.followed {
-            call.arg(dataset.as_bytes()).arg(mark.as_bytes());
+        let on = self.keys.metadata();
+        let precondition = Precondition::of_epoch(epoch, incarnation);
+        let mut call = Call::guarded(&ADVANCE, self, on, [&on.watermark].into_iter(), Some(&precondition));
+        call.arg(advance.job.0).number(advance.job.1);
+        call.arg(advance.from).arg(advance.to.as_str()).arg(advance.as_of);
+        call.arg(&advance.pending.0).arg(epoch.to_string());
+        for (dataset, fingerprint) in advance.covered {
+            call.arg(dataset).arg(fingerprint);
         }
-        match call.run_fenced(self).await? {
-            Answer::Gone(gone) => Ok(Answer::Gone(gone)),
-            Answer::Done(reply) => match call.read::<String>(reply)?.as_str() {
-                "DONE" => Ok(Answer::Done(Advanced::Done)),
-                "BACK" => Ok(Answer::Done(Advanced::WentBack)),
-                "MOVED" => Ok(Answer::Done(Advanced::Moved)),
-                other => Err(CacheError::unexpected("advance", other)),
-            },
-        }
+        call.run(self).await
     }
 
     /// The watermark; none: there is none (yet, or any more).
     pub async fn watermark(&self) -> Result<Option<Watermark>, CacheError> {
-        let command = redis::cmd("GET").arg(&self.keys.watermark).to_owned();
+        let command = redis::cmd("GET").arg(&self.keys.metadata().watermark).to_owned();
         let text: Option<Vec<u8>> = self.command("read the watermark", &command).await?;
         text.map(|text| parse(&text)).transpose()
     }
@@ -93,7 +94,7 @@ impl Redis {
         &self,
         key: &str,
     ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
-        let command = redis::cmd("MGET").arg(key).arg(&self.keys.watermark).to_owned();
+        let command = redis::cmd("MGET").arg(key).arg(&self.keys.metadata_of(key).watermark).to_owned();
         let (value, text): (Option<Vec<u8>>, Option<Vec<u8>>) =
             self.command("read a value with the watermark", &command).await?;
         Ok((value, text.map(|text| parse(&text)).transpose()?))

@@ -1,41 +1,44 @@
 -- Moves the cursor and, with it, the watermark (R12): every change up to the new cursor is in this Redis.
--- KEYS: 4 watermark. ARGV: 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 as_of,
---       10 the debt of a dataset that the feed did not follow until now, 11 epoch as text,
---       then pairs of a dataset that is followed and the mark of what it is followed by.
--- Answers 'DONE', or 'BACK' if Redis went back since the job began, or 'MOVED' if somebody else moved the cursor.
-local why = gone()
-if why then return why end
-if redis.call('HGET', KEYS[1], 'job:' .. ARGV[5]) ~= ARGV[6] then return 'BACK' end
-if redis.call('HGET', KEYS[1], 'cursor') ~= ARGV[7] then return 'MOVED' end
+-- KEYS: 1 to 3 see the prelude, 4 watermark.
+-- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 as_of,
+--       10 the pending revalidation of a dataset that was not covered until now, 11 epoch as text,
+--       then pairs of a dataset that is covered and its coverage fingerprint.
+-- Replies DONE, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
+local watermark = KEYS[4]
+local job, known, from, to, as_of, pending, epoch_text = unpack(ARGV, 5, 11)
+local FIRST_DATASET = 12
+local failure = check_precondition()
+if failure then return failure end
+if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_reply('ROLLED_BACK') end
+if redis.call('HGET', meta, 'cursor') ~= from then return redis.status_reply('MOVED') end
 
-local followed = {}
-for i = 12, #ARGV, 2 do followed[ARGV[i]] = ARGV[i + 1] end
-local fields, left_out = redis.call('HGETALL', KEYS[1]), {}
-local fed = {}
+local fingerprints = {}
+for i = FIRST_DATASET, #ARGV, 2 do fingerprints[ARGV[i]] = ARGV[i + 1] end
+local fields, left_out, covered = redis.call('HGETALL', meta), {}, {}
 for i = 1, #fields, 2 do
-  local kind, dataset = string.match(fields[i], '^(%l+):(.*)$')
-  if kind == 'owed' then
-    left_out[dataset] = true
-  elseif kind == 'rev' and not followed[dataset] then
-    left_out[dataset] = true
-  elseif kind == 'fed' then
-    fed[dataset] = fields[i + 1]
-    if not followed[dataset] then redis.call('HDEL', KEYS[1], fields[i]) end
+  local kind, name = string.match(fields[i], '^(%l+):(.*)$')
+  if kind == 'pending' then
+    left_out[name] = true
+  elseif kind == 'rev' and not fingerprints[name] then
+    left_out[name] = true
+  elseif kind == 'covered' then
+    covered[name] = fields[i + 1]
+    if not fingerprints[name] then redis.call('HDEL', meta, fields[i]) end
   end
 end
--- What was not followed, or by other triggers, may have missed changes: all its entries are looked at again (R14).
-for dataset, mark in pairs(followed) do
-  if fed[dataset] ~= mark then
-    redis.call('HSET', KEYS[1], 'fed:' .. dataset, mark, 'owed:' .. dataset, ARGV[10])
-    left_out[dataset] = true
+-- What was not covered, or by other triggers, may have missed changes: all its entries must be revalidated (R14).
+for name, fingerprint in pairs(fingerprints) do
+  if covered[name] ~= fingerprint then
+    redis.call('HSET', meta, 'covered:' .. name, fingerprint, 'pending:' .. name, pending)
+    left_out[name] = true
   end
 end
 local names = {}
-for dataset in pairs(left_out) do names[#names + 1] = dataset end
+for name in pairs(left_out) do names[#names + 1] = name end
 table.sort(names)
 local list = #names == 0 and '[]' or cjson.encode(names)
-redis.call('HSET', KEYS[1], 'cursor', ARGV[8])
-redis.call('SET', KEYS[4], '{"epoch":"' .. ARGV[11] .. '","incarnation":"' .. ARGV[2] .. '","snapshot":"' .. ARGV[8]
-  .. '","as_of":"' .. ARGV[9] .. '","not_covered":' .. list .. '}')
-count(ARGV[5])
-return 'DONE'
+redis.call('HSET', meta, 'cursor', to)
+redis.call('SET', watermark, '{"epoch":"' .. epoch_text .. '","incarnation":"' .. incarnation .. '","snapshot":"' .. to
+  .. '","as_of":"' .. as_of .. '","not_covered":' .. list .. '}')
+count(job)
+return redis.status_reply('DONE')

@@ -1,40 +1,45 @@
--- A new epoch (R13), only if the head is still the one that was read.
--- KEYS: 1 head, 2 stamps, 3 tagstamps, 4 watermark, 5 fences.
--- ARGV: 1 the epoch that was read or '', 2 its incarnation or '', 3 new epoch, 4 incarnation, 5 floor, 6 cursor, 7 the debt,
---       8 'new' (the stamps are worthless) or 'relabel' (Redis went back, but its tables are whole), 9… datasets.
--- Answers CREATED, or LOST if somebody was faster.
-local kind = redis.call('TYPE', KEYS[1]).ok
-if kind ~= 'hash' and kind ~= 'none' then redis.call('UNLINK', KEYS[1]) end
-local epoch = redis.call('HGET', KEYS[1], 'epoch') or ''
-local incarnation = redis.call('HGET', KEYS[1], 'inc') or ''
-if epoch ~= ARGV[1] or incarnation ~= ARGV[2] then return 'LOST' end
-if redis.call('HEXISTS', KEYS[1], 'retired:' .. ARGV[4]) == 1 then return 'RETIRED' end
-
-local fields = redis.call('HKEYS', KEYS[1])
-for _, field in ipairs(fields) do
-  local dataset = string.match(field, '^rev:(.*)$')
-  -- Where only Redis went back, the cursor went back with it, and the feed applies again what it covers.
-  if dataset and not (ARGV[8] == 'relabel' and redis.call('HEXISTS', KEYS[1], 'fed:' .. dataset) == 1) then redis.call('HSET', KEYS[1], 'owed:' .. dataset, ARGV[7]) end
-  if string.find(field, '^job:') or string.find(field, '^pass:') or string.find(field, '^warmed:') then redis.call('HDEL', KEYS[1], field) end
+-- Begins an epoch (R13), only if the metadata is still what was read.
+-- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags, 4 watermark, 5 counters.
+-- ARGV: 1 the epoch that was read or '', 2 its incarnation or '', 3 new epoch, 4 incarnation, 5 floor, 6 cursor,
+--       7 the pending revalidation, 8 'new' (the stamps are worthless) or 'renew' (Redis was rolled back, but its
+--       tables are whole: only the epoch's id changes), 9… datasets.
+-- Replies CREATED, or LOST if somebody was faster, or RETIRED if the incarnation is over.
+local meta, stamps, tag_stamps, watermark, counters = unpack(KEYS, 1, 5)
+local seen_epoch, seen_incarnation, epoch, incarnation, floor, cursor, pending, mode = unpack(ARGV, 1, 8)
+local FIRST_DATASET = 9
+local SLOTS_BYTES = 1048576
+local kind = redis.call('TYPE', meta).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('UNLINK', meta) end
+local old_incarnation = redis.call('HGET', meta, 'inc') or ''
+if (redis.call('HGET', meta, 'epoch') or '') ~= seen_epoch or old_incarnation ~= seen_incarnation then
+  return redis.status_reply('LOST')
 end
-for i = 9, #ARGV do
-  if not (ARGV[8] == 'relabel' and redis.call('HEXISTS', KEYS[1], 'fed:' .. ARGV[i]) == 1) then
-    redis.call('HSET', KEYS[1], 'owed:' .. ARGV[i], ARGV[7])
-  end
-end
-if incarnation ~= '' and incarnation ~= ARGV[4] then redis.call('HSET', KEYS[1], 'retired:' .. incarnation, 1) end
+if redis.call('HEXISTS', meta, 'retired:' .. incarnation) == 1 then return redis.status_reply('RETIRED') end
 
-if ARGV[8] == 'relabel' then
-  redis.call('HSET', KEYS[1], 'epoch', ARGV[3])
-  redis.call('SETRANGE', KEYS[2], 0, ARGV[3])
-  redis.call('SETRANGE', KEYS[3], 0, ARGV[3])
+-- A cursor that was rolled back together with the entries makes the feed apply again what it covers.
+local function mark_pending(dataset)
+  if mode == 'renew' and redis.call('HEXISTS', meta, 'covered:' .. dataset) == 1 then return end
+  redis.call('HSET', meta, 'pending:' .. dataset, pending)
+end
+for _, field in ipairs(redis.call('HKEYS', meta)) do
+  local kind, name = string.match(field, '^(%l+):(.*)$')
+  if kind == 'rev' then mark_pending(name) end
+  if kind == 'job' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
+end
+for i = FIRST_DATASET, #ARGV do mark_pending(ARGV[i]) end
+if old_incarnation ~= '' and old_incarnation ~= incarnation then redis.call('HSET', meta, 'retired:' .. old_incarnation, 1) end
+
+if mode == 'renew' then
+  redis.call('HSET', meta, 'epoch', epoch)
+  redis.call('SETRANGE', stamps, 0, epoch)
+  redis.call('SETRANGE', tag_stamps, 0, epoch)
 else
-  redis.call('HSET', KEYS[1], 'epoch', ARGV[3], 'inc', ARGV[4], 'floor', ARGV[5], 'top', ARGV[5], 'cursor', ARGV[6])
-  local empty = ARGV[3] .. string.rep('\0', 1048576)
-  redis.call('SET', KEYS[2], empty)
-  redis.call('SET', KEYS[3], empty)
+  redis.call('HSET', meta, 'epoch', epoch, 'inc', incarnation, 'floor', floor, 'top', floor, 'cursor', cursor)
+  local empty = epoch .. string.rep('\0', SLOTS_BYTES)
+  redis.call('SET', stamps, empty)
+  redis.call('SET', tag_stamps, empty)
 end
--- Counters that went back must not read as permission: the table begins anew, under another generation.
-redis.call('SET', KEYS[5], ARGV[3])
-redis.call('UNLINK', KEYS[4])
-return 'CREATED'
+-- Counters that were rolled back must not read as permission: the table begins anew, under another generation.
+redis.call('SET', counters, epoch)
+redis.call('UNLINK', watermark)
+return redis.status_reply('CREATED')

@@ -1,17 +1,19 @@
--- Takes all of these locks, or none. KEYS: 1 the last token, 2… the locks. ARGV: 1 owner, 2 lifetime in milliseconds.
--- Answers [fencing token], or [0, position of a held lock, its remaining milliseconds, its holder].
+-- Takes all of these locks, or none.
+-- KEYS: 1 the last token, 2… the locks. ARGV: 1 owner, 2 lifetime in milliseconds.
+-- Replies [fencing token], or [0, position of a held lock, its remaining milliseconds, its holder].
 -- The token is Redis's clock in microseconds, or one more than the last: it grows from holder to holder, also where the
--- clock stood or went back, and where the counter was lost, time alone is larger.
+-- clock stood or was set back, and where the last token was lost, time alone is larger.
+local last_token, owner, life = KEYS[1], ARGV[1], ARGV[2]
 for i = 2, #KEYS do
   local holder = redis.call('GET', KEYS[i])
   -- One's own is left over from an attempt whose reply was lost.
-  if holder and string.match(holder, '^%d+ (.*)$') ~= ARGV[1] then
+  if holder and string.match(holder, '^%d+ (.*)$') ~= owner then
     return { 0, i - 2, redis.call('PTTL', KEYS[i]), holder }
   end
 end
 local now = redis.call('TIME')
-local token = math.max(now[1] * 1000000 + now[2], tonumber(redis.call('GET', KEYS[1]) or 0) + 1)
+local token = math.max(now[1] * 1000000 + now[2], tonumber(redis.call('GET', last_token) or 0) + 1)
 local text = string.format('%.0f', token)
-redis.call('SET', KEYS[1], text)
-for i = 2, #KEYS do redis.call('SET', KEYS[i], text .. ' ' .. ARGV[1], 'PX', ARGV[2]) end
+redis.call('SET', last_token, text)
+for i = 2, #KEYS do redis.call('SET', KEYS[i], text .. ' ' .. owner, 'PX', life) end
 return { token }

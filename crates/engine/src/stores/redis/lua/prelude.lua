@@ -1,20 +1,24 @@
--- Stands before every script that takes a stamp (DESIGN R4).
--- KEYS: 1 head, 2 stamps, 3 tagstamps. ARGV: 1 epoch, 2 incarnation, 3 dataset or '', 4 its revision.
+-- Stands before every script that acts in an epoch (R4). What the caller expects to find unchanged is its precondition.
+-- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags. ARGV: 1 epoch, 2 incarnation, 3 dataset or '', 4 its revision.
+local meta, stamps, tag_stamps = KEYS[1], KEYS[2], KEYS[3]
+local epoch, incarnation, dataset, revision = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local TABLE_BYTES = 1048584
 
--- Why this call may not act: the tables are not whole, or belong to another epoch, incarnation or revision.
--- An evicted table must never read as permission. Answers nil and the head if all is right.
-local function gone()
-  local head = redis.pcall('HMGET', KEYS[1], 'epoch', 'inc', 'floor', 'top', 'rev:' .. ARGV[3])
-  if head.err or not head[1] or not head[3] or not head[4] then return 'GONE table' end
+local function failed(what) return redis.status_reply('PRECONDITION ' .. what) end
+
+-- Answers the reply of a failed precondition, or nil, the floor and the top. A table that was evicted must never read
+-- as permission, so the tables must be whole and belong to this epoch.
+local function check_precondition()
+  local found = redis.pcall('HMGET', meta, 'epoch', 'inc', 'floor', 'top', 'rev:' .. dataset)
+  if found.err or not found[1] or not found[3] or not found[4] then return failed('table') end
   for i = 2, 3 do
     local size = redis.pcall('STRLEN', KEYS[i])
-    if size ~= TABLE_BYTES or redis.call('GETRANGE', KEYS[i], 0, 7) ~= head[1] then return 'GONE table' end
+    if size ~= TABLE_BYTES or redis.call('GETRANGE', KEYS[i], 0, 7) ~= found[1] then return failed('table') end
   end
-  if head[1] ~= ARGV[1] then return 'GONE epoch' end
-  if head[2] ~= ARGV[2] then return 'GONE incarnation' end
-  if ARGV[3] ~= '' and head[5] ~= ARGV[4] then return 'GONE revision' end
-  return nil, head
+  if found[1] ~= epoch then return failed('epoch') end
+  if found[2] ~= incarnation then return failed('incarnation') end
+  if dataset ~= '' and found[5] ~= revision then return failed('revision') end
+  return nil, found[3], found[4]
 end
 
 -- Stamps are two exact numbers. Lua's `<` on strings follows the collation of the server's environment.
@@ -23,6 +27,9 @@ local function less(a, b)
   local b_high, b_low = struct.unpack('>I6I2', b)
   return a_high < b_high or (a_high == b_high and a_low < b_low)
 end
+
+-- The number at a place of a list that is packed as four bytes each.
+local function packed(list, place) return (struct.unpack('>I4', list, place * 4 - 3)) end
 
 local function slot_stamp(table_key, slot)
   return redis.call('GETRANGE', table_key, 8 + slot * 8, 15 + slot * 8)
@@ -38,10 +45,10 @@ end
 
 -- `top` is at least the floor and every slot: a stamp that reaches it needs no slot looked up.
 local function raise_top(top, stamp)
-  if less(top, stamp) then redis.call('HSET', KEYS[1], 'top', stamp) end
+  if less(top, stamp) then redis.call('HSET', meta, 'top', stamp) end
 end
 
 -- One more script of a counted job (R9); '' where nothing is claimed later.
 local function count(job)
-  if job ~= '' then redis.call('HINCRBY', KEYS[1], 'job:' .. job, 1) end
+  if job ~= '' then redis.call('HINCRBY', meta, 'job:' .. job, 1) end
 end

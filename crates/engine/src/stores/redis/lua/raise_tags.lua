@@ -1,13 +1,16 @@
--- Raises tags and answers the sets in which their members stand (R8: raise first, then enumerate).
--- ARGV: 5 stamp, 6 job, 7 prefix of tag sets, then for each tag its name and slot.
--- Answers [set, members, set, members, …].
-local why, head = gone()
-if why then return why end
-local stamp, top = ARGV[5], head[4]
-for i = 8, #ARGV, 2 do raise_slot(KEYS[3], tonumber(ARGV[i + 1]), stamp, top) end
-raise_top(top, stamp)
-
+-- Raises tags and replies with the sets of their members (R8: raise first, then enumerate).
+-- KEYS, ARGV: 1 to 4 see the prelude, 5 stamp, 6 job, 7 prefix of tag sets, then for each tag its name and slot.
+-- Replies [set, members, set, members, …].
+local stamp, job, tag_prefix = ARGV[5], ARGV[6], ARGV[7]
+local FIRST_TAG = 8
+local failure, _, top = check_precondition()
+if failure then return failure end
 local names = {}
-for i = 8, #ARGV, 2 do names[#names + 1] = ARGV[i] end
-count(ARGV[6])
-return tag_sets(KEYS[1], ARGV[7], names)
+for i = FIRST_TAG, #ARGV, 2 do
+  local name, slot = ARGV[i], tonumber(ARGV[i + 1])
+  raise_slot(tag_stamps, slot, stamp, top)
+  names[#names + 1] = name
+end
+raise_top(top, stamp)
+count(job)
+return tag_sets(meta, tag_prefix, names)

@@ -1,103 +1,117 @@
--- Stores or deletes entries that one load returned (R5, R7, R8), in one step.
--- KEYS: 4 windows, 5… the entries' keys.
--- ARGV: 5 stamp, 6 'slots' or 'floor' (what a store raises: its slots, or, in a pass, the floor),
---       7 prefix of tag sets, 8 longest life in seconds, 9 window width in seconds, 10 job or '', 11 progress of the
---       pass or '', 12 the keys' slots (4 bytes each), 13 number of tags,
---       then for each key its value and lifetime in milliseconds ('0': the row is gone, delete),
---       then for each tag its name, its slot and the positions of its keys (4 bytes each).
--- Answers the positions that were refused; GONE … if nothing was done.
-local why, head = gone()
-if why then return why end
+-- Stores entries, or deletes those whose rows are gone, in one step. One rule decides for all who store (R5): what was
+-- loaded at a snapshot carries its stamp; what was loaded otherwise must find its counters unchanged; a set has
+-- neither, and moves the counters.
+-- KEYS: 1 to 3 see the prelude, 4 windows, 5 counters, 6… the entries' keys.
+-- ARGV: 1 to 4 see the prelude (without a stamp they are not looked at), 5 stamp or '',
+--       6 what covers the entries: 'slots', or 'floor' in a backfill (R7),
+--       7 the counters: '' (not looked at), 'unchanged' (else refused) or 'raise', 8 their generation,
+--       9 prefix of tag sets, 10 longest life in seconds, 11 window width in seconds,
+--       12 job or '', 13 progress of the backfill or '',
+--       14 slots of the keys, 15 their positions among the counters, 16 the counters that were seen there,
+--       17 slots of the tags, 18 their positions among the counters, 19 the counters that were seen there
+--       (lists of 4 bytes each; 15, 16, 18 and 19 are '' where the counters are not looked at),
+--       then for each key its value and lifetime in milliseconds ('' = no end; '0' = the row is gone, delete),
+--       then for each tag its name and the positions of its keys (4 bytes each).
+-- Replies with the positions that were refused.
+local windows, counters = KEYS[4], KEYS[5]
+local stamp, covered_by, counting, generation, tag_prefix, longest_life, width, job, progress,
+  slots, positions, seen, tag_slots, tag_positions, tag_seen = unpack(ARGV, 5, 19)
+local BEFORE_KEYS, FIRST_VALUE = 5, 20
+local n = #KEYS - BEFORE_KEYS
+local FIRST_TAG = FIRST_VALUE + 2 * n
+local tags = (#ARGV - FIRST_TAG + 1) / 2
 
-local stamp, floor, top = ARGV[5], head[3], head[4]
-local n, tags = #KEYS - 4, tonumber(ARGV[13])
-local first_tag = 14 + 2 * n
-local refused, any = {}, false
+-- Positions that nothing may be stored for; `left_out` also holds those that are deleted.
+local refused, left_out, any = {}, {}, false
+local function refuse(i) refused[i], left_out[i], any = true, true, true end
+local function refuse_members(tag)
+  local members = ARGV[FIRST_TAG + tag * 2 - 1]
+  for at = 1, #members, 4 do refuse((struct.unpack('>I4', members, at))) end
+end
 
--- All checks come before all writes: an error half way would keep what was written.
-if less(stamp, top) then
-  if less(stamp, floor) then
-    for i = 1, n do refused[i] = true end
-    any = true
+-- R5, R8: nothing older than the floor, the key's slot or the slot of one of its tags. None of them is above `top`.
+local function refuse_older(floor, top)
+  if not less(stamp, top) then return end
+  local is_below_floor = less(stamp, floor)
+  for i = 1, n do
+    if is_below_floor or less(stamp, slot_stamp(stamps, packed(slots, i))) then refuse(i) end
+  end
+  for tag = 1, tags do
+    if less(stamp, slot_stamp(tag_stamps, packed(tag_slots, tag))) then refuse_members(tag) end
+  end
+end
+
+-- Nothing whose key or tag was invalidated since the counters were seen.
+local function refuse_moved()
+  local is_other = redis.call('GETRANGE', counters, 0, 7) ~= generation
+  for i = 1, n do
+    if is_other or counter(counters, packed(positions, i)) ~= string.sub(seen, i * 4 - 3, i * 4) then refuse(i) end
+  end
+  for tag = 1, tags do
+    if counter(counters, packed(tag_positions, tag)) ~= string.sub(tag_seen, tag * 4 - 3, tag * 4) then
+      refuse_members(tag)
+    end
+  end
+end
+
+-- R7: a script that writes values raises what covers them itself.
+local function cover(floor, top)
+  if covered_by == 'floor' then
+    if less(floor, stamp) then redis.call('HSET', meta, 'floor', stamp) end
   else
     for i = 1, n do
-      local slot = struct.unpack('>I4', ARGV[12], i * 4 - 3)
-      if less(stamp, slot_stamp(KEYS[2], slot)) then refused[i] = true; any = true end
-    end
-    for t = 0, tags - 1 do
-      if less(stamp, slot_stamp(KEYS[3], tonumber(ARGV[first_tag + t * 3 + 1]))) then
-        local members = ARGV[first_tag + t * 3 + 2]
-        for at = 1, #members, 4 do refused[struct.unpack('>I4', members, at)] = true end
-        any = true
-      end
+      if not refused[i] then raise_slot(stamps, packed(slots, i), stamp, top) end
     end
   end
+  raise_top(top, stamp)
 end
 
-if ARGV[6] == 'floor' then
-  if less(floor, stamp) then redis.call('HSET', KEYS[1], 'floor', stamp) end
-else
+local function write_values()
+  local call, at = redis.call, FIRST_VALUE
   for i = 1, n do
     if not refused[i] then
-      raise_slot(KEYS[2], struct.unpack('>I4', ARGV[12], i * 4 - 3), stamp, top)
+      local life = ARGV[at + 1]
+      if life == '0' then
+        left_out[i] = true
+        call('UNLINK', KEYS[BEFORE_KEYS + i])
+      elseif life == '' then
+        call('SET', KEYS[BEFORE_KEYS + i], ARGV[at])
+      else
+        call('SET', KEYS[BEFORE_KEYS + i], ARGV[at], 'PX', life)
+      end
+    end
+    at = at + 2
+  end
+end
+
+local function register_tags()
+  local suffix, names = open_window(windows, longest_life, width), {}
+  for tag = 1, tags do
+    local name = ARGV[FIRST_TAG + tag * 2 - 2]
+    register_members(tag_prefix .. name .. suffix, ARGV[FIRST_TAG + tag * 2 - 1], BEFORE_KEYS, left_out)
+    names[#names + 1] = name
+    if tag == tags or #names == 4000 then
+      redis.call('SADD', windows .. suffix, unpack(names))
+      names = {}
     end
   end
 end
-raise_top(top, stamp)
 
-local at = 14
-for i = 5, n + 4 do
-  if not refused[i - 4] then
-    local life = ARGV[at + 1]
-    if life == '0' then
-      redis.call('UNLINK', KEYS[i])
-    else
-      redis.call('SET', KEYS[i], ARGV[at], 'PX', life)
-    end
-  end
-  at = at + 2
+-- All checks come before all writes: an error half way would keep what was written.
+local failure, floor, top
+if stamp ~= '' then
+  failure, floor, top = check_precondition()
+  if failure then return failure end
+  refuse_older(floor, top)
 end
+if counting == 'unchanged' then refuse_moved() end
 
--- A set is named by the second from which no member can be alive. Redis's own clock decides, so that writers whose
--- clocks differ agree. The tags of a window stand in one set, the windows in KEYS[4]: what is over can be dropped.
-if tags > 0 then
-  local width = tonumber(ARGV[9])
-  local window = (math.floor((redis.call('TIME')[1] + ARGV[8]) / width) + 1) * width
-  local suffix = ':' .. string.format('%d', window)
-  local names = {}
-  for t = 0, tags - 1 do
-    local name, packed = ARGV[first_tag + t * 3], ARGV[first_tag + t * 3 + 2]
-    local set, added = ARGV[7] .. name .. suffix, 0
-    if #packed == 4 then -- one member, as where every entry has a tag of its own
-      local i = struct.unpack('>I4', packed)
-      if not refused[i] then added = redis.pcall('SADD', set, KEYS[i + 4]) end
-    else
-      local members = {}
-      for m = 1, #packed, 4 do
-        local i = struct.unpack('>I4', packed, m)
-        if not refused[i] then members[#members + 1] = KEYS[i + 4] end
-      end
-      for from = 1, #members, 4000 do
-        added = redis.pcall('SADD', set, unpack(members, from, math.min(from + 3999, #members)))
-      end
-    end
-    if type(added) == 'table' then -- something else stood there, so no member did
-      redis.call('UNLINK', set)
-      for m = 1, #packed, 4 do
-        local i = struct.unpack('>I4', packed, m)
-        if not refused[i] then redis.call('SADD', set, KEYS[i + 4]) end
-      end
-    end
-    names[t % 4000 + 1] = name
-    if t == tags - 1 or t % 4000 == 3999 then
-      redis.call('SADD', KEYS[4] .. suffix, unpack(names, 1, t % 4000 + 1))
-    end
-  end
-  redis.call('ZADD', KEYS[4], window, string.format('%d', window))
-end
-
-if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'pass:' .. ARGV[3], ARGV[11]) end
-count(ARGV[10])
+if stamp ~= '' then cover(floor, top) end
+if counting == 'raise' then raise_counters(counters, generation, positions) end
+write_values()
+if 0 < tags then register_tags() end
+if progress ~= '' then redis.call('HSET', meta, 'backfill:' .. dataset, progress) end
+count(job)
 
 local answer = {}
 if any then

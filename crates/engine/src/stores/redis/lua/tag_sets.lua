@@ -1,8 +1,8 @@
--- The sets in which the members of tags stand, with their sizes: [set, members, set, members, …].
+-- The sets in which the members of tags are, with their sizes: [set, members, set, members, …].
 -- Which windows can exist follows from the lifetimes that writers have announced (`span:<width>` = longest life).
-local function tag_sets(head, prefix, names)
-  local now, answer = tonumber(redis.call('TIME')[1]), {}
-  local fields, ends = redis.call('HGETALL', head), {}
+local function tag_sets(metadata, tag_prefix, names)
+  local now, reply = tonumber(redis.call('TIME')[1]), {}
+  local fields, ends = redis.call('HGETALL', metadata), {}
   for i = 1, #fields, 2 do
     local width = string.match(fields[i], '^span:(%d+)$')
     if width then
@@ -12,13 +12,13 @@ local function tag_sets(head, prefix, names)
   end
   for _, name in ipairs(names) do
     for window in pairs(ends) do
-      local set = prefix .. name .. ':' .. string.format('%d', window)
+      local set = tag_prefix .. name .. ':' .. string.format('%d', window)
       local size = redis.pcall('SCARD', set)
       if type(size) == 'number' and size > 0 then
-        answer[#answer + 1] = set
-        answer[#answer + 1] = size
+        reply[#reply + 1] = set
+        reply[#reply + 1] = size
       end
     end
   end
-  return answer
+  return reply
 end

@@ -1,0 +1,182 @@
+//! The datasets as the flows use them: definition, revision, lifetimes, and what the database said about the query.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::error::EngineError;
+use crate::stores::postgres::write::WriteStatement;
+use crate::stores::postgres::{DatasetSource, KeyValues, Postgres};
+use crate::stores::redis::{Epoch, Precondition};
+use cachekeeper_config as config;
+use cachekeeper_protocol::freshness::Lifetimes;
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
+use cachekeeper_protocol::revision::revision;
+
+/// Without refresh-ahead, entries are still kept alive through an outage from this share of their lifetime on.
+const AHEAD_WITHOUT_REFRESH: f64 = 0.05;
+
+/// One dataset.
+#[derive(Debug)]
+pub struct Dataset {
+    /// The definition.
+    pub settings: config::Dataset,
+    /// Hash of what decides its entries' bytes.
+    pub revision: String,
+    /// Lifetimes of its entries.
+    pub lifetimes: Lifetimes,
+    source: RwLock<Option<Arc<DatasetSource>>>,
+    pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
+    /// Whether this process has made its definition known.
+    pub(super) is_registered: AtomicBool,
+    is_superseded: AtomicBool,
+}
+
+impl Dataset {
+    /// Prepares a dataset.
+    #[must_use]
+    pub fn new(settings: config::Dataset) -> Self {
+        let lifetimes = Lifetimes {
+            ttl: settings.ttl,
+            jitter: settings.ttl_jitter,
+            max_stale: settings.max_stale,
+            ahead: settings.refresh_ahead.unwrap_or(AHEAD_WITHOUT_REFRESH),
+        };
+        let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        let parts = [
+            settings.query.clone(),
+            settings.key.to_string(),
+            text(&settings.rows),
+            text(&settings.sort),
+            settings.tags.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            text(&settings.watch),
+            text(&settings.format),
+            text(&settings.compression),
+        ];
+        Self {
+            revision: revision(parts.iter().map(String::as_str)),
+            lifetimes,
+            settings,
+            source: RwLock::default(),
+            write: RwLock::default(),
+            is_registered: AtomicBool::new(false),
+            is_superseded: AtomicBool::new(false),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// The values of this key's placeholders, or none if it is not a key of this dataset.
+    #[must_use]
+    pub fn read_key(&self, key: &str) -> Option<KeyValues> {
+        let values = self.settings.key.read(key)?;
+        Some(values.into_iter().map(str::to_owned).collect())
+    }
+
+    /// The key with these values.
+    #[must_use]
+    pub fn key_of(&self, values: &[String]) -> Option<String> {
+        let texts: Vec<&str> = values.iter().map(String::as_str).collect();
+        (texts.len() == self.settings.key.columns().count())
+            .then(|| self.settings.key.render(&texts).ok())
+            .flatten()
+    }
+
+    /// What the database says about the query; asked once, and again after [`Self::forget_source`].
+    pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, EngineError> {
+        if let Some(source) = self.source.read().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Ok(source);
+        }
+        let described = postgres.describe(&self.settings).await?;
+        let source =
+            described.map_err(|problem| EngineError::Dataset { dataset: self.name().to_owned(), problem })?;
+        let source = Arc::new(source);
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
+        Ok(source)
+    }
+
+    /// What the database said, if it was asked.
+    #[must_use]
+    pub fn known_source(&self) -> Option<Arc<DatasetSource>> {
+        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets what the database said, because its tables have changed.
+    pub fn forget_source(&self) {
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.write.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What a script that writes this dataset's entries must find unchanged.
+    #[must_use]
+    pub fn precondition<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Precondition<'a> {
+        Precondition { epoch, incarnation, dataset: self.name(), revision: &self.revision }
+    }
+
+    /// Whether a newer process has redefined this dataset.
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        self.is_superseded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn supersede(&self) -> EngineError {
+        self.is_superseded.store(true, Ordering::Relaxed);
+        EngineError::Superseded { dataset: self.name().to_owned() }
+    }
+}
+
+/// All datasets.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    datasets: Vec<Arc<Dataset>>,
+}
+
+impl Catalog {
+    /// Prepares all datasets.
+    #[must_use]
+    pub fn new(settings: Vec<config::Dataset>) -> Self {
+        Self { datasets: settings.into_iter().map(|settings| Arc::new(Dataset::new(settings))).collect() }
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Dataset>> {
+        self.datasets.iter()
+    }
+
+    /// The dataset of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Dataset>> {
+        self.datasets.iter().find(|dataset| dataset.name() == name)
+    }
+
+    /// The dataset that this key belongs to, with the values of its placeholders.
+    #[must_use]
+    pub fn of_key(&self, key: &str) -> Option<(&Arc<Dataset>, KeyValues)> {
+        let dataset = self.datasets.get(self.position_of_key(key)?)?;
+        Some((dataset, dataset.read_key(key)?))
+    }
+
+    /// The position of the dataset that this key belongs to. Where the text fits several templates, types decide: the
+    /// values must be ones that the columns can hold. Before Postgres was asked for the types, the more literal template
+    /// is the likelier one.
+    #[must_use]
+    pub fn position_of_key(&self, key: &str) -> Option<usize> {
+        if key.starts_with(RESERVED_PREFIX) {
+            return None;
+        }
+        let fitting = self.datasets.iter().enumerate().filter_map(|(at, dataset)| {
+            let values = dataset.settings.key.read(key)?;
+            let source = dataset.source.read().unwrap_or_else(PoisonError::into_inner);
+            if source.as_ref().is_some_and(|source| !source.can_hold(&values)) {
+                return None;
+            }
+            // What is left when the values are taken out is the template's own text.
+            let literal = key.len() - values.iter().map(|value| value.len()).sum::<usize>();
+            Some((literal, std::cmp::Reverse(at)))
+        });
+        fitting.max().map(|(_, std::cmp::Reverse(at))| at)
+    }
+}

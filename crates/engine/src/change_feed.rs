@@ -1,0 +1,355 @@
+//! The change feed: what was committed since the cursor is applied to Redis, and the cursor moves (R10 to R12).
+
+mod batch;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::context::Context;
+use super::coverage::Coverage;
+use super::error::EngineError;
+use super::failpoint;
+use super::load::Job;
+use super::{coverage, epoch};
+use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
+use crate::stores::redis::{Advance, Advanced, Epoch, PendingRevalidation, PreconditionFailed};
+pub use batch::Touched;
+use batch::{Batch, GATHERED};
+use cachekeeper_protocol::stamp::Snapshot;
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing was committed.
+    Idle,
+    /// Something was committed, and the cursor has moved; so many captured statements were applied.
+    Applied(u64),
+    /// Something is in the way that time will clear; the watermark stands.
+    Waiting,
+    /// Redis or the order of things is not as it was; the next step begins there.
+    Again,
+}
+
+/// Applies changes, step by step.
+#[derive(Debug)]
+pub struct Follower {
+    context: Context,
+    reader: FeedReader,
+    /// Counted across batches: the reply to one advance is the beginning of the next batch.
+    job: String,
+    place: Option<Place>,
+    /// Datasets whose keys are deleted in this batch instead of loaded, because loading has failed or took too long.
+    hurried: BTreeSet<String>,
+    count_reset: Instant,
+    /// Entries that were deleted although Redis is to hold every row.
+    dropped: Vec<String>,
+    /// The watermark's time when this one last moved it.
+    moved_to: Option<String>,
+    has_met_another: bool,
+}
+
+/// Where the feed stands in Redis.
+#[derive(Debug, Clone)]
+struct Place {
+    epoch: Epoch,
+    incarnation: String,
+    cursor: Snapshot,
+    count: u64,
+    now_ms: u64,
+}
+
+const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
+/// Fewer keys in the outbox are not worth a transaction.
+const COUNT_MIN: i64 = 1_000;
+
+/// What changes touch, each thing once.
+#[must_use]
+pub fn touched_by(context: &Context, coverage: &Coverage, changes: &[Change]) -> Touched {
+    let mut touched = Touched::default();
+    changes.iter().for_each(|change| touched.add(context, coverage, change));
+    touched
+}
+
+/// Applies what this process changed itself, without waiting for the feed, which will find nothing left to do. The cursor
+/// does not move.
+///
+/// # Errors
+/// [`EngineError`]; then the feed sees to it.
+pub async fn apply_own(context: &Context, touched: Touched) -> Result<(), EngineError> {
+    let order = epoch::ensure(context, "").await?;
+    let (mut hurried, mut dropped) = (BTreeSet::new(), Vec::new());
+    let mut batch = Batch {
+        context,
+        epoch: order.epoch,
+        now_ms: order.head.now_ms,
+        poll: order.poll,
+        job: Job::uncounted(),
+        hurried: &mut hurried,
+        dropped: &mut dropped,
+        touched,
+    };
+    batch.flush().await
+}
+
+impl Follower {
+    /// Begins where Redis says.
+    #[must_use]
+    pub fn new(context: &Context) -> Self {
+        Self {
+            context: context.clone(),
+            reader: FeedReader::new(&context.postgres),
+            job: Job::new("feed").id,
+            place: None,
+            hurried: BTreeSet::new(),
+            count_reset: Instant::now(),
+            dropped: Vec::new(),
+            moved_to: None,
+            has_met_another: false,
+        }
+    }
+
+    /// Whether somebody else moves the cursor or the watermark too, as far as this one has noticed. With `look` it looks:
+    /// where nothing is committed, two who move the cursor to where it stands do not notice each other.
+    pub async fn has_met_another(&mut self, look: bool) -> bool {
+        if look
+            && let Some(moved_to) = &self.moved_to
+            && let Ok(watermark) = self.context.redis.watermark().await
+        {
+            self.has_met_another |= watermark.is_some_and(|watermark| watermark.as_of != *moved_to);
+        }
+        self.has_met_another
+    }
+
+    /// Entries that had to be deleted although Redis is to hold every row: somebody should fill them again.
+    pub fn take_dropped(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Looks for changes once, and applies them. With `must_advance` the cursor's script runs also where nothing was
+    /// committed, which notices what happened to Redis (R11).
+    ///
+    /// # Errors
+    /// [`EngineError`]; the next step begins where Redis says.
+    pub async fn step(&mut self, must_advance: bool) -> Result<Step, EngineError> {
+        let result = self.try_step(must_advance).await;
+        match &result {
+            Ok(Step::Idle | Step::Applied(_)) => {}
+            // What was counted is not known any more.
+            Ok(Step::Waiting | Step::Again) | Err(_) => self.place = None,
+        }
+        result
+    }
+
+    async fn try_step(&mut self, must_advance: bool) -> Result<Step, EngineError> {
+        let Some(coverage) = self.context.coverage() else {
+            return Ok(Step::Waiting);
+        };
+        let place = match self.place.take() {
+            Some(place) => place,
+            None => self.find_place().await?,
+        };
+        let polled = self.reader.poll(place.cursor.as_str()).await;
+        let polled_at = Instant::now();
+        let poll = match polled {
+            Ok(poll) => poll,
+            Err(error) if error.kind == ErrorKind::NoIncarnation => {
+                epoch::ensure(&self.context, "").await?;
+                return Ok(Step::Again);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if poll.poll.incarnation != place.incarnation {
+            epoch::ensure(&self.context, "").await?;
+            return Ok(Step::Again);
+        }
+        if let Some(step) = self.look_at_outbox(&place, &poll).await? {
+            return Ok(step);
+        }
+        if poll.poll.snapshot == place.cursor {
+            if must_advance {
+                return self.advance(place, poll.poll, &poll.as_of.0, &coverage, 0).await.map(
+                    |step| match step {
+                        Step::Applied(_) => Step::Idle,
+                        other => other,
+                    },
+                );
+            }
+            self.place = Some(place);
+            return Ok(Step::Idle);
+        }
+        self.apply(place, poll, polled_at, coverage).await
+    }
+
+    /// Reads the head, counted, and begins a new epoch where that is due.
+    async fn find_place(&mut self) -> Result<Place, EngineError> {
+        let order = epoch::ensure(&self.context, &self.job).await?;
+        let cursor = order.head.cursor.as_deref().and_then(|text| text.parse().ok());
+        let Some(cursor) = cursor else {
+            return Err(self.context.on_precondition_failed(None, PreconditionFailed::Table));
+        };
+        Ok(Place {
+            epoch: order.epoch,
+            incarnation: order.poll.incarnation,
+            cursor,
+            count: order.head.counted,
+            now_ms: order.head.now_ms,
+        })
+    }
+
+    /// Whether the outbox has everything since the cursor.
+    async fn look_at_outbox(&mut self, place: &Place, found: &FeedPoll) -> Result<Option<Step>, EngineError> {
+        let outbox = &found.outbox;
+        if outbox.is_behind(&place.cursor, &place.incarnation) {
+            epoch::begin_behind(&self.context, outbox).await?;
+            return Ok(Some(Step::Again));
+        }
+        let postgres = &self.context.postgres;
+        match &outbox.overflow {
+            None => {}
+            Some((snapshot, life)) if snapshot == "pending" || life.as_ref() != Some(&place.incarnation) => {
+                postgres.begin_overflow().await?;
+                return Ok(Some(Step::Waiting));
+            }
+            Some(_) => {
+                postgres.end_overflow().await?;
+                return Ok(Some(Step::Waiting));
+            }
+        }
+        let most = i64::try_from(self.context.feed.limits.max_outbox).unwrap_or(i64::MAX);
+        if most < outbox.counted {
+            warn!(
+                keys = outbox.counted,
+                "the outbox was full while no worker applied it; everything is looked at again"
+            );
+            postgres.begin_overflow().await?;
+            return Ok(Some(Step::Waiting));
+        }
+        Ok(None)
+    }
+
+    async fn apply(
+        &mut self,
+        place: Place,
+        mut found: FeedPoll,
+        polled_at: Instant,
+        mut coverage: Arc<Coverage>,
+    ) -> Result<Step, EngineError> {
+        let mut batch = Batch {
+            context: &self.context,
+            epoch: place.epoch,
+            now_ms: place.now_ms,
+            poll: found.poll.clone(),
+            job: Job { id: self.job.clone(), count: place.count },
+            hurried: &mut self.hurried,
+            dropped: &mut self.dropped,
+            touched: Touched::default(),
+        };
+        let mut statements = 0;
+        let mut times: Vec<i64> = Vec::new();
+        while let Some(group) = found.changes.recv().await {
+            let group = group?;
+            if !coverage.can_read(&group) {
+                // Installed since the last look.
+                self.context.set_coverage(coverage::look(&self.context, false).await?);
+                coverage = self.context.coverage().unwrap_or(coverage);
+            }
+            statements += group.len() as u64;
+            for change in &group {
+                times.push(change.at_us);
+                batch.touched.add(&self.context, &coverage, change);
+            }
+            if GATHERED <= batch.touched.key_count {
+                batch.flush().await?;
+            }
+        }
+        batch.flush().await?;
+        let count = batch.job.count;
+        failpoint::reach("feed.stored");
+        let as_of = found.as_of;
+        let counted = found.outbox.counted;
+        let step =
+            self.advance(Place { count, ..place }, found.poll, &as_of.0, &coverage, statements).await?;
+        if matches!(step, Step::Applied(_)) {
+            let since_poll = polled_at.elapsed();
+            self.hurried.clear();
+            self.context.metrics.changes.inc_by(statements);
+            for at in times {
+                let before = Duration::from_micros(u64::try_from(as_of.1 - at).unwrap_or_default());
+                self.context.metrics.feed_lag_seconds.observe((before + since_poll).as_secs_f64());
+            }
+            self.reset_count(counted).await;
+        }
+        Ok(step)
+    }
+
+    async fn advance(
+        &mut self,
+        place: Place,
+        poll: Poll,
+        as_of: &str,
+        coverage: &Coverage,
+        statements: u64,
+    ) -> Result<Step, EngineError> {
+        let followed = self.followed(coverage);
+        let debt = PendingRevalidation::new("followed anew", place.now_ms);
+        let advance = Advance {
+            job: (&self.job, place.count),
+            from: place.cursor.as_str(),
+            to: &poll.snapshot,
+            as_of,
+            covered: &followed,
+            pending: &debt,
+        };
+        let answer = self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await?;
+        match self.context.checked(None, answer)? {
+            Advanced::Done => {
+                failpoint::reach("feed.advanced");
+                self.moved_to = Some(as_of.to_owned());
+                self.place = Some(Place { cursor: poll.snapshot, count: place.count + 1, ..place });
+                Ok(Step::Applied(statements))
+            }
+            Advanced::Moved => {
+                debug!("another worker moved the cursor");
+                self.has_met_another = true;
+                Ok(Step::Again)
+            }
+            Advanced::RolledBack => Err(EngineError::RedisRolledBack),
+        }
+    }
+
+    /// What this process follows, and has not left to a newer one.
+    fn followed(&self, coverage: &Coverage) -> Vec<(String, String)> {
+        let mut followed = coverage.covered();
+        followed.retain(|(name, _)| {
+            self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded())
+        });
+        followed
+    }
+
+    /// A worker that keeps up does not let the outbox count as full.
+    async fn reset_count(&mut self, counted: i64) {
+        let most = i64::try_from(self.context.feed.limits.max_outbox).unwrap_or(i64::MAX);
+        let is_due = COUNT_RESET_EVERY < self.count_reset.elapsed() && COUNT_MIN < counted;
+        if !is_due && counted < most / 4 {
+            return;
+        }
+        match self.context.postgres.reset_outbox_count().await {
+            Ok(()) => self.count_reset = Instant::now(),
+            Err(error) => debug!(%error, "the outbox is counted anew later"),
+        }
+    }
+
+    /// Empties what every Redis that may come back has seen.
+    pub async fn trim(&self) -> Result<(), EngineError> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let trimmed = self.context.postgres.trim_outbox(&place.cursor, self.context.feed.retention).await?;
+        if 0 < trimmed {
+            info!(partitions = trimmed, "old changes are dropped from the outbox");
+        }
+        Ok(())
+    }
+}

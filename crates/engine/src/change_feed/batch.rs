@@ -1,0 +1,233 @@
+//! One batch: what the changes touch, each thing once, and what is done about it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use tracing::{info, warn};
+
+use crate::catalog::Dataset;
+use crate::context::Context;
+use crate::coverage::{Coverage, Touches};
+use crate::error::EngineError;
+use crate::failpoint;
+use crate::invalidate::{delete_keys, members, reload_keys};
+use crate::load::Job;
+use crate::metrics::{ByDataset, ByReason};
+use crate::stores::postgres::write::DIRECT;
+use crate::stores::postgres::{Change, ErrorKind, KeyValues, Poll};
+use crate::stores::redis::{Epoch, PendingRevalidation};
+use cachekeeper_config::{OnChange, Scope};
+use cachekeeper_protocol::event::Op;
+
+/// Keys that are gathered before they are applied.
+pub(super) const GATHERED: usize = 16_384;
+/// Stands for the members of all tags among the datasets that are hurried; no dataset has this name.
+const TAGS: &str = "(tags)";
+/// Loads under way at once.
+const LOADS_AHEAD: usize = 3;
+/// How long the loads of one part may take before its keys are invalidated instead (R10).
+const LOAD_WITHIN: Duration = Duration::from_secs(1);
+
+/// What changes touch, each thing once.
+#[derive(Debug, Clone, Default)]
+pub struct Touched {
+    keys: BTreeMap<String, HashMap<String, KeyValues>>,
+    tags: BTreeSet<String>,
+    whole: BTreeSet<String>,
+    pub(super) key_count: usize,
+}
+
+impl Touched {
+    pub(super) fn add(&mut self, context: &Context, coverage: &Coverage, change: &Change) {
+        if change.capture == DIRECT {
+            return self.add_directly(context, change);
+        }
+        let Some(captured) = coverage.captures.get(&change.capture) else {
+            // Nobody knows what it was: everything is looked at again.
+            self.whole.extend(context.catalog.iter().map(|dataset| dataset.name().to_owned()));
+            return;
+        };
+        // Captured with other columns than now: what stands where is not known.
+        let rows = change.rows.as_ref().filter(|_| change.version == captured.version);
+        for rule in &captured.rules {
+            match (&rule.touches, rows) {
+                (Touches::Dataset, _) | (_, None) => {
+                    self.whole.insert(rule.dataset.name().to_owned());
+                }
+                (Touches::Key(positions), Some(rows)) => self.add_keys(&rule.dataset, positions, rows),
+                (Touches::Tag(template, positions), Some(rows)) => {
+                    for row in rows {
+                        let Some(values) = pick(positions, row) else { continue };
+                        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+                        self.tags.extend(template.render(&values).ok());
+                    }
+                }
+            }
+        }
+    }
+
+    /// A write through a table that no trigger watches has named its entries itself.
+    fn add_directly(&mut self, context: &Context, change: &Change) {
+        for row in change.rows.iter().flatten() {
+            let [Some(name), key] = row.as_slice() else { continue };
+            let Some(dataset) = context.catalog.get(name) else { continue };
+            let Some(key) = key else {
+                self.whole.insert(name.clone());
+                continue;
+            };
+            let Some(values) = dataset.read_key(key) else { continue };
+            let keys = self.keys.entry(name.clone()).or_default();
+            self.key_count += usize::from(keys.insert(key.clone(), values).is_none());
+        }
+    }
+
+    fn add_keys(&mut self, dataset: &Dataset, positions: &[usize], rows: &[Vec<Option<String>>]) {
+        if !self.keys.contains_key(dataset.name()) {
+            self.keys.insert(dataset.name().to_owned(), HashMap::new());
+        }
+        let Some(keys) = self.keys.get_mut(dataset.name()) else { return };
+        for row in rows {
+            let Some(values) = pick(positions, row) else { continue };
+            let Some(key) = dataset.key_of(&values) else { continue };
+            self.key_count += usize::from(keys.insert(key, values).is_none());
+        }
+    }
+
+    /// Takes the keys of a dataset out, for somebody who sees to them.
+    pub fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
+        self.keys.remove(dataset).unwrap_or_default()
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.tags.is_empty() && self.whole.is_empty()
+    }
+}
+
+/// One batch under way.
+pub(super) struct Batch<'a> {
+    pub(super) context: &'a Context,
+    pub(super) epoch: Epoch,
+    pub(super) now_ms: u64,
+    pub(super) poll: Poll,
+    pub(super) job: Job,
+    pub(super) hurried: &'a mut BTreeSet<String>,
+    pub(super) dropped: &'a mut Vec<String>,
+    pub(super) touched: Touched,
+}
+
+impl Batch<'_> {
+    /// Applies what was gathered: whole datasets first, because they raise the floor.
+    pub(super) async fn flush(&mut self) -> Result<(), EngineError> {
+        let touched = std::mem::take(&mut self.touched);
+        if !touched.whole.is_empty() {
+            let names: Vec<String> = touched.whole.iter().cloned().collect();
+            info!(datasets = names.join(", "), "a whole table changed, every entry is looked at again");
+            let debt = PendingRevalidation::new("whole table changed", self.now_ms);
+            let at = (&self.epoch, self.poll.incarnation.as_str());
+            let floor = Some(self.poll.snapshot.stamp());
+            let answer = self.context.redis.mark_pending(at, &debt, &names, floor, &self.job.id).await?;
+            self.context.checked(None, answer)?;
+            self.job.count += 1;
+        }
+        if !touched.tags.is_empty() {
+            let tags: Vec<String> = touched.tags.into_iter().collect();
+            failpoint::reach("feed.tags");
+            let op = self.hurried.contains(TAGS).then_some(Op::Delete);
+            let done = members(self.context, (&self.epoch, &self.poll), &tags, op, &mut self.job).await;
+            if let Err(error) = done {
+                Self::give_up_loading(self.context, self.hurried, TAGS, &error);
+                return Err(error);
+            }
+        }
+        for (name, keys) in touched.keys {
+            let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_superseded())
+            else {
+                continue;
+            };
+            let labels = ByDataset::new(&name);
+            self.context.metrics.changed_keys.get_or_create(&labels).inc_by(keys.len() as u64);
+            self.apply_keys(dataset, keys.into_iter().collect()).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply_keys(
+        &mut self,
+        dataset: &Dataset,
+        keys: Vec<(String, KeyValues)>,
+    ) -> Result<(), EngineError> {
+        let (context, poll) = (self.context, &self.poll);
+        let is_hurried = self.hurried.contains(dataset.name());
+        let is_deleted = dataset.settings.on_change == OnChange::Delete || is_hurried;
+        let id = self.job.id.clone();
+        let parts = keys.chunks(dataset.settings.batch).map(|part| {
+            let mut job = Job { id: id.clone(), count: 0 };
+            async move {
+                if is_deleted {
+                    delete_keys(context, poll, part, &mut job).await?;
+                    let dropped = part.iter().filter(|_| is_hurried).map(|(key, _)| key.clone()).collect();
+                    return Ok((job.count, dropped));
+                }
+                let work = reload_keys(context, dataset, poll, part.to_vec(), &mut job);
+                match tokio::time::timeout(LOAD_WITHIN, work).await {
+                    Ok(done) => done.map(|report| {
+                        let dropped = report.failures.into_iter().filter_map(|failure| failure.key);
+                        (job.count, dropped.collect::<Vec<_>>())
+                    }),
+                    Err(_elapsed) => Err(EngineError::Slow { dataset: dataset.name().to_owned() }),
+                }
+            }
+        });
+        let mut parts = stream::iter(parts.collect::<Vec<_>>()).buffer_unordered(LOADS_AHEAD);
+        while let Some(part) = parts.next().await {
+            match part {
+                Ok((count, dropped)) => {
+                    self.job.count += count;
+                    if dataset.settings.scope == Scope::All && self.dropped.len() < GATHERED {
+                        self.dropped.extend(dropped);
+                    }
+                }
+                Err(error) => {
+                    Self::give_up_loading(context, self.hurried, dataset.name(), &error);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A dataset that cannot be loaded must not hold up the others: this batch begins again, and then its keys go.
+    fn give_up_loading(
+        context: &Context,
+        hurried: &mut BTreeSet<String>,
+        dataset: &str,
+        error: &EngineError,
+    ) {
+        let is_own_fault = match error {
+            EngineError::Slow { .. } | EngineError::Dataset { .. } => true,
+            EngineError::Source(error) => !matches!(
+                error.kind,
+                ErrorKind::Unavailable | ErrorKind::NoIncarnation | ErrorKind::Standby | ErrorKind::NoSchema
+            ),
+            EngineError::Cache(_)
+            | EngineError::PreconditionFailed(_)
+            | EngineError::Retired
+            | EngineError::Superseded { .. }
+            | EngineError::RedisRolledBack
+            | EngineError::Cancelled => false,
+        };
+        if is_own_fault {
+            context.metrics.feed_restarts.get_or_create(&ByReason::new("load")).inc();
+            warn!(dataset, %error, "changed entries cannot be loaded, they are deleted instead");
+            hurried.insert(dataset.to_owned());
+        }
+    }
+}
+
+/// The values of a row at these positions; none where one is null: no key and no tag has it.
+fn pick(positions: &[usize], row: &[Option<String>]) -> Option<KeyValues> {
+    positions.iter().map(|position| row.get(*position).cloned().flatten()).collect()
+}

@@ -1,0 +1,153 @@
+//! A command as it is in the stream, and what is answered.
+
+use serde_json::json;
+
+use crate::context::Context;
+use crate::stores::redis::{Finished, StreamEntry, dead_of};
+use crate::write::{CacheState, Parameters, decode};
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
+
+/// Bytes of a command, all of its fields.
+const COMMAND_MAX: usize = 1 << 20;
+/// Bytes of an id.
+const ID_MAX: usize = 200;
+/// Bytes of the name of a list for replies.
+const REPLY_NAME_MAX: usize = 1_024;
+
+/// A command that can be read.
+#[derive(Debug)]
+pub struct Command {
+    /// Its producer's id, or one made of its entry.
+    pub id: String,
+    /// A hash of its contents: the same id with another one is a mistake, not a repetition.
+    pub digest: String,
+    /// The dataset that it writes.
+    pub dataset: String,
+    /// The values.
+    pub parameters: Parameters,
+}
+
+impl Command {
+    /// Reads the fields of an entry: `dataset`, `params`, and perhaps `id` and `reply`. An error says why it cannot be
+    /// carried out.
+    pub fn read(context: &Context, stream: &str, entry: &StreamEntry) -> Result<Self, String> {
+        if COMMAND_MAX < entry.size() {
+            return Err(format!("it has {} bytes, at most {COMMAND_MAX}", entry.size()));
+        }
+        let text = |name: &str| {
+            let bytes = entry.field(name).ok_or_else(|| format!("field `{name}` is missing"))?;
+            std::str::from_utf8(bytes).map_err(|_binary| format!("field `{name}` is not UTF-8"))
+        };
+        let dataset = text("dataset")?.to_owned();
+        let bytes = entry.field("params").ok_or("field `params` is missing")?;
+        let parameters = decode(bytes)?;
+        if entry.field("reply").is_some() {
+            check_list(context, stream, text("reply")?)?;
+        }
+        let digest = digest(&dataset, bytes);
+        let id = match entry.field("id") {
+            Some(_) => text("id")?.to_owned(),
+            None => id_of_entry(&entry.id, &digest),
+        };
+        if id.is_empty() || ID_MAX < id.len() || id.contains('\0') {
+            return Err(format!("field `id` is empty, longer than {ID_MAX} bytes, or has a zero byte"));
+        }
+        Ok(Self { id, digest, dataset, parameters })
+    }
+}
+
+fn digest(dataset: &str, parameters: &[u8]) -> String {
+    let mut contents = dataset.as_bytes().to_vec();
+    contents.push(0);
+    contents.extend_from_slice(parameters);
+    format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&contents))
+}
+
+/// A command without an id has that of its entry; the digest tells it from an entry of the same name in a stream that was
+/// lost.
+fn id_of_entry(entry: &str, digest: &str) -> String {
+    format!("{entry}/{digest}")
+}
+
+/// The id of a command's record: its producer's, or the one made of its entry. None where it has neither
+/// `dataset` nor `params`, so that it has no record.
+#[must_use]
+pub fn record_id(entry: &StreamEntry) -> Option<String> {
+    let text = |name: &str| std::str::from_utf8(entry.field(name)?).ok();
+    match entry.field("id") {
+        Some(_) => text("id").map(str::to_owned),
+        None => Some(id_of_entry(&entry.id, &digest(text("dataset")?, entry.field("params")?))),
+    }
+}
+
+/// Replies may not come where something else belongs.
+fn check_list(context: &Context, stream: &str, list: &str) -> Result<(), String> {
+    let refuse = |why: &str| Err(format!("field `reply` must name a list of your own: {why}"));
+    if list.is_empty() || REPLY_NAME_MAX < list.len() {
+        return refuse("it is empty or too long");
+    }
+    if list.starts_with(RESERVED_PREFIX) || list == stream || list == dead_of(stream) {
+        return refuse("this name belongs to Cachekeeper");
+    }
+    match context.catalog.of_key(list) {
+        Some((dataset, _)) => refuse(&format!("this is a key of dataset {}", dataset.name())),
+        None => Ok(()),
+    }
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandOutcome {
+    /// Rows that it wrote.
+    pub rows: i64,
+    /// Why it was rejected.
+    pub error: Option<String>,
+    /// It had been carried out before.
+    pub is_repeated: bool,
+}
+
+impl CommandOutcome {
+    /// It is not carried out, for this reason.
+    #[must_use]
+    pub fn rejected(reason: String) -> Self {
+        Self { error: Some(reason), ..Self::default() }
+    }
+
+    /// A label for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match (&self.error, self.is_repeated) {
+            (Some(_), _) => "rejected",
+            (None, true) => "repeated",
+            (None, false) => "applied",
+        }
+    }
+
+    /// How its entry ends.
+    #[must_use]
+    pub fn finish(&self, entry: &StreamEntry, token: Option<&str>, cache: CacheState) -> Finished {
+        let list = entry.field("reply").and_then(|list| std::str::from_utf8(list).ok());
+        // A list that may not be used is why some are rejected.
+        let is_usable = |list: &&str| !list.is_empty() && !list.starts_with(RESERVED_PREFIX);
+        let is_list_at_fault = self.error.as_ref().is_some_and(|reason| reason.starts_with("field `reply` "));
+        let reply = list.filter(is_usable).filter(|_| !is_list_at_fault).map(|list| {
+            let id = entry.field("id").map(|id| String::from_utf8_lossy(id).into_owned());
+            let is_ok = self.error.is_none();
+            let cache = match cache {
+                CacheState::Stored => "stored",
+                CacheState::Pending => "pending",
+            };
+            let reply = json!({
+                "id": id,
+                "entry": entry.id,
+                "ok": is_ok,
+                "rows": self.rows,
+                "token": token.filter(|_| is_ok),
+                "cache": is_ok.then_some(cache),
+                "error": self.error,
+            });
+            (list.to_owned(), reply.to_string())
+        });
+        Finished { id: entry.id.clone(), reply, rejected: self.error.clone() }
+    }
+}

@@ -1,0 +1,138 @@
+//! What every flow is given.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use super::catalog::{Catalog, Dataset};
+use super::coverage::Coverage;
+use super::error::EngineError;
+use super::watermark_watch::WatermarkWatch;
+use crate::metrics::Metrics;
+use crate::stores::postgres::{CaptureLimits, Postgres};
+use crate::stores::redis::{Answer, CacheError, Epoch, PreconditionFailed, Redis};
+use cachekeeper_config::{Config, FeedMode};
+
+/// Stores, datasets, metrics, and the epoch as this process knows it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The source.
+    pub postgres: Postgres,
+    /// The cache.
+    pub redis: Redis,
+    /// The datasets.
+    pub catalog: Arc<Catalog>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// How changes are captured.
+    pub feed: FeedSettings,
+    epoch: Arc<RwLock<Option<Epoch>>>,
+    coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
+    has_outbox: Arc<AtomicBool>,
+    pub(super) watermark_watch: Arc<WatermarkWatch>,
+}
+
+/// How changes are captured, as flows need to know it.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedSettings {
+    /// Whether they are.
+    pub is_on: bool,
+    /// Limits of the triggers.
+    pub limits: CaptureLimits,
+    /// How long applied changes are kept, for a Redis that is rolled back.
+    pub retention: Duration,
+    /// The watermark's age from which the worker is not ready.
+    pub max_lag: Duration,
+}
+
+impl Context {
+    /// Prepares the stores; nothing connects yet.
+    ///
+    /// # Errors
+    /// [`EngineError`] when a URL cannot be used.
+    pub fn new(config: &Config) -> Result<Self, EngineError> {
+        Ok(Self {
+            postgres: Postgres::new(&config.postgres)?,
+            redis: Redis::new(&config.redis, &config.service.namespace)?,
+            catalog: Arc::new(Catalog::new(config.datasets.clone())),
+            metrics: Arc::new(Metrics::new()),
+            feed: FeedSettings {
+                is_on: config.feed.mode == FeedMode::Outbox,
+                limits: CaptureLimits { max_rows: config.feed.max_rows, max_outbox: config.feed.max_outbox },
+                retention: config.feed.retention,
+                max_lag: config.feed.max_lag,
+            },
+            epoch: Arc::default(),
+            coverage: Arc::default(),
+            has_outbox: Arc::default(),
+            watermark_watch: Arc::default(),
+        })
+    }
+
+    /// The epoch, as it was last read.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        *self.epoch.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_epoch(&self, epoch: Option<Epoch>) {
+        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    /// What the feed follows, as it was last looked at.
+    #[must_use]
+    pub fn coverage(&self) -> Option<Arc<Coverage>> {
+        self.coverage.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what was found.
+    pub fn set_coverage(&self, coverage: Coverage) {
+        *self.coverage.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(coverage));
+    }
+
+    /// Whether this process has seen that the outbox is there and may be written.
+    pub(super) fn has_outbox(&self) -> bool {
+        self.has_outbox.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_has_outbox(&self) {
+        self.has_outbox.store(true, Ordering::Relaxed);
+    }
+
+    /// What a script answered, or the error that its caller must begin again with.
+    ///
+    /// # Errors
+    /// [`EngineError::PreconditionFailed`], [`EngineError::Superseded`].
+    pub fn checked<T>(&self, dataset: Option<&Dataset>, answer: Answer<T>) -> Result<T, EngineError> {
+        match answer {
+            Answer::Done(value) => Ok(value),
+            Answer::Failed(failed) => Err(self.on_precondition_failed(dataset, failed)),
+        }
+    }
+
+    /// The one place that acts on a failed precondition. A definition that is not the dataset's any more ends this process's
+    /// work on it; else what is known of the epoch is out of date, and is read anew before anything else is tried.
+    pub(super) fn on_precondition_failed(
+        &self,
+        dataset: Option<&Dataset>,
+        failed: PreconditionFailed,
+    ) -> EngineError {
+        match (failed, dataset) {
+            (PreconditionFailed::Revision, Some(dataset)) => dataset.supersede(),
+            (PreconditionFailed::Revision, None) => EngineError::PreconditionFailed(failed),
+            (PreconditionFailed::Table | PreconditionFailed::Epoch | PreconditionFailed::Incarnation, _) => {
+                self.set_epoch(None);
+                EngineError::PreconditionFailed(failed)
+            }
+        }
+    }
+
+    /// Counts a refusal by Redis and hands the error on.
+    pub fn count_refusal(&self, error: CacheError) -> CacheError {
+        self.metrics
+            .redis_refusals
+            .get_or_create(&crate::metrics::ByReason::new(error.refusal.label()))
+            .inc();
+        error
+    }
+}

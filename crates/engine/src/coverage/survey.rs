@@ -1,0 +1,272 @@
+//! How coverage is found: what the watch rules ask for is compared with what the database has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Captured, Coverage, Rule, Touches};
+use crate::catalog::Dataset;
+use crate::context::Context;
+use crate::error::{EngineError, chain};
+use crate::stores::postgres::capture::TRIGGER_COUNT;
+use crate::stores::postgres::{Capture, ErrorKind, TreeMember};
+use cachekeeper_config::WatchTarget;
+use cachekeeper_protocol::revision::revision;
+
+/// Part of the reason where waiting helps.
+pub const TRYING_AGAIN: &str = "trying again";
+
+/// What the watch rules ask for, and what the database has.
+struct CoverageSurvey {
+    members: Vec<TreeMember>,
+    captures: Vec<Capture>,
+    /// For each dataset the relations of its query, or why they cannot be told.
+    reads: BTreeMap<String, Result<Vec<String>, String>>,
+    /// For each dataset a hash of the views that its query reads through.
+    views: BTreeMap<String, String>,
+}
+
+/// Computes the coverage of every dataset. With `may_install`, what is missing is installed where this role may do so.
+///
+/// # Errors
+/// [`EngineError`] if the database does not answer.
+pub async fn look(context: &Context, may_install: bool) -> Result<Coverage, EngineError> {
+    if !context.feed.is_on {
+        return Ok(Coverage::default());
+    }
+    let mut survey = CoverageSurvey::take(context).await?;
+    let mut obstacles = BTreeMap::new();
+    if may_install {
+        obstacles = install(context, &survey).await?;
+        survey = CoverageSurvey { captures: context.postgres.captures().await?, ..survey };
+        survey.members = context.postgres.trees(&survey.tables(context)).await?;
+    }
+    if survey.captures.iter().any(|capture| capture.settling.is_some()) {
+        context.postgres.settle_captures().await?;
+        survey.captures = context.postgres.captures().await?;
+    }
+    Ok(survey.judge(context, &obstacles))
+}
+
+/// Installs what is missing. The answer says for each root why that was not possible.
+async fn install(context: &Context, survey: &CoverageSurvey) -> Result<BTreeMap<u32, String>, EngineError> {
+    let mut wanted: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    for dataset in context.catalog.iter() {
+        for rule in &dataset.settings.watch {
+            if let Ok(root) = survey.root_of(&rule.table) {
+                wanted.entry(root).or_default().extend(columns_of(&rule.target));
+            }
+        }
+    }
+    let mut obstacles = BTreeMap::new();
+    for (root, columns) in wanted {
+        let capture = survey.captures.iter().find(|capture| capture.root == root);
+        let members: Vec<&TreeMember> = survey.members_of(root);
+        let is_complete = capture.is_some_and(|capture| {
+            columns.iter().all(|column| capture.columns.contains(column))
+                && members.iter().all(|member| flaw(member, capture).is_none())
+        });
+        if is_complete {
+            continue;
+        }
+        let done = context.postgres.install_capture(&members, root, &columns, &context.feed.limits).await;
+        match done {
+            Ok(made) => {
+                let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
+                tracing::info!(table, triggers = made, "changes are captured");
+            }
+            Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::NoSchema) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                let text = match error.kind {
+                    ErrorKind::Forbidden => {
+                        "its triggers are missing and only the table's owner may make them: run `cachekeeper migrate` as that user".to_owned()
+                    }
+                    ErrorKind::Cancelled => format!("its triggers are missing and a long transaction holds the table; {TRYING_AGAIN}"),
+                    _ => chain(&error),
+                };
+                obstacles.insert(root, text);
+            }
+        }
+    }
+    Ok(obstacles)
+}
+
+fn columns_of(target: &WatchTarget) -> Vec<String> {
+    match target {
+        WatchTarget::Key(pairs) => pairs.iter().map(|(_, column)| column.clone()).collect(),
+        WatchTarget::Tag(template) => template.columns().map(str::to_owned).collect(),
+        WatchTarget::Dataset => Vec::new(),
+    }
+}
+
+/// What is wrong with a member of a captured tree.
+fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
+    let table = &member.name;
+    if !matches!(member.kind, 'r' | 'p') {
+        return Some(match member.kind {
+            'm' => format!(
+                "{table} is a materialized view, whose changes cannot be captured; watch its tables and publish an event after each refresh"
+            ),
+            'v' => format!("{table} is a view; watch its tables"),
+            'f' => format!("{table} is a foreign table, whose changes cannot be captured"),
+            _ => format!("{table} is no table"),
+        });
+    }
+    let ours = member
+        .triggers
+        .iter()
+        .filter(|trigger| Some(trigger.function) == capture.function.as_ref().map(|f| f.0));
+    let live = ours.filter(|trigger| trigger.mode == 'A').count();
+    (live < TRIGGER_COUNT).then(|| {
+        if member.triggers.is_empty() {
+            format!("{table} has no triggers; run `cachekeeper migrate`")
+        } else {
+            format!("a trigger of {table} is disabled or missing; run `cachekeeper migrate`")
+        }
+    })
+}
+
+impl CoverageSurvey {
+    async fn take(context: &Context) -> Result<Self, EngineError> {
+        let mut reads = BTreeMap::new();
+        let mut views = BTreeMap::new();
+        for dataset in context.catalog.iter() {
+            let found = match context.postgres.inspect(&dataset.settings.query).await {
+                Ok(inspection) => {
+                    views.insert(dataset.name().to_owned(), inspection.views);
+                    Ok(inspection.relations.into_iter().map(|(name, _)| name).collect())
+                }
+                Err(error) if error.kind == ErrorKind::Unavailable => return Err(error.into()),
+                Err(error) => Err(chain(&error)),
+            };
+            reads.insert(dataset.name().to_owned(), found);
+        }
+        let mut survey =
+            Self { members: Vec::new(), captures: context.postgres.captures().await?, reads, views };
+        survey.members = context.postgres.trees(&survey.tables(context)).await?;
+        Ok(survey)
+    }
+
+    /// Every table that is read or watched.
+    fn tables(&self, context: &Context) -> Vec<String> {
+        let mut tables: BTreeSet<String> = self.reads.values().flatten().flatten().cloned().collect();
+        for dataset in context.catalog.iter() {
+            tables.extend(dataset.settings.watch.iter().map(|rule| rule.table.clone()));
+        }
+        tables.into_iter().collect()
+    }
+
+    fn root_of(&self, table: &str) -> Result<u32, String> {
+        let mut roots: Vec<u32> = self
+            .members
+            .iter()
+            .filter(|member| member.asked == table)
+            .filter_map(|member| member.root)
+            .collect();
+        roots.sort_unstable();
+        roots.dedup();
+        match roots.as_slice() {
+            [] => Err(format!("there is no table {table}")),
+            [root] => Ok(*root),
+            _ => Err(format!("{table} inherits from several tables, which cannot be captured")),
+        }
+    }
+
+    fn members_of(&self, root: u32) -> Vec<&TreeMember> {
+        let mut members: Vec<&TreeMember> =
+            self.members.iter().filter(|member| member.root == Some(root)).collect();
+        members.sort_by_key(|member| (member.oid != root, member.oid));
+        members.dedup_by_key(|member| member.oid);
+        members
+    }
+
+    fn judge(&self, context: &Context, obstacles: &BTreeMap<u32, String>) -> Coverage {
+        let mut coverage = Coverage::default();
+        for capture in &self.captures {
+            let captured =
+                Captured { columns: capture.columns.clone(), version: capture.version, rules: Vec::new() };
+            coverage.captures.insert(capture.id, captured);
+        }
+        for dataset in context.catalog.iter() {
+            let fingerprint = self.fingerprint_of(dataset, obstacles);
+            coverage.datasets.insert(dataset.name().to_owned(), fingerprint);
+            for rule in &dataset.settings.watch {
+                let root = self.root_of(&rule.table);
+                let capture = self.captures.iter().find(|capture| Ok(capture.root) == root);
+                if let Some(captured) = capture.and_then(|capture| coverage.captures.get_mut(&capture.id)) {
+                    let touches = Touches::new(dataset, &rule.target, &captured.columns);
+                    captured.rules.push(Rule { dataset: Arc::clone(dataset), touches });
+                }
+            }
+        }
+        coverage
+    }
+
+    /// A text that changes whenever anything about the dataset's capture does, or why it has none.
+    fn fingerprint_of(&self, dataset: &Dataset, obstacles: &BTreeMap<u32, String>) -> Result<String, String> {
+        let Some(Ok(reads)) = self.reads.get(dataset.name()) else {
+            let reason = self.reads.get(dataset.name()).and_then(|reads| reads.as_ref().err());
+            return Err(format!("what its query reads is not known: {}", reason.map_or("", String::as_str)));
+        };
+        let mut roots = BTreeSet::new();
+        for rule in &dataset.settings.watch {
+            roots.insert(self.root_of(&rule.table)?);
+        }
+        for table in reads {
+            // What is no ordinary table is named before a missing rule: no rule would help.
+            let odd = self
+                .members
+                .iter()
+                .find(|member| member.asked == *table && !matches!(member.kind, 'r' | 'p'));
+            if let Some(flaw) = odd.and_then(|member| flaw(member, &NO_CAPTURE)) {
+                return Err(flaw);
+            }
+            if !roots.contains(&self.root_of(table)?) {
+                return Err(format!(
+                    "its query reads {table}, but no watch rule of it names that table; add one to `watch`"
+                ));
+            }
+        }
+        let views = self.views.get(dataset.name()).cloned().unwrap_or_default();
+        let mut parts = vec![dataset.revision.clone(), reads.join(","), views];
+        for root in roots {
+            let members = self.members_of(root);
+            let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
+            if let Some(text) = obstacles.get(&root) {
+                return Err(format!("{table}: {text}"));
+            }
+            let Some(capture) = self.captures.iter().find(|capture| capture.root == root) else {
+                return Err(format!("{table} has no triggers; run `cachekeeper migrate`"));
+            };
+            if !capture.is_on {
+                return Err(format!("the capture of {table} is switched off; `cachekeeper capture on`"));
+            }
+            if capture.settling.is_some() {
+                return Err(format!(
+                    "the capture of {table} was switched on; waiting for older transactions to end"
+                ));
+            }
+            for rule in dataset.settings.watch.iter().filter(|rule| self.root_of(&rule.table) == Ok(root)) {
+                let missing =
+                    columns_of(&rule.target).into_iter().find(|column| !capture.columns.contains(column));
+                if let Some(column) = missing {
+                    return Err(format!(
+                        "column {column} of {table} is not captured; run `cachekeeper migrate`"
+                    ));
+                }
+            }
+            parts.push(format!("{:?}", capture.function));
+            for member in members {
+                if let Some(flaw) = flaw(member, capture) {
+                    return Err(flaw);
+                }
+                parts.push(format!("{} {} {:?}", member.oid, member.shape, member.triggers));
+            }
+        }
+        Ok(revision(parts.iter().map(String::as_str)))
+    }
+}
+
+static NO_CAPTURE: Capture =
+    Capture { id: 0, root: 0, columns: Vec::new(), version: 0, is_on: false, settling: None, function: None };

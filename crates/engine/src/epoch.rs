@@ -1,0 +1,182 @@
+//! Epochs: notice that one has ended, and begin the next (R13, R16).
+
+use std::sync::atomic::Ordering;
+
+use tracing::{debug, info, warn};
+
+use super::context::Context;
+use super::error::EngineError;
+use crate::metrics::ByReason;
+use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
+use crate::stores::redis::{
+    Answer, Creation, Epoch, Metadata, NewEpoch, PendingRevalidation, PreconditionFailed, Registration,
+};
+use cachekeeper_protocol::stamp::Snapshot;
+
+/// The current epoch, as it was just read.
+#[derive(Debug, Clone)]
+pub struct EpochState {
+    /// Its id.
+    pub epoch: Epoch,
+    /// Snapshot and incarnation, taken after the metadata was read.
+    pub poll: Poll,
+    /// The metadata in Redis.
+    pub head: Metadata,
+}
+
+/// How often another process may be faster before something is wrong.
+const ATTEMPTS: usize = 10;
+
+/// Reads the metadata and takes a snapshot; begins a new epoch where the tables are missing or the database has another
+/// incarnation; makes this process's definitions known. `job` is counted, if it is not empty.
+///
+/// # Errors
+/// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
+pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineError> {
+    for _ in 0..ATTEMPTS {
+        let head = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
+        let poll = poll(context).await?;
+        if head.retired.contains(&poll.incarnation) {
+            return Err(EngineError::Retired);
+        }
+        let is_same = head.incarnation.as_deref() == Some(poll.incarnation.as_str());
+        if let (true, true, Some(epoch)) = (head.is_whole, is_same, head.epoch) {
+            context.set_epoch(Some(epoch));
+            register_all(context, &epoch, &poll, &head).await?;
+            return Ok(EpochState { epoch, poll, head });
+        }
+        let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
+        begin(context, &head, &poll, reason, false).await?;
+    }
+    Err(context.on_precondition_failed(None, PreconditionFailed::Epoch))
+}
+
+/// Redis rolled back, but its tables are whole: they go on under a new epoch id, and everything is pending.
+pub async fn renew(context: &Context) -> Result<(), EngineError> {
+    let head = context.redis.metadata("").await?;
+    let poll = poll(context).await?;
+    begin(context, &head, &poll, "rolled back", head.is_whole).await
+}
+
+/// Begins anew if the cursor is behind what the outbox still has (R13).
+pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
+    let head = context.redis.metadata("").await?;
+    let poll = poll(context).await?;
+    let cursor = head.cursor.as_deref().and_then(|text| text.parse::<Snapshot>().ok());
+    if cursor.is_none_or(|cursor| outbox.is_behind(&cursor, &poll.incarnation)) {
+        begin(context, &head, &poll, "changes lost", false).await?;
+    }
+    Ok(())
+}
+
+async fn begin(
+    context: &Context,
+    head: &Metadata,
+    poll: &Poll,
+    reason: &str,
+    keeps_tables: bool,
+) -> Result<(), EngineError> {
+    let datasets: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
+    let new = NewEpoch {
+        incarnation: &poll.incarnation,
+        snapshot: &poll.snapshot,
+        pending: &PendingRevalidation::new(reason, head.now_ms),
+        datasets: &datasets,
+        is_renewal: keeps_tables,
+    };
+    match context.redis.create_epoch(head, &new).await? {
+        Creation::Created(epoch) => {
+            warn!(%epoch, reason, incarnation = %poll.incarnation, floor = %poll.snapshot.stamp(),
+                "a new epoch begins, all datasets are pending");
+            context.metrics.epochs.get_or_create(&ByReason::new(reason)).inc();
+            Ok(())
+        }
+        Creation::Lost => Ok(()),
+        Creation::Retired => Err(EngineError::Retired),
+    }
+}
+
+/// Takes a snapshot; where the primary was restarted, records its incarnation first.
+pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
+    match context.postgres.poll().await {
+        Err(error) if error.kind == ErrorKind::NoIncarnation => {
+            info!("the primary restarted, recording its incarnation");
+            context.postgres.record_incarnation().await?;
+            Ok(context.postgres.poll().await?)
+        }
+        other => Ok(other?),
+    }
+}
+
+async fn register_all(
+    context: &Context,
+    epoch: &Epoch,
+    poll: &Poll,
+    head: &Metadata,
+) -> Result<(), EngineError> {
+    for dataset in context.catalog.iter() {
+        let seen = head.revisions.get(dataset.name()).map_or("", String::as_str);
+        let is_known = dataset.is_registered.load(Ordering::Relaxed);
+        if is_known && (seen == dataset.revision || !seen.is_empty()) {
+            if seen != dataset.revision && !dataset.is_superseded() {
+                warn!(dataset = dataset.name(), "{}", dataset.supersede());
+            }
+            continue;
+        }
+        let longest = dataset.lifetimes.longest();
+        let revisions = (seen, dataset.revision.as_str());
+        let life = (longest, head.now_ms);
+        match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
+            Answer::Done(Registration::Registered) => {
+                info!(dataset = dataset.name(), revision = %dataset.revision, "definition registered, entries are pending");
+                dataset.is_registered.store(true, Ordering::Relaxed);
+            }
+            Answer::Done(Registration::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
+            // The next look decides.
+            Answer::Done(Registration::Lost) | Answer::Failed(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The epoch as this process knows it, or as it is in Redis.
+///
+/// # Errors
+/// [`EngineError`], where it has to be read.
+pub async fn current(context: &Context) -> Result<Epoch, EngineError> {
+    match context.epoch() {
+        Some(epoch) => Ok(epoch),
+        None => Ok(ensure(context, "").await?.epoch),
+    }
+}
+
+/// Runs some work again, after a look at the epoch, where the ground has changed under it. The one wrapper that does.
+///
+/// # Errors
+/// The work's last error.
+pub async fn with_current_epoch<T, F>(
+    context: &Context,
+    mut work: impl FnMut() -> F,
+) -> Result<T, EngineError>
+where
+    F: Future<Output = Result<T, EngineError>>,
+{
+    const ATTEMPTS: usize = 5;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match work().await {
+            Err(EngineError::PreconditionFailed(failed)) if attempt < ATTEMPTS => {
+                debug!(%failed, "the epoch changed, beginning again");
+                ensure(context, "").await?;
+            }
+            Err(EngineError::Source(SourceError {
+                kind: ErrorKind::NoIncarnation | ErrorKind::Changed,
+                ..
+            })) if attempt < ATTEMPTS => {
+                ensure(context, "").await?;
+            }
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Batches of events: each thing that they ask for, once.
+
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::context::Context;
+use super::epoch::with_current_epoch;
+use super::error::{EngineError, chain};
+use super::{epoch, invalidate};
+use crate::metrics::{ByReason, BySourceKind};
+use crate::stores::postgres::ErrorKind;
+use crate::stores::redis::PendingRevalidation;
+use cachekeeper_protocol::event::{Event, Op};
+
+/// Events of a channel, as a label of metrics.
+pub const PUBSUB: &str = "pubsub";
+/// Events of the durable stream.
+pub const STREAM: &str = "stream";
+/// How long an old value may stay readable while no stamp can be had.
+const STAMP_WITHIN: Duration = Duration::from_millis(500);
+
+/// Applies a batch of invalidation events. Where no stamp can be taken soon, the keys are deleted at once: absence is always
+/// right. The events must be applied all the same, because an older load could still come.
+///
+/// Answers the datasets of which a backfill is wanted; that they are pending is recorded in Redis.
+///
+/// # Errors
+/// [`EngineError`]; the batch must be applied again.
+pub async fn apply(context: &Context, source: &str, batch: &[Event]) -> Result<Vec<String>, EngineError> {
+    let merged = Merged::of(context, batch);
+    let is_down = match tokio::time::timeout(STAMP_WITHIN, context.postgres.poll()).await {
+        Ok(Ok(_)) => false,
+        Ok(Err(error)) => error.is_transient() && error.kind != ErrorKind::NoIncarnation,
+        Err(_elapsed) => true,
+    };
+    if is_down && let Err(error) = invalidate::delete_now(context, &merged.all_keys()).await {
+        debug!(error = %chain(&error), "keys could not be deleted yet");
+    }
+    merged.apply(context).await?;
+    merged.count(context, source);
+    Ok(merged.datasets)
+}
+
+/// What a batch of events asks for, each thing once.
+#[derive(Debug, Default)]
+struct Merged {
+    keys: Vec<(Option<Op>, Vec<String>)>,
+    tags: Vec<(Option<Op>, Vec<String>)>,
+    datasets: Vec<String>,
+    /// Keys and tags as they were named, repetitions too.
+    named: [(&'static str, u64); 2],
+    /// What cannot be done: the reason as a label, and the dataset's name.
+    invalid: Vec<(&'static str, String)>,
+}
+
+impl Merged {
+    fn of(context: &Context, batch: &[Event]) -> Self {
+        let mut merged = Self { named: [("key", 0), ("tag", 0)], ..Self::default() };
+        for op in [None, Some(Op::Refresh), Some(Op::Delete)] {
+            let (mut keys, mut tags) = (Vec::new(), Vec::new());
+            for event in batch.iter().filter(|event| event.op == op) {
+                keys.extend(event.keys.iter().cloned());
+                tags.extend(event.tags.iter().cloned());
+                let Some(name) = &event.dataset else { continue };
+                let Some(dataset) = context.catalog.get(name) else {
+                    merged.invalid.push(("unknown_dataset", name.clone()));
+                    continue;
+                };
+                if event.ids.is_empty() {
+                    merged.datasets.push(name.clone());
+                }
+                for id in &event.ids {
+                    match dataset.key_of(id) {
+                        Some(key) => keys.push(key),
+                        None => merged.invalid.push(("wrong_id", name.clone())),
+                    }
+                }
+            }
+            let [of_keys, of_tags] = &mut merged.named;
+            for (list, named, all) in
+                [(&mut keys, of_keys, &mut merged.keys), (&mut tags, of_tags, &mut merged.tags)]
+            {
+                named.1 += list.len() as u64;
+                list.sort_unstable();
+                list.dedup();
+                if !list.is_empty() {
+                    all.push((op, std::mem::take(list)));
+                }
+            }
+        }
+        merged.datasets.sort_unstable();
+        merged.datasets.dedup();
+        merged
+    }
+
+    fn all_keys(&self) -> Vec<String> {
+        self.keys.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect()
+    }
+
+    async fn apply(&self, context: &Context) -> Result<(), EngineError> {
+        for (op, keys) in &self.keys {
+            with_current_epoch(context, || invalidate::keys(context, keys, *op)).await?;
+        }
+        for (op, tags) in &self.tags {
+            with_current_epoch(context, || invalidate::tags(context, tags, *op)).await?;
+        }
+        if !self.datasets.is_empty() {
+            mark_pending(context, &self.datasets, "event", None).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts what was applied. Only then, because a batch that fails is applied again, and its keys may have been deleted
+    /// before.
+    fn count(&self, context: &Context, source: &str) {
+        for (kind, count) in self.named {
+            context.metrics.events.get_or_create(&BySourceKind::new(source, kind)).inc_by(count);
+        }
+        for (reason, dataset) in &self.invalid {
+            context.metrics.events_invalid.get_or_create(&ByReason::new(reason)).inc();
+            match *reason {
+                "wrong_id" => {
+                    warn!(%dataset, "an event has an id with another number of parts than the key");
+                }
+                _ => warn!(%dataset, "an event names a dataset that is not configured"),
+            }
+        }
+    }
+}
+
+/// Records that every entry of these datasets must be revalidated, as of a moment of Redis's clock; none: now.
+pub async fn mark_pending(
+    context: &Context,
+    datasets: &[String],
+    reason: &str,
+    made_ms: Option<u64>,
+) -> Result<(), EngineError> {
+    with_current_epoch(context, || async {
+        let order = epoch::ensure(context, "").await?;
+        let debt = PendingRevalidation::new(reason, made_ms.unwrap_or(order.head.now_ms));
+        let at = (&order.epoch, order.poll.incarnation.as_str());
+        context.checked(None, context.redis.mark_pending(at, &debt, datasets, None, "").await?).map(drop)
+    })
+    .await
+}
+
+/// Deletes the keys that events name, because they cannot be applied now.
+pub async fn delete_named(context: &Context, batch: &[Event]) {
+    let keys = Merged::of(context, batch).all_keys();
+    if let Err(error) = invalidate::delete_now(context, &keys).await {
+        debug!(error = %chain(&error), "keys could not be deleted yet");
+    }
+}

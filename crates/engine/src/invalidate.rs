@@ -1,0 +1,291 @@
+//! What an event asks for: raise first, then reload or delete (R6, R8).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::catalog::Dataset;
+use super::context::Context;
+use super::epoch;
+use super::error::EngineError;
+use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
+use crate::metrics::{ByDatasetCause, ByReason};
+use crate::stores::postgres::{KeyValues, Poll};
+use crate::stores::redis::{Claim, Epoch, Precondition, Settled};
+use cachekeeper_config::OnChange;
+use cachekeeper_protocol::event::Op;
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
+
+/// Keys of one script.
+const PAGE: usize = 256;
+/// Members of one page of a tag; small sets come whole, whatever is asked for.
+const TAG_PAGE: usize = 256;
+/// The label of entries that belong to no dataset.
+const NO_DATASET: &str = "none";
+
+/// Invalidates keys: those of a dataset as the event or the dataset says, those of none are deleted.
+///
+/// # Errors
+/// [`EngineError`]; the event must then be applied again.
+pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
+    let poll = epoch::poll(context).await?;
+    let mut report = LoadReport::default();
+    let keys = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).cloned();
+    let sorted = Sorted::new(context, keys, op);
+    for (dataset, keys) in &sorted.to_delete {
+        report.invalidated += delete(context, dataset, &poll, keys, None).await?;
+    }
+    for (dataset, keys) in sorted.to_reload.into_values() {
+        report.add(reload_keys(context, &dataset, &poll, keys, &mut Job::uncounted()).await?);
+    }
+    Ok(report)
+}
+
+/// Invalidates every member of tags.
+///
+/// # Errors
+/// [`EngineError`]; the event must then be applied again. [`EngineError::RedisRolledBack`] where Redis went back meanwhile.
+pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
+    // What applications hold under these tags without a stamp is fenced by counters.
+    context.redis.invalidate_tags(tags).await?;
+    let mut job = Job::new("tags");
+    let order = epoch::ensure(context, &job.id).await?;
+    job.count = order.head.counted;
+    let precondition = of_no_dataset(&order.epoch, &order.poll);
+    let report = members(context, (&order.epoch, &order.poll), tags, op, &mut job).await?;
+    // Nothing is pending here, but a rollback in between would have hidden members from the enumeration.
+    let answer = context.redis.finish_job(&precondition, &job.id, job.count, Settled::Nothing).await?;
+    match context.checked(None, answer)? {
+        Claim::Accepted => Ok(report),
+        Claim::RolledBack => {
+            context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+            Err(EngineError::RedisRolledBack)
+        }
+    }
+}
+
+/// Raises tags and invalidates their members, as steps of a counted job that makes a claim later.
+pub(super) async fn members(
+    context: &Context,
+    at: (&Epoch, &Poll),
+    tags: &[String],
+    op: Option<Op>,
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    let precondition = of_no_dataset(at.0, at.1);
+    let stamp = at.1.snapshot.stamp();
+    let sets = context.checked(None, context.redis.raise_tags(&precondition, stamp, &job.id, tags).await?)?;
+    job.count += 1;
+    let mut report = LoadReport::default();
+    for (set, _size) in sets {
+        report.add(invalidate_set(context, at, &set, op, job).await?);
+    }
+    Ok(report)
+}
+
+/// Invalidates the members of one set; while one page is worked off, the next is on its way.
+async fn invalidate_set(
+    context: &Context,
+    at: (&Epoch, &Poll),
+    set: &str,
+    op: Option<Op>,
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    let precondition = of_no_dataset(at.0, at.1);
+    let id = job.id.clone();
+    let fetch = async |cursor: u64| {
+        let page = context.redis.members(&precondition, &id, set, cursor, TAG_PAGE).await?;
+        context.checked(None, page)
+    };
+    let mut report = LoadReport::default();
+    let (mut cursor, mut members) = fetch(0).await?;
+    job.count += 1;
+    loop {
+        let keys = members.into_iter().filter_map(|member| String::from_utf8(member).ok());
+        let sorted = Sorted::new(context, keys, op);
+        let work = invalidate_members(context, at.1, set, sorted, job);
+        if cursor == 0 {
+            report.add(work.await?);
+            return Ok(report);
+        }
+        let (next, worked) = tokio::join!(fetch(cursor), work);
+        report.add(worked?);
+        (cursor, members) = next?;
+        job.count += 1;
+    }
+}
+
+async fn invalidate_members(
+    context: &Context,
+    poll: &Poll,
+    set: &str,
+    sorted: Sorted,
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    let mut report = LoadReport::default();
+    for (dataset, keys) in &sorted.to_delete {
+        report.invalidated += delete(context, dataset, poll, keys, Some((&mut *job, set))).await?;
+    }
+    for (dataset, keys) in sorted.to_reload.into_values() {
+        report.add(reload_existing(context, &dataset, poll, keys, job).await?);
+    }
+    Ok(report)
+}
+
+/// Deletes keys at once and without a stamp, because none can be had while Postgres is down. The event is kept and
+/// applied again: until then an older load could still bring the old value back.
+pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), EngineError> {
+    let keys: Vec<&String> = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).collect();
+    for page in keys.chunks(PAGE) {
+        context.redis.invalidate_keys(page, "").await?;
+    }
+    Ok(())
+}
+
+/// Keys to load again, by dataset.
+pub(super) type Reloads = BTreeMap<String, (Arc<Dataset>, Keys)>;
+
+/// Keys by what is to be done with them.
+#[derive(Default)]
+struct Sorted {
+    to_delete: BTreeMap<String, Vec<String>>,
+    to_reload: Reloads,
+}
+
+impl Sorted {
+    fn new(context: &Context, keys: impl Iterator<Item = String>, op: Option<Op>) -> Self {
+        let mut sorted = Self::default();
+        for key in keys {
+            let Some((dataset, values)) = context.catalog.of_key(&key) else {
+                sorted.delete(NO_DATASET, key);
+                continue;
+            };
+            let refresh = match op {
+                Some(Op::Refresh) => true,
+                Some(Op::Delete) => false,
+                None => dataset.settings.on_change == OnChange::Refresh,
+            };
+            if !refresh || dataset.is_superseded() {
+                sorted.delete(dataset.name(), key);
+                continue;
+            }
+            match sorted.to_reload.get_mut(dataset.name()) {
+                Some((_, keys)) => keys.push((key, values)),
+                None => {
+                    let entry = (Arc::clone(dataset), vec![(key, values)]);
+                    sorted.to_reload.insert(dataset.name().to_owned(), entry);
+                }
+            }
+        }
+        sorted
+    }
+
+    fn delete(&mut self, dataset: &str, key: String) {
+        match self.to_delete.get_mut(dataset) {
+            Some(keys) => keys.push(key),
+            None => drop(self.to_delete.insert(dataset.to_owned(), vec![key])),
+        }
+    }
+}
+
+/// Raises the keys, so that nothing older can be stored any more, then loads those that exist again. Where the
+/// dataset holds every row, the others too.
+pub(super) async fn reload_keys(
+    context: &Context,
+    dataset: &Dataset,
+    poll: &Poll,
+    keys: Keys,
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    if dataset.settings.scope != cachekeeper_config::Scope::All {
+        return reload_existing(context, dataset, poll, keys, job).await;
+    }
+    for page in keys.chunks(PAGE) {
+        raise(context, dataset, poll, page, job).await?;
+    }
+    load(context, dataset, keys, LoadOptions::because(Cause::Change), job).await
+}
+
+async fn reload_existing(
+    context: &Context,
+    dataset: &Dataset,
+    poll: &Poll,
+    keys: Keys,
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    let mut report = LoadReport::default();
+    for page in keys.chunks(PAGE) {
+        let positions = raise(context, dataset, poll, page, job).await?;
+        let existing: Vec<_> =
+            positions.into_iter().filter_map(|position| page.get(position)).cloned().collect();
+        report.add(load(context, dataset, existing, LoadOptions::because(Cause::Change), job).await?);
+    }
+    Ok(report)
+}
+
+async fn raise(
+    context: &Context,
+    dataset: &Dataset,
+    poll: &Poll,
+    page: &[(String, KeyValues)],
+    job: &mut Job,
+) -> Result<Vec<usize>, EngineError> {
+    let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
+    let current = epoch::current(context).await?;
+    let precondition = dataset.precondition(&current, &poll.incarnation);
+    let answer = context.redis.raise(&precondition, poll.snapshot.stamp(), &names, &job.id).await?;
+    job.count += u64::from(!job.id.is_empty());
+    context.checked(Some(dataset), answer)
+}
+
+/// Raises and deletes keys, as steps of a counted job.
+pub(super) async fn delete_keys(
+    context: &Context,
+    poll: &Poll,
+    keys: &[(String, KeyValues)],
+    job: &mut Job,
+) -> Result<u64, EngineError> {
+    let mut deleted = 0;
+    for page in keys.chunks(PAGE) {
+        let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
+        let current = epoch::current(context).await?;
+        let precondition = of_no_dataset(&current, poll);
+        let stamp = poll.snapshot.stamp();
+        let answer = context.redis.invalidate(&precondition, stamp, &names, &job.id, "").await?;
+        job.count += 1;
+        deleted += context.checked(None, answer)?;
+    }
+    Ok(deleted)
+}
+
+async fn delete(
+    context: &Context,
+    dataset: &str,
+    poll: &Poll,
+    keys: &[String],
+    mut member_of: Option<(&mut Job, &str)>,
+) -> Result<u64, EngineError> {
+    let mut deleted = 0;
+    for page in keys.chunks(PAGE) {
+        if dataset == NO_DATASET {
+            // An application's own: what it is loading meanwhile carries no stamp.
+            deleted += context.redis.invalidate_keys(page, "").await?;
+        }
+        let current = epoch::current(context).await?;
+        let precondition = of_no_dataset(&current, poll);
+        let stamp = poll.snapshot.stamp();
+        let (job, set) = member_of.as_ref().map_or(("", ""), |(job, set)| (job.id.as_str(), *set));
+        let answer = context.redis.invalidate(&precondition, stamp, page, job, set).await?;
+        if let Some((job, _)) = &mut member_of {
+            job.count += 1;
+        }
+        // The delete was carried out in any case; where the epoch changed, the caller repeats it under the new one.
+        deleted += context.checked(None, answer)?;
+    }
+    context.metrics.deleted.get_or_create(&ByDatasetCause::new(dataset, "event")).inc_by(deleted);
+    Ok(deleted)
+}
+
+/// Deleting needs no revision: absence is right under every definition.
+fn of_no_dataset<'a>(epoch: &'a Epoch, poll: &'a Poll) -> Precondition<'a> {
+    Precondition { epoch, incarnation: &poll.incarnation, dataset: "", revision: "" }
+}

@@ -1,0 +1,311 @@
+//! The one way in which entries of known keys come from Postgres into Redis: load the keys, store what is there, delete what
+//! is gone, and see each key through.
+//!
+//! Readers, the change feed, events, refresh-ahead, revalidation, the rest of a backfill, write-through and the repair of
+//! an audit all use it; they differ in their [`LoadOptions`] only.
+
+mod store;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::catalog::Dataset;
+use super::context::Context;
+use super::encode::{Encoder, Failure};
+use super::epoch;
+use super::error::{EngineError, chain};
+use crate::metrics::{ByDataset, ByDatasetCause};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Poll};
+use crate::stores::redis::Refusal;
+use cachekeeper_protocol::entry::EntryBatch;
+pub(super) use store::{BatchOfLoad, delete_failed, note_stored};
+
+/// Keys of one dataset, each with the values of its placeholders.
+pub type Keys = Vec<(String, KeyValues)>;
+
+/// Why entries are loaded, and so what to do where they cannot be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The source changed: an entry that cannot be stored must go.
+    Change,
+    /// A pending revalidation: likewise.
+    Revalidation,
+    /// Ahead of expiry: a valid entry may stay.
+    Refresh,
+    /// An application missed it.
+    Miss,
+    /// A backfill, or a command.
+    Backfill,
+}
+
+impl Cause {
+    /// The value of the label `cause` in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Change => "change",
+            Self::Revalidation => "revalidation",
+            Self::Refresh => "refresh",
+            Self::Miss => "miss",
+            Self::Backfill => "backfill",
+        }
+    }
+
+    /// Whether the old value may not stay when the new one cannot be stored.
+    fn must_go(self) -> bool {
+        matches!(self, Self::Change | Self::Revalidation)
+    }
+}
+
+/// What is done with the loaded values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storing {
+    /// Nothing: the caller wants to know them.
+    Never,
+    /// They are stored if nothing speaks against it. The caller is a reader, who gets what was read at its own time (R5);
+    /// whatever forbids the store is somebody else's to see to.
+    IfAllowed,
+    /// Every key is seen through: one that is refused is loaded again, and one that cannot be stored is deleted where its
+    /// old value may not stay (R10).
+    Always,
+}
+
+/// How loads differ.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Why.
+    pub cause: Cause,
+    /// What is done with the values.
+    pub storing: Storing,
+    /// Whether the report holds the values.
+    pub keeps_values: bool,
+}
+
+impl LoadOptions {
+    /// Sees every key through, and forgets the values.
+    #[must_use]
+    pub fn because(cause: Cause) -> Self {
+        Self { cause, storing: Storing::Always, keeps_values: false }
+    }
+
+    /// For somebody who wants the values themselves.
+    #[must_use]
+    pub fn for_reader(may_store: bool) -> Self {
+        let storing = if may_store { Storing::IfAllowed } else { Storing::Never };
+        Self { cause: Cause::Miss, storing, keeps_values: true }
+    }
+}
+
+/// A counted job: how many of its scripts have run (R9).
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its name in the metadata; empty: it makes no claim in the end, so nothing is counted.
+    pub id: String,
+    /// How many scripts ran.
+    pub count: u64,
+}
+
+impl Job {
+    /// A job that claims nothing.
+    #[must_use]
+    pub fn uncounted() -> Self {
+        Self { id: String::new(), count: 0 }
+    }
+
+    /// A new counted job.
+    #[must_use]
+    pub fn new(kind: &str) -> Self {
+        Self { id: format!("{kind}-{:016x}", rand::random::<u64>()), count: 0 }
+    }
+}
+
+/// What became of the entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Stored.
+    pub stored: u64,
+    /// Deleted, because their rows are gone.
+    pub gone: u64,
+    /// Deleted, because they could not be stored.
+    pub invalidated: u64,
+    /// Left as they were.
+    pub left: u64,
+    /// Rows without an entry.
+    pub failures: Vec<Failure>,
+    /// What was read, where [`LoadOptions::keeps_values`] asks for it.
+    pub loaded: LoadedValues,
+}
+
+/// What a load has read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadedValues {
+    /// The values by key, as the last load of each has them; none: no row. A key that failed is missing.
+    pub by_key: HashMap<String, Option<Vec<u8>>>,
+    /// When the first of them was read.
+    pub poll: Option<Poll>,
+}
+
+impl LoadReport {
+    /// Adds up.
+    pub fn add(&mut self, other: Self) {
+        self.stored += other.stored;
+        self.gone += other.gone;
+        self.invalidated += other.invalidated;
+        self.left += other.left;
+        // Bounded: a dataset in which every row fails must not fill the memory with complaints.
+        let room = FAILURES_MAX.saturating_sub(self.failures.len());
+        self.failures.extend(other.failures.into_iter().take(room));
+        self.loaded.by_key.extend(other.loaded.by_key);
+        self.loaded.poll = self.loaded.poll.take().or(other.loaded.poll);
+    }
+}
+
+/// Loads that a key may be refused before it is invalidated instead (R10).
+const LOADS_MAX: usize = 3;
+/// Bytes of one script's entries, so that large values do not block Redis or fill the memory.
+pub(super) const BATCH_BYTES: usize = 1 << 20;
+const FAILURES_MAX: usize = 1_000;
+
+/// Loads these keys and stores them as the options say; those without a row are deleted, or stored as an explicit null.
+///
+/// # Errors
+/// [`EngineError`] if nothing more could be done; what was done until then stays done.
+pub async fn load(
+    context: &Context,
+    dataset: &Dataset,
+    keys: Keys,
+    mut options: LoadOptions,
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    if dataset.is_superseded() {
+        match options.storing {
+            Storing::Always => return Err(dataset.supersede()),
+            // Reading does no harm.
+            Storing::IfAllowed | Storing::Never => options.storing = Storing::Never,
+        }
+    }
+    let source = dataset.source(&context.postgres).await?;
+    let mut seen = HashSet::with_capacity(keys.len());
+    let unique: Keys = keys.into_iter().filter(|(key, _)| seen.insert(key.clone())).collect();
+    let mut loading = Loading { context, dataset, source, options, job };
+    let mut report = LoadReport::default();
+    for chunk in unique.chunks(dataset.settings.batch) {
+        report.add(loading.see_through(chunk).await?);
+    }
+    Ok(report)
+}
+
+struct Loading<'a> {
+    context: &'a Context,
+    dataset: &'a Dataset,
+    source: Arc<DatasetSource>,
+    options: LoadOptions,
+    job: &'a mut Job,
+}
+
+impl Loading<'_> {
+    /// Loads one statement's keys until each of them is stored, deleted or given up.
+    async fn see_through(&mut self, keys: &[(String, KeyValues)]) -> Result<LoadReport, EngineError> {
+        let mut report = LoadReport::default();
+        // Parts that still have to be loaded, each with how often it was tried.
+        let mut work: Vec<(Keys, usize)> = vec![(keys.to_vec(), 0)];
+        while let Some((part, tries)) = work.pop() {
+            if tries == LOADS_MAX {
+                self.give_up(&part, self.options.cause.must_go(), "refused three times", &mut report).await?;
+                continue;
+            }
+            match self.load_once(&part).await {
+                Ok((done, refused)) => {
+                    report.add(done);
+                    if !refused.is_empty() {
+                        work.push((refused, tries + 1));
+                    }
+                }
+                // One row makes the whole statement fail: find it by halves.
+                Err(EngineError::Source(error)) if error.kind == ErrorKind::Data && 1 < part.len() => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    work.push((left.to_vec(), tries));
+                    work.push((right.to_vec(), tries));
+                }
+                // It is this row: what stands in Redis is not what the query says any more.
+                Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
+                    self.give_up(&part, true, &chain(&error), &mut report).await?;
+                }
+                Err(EngineError::Cache(error)) if error.refusal == Refusal::Full => {
+                    self.context.count_refusal(error);
+                    self.give_up(&part, self.options.cause.must_go(), "Redis is full", &mut report).await?;
+                }
+                Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
+                    self.dataset.forget_source();
+                    return Err(EngineError::Source(error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(report)
+    }
+
+    /// One statement and its stores; answers what was refused and has to be loaded again.
+    async fn load_once(&mut self, keys: &[(String, KeyValues)]) -> Result<(LoadReport, Keys), EngineError> {
+        let values: Vec<KeyValues> = keys.iter().map(|(_, values)| values.clone()).collect();
+        let began = Instant::now();
+        let loaded = self.context.postgres.load(&self.source, &values).await?;
+        let labels = ByDataset::new(self.dataset.name());
+        self.context.metrics.load_seconds.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
+
+        let mut encoder = Encoder::new(self.dataset, &self.source);
+        let mut entries = EntryBatch::default();
+        let names = keys.iter().map(|(key, _)| key.as_str());
+        let mut batch =
+            BatchOfLoad::new(self.context, self.dataset, self.options, &loaded.poll, &mut *self.job, names);
+        for row in &loaded.rows {
+            encoder.add(row, &mut entries);
+            if BATCH_BYTES <= entries.bytes() {
+                batch.store(&mut entries).await?;
+            }
+        }
+        encoder.finish(&mut entries);
+        let failures = std::mem::take(&mut encoder.failures);
+        // What was rendered is there; what was asked for and not rendered is gone (R1).
+        batch.add_absent(&failures, &mut entries);
+        batch.store(&mut entries).await?;
+        batch.finish(failures).await
+    }
+
+    /// These keys cannot be stored. Where the old value may not stay, it is deleted under a fresh stamp.
+    async fn give_up(
+        &mut self,
+        keys: &[(String, KeyValues)],
+        must_go: bool,
+        reason: &str,
+        report: &mut LoadReport,
+    ) -> Result<(), EngineError> {
+        let (context, dataset) = (self.context, self.dataset);
+        let cause = self.options.cause.label();
+        warn!(dataset = dataset.name(), entries = keys.len(), reason, cause, "entries could not be stored");
+        let failed = |(key, _): &(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
+        report.add(LoadReport { failures: keys.iter().map(failed).collect(), ..LoadReport::default() });
+        if !must_go || self.options.storing != Storing::Always {
+            report.left += keys.len() as u64;
+            return Ok(());
+        }
+        let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
+        let poll = epoch::poll(context).await?;
+        let current = epoch::current(context).await?;
+        let precondition = dataset.precondition(&current, &poll.incarnation);
+        let stamp = poll.snapshot.stamp();
+        let answer = context.redis.invalidate(&precondition, stamp, &names, &self.job.id, "").await?;
+        context.checked(Some(dataset), answer)?;
+        self.job.count += 1;
+        report.invalidated += keys.len() as u64;
+        let labels = ByDatasetCause::new(dataset.name(), cause);
+        context.metrics.deleted.get_or_create(&labels).inc_by(keys.len() as u64);
+        Ok(())
+    }
+}
+
+/// How long a flow's retries wait for each other at most; here so that all flows agree.
+pub const RETRY_DELAY_MAX: std::time::Duration = std::time::Duration::from_secs(5);

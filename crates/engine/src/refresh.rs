@@ -1,0 +1,246 @@
+//! Refresh-ahead: what is read does not expire (DESIGN 2.7).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::catalog::Dataset;
+use super::context::Context;
+use super::epoch;
+use super::error::EngineError;
+use super::load::{Cause, Job, LoadOptions, load};
+use crate::metrics::ByDataset;
+use crate::stores::postgres::KeyValues;
+use crate::stores::redis::{Epoch, Metadata, Precondition, ScannedEntry, ServerFacts, UseSign, Wanted};
+use cachekeeper_config::Scope;
+use cachekeeper_protocol::freshness::Verdict;
+
+/// Keys looked at by one script of the scan.
+const SCAN_PAGE: usize = 500;
+/// Under an LFU policy an entry whose counter has reached this was used since it was stored (new keys begin at 5).
+const FREQUENCY_USED: u64 = 6;
+
+/// What one scan of Redis has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RefreshReport {
+    /// Entries that were loaded again.
+    pub refreshed: u64,
+    /// Entries that nobody read: they may expire.
+    pub unread: u64,
+    /// Entries kept past their lifetime, because Postgres is down.
+    pub extended: u64,
+}
+
+/// A scan of Redis that refreshes what is due. One page at a time, so that its actor can answer in between.
+#[derive(Debug)]
+pub struct RefreshScan {
+    cursor: u64,
+    sign: UseSign,
+    /// What remains of an entry's life until the next walk may look at it again.
+    next_scan: Duration,
+    /// What happened so far.
+    pub report: RefreshReport,
+}
+
+impl RefreshScan {
+    /// Begins a scan.
+    #[must_use]
+    pub fn new(facts: &ServerFacts, next_scan: Duration) -> Self {
+        let sign = if facts.counts_use() { UseSign::Frequency } else { UseSign::Idle };
+        Self { cursor: 0, sign, next_scan, report: RefreshReport::default() }
+    }
+
+    /// Looks at the next page. True: the scan is over.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the next scan meets the same entries.
+    pub async fn step(&mut self, context: &Context, outage: Option<Outage>) -> Result<bool, EngineError> {
+        let interested: Vec<&Arc<Dataset>> = context
+            .catalog
+            .iter()
+            .filter(|dataset| !dataset.is_superseded())
+            .filter(|dataset| dataset.settings.refresh_ahead.is_some() || outage.is_some())
+            .collect();
+        if interested.is_empty() {
+            return Ok(true);
+        }
+        let wanted: Vec<Wanted<'_>> = interested
+            .iter()
+            .map(|dataset| Wanted {
+                prefix: dataset.settings.key.prefix(),
+                left_max: Some(dataset.lifetimes.due_within()),
+            })
+            .collect();
+        let (current, incarnation) = epoch_of(context, outage.as_ref()).await?;
+        let precondition =
+            Precondition { epoch: &current, incarnation: &incarnation, dataset: "", revision: "" };
+        let page = (self.cursor, SCAN_PAGE);
+        let page =
+            context.checked(None, context.redis.scan(&precondition, "", page, self.sign, &wanted).await?)?;
+        self.cursor = page.cursor;
+        let mut due: BTreeMap<&str, (&Arc<Dataset>, Vec<Due>)> = BTreeMap::new();
+        for entry in page.entries {
+            let Some((dataset, values)) = context.catalog.of_key(&entry.key) else {
+                continue;
+            };
+            let Some(known) = interested.iter().find(|known| known.name() == dataset.name()) else {
+                continue;
+            };
+            if let Some(entry) = self.judge(context, known, entry, values, outage.as_ref()) {
+                due.entry(known.name()).or_insert_with(|| (*known, Vec::new())).1.push(entry);
+            }
+        }
+        for (dataset, entries) in due.into_values() {
+            match &outage {
+                None => self.load(context, dataset, entries).await?,
+                Some(outage) => self.extend(context, dataset, entries, outage).await?,
+            }
+        }
+        Ok(self.cursor == 0)
+    }
+
+    fn judge(
+        &mut self,
+        context: &Context,
+        dataset: &Dataset,
+        entry: ScannedEntry,
+        values: KeyValues,
+        outage: Option<&Outage>,
+    ) -> Option<Due> {
+        let left = entry.left?;
+        let idle = match self.sign {
+            UseSign::Idle => entry.used.map(Duration::from_secs),
+            // Used often enough: as if used just now; else as if never since it was stored.
+            UseSign::Frequency => {
+                let is_used = entry.used.is_none_or(|count| FREQUENCY_USED <= count);
+                Some(if is_used { Duration::ZERO } else { Duration::MAX / 2 })
+            }
+            UseSign::None => None,
+        };
+        let verdict = dataset.lifetimes.judge(&entry.key, left, idle);
+        let holds_all = dataset.settings.scope == Scope::All;
+        let is_wanted = match (verdict, outage) {
+            (Verdict::Fresh, _) => return None,
+            (Verdict::Due, None) => true,
+            (Verdict::Due, Some(_)) => holds_all || !dataset.lifetimes.is_unread_extension(left, idle),
+            (Verdict::Unread, _) => holds_all,
+        };
+        if !is_wanted {
+            self.report.unread += 1;
+            // Counted once: at the last look before it expires.
+            if left <= self.next_scan {
+                context.metrics.unread.get_or_create(&ByDataset::new(dataset.name())).inc();
+            }
+        }
+        is_wanted.then_some(Due { key: entry.key, values, left })
+    }
+
+    async fn load(
+        &mut self,
+        context: &Context,
+        dataset: &Dataset,
+        entries: Vec<Due>,
+    ) -> Result<(), EngineError> {
+        let keys = entries.into_iter().map(|due| (due.key, due.values)).collect();
+        let because = LoadOptions::because(Cause::Refresh);
+        let report = load(context, dataset, keys, because, &mut Job::uncounted()).await?;
+        self.report.refreshed += report.stored;
+        context.metrics.refreshed.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
+        Ok(())
+    }
+
+    async fn extend(
+        &mut self,
+        context: &Context,
+        dataset: &Dataset,
+        entries: Vec<Due>,
+        outage: &Outage,
+    ) -> Result<(), EngineError> {
+        // In all, an entry may outlive its lifetime by `max_stale`; it was alive when the outage began.
+        let Some(budget) = dataset.settings.max_stale.checked_sub(outage.lasted) else {
+            return Ok(());
+        };
+        let life = dataset.lifetimes.extension().min(budget);
+        if life.is_zero() {
+            return Ok(());
+        }
+        let entries: Vec<(String, Duration)> = entries.into_iter().map(|due| (due.key, due.left)).collect();
+        let precondition = dataset.precondition(&outage.epoch, &outage.incarnation);
+        let answer = context.redis.extend(&precondition, &entries, life).await?;
+        let extended = context.checked(Some(dataset), answer)?;
+        self.report.extended += extended;
+        context.metrics.extended.get_or_create(&ByDataset::new(dataset.name())).inc_by(extended);
+        Ok(())
+    }
+}
+
+/// An entry to act on.
+struct Due {
+    key: String,
+    values: KeyValues,
+    left: Duration,
+}
+
+/// Postgres does not answer.
+#[derive(Debug, Clone)]
+pub struct Outage {
+    /// For how long.
+    pub lasted: Duration,
+    /// The epoch and incarnation that the entries belong to, as Redis says.
+    pub epoch: Epoch,
+    /// The incarnation.
+    pub incarnation: String,
+}
+
+impl Outage {
+    /// What the metadata says of an outage that goes on at `now_ms`; none where no entries can be extended under it.
+    #[must_use]
+    pub fn read(head: &Metadata, now_ms: u64) -> Option<Self> {
+        let since = head.outage_since?;
+        if !head.is_whole {
+            return None;
+        }
+        Some(Self {
+            lasted: Duration::from_millis(now_ms.saturating_sub(since)),
+            epoch: head.epoch?,
+            incarnation: head.incarnation.clone()?,
+        })
+    }
+}
+
+async fn epoch_of(context: &Context, outage: Option<&Outage>) -> Result<(Epoch, String), EngineError> {
+    match outage {
+        Some(outage) => Ok((outage.epoch, outage.incarnation.clone())),
+        None => {
+            let poll = epoch::poll(context).await?;
+            Ok((epoch::current(context).await?, poll.incarnation))
+        }
+    }
+}
+
+/// Fills what applications missed.
+///
+/// # Errors
+/// [`EngineError`]; the next miss tries again.
+pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, EngineError> {
+    let mut by_dataset = super::invalidate::Reloads::new();
+    for key in keys {
+        let Some((dataset, values)) = context.catalog.of_key(&key) else {
+            continue;
+        };
+        let settings = &dataset.settings;
+        let is_wanted = settings.on_miss == cachekeeper_config::OnMiss::Load || settings.scope == Scope::All;
+        if is_wanted && !dataset.is_superseded() {
+            let entry = by_dataset.entry(dataset.name().to_owned());
+            entry.or_insert_with(|| (Arc::clone(dataset), Vec::new())).1.push((key, values));
+        }
+    }
+    let mut filled = 0;
+    for (dataset, keys) in by_dataset.into_values() {
+        let because = LoadOptions::because(Cause::Miss);
+        let report = load(context, &dataset, keys, because, &mut Job::uncounted()).await?;
+        context.metrics.misses.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
+        filled += report.stored;
+    }
+    Ok(filled)
+}

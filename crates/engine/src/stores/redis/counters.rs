@@ -1,0 +1,224 @@
+//! What applications do through the library: reads, deletes, and what their fills must find unchanged (DESIGN 2.2).
+
+use std::time::Duration;
+
+use super::entries::{ValueAndLife, millis};
+use super::script::{Call, INVALIDATE_KEYS, INVALIDATE_TAGS, pack};
+use super::store::{generation, raise_counters};
+use super::{CacheError, Redis};
+use cachekeeper_protocol::counters::InvalidationCounters;
+use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
+use cachekeeper_protocol::keyspace::{ANY_TAG_COUNTER, key_counter, key_hash, slot, tag_counter};
+
+/// One operation of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BatchCommand {
+    /// Read a value.
+    Get(String),
+    /// Whether a key exists.
+    Exists(String),
+    /// Store a value with a lifetime in milliseconds.
+    Set(String, Vec<u8>, u64),
+    /// Delete a key.
+    Delete(String),
+}
+
+/// What one operation of a batch answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BatchReply {
+    /// A value, or none.
+    Value(Option<Vec<u8>>),
+    /// Whether a key existed.
+    Flag(bool),
+    /// A value was stored.
+    Stored,
+}
+
+impl Redis {
+    /// One value.
+    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
+        let mut command = redis::Cmd::with_capacity(2, key.len() + 8);
+        command.arg("GET").arg(key);
+        self.command("read an entry", &command).await
+    }
+
+    /// One value, whose life becomes `idle` from now, or ends at `until`, whichever is first.
+    pub async fn get_sliding(
+        &self,
+        key: &str,
+        idle: Duration,
+        until: Option<Duration>,
+    ) -> Result<Option<Vec<u8>>, CacheError> {
+        let mut command = redis::cmd("GETEX");
+        command.arg(key);
+        match until {
+            Some(at) => command.arg("PXAT").arg(millis(at)),
+            None => command.arg("PX").arg(millis(idle)),
+        };
+        self.command("read an entry and extend it", &command).await
+    }
+
+    /// The values of keys, in their order, in one command.
+    pub async fn get_many(&self, keys: &[impl AsRef<str>]) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::Cmd::with_capacity(keys.len() + 1, keys.len() * 32);
+        command.arg("MGET");
+        for key in keys {
+            command.arg(key.as_ref());
+        }
+        self.command("read entries", &command).await
+    }
+
+    /// Whether a key exists.
+    pub async fn exists(&self, key: &str) -> Result<bool, CacheError> {
+        self.command("look for an entry", redis::cmd("EXISTS").arg(key)).await
+    }
+
+    /// The values of keys with their remaining lifetimes, and the counters that a fill of them must find unchanged, in
+    /// one step. `has_stamps`: the keys are a dataset's, and what orders them is their stamps.
+    pub async fn read_with_counters(
+        &self,
+        keys: &[impl AsRef<str>],
+        tags: &[String],
+        has_stamps: bool,
+    ) -> Result<(Vec<ValueAndLife>, InvalidationCounters), CacheError> {
+        let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
+        let positions = InvalidationCounters::positions(keys, tags);
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        pipeline.cmd("GETRANGE").arg(&on.counters).arg(0).arg(7);
+        pipeline.cmd("BITFIELD_RO").arg(&on.counters);
+        for position in &positions {
+            pipeline.arg("GET").arg("u32").arg(format!("#{position}"));
+        }
+        for key in keys {
+            pipeline.cmd("GET").arg(key.as_ref()).cmd("PTTL").arg(key.as_ref());
+        }
+        let mut slots: Vec<u32> = Vec::new();
+        if has_stamps {
+            slots.extend(keys.iter().map(|key| slot(key.as_ref().as_bytes())));
+            pipeline.cmd("HMGET").arg(&on.meta).arg("epoch").arg("floor");
+            for slot in &slots {
+                let start = 8 + slot * 8;
+                pipeline.cmd("GETRANGE").arg(&on.stamps).arg(start).arg(start + 7);
+            }
+        }
+        let expected = 2 + 2 * keys.len() + usize::from(has_stamps) + slots.len();
+        let mut replies = self.pipeline("read entries and their counters", &pipeline, expected).await?;
+        let generation = replies.next()?;
+        let counters: Vec<u32> = replies.next()?;
+        let mut values = Vec::with_capacity(keys.len());
+        for _ in keys {
+            values.push((replies.next()?, replies.next()?));
+        }
+        let mut orders = Vec::new();
+        if has_stamps {
+            let of_all: Vec<Option<Vec<u8>>> = replies.next()?;
+            for slot in slots {
+                let mut order: Vec<u8> = of_all.iter().flatten().flatten().copied().collect();
+                order.extend(replies.next::<Vec<u8>>()?);
+                orders.push((slot, key_hash(&order)));
+            }
+        }
+        let counters = positions.into_iter().zip(counters).collect();
+        Ok((values, InvalidationCounters::new(generation, counters, orders)))
+    }
+
+    /// Stores entries by plain commands in one pipeline, fenced by nothing; answers each entry's error.
+    ///
+    /// # Errors
+    /// [`CacheError`] where no reply is known.
+    pub async fn set_plain(&self, batch: &EntryBatch) -> Result<Vec<(usize, CacheError)>, CacheError> {
+        const WHAT: &str = "store entries";
+        let mut pipeline = redis::Pipeline::with_capacity(batch.len());
+        pipeline.ignore_errors();
+        for entry in batch.iter() {
+            pipeline.cmd("SET").arg(entry.key).arg(entry.value);
+            if entry.life_ms != LIFE_WITHOUT_END {
+                pipeline.arg("PX").arg(entry.life_ms);
+            }
+        }
+        let mut connection = self.connection.clone();
+        let replies: Vec<Result<redis::Value, redis::RedisError>> =
+            pipeline.query_async(&mut connection).await.map_err(|source| CacheError::new(WHAT, source))?;
+        if replies.len() != batch.len() {
+            return Err(CacheError::unexpected(WHAT, &format!("{} replies", replies.len())));
+        }
+        let failed = replies.into_iter().enumerate().filter_map(|(at, reply)| Some((at, reply.err()?)));
+        Ok(failed.map(|(at, source)| (at, CacheError::new(WHAT, source))).collect())
+    }
+
+    /// Deletes entries of an application and refuses the fills that began before; answers how many existed. The keys
+    /// leave `tag_set`, where it is not empty.
+    pub async fn invalidate_keys(&self, keys: &[impl AsRef<str>], tag_set: &str) -> Result<u64, CacheError> {
+        let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
+        let mut call = Call::new(&INVALIDATE_KEYS, 1 + keys.len());
+        call.arg(&on.counters);
+        for key in keys {
+            call.arg(key.as_ref());
+        }
+        call.arg(generation()).arg(pack(keys.iter().map(|key| key_counter(key.as_ref())))).arg(tag_set);
+        call.run(self).await
+    }
+
+    /// Refuses the fills under these tags that began before, and answers the sets of their members with their sizes.
+    pub async fn invalidate_tags(&self, tags: &[impl AsRef<str>]) -> Result<Vec<(String, u64)>, CacheError> {
+        let on = self.keys.metadata();
+        let of_tags = tags.iter().map(|tag| tag_counter(tag.as_ref()));
+        let mut call = Call::new(&INVALIDATE_TAGS, 2);
+        call.arg(&on.counters).arg(&on.meta);
+        call.arg(generation()).arg(pack(of_tags.chain([ANY_TAG_COUNTER]))).arg(&on.tag_prefix);
+        for tag in tags {
+            call.arg(tag.as_ref());
+        }
+        call.run(self).await
+    }
+
+    /// One page of a tag set's members, outside of any job. The scan is over when the cursor is 0 again.
+    pub async fn scan_set(
+        &self,
+        set: &str,
+        cursor: u64,
+        page: usize,
+    ) -> Result<(u64, Vec<String>), CacheError> {
+        let command = redis::cmd("SSCAN").arg(set).arg(cursor).arg("COUNT").arg(page).to_owned();
+        self.command("read a tag's members", &command).await
+    }
+
+    /// Carries out operations in one round trip and as one step; answers in their order.
+    ///
+    /// # Errors
+    /// [`CacheError`]; then nothing was carried out, or after [`super::Refusal::Unknown`] perhaps everything.
+    pub async fn batch(&self, commands: &[BatchCommand]) -> Result<Vec<BatchReply>, CacheError> {
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        let written = commands.iter().filter_map(|command| match command {
+            BatchCommand::Set(key, ..) | BatchCommand::Delete(key) => Some(key),
+            BatchCommand::Get(_) | BatchCommand::Exists(_) => None,
+        });
+        if let Some(first) = written.clone().next() {
+            let counters = &self.keys.metadata_of(first).counters;
+            raise_counters(&mut pipeline, counters, written.map(|key| key_counter(key)));
+        }
+        for command in commands {
+            match command {
+                BatchCommand::Get(key) => pipeline.cmd("GET").arg(key),
+                BatchCommand::Exists(key) => pipeline.cmd("EXISTS").arg(key),
+                BatchCommand::Delete(key) => pipeline.cmd("UNLINK").arg(key),
+                BatchCommand::Set(key, value, LIFE_WITHOUT_END) => pipeline.cmd("SET").arg(key).arg(value),
+                BatchCommand::Set(key, value, life) => {
+                    pipeline.cmd("SET").arg(key).arg(value).arg("PX").arg(*life)
+                }
+            };
+        }
+        let mut replies = self.pipeline("carry out a batch", &pipeline, commands.len()).await?;
+        let mut read = |command: &BatchCommand| match command {
+            BatchCommand::Get(_) => replies.next().map(BatchReply::Value),
+            BatchCommand::Exists(_) | BatchCommand::Delete(_) => replies.next().map(BatchReply::Flag),
+            BatchCommand::Set(..) => replies.next::<()>().map(|()| BatchReply::Stored),
+        };
+        commands.iter().map(&mut read).collect()
+    }
+}

@@ -1,0 +1,15 @@
+-- Registers a dataset's definition once at a process's start (R16), by compare-and-set, and announces its longest life.
+-- KEYS, ARGV: 1 to 4 see the prelude (3 is '': the revision is what changes here), 5 the revision that was seen or '',
+--       6 the new one, 7 longest life in seconds, 8 window width in seconds, 9 the pending revalidation, 10 the dataset.
+-- Replies REGISTERED, SAME or LOST.
+local seen, new, longest_life, width, pending, registered = unpack(ARGV, 5, 10)
+local failure = check_precondition()
+if failure then return failure end
+
+local current = redis.call('HGET', meta, 'rev:' .. registered) or ''
+local span = 'span:' .. width
+if tonumber(redis.call('HGET', meta, span) or 0) < tonumber(longest_life) then redis.call('HSET', meta, span, longest_life) end
+if current == new then return redis.status_reply('SAME') end
+if current ~= seen then return redis.status_reply('LOST') end
+redis.call('HSET', meta, 'rev:' .. registered, new, 'pending:' .. registered, pending)
+return redis.status_reply('REGISTERED')
