@@ -23,6 +23,8 @@ pub struct Facts {
     pub dependencies: BTreeMap<&'static str, Result<(), String>>,
     /// Streams that this worker cannot work off, with the reason.
     pub streams: BTreeMap<&'static str, String>,
+    /// Events may have been missed, and it is not written down yet which entries that concerns.
+    pub has_gap: bool,
     /// Datasets that have not been warmed since the start.
     pub not_warmed: BTreeSet<String>,
     /// Datasets that cannot work, with the reason.
@@ -97,6 +99,9 @@ impl Health {
                 Some(Err(reason)) => reasons.push(format!("{dependency}: {reason}")),
                 None => reasons.push(format!("{dependency}: not reached yet")),
             }
+        }
+        if facts.has_gap {
+            reasons.push("subscription: events may have been missed before it was open".to_owned());
         }
         reasons.extend(facts.streams.iter().map(|(stream, reason)| format!("{stream}: {reason}")));
         reasons.extend(facts.feed_trouble());

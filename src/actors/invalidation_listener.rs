@@ -30,6 +30,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Until it is known what the feed follows. Nobody has to be asked for it.
+const WAIT_FOR_COVERAGE: Duration = Duration::from_millis(20);
 /// Events applied together: one snapshot serves them all.
 const AT_ONCE: usize = 256;
 /// Pause between two log lines about invalid events.
@@ -111,19 +113,20 @@ struct Applier<'a> {
 impl Applier<'_> {
     async fn run(&mut self) -> Infallible {
         loop {
-            let is_repaired = match self.gap.get() {
-                Some(lost) => self.repair(lost).await,
-                None => true,
-            };
+            if let Some(lost) = self.gap.get() {
+                self.repair(lost).await;
+            }
+            let has_gap = self.gap.get().is_some();
+            self.context.health.update(|facts| facts.has_gap = has_gap);
             let batch = self.next_batch();
             self.is_failing = !(batch.is_empty() || self.apply(batch).await);
             let waiting = i64::try_from(self.pending.len()).unwrap_or(i64::MAX);
             self.context.engine.metrics.events_pending.set(waiting);
             if self.is_failing {
                 self.pause().await;
-            } else if !is_repaired {
+            } else if has_gap {
                 // Events that come meanwhile can be applied: they do not wait for the gap.
-                let pause = self.retry.pause();
+                let pause = if self.knows_coverage() { self.retry.pause() } else { WAIT_FOR_COVERAGE };
                 drop(tokio::time::timeout(pause, self.wait()).await);
             } else {
                 self.retry.reset();
@@ -216,14 +219,18 @@ impl Applier<'_> {
         }
     }
 
-    /// Every entry may be out of date: that becomes pending, in Redis. False: it could not be written down yet.
-    async fn repair(&self, lost: Lost) -> bool {
+    /// Whether it is known what the feed follows, where it is on.
+    fn knows_coverage(&self) -> bool {
+        !self.context.engine.feed.is_on || self.context.engine.coverage().is_some()
+    }
+
+    /// Every entry may be out of date: that becomes pending, in Redis.
+    async fn repair(&self, lost: Lost) {
+        if !self.knows_coverage() {
+            return;
+        }
         let engine = &self.context.engine;
         let coverage = engine.coverage();
-        if engine.feed.is_on && coverage.is_none() {
-            // Not known yet what the feed covers.
-            return false;
-        }
         // What the feed follows misses nothing (DESIGN 3.2).
         let is_covered = |name: &str| {
             coverage.as_ref().is_some_and(|coverage| coverage.datasets.get(name).is_some_and(Result::is_ok))
@@ -233,14 +240,13 @@ impl Applier<'_> {
         if !names.is_empty() {
             if let Err(error) = events::mark_pending(engine, &names, "events lost", lost.before_ms).await {
                 debug!(error = %chain(&error), "the gap is repaired later");
-                return false;
+                return;
             }
             let datasets = names.join(", ");
             info!(datasets, "events may have been missed, all entries are revalidated");
             self.context.epoch_keeper.now();
         }
         self.gap.repaired(lost);
-        true
     }
 }
 
@@ -282,9 +288,11 @@ impl Reader<'_> {
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is said to stand: backfills at the start wait for it, so that they cover the gap.
         let at_ms = engine.redis.metadata("").await.ok().map(|head| head.now_ms);
+        self.gap.note(at_ms);
+        // Nor is the worker ready before it is written down what may have been missed.
+        self.context.health.update(|facts| facts.has_gap = true);
         self.context.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
-        self.gap.note(at_ms);
         loop {
             match subscription.next().await? {
                 Notice::Quiet => {}

@@ -191,7 +191,7 @@ impl Plan {
                 self.is_done(&name);
             }
             Some(BackfillEnd::Elsewhere(left)) => {
-                self.try_after(&name, left.clamp(RETRY_MIN, LOOK_AT_OTHERS))
+                self.try_after(&name, left.clamp(RETRY_MIN, LOOK_AT_OTHERS));
             }
             Some(BackfillEnd::Ran(Err(error), _)) => {
                 count("failed");

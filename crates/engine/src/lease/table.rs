@@ -195,7 +195,7 @@ impl Shared {
         for (number, names) in renewed.locks {
             let is_held = answers
                 .as_mut()
-                .map(|answers| answers.by_ref().take(names).fold(true, |all, one| all && *one));
+                .map(|answers| answers.by_ref().take(names).filter(|is_held| !**is_held).count() == 0);
             let Some(held) = table.held.get_mut(&number) else { continue };
             held.is_being_renewed = false;
             match is_held {
