@@ -1,24 +1,44 @@
 //! The procedures: what is done. Actors decide when.
 
+#[cfg(feature = "postgres")]
 pub mod backfill;
 pub mod backoff;
+#[cfg(feature = "postgres")]
 pub mod catalog;
+#[cfg(feature = "postgres")]
 pub mod commands;
+#[cfg(feature = "postgres")]
 pub mod compare;
+#[cfg(feature = "postgres")]
 pub mod context;
+#[cfg(feature = "postgres")]
 pub mod coverage;
+#[cfg(feature = "postgres")]
 pub mod encode;
+#[cfg(feature = "postgres")]
 pub mod epoch;
+#[cfg(feature = "postgres")]
 pub mod error;
+#[cfg(feature = "postgres")]
 pub mod events;
+#[cfg(feature = "postgres")]
 pub mod failpoint;
+#[cfg(feature = "postgres")]
 pub mod follow;
+#[cfg(feature = "postgres")]
 pub mod fresh;
+#[cfg(feature = "postgres")]
 pub mod invalidate;
 pub mod lease;
+#[cfg(feature = "postgres")]
 pub mod load;
+#[cfg(feature = "postgres")]
 pub mod refresh;
+#[cfg(feature = "postgres")]
 pub mod rejected;
+#[cfg(feature = "postgres")]
 pub mod revalidation;
+#[cfg(feature = "postgres")]
 mod watermark_watch;
+#[cfg(feature = "postgres")]
 pub mod write;
