@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cachekeeper_client::{Cache, ClientError};
-use cachekeeper_engine::flows::epoch;
+use cachekeeper_engine::epoch;
 
 use crate::support::Rig;
 

@@ -73,6 +73,4 @@ pub use set_many::{Identified, SetManyOptions, SetReport};
 pub use source::Snapshot;
 
 #[cfg(feature = "postgres")]
-pub use cachekeeper_engine::flows::write::{
-    CacheState, Parameter, Parameters, WriteEffects, WriteError, Written,
-};
+pub use cachekeeper_engine::write::{CacheState, Parameter, Parameters, WriteEffects, WriteError, Written};

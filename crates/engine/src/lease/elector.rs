@@ -10,7 +10,7 @@ use super::guard::Lease;
 use super::renewer::{LeaseReply, Renewer};
 use super::terms::{LeaseName, Terms};
 use super::wakeups::{Wakeup, Wakeups};
-use crate::flows::backoff::Backoff;
+use crate::backoff::Backoff;
 use crate::stores::chain;
 
 /// While Redis cannot be asked.
