@@ -4,7 +4,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use cachekeeper_config::{Compression, Format};
+use cachekeeper_config::Compression;
 use cachekeeper_engine::compress::{compress, decompress};
 
 /// What a compressed value may grow to, so that a small entry cannot fill the memory.
@@ -29,15 +29,6 @@ pub struct Codec {
 }
 
 impl Codec {
-    /// The codec that reads a dataset's entries.
-    pub(super) fn of(format: &Format, compression: Option<Compression>) -> Self {
-        let format = match format {
-            Format::Json { .. } => ValueFormat::Json,
-            Format::MessagePack { .. } | Format::Raw { .. } => ValueFormat::MessagePack,
-        };
-        Self { format, compression }
-    }
-
     /// The value's bytes.
     ///
     /// # Errors

@@ -155,6 +155,9 @@ impl Core {
 
     /// What is known of a key by the dataset that it belongs to.
     pub fn class_of(&self, key: &str) -> &KeyClass {
+        if self.classes.datasets.is_empty() {
+            return &self.classes.own;
+        }
         let position = self.source.position_of(key);
         let of_dataset = position.and_then(|position| self.classes.datasets.get(position));
         of_dataset.map_or(&self.classes.own, |class| class)

@@ -11,11 +11,11 @@ use super::error::ClientError;
 use super::flight::{Bytes, LoadRequest, LoadedBytes, Loader};
 use super::key_class::KeyClass;
 use super::policy::Policy;
-use super::source::Source;
+use super::source::{Snapshot, Source};
 use cachekeeper_config::Config;
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::epoch::with_current_epoch;
+use cachekeeper_engine::epoch::{self, with_current_epoch};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::load::{Job, Keys, LoadOptions, load};
 use cachekeeper_engine::tokens;
@@ -46,6 +46,15 @@ impl Cache {
     #[must_use]
     pub fn over(context: Context) -> CacheBuilder {
         CacheBuilder::new(Backend::Redis(Box::new(context.redis.clone())), Source::new(context))
+    }
+
+    /// A snapshot of Postgres, for [`super::Loaded::as_of`]: take it before the loader reads.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::NoSource`] without Postgres.
+    pub async fn snapshot(&self) -> Result<Snapshot, ClientError> {
+        let context = self.core.source.context()?;
+        Ok(with_current_epoch(context, || epoch::poll(context)).await?)
     }
 
     /// The dataset of this name.

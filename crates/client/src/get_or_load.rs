@@ -63,6 +63,7 @@ impl<T> Loaded<T> {
     }
 
     /// It was read from Postgres after this snapshot ([`Cache::snapshot`]) was taken: the stamp rule orders it.
+    #[cfg(feature = "postgres")]
     #[must_use]
     pub fn as_of(mut self, snapshot: Snapshot) -> Self {
         self.read_at = Some(snapshot);

@@ -33,6 +33,7 @@ mod builder;
 mod chaos;
 mod codec;
 mod core;
+#[cfg(feature = "postgres")]
 mod dataset;
 mod error;
 mod events;
@@ -44,8 +45,13 @@ mod locks;
 mod policy;
 mod read;
 mod set_many;
+#[cfg(feature = "postgres")]
+mod source;
+#[cfg(not(feature = "postgres"))]
+#[path = "no_source.rs"]
 mod source;
 mod write;
+#[cfg(feature = "postgres")]
 mod write_through;
 
 pub use self::core::Cache;
@@ -54,6 +60,7 @@ pub use breaker::{BreakerSettings, BreakerState};
 pub use builder::CacheBuilder;
 pub use chaos::{Chaos, Fault, Place};
 pub use codec::{Codec, ValueFormat};
+#[cfg(feature = "postgres")]
 pub use dataset::DatasetCache;
 pub use error::{ClientError, LoaderError};
 pub use events::{Events, Heard};
@@ -62,6 +69,8 @@ pub use locks::{LockError, LockGuard, LockOptions, Locks};
 pub use policy::{Lifetime, LoadLockOptions, Policy, Sliding};
 pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
+#[cfg(feature = "postgres")]
 pub use source::Snapshot;
 
+#[cfg(feature = "postgres")]
 pub use cachekeeper_engine::write::{CacheState, Parameter, Parameters, WriteEffects, WriteError, Written};

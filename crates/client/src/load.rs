@@ -16,39 +16,16 @@ use super::backend::Backend;
 use super::breaker::BreakerState;
 use super::core::{Core, check_key};
 use super::error::ClientError;
-use super::flight::{
-    Bytes, FlightLeader, FlightResult, FlightWaiter, Join, LoadLock, LoadRequest, LoadedBytes, Loader,
-};
+use super::flight::{Bytes, FlightLeader, FlightResult, FlightWaiter, Join, LoadLock, LoadRequest, Loader};
 use super::key_class::{KeyClass, LoadOutcome, ReadOutcome};
 use super::policy::{Age, Policy};
-use super::read::Look;
+use super::read::{Look, Obtained};
 use cachekeeper_protocol::counters::InvalidationCounters;
 
-/// What somebody gets for one key.
-#[derive(Debug, Clone)]
-pub(super) struct Obtained {
-    pub found: ReadOutcome,
-    /// It comes from the caller's own loader: loading again would bring the same.
-    pub is_own: bool,
-    pub value: LoadedBytes,
-}
-
-impl Obtained {
-    /// A value that is there; an explicit null is none.
-    fn served(class: &KeyClass, value: Bytes) -> Self {
-        let is_null = *value == *class.codec.null();
-        let found = if is_null { ReadOutcome::Negative } else { ReadOutcome::Hit };
-        Self { found, is_own: false, value: Ok((!is_null).then_some(value)) }
-    }
-
-    fn nothing() -> Self {
-        Self { found: ReadOutcome::Miss, is_own: false, value: Ok(None) }
-    }
-
-    fn stale(value: Bytes) -> Self {
-        Self { found: ReadOutcome::Stale, is_own: false, value: Ok(Some(value)) }
-    }
-}
+/// Waits by position, each with whether it leads.
+type Waiters = Vec<(usize, FlightWaiter, bool)>;
+/// Loads to be carried out, by position.
+type Leaders = Vec<(usize, FlightLeader)>;
 
 impl Core {
     /// The value of one key. `request` makes the request and its loader where the cache alone does not do.
@@ -160,7 +137,7 @@ impl Core {
         request: &LoadRequest,
         positions: &[usize],
         fence: Option<&InvalidationCounters>,
-    ) -> (Vec<(usize, FlightWaiter, bool)>, Vec<(usize, FlightLeader)>) {
+    ) -> (Waiters, Leaders) {
         let (mut waiters, mut leaders) = (Vec::with_capacity(positions.len()), Vec::new());
         for at in positions.iter().copied() {
             let Some(key) = request.keys.get(at) else { continue };
@@ -205,7 +182,7 @@ impl Core {
         self: &Arc<Self>,
         request: &LoadRequest,
         loader: &Loader,
-        leaders: Vec<(usize, FlightLeader)>,
+        leaders: Leaders,
         fence: Option<InvalidationCounters>,
         is_refresh: bool,
     ) {
@@ -274,7 +251,7 @@ impl Caller<'_> {
     }
 
     /// Waits for loads, each as long as the policy allows; answers which must be tried again.
-    async fn wait(&mut self, waiters: Vec<(usize, FlightWaiter, bool)>, missed: ReadOutcome) -> Vec<usize> {
+    async fn wait(&mut self, waiters: Waiters, missed: ReadOutcome) -> Vec<usize> {
         let policy = Arc::clone(&self.request.policy);
         let ended = join_all(waiters.into_iter().map(async |(at, mut waiter, leads)| {
             // An old value can be had at once: for it nobody waits longer than this.
@@ -325,7 +302,7 @@ struct LoadTask {
     core: Arc<Core>,
     request: LoadRequest,
     loader: Loader,
-    leaders: Vec<(usize, FlightLeader)>,
+    leaders: Leaders,
     is_refresh: bool,
 }
 

@@ -8,7 +8,7 @@ use tracing::{Instrument, debug};
 
 use super::core::{Cache, Core, check_key};
 use super::error::ClientError;
-use super::flight::Bytes;
+use super::flight::{Bytes, LoadedBytes};
 use super::key_class::{KeyClass, ReadOutcome};
 use super::policy::{Age, Policy, Sliding};
 use cachekeeper_engine::stores::redis::{CacheError, ValueAndLife};
@@ -161,6 +161,32 @@ pub(super) enum Look {
     Found(Bytes, Age),
     Missing,
     Unavailable,
+}
+
+/// What somebody gets for one key.
+#[derive(Debug, Clone)]
+pub(super) struct Obtained {
+    pub found: ReadOutcome,
+    /// It comes from the caller's own loader: loading again would bring the same.
+    pub is_own: bool,
+    pub value: LoadedBytes,
+}
+
+impl Obtained {
+    /// A value that is there; an explicit null is none.
+    pub fn served(class: &KeyClass, value: Bytes) -> Self {
+        let is_null = *value == *class.codec.null();
+        let found = if is_null { ReadOutcome::Negative } else { ReadOutcome::Hit };
+        Self { found, is_own: false, value: Ok((!is_null).then_some(value)) }
+    }
+
+    pub fn nothing() -> Self {
+        Self { found: ReadOutcome::Miss, is_own: false, value: Ok(None) }
+    }
+
+    pub fn stale(value: Bytes) -> Self {
+        Self { found: ReadOutcome::Stale, is_own: false, value: Ok(Some(value)) }
+    }
 }
 
 /// A remaining lifetime that nobody asked for.

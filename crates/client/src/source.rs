@@ -1,11 +1,11 @@
-//! Postgres and the datasets behind a cache. All else in the library that needs them stands in `dataset.rs` and
-//! `write_through.rs`, so that a cache over Redis alone needs none of it.
+//! Postgres and the datasets behind a cache. All else in the library that needs them is in `dataset.rs` and
+//! `write_through.rs`; without the feature `postgres`, `no_source.rs` takes the place of this.
 
 use std::sync::Arc;
 
-use super::codec::Codec;
-use super::core::Cache;
+use super::codec::{Codec, ValueFormat};
 use super::error::ClientError;
+use cachekeeper_config::Format;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::epoch::{self, with_current_epoch};
 use cachekeeper_engine::error::EngineError;
@@ -23,7 +23,7 @@ pub(super) struct Source {
     context: Option<Context>,
 }
 
-/// A snapshot of the database, see [`Cache::snapshot`].
+/// A snapshot of the database, see [`super::Cache::snapshot`].
 pub type Snapshot = Poll;
 
 /// Why entries of datasets were not invalidated under a stamp.
@@ -77,8 +77,11 @@ impl Source {
     pub fn codecs(&self) -> impl Iterator<Item = (String, Codec)> {
         let datasets = self.context.iter().flat_map(|context| context.catalog.iter());
         datasets.map(|dataset| {
-            let settings = &dataset.settings;
-            (dataset.name().to_owned(), Codec::of(&settings.format, settings.compression))
+            let format = match dataset.settings.format {
+                Format::Json { .. } => ValueFormat::Json,
+                Format::MessagePack { .. } | Format::Raw { .. } => ValueFormat::MessagePack,
+            };
+            (dataset.name().to_owned(), Codec { format, compression: dataset.settings.compression })
         })
     }
 
@@ -134,21 +137,9 @@ impl Source {
     ) -> Result<Vec<usize>, ClientError> {
         let context = self.context()?;
         let current = epoch::current(context).await?;
-        let precondition =
-            Precondition { epoch: &current, incarnation: &read_at.incarnation, dataset: "", revision: "" };
+        let precondition = Precondition::of_epoch(&current, &read_at.incarnation);
         let stamp = Some((precondition, read_at.snapshot.stamp()));
         let answer = context.redis.fill(batch, CounterRule::Unchanged(fence), stamp).await?;
         Ok(context.checked(None, answer)?)
-    }
-}
-
-impl Cache {
-    /// A snapshot of Postgres, for [`super::Loaded::as_of`]: take it before the loader reads.
-    ///
-    /// # Errors
-    /// [`ClientError`]; [`ClientError::NoSource`] without Postgres.
-    pub async fn snapshot(&self) -> Result<Snapshot, ClientError> {
-        let context = self.core.source.context()?;
-        Ok(with_current_epoch(context, || epoch::poll(context)).await?)
     }
 }

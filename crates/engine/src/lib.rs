@@ -4,28 +4,48 @@
 //! on them. Nothing here decides *when* something is done: the worker's tasks and the library's callers do. Start
 //! reading in [`load`], which everything that fills Redis ends in, or in [`change_feed`].
 
+#[cfg(feature = "postgres")]
 pub mod audit;
+#[cfg(feature = "postgres")]
 pub mod backfill;
 pub mod backoff;
+#[cfg(feature = "postgres")]
 pub mod catalog;
+#[cfg(feature = "postgres")]
 pub mod change_feed;
+#[cfg(feature = "postgres")]
 pub mod commands;
 pub mod compress;
+#[cfg(feature = "postgres")]
 pub mod context;
+#[cfg(feature = "postgres")]
 pub mod coverage;
+#[cfg(feature = "postgres")]
 pub mod dead_letters;
+#[cfg(feature = "postgres")]
 pub mod encode;
+#[cfg(feature = "postgres")]
 pub mod epoch;
+#[cfg(feature = "postgres")]
 pub mod error;
+#[cfg(feature = "postgres")]
 pub mod events;
+#[cfg(feature = "postgres")]
 pub mod failpoint;
+#[cfg(feature = "postgres")]
 pub mod invalidate;
 pub mod lease;
+#[cfg(feature = "postgres")]
 pub mod load;
 pub mod metrics;
+#[cfg(feature = "postgres")]
 pub mod refresh;
+#[cfg(feature = "postgres")]
 pub mod revalidation;
 pub mod stores;
+#[cfg(feature = "postgres")]
 pub mod tokens;
+#[cfg(feature = "postgres")]
 mod watermark_watch;
+#[cfg(feature = "postgres")]
 pub mod write;

@@ -1,6 +1,7 @@
 //! Every SQL statement and every Redis command, one function each.
 
 pub mod memory;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod redis;
 

@@ -11,7 +11,7 @@ use super::renewer::{LeaseReply, Renewer};
 use super::terms::{LeaseName, Terms};
 use super::wakeups::{Wakeup, Wakeups};
 use crate::backoff::Backoff;
-use crate::error::chain;
+use crate::stores::chain;
 
 /// While Redis cannot be asked.
 const RETRY_MIN: Duration = Duration::from_millis(100);

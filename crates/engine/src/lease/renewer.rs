@@ -12,8 +12,8 @@ use super::guard::Lease;
 use super::held::HeldLock;
 use super::table::{BATCH, Renewals, Run, Shared};
 use super::terms::Terms;
-use crate::error::chain;
 use crate::metrics::Metrics;
+use crate::stores::chain;
 use crate::stores::redis::{CacheError, LeaseAttempt, LeaseGrant, Redis};
 
 /// Renews the locks of a process, a hundred in one script. Cheap to clone.

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::held::HeldLock;
-use crate::error::chain;
 use crate::metrics::Metrics;
+use crate::stores::chain;
 use crate::stores::redis::{CacheError, LeaseGrant, Redis};
 
 /// Locks of one script.

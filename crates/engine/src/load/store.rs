@@ -1,20 +1,163 @@
-//! What one load has read is stored under its stamp; what was refused, failed or is absent is told apart.
+//! What is asked of a load, and what becomes of its entries: they are stored under its stamp; what was refused, failed or is
+//! absent is told apart.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tracing::{debug, warn};
 
-use super::{Cause, Job, Keys, LoadOptions, LoadReport, LoadedValues, Storing};
 use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::encode::Failure;
 use crate::epoch;
 use crate::error::{EngineError, chain};
 use crate::metrics::ByDatasetCause;
-use crate::stores::postgres::Poll;
+use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::StoreMode;
 use cachekeeper_config::Format;
 use cachekeeper_protocol::entry::EntryBatch;
+
+/// Failures that a report keeps.
+const FAILURES_MAX: usize = 1_000;
+
+/// Keys of one dataset, each with the values of its placeholders.
+pub type Keys = Vec<(String, KeyValues)>;
+
+/// Why entries are loaded, and so what to do where they cannot be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The source changed: an entry that cannot be stored must go.
+    Change,
+    /// A pending revalidation: likewise.
+    Revalidation,
+    /// Ahead of expiry: a valid entry may stay.
+    Refresh,
+    /// An application missed it.
+    Miss,
+    /// A backfill, or a command.
+    Backfill,
+}
+
+impl Cause {
+    /// The value of the label `cause` in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Change => "change",
+            Self::Revalidation => "revalidation",
+            Self::Refresh => "refresh",
+            Self::Miss => "miss",
+            Self::Backfill => "backfill",
+        }
+    }
+
+    /// Whether the old value may not stay when the new one cannot be stored.
+    pub(super) fn must_go(self) -> bool {
+        matches!(self, Self::Change | Self::Revalidation)
+    }
+}
+
+/// What is done with the loaded values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storing {
+    /// Nothing: the caller wants to know them.
+    Never,
+    /// They are stored if nothing speaks against it. The caller is a reader, who gets what was read at its own time (R5);
+    /// whatever forbids the store is somebody else's to see to.
+    IfAllowed,
+    /// Every key is seen through: one that is refused is loaded again, and one that cannot be stored is deleted where its
+    /// old value may not stay (R10).
+    Always,
+}
+
+/// How loads differ.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Why.
+    pub cause: Cause,
+    /// What is done with the values.
+    pub storing: Storing,
+    /// Whether the report holds the values.
+    pub keeps_values: bool,
+}
+
+impl LoadOptions {
+    /// Sees every key through, and forgets the values.
+    #[must_use]
+    pub fn because(cause: Cause) -> Self {
+        Self { cause, storing: Storing::Always, keeps_values: false }
+    }
+
+    /// For somebody who wants the values themselves.
+    #[must_use]
+    pub fn for_reader(may_store: bool) -> Self {
+        let storing = if may_store { Storing::IfAllowed } else { Storing::Never };
+        Self { cause: Cause::Miss, storing, keeps_values: true }
+    }
+}
+
+/// A counted job: how many of its scripts have run (R9).
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its name in the metadata; empty: it makes no claim in the end, so nothing is counted.
+    pub id: String,
+    /// How many scripts ran.
+    pub count: u64,
+}
+
+impl Job {
+    /// A job that claims nothing.
+    #[must_use]
+    pub fn uncounted() -> Self {
+        Self { id: String::new(), count: 0 }
+    }
+
+    /// A new counted job.
+    #[must_use]
+    pub fn new(kind: &str) -> Self {
+        Self { id: format!("{kind}-{:016x}", rand::random::<u64>()), count: 0 }
+    }
+}
+
+/// What became of the entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Stored.
+    pub stored: u64,
+    /// Deleted, because their rows are gone.
+    pub gone: u64,
+    /// Deleted, because they could not be stored.
+    pub invalidated: u64,
+    /// Left as they were.
+    pub left: u64,
+    /// Rows without an entry.
+    pub failures: Vec<Failure>,
+    /// What was read, where [`LoadOptions::keeps_values`] asks for it.
+    pub loaded: LoadedValues,
+}
+
+/// What a load has read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadedValues {
+    /// The values by key, as the last load of each has them; none: no row. A key that failed is missing.
+    pub by_key: HashMap<String, Option<Vec<u8>>>,
+    /// When the first of them was read.
+    pub poll: Option<Poll>,
+}
+
+impl LoadReport {
+    /// Adds up.
+    pub fn add(&mut self, other: Self) {
+        self.stored += other.stored;
+        self.gone += other.gone;
+        self.invalidated += other.invalidated;
+        self.left += other.left;
+        // Bounded: a dataset in which every row fails must not fill the memory with complaints.
+        let room = FAILURES_MAX.saturating_sub(self.failures.len());
+        self.failures.extend(other.failures.into_iter().take(room));
+        self.loaded.by_key.extend(other.loaded.by_key);
+        self.loaded.poll = self.loaded.poll.take().or(other.loaded.poll);
+    }
+}
 
 /// The entries of one load on their way to Redis.
 pub(crate) struct BatchOfLoad<'a> {
