@@ -55,36 +55,61 @@ impl Since {
 /// Datasets of which a backfill is wanted. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct WantedBackfills {
-    wanted: Arc<Mutex<BTreeMap<String, Since>>>,
+    state: Arc<Mutex<Backfills>>,
     /// Wakes the warmer.
     pub wake: Wake,
+}
+
+#[derive(Debug, Default)]
+struct Backfills {
+    wanted: BTreeMap<String, Since>,
+    /// The one that runs, and what it is to do for. A wish that comes meanwhile is another one.
+    running: Option<(String, Since)>,
 }
 
 impl WantedBackfills {
     /// Wants one that begins after this moment, wherever it runs.
     pub fn want(&self, dataset: &str, since: Since) {
-        let mut wanted = self.lock();
-        let known = wanted.entry(dataset.to_owned()).or_insert(since);
-        *known = known.and(since);
+        self.lock().want(dataset.to_owned(), since);
         self.wake.now();
     }
 
-    /// All that are wanted.
+    /// All datasets of which one is wanted, but for what runs.
     #[must_use]
-    pub fn all(&self) -> BTreeMap<String, Since> {
-        self.lock().clone()
+    pub fn datasets(&self) -> Vec<String> {
+        self.lock().wanted.keys().cloned().collect()
     }
 
-    /// One that began after this moment has been done. If a later one was wanted meanwhile, it still is.
-    pub fn done(&self, dataset: &str, since: Since) {
-        let mut wanted = self.lock();
-        if wanted.get(dataset) == Some(&since) {
-            wanted.remove(dataset);
+    /// One begins that is to do for all wishes so far; answers after which moment that has to be. None: none is wanted.
+    #[must_use]
+    pub fn begin(&self, dataset: &str) -> Option<Since> {
+        let mut state = self.lock();
+        state.running = state.wanted.remove_entry(dataset);
+        state.running.as_ref().map(|(_, since)| *since)
+    }
+
+    /// What ran is done.
+    pub fn done(&self) {
+        self.lock().running = None;
+    }
+
+    /// What ran is not done: it is wanted again. Also where its task was killed.
+    pub fn put_back(&self) {
+        let mut state = self.lock();
+        if let Some((dataset, since)) = state.running.take() {
+            state.want(dataset, since);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Since>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Backfills> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backfills {
+    fn want(&mut self, dataset: String, since: Since) {
+        let known = self.wanted.entry(dataset).or_insert(since);
+        *known = known.and(since);
     }
 }
 
@@ -130,26 +155,37 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wish_for_less_does_not_replace_one_for_more() {
         let wanted = WantedBackfills::default();
-        let newer = Since::redis(2_000);
-        wanted.want("product", newer);
+        let since = |wanted: &WantedBackfills| {
+            let since = wanted.begin("product").unwrap().by_redis(9_000);
+            wanted.put_back();
+            since
+        };
+        wanted.want("product", Since::redis(2_000));
         wanted.want("product", Since::redis(1_000));
-        assert_eq!(wanted.all()["product"].by_redis(9_000), 2_000);
+        assert_eq!(since(&wanted), 2_000);
         // A wish by this process's clock counts as of its moment by Redis's.
         wanted.want("product", Since::now());
         tokio::time::advance(Duration::from_millis(1_100)).await;
-        assert_eq!(wanted.all()["product"].by_redis(9_000), 8_000);
+        assert_eq!(since(&wanted), 8_000);
         wanted.want("product", Since::redis(8_500));
-        assert_eq!(wanted.all()["product"].by_redis(9_000), 8_500);
+        assert_eq!(since(&wanted), 8_500);
     }
 
     #[test]
-    fn a_backfill_that_is_done_is_wanted_no_more_unless_a_later_one_is() {
+    fn what_runs_is_not_wanted_unless_it_is_wanted_again_or_put_back() {
         let wanted = WantedBackfills::default();
-        wanted.want("product", Since::redis(1_000));
-        let begun = wanted.all()["product"];
         wanted.want("product", Since::redis(2_000));
-        wanted.done("product", begun);
-        wanted.done("product", wanted.all()["product"]);
-        assert_eq!(wanted.all(), BTreeMap::new());
+        assert_eq!(wanted.begin("product"), Some(Since::redis(2_000)));
+        assert_eq!(wanted.datasets(), Vec::<String>::new());
+        // The later wish stands by itself: the one that runs may do for it.
+        wanted.want("product", Since::redis(1_000));
+        wanted.done();
+        assert_eq!(wanted.begin("product"), Some(Since::redis(1_000)));
+        wanted.put_back();
+        assert_eq!(wanted.datasets(), ["product"]);
+        assert_eq!(wanted.begin("product"), Some(Since::redis(1_000)));
+        wanted.done();
+        wanted.put_back();
+        assert_eq!(wanted.begin("product"), None);
     }
 }

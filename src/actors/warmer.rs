@@ -82,7 +82,6 @@ struct Plan {
 
 struct Running {
     dataset: String,
-    since: Since,
     work: Background<BackfillEnd>,
 }
 
@@ -98,6 +97,8 @@ enum BackfillEnd {
 
 impl Plan {
     fn start(&mut self) {
+        // What a former run of this task did not come to the end of.
+        self.context.backfills.put_back();
         let now = Utc::now();
         let not_warmed = self.context.health.facts().not_warmed;
         for dataset in self.context.engine.catalog.iter() {
@@ -119,20 +120,18 @@ impl Plan {
         if !self.is_listening() {
             return now + WAIT_FOR_LISTENER;
         }
-        let mut wanted = self.context.backfills.all();
+        let backfills = &self.context.backfills;
         if self.running.is_none() {
-            let due = wanted.keys().filter(|name| self.not_before.get(*name).is_none_or(|at| *at <= now));
+            let wanted = backfills.datasets();
+            let due = wanted.iter().filter(|name| self.not_before.get(*name).is_none_or(|at| *at <= now));
             // What has waited longest comes first.
-            let first = due.min_by_key(|name| self.not_before.get(*name)).cloned();
-            if let Some((name, since)) = first.and_then(|name| wanted.remove_entry(&name)) {
-                self.begin(name, since);
+            if let Some(name) = due.min_by_key(|name| self.not_before.get(*name)) {
+                self.running = self.begin(name);
             }
         }
         // While one runs its end wakes this task, so what waits for it needs no timer.
-        let next_wanted = match &self.running {
-            Some(_) => None,
-            None => wanted.keys().map(|name| self.not_before.get(name).copied().unwrap_or(now)).min(),
-        };
+        let waiting = if self.running.is_some() { Vec::new() } else { backfills.datasets() };
+        let next_wanted = waiting.iter().map(|name| self.not_before.get(name).copied().unwrap_or(now)).min();
         let next_fire =
             self.fires.values().map(|fire| now + (*fire - Utc::now()).to_std().unwrap_or_default()).min();
         let next = next_wanted.into_iter().chain(next_fire).min().unwrap_or(now + LOOK_EVERY);
@@ -160,14 +159,12 @@ impl Plan {
         }
     }
 
-    fn begin(&mut self, name: String, since: Since) {
-        let Some(dataset) = self.context.engine.catalog.get(&name).cloned() else {
-            self.context.backfills.done(&name, since);
-            return;
-        };
+    fn begin(&self, name: &str) -> Option<Running> {
+        let since = self.context.backfills.begin(name)?;
+        let dataset = self.context.engine.catalog.get(name)?.clone();
         let context = self.context.clone();
         let work = Background::spawn(async move { run_backfill(&context, &dataset, since).await });
-        self.running = Some(Running { dataset: name, since, work });
+        Some(Running { dataset: name.to_owned(), work })
     }
 
     /// The end of the backfill that runs, if one does; none: it panicked.
@@ -179,26 +176,26 @@ impl Plan {
     }
 
     fn on_ended(&mut self, end: Option<BackfillEnd>) {
-        let Some(Running { dataset: name, since, .. }) = self.running.take() else { return };
+        let Some(Running { dataset: name, .. }) = self.running.take() else { return };
         let metrics = &self.context.engine.metrics;
         let count = |outcome| metrics.backfills.get_or_create(&ByDatasetOutcome::new(&name, outcome)).inc();
         match end {
             Some(BackfillEnd::Ran(Ok(report), took)) => {
                 count("ok");
                 note(&self.context.engine, &name, &report, took);
-                self.is_done(&name, since);
+                self.is_done(&name);
             }
             Some(BackfillEnd::DoneElsewhere) => {
                 count("elsewhere");
                 info!(dataset = name, "a backfill has been done since it was wanted");
-                self.is_done(&name, since);
+                self.is_done(&name);
             }
             Some(BackfillEnd::Elsewhere(left)) => {
                 self.try_after(&name, left.clamp(RETRY_MIN, LOOK_AT_OTHERS))
             }
             Some(BackfillEnd::Ran(Err(error), _)) => {
                 count("failed");
-                self.on_failed(&name, since, &error);
+                self.on_failed(&name, &error);
             }
             None => {
                 count("panicked");
@@ -208,8 +205,8 @@ impl Plan {
         }
     }
 
-    fn is_done(&mut self, name: &str, since: Since) {
-        self.context.backfills.done(name, since);
+    fn is_done(&mut self, name: &str) {
+        self.context.backfills.done();
         self.not_before.remove(name);
         self.retries.remove(name);
         self.context.health.update(|facts| {
@@ -219,10 +216,11 @@ impl Plan {
     }
 
     fn try_after(&mut self, name: &str, pause: Duration) {
+        self.context.backfills.put_back();
         self.not_before.insert(name.to_owned(), Instant::now() + pause);
     }
 
-    fn on_failed(&mut self, name: &str, since: Since, error: &EngineError) {
+    fn on_failed(&mut self, name: &str, error: &EngineError) {
         let is_broken = matches!(error, EngineError::Superseded { .. } | EngineError::Dataset { .. });
         if is_broken {
             let text = error.to_string();
@@ -230,7 +228,7 @@ impl Plan {
         }
         match error {
             // A newer process takes care of it.
-            EngineError::Superseded { .. } => return self.context.backfills.done(name, since),
+            EngineError::Superseded { .. } => return self.context.backfills.done(),
             EngineError::RedisRolledBack => self.context.epoch_keeper.now(),
             EngineError::Dataset { .. }
             | EngineError::Source(_)

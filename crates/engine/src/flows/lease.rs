@@ -9,13 +9,15 @@
 //! - [`Elector`]: how a worker gets to lead, and waits for it.
 
 mod elector;
+mod guard;
 mod held;
 mod renewer;
+mod table;
 mod terms;
 mod wakeups;
 
 pub use elector::Elector;
-pub use held::Lease;
+pub use guard::Lease;
 pub use renewer::{LeaseReply, Renewer};
 pub use terms::{LeaseName, Terms};
 pub use wakeups::{Wakeup, Wakeups};

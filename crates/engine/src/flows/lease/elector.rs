@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::held::Lease;
+use super::guard::Lease;
 use super::renewer::{LeaseReply, Renewer};
 use super::terms::{LeaseName, Terms};
-use super::wakeups::Wakeups;
+use super::wakeups::{Wakeup, Wakeups};
 use crate::flows::backoff::Backoff;
 use crate::flows::error::chain;
 
@@ -54,7 +54,7 @@ impl Elector {
         // Who listens first and looks then misses no release.
         let mut wakeup = None;
         loop {
-            let heard = wakeup.as_ref().map_or(0, super::Wakeup::begin);
+            let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
             match self.try_lead(lease).await {
                 LeaseReply::Granted(lease) => return lease,
                 LeaseReply::Held { left, .. } => {

@@ -1,0 +1,88 @@
+//! What the holder of locks has in its hand.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::table::Shared;
+use crate::flows::error::chain;
+use crate::stores::redis::{CacheError, LeaseGrant};
+
+/// One or more locks under one token. Dropped, they are given back in the background, also where the task that holds them
+/// is killed or panics; [`Self::release`] tells how it went.
+#[derive(Debug)]
+pub struct Lease {
+    pub(super) shared: Arc<Shared>,
+    /// Its number in the table of the renewer.
+    pub(super) number: u64,
+    pub(super) grants: Vec<LeaseGrant>,
+    pub(super) lost: CancellationToken,
+}
+
+impl Lease {
+    /// The fencing token: larger than that of every holder before.
+    #[must_use]
+    pub fn token(&self) -> u64 {
+        self.grants.first().map_or(0, |grant| grant.token)
+    }
+
+    /// The names of the locks.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.grants.iter().map(|grant| grant.name.as_str())
+    }
+
+    /// Cancelled when the lease may be lost, at a moment that is early rather than late.
+    #[must_use]
+    pub fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+
+    /// Has permits dropped with the lease: when Redis has heard of its release, or when it is lost.
+    pub fn keep_until_end(&self, permits: Vec<OwnedSemaphorePermit>) {
+        if let Some(held) = self.shared.table().held.get_mut(&self.number) {
+            held.permits = permits;
+        }
+    }
+
+    /// Gives the lease back; false: it was not ours any more. A caller who leaves before the answer releases all the same.
+    ///
+    /// # Errors
+    /// [`CacheError`]: it ends by its lifetime.
+    pub async fn release(mut self) -> Result<bool, CacheError> {
+        let released = match self.begin_release() {
+            Some(task) => task.await.ok(),
+            None => None,
+        };
+        // Without a runtime, or with one that ends, nothing was sent.
+        released.unwrap_or_else(|| Err(CacheError::timed_out("release a lock")))
+    }
+
+    fn begin_release(&mut self) -> Option<JoinHandle<Result<bool, CacheError>>> {
+        // From here on it is not renewed: a renewal that is under way finds nothing, and nothing is wrong.
+        let held = self.shared.table().held.remove(&self.number);
+        let grants = std::mem::take(&mut self.grants);
+        if grants.is_empty() {
+            return None;
+        }
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        let (shared, under_way) = (Arc::clone(&self.shared), self.shared.begin_release());
+        Some(runtime.spawn(async move {
+            let released = shared.release(&grants).await;
+            if let Err(error) = &released {
+                debug!(error = %chain(error), "a lock was not released, it ends by itself");
+            }
+            // Only now may others of this process try.
+            drop((held, under_way));
+            Ok(released? == grants.len() as u64)
+        }))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.begin_release());
+    }
+}
