@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::revalidation;
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::coverage;
+use cachekeeper_engine::revalidation;
 use cachekeeper_engine::stores::postgres::FeedReader;
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_testkit::servers::{Postgres, Redis};

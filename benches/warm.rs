@@ -16,9 +16,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::invalidate;
 use cachekeeper_protocol::event::Op;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 use redis::AsyncCommands;

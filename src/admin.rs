@@ -11,9 +11,9 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::actors::health::Health;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::chain;
-use cachekeeper_engine::flows::fresh::{self, WaitError};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::chain;
+use cachekeeper_engine::tokens::{self, WaitError};
 use cachekeeper_protocol::token::Token;
 use cachekeeper_protocol::units::parse_duration;
 
@@ -84,7 +84,7 @@ async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> 
         return refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"));
     }
     let found = match &token {
-        Some(token) => fresh::wait(&shared.context, token, asked.dataset.as_deref(), wait).await,
+        Some(token) => tokens::wait(&shared.context, token, asked.dataset.as_deref(), wait).await,
         None => {
             let watermark = shared.context.redis.watermark().await;
             watermark.map(|watermark| (watermark, false)).map_err(|error| WaitError::Flow(error.into()))

@@ -12,8 +12,8 @@ use crate::actors::health::Health;
 use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
 use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.

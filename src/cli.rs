@@ -21,8 +21,8 @@ use clap::{Parser, Subcommand};
 use crate::demo::Ending;
 use cachekeeper_config::diagnostic::{Diagnostic, did_you_mean, render};
 use cachekeeper_config::{Config, check as config_check};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Refusal;
 pub use output::Exit;
@@ -134,8 +134,8 @@ pub async fn main(
             return if is_mistake { Exit::Usage } else { Exit::Ok };
         }
     };
-    if let Some(points) = environment.get(cachekeeper_engine::flows::failpoint::VARIABLE) {
-        cachekeeper_engine::flows::failpoint::arm(points);
+    if let Some(points) = environment.get(cachekeeper_engine::failpoint::VARIABLE) {
+        cachekeeper_engine::failpoint::arm(points);
     }
     let out = output::Output { json: arguments.json };
     let result = match arguments.verb {
@@ -234,7 +234,7 @@ fn choose<'a>(
     context: &'a Context,
     names: &[String],
     out: &output::Output,
-) -> Result<Vec<&'a std::sync::Arc<cachekeeper_engine::flows::catalog::Dataset>>, Exit> {
+) -> Result<Vec<&'a std::sync::Arc<cachekeeper_engine::catalog::Dataset>>, Exit> {
     let mut chosen = Vec::new();
     for name in names {
         let Some(dataset) = context.catalog.get(name) else {

@@ -19,8 +19,8 @@ use crate::actors::TASKS;
 use crate::app::Worker;
 use crate::supervisor::SupervisorMessage;
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::epoch::with_current_epoch;
+use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_engine::epoch::with_current_epoch;
 use cachekeeper_protocol::units::parse_duration;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 
@@ -106,7 +106,7 @@ impl Stage {
             .map_err(|problems| anyhow::anyhow!("{}", cachekeeper_config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
         let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
-        cachekeeper_engine::flows::context::Context::new(&config)?.postgres.migrate().await?;
+        cachekeeper_engine::context::Context::new(&config)?.postgres.migrate().await?;
         view.say("starting the worker: five datasets, see config/demo.toml\n");
         let worker = Worker::start(config).await?;
         Ok(Self { postgres, redis, worker, shoppers, happened: Vec::new(), next_fault: 0 })

@@ -162,7 +162,7 @@ impl Schedule {
         let after = after.and_utc();
         let next = |schedule: &cron::Schedule| schedule.after(&after).next();
         let next = self.alternatives.iter().filter_map(next).min()?;
-        debug_assert!(after < next, "the crate went back from {after} to {next}");
+        debug_assert!(after < next, "the crate moved from {after} back to {next}");
         Some(next.naive_utc())
     }
 }

@@ -44,7 +44,7 @@ async fn main() -> anyhow::Result<()> {
     let pool = PgPoolOptions::new().max_connections(8).connect(&private.postgres).await?;
     sqlx::raw_sql(app::SCHEMA).execute(&pool).await?;
     let cache = Cache::open(&config)?.build();
-    cachekeeper_engine::flows::context::Context::new(&config)?.postgres.migrate().await?;
+    cachekeeper_engine::context::Context::new(&config)?.postgres.migrate().await?;
     let worker = Worker::start(config).await?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
     println!("the shop listens on http://{}, Ctrl-C ends it", listener.local_addr()?);

@@ -9,10 +9,10 @@ use tracing::{debug, error, info};
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
-use cachekeeper_engine::flows::compare::{Comparison, Extent, compare, fix};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::lease::LeaseName;
+use cachekeeper_engine::audit::{Comparison, Extent, compare, fix};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::lease::LeaseName;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
 /// Between two rounds, and before the first: a worker that starts has better things to do.

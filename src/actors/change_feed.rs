@@ -15,13 +15,13 @@ use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::FeedNeed;
-use cachekeeper_engine::flows::backoff::Backoff;
-use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::coverage::Coverage;
-use cachekeeper_engine::flows::epoch;
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::lease::{Lease, LeaseName};
+use cachekeeper_engine::backoff::Backoff;
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::coverage;
+use cachekeeper_engine::coverage::Coverage;
+use cachekeeper_engine::epoch;
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 
 /// How often a worker that does not lead looks at the one who does.

@@ -12,10 +12,10 @@ use super::context::TaskContext;
 use super::health::Health;
 use super::task::Task;
 use super::wake::Wake;
-use cachekeeper_engine::flows::backoff::Backoff;
-use cachekeeper_engine::flows::commands::{CommandConsumer, CommandError};
-use cachekeeper_engine::flows::error::chain;
-use cachekeeper_engine::flows::lease::LeaseName;
+use cachekeeper_engine::backoff::Backoff;
+use cachekeeper_engine::commands::{CommandConsumer, CommandError};
+use cachekeeper_engine::error::chain;
+use cachekeeper_engine::lease::LeaseName;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);

@@ -8,8 +8,8 @@ use super::inbox::{MissedKeys, Since, WantedBackfills};
 use super::seen_events::SeenEvents;
 use super::wake::Wake;
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::lease::{Elector, Renewer, Wakeups, unique_owner};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::lease::{Elector, Renewer, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, BySource};
 use cachekeeper_protocol::event::Event;
 

@@ -18,12 +18,12 @@ use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::Scope;
-use cachekeeper_engine::flows::epoch::{self, EpochState};
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::lease::{Lease, LeaseName, LeaseReply};
-use cachekeeper_engine::flows::{load::LoadReport, revalidation};
+use cachekeeper_engine::epoch::{self, EpochState};
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 use cachekeeper_engine::stores::redis::{Epoch, PendingRevalidation};
+use cachekeeper_engine::{load::LoadReport, revalidation};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a revalidation: there may be another one.

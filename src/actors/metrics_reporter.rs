@@ -10,8 +10,8 @@ use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
 use crate::admin;
-use cachekeeper_engine::flows::backoff::every;
-use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::backoff::every;
+use cachekeeper_engine::error::chain;
 
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);

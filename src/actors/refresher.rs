@@ -12,9 +12,9 @@ use super::clock::now_ms;
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::refresh::{Outage, RefreshReport, RefreshScan, fill_missed};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::refresh::{Outage, RefreshReport, RefreshScan, fill_missed};
 
 const SCAN_EVERY_MIN: Duration = Duration::from_millis(500);
 const SCAN_EVERY_MAX: Duration = Duration::from_secs(300);

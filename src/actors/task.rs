@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::context::TaskContext;
 use super::wake::Wake;
-use cachekeeper_engine::flows::lease::LeaseName;
+use cachekeeper_engine::lease::LeaseName;
 
 /// Work that goes on for as long as the worker does.
 pub trait Task: 'static {

@@ -1,10 +1,10 @@
 //! `cachekeeper audit`
 
 use super::output::{Exit, Output};
-use cachekeeper_engine::flows::compare::{Extent, compare, fix};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::epoch::with_current_epoch;
-use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::audit::{Extent, compare, fix};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::epoch::with_current_epoch;
+use cachekeeper_engine::error::EngineError;
 
 /// Compares Redis with Postgres.
 pub async fn audit(

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::output::{Exit, Output};
 use cachekeeper_config::Format;
 use cachekeeper_engine::compress::decompress;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::units::show_duration;
 

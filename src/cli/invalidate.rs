@@ -5,13 +5,13 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::epoch::{self, with_current_epoch};
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::invalidate;
-use cachekeeper_engine::flows::load::LoadReport;
-use cachekeeper_engine::flows::revalidation;
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::epoch::{self, with_current_epoch};
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::invalidate;
+use cachekeeper_engine::load::LoadReport;
+use cachekeeper_engine::revalidation;
 use cachekeeper_engine::stores::redis::PendingRevalidation;
 use cachekeeper_protocol::event::Op;
 
@@ -83,7 +83,7 @@ pub async fn invalidate(
 /// Every entry of a dataset: those in Redis are looked at again, then what is missing is filled.
 async fn whole(
     context: &Context,
-    dataset: &cachekeeper_engine::flows::catalog::Dataset,
+    dataset: &cachekeeper_engine::catalog::Dataset,
     op: Option<Op>,
 ) -> Result<LoadReport, EngineError> {
     let order = epoch::ensure(context, "").await?;

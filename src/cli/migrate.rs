@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::output::{Exit, Output};
 use cachekeeper_config::FeedNeed;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::coverage::Coverage;
-use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::coverage;
+use cachekeeper_engine::coverage::Coverage;
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::Postgres;
 
 const ATTEMPTS: usize = 10;

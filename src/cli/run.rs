@@ -7,7 +7,7 @@ use super::output::{Exit, Output};
 use crate::app::{StartError, Worker};
 use crate::supervisor::Outcome;
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::error::chain;
+use cachekeeper_engine::error::chain;
 
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::output::{Exit, Output};
 use super::writes::look;
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
 
 /// Shows what stands in both servers. Nothing is changed.
 pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{Exit, Output};
-use cachekeeper_engine::flows::backfill::{BackfillOptions, Progress, backfill};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::epoch::with_current_epoch;
-use cachekeeper_engine::flows::error::{EngineError, chain};
+use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::epoch::with_current_epoch;
+use cachekeeper_engine::error::{EngineError, chain};
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(

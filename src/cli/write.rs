@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use super::get::shown;
 use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::did_you_mean;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::{EngineError, chain};
-use cachekeeper_engine::flows::write::{
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::stores::postgres::write::WriteStatement;
+use cachekeeper_engine::write::{
     CacheState, Parameter, Parameters, WriteError, Written, bind, statement_of, write as carry_out,
 };
-use cachekeeper_engine::stores::postgres::write::WriteStatement;
 
 /// Entries that are shown; `--json` has all.
 const SHOWN_MAX: usize = 20;

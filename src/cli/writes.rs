@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use super::output::{Exit, Output};
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::commands::group_of;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::lease::LeaseName;
-use cachekeeper_engine::flows::rejected::{Rejected, rejected, replay};
-use cachekeeper_engine::flows::write::{Parameter, decode};
+use cachekeeper_engine::commands::group_of;
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::dead_letters::{Rejected, rejected, replay};
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::lease::LeaseName;
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, StreamState};
+use cachekeeper_engine::write::{Parameter, decode};
 
 /// More than are ever kept.
 const ALL: usize = 1_000_000;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use cachekeeper_engine::flows::backoff::Backoff;
+use cachekeeper_engine::backoff::Backoff;
 
 /// Exits within the window that are too many.
 const EXITS_MAX: usize = 10;

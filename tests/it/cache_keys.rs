@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cachekeeper_client::{Cache, ClientError};
-use cachekeeper_engine::flows::epoch;
+use cachekeeper_engine::epoch;
 
 use crate::support::Rig;
 
@@ -27,7 +27,7 @@ const REVIEWS: &str = r#"
 [dataset.reviews]
 query = "select product_id, body from reviews"
 key = "product:{product_id}:reviews"
-format = "messagepack"
+format = "msgpack"
 "#;
 
 type Row = BTreeMap<String, serde_json::Value>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cachekeeper_client::{BreakerSettings, BreakerState, Cache, ClientError, Heard, Policy};
 use cachekeeper_config as config;
-use cachekeeper_engine::flows::epoch;
+use cachekeeper_engine::epoch;
 use cachekeeper_protocol::event::Event;
 use cachekeeper_testkit::servers::Redis;
 use redis::AsyncCommands;
@@ -306,7 +306,7 @@ async fn a_loader_with_a_snapshot_obeys_the_stamp_rule() {
                 // A change that a worker hears of: it knows the key by its stamp only.
                 let event = Event { keys: vec!["own:1".to_owned()], ..Event::default() };
                 advance_database(&url).await;
-                cachekeeper_engine::flows::events::apply(&context, "test", &[event]).await.unwrap();
+                cachekeeper_engine::events::apply(&context, "test", &[event]).await.unwrap();
             }
             Ok::<_, ClientError>(cachekeeper_client::Loaded::found(name).as_of(snapshot))
         }

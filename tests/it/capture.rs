@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::coverage;
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::fresh;
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::coverage;
 use cachekeeper_engine::stores::redis::Watermark;
+use cachekeeper_engine::tokens;
 use redis::AsyncCommands;
 
 use crate::feed::{agrees, caught_up, ready};
@@ -124,7 +124,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let policy = cachekeeper_config::OnNewEpoch::Refresh;
     let product = context.catalog.get("product").unwrap();
     let cancel = tokio_util::sync::CancellationToken::new();
-    cachekeeper_engine::flows::revalidation::run(&context, product, policy, &cancel).await.unwrap();
+    cachekeeper_engine::revalidation::run(&context, product, policy, &cancel).await.unwrap();
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
     context.set_coverage(touched);
@@ -363,12 +363,12 @@ async fn a_reader_can_wait_for_its_own_write() {
         let text = session.text("select cachekeeper.token()").await.unwrap().unwrap();
         let answer = ask(&format!("token={text}&dataset=product&wait=10s")).await;
         assert_eq!(answer["fresh"], true, "{answer}");
-        let found = fresh::get(&worker.context, "product:5", &text.parse().unwrap()).await.unwrap();
-        let fresh::TokenRead::Fresh(Some(value)) = found else { panic!("{found:?}") };
+        let found = tokens::get(&worker.context, "product:5", &text.parse().unwrap()).await.unwrap();
+        let tokens::TokenRead::Fresh(Some(value)) = found else { panic!("{found:?}") };
         assert!(String::from_utf8(value).unwrap().contains(&format!("round {round}")));
     }
     // A token of a moment that has not come, of another incarnation, and none at all.
-    let token = fresh::token(&worker.context).await.unwrap();
+    let token = tokens::token(&worker.context).await.unwrap();
     let answer = ask(&format!("token={}/9999999:9999999:&wait=50ms", token.incarnation)).await;
     assert_eq!(answer["fresh"], false);
     assert_eq!(ask("token=other/1:1:").await["fresh"], false);
@@ -392,7 +392,7 @@ async fn a_hundred_waits_ask_redis_hardly_more_than_one() {
         line.split(['=', ',']).nth(1).unwrap().parse::<u64>().unwrap()
     };
     let before = reads().await;
-    let waits = (0..100).map(|_| fresh::wait(&context, &never, None, Duration::from_millis(500)));
+    let waits = (0..100).map(|_| tokens::wait(&context, &never, None, Duration::from_millis(500)));
     for answer in futures_util::future::join_all(waits).await {
         let (found, is_fresh) = answer.unwrap();
         assert!(!is_fresh);

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::commands::CommandConsumer;
-use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::commands::CommandConsumer;
+use cachekeeper_engine::context::Context;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 

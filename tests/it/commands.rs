@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_client::Cache;
-use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::context::Context;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 

@@ -218,6 +218,14 @@ fn secrets_are_never_shown() {
 #[test]
 fn a_wrong_value_has_no_followers() {
     for line in [
+        "ttl = \"x\"",
+        "ttl = 5",
+        "batch = 0",
+        "format = \"x\"",
+        "rows = \"x\"",
+        "compression = { codec = 5 }",
+        "[redis]\nurl = \"x\"",
+        "[feed]\nmode = \"x\"",
         "watch = [{ table = \"t\", tag = \"x:{\" }]",
         "watch = [{ table = \"t\", key = \"id\" }]",
         "warm = { limit = 0, order_by = \"id\" }",

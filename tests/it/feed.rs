@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::{coverage, revalidation};
+use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::{coverage, revalidation};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -287,7 +287,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let _: () = client.set("product:5", &old).await.unwrap();
     rig.postgres.execute("update products set name = 'another' where id = 6").await.unwrap();
     assert!(matches!(follower.step(true).await, Err(EngineError::RedisRolledBack)));
-    cachekeeper_engine::flows::epoch::renew(&context).await.unwrap();
+    cachekeeper_engine::epoch::renew(&context).await.unwrap();
     while follower.step(true).await.unwrap() != Step::Idle {}
     for (key, name) in [("product:5", "new"), ("product:6", "another")] {
         let value: String = client.get(key).await.unwrap();

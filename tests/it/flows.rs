@@ -1,7 +1,7 @@
 //! Load, store, warm, refresh, invalidate against real servers.
 
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::invalidate;
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::invalidate;
 use cachekeeper_protocol::event::Op;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_engine::audit::{Extent, compare};
 use cachekeeper_testkit::servers::Session;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper::supervisor::SupervisorMessage;
-use cachekeeper_engine::flows::compare::{Extent, compare};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::follow::{Follower, Step};
-use cachekeeper_engine::flows::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
+use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
 use redis::AsyncCommands;
 
 use crate::feed::{DATASETS, TABLES, ready};
@@ -89,7 +89,7 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     })
     .await;
     // It moves again.
-    let coverage = cachekeeper_engine::flows::coverage::look(&context, false).await.unwrap();
+    let coverage = cachekeeper_engine::coverage::look(&context, false).await.unwrap();
     context.set_coverage(coverage);
     let leader = tokio::spawn({
         let context = context.clone();

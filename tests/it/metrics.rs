@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cachekeeper_engine::flows::epoch;
-use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, load};
-use cachekeeper_engine::flows::refresh::RefreshScan;
+use cachekeeper_engine::epoch;
+use cachekeeper_engine::load::{Cause, Job, LoadOptions, load};
 use cachekeeper_engine::metrics::ByDataset;
+use cachekeeper_engine::refresh::RefreshScan;
 use redis::AsyncCommands;
 
 use crate::support::Rig;

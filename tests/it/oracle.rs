@@ -180,7 +180,7 @@ async fn without_stamps_the_oracle_finds_violations() {
     let rig = arena.rig.lock().await;
     let config = rig.config(DATASETS);
     drop(rig);
-    let mut context = cachekeeper_engine::flows::context::Context::new(&config).unwrap();
+    let mut context = cachekeeper_engine::context::Context::new(&config).unwrap();
     context.redis = context.redis.without_stamps();
     let worker = cachekeeper::app::Worker::start_with(config, context.clone()).await.unwrap();
     let tasks = load::start(&arena, seed);
@@ -206,7 +206,7 @@ async fn stalled_fills_break_nothing() {
     let seed = seed_of_run();
     let arena = start_arena().await;
     let config = arena.rig.lock().await.config(DATASETS);
-    let context = cachekeeper_engine::flows::context::Context::new(&config).unwrap();
+    let context = cachekeeper_engine::context::Context::new(&config).unwrap();
     let worker = cachekeeper::app::Worker::start_with(config, context.clone()).await.unwrap();
     let tasks = load::start(&arena, seed);
     let fills = load::start_stalled_fills(&arena, &context);

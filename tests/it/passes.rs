@@ -1,12 +1,12 @@
 //! Passes, debts, poison rows, stalled loads, tags over time.
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::load::{Cause, Job, LoadOptions, Storing, load};
-use cachekeeper_engine::flows::{epoch, invalidate, revalidation};
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::load::{Cause, Job, LoadOptions, Storing, load};
 use cachekeeper_engine::stores::redis::{Answer, StoreMode};
+use cachekeeper_engine::{epoch, invalidate, revalidation};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::stamp::Stamp;
 use redis::AsyncCommands;
@@ -79,8 +79,7 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
     let cancel = CancellationToken::new();
-    let (progress, mut told) =
-        tokio::sync::watch::channel(cachekeeper_engine::flows::backfill::Progress::default());
+    let (progress, mut told) = tokio::sync::watch::channel(cachekeeper_engine::backfill::Progress::default());
     let slow =
         BackfillOptions { cancel: cancel.clone(), rate: Some(4_000), progress: Some(progress), resume: true };
     let stopper = tokio::spawn(async move {
@@ -99,13 +98,10 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
     let head = context.redis.metadata("").await.unwrap();
     assert!(head.backfills.is_empty() && head.backfilled.contains_key("t"));
-    let found = cachekeeper_engine::flows::compare::compare(
-        &context,
-        dataset,
-        &cachekeeper_engine::flows::compare::Extent::default(),
-    )
-    .await
-    .unwrap();
+    let found =
+        cachekeeper_engine::audit::compare(&context, dataset, &cachekeeper_engine::audit::Extent::default())
+            .await
+            .unwrap();
     assert!(found.is_clean() && found.checked == 5_000, "{found:?}");
 }
 
@@ -233,7 +229,7 @@ async fn retagging_moves_and_membership_outlives_nothing() {
     assert!(value.contains("by its new tag"), "{value}");
     // A tag without members is nothing to do; so is one that never was.
     let report = invalidate::tags(&context, &["never".to_owned()], None).await.unwrap();
-    assert_eq!(report, cachekeeper_engine::flows::load::LoadReport::default());
+    assert_eq!(report, cachekeeper_engine::load::LoadReport::default());
 }
 
 #[tokio::test]

@@ -298,9 +298,9 @@ async fn full_redis_refuses_stores_and_carries_out_deletes() {
 async fn scripts_that_redis_forgot_are_loaded_again() {
     let rig = Rig::start("").await;
     let context = rig.context("");
-    let before = cachekeeper_engine::flows::epoch::ensure(&context, "").await.unwrap();
+    let before = cachekeeper_engine::epoch::ensure(&context, "").await.unwrap();
     let mut client = rig.client().await;
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut client).await.unwrap();
-    let after = cachekeeper_engine::flows::epoch::ensure(&context, "").await.unwrap();
+    let after = cachekeeper_engine::epoch::ensure(&context, "").await.unwrap();
     assert_eq!(before.epoch, after.epoch);
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::context::Context;
 use cachekeeper_testkit::servers::{Postgres, Redis};
 use tokio::time::Instant;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Longest source file, in lines.
-const LINES_MAX: usize = 500;
+const LINES_MAX: usize = 450;
 
 /// A crate, where its sources are, and the layers of its top modules from the top down: a module may import what
 /// stands below it, and its own kind. One list holds modules that stand side by side.
@@ -35,7 +35,7 @@ const PACKAGES: &[Package] = &[
     Package {
         name: "cachekeeper_engine",
         sources: "crates/engine/src",
-        layers: &[&["flows"], &["stores"], &["metrics", "compress"]],
+        layers: &[&["stores"], &["metrics", "compress"]],
     },
     Package { name: "cachekeeper_config", sources: "crates/config/src", layers: &[] },
     Package { name: "cachekeeper_protocol", sources: "crates/protocol/src", layers: &[] },

@@ -1,7 +1,7 @@
 //! Every type, against what Postgres itself says.
 
-use cachekeeper_engine::flows::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::flows::load::{Cause, LoadOptions};
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::load::{Cause, LoadOptions};
 use redis::AsyncCommands;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -179,9 +179,9 @@ async fn json_is_what_to_json_says_and_text_is_what_postgres_prints() {
                 .map(|at| (dataset.key_of(&[at.to_string()]).unwrap(), vec![at.to_string()]))
                 .collect();
             let before: Vec<u8> = client.get(format!("{name}{number}:0")).await.unwrap();
-            let mut job = cachekeeper_engine::flows::load::Job::uncounted();
+            let mut job = cachekeeper_engine::load::Job::uncounted();
             let because = LoadOptions::because(Cause::Backfill);
-            cachekeeper_engine::flows::load::load(&context, dataset, keys, because, &mut job).await.unwrap();
+            cachekeeper_engine::load::load(&context, dataset, keys, because, &mut job).await.unwrap();
             let after: Vec<u8> = client.get(format!("{name}{number}:0")).await.unwrap();
             assert_eq!(before, after, "{kind}");
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cachekeeper::actors::TASKS;
 use cachekeeper::app::Worker;
 use cachekeeper::supervisor::SupervisorMessage;
-use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_engine::audit::{Extent, compare};
 use redis::AsyncCommands;
 
 use crate::support::{Rig, wait_until};

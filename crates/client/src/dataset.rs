@@ -13,12 +13,12 @@ use super::key_class::KeyClass;
 use super::policy::Policy;
 use super::source::Source;
 use cachekeeper_config::Config;
-use cachekeeper_engine::flows::catalog::Dataset;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::epoch::with_current_epoch;
-use cachekeeper_engine::flows::error::EngineError;
-use cachekeeper_engine::flows::fresh;
-use cachekeeper_engine::flows::load::{Job, Keys, LoadOptions, load};
+use cachekeeper_engine::catalog::Dataset;
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::epoch::with_current_epoch;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::load::{Job, Keys, LoadOptions, load};
+use cachekeeper_engine::tokens;
 use cachekeeper_protocol::token::Token;
 
 /// A dataset of the configuration, for reading.
@@ -111,14 +111,14 @@ impl DatasetCache {
     ) -> Result<Option<T>, ClientError> {
         let key: Arc<str> = self.key(id)?.into();
         let command = async {
-            match fresh::get(&self.context, &key, token).await {
+            match tokens::get(&self.context, &key, token).await {
                 Ok(found) => Ok(Some(found)),
                 Err(EngineError::Cache(error)) => Err(error),
                 Err(_other) => Ok(None),
             }
         };
         match self.core.ask("read an entry and the watermark", command).await {
-            Ok(Some(fresh::TokenRead::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
+            Ok(Some(tokens::TokenRead::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
             _ => {
                 let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(&key)], true).await?;
                 self.typed(&key, loaded.into_iter().next().unwrap_or(Ok(None))?)

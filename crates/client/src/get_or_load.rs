@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -126,24 +126,29 @@ impl Cache {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let class = self.core.class_of(key);
-        let mut once = Some(loader);
+        let (mut loader, mut shared) = (Some(loader), None);
         let both = || {
-            (request(vec![key.into()], policy), self.core.one_loader::<T, L, F, U, E>(key, policy, &mut once))
+            let once = Arc::new(Mutex::new(loader.take()));
+            shared = Some(Arc::clone(&once));
+            (request(vec![key.into()], policy), self.core.one_loader::<T, L, F, U, E>(key, policy, once))
         };
         let obtained = self.core.obtain_one((key, class), policy, both).await?;
         let Some(bytes) = obtained.value? else { return Ok(None) };
         let undecodable = |reason| ClientError::Decode { key: key.to_owned(), reason };
         let reason = match class.codec.decode(&bytes) {
             Ok(value) => return Ok(Some(value)),
-            // Loading again would bring the same, or the loader is busy with a refresh.
-            Err(reason) if obtained.is_own || once.is_none() => return Err(undecodable(reason)),
             Err(reason) => reason,
         };
+        let once = shared.unwrap_or_else(|| Arc::new(Mutex::new(loader)));
+        // Loading again would bring the same, or the loader is busy with a refresh.
+        if lock(&once).is_none() {
+            return Err(undecodable(reason));
+        }
         debug!(dataset = %class.label, reason, "a value does not decode, it is loaded anew");
         class.count(ReadOutcome::Undecodable);
         let mut forced = request(vec![key.into()], policy);
         forced.is_forced = true;
-        let loader = self.core.one_loader::<T, L, F, U, E>(key, policy, &mut once);
+        let loader = self.core.one_loader::<T, L, F, U, E>(key, policy, once);
         let mut obtained = self.core.obtain_many(&forced, &loader).await;
         let bytes = obtained.pop().map_or(Ok(None), |one| one.value)?;
         bytes.map(|bytes| class.codec.decode(&bytes)).transpose().map_err(undecodable)
@@ -218,6 +223,13 @@ fn request(keys: Vec<Arc<str>>, policy: &Policy) -> LoadRequest {
     LoadRequest { keys: keys.into(), policy: Arc::new(policy.clone()), of_dataset: None, is_forced: false }
 }
 
+/// A loader that is called once at most.
+type Once<F> = Arc<Mutex<Option<F>>>;
+
+fn lock<F>(once: &Once<F>) -> MutexGuard<'_, Option<F>> {
+    once.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a loader, through the faults on purpose.
 async fn run<L, E>(core: &Core, loader: impl Future<Output = Result<L, E>>) -> Result<L, ClientError>
 where
@@ -241,7 +253,7 @@ impl Core {
     }
 
     /// The loader of one key. It is called once: whoever has led a load does not begin again.
-    fn one_loader<T, L, F, U, E>(self: &Arc<Self>, key: &str, policy: &Policy, once: &mut Option<F>) -> Loader
+    fn one_loader<T, L, F, U, E>(self: &Arc<Self>, key: &str, policy: &Policy, once: Once<F>) -> Loader
     where
         T: Serialize + Send + 'static,
         L: Into<Loaded<T>> + Send,
@@ -249,12 +261,12 @@ impl Core {
         U: Future<Output = Result<L, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let shared = Arc::new((Arc::clone(self), key.to_owned(), policy.clone(), Mutex::new(once.take())));
+        let shared = Arc::new((Arc::clone(self), key.to_owned(), policy.clone(), once));
         Arc::new(move |_positions, fence| {
             let shared = Arc::clone(&shared);
             Box::pin(async move {
                 let (core, key, policy, once) = &*shared;
-                let loader = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let loader = lock(once).take();
                 let loader = loader.ok_or(ClientError::LoaderPanicked)?;
                 let loaded: Loaded<T> = run(core, loader()).await?.into();
                 Ok(core.keep(vec![(key, Ok(loaded))], policy, fence).await)

@@ -64,6 +64,4 @@ pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
 pub use source::Snapshot;
 
-pub use cachekeeper_engine::flows::write::{
-    CacheState, Parameter, Parameters, WriteEffects, WriteError, Written,
-};
+pub use cachekeeper_engine::write::{CacheState, Parameter, Parameters, WriteEffects, WriteError, Written};

@@ -35,7 +35,7 @@ use tracing::Instrument;
 pub use guard::LockGuard;
 
 use self::turns::Turns;
-use cachekeeper_engine::flows::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
+use cachekeeper_engine::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, Metrics};
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, Redis};
 

@@ -6,9 +6,7 @@ use sqlx::PgConnection;
 use super::core::Cache;
 use super::dataset::DatasetCache;
 use super::error::ClientError;
-use cachekeeper_engine::flows::write::{
-    Parameters, WriteEffects, WriteError, Written, settle, write, write_in,
-};
+use cachekeeper_engine::write::{Parameters, WriteEffects, WriteError, Written, settle, write, write_in};
 
 impl DatasetCache {
     /// Carries out the dataset's write statement in a transaction, and stores what it touched. The statement may touch many

@@ -173,7 +173,7 @@ mod tests {
 
     /// The settings that the code must ask for. `*` stands for the name of a dataset, and for a position.
     fn expected(keys: &[Key], path: &str, found: &mut BTreeSet<String>) {
-        for key in keys.iter().filter(|key| !key.is_inherited || matches!(key.kind, Kind::Table(_))) {
+        for key in keys {
             let below = raw::join(path, key.name);
             match key.kind {
                 Kind::Table(keys) => expected(keys, &below, found),

@@ -179,7 +179,7 @@ mod tests {
             }
             match key.kind {
                 Kind::Table(keys) | Kind::Named(keys) | Kind::Tables(keys) => {
-                    missing(keys, &below, text, found)
+                    missing(keys, &below, text, found);
                 }
                 _ => {}
             }

@@ -2,9 +2,9 @@
 
 use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::Diagnostic;
-use cachekeeper_engine::flows::catalog::Dataset;
-use cachekeeper_engine::flows::context::Context;
-use cachekeeper_engine::flows::error::EngineError;
+use cachekeeper_engine::catalog::Dataset;
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::Effect;
 use cachekeeper_protocol::parameters::ParameterizedSql;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cachekeeper_engine::flows::context::Context;
+use cachekeeper_engine::context::Context;
 use cachekeeper_testkit::servers::Session;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -225,7 +225,7 @@ pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context) -> Vec<JoinHan
             let loaded = context.postgres.load(&source, &ids).await.unwrap();
             tokio::time::sleep(Duration::from_millis(5 + rand::random::<u64>() % 55)).await;
             let mut batch = cachekeeper_protocol::entry::EntryBatch::default();
-            let mut encoder = cachekeeper_engine::flows::encode::Encoder::new(&dataset, &source);
+            let mut encoder = cachekeeper_engine::encode::Encoder::new(&dataset, &source);
             for row in &loaded.rows {
                 encoder.add(row, &mut batch);
             }

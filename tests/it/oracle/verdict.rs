@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use cachekeeper_engine::flows::compare::{Extent, compare};
+use cachekeeper_engine::audit::{Extent, compare};
 
 use super::load::Seen;
 use super::{Arena, DATASETS};

@@ -4,7 +4,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::LockError;
-use cachekeeper_engine::flows::lease::Lease;
+use cachekeeper_engine::lease::Lease;
 
 /// Locks that are held. Dropped, they are released in the background; [`Self::release`] tells how it went.
 #[derive(Debug)]

@@ -57,7 +57,7 @@ impl One<'_, '_> {
         format!("dataset.{}.{key}", self.name)
     }
 
-    /// The dataset's own setting, or the one that it inherits.
+    /// Where a setting comes from that the dataset may inherit.
     fn inherited(&self, key: &str) -> String {
         let own = self.own(key);
         if self.reader.has(&own) { own } else { format!("defaults.{key}") }
@@ -81,18 +81,18 @@ impl One<'_, '_> {
             watch,
             format,
             compression: self.compression(),
-            ttl: self.reader.duration(&self.inherited("ttl")),
-            ttl_jitter: self.reader.share(&self.inherited("ttl_jitter")),
-            max_stale: self.reader.duration(&self.inherited("max_stale")),
-            negative_ttl: self.reader.optional_duration(&self.inherited("negative_ttl")),
-            on_change: self.reader.choice(&self.inherited("on_change")),
-            on_miss: self.reader.choice(&self.inherited("on_miss")),
+            ttl: self.reader.duration(&self.own("ttl")),
+            ttl_jitter: self.reader.share(&self.own("ttl_jitter")),
+            max_stale: self.reader.duration(&self.own("max_stale")),
+            negative_ttl: self.reader.optional_duration(&self.own("negative_ttl")),
+            on_change: self.reader.choice(&self.own("on_change")),
+            on_miss: self.reader.choice(&self.own("on_miss")),
             feed: self.feed(),
             scope: self.scope(warm.as_ref()),
             refresh_ahead: self.refresh_ahead(),
             warm,
             write: writes::statement(self.reader, self.name),
-            batch: self.reader.number(&self.inherited("batch")),
+            batch: self.reader.number(&self.own("batch")),
         };
         // Every setting has been looked at by now, so that all problems are known.
         (query.is_some() && key.is_some()).then_some(dataset)
@@ -131,8 +131,8 @@ impl One<'_, '_> {
 
     fn format(&mut self, rows: Rows) -> Format {
         let (format, value) = (self.inherited("format"), self.own("value"));
-        let name = self.reader.choice(&format);
-        let numeric = self.reader.choice(&self.inherited("numeric"));
+        let name = self.reader.choice(&self.own("format"));
+        let numeric = self.reader.choice(&self.own("numeric"));
         let column = self.reader.optional_text(&value);
         match (name, self.reader.has(&value)) {
             (FormatName::Raw, false) => {
@@ -176,7 +176,7 @@ impl One<'_, '_> {
 
     fn feed(&mut self) -> FeedNeed {
         let path = self.inherited("feed");
-        let need = self.reader.choice(&path);
+        let need = self.reader.choice(&self.own("feed"));
         if need == FeedNeed::Required && self.feed_mode == FeedMode::Off {
             self.reader.error(
                 &path,

@@ -38,7 +38,7 @@ impl Reader<'_> {
         self.leaves.contains_key(path)
     }
 
-    /// The setting as given, or the table's default.
+    /// The setting as given, else as `[defaults]` says where datasets inherit it, else the table's default.
     fn leaf(&mut self, path: &str) -> Option<Leaf> {
         #[cfg(test)]
         self.asked.insert(path.to_owned());
@@ -49,6 +49,9 @@ impl Reader<'_> {
             self.missing(path);
             return None;
         };
+        if key.is_inherited {
+            return self.leaf(&format!("defaults.{}", key.name));
+        }
         Leaf::from_plain(key.kind, key.default?)
     }
 

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::flows::context::Context;
-use crate::flows::write::{CacheState, Parameters, decode};
+use crate::context::Context;
 use crate::stores::redis::{Finished, StreamEntry, dead_of};
+use crate::write::{CacheState, Parameters, decode};
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
 /// Bytes of a command, all of its fields.

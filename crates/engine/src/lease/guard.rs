@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::table::Shared;
-use crate::flows::error::chain;
+use crate::error::chain;
 use crate::stores::redis::{CacheError, LeaseGrant};
 
 /// One or more locks under one token. Dropped, they are given back in the background, also where the task that holds them

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::held::HeldLock;
-use crate::flows::error::chain;
+use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::stores::redis::{CacheError, LeaseGrant, Redis};
 

@@ -10,8 +10,8 @@ use super::guard::Lease;
 use super::renewer::{LeaseReply, Renewer};
 use super::terms::{LeaseName, Terms};
 use super::wakeups::{Wakeup, Wakeups};
-use crate::flows::backoff::Backoff;
-use crate::flows::error::chain;
+use crate::backoff::Backoff;
+use crate::error::chain;
 
 /// While Redis cannot be asked.
 const RETRY_MIN: Duration = Duration::from_millis(100);

@@ -7,17 +7,17 @@ use tracing::warn;
 
 use super::command::CommandOutcome;
 use super::{CommandError, RETRY_DELAY_MAX, RETRY_DELAY_MIN, TRIES_MAX, Waiting};
-use crate::flows::backoff::Backoff;
-use crate::flows::context::Context;
-use crate::flows::error::chain;
-use crate::flows::failpoint;
-use crate::flows::write::{CacheState, WriteEffects, WriteError, Written, settle};
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::error::chain;
+use crate::failpoint;
 use crate::metrics::ByReason;
 use crate::stores::postgres::write::{
     IdempotencyRecord, add_records, is_leader, keep_last, records_of, undo_last,
 };
 use crate::stores::postgres::{Blame, SourceError};
 use crate::stores::redis::{CacheError, Finished, StreamEntry};
+use crate::write::{CacheState, WriteEffects, WriteError, Written, settle};
 
 /// A statement that takes too long takes its time again with every attempt: five are enough.
 const SLOW_WEIGHT: u32 = TRIES_MAX / 5;

@@ -16,8 +16,8 @@ use super::context::Context;
 use super::encode::Encoder;
 use super::epoch;
 use super::error::EngineError;
-use super::fresh::{self, WaitError};
 use super::load::{Cause, Job, LoadOptions, load};
+use super::tokens::{self, WaitError};
 use crate::compress::decompress;
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Row};
 use crate::stores::redis::{UseSign, Wanted};
@@ -237,7 +237,7 @@ async fn look_at(
     let mut is_sure = false;
     if with_care && is_covered(context, dataset).await? {
         let token = Token { incarnation: before.poll.incarnation, snapshot: before.poll.snapshot };
-        is_sure = match fresh::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await {
+        is_sure = match tokens::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await {
             Ok((_, is_fresh)) => is_fresh,
             Err(WaitError::TooMany) => false,
             Err(WaitError::Flow(error)) => return Err(error),

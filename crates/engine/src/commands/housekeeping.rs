@@ -7,9 +7,9 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::transaction::Leadership;
-use crate::flows::backoff::every;
-use crate::flows::context::Context;
-use crate::flows::error::{EngineError, chain};
+use crate::backoff::every;
+use crate::context::Context;
+use crate::error::{EngineError, chain};
 
 const EVERY: Duration = Duration::from_secs(5);
 const WITHIN: Duration = Duration::from_secs(30);

@@ -19,7 +19,7 @@ use super::coverage::{self, Coverage};
 use super::epoch::with_current_epoch;
 use super::error::{EngineError, chain};
 use super::load::{Cause, Job, LoadOptions, load};
-use super::{follow, fresh};
+use super::{change_feed, tokens};
 use crate::stores::postgres::write::{captured_here, has_outbox, note_keys};
 use crate::stores::postgres::{Blame, Change, KeyValues, SourceError};
 use cachekeeper_protocol::token::Token;
@@ -259,7 +259,7 @@ pub async fn settle(context: &Context, effects: WriteEffects) -> Written {
         }
     }
     if written.token.is_none() {
-        written.token = fresh::token(context).await.ok();
+        written.token = tokens::token(context).await.ok();
     }
     written
 }
@@ -271,14 +271,14 @@ async fn apply_others(
     keys: &mut HashMap<String, Keys>,
 ) -> Result<(), EngineError> {
     let coverage = coverage_for(context, &effects.changes).await?;
-    let mut all = follow::touched_by(context, &coverage, &effects.changes);
+    let mut all = change_feed::touched_by(context, &coverage, &effects.changes);
     for dataset in &effects.datasets {
         keys.insert(dataset.clone(), all.take_keys(dataset));
     }
     if all.is_empty() {
         return Ok(());
     }
-    with_current_epoch(context, || follow::apply_own(context, all.clone())).await
+    with_current_epoch(context, || change_feed::apply_own(context, all.clone())).await
 }
 
 /// The coverage, known well enough to read these changes.

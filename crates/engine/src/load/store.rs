@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use tracing::{debug, warn};
 
 use super::{Cause, Job, Keys, LoadOptions, LoadReport, LoadedValues, Storing};
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::encode::Failure;
-use crate::flows::epoch;
-use crate::flows::error::{EngineError, chain};
+use crate::catalog::Dataset;
+use crate::context::Context;
+use crate::encode::Failure;
+use crate::epoch;
+use crate::error::{EngineError, chain};
 use crate::metrics::ByDatasetCause;
 use crate::stores::postgres::Poll;
 use crate::stores::redis::StoreMode;
@@ -17,7 +17,7 @@ use cachekeeper_config::Format;
 use cachekeeper_protocol::entry::EntryBatch;
 
 /// The entries of one load on their way to Redis.
-pub(in crate::flows) struct BatchOfLoad<'a> {
+pub(crate) struct BatchOfLoad<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
     options: LoadOptions,
@@ -135,7 +135,7 @@ fn keep(dataset: &Dataset, entries: &EntryBatch, loaded: &mut LoadedValues) {
 }
 
 /// Counts what one script has stored and answers the keys that it refused.
-pub(in crate::flows) fn note_stored(
+pub(crate) fn note_stored(
     context: &Context,
     dataset: &Dataset,
     cause: Cause,
@@ -167,7 +167,7 @@ pub(in crate::flows) fn note_stored(
 }
 
 /// Deletes the entries of rows that have none any more, as a step of the job.
-pub(in crate::flows) async fn delete_failed(
+pub(crate) async fn delete_failed(
     context: &Context,
     dataset: &Dataset,
     cause: Cause,

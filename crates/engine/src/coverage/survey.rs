@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Captured, Coverage, Rule, Touches};
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
-use crate::flows::error::{EngineError, chain};
+use crate::catalog::Dataset;
+use crate::context::Context;
+use crate::error::{EngineError, chain};
 use crate::stores::postgres::capture::TRIGGER_COUNT;
 use crate::stores::postgres::{Capture, ErrorKind, TreeMember};
 use cachekeeper_config::WatchTarget;

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use sqlx::PgConnection;
 
 use super::{WriteEffects, WriteError};
-use crate::flows::catalog::Dataset;
-use crate::flows::context::Context;
+use crate::catalog::Dataset;
+use crate::context::Context;
 use crate::stores::postgres::write::WriteStatement;
 use crate::stores::postgres::{ErrorKind, KeyValues};
 

@@ -12,7 +12,7 @@ use super::guard::Lease;
 use super::held::HeldLock;
 use super::table::{BATCH, Renewals, Run, Shared};
 use super::terms::Terms;
-use crate::flows::error::chain;
+use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::stores::redis::{CacheError, LeaseAttempt, LeaseGrant, Redis};
 
