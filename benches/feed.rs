@@ -20,7 +20,7 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper_config::Config;
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::revalidation;
@@ -197,7 +197,7 @@ impl Bench {
     async fn drain(&self) {
         let context = self.context("");
         context.set_coverage(coverage::look(&context, true).await.unwrap());
-        let mut follower = Follower::new(&context);
+        let mut follower = FeedConsumer::new(&context);
         while follower.step(true).await.unwrap() != Step::Idle {}
         let changed = self.rows.min(500_000);
         for first in (0..changed).step_by(10_000) {
@@ -230,7 +230,7 @@ impl Bench {
     async fn whole_table(&self) {
         let context = self.context("");
         context.set_coverage(coverage::look(&context, true).await.unwrap());
-        let mut follower = Follower::new(&context);
+        let mut follower = FeedConsumer::new(&context);
         while follower.step(true).await.unwrap() != Step::Idle {}
         self.postgres.execute("update items set price = price + 1").await.unwrap();
         self.postgres.execute("vacuum items").await.unwrap();
@@ -246,7 +246,7 @@ impl Bench {
         backfill(&context, dataset, &options).await.unwrap();
         let warmed = began.elapsed().as_secs_f64();
         println!(
-            "an update of all {} rows in one statement: looked at again in {drained:.1} s ({:.0} rows a second), \
+            "an update of all {} rows in one statement: revalidated in {drained:.1} s ({:.0} rows a second), \
              a plain pass {warmed:.1} s: {:.2}\n",
             self.rows,
             self.rows as f64 / drained,

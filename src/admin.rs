@@ -112,7 +112,7 @@ async fn status(State(shared): State<Shared>) -> Response {
                 "name": dataset.name(),
                 "key": dataset.settings.key.as_str(),
                 "revision": dataset.revision,
-                "pending": facts.owed.get(dataset.name()),
+                "pending": facts.pending.get(dataset.name()),
                 "not_covered": facts.uncovered.get(dataset.name()),
                 "warmed": !facts.not_warmed.contains(dataset.name()),
                 "broken": facts.broken.get(dataset.name()),

@@ -184,7 +184,7 @@ fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError>
     }
     warn!(
         policy,
-        "redis may evict the stamp tables; each time everything is looked at again. Better: volatile-lru, or noeviction"
+        "redis may evict the stamp tables; each time everything is revalidated. Better: volatile-lru, or noeviction"
     );
     Ok(())
 }

@@ -195,7 +195,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until nothing is owed, everything is warm, and no event waits.
+    /// Waits until nothing is pending, everything is warm, and no event waits.
     async fn settle(&mut self, view: &mut View) {
         let deadline = Instant::now() + SETTLE_WITHIN;
         let mut quiet = 0;

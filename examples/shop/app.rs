@@ -185,14 +185,14 @@ async fn logout(State(app): State<App>, Path(id): Path<String>) -> Answer {
 }
 
 /// Both accounts or none; the database refuses a holder that comes too late.
-async fn transfer(State(app): State<App>, Json(wish): Json<Transfer>) -> Answer {
-    let names = [format!("account:{}", wish.from), format!("account:{}", wish.to)];
+async fn transfer(State(app): State<App>, Json(request): Json<Transfer>) -> Answer {
+    let names = [format!("account:{}", request.from), format!("account:{}", request.to)];
     let refused =
         |error: cachekeeper_client::LockError| Failed::Told(StatusCode::CONFLICT, error.to_string());
     let guard = app.cache.locks()?.acquire_all(&names, LockOptions::default()).await.map_err(refused)?;
     let token = i64::try_from(guard.token()).unwrap_or(i64::MAX);
     let mut transaction = app.pool.begin().await?;
-    for (account, change) in [(wish.from, -wish.amount), (wish.to, wish.amount)] {
+    for (account, change) in [(request.from, -request.amount), (request.to, request.amount)] {
         let sql = "update accounts set balance = balance + $2, fence = $3 where id = $1 and fence <= $3 and 0 <= balance + $2";
         let done = sqlx::query(sql).bind(account).bind(change).bind(token).execute(&mut *transaction).await?;
         if done.rows_affected() == 0 {
@@ -203,5 +203,5 @@ async fn transfer(State(app): State<App>, Json(wish): Json<Transfer>) -> Answer 
     transaction.commit().await?;
     // Dropped, the guard would release as well; so the caller hears if it could not.
     guard.release().await.map_err(refused)?;
-    Ok(Json(json!({ "moved": wish.amount })))
+    Ok(Json(json!({ "moved": request.amount })))
 }

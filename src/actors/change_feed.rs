@@ -16,7 +16,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::backoff::Backoff;
-use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::coverage::Coverage;
 use cachekeeper_engine::epoch;
@@ -123,7 +123,7 @@ impl Feed {
 
     async fn follow(&mut self, role: Role<'_>) {
         let engine = self.context.engine.clone();
-        let mut follower = Follower::new(&engine);
+        let mut follower = FeedConsumer::new(&engine);
         let mut interval = PollInterval::default();
         let mut advanced = Instant::now();
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);

@@ -54,7 +54,7 @@ impl Task for EpochKeeper {
                     keeper.on_revalidated(result).await;
                     looks_at = Instant::now() + LOOK_SOON;
                 }
-                () = wake.wished_until(looks_at) => {
+                () = wake.requested_until(looks_at) => {
                     keeper.look().await;
                     looks_at = Instant::now() + LOOK_EVERY;
                 }
@@ -85,12 +85,12 @@ struct Running {
 impl Keeper {
     async fn look(&mut self) {
         match epoch::ensure(&self.context.engine, LOOKS).await {
-            Ok(order) => {
+            Ok(state) => {
                 self.note_up().await;
-                self.check_rolled_back(&order).await;
-                self.note_state(&order);
+                self.check_rolled_back(&state).await;
+                self.note_state(&state);
                 self.note_watermark().await;
-                self.run_next(&order).await;
+                self.run_next(&state).await;
                 self.drop_windows().await;
             }
             Err(error) => self.note_trouble(&error).await,
@@ -159,10 +159,10 @@ impl Keeper {
     }
 
     /// The counter of looks only grows within an epoch, whoever looks. If it does not, Redis rolled back.
-    async fn check_rolled_back(&mut self, order: &EpochState) {
-        let counted = order.head.counted;
-        let is_behind = self.last.is_some_and(|(epoch, last)| epoch == order.epoch && counted <= last);
-        self.last = Some((order.epoch, counted));
+    async fn check_rolled_back(&mut self, state: &EpochState) {
+        let counted = state.metadata.counted;
+        let is_behind = self.last.is_some_and(|(epoch, last)| epoch == state.epoch && counted <= last);
+        self.last = Some((state.epoch, counted));
         if is_behind {
             self.renew_epoch().await;
         }
@@ -179,8 +179,8 @@ impl Keeper {
         }
     }
 
-    fn note_state(&self, order: &EpochState) {
-        let pending = &order.head.pending;
+    fn note_state(&self, state: &EpochState) {
+        let pending = &state.metadata.pending;
         let engine = &self.context.engine;
         for dataset in engine.catalog.iter() {
             let is_pending = pending.contains_key(dataset.name());
@@ -188,19 +188,19 @@ impl Keeper {
             engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
         }
         self.context.health.update(|facts| {
-            facts.epoch = Some(order.epoch.to_string());
-            facts.owed =
-                pending.iter().map(|(dataset, debt)| (dataset.clone(), debt.reason().to_owned())).collect();
+            facts.epoch = Some(state.epoch.to_string());
+            facts.pending =
+                pending.iter().map(|(dataset, pending)| (dataset.clone(), pending.reason().to_owned())).collect();
         });
     }
 
     /// Begins the next revalidation that is pending, if this worker leads.
-    async fn run_next(&mut self, order: &EpochState) {
+    async fn run_next(&mut self, state: &EpochState) {
         if self.running.is_some() {
             return;
         }
         let engine = self.context.engine.clone();
-        let next = order.head.pending.keys().find_map(|name| {
+        let next = state.metadata.pending.keys().find_map(|name| {
             engine.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
         });
         let Some(dataset) = next.cloned() else {
@@ -209,7 +209,7 @@ impl Keeper {
         };
         let Some(lost) = self.lead().await else { return };
         let (name, policy) = (dataset.name().to_owned(), self.context.config.service.on_new_epoch);
-        let made_ms = order.head.pending.get(&name).and_then(PendingRevalidation::since_ms);
+        let made_ms = state.metadata.pending.get(&name).and_then(PendingRevalidation::since_ms);
         let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
         self.running = Some(Running { dataset: name, made_ms, work: Background::spawn(work) });
     }

@@ -37,8 +37,8 @@ pub struct Facts {
     pub watermark: Option<(Watermark, Instant)>,
     /// How long the watermark may stand still.
     pub max_lag: Option<Duration>,
-    /// Datasets whose entries are being looked at again, with the reason.
-    pub owed: BTreeMap<String, String>,
+    /// Datasets whose entries are being revalidated, with the reason.
+    pub pending: BTreeMap<String, String>,
     /// The epoch.
     pub epoch: Option<String>,
     /// Set while the worker stops.

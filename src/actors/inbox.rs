@@ -35,7 +35,7 @@ impl Since {
         Self { redis_ms: Some(ms), here: None }
     }
 
-    /// After both: whoever wished first must not have to do with less because somebody else wished for less.
+    /// After both: whoever requested first must not have to do with less because somebody else requested for less.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { redis_ms: self.redis_ms.max(other.redis_ms), here: self.here.max(other.here) }
@@ -63,7 +63,7 @@ pub struct WantedBackfills {
 #[derive(Debug, Default)]
 struct Backfills {
     wanted: BTreeMap<String, Since>,
-    /// The one that runs, and what it is to do for. A wish that comes meanwhile is another one.
+    /// The one that runs, and what it is to do for. A request that comes meanwhile is another one.
     running: Option<(String, Since)>,
 }
 
@@ -80,7 +80,7 @@ impl WantedBackfills {
         self.lock().wanted.keys().cloned().collect()
     }
 
-    /// One begins that is to do for all wishes so far; answers after which moment that has to be. None: none is wanted.
+    /// One begins that is to do for all requests so far; answers after which moment that has to be. None: none is wanted.
     #[must_use]
     pub fn begin(&self, dataset: &str) -> Option<Since> {
         let mut state = self.lock();
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_wish_for_less_does_not_replace_one_for_more() {
+    async fn a_request_for_less_does_not_replace_one_for_more() {
         let wanted = WantedBackfills::default();
         let since = |wanted: &WantedBackfills| {
             let since = wanted.begin("product").unwrap().by_redis(9_000);
@@ -163,7 +163,7 @@ mod tests {
         wanted.want("product", Since::redis(2_000));
         wanted.want("product", Since::redis(1_000));
         assert_eq!(since(&wanted), 2_000);
-        // A wish by this process's clock counts as of its moment by Redis's.
+        // A request by this process's clock counts as of its moment by Redis's.
         wanted.want("product", Since::now());
         tokio::time::advance(Duration::from_millis(1_100)).await;
         assert_eq!(since(&wanted), 8_000);
@@ -177,7 +177,7 @@ mod tests {
         wanted.want("product", Since::redis(2_000));
         assert_eq!(wanted.begin("product"), Some(Since::redis(2_000)));
         assert_eq!(wanted.datasets(), Vec::<String>::new());
-        // The later wish stands by itself: the one that runs may do for it.
+        // The later request stands by itself: the one that runs may do for it.
         wanted.want("product", Since::redis(1_000));
         wanted.done();
         assert_eq!(wanted.begin("product"), Some(Since::redis(1_000)));

@@ -139,7 +139,7 @@ impl Applier<'_> {
     async fn wait(&mut self) {
         if self.pending.is_empty() {
             tokio::select! {
-                () = self.gap.noticed.wished() => {}
+                () = self.gap.noticed.requested() => {}
                 Some(event) = self.queue.recv() => self.pending.push_back(event),
             }
         }

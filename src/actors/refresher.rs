@@ -59,7 +59,7 @@ async fn fill_forever(context: &TaskContext, wake: &Wake) {
     loop {
         let keys = context.misses.take();
         if keys.is_empty() {
-            wake.wished().await;
+            wake.requested().await;
             continue;
         }
         let engine = context.engine.clone();

@@ -1,6 +1,6 @@
 //! One way to be a task of the worker.
 //!
-//! A task takes no input beyond the wish that it runs: what there is to do it finds out by looking, in Postgres, in Redis,
+//! A task takes no input beyond the request to run: what there is to do it finds out by looking, in Postgres, in Redis,
 //! and in what [`TaskContext`] holds. So a wake-up that is lost, a restart, a second worker need no path of their own; they
 //! cost latency only. The runner restarts it when it fails, and drops it at any of its awaits when it must end: whatever
 //! must hold has to hold then, and a lease is given back by being dropped.

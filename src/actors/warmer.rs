@@ -63,7 +63,7 @@ impl Task for Warmer {
             let looks_at = plan.look();
             tokio::select! {
                 end = plan.ended() => plan.on_ended(end),
-                () = wake.wished_until(looks_at) => {}
+                () = wake.requested_until(looks_at) => {}
             }
         }
     }

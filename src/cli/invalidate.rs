@@ -80,16 +80,16 @@ pub async fn invalidate(
     Ok(if report.failures.is_empty() { Exit::Ok } else { Exit::Failed })
 }
 
-/// Every entry of a dataset: those in Redis are looked at again, then what is missing is filled.
+/// Every entry of a dataset: those in Redis are revalidated, then what is missing is filled.
 async fn whole(
     context: &Context,
     dataset: &cachekeeper_engine::catalog::Dataset,
     op: Option<Op>,
 ) -> Result<LoadReport, EngineError> {
-    let order = epoch::ensure(context, "").await?;
-    let (names, debt) = ([dataset.name().to_owned()], PendingRevalidation::new("command", order.head.now_ms));
-    let at = (&order.epoch, order.poll.incarnation.as_str());
-    context.checked(None, context.redis.mark_pending(at, &debt, &names, None, "").await?)?;
+    let state = epoch::ensure(context, "").await?;
+    let (names, pending) = ([dataset.name().to_owned()], PendingRevalidation::new("command", state.metadata.now_ms));
+    let at = (&state.epoch, state.poll.incarnation.as_str());
+    context.checked(None, context.redis.mark_pending(at, &pending, &names, None, "").await?)?;
     let policy = if op == Some(Op::Delete) {
         cachekeeper_config::OnNewEpoch::Drop
     } else {

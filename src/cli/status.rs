@@ -69,16 +69,16 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             Some(_) => "another definition than this file's",
             None => "not known to any worker yet",
         };
-        let owed = head.pending.get(dataset.name()).map(|debt| debt.reason().to_owned());
+        let pending = head.pending.get(dataset.name()).map(|pending| pending.reason().to_owned());
         let pass = head.backfills.get(dataset.name());
         lines.push(format!(
             "dataset    {} ({}): {definition}{}{}",
             dataset.name(),
             dataset.settings.key,
-            owed.as_ref().map_or(String::new(), |reason| format!(", owed: {reason}")),
+            pending.as_ref().map_or(String::new(), |reason| format!(", pending: {reason}")),
             pass.map_or(String::new(), |pass| format!(", a pass stands at {pass}"))
         ));
-        datasets.push(json!({ "name": dataset.name(), "revision_known": revision, "revision": dataset.revision, "owed": owed, "pass": pass }));
+        datasets.push(json!({ "name": dataset.name(), "revision_known": revision, "revision": dataset.revision, "pending": pending, "pass": pass }));
     }
     out.result(
         &lines.join("\n"),

@@ -245,7 +245,7 @@ fn hex(bytes: &[u8]) -> String {
     format!("\\x{}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
-/// A text that a producer chose, without what a terminal would obey.
+/// A text that a producer chose, without what a terminal would act on.
 fn printable(text: &str) -> String {
     let show = |one: char| if one.is_control() { one.escape_default().to_string() } else { one.to_string() };
     text.chars().map(show).collect()

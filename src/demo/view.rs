@@ -117,10 +117,10 @@ impl View {
             rate(writes, writes_then),
             rate(events, events_then)
         );
-        if !facts.owed.is_empty() {
-            let owed: Vec<String> =
-                facts.owed.iter().map(|(name, reason)| format!("{name} ({reason})")).collect();
-            let _infallible = writeln!(text, "  looked at again: {}", owed.join(", "));
+        if !facts.pending.is_empty() {
+            let pending: Vec<String> =
+                facts.pending.iter().map(|(name, reason)| format!("{name} ({reason})")).collect();
+            let _infallible = writeln!(text, "  revalidated: {}", pending.join(", "));
         }
         for (id, (postgres, redis)) in scene.prices {
             let show = |price: Option<i64>| price.map_or("-".to_owned(), |price| price.to_string());

@@ -291,7 +291,7 @@ async fn row_1_and_23_a_dataset_is_read_through_its_query_and_stored_under_a_sta
 }
 
 #[tokio::test]
-async fn a_loader_with_a_snapshot_obeys_the_stamp_rule() {
+async fn a_loader_with_a_snapshot_follows_the_stamp_rule() {
     let rig = Rig::start(TABLE).await;
     let context = rig.context(DATASET);
     epoch::ensure(&context, "").await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::stores::redis::Watermark;
@@ -44,7 +44,7 @@ async fn count(rig: &Rig, sql: &str) -> i64 {
 }
 
 /// Steps until there is nothing more to do.
-async fn settle(follower: &mut Follower) {
+async fn settle(follower: &mut FeedConsumer) {
     let mut idle = 0;
     while idle < 2 {
         match follower.step(true).await {
@@ -55,9 +55,9 @@ async fn settle(follower: &mut Follower) {
     }
 }
 
-async fn follower(context: &Context) -> Follower {
+async fn follower(context: &Context) -> FeedConsumer {
     context.set_coverage(coverage::look(context, true).await.unwrap());
-    let mut follower = Follower::new(context);
+    let mut follower = FeedConsumer::new(context);
     settle(&mut follower).await;
     follower
 }
@@ -130,7 +130,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     context.set_coverage(touched);
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, ["product"]);
-    assert_eq!(context.redis.metadata("").await.unwrap().pending["product"].reason(), "followed anew");
+    assert_eq!(context.redis.metadata("").await.unwrap().pending["product"].reason(), "newly covered");
     // A disabled trigger, a new leaf: not covered until they are mended.
     for (sql, expected) in [
         ("alter table products disable trigger cachekeeper_update", "disabled or missing"),
@@ -332,7 +332,7 @@ async fn the_outbox_is_trimmed_only_behind_every_reader_and_writer() {
         .query_async(&mut client)
         .await
         .unwrap();
-    let mut second = Follower::new(&context);
+    let mut second = FeedConsumer::new(&context);
     settle(&mut second).await;
     let head = context.redis.metadata("").await.unwrap();
     assert_ne!(before, head.epoch);

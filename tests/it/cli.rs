@@ -161,7 +161,7 @@ async fn a_signal_stops_the_worker_in_order() {
     assert_eq!(cli.run(&["healthcheck"]), (0, "ok\n".to_owned()));
     let client = http_get(port, "/metrics").await;
     assert!(
-        client.contains("cachekeeper_entries_stored_total{dataset=\"product\",cause=\"warm\"} 500"),
+        client.contains("cachekeeper_entries_stored_total{dataset=\"product\",cause=\"backfill\"} 500"),
         "{client}"
     );
     assert!(http_get(port, "/api/v1/status").await.contains("\"warmed\":true"));

@@ -10,7 +10,7 @@ use crate::support::{Rig, wait_until};
 use crate::writes::{DATASETS, TABLES, prepared};
 
 #[tokio::test]
-async fn durable_events_are_obeyed_although_no_worker_ran_when_they_were_published() {
+async fn durable_events_are_applied_although_no_worker_ran_when_they_were_published() {
     let rig = Rig::start(TABLES).await;
     let toml = DATASETS.replace("watch = [{ table = \"products\"", "# watch = [{ table = \"products\"");
     let toml = format!("[feed]\nmode = \"off\"\n{toml}");
@@ -27,7 +27,7 @@ async fn durable_events_are_obeyed_although_no_worker_ran_when_they_were_publish
         context.redis.append("cache:invalidation:log", fields).await.unwrap();
     }
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
-    wait_until("they are obeyed and removed", async || {
+    wait_until("they are applied and removed", async || {
         let state = context.redis.stream_state("cache:invalidation:log", "cachekeeper:test").await.unwrap();
         if state.length == 0 && state.pending == 0 { Ok(()) } else { Err(format!("{state:?}")) }
     })
@@ -38,7 +38,7 @@ async fn durable_events_are_obeyed_although_no_worker_ran_when_they_were_publish
 }
 
 #[tokio::test]
-async fn durable_events_are_obeyed_once_whichever_way_they_come_and_delete_at_once_while_postgres_is_down() {
+async fn durable_events_are_applied_once_whichever_way_they_come_and_delete_at_once_while_postgres_is_down() {
     let mut rig = Rig::start(TABLES).await;
     let toml = format!("[feed]\nmode = \"off\"\n{DATASETS}");
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
@@ -63,11 +63,11 @@ async fn durable_events_are_obeyed_once_whichever_way_they_come_and_delete_at_on
         if 0 < heard { Ok(()) } else { Err("nobody listens".to_owned()) }
     })
     .await;
-    wait_until("the event is obeyed", async || {
-        // Its lag is noted when it was obeyed.
+    wait_until("the event is applied", async || {
+        // Its lag is noted when it was applied.
         let metrics = worker.context.metrics.render().unwrap();
-        let is_obeyed = metrics.contains("event_lag_seconds_count{source=\"pubsub\"} 1");
-        if is_obeyed { Ok(()) } else { Err("not yet".to_owned()) }
+        let is_applied = metrics.contains("event_lag_seconds_count{source=\"pubsub\"} 1");
+        if is_applied { Ok(()) } else { Err("not yet".to_owned()) }
     })
     .await;
     context.redis.append(log, &[("key", b"product:7"), ("id", b"e1")]).await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper_engine::audit::{Extent, compare};
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::{coverage, revalidation};
 use redis::AsyncCommands;
@@ -42,7 +42,7 @@ pub const DATASETS: &str = r#"
 "#;
 
 pub async fn ready(worker: &Worker) {
-    wait_until("the worker is ready and nothing is owed", || async {
+    wait_until("the worker is ready and nothing is pending", || async {
         let reasons = worker.health.reasons();
         let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
         let watermark = worker.context.redis.watermark().await.map_err(|error| error.to_string())?;
@@ -50,7 +50,7 @@ pub async fn ready(worker: &Worker) {
         if reasons.is_empty() && head.pending.is_empty() && head.is_whole && covered {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, owed {:?}, {watermark:?}", head.pending))
+            Err(format!("{reasons:?}, pending {:?}, {watermark:?}", head.pending))
         }
     })
     .await;
@@ -186,9 +186,9 @@ async fn changes_made_while_no_worker_ran_are_not_missed() {
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     caught_up(&worker).await;
     agrees(&worker).await;
-    // Nothing was owed: the cursor told what to look at.
+    // Nothing was pending: the cursor told what to look at.
     let text = worker.context.metrics.render().unwrap();
-    assert!(!text.contains("cause=\"debt\""), "{text}");
+    assert!(!text.contains("cause=\"revalidation\""), "{text}");
     assert!(worker.stop().await);
 }
 
@@ -266,7 +266,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
     let options =
         BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
     backfill(&context, &product, &options).await.unwrap();
-    let mut follower = Follower::new(&context);
+    let mut follower = FeedConsumer::new(&context);
     while follower.step(true).await.unwrap() != Step::Idle {}
     let refresh = cachekeeper_config::OnNewEpoch::Refresh;
     revalidation::run(&context, &product, refresh, &CancellationToken::new()).await.unwrap();
@@ -293,7 +293,7 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
         let value: String = client.get(key).await.unwrap();
         assert!(value.contains(name), "{key} {value}");
     }
-    // What the feed covers owes nothing: the cursor went back with it.
+    // What the feed covers has nothing pending: the cursor rolled back with it.
     let head = context.redis.metadata("").await.unwrap();
     assert!(head.pending.is_empty(), "{:?}", head.pending);
 }
@@ -334,7 +334,7 @@ async fn a_broken_query_does_not_stop_the_feed() {
     let options =
         BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
     backfill(&context, &product, &options).await.unwrap();
-    let mut follower = Follower::new(&context);
+    let mut follower = FeedConsumer::new(&context);
     while follower.step(true).await.unwrap() != Step::Idle {}
     rig.postgres.execute("alter table products drop column price").await.unwrap();
     let mut client = rig.client().await;

@@ -26,7 +26,7 @@ fn options() -> BackfillOptions {
 }
 
 #[tokio::test]
-async fn a_pass_fills_redis_and_events_are_obeyed() {
+async fn a_pass_fills_redis_and_events_are_applied() {
     let rig = Rig::start(PRODUCTS).await;
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("product").unwrap().clone();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper::supervisor::SupervisorMessage;
 use cachekeeper_engine::audit::{Extent, compare};
-use cachekeeper_engine::change_feed::{Follower, Step};
+use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
 use redis::AsyncCommands;
@@ -94,7 +94,7 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     let leader = tokio::spawn({
         let context = context.clone();
         async move {
-            let mut feed = Follower::new(&context);
+            let mut feed = FeedConsumer::new(&context);
             loop {
                 let step = feed.step(false).await.unwrap();
                 if step == Step::Idle {

@@ -1,4 +1,4 @@
-//! Passes, debts, poison rows, stalled loads, tags over time.
+//! Backfills, revalidations, poison rows, stalled loads, tags over time.
 
 use cachekeeper::app::Worker;
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
@@ -176,9 +176,9 @@ async fn two_hundred_thousand_tagged_keys_leave_nothing_behind() {
         max_stale = "0s"
     "#,
     );
-    let order = epoch::ensure(&context, "").await.unwrap();
+    let state = epoch::ensure(&context, "").await.unwrap();
     let dataset = context.catalog.get("t").unwrap();
-    let standing = dataset.precondition(&order.epoch, &order.poll.incarnation);
+    let standing = dataset.precondition(&state.epoch, &state.poll.incarnation);
     let stamp = Stamp::new(1 << 40, 0).unwrap();
     // The first rounds bring the allocator to its working size.
     let mut after_first = 0;
@@ -233,7 +233,7 @@ async fn retagging_moves_and_membership_outlives_nothing() {
 }
 
 #[tokio::test]
-async fn a_debt_is_paid_by_a_walk_of_redis() {
+async fn a_pending_revalidation_is_run_by_a_scan_of_redis() {
     let rig = Rig::start(TABLES).await;
     let context = rig.context(DATASET);
     let dataset = context.catalog.get("t").unwrap();
@@ -301,9 +301,9 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
 async fn entries_of_many_tags_are_members_of_each_and_refusals_name_the_right_ones() {
     let rig = Rig::start("").await;
     let context = rig.context("[dataset.t]\nquery = \"select 1 as id\"\nkey = \"t:{id}\"");
-    let order = epoch::ensure(&context, "").await.unwrap();
+    let state = epoch::ensure(&context, "").await.unwrap();
     let dataset = context.catalog.get("t").unwrap();
-    let standing = dataset.precondition(&order.epoch, &order.poll.incarnation);
+    let standing = dataset.precondition(&state.epoch, &state.poll.incarnation);
     let life = dataset.lifetimes.longest();
     let (low, high) = (Stamp::new(1 << 40, 0).unwrap(), Stamp::new(1 << 41, 0).unwrap());
     let names: Vec<String> = (0..300).map(|number| format!("t:{number}")).collect();

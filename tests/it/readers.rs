@@ -1,4 +1,4 @@
-//! Applications in other languages, with their usual clients: they read every value, and their events are obeyed.
+//! Applications in other languages, with their usual clients: they read every value, and their events are applied.
 
 use std::process::Command;
 
@@ -83,7 +83,7 @@ fn call(command: &[String], arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn python_and_node_read_every_value_and_their_events_are_obeyed() {
+async fn python_and_node_read_every_value_and_their_events_are_applied() {
     let rig = Rig::start(TABLES).await;
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     wait_until("everything is warm", || async {
@@ -114,7 +114,7 @@ async fn python_and_node_read_every_value_and_their_events_are_obeyed() {
             let name = format!("{language} {kind}");
             rig.postgres.execute(&format!("update t set name = '{name}' where id = 9")).await.unwrap();
             call(&command, &[&url, "publish", kind, "json:9"]);
-            wait_until(&format!("the event of {name} is obeyed"), || async {
+            wait_until(&format!("the event of {name} is applied"), || async {
                 let read = worker.context.redis.read(&["json:9"]).await.unwrap();
                 let value = String::from_utf8(read[0].0.clone().unwrap_or_default()).unwrap();
                 if value.contains(&name) { Ok(()) } else { Err(value) }

@@ -1,4 +1,4 @@
-//! The worker as a whole: it fills, obeys, refreshes, and heals.
+//! The worker as a whole: it fills, applies events, refreshes, and heals.
 
 use std::time::Duration;
 
@@ -34,12 +34,12 @@ const DATASETS: &str = r#"
 async fn ready(worker: &Worker) {
     wait_until("the worker is ready", || async {
         let reasons = worker.health.reasons();
-        let owed = worker.health.facts().owed;
+        let pending = worker.health.facts().pending;
         let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
-        if reasons.is_empty() && owed.is_empty() && head.pending.is_empty() && head.is_whole {
+        if reasons.is_empty() && pending.is_empty() && head.pending.is_empty() && head.is_whole {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, owed {:?}", head.pending))
+            Err(format!("{reasons:?}, pending {:?}", head.pending))
         }
     })
     .await;
@@ -69,7 +69,7 @@ async fn agrees(worker: &Worker) {
 }
 
 #[tokio::test]
-async fn events_in_every_form_are_obeyed_and_garbage_is_harmless() {
+async fn events_in_every_form_are_applied_and_garbage_is_harmless() {
     let rig = Rig::start(TABLES).await;
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     ready(&worker).await;
@@ -580,7 +580,7 @@ async fn a_required_feed_that_misses_a_table_is_not_ready() {
 }
 
 #[tokio::test]
-async fn an_event_with_an_id_is_obeyed_once() {
+async fn an_event_with_an_id_is_applied_once() {
     let rig = Rig::start(TABLES).await;
     let worker = Worker::start(rig.config(&format!("[feed]\nmode = \"off\"\n{DATASETS}"))).await.unwrap();
     ready(&worker).await;
@@ -594,7 +594,7 @@ async fn an_event_with_an_id_is_obeyed_once() {
     let _: () = client.publish("cache:invalidation", event).await.unwrap();
     let _: () = client.publish("cache:invalidation", "product:6").await.unwrap();
     value_is(&mut client, "product:6", Some("twice")).await;
-    // Events of one channel are obeyed in order, so the repeated one was passed over by now.
+    // Events of one channel are applied in order, so the repeated one was passed over by now.
     value_is(&mut client, "product:5", Some("once")).await;
     assert!(worker.stop().await);
 }

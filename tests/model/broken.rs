@@ -31,15 +31,15 @@ worlds! {
         World { faults: &[(EvictTable, 1)], ..crowd([0, 0, 0]) }
         .under(|rules| rules.idle_looks_at_redis = false);
     // R14: what is pending is written in Redis.
-    x06_debt_outlives_a_worker_killed_after_a_crash breaks I11, I12:
+    x06_pending_outlives_a_worker_killed_after_a_crash breaks I11, I12:
         World { faults: &[(CrashLosing, 1), (Kill, 1)], ..row([2, 0, 0]) }
         .under(|rules| rules.pending_is_durable = false);
     // R14.
-    x07_debt_outlives_a_worker_killed_after_an_eviction breaks I11, I12:
+    x07_pending_outlives_a_worker_killed_after_an_eviction breaks I11, I12:
         World { faults: &[(EvictTable, 1), (Kill, 1)], ..row([1, 0, 0]) }
         .under(|rules| rules.pending_is_durable = false);
     // R14: what is pending holds back the watermark of all workers.
-    x08_debt_holds_back_the_second_worker breaks I2:
+    x08_pending_holds_back_the_second_worker breaks I2:
         World { workers: 2, faults: &[(EvictTable, 1)], ..row([1, 1, 0]) }
         .under(|rules| rules.pending_is_durable = false);
     // R14: the scan is over Redis, so it meets what the table no longer has.

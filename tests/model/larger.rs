@@ -67,7 +67,7 @@ worlds! {
     e17_equal_bytes_failover_and_eviction:
         World { loaders: &[WARM, WARM], faults: &[(EvictEntry, 1), (Failover, 1)], ..row([2, 0, 0]) }
         .under(|rules| rules.equal_bytes_raise = false);
-    e18_epoch_is_relabelled_after_a_failover:
+    e18_epoch_is_renewed_after_a_failover:
         World { workers: 2, loaders: &[WARM], faults: &[(Failover, 1)], ..row([1, 1, 0]) }
         .under(|rules| rules.renews = true);
     #[ignore = "long: make model"]
@@ -127,7 +127,7 @@ worlds! {
             faults: &[(EvictTable, 1), (Failover, 1)], ..row([1, 1, 0])
         };
     #[ignore = "long: make model"]
-    h09_relabelled_epoch_and_an_evicted_table:
+    h09_renewed_epoch_and_an_evicted_table:
         World {
             workers: 2, loaders: &[FILL0], faults: &[(Failover, 1), (EvictTable, 1)], ..row([1, 1, 0])
         }

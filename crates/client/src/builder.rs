@@ -67,7 +67,7 @@ impl Cache {
         Ok(CacheBuilder::new(Backend::Redis(Box::new(redis)), Source::default()))
     }
 
-    /// A cache in this process's memory, for tests: it obeys the same rules, and its lifetimes follow tokio's clock.
+    /// A cache in this process's memory, for tests: it follows the same rules, and its lifetimes follow tokio's clock.
     #[must_use]
     pub fn in_memory() -> CacheBuilder {
         CacheBuilder::new(

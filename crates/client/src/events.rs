@@ -32,7 +32,7 @@ pub struct Events {
 }
 
 impl Cache {
-    /// Publishes an event: workers obey it, and applications that listen hear it. Answers how many did. Publish after
+    /// Publishes an event: workers apply it, and applications that listen hear it. Answers how many did. Publish after
     /// the commit: an event says that the source changed before.
     pub async fn publish(&self, event: &Event) -> Result<u64, ClientError> {
         self.core.announce(event).await

@@ -47,7 +47,7 @@ impl<T> Loaded<T> {
         None.into()
     }
 
-    /// Another life than the policy's, for this value only.
+    /// Another lifetime than the policy's, for this value only.
     #[must_use]
     pub fn life(mut self, life: Duration) -> Self {
         self.life = Some(life);

@@ -138,9 +138,9 @@ pub async fn compare(
     loop {
         let order_poll = epoch::poll(context).await?;
         let current = epoch::current(context).await?;
-        let standing = dataset.precondition(&current, &order_poll.incarnation);
+        let precondition = dataset.precondition(&current, &order_poll.incarnation);
         let wanted = [Wanted { prefix, left_max: None }];
-        let answer = context.redis.scan(&standing, "", (cursor, PAGE), UseSign::None, &wanted).await?;
+        let answer = context.redis.scan(&precondition, "", (cursor, PAGE), UseSign::None, &wanted).await?;
         let page = context.checked(Some(dataset), answer)?;
         let keys: Vec<(String, KeyValues)> = page
             .entries

@@ -125,12 +125,12 @@ impl<'a> BackfillStream<'a> {
         options: &BackfillOptions,
     ) -> Result<LoadReport, EngineError> {
         let mut job = Job::new("backfill");
-        let order = epoch::ensure(context, &job.id).await?;
-        job.count = order.head.counted;
-        let interrupted = order.head.backfills.get(dataset.name()).filter(|_| options.resume);
+        let state = epoch::ensure(context, &job.id).await?;
+        job.count = state.metadata.counted;
+        let interrupted = state.metadata.backfills.get(dataset.name()).filter(|_| options.resume);
         let interrupted = interrupted.and_then(|text| Bookmark::parse(text, dataset));
         // Of one that was interrupted long ago the first entries may have expired.
-        let recent = order.head.now_ms.saturating_sub(millis(dataset.lifetimes.ttl / 2));
+        let recent = state.metadata.now_ms.saturating_sub(millis(dataset.lifetimes.ttl / 2));
         let interrupted = interrupted.filter(|bookmark| recent < bookmark.began_ms);
         let behind = interrupted.as_ref().map(|bookmark| &bookmark.values);
         if let Some(bookmark) = &interrupted {
@@ -140,13 +140,13 @@ impl<'a> BackfillStream<'a> {
         let mut backfill = Self {
             context,
             dataset,
-            epoch: order.epoch,
+            epoch: state.epoch,
             poll: rows.poll.clone(),
             job,
             report: LoadReport::default(),
             refused: Vec::new(),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
-            began_ms: interrupted.as_ref().map_or(order.head.now_ms, |bookmark| bookmark.began_ms),
+            began_ms: interrupted.as_ref().map_or(state.metadata.now_ms, |bookmark| bookmark.began_ms),
             entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
         };
         backfill.stream(source, &mut rows, options).await?;

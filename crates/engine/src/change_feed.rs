@@ -17,8 +17,8 @@ use super::load::Job;
 use super::{coverage, epoch};
 use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
 use crate::stores::redis::{Advance, Advanced, Epoch, PendingRevalidation, PreconditionFailed};
-pub use batch::Touched;
-use batch::{Batch, GATHERED};
+pub use batch::AffectedKeys;
+use batch::{ChangeBatch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// What a step did.
@@ -36,14 +36,14 @@ pub enum Step {
 
 /// Applies changes, step by step.
 #[derive(Debug)]
-pub struct Follower {
+pub struct FeedConsumer {
     context: Context,
     reader: FeedReader,
     /// Counted across batches: the reply to one advance is the beginning of the next batch.
     job: String,
-    place: Option<Place>,
+    position: Option<FeedPosition>,
     /// Datasets whose keys are deleted in this batch instead of loaded, because loading has failed or took too long.
-    hurried: BTreeSet<String>,
+    deletes_instead: BTreeSet<String>,
     count_reset: Instant,
     /// Entries that were deleted although Redis is to hold every row.
     dropped: Vec<String>,
@@ -54,7 +54,7 @@ pub struct Follower {
 
 /// Where the feed stands in Redis.
 #[derive(Debug, Clone)]
-struct Place {
+struct FeedPosition {
     epoch: Epoch,
     incarnation: String,
     cursor: Snapshot,
@@ -68,10 +68,10 @@ const COUNT_MIN: i64 = 1_000;
 
 /// What changes touch, each thing once.
 #[must_use]
-pub fn touched_by(context: &Context, coverage: &Coverage, changes: &[Change]) -> Touched {
-    let mut touched = Touched::default();
-    changes.iter().for_each(|change| touched.add(context, coverage, change));
-    touched
+pub fn affected_by(context: &Context, coverage: &Coverage, changes: &[Change]) -> AffectedKeys {
+    let mut affected = AffectedKeys::default();
+    changes.iter().for_each(|change| affected.add(context, coverage, change));
+    affected
 }
 
 /// Applies what this process changed itself, without waiting for the feed, which will find nothing left to do. The cursor
@@ -79,23 +79,23 @@ pub fn touched_by(context: &Context, coverage: &Coverage, changes: &[Change]) ->
 ///
 /// # Errors
 /// [`EngineError`]; then the feed sees to it.
-pub async fn apply_own(context: &Context, touched: Touched) -> Result<(), EngineError> {
-    let order = epoch::ensure(context, "").await?;
-    let (mut hurried, mut dropped) = (BTreeSet::new(), Vec::new());
-    let mut batch = Batch {
+pub async fn apply_own(context: &Context, affected: AffectedKeys) -> Result<(), EngineError> {
+    let state = epoch::ensure(context, "").await?;
+    let (mut deletes_instead, mut dropped) = (BTreeSet::new(), Vec::new());
+    let mut batch = ChangeBatch {
         context,
-        epoch: order.epoch,
-        now_ms: order.head.now_ms,
-        poll: order.poll,
+        epoch: state.epoch,
+        now_ms: state.metadata.now_ms,
+        poll: state.poll,
         job: Job::uncounted(),
-        hurried: &mut hurried,
+        deletes_instead: &mut deletes_instead,
         dropped: &mut dropped,
-        touched,
+        affected,
     };
     batch.flush().await
 }
 
-impl Follower {
+impl FeedConsumer {
     /// Begins where Redis says.
     #[must_use]
     pub fn new(context: &Context) -> Self {
@@ -103,8 +103,8 @@ impl Follower {
             context: context.clone(),
             reader: FeedReader::new(&context.postgres),
             job: Job::new("feed").id,
-            place: None,
-            hurried: BTreeSet::new(),
+            position: None,
+            deletes_instead: BTreeSet::new(),
             count_reset: Instant::now(),
             dropped: Vec::new(),
             moved_to: None,
@@ -139,7 +139,7 @@ impl Follower {
         match &result {
             Ok(Step::Idle | Step::Applied(_)) => {}
             // What was counted is not known any more.
-            Ok(Step::Waiting | Step::Again) | Err(_) => self.place = None,
+            Ok(Step::Waiting | Step::Again) | Err(_) => self.position = None,
         }
         result
     }
@@ -148,11 +148,11 @@ impl Follower {
         let Some(coverage) = self.context.coverage() else {
             return Ok(Step::Waiting);
         };
-        let place = match self.place.take() {
-            Some(place) => place,
-            None => self.find_place().await?,
+        let position = match self.position.take() {
+            Some(position) => position,
+            None => self.find_position().await?,
         };
-        let polled = self.reader.poll(place.cursor.as_str()).await;
+        let polled = self.reader.poll(position.cursor.as_str()).await;
         let polled_at = Instant::now();
         let poll = match polled {
             Ok(poll) => poll,
@@ -162,55 +162,55 @@ impl Follower {
             }
             Err(error) => return Err(error.into()),
         };
-        if poll.poll.incarnation != place.incarnation {
+        if poll.poll.incarnation != position.incarnation {
             epoch::ensure(&self.context, "").await?;
             return Ok(Step::Again);
         }
-        if let Some(step) = self.look_at_outbox(&place, &poll).await? {
+        if let Some(step) = self.look_at_outbox(&position, &poll).await? {
             return Ok(step);
         }
-        if poll.poll.snapshot == place.cursor {
+        if poll.poll.snapshot == position.cursor {
             if must_advance {
-                return self.advance(place, poll.poll, &poll.as_of.0, &coverage, 0).await.map(
+                return self.advance(position, poll.poll, &poll.as_of.0, &coverage, 0).await.map(
                     |step| match step {
                         Step::Applied(_) => Step::Idle,
                         other => other,
                     },
                 );
             }
-            self.place = Some(place);
+            self.position = Some(position);
             return Ok(Step::Idle);
         }
-        self.apply(place, poll, polled_at, coverage).await
+        self.apply(position, poll, polled_at, coverage).await
     }
 
     /// Reads the head, counted, and begins a new epoch where that is due.
-    async fn find_place(&mut self) -> Result<Place, EngineError> {
-        let order = epoch::ensure(&self.context, &self.job).await?;
-        let cursor = order.head.cursor.as_deref().and_then(|text| text.parse().ok());
+    async fn find_position(&mut self) -> Result<FeedPosition, EngineError> {
+        let state = epoch::ensure(&self.context, &self.job).await?;
+        let cursor = state.metadata.cursor.as_deref().and_then(|text| text.parse().ok());
         let Some(cursor) = cursor else {
             return Err(self.context.on_precondition_failed(None, PreconditionFailed::Table));
         };
-        Ok(Place {
-            epoch: order.epoch,
-            incarnation: order.poll.incarnation,
+        Ok(FeedPosition {
+            epoch: state.epoch,
+            incarnation: state.poll.incarnation,
             cursor,
-            count: order.head.counted,
-            now_ms: order.head.now_ms,
+            count: state.metadata.counted,
+            now_ms: state.metadata.now_ms,
         })
     }
 
     /// Whether the outbox has everything since the cursor.
-    async fn look_at_outbox(&mut self, place: &Place, found: &FeedPoll) -> Result<Option<Step>, EngineError> {
+    async fn look_at_outbox(&mut self, position: &FeedPosition, found: &FeedPoll) -> Result<Option<Step>, EngineError> {
         let outbox = &found.outbox;
-        if outbox.is_behind(&place.cursor, &place.incarnation) {
+        if outbox.is_behind(&position.cursor, &position.incarnation) {
             epoch::begin_behind(&self.context, outbox).await?;
             return Ok(Some(Step::Again));
         }
         let postgres = &self.context.postgres;
         match &outbox.overflow {
             None => {}
-            Some((snapshot, life)) if snapshot == "pending" || life.as_ref() != Some(&place.incarnation) => {
+            Some((snapshot, life)) if snapshot == "pending" || life.as_ref() != Some(&position.incarnation) => {
                 postgres.begin_overflow().await?;
                 return Ok(Some(Step::Waiting));
             }
@@ -223,7 +223,7 @@ impl Follower {
         if most < outbox.counted {
             warn!(
                 keys = outbox.counted,
-                "the outbox was full while no worker applied it; everything is looked at again"
+                "the outbox was full while no worker applied it; everything is revalidated"
             );
             postgres.begin_overflow().await?;
             return Ok(Some(Step::Waiting));
@@ -233,20 +233,20 @@ impl Follower {
 
     async fn apply(
         &mut self,
-        place: Place,
+        position: FeedPosition,
         mut found: FeedPoll,
         polled_at: Instant,
         mut coverage: Arc<Coverage>,
     ) -> Result<Step, EngineError> {
-        let mut batch = Batch {
+        let mut batch = ChangeBatch {
             context: &self.context,
-            epoch: place.epoch,
-            now_ms: place.now_ms,
+            epoch: position.epoch,
+            now_ms: position.now_ms,
             poll: found.poll.clone(),
-            job: Job { id: self.job.clone(), count: place.count },
-            hurried: &mut self.hurried,
+            job: Job { id: self.job.clone(), count: position.count },
+            deletes_instead: &mut self.deletes_instead,
             dropped: &mut self.dropped,
-            touched: Touched::default(),
+            affected: AffectedKeys::default(),
         };
         let mut statements = 0;
         let mut times: Vec<i64> = Vec::new();
@@ -260,9 +260,9 @@ impl Follower {
             statements += group.len() as u64;
             for change in &group {
                 times.push(change.at_us);
-                batch.touched.add(&self.context, &coverage, change);
+                batch.affected.add(&self.context, &coverage, change);
             }
-            if GATHERED <= batch.touched.key_count {
+            if GATHERED <= batch.affected.key_count {
                 batch.flush().await?;
             }
         }
@@ -272,10 +272,10 @@ impl Follower {
         let as_of = found.as_of;
         let counted = found.outbox.counted;
         let step =
-            self.advance(Place { count, ..place }, found.poll, &as_of.0, &coverage, statements).await?;
+            self.advance(FeedPosition { count, ..position }, found.poll, &as_of.0, &coverage, statements).await?;
         if matches!(step, Step::Applied(_)) {
             let since_poll = polled_at.elapsed();
-            self.hurried.clear();
+            self.deletes_instead.clear();
             self.context.metrics.changes.inc_by(statements);
             for at in times {
                 let before = Duration::from_micros(u64::try_from(as_of.1 - at).unwrap_or_default());
@@ -288,28 +288,28 @@ impl Follower {
 
     async fn advance(
         &mut self,
-        place: Place,
+        position: FeedPosition,
         poll: Poll,
         as_of: &str,
         coverage: &Coverage,
         statements: u64,
     ) -> Result<Step, EngineError> {
         let followed = self.followed(coverage);
-        let debt = PendingRevalidation::new("followed anew", place.now_ms);
+        let pending = PendingRevalidation::new("newly covered", position.now_ms);
         let advance = Advance {
-            job: (&self.job, place.count),
-            from: place.cursor.as_str(),
+            job: (&self.job, position.count),
+            from: position.cursor.as_str(),
             to: &poll.snapshot,
             as_of,
             covered: &followed,
-            pending: &debt,
+            pending: &pending,
         };
-        let answer = self.context.redis.advance(&place.epoch, &place.incarnation, &advance).await?;
+        let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {
             Advanced::Done => {
                 failpoint::reach("feed.advanced");
                 self.moved_to = Some(as_of.to_owned());
-                self.place = Some(Place { cursor: poll.snapshot, count: place.count + 1, ..place });
+                self.position = Some(FeedPosition { cursor: poll.snapshot, count: position.count + 1, ..position });
                 Ok(Step::Applied(statements))
             }
             Advanced::Moved => {
@@ -345,8 +345,8 @@ impl Follower {
 
     /// Empties what every Redis that may come back has seen.
     pub async fn trim(&self) -> Result<(), EngineError> {
-        let Some(place) = &self.place else { return Ok(()) };
-        let trimmed = self.context.postgres.trim_outbox(&place.cursor, self.context.feed.retention).await?;
+        let Some(position) = &self.position else { return Ok(()) };
+        let trimmed = self.context.postgres.trim_outbox(&position.cursor, self.context.feed.retention).await?;
         if 0 < trimmed {
             info!(partitions = trimmed, "old changes are dropped from the outbox");
         }

@@ -21,7 +21,7 @@ pub struct EpochState {
     /// Snapshot and incarnation, taken after the metadata was read.
     pub poll: Poll,
     /// The metadata in Redis.
-    pub head: Metadata,
+    pub metadata: Metadata,
 }
 
 /// How often another process may be faster before something is wrong.
@@ -34,44 +34,44 @@ const ATTEMPTS: usize = 10;
 /// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
 pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineError> {
     for _ in 0..ATTEMPTS {
-        let head = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
+        let metadata = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
-        if head.retired.contains(&poll.incarnation) {
+        if metadata.retired.contains(&poll.incarnation) {
             return Err(EngineError::Retired);
         }
-        let is_same = head.incarnation.as_deref() == Some(poll.incarnation.as_str());
-        if let (true, true, Some(epoch)) = (head.is_whole, is_same, head.epoch) {
+        let is_same = metadata.incarnation.as_deref() == Some(poll.incarnation.as_str());
+        if let (true, true, Some(epoch)) = (metadata.is_whole, is_same, metadata.epoch) {
             context.set_epoch(Some(epoch));
-            register_all(context, &epoch, &poll, &head).await?;
-            return Ok(EpochState { epoch, poll, head });
+            register_all(context, &epoch, &poll, &metadata).await?;
+            return Ok(EpochState { epoch, poll, metadata });
         }
-        let reason = if !head.is_whole { "tables lost" } else { "another incarnation" };
-        begin(context, &head, &poll, reason, false).await?;
+        let reason = if !metadata.is_whole { "tables lost" } else { "another incarnation" };
+        begin(context, &metadata, &poll, reason, false).await?;
     }
     Err(context.on_precondition_failed(None, PreconditionFailed::Epoch))
 }
 
 /// Redis rolled back, but its tables are whole: they go on under a new epoch id, and everything is pending.
 pub async fn renew(context: &Context) -> Result<(), EngineError> {
-    let head = context.redis.metadata("").await?;
+    let metadata = context.redis.metadata("").await?;
     let poll = poll(context).await?;
-    begin(context, &head, &poll, "rolled back", head.is_whole).await
+    begin(context, &metadata, &poll, "rolled back", metadata.is_whole).await
 }
 
 /// Begins anew if the cursor is behind what the outbox still has (R13).
 pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
-    let head = context.redis.metadata("").await?;
+    let metadata = context.redis.metadata("").await?;
     let poll = poll(context).await?;
-    let cursor = head.cursor.as_deref().and_then(|text| text.parse::<Snapshot>().ok());
+    let cursor = metadata.cursor.as_deref().and_then(|text| text.parse::<Snapshot>().ok());
     if cursor.is_none_or(|cursor| outbox.is_behind(&cursor, &poll.incarnation)) {
-        begin(context, &head, &poll, "changes lost", false).await?;
+        begin(context, &metadata, &poll, "changes lost", false).await?;
     }
     Ok(())
 }
 
 async fn begin(
     context: &Context,
-    head: &Metadata,
+    metadata: &Metadata,
     poll: &Poll,
     reason: &str,
     keeps_tables: bool,
@@ -80,11 +80,11 @@ async fn begin(
     let new = NewEpoch {
         incarnation: &poll.incarnation,
         snapshot: &poll.snapshot,
-        pending: &PendingRevalidation::new(reason, head.now_ms),
+        pending: &PendingRevalidation::new(reason, metadata.now_ms),
         datasets: &datasets,
         is_renewal: keeps_tables,
     };
-    match context.redis.create_epoch(head, &new).await? {
+    match context.redis.create_epoch(metadata, &new).await? {
         Creation::Created(epoch) => {
             warn!(%epoch, reason, incarnation = %poll.incarnation, floor = %poll.snapshot.stamp(),
                 "a new epoch begins, all datasets are pending");
@@ -112,10 +112,10 @@ async fn register_all(
     context: &Context,
     epoch: &Epoch,
     poll: &Poll,
-    head: &Metadata,
+    metadata: &Metadata,
 ) -> Result<(), EngineError> {
     for dataset in context.catalog.iter() {
-        let seen = head.revisions.get(dataset.name()).map_or("", String::as_str);
+        let seen = metadata.revisions.get(dataset.name()).map_or("", String::as_str);
         let is_known = dataset.is_registered.load(Ordering::Relaxed);
         if is_known && (seen == dataset.revision || !seen.is_empty()) {
             if seen != dataset.revision && !dataset.is_superseded() {
@@ -125,7 +125,7 @@ async fn register_all(
         }
         let longest = dataset.lifetimes.longest();
         let revisions = (seen, dataset.revision.as_str());
-        let life = (longest, head.now_ms);
+        let life = (longest, metadata.now_ms);
         match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
             Answer::Done(Registration::Registered) => {
                 info!(dataset = dataset.name(), revision = %dataset.revision, "definition registered, entries are pending");

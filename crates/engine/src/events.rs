@@ -137,10 +137,10 @@ pub async fn mark_pending(
     made_ms: Option<u64>,
 ) -> Result<(), EngineError> {
     with_current_epoch(context, || async {
-        let order = epoch::ensure(context, "").await?;
-        let debt = PendingRevalidation::new(reason, made_ms.unwrap_or(order.head.now_ms));
-        let at = (&order.epoch, order.poll.incarnation.as_str());
-        context.checked(None, context.redis.mark_pending(at, &debt, datasets, None, "").await?).map(drop)
+        let state = epoch::ensure(context, "").await?;
+        let pending = PendingRevalidation::new(reason, made_ms.unwrap_or(state.metadata.now_ms));
+        let at = (&state.epoch, state.poll.incarnation.as_str());
+        context.checked(None, context.redis.mark_pending(at, &pending, datasets, None, "").await?).map(drop)
     })
     .await
 }

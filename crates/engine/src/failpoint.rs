@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The environment variable: names of points, each with how often it is passed before the process ends, as in
-/// `feed.stored=3,debt.claimed=0`.
+/// `feed.stored=3,revalidation.claimed=0`.
 pub const VARIABLE: &str = "CACHEKEEPER_FAIL_AT";
 
 static ARMED: OnceLock<Mutex<HashMap<String, u64>>> = OnceLock::new();

@@ -43,15 +43,15 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
 /// Invalidates every member of tags.
 ///
 /// # Errors
-/// [`EngineError`]; the event must then be applied again. [`EngineError::RedisRolledBack`] where Redis went back meanwhile.
+/// [`EngineError`]; the event must then be applied again. [`EngineError::RedisRolledBack`] where Redis rolled back meanwhile.
 pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
     // What applications hold under these tags without a stamp is fenced by counters.
     context.redis.invalidate_tags(tags).await?;
     let mut job = Job::new("tags");
-    let order = epoch::ensure(context, &job.id).await?;
-    job.count = order.head.counted;
-    let precondition = of_no_dataset(&order.epoch, &order.poll);
-    let report = members(context, (&order.epoch, &order.poll), tags, op, &mut job).await?;
+    let state = epoch::ensure(context, &job.id).await?;
+    job.count = state.metadata.counted;
+    let precondition = of_no_dataset(&state.epoch, &state.poll);
+    let report = members(context, (&state.epoch, &state.poll), tags, op, &mut job).await?;
     // Nothing is pending here, but a rollback in between would have hidden members from the enumeration.
     let answer = context.redis.finish_job(&precondition, &job.id, job.count, Settled::Nothing).await?;
     match context.checked(None, answer)? {

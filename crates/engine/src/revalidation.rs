@@ -31,8 +31,8 @@ pub async fn run(
     let mut job = Job::new("walk");
     let facts = context.redis.facts().await?;
     let state = epoch::ensure(context, &job.id).await?;
-    job.count = state.head.counted;
-    let Some(pending) = state.head.pending.get(dataset.name()) else {
+    job.count = state.metadata.counted;
+    let Some(pending) = state.metadata.pending.get(dataset.name()) else {
         return Ok(LoadReport::default());
     };
     info!(dataset = dataset.name(), reason = pending.reason(), "revalidating every entry");
@@ -75,10 +75,10 @@ impl RevalidationScan<'_> {
             if cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
+            let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
             let page = (cursor, PAGE);
             let answer =
-                self.context.redis.scan(&standing, &self.job.id, page, UseSign::None, &wanted).await?;
+                self.context.redis.scan(&precondition, &self.job.id, page, UseSign::None, &wanted).await?;
             let page = self.context.checked(Some(self.dataset), answer)?;
             self.job.count += 1;
             failpoint::reach("revalidation.page");
@@ -108,20 +108,20 @@ impl RevalidationScan<'_> {
             return Ok(());
         }
         let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
-        let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
+        let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let stamp = self.poll.snapshot.stamp();
-        let answer = self.context.redis.invalidate(&standing, stamp, &names, &self.job.id, "").await?;
+        let answer = self.context.redis.invalidate(&precondition, stamp, &names, &self.job.id, "").await?;
         self.report.invalidated += self.context.checked(Some(self.dataset), answer)?;
         self.job.count += 1;
         Ok(())
     }
 
     async fn claim(self, pending: &PendingRevalidation) -> Result<LoadReport, EngineError> {
-        let standing = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
+        let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let answer = self
             .context
             .redis
-            .finish_job(&standing, &self.job.id, self.job.count, Settled::Revalidation(pending))
+            .finish_job(&precondition, &self.job.id, self.job.count, Settled::Revalidation(pending))
             .await?;
         match self.context.checked(Some(self.dataset), answer)? {
             Claim::Accepted => Ok(self.report),

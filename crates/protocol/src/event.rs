@@ -44,7 +44,7 @@ impl Op {
     }
 }
 
-/// One event. All that it names is obeyed: `key` and `keys` are one list, as are `tag` and `tags`, and keys, tags and
+/// One event. All that it names is applied: `key` and `keys` are one list, as are `tag` and `tags`, and keys, tags and
 /// a dataset may stand side by side. Doing too much is harmless, leaving out what somebody named is not.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Event {

@@ -18,7 +18,7 @@ pub enum Fault {
     KillAfterStores,
     KillAfterAdvance,
     KillInTags,
-    KillInDebt,
+    KillInRevalidation,
     StopWorker,
     KillInWrite(&'static str),
     TerminateWriter,
@@ -58,7 +58,7 @@ impl Fault {
         Self::KillAfterStores,
         Self::KillAfterAdvance,
         Self::KillInTags,
-        Self::KillInDebt,
+        Self::KillInRevalidation,
         Self::StopWorker,
     ];
     /// Each step of a command's way. Points that the code does not have yet are added here.
@@ -144,8 +144,8 @@ impl Fault {
             Self::KillInTags => {
                 end_at(arena, workers, &format!("feed.tags={}", random.random_range(0..3)), random).await;
             }
-            Self::KillInDebt => {
-                // A debt is made by the lost table; whoever pays it dies in the walk.
+            Self::KillInRevalidation => {
+                // The lost table makes a revalidation pending; whoever runs it dies in the scan.
                 arm(workers, "revalidation.page=0").await;
                 redis(arena, &["DEL", "ck:{test:0}:stamps"]).await;
                 wait_for_an_end(workers).await;

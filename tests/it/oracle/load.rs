@@ -190,7 +190,7 @@ async fn read(arena: Arc<Arena>, mut random: StdRng) {
         if let Some(epoch) = epoch.filter(|_| is_same_life) {
             let before = newest.entry((epoch, life, id)).or_insert(version);
             if version < *before {
-                let text = format!("C1: item:{id} went back from {before} to {version} within one epoch");
+                let text = format!("C1: item:{id} fell from {before} to {version} within one epoch");
                 arena.observed.broken.lock().unwrap().push(text);
             }
             *before = version.max(*before);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Arena, DATASETS, producers};
 use crate::support::wait_until;
 
-/// Waits until the watermark has passed what is committed now, holds for everything, and nothing is owed.
+/// Waits until the watermark has passed what is committed now, holds for everything, and nothing is pending.
 pub async fn caught_up(arena: &Arena) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {

@@ -22,7 +22,7 @@ use cachekeeper_protocol::event::Op;
 
 /// Keys that are gathered before they are applied.
 pub(super) const GATHERED: usize = 16_384;
-/// Stands for the members of all tags among the datasets that are hurried; no dataset has this name.
+/// Stands for the members of all tags among the datasets that are deletes_instead; no dataset has this name.
 const TAGS: &str = "(tags)";
 /// Loads under way at once.
 const LOADS_AHEAD: usize = 3;
@@ -31,20 +31,20 @@ const LOAD_WITHIN: Duration = Duration::from_secs(1);
 
 /// What changes touch, each thing once.
 #[derive(Debug, Clone, Default)]
-pub struct Touched {
+pub struct AffectedKeys {
     keys: BTreeMap<String, HashMap<String, KeyValues>>,
     tags: BTreeSet<String>,
     whole: BTreeSet<String>,
     pub(super) key_count: usize,
 }
 
-impl Touched {
+impl AffectedKeys {
     pub(super) fn add(&mut self, context: &Context, coverage: &Coverage, change: &Change) {
         if change.capture == DIRECT {
             return self.add_directly(context, change);
         }
         let Some(captured) = coverage.captures.get(&change.capture) else {
-            // Nobody knows what it was: everything is looked at again.
+            // Nobody knows what it was: everything is revalidated.
             self.whole.extend(context.catalog.iter().map(|dataset| dataset.name().to_owned()));
             return;
         };
@@ -107,42 +107,42 @@ impl Touched {
 }
 
 /// One batch under way.
-pub(super) struct Batch<'a> {
+pub(super) struct ChangeBatch<'a> {
     pub(super) context: &'a Context,
     pub(super) epoch: Epoch,
     pub(super) now_ms: u64,
     pub(super) poll: Poll,
     pub(super) job: Job,
-    pub(super) hurried: &'a mut BTreeSet<String>,
+    pub(super) deletes_instead: &'a mut BTreeSet<String>,
     pub(super) dropped: &'a mut Vec<String>,
-    pub(super) touched: Touched,
+    pub(super) affected: AffectedKeys,
 }
 
-impl Batch<'_> {
+impl ChangeBatch<'_> {
     /// Applies what was gathered: whole datasets first, because they raise the floor.
     pub(super) async fn flush(&mut self) -> Result<(), EngineError> {
-        let touched = std::mem::take(&mut self.touched);
-        if !touched.whole.is_empty() {
-            let names: Vec<String> = touched.whole.iter().cloned().collect();
-            info!(datasets = names.join(", "), "a whole table changed, every entry is looked at again");
-            let debt = PendingRevalidation::new("whole table changed", self.now_ms);
+        let affected = std::mem::take(&mut self.affected);
+        if !affected.whole.is_empty() {
+            let names: Vec<String> = affected.whole.iter().cloned().collect();
+            info!(datasets = names.join(", "), "a whole table changed, every entry is revalidated");
+            let pending = PendingRevalidation::new("whole table changed", self.now_ms);
             let at = (&self.epoch, self.poll.incarnation.as_str());
             let floor = Some(self.poll.snapshot.stamp());
-            let answer = self.context.redis.mark_pending(at, &debt, &names, floor, &self.job.id).await?;
+            let answer = self.context.redis.mark_pending(at, &pending, &names, floor, &self.job.id).await?;
             self.context.checked(None, answer)?;
             self.job.count += 1;
         }
-        if !touched.tags.is_empty() {
-            let tags: Vec<String> = touched.tags.into_iter().collect();
+        if !affected.tags.is_empty() {
+            let tags: Vec<String> = affected.tags.into_iter().collect();
             failpoint::reach("feed.tags");
-            let op = self.hurried.contains(TAGS).then_some(Op::Delete);
+            let op = self.deletes_instead.contains(TAGS).then_some(Op::Delete);
             let done = members(self.context, (&self.epoch, &self.poll), &tags, op, &mut self.job).await;
             if let Err(error) = done {
-                Self::give_up_loading(self.context, self.hurried, TAGS, &error);
+                Self::give_up_loading(self.context, self.deletes_instead, TAGS, &error);
                 return Err(error);
             }
         }
-        for (name, keys) in touched.keys {
+        for (name, keys) in affected.keys {
             let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_superseded())
             else {
                 continue;
@@ -160,15 +160,15 @@ impl Batch<'_> {
         keys: Vec<(String, KeyValues)>,
     ) -> Result<(), EngineError> {
         let (context, poll) = (self.context, &self.poll);
-        let is_hurried = self.hurried.contains(dataset.name());
-        let is_deleted = dataset.settings.on_change == OnChange::Delete || is_hurried;
+        let deletes_instead = self.deletes_instead.contains(dataset.name());
+        let is_deleted = dataset.settings.on_change == OnChange::Delete || deletes_instead;
         let id = self.job.id.clone();
         let parts = keys.chunks(dataset.settings.batch).map(|part| {
             let mut job = Job { id: id.clone(), count: 0 };
             async move {
                 if is_deleted {
                     delete_keys(context, poll, part, &mut job).await?;
-                    let dropped = part.iter().filter(|_| is_hurried).map(|(key, _)| key.clone()).collect();
+                    let dropped = part.iter().filter(|_| deletes_instead).map(|(key, _)| key.clone()).collect();
                     return Ok((job.count, dropped));
                 }
                 let work = reload_keys(context, dataset, poll, part.to_vec(), &mut job);
@@ -191,7 +191,7 @@ impl Batch<'_> {
                     }
                 }
                 Err(error) => {
-                    Self::give_up_loading(context, self.hurried, dataset.name(), &error);
+                    Self::give_up_loading(context, self.deletes_instead, dataset.name(), &error);
                     return Err(error);
                 }
             }
@@ -202,7 +202,7 @@ impl Batch<'_> {
     /// A dataset that cannot be loaded must not hold up the others: this batch begins again, and then its keys go.
     fn give_up_loading(
         context: &Context,
-        hurried: &mut BTreeSet<String>,
+        deletes_instead: &mut BTreeSet<String>,
         dataset: &str,
         error: &EngineError,
     ) {
@@ -222,7 +222,7 @@ impl Batch<'_> {
         if is_own_fault {
             context.metrics.feed_restarts.get_or_create(&ByReason::new("load")).inc();
             warn!(dataset, %error, "changed entries cannot be loaded, they are deleted instead");
-            hurried.insert(dataset.to_owned());
+            deletes_instead.insert(dataset.to_owned());
         }
     }
 }

@@ -25,7 +25,7 @@ pub struct Renewer {
     shared: Arc<Shared>,
 }
 
-/// How a wish for a lease ended.
+/// How a request for a lease ended.
 #[derive(Debug)]
 pub enum LeaseReply {
     /// It is ours.

@@ -70,7 +70,7 @@ fn every_form_of_the_design() {
 }
 
 #[test]
-fn all_that_an_event_names_is_obeyed() {
+fn all_that_an_event_names_is_applied() {
     let all = r#"{"key": "a", "keys": ["b"], "tag": "t", "tags": ["u"], "dataset": "d", "ids": [1]}"#;
     let expected = Event { keys: texts(&["a", "b"]), tags: texts(&["t", "u"]), ..dataset("d", &[&["1"]]) };
     check(all, &expected);
