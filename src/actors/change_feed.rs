@@ -178,7 +178,7 @@ impl Feed {
             // Begun again at once, with the keys of that dataset deleted.
             EngineError::Slow { .. } => {}
             EngineError::PreconditionFailed(gone) => {
-                debug!(%gone, "the current epoch changed, the feed begins again")
+                debug!(%gone, "the current epoch changed, the feed begins again");
             }
             error => self.note(Some(chain(error))),
         }

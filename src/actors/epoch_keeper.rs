@@ -189,8 +189,10 @@ impl Keeper {
         }
         self.context.health.update(|facts| {
             facts.epoch = Some(state.epoch.to_string());
-            facts.pending =
-                pending.iter().map(|(dataset, pending)| (dataset.clone(), pending.reason().to_owned())).collect();
+            facts.pending = pending
+                .iter()
+                .map(|(dataset, pending)| (dataset.clone(), pending.reason().to_owned()))
+                .collect();
         });
     }
 

@@ -87,7 +87,8 @@ async fn whole(
     op: Option<Op>,
 ) -> Result<LoadReport, EngineError> {
     let state = epoch::ensure(context, "").await?;
-    let (names, pending) = ([dataset.name().to_owned()], PendingRevalidation::new("command", state.metadata.now_ms));
+    let (names, pending) =
+        ([dataset.name().to_owned()], PendingRevalidation::new("command", state.metadata.now_ms));
     let at = (&state.epoch, state.poll.incarnation.as_str());
     context.checked(None, context.redis.mark_pending(at, &pending, &names, None, "").await?)?;
     let policy = if op == Some(Op::Delete) {

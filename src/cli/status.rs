@@ -7,11 +7,12 @@ use super::writes::look;
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::stores::redis::{Metadata, Watermark};
 
 /// Shows what stands in both servers. Nothing is changed.
 pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {
     let facts = context.redis.facts().await?;
-    let head = context.redis.metadata("").await?;
+    let metadata = context.redis.metadata("").await?;
     let keys = context.redis.key_count().await?;
     let poll = context.postgres.poll().await;
     let mut lines = vec![format!(
@@ -30,15 +31,38 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         )),
         Err(error) => lines.push(format!("postgres   {}", chain(error))),
     }
-    match (&head.epoch, head.is_whole) {
+    match (&metadata.epoch, metadata.is_whole) {
         (Some(epoch), true) => {
-            lines.push(format!("epoch      {epoch}, floor {}", head.floor.unwrap_or_default()));
+            lines.push(format!("epoch      {epoch}, floor {}", metadata.floor.unwrap_or_default()));
         }
         (Some(epoch), false) => lines.push(format!("epoch      {epoch}, but the stamp tables are not whole")),
         (None, _) => lines.push("epoch      none yet: no worker has run here".to_owned()),
     }
     let watermark = context.redis.watermark().await?;
-    lines.push(match &watermark {
+    lines.push(watermark_line(watermark.as_ref()));
+    let streams = streams(context, config, &mut lines).await?;
+    let datasets = datasets(context, &metadata, &mut lines);
+    out.result(
+        &lines.join("\n"),
+        &json!({
+            "redis": { "version": facts.version, "role": facts.role, "keys": keys, "used_memory": facts.used_memory, "maxmemory_policy": facts.maxmemory_policy },
+            "postgres": match &poll {
+                Ok(poll) => json!({ "up": true, "snapshot": poll.snapshot.as_str(), "incarnation": poll.incarnation }),
+                Err(error) => json!({ "up": false, "reason": chain(error) }),
+            },
+            "epoch": metadata.epoch.map(|epoch| epoch.to_string()),
+            "whole": metadata.is_whole,
+            "watermark": watermark,
+            "writes": streams.first(),
+            "events": streams.get(1),
+            "datasets": datasets,
+        }),
+    );
+    Ok(if poll.is_ok() && metadata.is_whole { Exit::Ok } else { Exit::Failed })
+}
+
+fn watermark_line(watermark: Option<&Watermark>) -> String {
+    match watermark {
         Some(watermark) if watermark.not_covered.is_empty() => {
             format!("watermark  {}, snapshot {}", watermark.as_of, watermark.snapshot)
         }
@@ -49,7 +73,15 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             watermark.not_covered.join(", ")
         ),
         None => "watermark  none: no feed has run here".to_owned(),
-    });
+    }
+}
+
+/// The streams of write commands and of events, in this order; null: not configured.
+async fn streams(
+    context: &Context,
+    config: &Config,
+    lines: &mut Vec<String>,
+) -> Result<Vec<Value>, EngineError> {
     let mut streams = Vec::new();
     for (word, stream) in [("writes", &config.writes.stream), ("events", &config.invalidation.stream)] {
         let Some(stream) = stream else {
@@ -61,40 +93,28 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         lines.push(format!("{word}     {stream}: {length} entries, {pending} pending, {dead} dead letters"));
         streams.push(json!({ "stream": stream, "length": length, "pending": pending, "dead_letters": dead }));
     }
+    Ok(streams)
+}
+
+fn datasets(context: &Context, metadata: &Metadata, lines: &mut Vec<String>) -> Vec<Value> {
     let mut datasets = Vec::new();
     for dataset in context.catalog.iter() {
-        let revision = head.revisions.get(dataset.name());
+        let revision = metadata.revisions.get(dataset.name());
         let definition = match revision {
             Some(known) if *known == dataset.revision => "as configured",
             Some(_) => "another definition than this file's",
             None => "not known to any worker yet",
         };
-        let pending = head.pending.get(dataset.name()).map(|pending| pending.reason().to_owned());
-        let pass = head.backfills.get(dataset.name());
+        let pending = metadata.pending.get(dataset.name()).map(|pending| pending.reason().to_owned());
+        let backfill = metadata.backfills.get(dataset.name());
         lines.push(format!(
             "dataset    {} ({}): {definition}{}{}",
             dataset.name(),
             dataset.settings.key,
             pending.as_ref().map_or(String::new(), |reason| format!(", pending: {reason}")),
-            pass.map_or(String::new(), |pass| format!(", a pass stands at {pass}"))
+            backfill.map_or(String::new(), |key| format!(", a backfill is at {key}"))
         ));
-        datasets.push(json!({ "name": dataset.name(), "revision_known": revision, "revision": dataset.revision, "pending": pending, "pass": pass }));
+        datasets.push(json!({ "name": dataset.name(), "revision_known": revision, "revision": dataset.revision, "pending": pending, "backfill": backfill }));
     }
-    out.result(
-        &lines.join("\n"),
-        &json!({
-            "redis": { "version": facts.version, "role": facts.role, "keys": keys, "used_memory": facts.used_memory, "maxmemory_policy": facts.maxmemory_policy },
-            "postgres": match &poll {
-                Ok(poll) => json!({ "up": true, "snapshot": poll.snapshot.as_str(), "incarnation": poll.incarnation }),
-                Err(error) => json!({ "up": false, "reason": chain(error) }),
-            },
-            "epoch": head.epoch.map(|epoch| epoch.to_string()),
-            "whole": head.is_whole,
-            "watermark": watermark,
-            "writes": streams.first(),
-            "events": streams.get(1),
-            "datasets": datasets,
-        }),
-    );
-    Ok(if poll.is_ok() && head.is_whole { Exit::Ok } else { Exit::Failed })
+    datasets
 }

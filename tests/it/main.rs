@@ -1,6 +1,9 @@
 //! One binary for all integration tests: real servers, started and killed by the tests themselves.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::string_slice,
+    clippy::too_many_lines,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stdout,

@@ -171,12 +171,12 @@ impl FeedConsumer {
         }
         if poll.poll.snapshot == position.cursor {
             if must_advance {
-                return self.advance(position, poll.poll, &poll.as_of.0, &coverage, 0).await.map(
-                    |step| match step {
+                return self.advance(position, poll.poll, &poll.as_of.0, &coverage, 0).await.map(|step| {
+                    match step {
                         Step::Applied(_) => Step::Idle,
                         other => other,
-                    },
-                );
+                    }
+                });
             }
             self.position = Some(position);
             return Ok(Step::Idle);
@@ -201,7 +201,11 @@ impl FeedConsumer {
     }
 
     /// Whether the outbox has everything since the cursor.
-    async fn look_at_outbox(&mut self, position: &FeedPosition, found: &FeedPoll) -> Result<Option<Step>, EngineError> {
+    async fn look_at_outbox(
+        &mut self,
+        position: &FeedPosition,
+        found: &FeedPoll,
+    ) -> Result<Option<Step>, EngineError> {
         let outbox = &found.outbox;
         if outbox.is_behind(&position.cursor, &position.incarnation) {
             epoch::begin_behind(&self.context, outbox).await?;
@@ -210,7 +214,9 @@ impl FeedConsumer {
         let postgres = &self.context.postgres;
         match &outbox.overflow {
             None => {}
-            Some((snapshot, life)) if snapshot == "pending" || life.as_ref() != Some(&position.incarnation) => {
+            Some((snapshot, life))
+                if snapshot == "pending" || life.as_ref() != Some(&position.incarnation) =>
+            {
                 postgres.begin_overflow().await?;
                 return Ok(Some(Step::Waiting));
             }
@@ -271,8 +277,9 @@ impl FeedConsumer {
         failpoint::reach("feed.stored");
         let as_of = found.as_of;
         let counted = found.outbox.counted;
-        let step =
-            self.advance(FeedPosition { count, ..position }, found.poll, &as_of.0, &coverage, statements).await?;
+        let step = self
+            .advance(FeedPosition { count, ..position }, found.poll, &as_of.0, &coverage, statements)
+            .await?;
         if matches!(step, Step::Applied(_)) {
             let since_poll = polled_at.elapsed();
             self.deletes_instead.clear();
@@ -309,7 +316,8 @@ impl FeedConsumer {
             Advanced::Done => {
                 failpoint::reach("feed.advanced");
                 self.moved_to = Some(as_of.to_owned());
-                self.position = Some(FeedPosition { cursor: poll.snapshot, count: position.count + 1, ..position });
+                self.position =
+                    Some(FeedPosition { cursor: poll.snapshot, count: position.count + 1, ..position });
                 Ok(Step::Applied(statements))
             }
             Advanced::Moved => {
@@ -346,7 +354,8 @@ impl FeedConsumer {
     /// Empties what every Redis that may come back has seen.
     pub async fn trim(&self) -> Result<(), EngineError> {
         let Some(position) = &self.position else { return Ok(()) };
-        let trimmed = self.context.postgres.trim_outbox(&position.cursor, self.context.feed.retention).await?;
+        let trimmed =
+            self.context.postgres.trim_outbox(&position.cursor, self.context.feed.retention).await?;
         if 0 < trimmed {
             info!(partitions = trimmed, "old changes are dropped from the outbox");
         }

@@ -115,10 +115,13 @@ impl std::fmt::Debug for CommandConsumer {
     }
 }
 
+/// What was read of the stream: the cursor of the next claim, if there is one, and the entries.
+type Taken = (Option<String>, Vec<StreamEntry>);
+
 /// How a task of the consumer ended.
 enum Event {
     /// Entries, and the cursor of the next claim (none: nothing left to claim). No entries at all: somebody else leads.
-    Read(StreamReader, Result<Option<(Option<String>, Vec<StreamEntry>)>, CacheError>),
+    Read(Box<StreamReader>, Result<Option<Taken>, CacheError>),
     /// Postgres has described a dataset's statement, or refuses it.
     Described(Arc<Dataset>, Result<Arc<WriteStatement>, WriteError>),
     /// A transaction is over, and finished in Redis.
@@ -199,7 +202,7 @@ impl CommandConsumer {
     fn on_joined(&mut self, joined: Result<Event, JoinError>) -> Result<(), Box<CommandError>> {
         match joined {
             Ok(Event::Read(reader, Ok(Some((claims, entries))))) => {
-                self.resting = Some((reader, claims));
+                self.resting = Some((*reader, claims));
                 self.receive(entries);
                 Ok(())
             }
@@ -427,7 +430,7 @@ async fn read(mut reader: StreamReader, claims: Option<String>, most: usize) -> 
         }
         None => reader.read(most, WAITS).await.map(|read| read.map(|entries| (None, entries))),
     };
-    Event::Read(reader, entries)
+    Event::Read(Box::new(reader), entries)
 }
 
 /// Has a dataset's statement described. While somebody holds its table, the commands of other datasets go on.

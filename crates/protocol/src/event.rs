@@ -14,7 +14,7 @@ mod tests;
 mod value;
 
 pub use invalid::InvalidEvent;
-use invalid::{excerpt, is_printable};
+use invalid::{excerpt, is_printable, not_utf8, wrong_type};
 use value::{Excess, MEMBERS_MAX, Unreadable, Value, read_json, read_json_value, read_msgpack};
 
 /// Bytes of one message.
@@ -446,14 +446,4 @@ fn unreadable(problem: Unreadable, bytes: &[u8], encoding: Encoding) -> InvalidE
             InvalidEvent::MalformedMsgpack { problem, excerpt }
         }
     }
-}
-
-fn not_utf8(what: &'static str, bytes: &[u8]) -> InvalidEvent {
-    let excerpt = excerpt(bytes);
-    InvalidEvent::NotUtf8 { what, excerpt }
-}
-
-fn wrong_type(what: &'static str, wanted: &'static str, value: &Value) -> InvalidEvent {
-    let found = value.kind();
-    InvalidEvent::WrongType { what, wanted, found }
 }

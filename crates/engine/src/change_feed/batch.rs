@@ -22,7 +22,7 @@ use cachekeeper_protocol::event::Op;
 
 /// Keys that are gathered before they are applied.
 pub(super) const GATHERED: usize = 16_384;
-/// Stands for the members of all tags among the datasets that are deletes_instead; no dataset has this name.
+/// Stands for the members of all tags among the datasets whose keys are deleted instead of loaded; no dataset has this name.
 const TAGS: &str = "(tags)";
 /// Loads under way at once.
 const LOADS_AHEAD: usize = 3;
@@ -168,7 +168,8 @@ impl ChangeBatch<'_> {
             async move {
                 if is_deleted {
                     delete_keys(context, poll, part, &mut job).await?;
-                    let dropped = part.iter().filter(|_| deletes_instead).map(|(key, _)| key.clone()).collect();
+                    let dropped =
+                        part.iter().filter(|_| deletes_instead).map(|(key, _)| key.clone()).collect();
                     return Ok((job.count, dropped));
                 }
                 let work = reload_keys(context, dataset, poll, part.to_vec(), &mut job);

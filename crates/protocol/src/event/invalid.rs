@@ -1,6 +1,6 @@
 //! Why a message is no event.
 
-use super::value::{DEPTH_MAX, MEMBERS_MAX};
+use super::value::{DEPTH_MAX, MEMBERS_MAX, Value};
 use super::{EVENT_BYTES_MAX, ID_PARTS_MAX, TEXT_BYTES_MAX};
 
 /// Why a message is no event: [`Self::reason`] for metrics, `Display` for people.
@@ -158,4 +158,14 @@ pub(super) fn is_printable(character: char) -> bool {
         matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let is_mark = matches!(character, '\u{feff}' | '\u{fff9}'..='\u{fffb}');
     !(character.is_control() || is_separator || reorders || is_mark)
+}
+
+pub(super) fn not_utf8(what: &'static str, bytes: &[u8]) -> InvalidEvent {
+    let excerpt = excerpt(bytes);
+    InvalidEvent::NotUtf8 { what, excerpt }
+}
+
+pub(super) fn wrong_type(what: &'static str, wanted: &'static str, value: &Value) -> InvalidEvent {
+    let found = value.kind();
+    InvalidEvent::WrongType { what, wanted, found }
 }
