@@ -23,7 +23,7 @@ pub(super) const BATCH: usize = 100;
 pub(super) struct Shared {
     pub redis: Redis,
     metrics: Arc<Metrics>,
-    /// Whether the first lock starts the task; else somebody calls [`Renewer::run`].
+    /// Whether the first lock starts the task; else somebody calls `Renewer::run`.
     pub starts_itself: bool,
     table: Mutex<Table>,
     /// Something is due earlier than the task knows. Its end tells the task that nobody needs it any more.
