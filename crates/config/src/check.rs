@@ -18,7 +18,7 @@ use super::{
 };
 
 /// A configuration and what is odd about it, or what is wrong with it.
-pub type Checked = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
+pub(crate) type Checked = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
 
 impl Config {
     /// The keys that streams use, each with its setting: entries of datasets may not have them.

@@ -9,7 +9,7 @@ use cachekeeper_protocol::template::Template;
 
 /// What a text must look like.
 #[derive(Clone, Copy, Debug)]
-pub enum Form {
+pub(crate) enum Form {
     /// Anything but blanks.
     Filled,
     /// A namespace.
@@ -32,7 +32,7 @@ pub enum Form {
 
 /// What is wrong with a text.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Flaw {
+pub(crate) struct Flaw {
     /// At which byte, if at a certain one.
     pub offset: Option<usize>,
     pub message: String,
@@ -51,7 +51,7 @@ impl Flaw {
 
 impl Form {
     /// Everything that is wrong with a text. It may be secret, or hold secrets: URLs are not repeated.
-    pub fn flaws(self, text: &str) -> Vec<Flaw> {
+    pub(crate) fn flaws(self, text: &str) -> Vec<Flaw> {
         let flaw = match self {
             Self::Filled | Self::Schedule => text
                 .trim()

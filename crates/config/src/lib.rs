@@ -377,7 +377,7 @@ pub enum ScheduleProblem {
 }
 
 /// Says what is wrong with a schedule. The loader takes it as an argument, because only the worker knows cron.
-pub type ScheduleCheck = fn(&ScheduleText) -> Result<(), ScheduleProblem>;
+pub(crate) type ScheduleCheck = fn(&ScheduleText) -> Result<(), ScheduleProblem>;
 
 /// A password, or a URL that may hold one. Never printed.
 #[derive(Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::table::ROOT;
 
 /// A setting's value, as TOML has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Leaf {
+pub(crate) enum Leaf {
     Text(String),
     Integer(i64),
     Boolean(bool),
@@ -26,11 +26,11 @@ pub enum Leaf {
 }
 
 /// All settings by path (`dataset.product.key`, `dataset.product.watch.0.table`).
-pub type Leaves = BTreeMap<String, Leaf>;
+pub(crate) type Leaves = BTreeMap<String, Leaf>;
 
 impl Leaf {
     /// Reads a value as an environment variable says it: without quotes, lists with commas.
-    pub fn from_plain(kind: Kind, text: &str) -> Option<Self> {
+    pub(crate) fn from_plain(kind: Kind, text: &str) -> Option<Self> {
         match kind {
             Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size | Kind::Share(..) => {
                 Some(Self::Text(text.to_owned()))

@@ -33,7 +33,7 @@ impl Source {
     }
 
     /// Notes that a setting comes from an environment variable.
-    pub fn note_variable(&mut self, path: &str, variable: &str) {
+    pub(crate) fn note_variable(&mut self, path: &str, variable: &str) {
         self.variables.insert(path.to_owned(), variable.to_owned());
     }
 
@@ -89,7 +89,7 @@ impl Source {
 
     /// A problem at a place of the file.
     #[must_use]
-    pub fn problem_at(
+    pub(crate) fn problem_at(
         &self,
         span: Range<usize>,
         message: impl Into<String>,

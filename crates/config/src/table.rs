@@ -46,7 +46,7 @@ const DAY: Duration = seconds(86_400);
 const YEAR: Duration = seconds(365 * 86_400);
 
 /// The whole file.
-pub const ROOT: &[Key] = &[
+pub(crate) const ROOT: &[Key] = &[
     Key::new("service", Kind::Table(SERVICE), "The worker as a whole."),
     Key::new("postgres", Kind::Table(POSTGRES), "Where values come from: the primary."),
     Key::new("redis", Kind::Table(REDIS), "Where values go: Redis 7.0 or newer, or Valkey."),

@@ -88,7 +88,7 @@ pub fn names(leaves: &Leaves, path: &str) -> Vec<String> {
 }
 
 /// What is wrong with a value of the right type.
-pub fn flaws(kind: Kind, leaf: &Leaf) -> Vec<Flaw> {
+pub(crate) fn flaws(kind: Kind, leaf: &Leaf) -> Vec<Flaw> {
     let flaw = match (kind, leaf) {
         (Kind::Text(form), Leaf::Text(text)) => return form.flaws(text),
         (Kind::Choice(words), Leaf::Text(text)) => unknown_word(text, words),

@@ -37,7 +37,7 @@ pub(crate) use words;
 #[cfg(feature = "file")]
 words! {
     /// What `format` says. With `numeric` and `value` it becomes a [`super::Format`].
-    pub enum FormatName {
+    pub(crate) enum FormatName {
         /// A MessagePack map.
         MessagePack = "msgpack",
         /// A JSON object.
@@ -50,7 +50,7 @@ words! {
 #[cfg(feature = "file")]
 words! {
     /// What `codec` says: "none" switches off what `[defaults]` switched on.
-    pub enum CodecName {
+    pub(crate) enum CodecName {
         /// Values stay as they are.
         None = "none",
         /// RFC 8878.

@@ -105,7 +105,7 @@ impl Dataset {
     }
 
     /// Forgets what the database said, because its tables have changed.
-    pub fn forget_source(&self) {
+    pub(crate) fn forget_source(&self) {
         *self.source.write().unwrap_or_else(PoisonError::into_inner) = None;
         *self.write.write().unwrap_or_else(PoisonError::into_inner) = None;
     }

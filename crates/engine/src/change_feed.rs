@@ -68,7 +68,7 @@ const COUNT_MIN: i64 = 1_000;
 
 /// What changes touch, each thing once.
 #[must_use]
-pub fn affected_by(context: &Context, coverage: &Coverage, changes: &[Change]) -> AffectedKeys {
+pub(crate) fn affected_by(context: &Context, coverage: &Coverage, changes: &[Change]) -> AffectedKeys {
     let mut affected = AffectedKeys::default();
     changes.iter().for_each(|change| affected.add(context, coverage, change));
     affected
@@ -79,7 +79,7 @@ pub fn affected_by(context: &Context, coverage: &Coverage, changes: &[Change]) -
 ///
 /// # Errors
 /// [`EngineError`]; then the feed sees to it.
-pub async fn apply_own(context: &Context, affected: AffectedKeys) -> Result<(), EngineError> {
+pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Result<(), EngineError> {
     let state = epoch::ensure(context, "").await?;
     let (mut deletes_instead, mut dropped) = (BTreeSet::new(), Vec::new());
     let mut batch = ChangeBatch {

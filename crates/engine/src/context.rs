@@ -128,7 +128,7 @@ impl Context {
     }
 
     /// Counts a refusal by Redis and hands the error on.
-    pub fn count_refusal(&self, error: CacheError) -> CacheError {
+    pub(crate) fn count_refusal(&self, error: CacheError) -> CacheError {
         self.metrics
             .redis_refusals
             .get_or_create(&crate::metrics::ByReason::new(error.refusal.label()))

@@ -78,7 +78,7 @@ impl Touches {
 impl Coverage {
     /// Whether these changes can be read by what is known: their captures, and the columns that they carry.
     #[must_use]
-    pub fn can_read(&self, changes: &[Change]) -> bool {
+    pub(crate) fn can_read(&self, changes: &[Change]) -> bool {
         changes.iter().all(|change| {
             change.capture == DIRECT
                 || self.captures.get(&change.capture).is_some_and(|known| change.version <= known.version)

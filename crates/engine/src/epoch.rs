@@ -59,7 +59,7 @@ pub async fn renew(context: &Context) -> Result<(), EngineError> {
 }
 
 /// Begins anew if the cursor is behind what the outbox still has (R13).
-pub async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
+pub(crate) async fn begin_behind(context: &Context, outbox: &OutboxState) -> Result<(), EngineError> {
     let metadata = context.redis.metadata("").await?;
     let poll = poll(context).await?;
     let cursor = metadata.cursor.as_deref().and_then(|text| text.parse::<Snapshot>().ok());

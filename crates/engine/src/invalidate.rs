@@ -133,7 +133,7 @@ async fn invalidate_members(
 
 /// Deletes keys at once and without a stamp, because none can be had while Postgres is down. The event is kept and
 /// applied again: until then an older load could still bring the old value back.
-pub async fn delete_now(context: &Context, keys: &[String]) -> Result<(), EngineError> {
+pub(crate) async fn delete_now(context: &Context, keys: &[String]) -> Result<(), EngineError> {
     let keys: Vec<&String> = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).collect();
     for page in keys.chunks(PAGE) {
         context.redis.invalidate_keys(page, "").await?;

@@ -168,6 +168,3 @@ impl Loading<'_> {
         Ok(())
     }
 }
-
-/// How long a flow's retries wait for each other at most; here so that all flows agree.
-pub const RETRY_DELAY_MAX: std::time::Duration = std::time::Duration::from_secs(5);

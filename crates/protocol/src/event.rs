@@ -18,11 +18,11 @@ use invalid::{excerpt, is_printable, not_utf8, wrong_type};
 use value::{Excess, MEMBERS_MAX, Unreadable, Value, read_json, read_json_value, read_msgpack};
 
 /// Bytes of one message.
-pub const EVENT_BYTES_MAX: usize = 1 << 20;
+pub(crate) const EVENT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a key, a tag, a dataset's name or an id.
-pub const TEXT_BYTES_MAX: usize = 10 * 1024;
+pub(crate) const TEXT_BYTES_MAX: usize = 10 * 1024;
 /// Parts of one id: Postgres has no wider key.
-pub const ID_PARTS_MAX: usize = 32;
+pub(crate) const ID_PARTS_MAX: usize = 32;
 
 /// What an event asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -203,26 +203,6 @@ impl Template {
         rest.is_empty().then_some(values)
     }
 
-    /// The pattern for `SCAN … MATCH` that finds every rendered text (and perhaps more).
-    #[must_use]
-    pub fn glob(&self) -> String {
-        let mut pattern = String::new();
-        for part in &self.parts {
-            match part {
-                Part::Column(_) => pattern.push('*'),
-                Part::Literal(literal) => {
-                    for character in literal.chars() {
-                        if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^') {
-                            pattern.push('\\');
-                        }
-                        pattern.push(character);
-                    }
-                }
-            }
-        }
-        pattern
-    }
-
     /// Whether this text could be rendered, given what the placeholders can hold.
     #[must_use]
     pub fn could_be(&self, own: impl Fn(&str) -> Alphabet, text: &str) -> bool {
@@ -414,10 +394,5 @@ mod tests {
         check("cache:writes:dead", Alphabet::Segment, false);
         check("cache:writes:dead", Alphabet::Any, true);
         check("{cache}", Alphabet::Any, false);
-    }
-
-    #[test]
-    fn patterns_escape_what_redis_would_read_as_wildcards() {
-        assert_eq!(template("a*[{x}]?").glob(), "a\\*\\[*\\]\\?");
     }
 }

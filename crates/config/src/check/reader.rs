@@ -25,7 +25,7 @@ impl Reader<'_> {
         self.problems.push(self.source.problem(path, message, Some(help.to_owned())));
     }
 
-    pub fn error_within(&mut self, path: &str, offset: usize, message: impl Into<String>, help: &str) {
+    pub(crate) fn error_within(&mut self, path: &str, offset: usize, message: impl Into<String>, help: &str) {
         self.problems.push(self.source.problem_within(path, Some(offset), message, Some(help.to_owned())));
     }
 
@@ -69,7 +69,7 @@ impl Reader<'_> {
         })
     }
 
-    pub fn optional_text(&mut self, path: &str) -> Option<String> {
+    pub(crate) fn optional_text(&mut self, path: &str) -> Option<String> {
         match self.leaf(path)? {
             Leaf::Text(text) => Some(text),
             _ => None,
@@ -82,7 +82,7 @@ impl Reader<'_> {
     }
 
     /// A text of which the empty one means that there is none.
-    pub fn text_unless_empty(&mut self, path: &str) -> Option<String> {
+    pub(crate) fn text_unless_empty(&mut self, path: &str) -> Option<String> {
         Some(self.text(path)).filter(|text| !text.is_empty())
     }
 
@@ -93,7 +93,7 @@ impl Reader<'_> {
         }
     }
 
-    pub fn mapping(&mut self, path: &str) -> Option<Vec<(String, String)>> {
+    pub(crate) fn mapping(&mut self, path: &str) -> Option<Vec<(String, String)>> {
         match self.leaf(path)? {
             Leaf::Mapping(pairs) => Some(pairs),
             _ => None,
@@ -108,7 +108,7 @@ impl Reader<'_> {
         self.always(path, value, false)
     }
 
-    pub fn optional_number<T: TryFrom<i64>>(&mut self, path: &str) -> Option<T> {
+    pub(crate) fn optional_number<T: TryFrom<i64>>(&mut self, path: &str) -> Option<T> {
         match self.leaf(path)? {
             Leaf::Integer(number) => T::try_from(number).ok(),
             _ => None,
@@ -120,7 +120,7 @@ impl Reader<'_> {
         self.always(path, number, T::default())
     }
 
-    pub fn optional_duration(&mut self, path: &str) -> Option<Duration> {
+    pub(crate) fn optional_duration(&mut self, path: &str) -> Option<Duration> {
         parse_duration(&self.optional_text(path)?).ok()
     }
 
@@ -140,17 +140,17 @@ impl Reader<'_> {
         self.always(path, share, 0.0)
     }
 
-    pub fn optional_choice<T: Words>(&mut self, path: &str) -> Option<T> {
+    pub(crate) fn optional_choice<T: Words>(&mut self, path: &str) -> Option<T> {
         T::from_word(&self.optional_text(path)?)
     }
 
-    pub fn choice<T: Words>(&mut self, path: &str) -> T {
+    pub(crate) fn choice<T: Words>(&mut self, path: &str) -> T {
         let word = self.optional_choice(path);
         self.always(path, word, T::FIRST)
     }
 
     /// A file's content without the line break at its end.
-    pub fn secret_file(&mut self, path: &str) -> Option<Secret> {
+    pub(crate) fn secret_file(&mut self, path: &str) -> Option<Secret> {
         let file = self.optional_text(path)?;
         match std::fs::read_to_string(&file) {
             Ok(content) => Some(Secret::new(content.trim_end_matches(['\r', '\n']).to_owned())),

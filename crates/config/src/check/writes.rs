@@ -36,7 +36,7 @@ pub fn statement(reader: &mut Reader<'_>, dataset: &str) -> Option<String> {
 
 /// Streams, what is kept beside them, and the entries of datasets may not have the same key. Types are not known yet: a
 /// placeholder is taken to hold no `:`.
-pub fn check_streams(
+pub(crate) fn check_streams(
     reader: &mut Reader<'_>,
     datasets: &[Dataset],
     events: Option<&str>,
@@ -65,7 +65,7 @@ pub fn check_streams(
 }
 
 /// The keys that streams use, each with its setting. Commands are taken only where a dataset can be written.
-pub fn used_keys(
+pub(crate) fn used_keys(
     datasets: &[Dataset],
     events: Option<&str>,
     writes: Option<&str>,

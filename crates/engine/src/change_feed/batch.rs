@@ -95,7 +95,7 @@ impl AffectedKeys {
     }
 
     /// Takes the keys of a dataset out, for somebody who sees to them.
-    pub fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
+    pub(crate) fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
         self.keys.remove(dataset).unwrap_or_default()
     }
 

@@ -72,7 +72,7 @@ fn id_of_entry(entry: &str, digest: &str) -> String {
 /// The id of a command's record: its producer's, or the one made of its entry. None where it has neither
 /// `dataset` nor `params`, so that it has no record.
 #[must_use]
-pub fn record_id(entry: &StreamEntry) -> Option<String> {
+pub(crate) fn record_id(entry: &StreamEntry) -> Option<String> {
     let text = |name: &str| std::str::from_utf8(entry.field(name)?).ok();
     match entry.field("id") {
         Some(_) => text("id").map(str::to_owned),
@@ -97,7 +97,7 @@ fn check_list(context: &Context, stream: &str, list: &str) -> Result<(), String>
 
 /// What became of a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CommandOutcome {
+pub(crate) struct CommandOutcome {
     /// Rows that it wrote.
     pub rows: i64,
     /// Why it was rejected.

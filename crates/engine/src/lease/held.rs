@@ -61,16 +61,16 @@ impl HeldLock {
     }
 
     /// A renewal failed: it is tried again soon, as long as the lock is trusted.
-    pub fn renew_again(&mut self, now: Instant) {
+    pub(crate) fn renew_again(&mut self, now: Instant) {
         self.renew_at = Some(now + self.terms.life / 20);
     }
 
     /// Somebody else has it.
-    pub fn distrust(&mut self, now: Instant) {
+    pub(crate) fn distrust(&mut self, now: Instant) {
         self.trusted_until = now;
     }
 
-    pub fn is_trusted(&self, now: Instant) -> bool {
+    pub(crate) fn is_trusted(&self, now: Instant) -> bool {
         now < self.trusted_until
     }
 
@@ -80,12 +80,12 @@ impl HeldLock {
     }
 
     /// Whether it is to be renewed so soon that it goes with others.
-    pub fn is_nearly_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_nearly_due(&self, now: Instant) -> bool {
         self.is_due(now + self.terms.life / 20)
     }
 
     /// When something must be done about it.
-    pub fn wakes_at(&self) -> Instant {
+    pub(crate) fn wakes_at(&self) -> Instant {
         let renew_at = self.renew_at.filter(|_| !self.is_being_renewed);
         renew_at.map_or(self.trusted_until, |at| at.min(self.trusted_until))
     }

@@ -63,7 +63,7 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn begin_release(&self) -> Releasing {
+    pub(crate) fn begin_release(&self) -> Releasing {
         self.releasing.send_modify(|count| *count += 1);
         Releasing(self.releasing.clone())
     }
@@ -77,19 +77,19 @@ impl Shared {
         released
     }
 
-    pub fn may_take(&self, names: &[String]) -> bool {
+    pub(crate) fn may_take(&self, names: &[String]) -> bool {
         let table = self.table();
         table.run.is_some() && !table.held.values().any(|held| names.iter().any(|name| held.has(name)))
     }
 
-    pub fn begin_run(self: &Arc<Self>) -> Run {
+    pub(crate) fn begin_run(self: &Arc<Self>) -> Run {
         let mut table = self.table();
         // What a former run still has, nobody knows the state of.
         table.held.drain().for_each(|(_, held)| held.lost.cancel());
         self.begin_run_in(&mut table)
     }
 
-    pub fn begin_run_in(self: &Arc<Self>, table: &mut Table) -> Run {
+    pub(crate) fn begin_run_in(self: &Arc<Self>, table: &mut Table) -> Run {
         table.runs += 1;
         table.run = Some(table.runs);
         table.looks_at = None;
@@ -97,7 +97,7 @@ impl Shared {
     }
 
     /// Ends a run, or whichever goes on; tells the holders, and answers what they held.
-    pub fn end_run(&self, number: Option<u64>) -> Vec<HeldLock> {
+    pub(crate) fn end_run(&self, number: Option<u64>) -> Vec<HeldLock> {
         let mut table = self.table();
         if number.is_some() && table.run != number {
             return Vec::new();

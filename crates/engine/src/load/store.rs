@@ -236,7 +236,7 @@ impl<'a> BatchOfLoad<'a> {
     }
 
     /// Adds what was asked for and has no row: an explicit null where the dataset remembers absence, else a deletion.
-    pub fn add_absent(&mut self, failures: &[Failure], entries: &mut EntryBatch) {
+    pub(crate) fn add_absent(&mut self, failures: &[Failure], entries: &mut EntryBatch) {
         for entry in entries.iter() {
             self.missing.remove(entry.key);
         }

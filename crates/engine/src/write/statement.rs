@@ -115,7 +115,7 @@ impl PreparedWrite {
 
     /// What it changed, as far as that is known without carrying it out: for one that was carried out before.
     #[must_use]
-    pub fn repeated_effects(&self) -> WriteEffects {
+    pub(crate) fn repeated_effects(&self) -> WriteEffects {
         self.effects_on(self.key.iter().cloned().collect(), self.key.is_some())
     }
 

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 use super::{ErrorKind, Postgres, SourceError};
 
 /// How many triggers a relation needs.
-pub const TRIGGER_COUNT: usize = function::TRIGGERS.len();
+pub(crate) const TRIGGER_COUNT: usize = function::TRIGGERS.len();
 
 /// Limits that are written into the trigger functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct CaptureLimits {
 
 /// A column whose values a change carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WatchedColumn {
+pub(crate) struct WatchedColumn {
     /// Its name.
     pub name: String,
     /// Its type, without length, or the base type of a domain.
@@ -115,7 +115,7 @@ const LOCK_TIMEOUT: &str = "set lock_timeout = '2s'";
 
 impl Postgres {
     /// All relations of the trees that these tables belong to. A table that is not there has one member without a root.
-    pub async fn trees(&self, tables: &[String]) -> Result<Vec<TreeMember>, SourceError> {
+    pub(crate) async fn trees(&self, tables: &[String]) -> Result<Vec<TreeMember>, SourceError> {
         let what = "look at the watched tables";
         let error = |source| SourceError::new(what, source);
         let rows = sqlx::query(TREES).bind(tables).fetch_all(&self.pool).await.map_err(error)?;
@@ -171,7 +171,7 @@ impl Postgres {
     /// # Errors
     /// [`SourceError`]: [`ErrorKind::Forbidden`] without being the owner of the tables, [`ErrorKind::Cancelled`] while a
     /// long transaction holds one of them.
-    pub async fn install_capture(
+    pub(crate) async fn install_capture(
         &self,
         members: &[&TreeMember],
         root: u32,
@@ -300,7 +300,7 @@ impl Postgres {
     }
 
     /// Ends the settling of captures: everything that ran when they were switched on has ended.
-    pub async fn settle_captures(&self) -> Result<(), SourceError> {
+    pub(crate) async fn settle_captures(&self) -> Result<(), SourceError> {
         let what = "end the settling of a capture";
         let error = |source| SourceError::new(what, source);
         let mut connection = self.pool.acquire().await.map_err(error)?;

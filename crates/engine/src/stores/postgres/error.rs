@@ -89,7 +89,7 @@ impl SourceError {
 
     /// Who is to blame for a write that failed (SQLSTATE classes: PostgreSQL manual, appendix A).
     #[must_use]
-    pub fn blame(&self) -> Blame {
+    pub(crate) fn blame(&self) -> Blame {
         let Some(error) = self.source.as_database_error() else { return Blame::Server };
         match self.kind {
             ErrorKind::Standby | ErrorKind::NoSchema | ErrorKind::NoIncarnation => return Blame::Server,
@@ -107,14 +107,14 @@ impl SourceError {
 
     /// Whether the statement took too long (SQLSTATE 57014), or failed inside the server, and may do so again.
     #[must_use]
-    pub fn is_slow(&self) -> bool {
+    pub(crate) fn is_slow(&self) -> bool {
         let code = self.source.as_database_error().and_then(|error| error.code());
         code.is_some_and(|code| code == "57014" || code.starts_with("XX"))
     }
 
     /// Where in a statement the server found the mistake, as a byte of its text, if it said. The server counts characters.
     #[must_use]
-    pub fn position_in(&self, sql: &str) -> Option<usize> {
+    pub(crate) fn position_in(&self, sql: &str) -> Option<usize> {
         let database = self.source.as_database_error()?;
         let postgres = database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
         let characters = match postgres.position()? {

@@ -241,7 +241,7 @@ async fn read_all(
 
 impl Postgres {
     /// The worker has caught up: the count of captured keys begins again.
-    pub async fn reset_outbox_count(&self) -> Result<(), SourceError> {
+    pub(crate) async fn reset_outbox_count(&self) -> Result<(), SourceError> {
         self.write("count the outbox anew", "select setval('cachekeeper.outbox_count', 1, false)").await
     }
 
@@ -249,7 +249,7 @@ impl Postgres {
     ///
     /// # Errors
     /// [`SourceError`]; to be repeated then.
-    pub async fn begin_overflow(&self) -> Result<(), SourceError> {
+    pub(crate) async fn begin_overflow(&self) -> Result<(), SourceError> {
         let what = "take up a full outbox again";
         // In this order: the note, the switch that no transaction hides, the snapshot of who may have missed it.
         self.write(what, "update cachekeeper.feed set overflow = 'pending', overflow_in = null").await?;
@@ -261,7 +261,7 @@ impl Postgres {
     }
 
     /// Everything that may have missed the outbox has ended: what came before now is not in it.
-    pub async fn end_overflow(&self) -> Result<(), SourceError> {
+    pub(crate) async fn end_overflow(&self) -> Result<(), SourceError> {
         let sql = format!(
             "update cachekeeper.feed set horizon = pg_current_snapshot()::text, horizon_in = {INCARNATION}, \
              overflow = null, overflow_in = null where overflow <> 'pending' \

@@ -37,7 +37,7 @@ impl Postgres {
     }
 
     /// Records a new incarnation where the present one is missing. Whoever is first decides; the others read it.
-    pub async fn record_incarnation(&self) -> Result<(), SourceError> {
+    pub(crate) async fn record_incarnation(&self) -> Result<(), SourceError> {
         let what = "record the incarnation";
         let error = |source| SourceError::new(what, source);
         let mut transaction = self.pool.begin().await.map_err(error)?;

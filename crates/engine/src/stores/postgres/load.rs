@@ -33,7 +33,7 @@ pub struct BackfillRows {
 
 impl DatasetSource {
     /// How many columns come before the query's.
-    pub const FIRST_COLUMN: usize = 2;
+    pub(crate) const FIRST_COLUMN: usize = 2;
     /// Rows are handed over in groups, because handing over costs more than reading one.
     const GROUP: usize = 256;
     const GROUPS_AHEAD: usize = 4;
@@ -92,7 +92,10 @@ impl Postgres {
     }
 
     /// The keys of a backfill with a limit, the most wanted first; none if the dataset has no limit.
-    pub async fn first_keys(&self, source: &DatasetSource) -> Result<Option<Vec<KeyValues>>, SourceError> {
+    pub(crate) async fn first_keys(
+        &self,
+        source: &DatasetSource,
+    ) -> Result<Option<Vec<KeyValues>>, SourceError> {
         let what = "choose the keys of a backfill";
         let Some(sql) = &source.first_keys else {
             return Ok(None);

@@ -87,7 +87,7 @@ impl Postgres {
     }
 
     /// What has been applied.
-    pub async fn migration_state(&self) -> Result<MigrationState, SourceError> {
+    pub(crate) async fn migration_state(&self) -> Result<MigrationState, SourceError> {
         let what = "read which migrations are applied";
         let applied =
             sqlx::query_scalar("select version from cachekeeper._sqlx_migrations where success order by 1")

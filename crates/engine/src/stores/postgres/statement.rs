@@ -81,7 +81,7 @@ impl DatasetSource {
 
     /// Whether these texts can be the values of a key at all. What cannot is a key of no row.
     #[must_use]
-    pub fn can_hold(&self, values: &[impl AsRef<str>]) -> bool {
+    pub(crate) fn can_hold(&self, values: &[impl AsRef<str>]) -> bool {
         values.len() == self.key_types.len()
             && values.iter().enumerate().all(|(position, text)| self.accepts(position, text.as_ref()))
     }

@@ -34,7 +34,7 @@ pub struct Executed {
 }
 
 /// The capture of an outbox row that names a dataset and a key directly, for tables that no trigger watches.
-pub const DIRECT: i32 = -1;
+pub(crate) const DIRECT: i32 = -1;
 /// Settings of a transaction that carries out several commands, each as if it were alone: what is checked at the end of a
 /// transaction is checked at the end of each, and nobody waits long for rows that others hold.
 const BEGIN_SHARED: &str =
@@ -49,7 +49,7 @@ impl Postgres {
     ///
     /// # Errors
     /// [`SourceError`]; [`ErrorKind::Statement`] where it is wrong.
-    pub async fn describe_write(&self, statement: &str) -> Result<WriteStatement, SourceError> {
+    pub(crate) async fn describe_write(&self, statement: &str) -> Result<WriteStatement, SourceError> {
         let what = "describe a write statement";
         let error = |source| SourceError::new(what, source);
         let parsed = ParameterizedSql::parse(statement);
@@ -72,7 +72,7 @@ impl Postgres {
     }
 
     /// Begins a transaction that may write.
-    pub async fn begin_write(&self) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
+    pub(crate) async fn begin_write(&self) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
         self.begin_with("begin read write").await
     }
 
@@ -150,7 +150,7 @@ fn uuid(row: &PgRow, index: usize) -> Option<String> {
 ///
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
-pub async fn captured_here(connection: &mut PgConnection) -> Result<Vec<Change>, SourceError> {
+pub(crate) async fn captured_here(connection: &mut PgConnection) -> Result<Vec<Change>, SourceError> {
     let what = "read what a write touched";
     let error = |source| SourceError::new(what, source);
     let rows = sqlx::query(
@@ -166,7 +166,7 @@ pub async fn captured_here(connection: &mut PgConnection) -> Result<Vec<Change>,
 /// Whether the schema is installed and this role may do with its outbox what a write needs. Each privilege is asked for by
 /// itself: in a list of them, one that is held is enough for the server. The catalog is read, because naming a table of a
 /// schema that this role may not use is an error.
-pub async fn has_outbox(connection: &mut PgConnection) -> Result<bool, SourceError> {
+pub(crate) async fn has_outbox(connection: &mut PgConnection) -> Result<bool, SourceError> {
     let sql = "select coalesce(bool_and(case c.relname
             when 'outbox' then has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
             else has_sequence_privilege(c.oid, 'usage') or has_sequence_privilege(c.oid, 'update') end)
@@ -184,7 +184,7 @@ pub async fn has_outbox(connection: &mut PgConnection) -> Result<bool, SourceErr
 ///
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
-pub async fn note_keys(
+pub(crate) async fn note_keys(
     connection: &mut PgConnection,
     keys: &[(&str, Option<&str>)],
     max_outbox: u64,
@@ -207,7 +207,7 @@ pub async fn note_keys(
 impl SourceError {
     /// A commit that failed.
     #[must_use]
-    pub fn of_commit(source: sqlx::Error) -> Self {
+    pub(crate) fn of_commit(source: sqlx::Error) -> Self {
         Self::new("commit a write", source)
     }
 }
@@ -245,7 +245,7 @@ impl Postgres {
     /// Drops records of commands that are older than this, and came so long before the oldest entry that is left in the
     /// stream (its milliseconds): a command that was sent again in time is known, however long nobody worked. Answers how
     /// many.
-    pub async fn prune_records(
+    pub(crate) async fn prune_records(
         &self,
         stream: &str,
         oldest_ms: Option<i64>,
@@ -280,7 +280,7 @@ impl Postgres {
 }
 
 /// Between two commands of a transaction: what the last one did stays, whatever becomes of the next.
-pub async fn keep_last(connection: &mut PgConnection, is_first: bool) -> Result<(), SourceError> {
+pub(crate) async fn keep_last(connection: &mut PgConnection, is_first: bool) -> Result<(), SourceError> {
     let sql = if is_first { "savepoint command" } else { "release savepoint command; savepoint command" };
     let done = connection.execute(sql).await;
     done.map(drop).map_err(|source| SourceError::new("keep what a command did", source))
@@ -290,14 +290,14 @@ pub async fn keep_last(connection: &mut PgConnection, is_first: bool) -> Result<
 ///
 /// # Errors
 /// [`SourceError`]; the connection is broken then.
-pub async fn undo_last(connection: &mut PgConnection) -> Result<(), SourceError> {
+pub(crate) async fn undo_last(connection: &mut PgConnection) -> Result<(), SourceError> {
     let done = connection.execute("rollback to savepoint command").await;
     done.map(drop).map_err(|source| SourceError::new("take back what a command did", source))
 }
 
 /// A command's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdempotencyRecord {
+pub(crate) struct IdempotencyRecord {
     /// The command's id.
     pub id: String,
     /// A hash of its contents.
@@ -329,7 +329,7 @@ pub async fn is_leader(connection: &mut PgConnection, stream: &str, token: i64) 
 }
 
 /// The records of these commands, as far as there are any.
-pub async fn records_of(
+pub(crate) async fn records_of(
     connection: &mut PgConnection,
     stream: &str,
     ids: &[String],
@@ -360,7 +360,7 @@ pub async fn records_of(
 ///
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
-pub async fn add_records(
+pub(crate) async fn add_records(
     connection: &mut PgConnection,
     stream: &str,
     records: &[IdempotencyRecord],
@@ -392,7 +392,7 @@ pub async fn add_records(
 }
 
 /// Forgets rejections, so that the commands can be tried again; answers how many there were.
-pub async fn forget_rejections(
+pub(crate) async fn forget_rejections(
     postgres: &Postgres,
     stream: &str,
     ids: &[String],

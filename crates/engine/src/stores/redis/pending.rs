@@ -86,7 +86,7 @@ impl Redis {
     }
 
     /// Ends a counted job; what it has settled is written down.
-    pub async fn finish_job(
+    pub(crate) async fn finish_job(
         &self,
         precondition: &Precondition<'_>,
         job: &str,

@@ -29,7 +29,7 @@ impl ServerFacts {
 
     /// Whether use is counted instead of timed.
     #[must_use]
-    pub fn counts_use(&self) -> bool {
+    pub(crate) fn counts_use(&self) -> bool {
         self.maxmemory_policy.ends_with("-lfu")
     }
 

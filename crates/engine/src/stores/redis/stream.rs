@@ -93,7 +93,7 @@ pub struct StreamState {
 impl StreamState {
     /// The oldest entry as two numbers.
     #[must_use]
-    pub fn oldest_position(&self) -> Option<(i64, i64)> {
+    pub(crate) fn oldest_position(&self) -> Option<(i64, i64)> {
         self.oldest.as_deref().map(position)
     }
 }
@@ -219,7 +219,7 @@ impl Redis {
     }
 
     /// Puts a rejected entry into the stream again.
-    pub async fn revive(
+    pub(crate) async fn revive(
         &self,
         stream: &str,
         dead: &StreamEntry,

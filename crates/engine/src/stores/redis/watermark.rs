@@ -90,7 +90,7 @@ impl Redis {
     }
 
     /// A value and the watermark of the same moment.
-    pub async fn read_with_watermark(
+    pub(crate) async fn read_with_watermark(
         &self,
         key: &str,
     ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {

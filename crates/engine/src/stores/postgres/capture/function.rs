@@ -7,7 +7,7 @@ use super::{CaptureLimits, WatchedColumn};
 use crate::stores::postgres::statement::quote;
 
 /// What the events' triggers are called, the event they fire on, and the transition tables they need.
-pub const TRIGGERS: [(&str, &str, &str); 4] = [
+pub(crate) const TRIGGERS: [(&str, &str, &str); 4] = [
     ("cachekeeper_delete", "delete", "referencing old table as old_rows"),
     ("cachekeeper_insert", "insert", "referencing new table as new_rows"),
     ("cachekeeper_truncate", "truncate", ""),

@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use super::read::{Malformed, Reader};
 
 /// Appends the MessagePack of a JSON text. Integers beyond 64 bits become floats.
-pub fn to_message_pack(text: &[u8], output: &mut Vec<u8>) -> Result<(), Malformed> {
+pub(crate) fn to_message_pack(text: &[u8], output: &mut Vec<u8>) -> Result<(), Malformed> {
     let mut parser = serde_json::Deserializer::from_slice(text);
     parser
         .deserialize_any(Writer(output))
@@ -17,7 +17,7 @@ pub fn to_message_pack(text: &[u8], output: &mut Vec<u8>) -> Result<(), Malforme
 }
 
 /// `jsonb` begins with the version of its format, 1.
-pub fn jsonb_text(bytes: &[u8]) -> Result<&[u8], Malformed> {
+pub(crate) fn jsonb_text(bytes: &[u8]) -> Result<&[u8], Malformed> {
     let mut reader = Reader::new(bytes, "jsonb");
     if reader.u8()? != 1 {
         return Err(Malformed("jsonb"));

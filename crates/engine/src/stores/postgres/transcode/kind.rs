@@ -36,7 +36,7 @@ pub enum Kind {
 }
 
 /// The kind of a type; none: it has no form here.
-pub fn kind_of(info: &PgTypeInfo) -> Option<Kind> {
+pub(crate) fn kind_of(info: &PgTypeInfo) -> Option<Kind> {
     match info.kind() {
         PgTypeKind::Array(element) => Some(Kind::Array(Box::new(kind_of(element)?))),
         PgTypeKind::Domain(base) => kind_of(base),

@@ -13,7 +13,7 @@ use cachekeeper_config::Numeric;
 const DIMENSIONS_MAX: usize = 6;
 
 /// Appends one value that is not null.
-pub fn write_value<S: Sink>(
+pub(crate) fn write_value<S: Sink>(
     kind: &Kind,
     bytes: &[u8],
     numeric: Numeric,

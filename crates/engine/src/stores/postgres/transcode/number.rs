@@ -9,7 +9,7 @@ const INFINITY: u16 = 0xd000;
 const MINUS_INFINITY: u16 = 0xf000;
 
 /// `numeric`: groups of four decimal digits (src/backend/utils/adt/numeric.c, `numeric_send`).
-pub fn write_numeric(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
+pub(crate) fn write_numeric(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
     let malformed = Malformed("numeric");
     let mut reader = Reader::new(bytes, "numeric");
     let groups = reader.u16()?;
@@ -67,7 +67,7 @@ fn write_digits(digits: &[u16], weight: i32, scale: usize, output: &mut String) 
 }
 
 /// Appends a number with leading zeros.
-pub fn push_padded(number: u16, width: usize, output: &mut String) {
+pub(crate) fn push_padded(number: u16, width: usize, output: &mut String) {
     let mut buffer = itoa::Buffer::new();
     let text = buffer.format(number);
     for _ in text.len()..width {
@@ -136,7 +136,7 @@ pub fn special(value: f64) -> Option<&'static str> {
 }
 
 /// `float8`.
-pub fn write_f64(value: f64, output: &mut String) {
+pub(crate) fn write_f64(value: f64, output: &mut String) {
     match special(value) {
         Some(name) => output.push_str(name),
         None => layout(ryu::Buffer::new().format_finite(value), 15, output),
@@ -144,7 +144,7 @@ pub fn write_f64(value: f64, output: &mut String) {
 }
 
 /// `float4`.
-pub fn write_f32(value: f32, output: &mut String) {
+pub(crate) fn write_f32(value: f32, output: &mut String) {
     match special(f64::from(value)) {
         Some(name) => output.push_str(name),
         None => layout(ryu::Buffer::new().format_finite(value), 6, output),

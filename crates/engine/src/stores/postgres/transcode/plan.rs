@@ -95,7 +95,12 @@ impl RowPlan {
     ///
     /// # Errors
     /// [`EncodeError`]; nothing is appended then.
-    pub fn write_row(&self, row: &PgRow, first: usize, output: &mut Vec<u8>) -> Result<(), EncodeError> {
+    pub(crate) fn write_row(
+        &self,
+        row: &PgRow,
+        first: usize,
+        output: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         let start = output.len();
         let written = match &self.format {
             Format::MessagePack { numeric } => {
@@ -160,7 +165,7 @@ impl RowPlan {
     ///
     /// # Errors
     /// [`EncodeError`]; lists and composites have no text here.
-    pub fn write_text(
+    pub(crate) fn write_text(
         &self,
         row: &PgRow,
         first: usize,

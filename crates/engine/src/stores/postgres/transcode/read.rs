@@ -33,7 +33,7 @@ impl<'a> Reader<'a> {
         self.fixed().map(u8::from_be_bytes)
     }
 
-    pub fn i16(&mut self) -> Result<i16, Malformed> {
+    pub(crate) fn i16(&mut self) -> Result<i16, Malformed> {
         self.fixed().map(i16::from_be_bytes)
     }
 
@@ -75,6 +75,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub fn utf8<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> {
+pub(crate) fn utf8<'a>(bytes: &'a [u8], what: &'static str) -> Result<&'a str, Malformed> {
     std::str::from_utf8(bytes).map_err(|_utf8| Malformed(what))
 }

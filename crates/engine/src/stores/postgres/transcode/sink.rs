@@ -5,7 +5,7 @@ use std::io::Write as _;
 use super::read::Malformed;
 
 /// One of the two formats.
-pub trait Sink {
+pub(crate) trait Sink {
     /// Whether readers can tell bytes from text, and any number from any other.
     const IS_BINARY: bool;
     fn output(&mut self) -> &mut Vec<u8>;
@@ -30,7 +30,7 @@ pub trait Sink {
 }
 
 /// MessagePack, with rmp-serde's conventions: the smallest encoding of each integer, maps with names.
-pub struct PackSink<'a>(pub &'a mut Vec<u8>);
+pub(crate) struct PackSink<'a>(pub &'a mut Vec<u8>);
 
 /// A length as MessagePack counts; a longer one does not fit Postgres's gigabyte either.
 fn length32(length: usize) -> u32 {
@@ -107,7 +107,7 @@ impl Sink for PackSink<'_> {
 }
 
 /// JSON without blanks.
-pub struct JsonSink<'a>(pub &'a mut Vec<u8>);
+pub(crate) struct JsonSink<'a>(pub &'a mut Vec<u8>);
 
 impl Sink for JsonSink<'_> {
     const IS_BINARY: bool = false;
@@ -190,7 +190,7 @@ impl Sink for JsonSink<'_> {
 }
 
 /// A JSON string (RFC 8259, section 7): most text needs no escape and is copied in one piece.
-pub fn write_json_text(text: &str, output: &mut Vec<u8>) {
+pub(crate) fn write_json_text(text: &str, output: &mut Vec<u8>) {
     output.push(b'"');
     let mut copied = 0;
     let bytes = text.as_bytes();

@@ -10,7 +10,7 @@ use super::read::{Malformed, Reader, utf8};
 use super::time::{self, Style};
 
 /// Enough for every text that is not a user's own.
-pub const TEXT_MAX: usize = 64;
+pub(crate) const TEXT_MAX: usize = 64;
 
 thread_local! {
     // One buffer a thread: a row of eight columns would otherwise allocate several times.
@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// Lends an empty text.
-pub fn with_text<T>(work: impl FnOnce(&mut String) -> Result<T, Malformed>) -> Result<T, Malformed> {
+pub(crate) fn with_text<T>(work: impl FnOnce(&mut String) -> Result<T, Malformed>) -> Result<T, Malformed> {
     TEXT.with(|text| match text.try_borrow_mut() {
         Ok(mut text) => {
             text.clear();
@@ -29,7 +29,7 @@ pub fn with_text<T>(work: impl FnOnce(&mut String) -> Result<T, Malformed>) -> R
 }
 
 /// Appends the text of a value that is not null.
-pub fn write_column_text(kind: &Kind, bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
+pub(crate) fn write_column_text(kind: &Kind, bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes, "value");
     match kind {
         Kind::Bool => output.push_str(if reader.u8()? == 0 { "false" } else { "true" }),

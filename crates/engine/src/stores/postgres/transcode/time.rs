@@ -10,7 +10,7 @@ const EPOCH_DAYS: i64 = 10_957;
 
 /// What stands between date and time, and behind them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Style {
+pub(crate) enum Style {
     /// `2026-01-02 03:04:05+00`, as `::text` prints.
     Text,
     /// `2026-01-02T03:04:05+00:00`, as `to_json` prints (RFC 3339).
@@ -18,7 +18,7 @@ pub enum Style {
 }
 
 /// `date`.
-pub fn write_date(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
+pub(crate) fn write_date(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes, "date");
     let days = reader.i32()?;
     reader.end()?;
@@ -34,7 +34,12 @@ pub fn write_date(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
 }
 
 /// `timestamp`, or with a zone `timestamptz`, which is printed in UTC.
-pub fn write_timestamp(bytes: &[u8], zone: bool, style: Style, output: &mut String) -> Result<(), Malformed> {
+pub(crate) fn write_timestamp(
+    bytes: &[u8],
+    zone: bool,
+    style: Style,
+    output: &mut String,
+) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes, "timestamp");
     let micros = reader.i64()?;
     reader.end()?;
@@ -55,7 +60,7 @@ pub fn write_timestamp(bytes: &[u8], zone: bool, style: Style, output: &mut Stri
 }
 
 /// `time`.
-pub fn write_time(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
+pub(crate) fn write_time(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes, "time");
     let micros = reader.i64()?;
     reader.end()?;
@@ -67,7 +72,7 @@ pub fn write_time(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
 }
 
 /// `timetz`, with its own zone.
-pub fn write_timetz(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
+pub(crate) fn write_timetz(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes, "timetz");
     let micros = reader.i64()?;
     // Seconds west of Greenwich.
@@ -92,7 +97,7 @@ pub fn write_timetz(bytes: &[u8], output: &mut String) -> Result<(), Malformed> 
 }
 
 /// `interval`, as ISO 8601 with designators.
-pub fn write_interval(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
+pub(crate) fn write_interval(bytes: &[u8], output: &mut String) -> Result<(), Malformed> {
     let mut reader = Reader::new(bytes, "interval");
     let (micros, days, months) = (reader.i64()?, reader.i32()?, reader.i32()?);
     reader.end()?;
