@@ -1,11 +1,8 @@
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-COPY Cargo.toml Cargo.lock ./
-COPY crates crates
-COPY src src
-COPY migrations migrations
-COPY config config
+# The whole workspace: cargo reads the manifest of every member.
+COPY . .
 RUN cargo build --release --locked --bin cachekeeper
 
 FROM debian:bookworm-slim

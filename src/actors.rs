@@ -1,4 +1,4 @@
-//! The tasks of the worker. They decide *when*; the flows decide *what*.
+//! The tasks of the worker. They decide *when*; the engine knows *what*.
 //!
 //! Each is a [`task::Task`], run by an actor under the supervisor. What they tell each other are wake-ups, and what they
 //! leave for each other stands in [`context::TaskContext`]: losing a wake-up costs latency only, because each task also

@@ -26,7 +26,7 @@ use cachekeeper_engine::metrics::{ByDataset, ByReason};
 
 /// How often a worker that does not lead looks at the one who does.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-/// Coverage is looked at this often (DESIGN 2.4), and the outbox is trimmed.
+/// Coverage is looked at this often, and the outbox is trimmed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The cursor's script runs at least once a second, with room for a slow one (R11).

@@ -231,7 +231,7 @@ impl Applier<'_> {
         }
         let engine = &self.context.engine;
         let coverage = engine.coverage();
-        // What the feed follows misses nothing (DESIGN 3.2).
+        // What the feed follows misses nothing.
         let is_covered = |name: &str| {
             coverage.as_ref().is_some_and(|coverage| coverage.datasets.get(name).is_some_and(Result::is_ok))
         };

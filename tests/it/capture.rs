@@ -243,7 +243,7 @@ async fn the_kill_switch_blocks_nobody_and_what_it_let_pass_is_made_good() {
     let found = coverage::look(context, true).await.unwrap();
     let mark = found.datasets["product"].clone().unwrap();
     context.set_coverage(found);
-    // Until the feed knows of the gap, the watermark knows nothing of it either: by up to a minute (DESIGN 2.4).
+    // Until the feed knows of the gap, the watermark knows nothing of it either: by up to a minute.
     let client = rig.client().await;
     wait_until("the feed follows anew", || {
         let (mut client, mark) = (client.clone(), mark.clone());

@@ -1,5 +1,5 @@
 //! The oracle: while programs write and servers die, readers log what they see; then everything they saw is checked
-//! against the history that the writers left in the database (DESIGN 5).
+//! against the history that the writers left in the database.
 
 mod faults;
 mod load;

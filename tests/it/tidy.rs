@@ -49,7 +49,7 @@ struct Source {
     package: usize,
     /// Path from the repository's root.
     path: String,
-    /// Path of the module within its crate: `flows::write::settle`; the crate's root is empty.
+    /// Path of the module within its crate: `change_feed::batch`; the crate's root is empty.
     module: String,
     text: String,
 }

@@ -9,7 +9,7 @@ use crate::rules::{Page, Refusal, TokenRead};
 use crate::worlds::{FILL0, TagScripts, WARM, WARM0, WARM1, World, crowd, row, worlds};
 
 worlds! {
-    // Counterexamples of the review: DESIGN.md as it could be read before, one rule left out.
+    // Counterexamples of the review: docs/protocol.md as it could be read before, one rule left out.
     // R9: the batch is counted; the cursor alone is where the worker left it.
     x01_failover_inside_a_batch_is_noticed breaks I2, I6:
         World { faults: &[(Failover, 1)], ..row([1, 0, 0]) }

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::state::{Entry, Incarnation, SHARED, Set};
 
 pub(crate) type Xid = u8;
-/// The stamp of DESIGN.md 2.1 in small: `xmax`, then how few transactions were running.
+/// The stamp of docs/protocol.md in small: `xmax`, then how few transactions were running.
 pub(crate) type Stamp = u8;
 
 /// The first transaction of every world; what is older is visible to all.

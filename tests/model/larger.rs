@@ -91,7 +91,7 @@ worlds! {
             faults: &[(Failover, 1), (Rollback, 1), (EvictEntry, 1)], ..crowd([1, 1, 0])
         };
 
-    // What DESIGN.md does and the review did not search: floors of backfills, giving up, events over new epochs.
+    // What docs/protocol.md does and the review did not search: floors of backfills, giving up, events over new epochs.
     h01_event_across_an_evicted_table:
         World { loaders: &[FILL0], events: 1, faults: &[(EvictTable, 1), (Kill, 1)], ..row([1, 1, 0]) };
     h02_event_across_crash_and_failover:

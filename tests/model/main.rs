@@ -2,7 +2,7 @@
 //! interleaves, and faults strike in between.
 //!
 //! Two keys, each a join of its own row and a row that both share; up to three transactions, two workers,
-//! three loaders, two events, a reader. `repaired` and `larger` are worlds of the protocol as DESIGN.md has
+//! three loaders, two events, a reader. `repaired` and `larger` are worlds of the protocol as docs/protocol.md has
 //! it: they must be exhausted without a violation. `broken` leaves one rule out at a time: each must be seen.
 #![expect(
     clippy::unwrap_used,

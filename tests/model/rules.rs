@@ -129,7 +129,7 @@ pub(crate) enum TokenRead {
 pub(crate) enum Page {
     /// The slot of each key, as any store does.
     Slots,
-    /// The floor, in each script that writes (the backfill of DESIGN.md).
+    /// The floor, in each script that writes (the backfill of docs/protocol.md).
     FloorInEachScript,
     /// The floor, once before the page: a failover inside the page loses it (X24).
     FloorBefore,

@@ -19,9 +19,9 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), crate::ClientError> {
+/// # async fn main() -> Result<(), cachekeeper_client::ClientError> {
 /// use std::time::Duration;
-/// # let cache = crate::Cache::in_memory().build();
+/// # let cache = cachekeeper_client::Cache::in_memory().build();
 /// # cache.set("name:1", "Ada", Duration::from_secs(60)).await?;
 /// let mut batch = cache.batch();
 /// let name = batch.get::<String>("name:1")?;

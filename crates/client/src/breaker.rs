@@ -35,7 +35,7 @@ impl Default for BreakerSettings {
     }
 }
 
-/// The longest pause between probes (DESIGN 3.3).
+/// The longest pause between probes.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Most keys and tags that are remembered; a delete beyond that is the caller's to repeat, and is told so.
 const MISSED_MAX: usize = 100_000;

@@ -22,7 +22,7 @@ use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::Redis;
 use cachekeeper_protocol::stamp::Stamp;
 
-/// Where events go unless something else is said (DESIGN 3.1).
+/// Where events go unless something else is said.
 const CHANNEL: &str = "cache:invalidation";
 /// Time limits of a cache that is opened without a configuration.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

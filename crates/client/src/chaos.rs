@@ -31,7 +31,7 @@ pub enum Place {
 /// Faults with their probabilities; cheap to clone, and what is changed here changes for the cache that has it.
 ///
 /// ```
-/// use crate::{Cache, Chaos, Fault, Place};
+/// use cachekeeper_client::{Cache, Chaos, Fault, Place};
 /// let chaos = Chaos::with_seed(7);
 /// chaos.set(Place::Redis, Fault::DropReply, 0.1);
 /// let cache = Cache::in_memory().chaos(chaos.clone()).build();

@@ -3,7 +3,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
-//! use crate::{Cache, Policy};
+//! use cachekeeper_client::{Cache, Policy};
 //!
 //! let cache = Cache::connect("redis://localhost:6379/0", "shop")?.build();
 //! let policy = Policy::ttl(Duration::from_secs(300)).fail_safe(Duration::from_secs(3600)).jitter(0.1);

@@ -10,7 +10,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use crate::{Cache, LockOptions};
+//! use cachekeeper_client::{Cache, LockOptions};
 //! let cache = Cache::connect("redis://localhost:6379/0", "bank")?.build();
 //! let guard = cache.locks()?.acquire_all(&["account:1", "account:2"], LockOptions::default()).await?;
 //! tokio::select! {

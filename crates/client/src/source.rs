@@ -128,7 +128,7 @@ impl Source {
     }
 
     /// Stores entries of no dataset that were loaded after a snapshot was taken: the stamp rule orders them, and the
-    /// counters as well (DESIGN 2.2). Answers the positions that were refused.
+    /// counters as well. Answers the positions that were refused.
     pub async fn store(
         &self,
         batch: &EntryBatch,

@@ -1,4 +1,4 @@
-//! The datasets as the flows use them: definition, revision, lifetimes, and what the database said about the query.
+//! The datasets as the engine uses them: definition, revision, lifetimes, and what the database said about the query.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};

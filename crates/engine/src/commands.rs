@@ -1,4 +1,4 @@
-//! Write commands of a stream: carried out once, in order for each key, by one worker at a time (DESIGN 3.1).
+//! Write commands of a stream: carried out once, in order for each key, by one worker at a time.
 //!
 //! Exactly once in effect: a command's record is written in the transaction of its effect. In order: one worker leads, every
 //! transaction checks that it still does, and the commands of one key wait in one queue, which is in one transaction at a

@@ -32,7 +32,7 @@ pub struct Context {
     pub(super) watermark_watch: Arc<WatermarkWatch>,
 }
 
-/// How changes are captured, as flows need to know it.
+/// How changes are captured, as the engine needs to know it.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedSettings {
     /// Whether they are.

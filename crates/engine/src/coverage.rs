@@ -1,5 +1,5 @@
 //! Coverage: whether every relation that a dataset's query reads is watched and captured, so that no committed change
-//! of it can be missed (DESIGN 2.4); and what a change of each captured tree of tables means.
+//! of it can be missed; and what a change of each captured tree of tables means.
 
 mod survey;
 

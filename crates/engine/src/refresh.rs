@@ -1,4 +1,4 @@
-//! Refresh-ahead: what is read does not expire (DESIGN 2.7).
+//! Refresh-ahead: what is read does not expire.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

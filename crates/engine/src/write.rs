@@ -1,4 +1,4 @@
-//! Write-through: Postgres first, then Redis (DESIGN 2.6).
+//! Write-through: Postgres first, then Redis.
 //!
 //! What a transaction changed is what its triggers captured: its own rows of the outbox. After the commit those entries are
 //! loaded on another connection and stored under that load's stamp. Whatever happens after the commit, the feed finishes

@@ -1,4 +1,4 @@
-//! Counters of invalidations, which a fill without a database snapshot must find unchanged (DESIGN 2.2).
+//! Counters of invalidations, which a fill without a database snapshot must find unchanged.
 
 use super::keyspace::{ANY_TAG_COUNTER, key_counter, slot, tag_counter};
 

@@ -2,7 +2,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Number of slots in a stamp table (DESIGN R3): 8 bytes each, so a table is 1 MiB and never grows.
+/// Number of slots in a stamp table (R3): 8 bytes each, so a table is 1 MiB and never grows.
 const SLOTS: u32 = 131_072;
 
 /// The hash that decides a key's slot and its jitter: XXH3-64 of the whole key, also where it holds `{…}`.

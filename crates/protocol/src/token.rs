@@ -1,4 +1,4 @@
-//! Read-your-writes tokens: which snapshot a reader must be able to see (DESIGN R18).
+//! Read-your-writes tokens: which snapshot a reader must be able to see (R18).
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,6 +1,6 @@
 //! A cache in memory that follows the rule of the store script: for tests of code that stores and invalidates.
 //!
-//! It holds one epoch: what the scripts check of it (DESIGN R4) has no counterpart here. It runs against the decision
+//! It holds one epoch: what the scripts check of it (R4) has no counterpart here. It runs against the decision
 //! table in `tests/decisions`, as the scripts and the model do.
 
 mod application;

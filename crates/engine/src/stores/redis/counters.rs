@@ -1,4 +1,4 @@
-//! What applications do through the library: reads, deletes, and what their fills must find unchanged (DESIGN 2.2).
+//! What applications do through the library: reads, deletes, and what their fills must find unchanged.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What scripts must find unchanged (DESIGN R4), and their typed replies.
+//! What scripts must find unchanged (R4), and their typed replies.
 
 use redis::{FromRedisValue, ParsingError, Value};
 

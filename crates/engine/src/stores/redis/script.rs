@@ -14,7 +14,7 @@ const TAG_SETS: &str = include_str!("lua/tag_sets.lua");
 const TAG_MEMBERS: &str = include_str!("lua/tag_members.lua");
 /// Refused as a whole when memory is full.
 const NEEDS_MEMORY: &str = "#!lua\n";
-/// Runs also when memory is full: what raises, deletes, advances or creates (DESIGN 2.2).
+/// Runs also when memory is full: what raises, deletes, advances or creates.
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 /// Runs also where nothing may be written, on a replica for example.
 const READ_ONLY: &str = "#!lua flags=no-writes\n";

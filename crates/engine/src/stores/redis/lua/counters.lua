@@ -1,4 +1,4 @@
--- Counters of invalidations: a fill without a database snapshot must find its own unchanged (DESIGN 2.2). The table
+-- Counters of invalidations: a fill without a database snapshot must find its own unchanged. The table
 -- begins with a generation, so that one that was lost and made again is never taken for the old one.
 local function counter(counters, position)
   local bytes = redis.call('GETRANGE', counters, position * 4, position * 4 + 3)
