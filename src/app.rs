@@ -57,11 +57,20 @@ pub enum StartError {
     },
     /// Another namespace lives in this database.
     #[error(
-        "this Redis database already serves {found}: one database serves one namespace; use another database number"
+        "this Redis database already serves the namespace {found:?}: one database serves one namespace; use another database number"
     )]
     OtherNamespace {
-        /// The head of the other one.
+        /// The other one.
         found: String,
+    },
+    /// A worker of an earlier version still runs.
+    #[error(
+        "a worker of an earlier version leads the namespace {namespace:?}; it keeps other keys, and the two would write over each \
+         other: stop all earlier workers and libraries, then start this one (a killed one is over after 10 s)"
+    )]
+    FormerVersion {
+        /// Which.
+        namespace: String,
     },
     /// Eviction could take what is required.
     #[error(
@@ -166,6 +175,10 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
         return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
     }
     check_eviction(config, &facts)?;
+    if context.redis.is_led_by_former_version().await.map_err(not_now)? {
+        let namespace = config.service.namespace.clone();
+        return Err(LookError::Final(StartError::FormerVersion { namespace }));
+    }
     let others = context.redis.other_namespaces().await.map_err(not_now)?;
     match others.into_iter().next() {
         Some(found) => Err(LookError::Final(StartError::OtherNamespace { found })),

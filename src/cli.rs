@@ -73,7 +73,7 @@ enum Verb {
     Warm {
         /// Which datasets [default: all]
         datasets: Vec<String>,
-        /// Begin at the start, also where an earlier pass was interrupted
+        /// Begin at the start, also where an earlier backfill was interrupted
         #[arg(long)]
         restart: bool,
     },

@@ -101,7 +101,7 @@ async fn whole(
     if holds_all && op != Some(Op::Delete) {
         let options =
             BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
-        // The pass stores every entry, so its count is the whole.
+        // The backfill stores every entry, so its count is the whole.
         report.stored = 0;
         report.add(backfill(context, dataset, &options).await?);
     }

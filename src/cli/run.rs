@@ -31,6 +31,7 @@ pub async fn run(config: Config, out: &Output) -> Exit {
                 | StartError::Schedule { .. }
                 | StartError::RedisTooOld { .. }
                 | StartError::Evicting { .. }
+                | StartError::FormerVersion { .. }
                 | StartError::OtherNamespace { .. } => Exit::Configuration,
                 StartError::Spawn(_) => Exit::Failed,
             };

@@ -106,6 +106,6 @@ async fn show(dataset: &str, mut told: tokio::sync::watch::Receiver<Progress>) {
     }
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        tracing::info!(dataset, entries = told.borrow().entries, "pass under way");
+        tracing::info!(dataset, entries = told.borrow().entries, "backfill under way");
     }
 }

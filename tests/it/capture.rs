@@ -408,3 +408,27 @@ async fn a_hundred_waits_ask_redis_hardly_more_than_one() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn whoever_need_not_wait_is_answered_however_many_do() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(&plain());
+    let _follower = follower(&context).await;
+    let watermark = watermark(&context).await;
+    let never = format!("{}/9999999:9999999:", watermark.incarnation).parse().unwrap();
+    let waits = (0..600).map(|_| tokens::wait(&context, &never, None, Duration::from_secs(2)));
+    let look = async {
+        wait_until("as many wait as may", async || {
+            match tokens::wait(&context, &never, None, Duration::from_millis(1)).await {
+                Err(tokens::WaitError::TooMany) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        tokens::wait(&context, &never, None, Duration::ZERO).await
+    };
+    let (_, looked) = tokio::join!(futures_util::future::join_all(waits), look);
+    let (found, is_fresh) = looked.unwrap();
+    assert!(!is_fresh);
+    assert_eq!(found.unwrap().snapshot, watermark.snapshot);
+}

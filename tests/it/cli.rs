@@ -129,6 +129,16 @@ async fn mistakes_are_told_with_the_agreed_exit_codes() {
     let (code, text) = other.run(&["run"]);
     assert!(code == 78 && text.contains("already serves"), "{text}");
     std::mem::forget(other);
+    // So is a namespace that a worker of an earlier version leads, or whose database it shares with another one.
+    let mut redis = rig.client().await;
+    let _: () = redis.set("ck:{test}:lock:feed", "somebody").await.unwrap();
+    let (code, text) = cli.run(&["run"]);
+    assert!(code == 78 && text.contains("a worker of an earlier version leads the namespace"), "{text}");
+    let _: () = redis.del("ck:{test}:lock:feed").await.unwrap();
+    let _: () = redis.hset("ck:{former}:head", "epoch", "e").await.unwrap();
+    let (code, text) = cli.run(&["run"]);
+    assert!(code == 78 && text.contains("already serves the namespace \"former\""), "{text}");
+    let _: () = redis.del("ck:{former}:head").await.unwrap();
     rig.postgres.stop();
     let (code, text) = cli.run(&["warm"]);
     assert!(code == 69 && text.contains("cannot be reached"), "{code} {text}");

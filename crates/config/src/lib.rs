@@ -346,7 +346,7 @@ words! {
 /// `warm = { … }`
 #[derive(Clone, Debug)]
 pub struct Warm {
-    /// Whether a pass runs when the worker starts.
+    /// Whether a backfill runs when the worker starts.
     pub on_start: bool,
     /// When backfills run.
     pub schedule: Option<ScheduleText>,

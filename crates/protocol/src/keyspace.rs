@@ -112,10 +112,24 @@ impl Keyspace {
         &self.shard
     }
 
-    /// A pattern of Redis that the metadata of every namespace has.
+    /// A pattern of Redis that the own keys of every namespace have, of versions before 0.1 was released too.
     #[must_use]
-    pub fn metadata_pattern() -> String {
-        ShardKeys::new("*", 0).meta
+    pub fn pattern() -> String {
+        format!("{RESERVED_PREFIX}{{*}}:*")
+    }
+
+    /// The namespace whose metadata this key is; none: it is another key. Earlier versions kept theirs as `head`, without
+    /// a shard.
+    #[must_use]
+    pub fn namespace_of(key: &str) -> Option<&str> {
+        let rest = key.strip_prefix(RESERVED_PREFIX)?.strip_prefix('{')?;
+        rest.strip_suffix(":0}:meta").or_else(|| rest.strip_suffix("}:head"))
+    }
+
+    /// The lease under which a worker of an earlier version leads the change feed of this namespace.
+    #[must_use]
+    pub fn former_lease(&self) -> String {
+        format!("{RESERVED_PREFIX}{{{}}}:lock:feed", self.namespace)
     }
 
     /// The lock of this name.
@@ -165,6 +179,9 @@ mod tests {
         assert_eq!(keys.metadata_of("product:42").meta, "ck:{shop:0}:meta");
         assert_eq!(keys.metadata_of("product:42"), keys.metadata());
         assert_eq!(keys.lock("feed"), "ck:{shop:0}:lock:feed");
-        assert_eq!(Keyspace::metadata_pattern(), "ck:{*:0}:meta");
+        assert_eq!(Keyspace::namespace_of("ck:{shop:0}:meta"), Some("shop"));
+        assert_eq!(Keyspace::namespace_of("ck:{shop}:head"), Some("shop"));
+        assert_eq!(Keyspace::namespace_of("ck:{shop:0}:counters"), None);
+        assert_eq!(keys.former_lease(), "ck:{shop}:lock:feed");
     }
 }

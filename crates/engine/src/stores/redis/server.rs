@@ -68,16 +68,26 @@ impl Redis {
         let mut cursor = 0_u64;
         loop {
             let mut command = redis::cmd("SCAN");
-            command.arg(cursor).arg("MATCH").arg(Keyspace::metadata_pattern()).arg("COUNT").arg(1000);
+            command.arg(cursor).arg("MATCH").arg(Keyspace::pattern()).arg("COUNT").arg(1000);
             command.arg("TYPE").arg("hash");
             let (next, page): (u64, Vec<String>) =
                 self.command("look for other namespaces", &command).await?;
-            found.extend(page.into_iter().filter(|key| *key != self.keys.metadata().meta));
+            let others = page.iter().filter_map(|key| Keyspace::namespace_of(key));
+            found.extend(others.filter(|other| *other != self.keys.namespace()).map(str::to_owned));
             if next == 0 {
                 return Ok(found);
             }
             cursor = next;
         }
+    }
+
+    /// Whether a worker of an earlier version leads this namespace. It keeps other keys and orders entries by them, so
+    /// the two would write over each other.
+    ///
+    /// # Errors
+    /// [`CacheError`] where Redis cannot be asked.
+    pub async fn is_led_by_former_version(&self) -> Result<bool, CacheError> {
+        self.command("look for an earlier version", redis::cmd("EXISTS").arg(self.keys.former_lease())).await
     }
 
     /// Turns key-miss events on, keeping the events that others asked for.
