@@ -416,7 +416,8 @@ async fn whoever_need_not_wait_is_answered_however_many_do() {
     let _follower = follower(&context).await;
     let watermark = watermark(&context).await;
     let never = format!("{}/9999999:9999999:", watermark.incarnation).parse().unwrap();
-    let waits = (0..600).map(|_| tokens::wait(&context, &never, None, Duration::from_secs(2)));
+    // They wait until the test has seen what it looks for.
+    let waits = (0..600).map(|_| tokens::wait(&context, &never, None, Duration::from_secs(3_600)));
     let look = async {
         wait_until("as many wait as may", async || {
             match tokens::wait(&context, &never, None, Duration::from_millis(1)).await {
@@ -427,7 +428,10 @@ async fn whoever_need_not_wait_is_answered_however_many_do() {
         .await;
         tokens::wait(&context, &never, None, Duration::ZERO).await
     };
-    let (_, looked) = tokio::join!(futures_util::future::join_all(waits), look);
+    let looked = tokio::select! {
+        answers = futures_util::future::join_all(waits) => panic!("nobody waited: {answers:?}"),
+        looked = look => looked,
+    };
     let (found, is_fresh) = looked.unwrap();
     assert!(!is_fresh);
     assert_eq!(found.unwrap().snapshot, watermark.snapshot);

@@ -10,14 +10,14 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::context::Context;
-use super::coverage::Coverage;
+use super::coverage::{AffectedKeys, Coverage};
 use super::error::EngineError;
 use super::failpoint;
 use super::load::Job;
 use super::{coverage, epoch};
-use crate::stores::postgres::{Change, ErrorKind, FeedPoll, FeedReader, Poll};
+use crate::stores::postgres::{ErrorKind, FeedPoll, FeedReader, Poll};
 use crate::stores::redis::{Advance, Advanced, Epoch, PendingRevalidation, PreconditionFailed};
-pub use batch::AffectedKeys;
+pub(crate) use batch::apply_own;
 use batch::{ChangeBatch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
 
@@ -65,35 +65,6 @@ struct FeedPosition {
 const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
 /// Fewer keys in the outbox are not worth a transaction.
 const COUNT_MIN: i64 = 1_000;
-
-/// What changes touch, each thing once.
-#[must_use]
-pub(crate) fn affected_by(context: &Context, coverage: &Coverage, changes: &[Change]) -> AffectedKeys {
-    let mut affected = AffectedKeys::default();
-    changes.iter().for_each(|change| affected.add(context, coverage, change));
-    affected
-}
-
-/// Applies what this process changed itself, without waiting for the feed, which will find nothing left to do. The cursor
-/// does not move.
-///
-/// # Errors
-/// [`EngineError`]; then the feed sees to it.
-pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Result<(), EngineError> {
-    let state = epoch::ensure(context, "").await?;
-    let (mut deletes_instead, mut dropped) = (BTreeSet::new(), Vec::new());
-    let mut batch = ChangeBatch {
-        context,
-        epoch: state.epoch,
-        now_ms: state.metadata.now_ms,
-        poll: state.poll,
-        job: Job::uncounted(),
-        deletes_instead: &mut deletes_instead,
-        dropped: &mut dropped,
-        affected,
-    };
-    batch.flush().await
-}
 
 impl FeedConsumer {
     /// Begins where Redis says.
@@ -266,7 +237,7 @@ impl FeedConsumer {
             statements += group.len() as u64;
             for change in &group {
                 times.push(change.at_us);
-                batch.affected.add(&self.context, &coverage, change);
+                batch.affected.add(&self.context.catalog, &coverage, change);
             }
             if GATHERED <= batch.affected.key_count {
                 batch.flush().await?;

@@ -1,14 +1,14 @@
 //! Coverage: whether every relation that a dataset's query reads is watched and captured, so that no committed change
-//! of it can be missed; and what a change of each captured tree of tables means.
+//! of it can be missed; and what a change of each captured tree of tables touches.
 
 mod survey;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::catalog::Dataset;
-use crate::stores::postgres::Change;
+use super::catalog::{Catalog, Dataset};
 use crate::stores::postgres::write::DIRECT;
+use crate::stores::postgres::{Change, KeyValues};
 use cachekeeper_config::WatchTarget;
 use cachekeeper_protocol::template::Template;
 pub use survey::{TRYING_AGAIN, look};
@@ -99,4 +99,94 @@ impl Coverage {
     pub fn gaps(&self) -> impl Iterator<Item = (&String, &String)> {
         self.datasets.iter().filter_map(|(name, fingerprint)| Some((name, fingerprint.as_ref().err()?)))
     }
+}
+
+/// What changes touch, each thing once.
+#[derive(Debug, Clone, Default)]
+pub struct AffectedKeys {
+    pub(crate) keys: BTreeMap<String, HashMap<String, KeyValues>>,
+    pub(crate) tags: BTreeSet<String>,
+    pub(crate) whole: BTreeSet<String>,
+    pub(crate) key_count: usize,
+}
+
+impl AffectedKeys {
+    pub(crate) fn add(&mut self, catalog: &Catalog, coverage: &Coverage, change: &Change) {
+        if change.capture == DIRECT {
+            return self.add_directly(catalog, change);
+        }
+        let Some(captured) = coverage.captures.get(&change.capture) else {
+            // Nobody knows what it was: everything is revalidated.
+            self.whole.extend(catalog.iter().map(|dataset| dataset.name().to_owned()));
+            return;
+        };
+        // Captured with other columns than now: what stands where is not known.
+        let rows = change.rows.as_ref().filter(|_| change.version == captured.version);
+        for rule in &captured.rules {
+            match (&rule.touches, rows) {
+                (Touches::Dataset, _) | (_, None) => {
+                    self.whole.insert(rule.dataset.name().to_owned());
+                }
+                (Touches::Key(positions), Some(rows)) => self.add_keys(&rule.dataset, positions, rows),
+                (Touches::Tag(template, positions), Some(rows)) => {
+                    for row in rows {
+                        let Some(values) = pick(positions, row) else { continue };
+                        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+                        self.tags.extend(template.render(&values).ok());
+                    }
+                }
+            }
+        }
+    }
+
+    /// A write through a table that no trigger watches has named its entries itself.
+    fn add_directly(&mut self, catalog: &Catalog, change: &Change) {
+        for row in change.rows.iter().flatten() {
+            let [Some(name), key] = row.as_slice() else { continue };
+            let Some(dataset) = catalog.get(name) else { continue };
+            let Some(key) = key else {
+                self.whole.insert(name.clone());
+                continue;
+            };
+            let Some(values) = dataset.read_key(key) else { continue };
+            let keys = self.keys.entry(name.clone()).or_default();
+            self.key_count += usize::from(keys.insert(key.clone(), values).is_none());
+        }
+    }
+
+    fn add_keys(&mut self, dataset: &Dataset, positions: &[usize], rows: &[Vec<Option<String>>]) {
+        if !self.keys.contains_key(dataset.name()) {
+            self.keys.insert(dataset.name().to_owned(), HashMap::new());
+        }
+        let Some(keys) = self.keys.get_mut(dataset.name()) else { return };
+        for row in rows {
+            let Some(values) = pick(positions, row) else { continue };
+            let Some(key) = dataset.key_of(&values) else { continue };
+            self.key_count += usize::from(keys.insert(key, values).is_none());
+        }
+    }
+
+    /// Takes the keys of a dataset out, for somebody who sees to them.
+    pub(crate) fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
+        self.keys.remove(dataset).unwrap_or_default()
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.tags.is_empty() && self.whole.is_empty()
+    }
+}
+
+/// What changes touch, each thing once.
+#[must_use]
+pub(crate) fn affected_by(catalog: &Catalog, coverage: &Coverage, changes: &[Change]) -> AffectedKeys {
+    let mut affected = AffectedKeys::default();
+    changes.iter().for_each(|change| affected.add(catalog, coverage, change));
+    affected
+}
+
+/// The values of a row at these positions; none where one is null: no key and no tag has it.
+fn pick(positions: &[usize], row: &[Option<String>]) -> Option<KeyValues> {
+    positions.iter().map(|position| row.get(*position).cloned().flatten()).collect()
 }

@@ -271,7 +271,7 @@ async fn apply_others(
     keys: &mut HashMap<String, Keys>,
 ) -> Result<(), EngineError> {
     let coverage = coverage_for(context, &effects.changes).await?;
-    let mut all = change_feed::affected_by(context, &coverage, &effects.changes);
+    let mut all = coverage::affected_by(&context.catalog, &coverage, &effects.changes);
     for dataset in &effects.datasets {
         keys.insert(dataset.clone(), all.take_keys(dataset));
     }

@@ -1,6 +1,6 @@
-//! One batch: what the changes touch, each thing once, and what is done about it.
+//! One batch: what is done about what the changes touch.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -8,14 +8,14 @@ use tracing::{info, warn};
 
 use crate::catalog::Dataset;
 use crate::context::Context;
-use crate::coverage::{Coverage, Touches};
+use crate::coverage::AffectedKeys;
+use crate::epoch;
 use crate::error::EngineError;
 use crate::failpoint;
 use crate::invalidate::{delete_keys, members, reload_keys};
 use crate::load::Job;
 use crate::metrics::{ByDataset, ByReason};
-use crate::stores::postgres::write::DIRECT;
-use crate::stores::postgres::{Change, ErrorKind, KeyValues, Poll};
+use crate::stores::postgres::{ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{Epoch, PendingRevalidation};
 use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
@@ -29,81 +29,25 @@ const LOADS_AHEAD: usize = 3;
 /// How long the loads of one part may take before its keys are invalidated instead (R10).
 const LOAD_WITHIN: Duration = Duration::from_secs(1);
 
-/// What changes touch, each thing once.
-#[derive(Debug, Clone, Default)]
-pub struct AffectedKeys {
-    keys: BTreeMap<String, HashMap<String, KeyValues>>,
-    tags: BTreeSet<String>,
-    whole: BTreeSet<String>,
-    pub(super) key_count: usize,
-}
-
-impl AffectedKeys {
-    pub(super) fn add(&mut self, context: &Context, coverage: &Coverage, change: &Change) {
-        if change.capture == DIRECT {
-            return self.add_directly(context, change);
-        }
-        let Some(captured) = coverage.captures.get(&change.capture) else {
-            // Nobody knows what it was: everything is revalidated.
-            self.whole.extend(context.catalog.iter().map(|dataset| dataset.name().to_owned()));
-            return;
-        };
-        // Captured with other columns than now: what stands where is not known.
-        let rows = change.rows.as_ref().filter(|_| change.version == captured.version);
-        for rule in &captured.rules {
-            match (&rule.touches, rows) {
-                (Touches::Dataset, _) | (_, None) => {
-                    self.whole.insert(rule.dataset.name().to_owned());
-                }
-                (Touches::Key(positions), Some(rows)) => self.add_keys(&rule.dataset, positions, rows),
-                (Touches::Tag(template, positions), Some(rows)) => {
-                    for row in rows {
-                        let Some(values) = pick(positions, row) else { continue };
-                        let values: Vec<&str> = values.iter().map(String::as_str).collect();
-                        self.tags.extend(template.render(&values).ok());
-                    }
-                }
-            }
-        }
-    }
-
-    /// A write through a table that no trigger watches has named its entries itself.
-    fn add_directly(&mut self, context: &Context, change: &Change) {
-        for row in change.rows.iter().flatten() {
-            let [Some(name), key] = row.as_slice() else { continue };
-            let Some(dataset) = context.catalog.get(name) else { continue };
-            let Some(key) = key else {
-                self.whole.insert(name.clone());
-                continue;
-            };
-            let Some(values) = dataset.read_key(key) else { continue };
-            let keys = self.keys.entry(name.clone()).or_default();
-            self.key_count += usize::from(keys.insert(key.clone(), values).is_none());
-        }
-    }
-
-    fn add_keys(&mut self, dataset: &Dataset, positions: &[usize], rows: &[Vec<Option<String>>]) {
-        if !self.keys.contains_key(dataset.name()) {
-            self.keys.insert(dataset.name().to_owned(), HashMap::new());
-        }
-        let Some(keys) = self.keys.get_mut(dataset.name()) else { return };
-        for row in rows {
-            let Some(values) = pick(positions, row) else { continue };
-            let Some(key) = dataset.key_of(&values) else { continue };
-            self.key_count += usize::from(keys.insert(key, values).is_none());
-        }
-    }
-
-    /// Takes the keys of a dataset out, for somebody who sees to them.
-    pub(crate) fn take_keys(&mut self, dataset: &str) -> HashMap<String, KeyValues> {
-        self.keys.remove(dataset).unwrap_or_default()
-    }
-
-    /// Whether nothing is left.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.tags.is_empty() && self.whole.is_empty()
-    }
+/// Applies what this process changed itself, without waiting for the feed, which will find nothing left to do. The cursor
+/// does not move.
+///
+/// # Errors
+/// [`EngineError`]; then the feed sees to it.
+pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Result<(), EngineError> {
+    let state = epoch::ensure(context, "").await?;
+    let (mut deletes_instead, mut dropped) = (BTreeSet::new(), Vec::new());
+    let mut batch = ChangeBatch {
+        context,
+        epoch: state.epoch,
+        now_ms: state.metadata.now_ms,
+        poll: state.poll,
+        job: Job::uncounted(),
+        deletes_instead: &mut deletes_instead,
+        dropped: &mut dropped,
+        affected,
+    };
+    batch.flush().await
 }
 
 /// One batch under way.
@@ -226,9 +170,4 @@ impl ChangeBatch<'_> {
             deletes_instead.insert(dataset.to_owned());
         }
     }
-}
-
-/// The values of a row at these positions; none where one is null: no key and no tag has it.
-fn pick(positions: &[usize], row: &[Option<String>]) -> Option<KeyValues> {
-    positions.iter().map(|position| row.get(*position).cloned().flatten()).collect()
 }

@@ -293,7 +293,7 @@ impl Postgres {
         let sql = format!(
             "update cachekeeper.capture set settling = pg_current_snapshot()::text, settling_in = {} \
              where is_on and settling is not null",
-            super::incarnation::INCARNATION
+            super::statement::INCARNATION
         );
         let done = sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await;
         done.map(drop).map_err(|source| SourceError::new("note what may have slipped past", source))
@@ -310,8 +310,8 @@ impl Postgres {
         let stale = format!(
             "update cachekeeper.capture set settling = pg_current_snapshot()::text, settling_in = {} where is_on \
              and settling is not null and settling_in is distinct from {}",
-            super::incarnation::INCARNATION,
-            super::incarnation::INCARNATION
+            super::statement::INCARNATION,
+            super::statement::INCARNATION
         );
         sqlx::query(AssertSqlSafe(stale)).execute(&mut *transaction).await.map_err(error)?;
         let over = "update cachekeeper.capture set settling = null, settling_in = null where is_on \

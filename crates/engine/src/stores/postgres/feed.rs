@@ -7,7 +7,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 use tokio::sync::mpsc;
 
-use super::incarnation::{INCARNATION, read_stamped};
+use super::load::read_stamped;
+use super::statement::INCARNATION;
 use super::{ErrorKind, Poll, Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
 

@@ -1,4 +1,4 @@
-//! Loads: by keys, or everything.
+//! Snapshots with the incarnation that they belong to (R1, R2), and the loads that are read at one: by keys, or everything.
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -6,9 +6,71 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments, AssertSqlSafe, Column, PgConnection, Row as _};
 use tokio::sync::mpsc;
 
-use super::incarnation::read_stamped;
-use super::statement::{DatasetSource, KeyType, KeyValues};
-use super::{ErrorKind, Poll, Postgres, SourceError};
+use super::statement::{DatasetSource, INCARNATION, KeyType, KeyValues};
+use super::{ErrorKind, Postgres, SourceError};
+use cachekeeper_protocol::stamp::Snapshot;
+
+/// A snapshot of the moment and the incarnation it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Poll {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// The incarnation.
+    pub incarnation: String,
+}
+
+impl Postgres {
+    /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// [`SourceError`]; [`ErrorKind::NoIncarnation`] after the primary restarted, until
+    /// [`Self::record_incarnation`].
+    pub async fn poll(&self) -> Result<Poll, SourceError> {
+        let what = "take a snapshot";
+        let sql = AssertSqlSafe(format!("select pg_current_snapshot()::text, {INCARNATION}"));
+        let row =
+            sqlx::query(sql).fetch_one(&self.pool).await.map_err(|source| SourceError::new(what, source))?;
+        let snapshot: String = row.try_get(0).map_err(|source| SourceError::new(what, source))?;
+        let incarnation: Option<String> = row.try_get(1).map_err(|source| SourceError::new(what, source))?;
+        read_stamped(what, &snapshot, incarnation)
+    }
+
+    /// Records a new incarnation where the present one is missing. Whoever is first decides; the others read it.
+    pub(crate) async fn record_incarnation(&self) -> Result<(), SourceError> {
+        let what = "record the incarnation";
+        let error = |source| SourceError::new(what, source);
+        let mut transaction = self.pool.begin().await.map_err(error)?;
+        for statement in [
+            "set transaction read write",
+            "delete from cachekeeper.incarnation i where i.started <> pg_postmaster_start_time() \
+             or i.db <> (select d.oid from pg_database d where d.datname = current_database())",
+            "insert into cachekeeper.incarnation (id, started, db) \
+             select gen_random_uuid(), pg_postmaster_start_time(), d.oid from pg_database d \
+             where d.datname = current_database() on conflict do nothing",
+        ] {
+            sqlx::query(statement).execute(&mut *transaction).await.map_err(error)?;
+        }
+        transaction.commit().await.map_err(error)
+    }
+}
+
+pub(super) fn read_stamped(
+    what: &'static str,
+    snapshot: &str,
+    incarnation: Option<String>,
+) -> Result<Poll, SourceError> {
+    let Some(incarnation) = incarnation else {
+        return Err(SourceError::with(
+            what,
+            ErrorKind::NoIncarnation,
+            "no incarnation is recorded".to_owned(),
+        ));
+    };
+    let snapshot = snapshot.parse().map_err(|stamp: cachekeeper_protocol::stamp::StampError| {
+        SourceError::with(what, ErrorKind::Reply, stamp.to_string())
+    })?;
+    Ok(Poll { snapshot, incarnation })
+}
 
 /// A row of a load. Its first two columns are not the query's.
 pub type Row = PgRow;

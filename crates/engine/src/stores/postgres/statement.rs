@@ -5,11 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sqlx::postgres::{PgTypeInfo, PgTypeKind};
 use sqlx::{Column, Executor, SqlSafeStr, Statement, TypeInfo};
 
-use super::incarnation::INCARNATION;
 use super::transcode::RowPlan;
 use super::{Postgres, SourceError};
 use cachekeeper_config::{Dataset, Rows};
 use cachekeeper_protocol::template::{Alphabet, Template};
+
+/// The id of this server's present life, or null: valid only where the recorded start time and database are this
+/// server's (R2). A standby refuses to read it.
+pub(super) const INCARNATION: &str = "(select i.id::text from cachekeeper.incarnation i \
+     where i.started = pg_postmaster_start_time() \
+     and i.db = (select d.oid from pg_database d where d.datname = current_database()))";
 
 /// How many queries were described by this process.
 static DESCRIBED: AtomicU64 = AtomicU64::new(0);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::entries::{ValueAndLife, millis};
+use super::entries::{generation, raise_counters};
 use super::script::{Call, INVALIDATE_KEYS, INVALIDATE_TAGS, pack};
-use super::store::{generation, raise_counters};
 use super::{CacheError, Redis};
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};

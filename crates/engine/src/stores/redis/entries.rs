@@ -1,10 +1,195 @@
-//! Entries of datasets: raise, delete, extend, read.
+//! Entries: the one rule by which they are stored (R5), how they are raised, deleted, extended and read; and the tags
+//! that they stand under.
 
 use std::time::Duration;
 
-use super::script::{Call, EXTEND, RAISE, pack_slots};
+use super::script::{Call, DROP_WINDOWS, EXTEND, MEMBERS, RAISE, RAISE_TAGS, STORE, pack, pack_slots};
 use super::{Answer, CacheError, Precondition, Redis};
+use cachekeeper_protocol::counters::InvalidationCounters;
+use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
+use cachekeeper_protocol::keyspace::{key_counter, slot, tag_counter};
 use cachekeeper_protocol::stamp::Stamp;
+use cachekeeper_protocol::window::window_width;
+
+/// What covers the entries of a store against older ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreMode<'a> {
+    /// The slot of each key (R5).
+    Slots,
+    /// The floor, once for all (R7): for a backfill, of which one statement feeds many scripts. The text is what the
+    /// backfill needs to go on after an interruption.
+    Floor {
+        /// The counted job.
+        job: &'a str,
+        /// Where the backfill stands after this batch; empty: not to be resumed.
+        progress: &'a str,
+    },
+    /// The slot of each key, as a step of a counted job.
+    Counted {
+        /// The counted job.
+        job: &'a str,
+    },
+}
+
+/// What an application's store has to do with the counters of invalidations.
+#[derive(Debug, Clone, Copy)]
+pub enum CounterRule<'a> {
+    /// A fill, loaded after these were read: refused where something was invalidated since.
+    Unchanged(&'a InvalidationCounters),
+    /// A set, which is the newest: fills that began before it are refused.
+    Raise,
+}
+
+/// The positions of entries that were refused: something newer has touched them.
+pub type Refused = Vec<usize>;
+
+/// One run of the script.
+struct Store<'a> {
+    batch: &'a EntryBatch,
+    stamp: Option<(Precondition<'a>, Stamp)>,
+    mode: StoreMode<'a>,
+    counters: Option<CounterRule<'a>>,
+    longest_life: Duration,
+}
+
+impl Redis {
+    /// Stores the entries of one load, and deletes those whose rows are gone.
+    ///
+    /// # Errors
+    /// [`CacheError`]; after [`super::Refusal::Unknown`] the entries may or may not be stored.
+    pub async fn store(
+        &self,
+        precondition: &Precondition<'_>,
+        stamp: Stamp,
+        batch: &EntryBatch,
+        longest_life: Duration,
+        mode: StoreMode<'_>,
+    ) -> Result<Answer<Refused>, CacheError> {
+        let stamp = Some((*precondition, stamp));
+        Store { batch, stamp, mode, counters: None, longest_life }.call(self).run(self).await
+    }
+
+    /// Stores entries of an application; with a stamp, the stamp decides as well.
+    ///
+    /// # Errors
+    /// [`CacheError`]; after [`super::Refusal::Unknown`] the entries may or may not be stored.
+    pub async fn fill(
+        &self,
+        batch: &EntryBatch,
+        rule: CounterRule<'_>,
+        stamp: Option<(Precondition<'_>, Stamp)>,
+    ) -> Result<Answer<Refused>, CacheError> {
+        if matches!(rule, CounterRule::Raise) && stamp.is_none() && batch.tag_count() == 0 {
+            self.set_untagged(batch).await?;
+            return Ok(Answer::Done(Vec::new()));
+        }
+        let lives = batch.iter().map(|entry| entry.life_ms).filter(|life| *life != LIFE_WITHOUT_END);
+        let longest_life = Duration::from_millis(lives.max().unwrap_or_default());
+        let counters = Some(rule);
+        Store { batch, stamp, mode: StoreMode::Slots, counters, longest_life }.call(self).run(self).await
+    }
+
+    /// The same as the script does where there are neither tags nor stamps to look at, by a transaction of plain commands:
+    /// a script handles each byte of a value twice.
+    async fn set_untagged(&self, batch: &EntryBatch) -> Result<(), CacheError> {
+        let Some(first) = batch.get(0) else { return Ok(()) };
+        let mut pipeline = redis::Pipeline::with_capacity(batch.len() + 2);
+        pipeline.atomic();
+        let keys = self.keys.metadata_of(first.key);
+        raise_counters(&mut pipeline, &keys.counters, batch.iter().map(|entry| key_counter(entry.key)));
+        for entry in batch.iter() {
+            match entry.life_ms {
+                0 => pipeline.cmd("UNLINK").arg(entry.key),
+                LIFE_WITHOUT_END => pipeline.cmd("SET").arg(entry.key).arg(entry.value),
+                life => pipeline.cmd("SET").arg(entry.key).arg(entry.value).arg("PX").arg(life),
+            };
+        }
+        self.pipeline("store entries", &pipeline, batch.len()).await.map(drop)
+    }
+}
+
+impl Store<'_> {
+    fn call(&self, redis: &Redis) -> Call {
+        let on = redis.keys.metadata_of(self.batch.get(0).map_or("", |entry| entry.key));
+        let own = [on.windows.as_str(), on.counters.as_str()];
+        let mut keys = Vec::with_capacity(own.len() + self.batch.len());
+        keys.extend(own);
+        keys.extend(self.batch.iter().map(|entry| entry.key));
+        let precondition = self.stamp.as_ref().map(|(precondition, _)| precondition);
+        let mut call = Call::guarded(&STORE, redis, on, keys.into_iter(), precondition);
+        match &self.stamp {
+            Some((_, stamp)) => call.arg(stamp.to_bytes()),
+            None => call.arg(""),
+        };
+        let (covered_by, job, progress) = match self.mode {
+            StoreMode::Slots => ("slots", "", ""),
+            StoreMode::Floor { job, progress } => ("floor", job, progress),
+            StoreMode::Counted { job } => ("slots", job, ""),
+        };
+        let fresh = generation();
+        let (counting, generation): (&str, &[u8]) = match self.counters {
+            None => ("", &[]),
+            Some(CounterRule::Unchanged(seen)) => ("unchanged", seen.generation()),
+            Some(CounterRule::Raise) => ("raise", &fresh),
+        };
+        call.arg(covered_by).arg(counting).arg(generation).arg(&on.tag_prefix);
+        call.number(self.longest_life.as_secs() + 1).number(window_width(self.longest_life));
+        call.arg(job).arg(progress);
+        call.arg(pack_slots(self.batch.iter().map(|entry| entry.key)));
+        self.add_counters(&mut call, self.batch.iter().map(|entry| key_counter(entry.key)).collect());
+        call.arg(pack_slots(self.batch.tags().map(|(tag, _)| tag)));
+        self.add_counters(&mut call, self.batch.tags().map(|(tag, _)| self.counter_of_tag(tag)).collect());
+        for entry in self.batch.iter() {
+            call.arg(entry.value);
+            match entry.life_ms {
+                LIFE_WITHOUT_END => call.arg(""),
+                life => call.number(life),
+            };
+        }
+        for (tag, members) in self.batch.tags() {
+            call.arg(tag).arg(pack(members.iter().map(|member| member + 1)));
+        }
+        call
+    }
+
+    fn counter_of_tag(&self, tag: &str) -> u32 {
+        match self.counters {
+            Some(CounterRule::Unchanged(seen)) => seen.of_tag(tag).0,
+            Some(CounterRule::Raise) | None => tag_counter(tag),
+        }
+    }
+
+    /// Positions among the counters, and what was seen there.
+    fn add_counters(&self, call: &mut Call, positions: Vec<u32>) {
+        match self.counters {
+            None => call.arg("").arg(""),
+            Some(CounterRule::Raise) => call.arg(pack(positions)).arg(""),
+            Some(CounterRule::Unchanged(seen)) => {
+                let counters = positions.iter().map(|at| seen.counter(*at).unwrap_or_default());
+                let counters = pack(counters);
+                call.arg(pack(positions)).arg(counters)
+            }
+        };
+    }
+}
+
+/// Refuses the fills of these keys that began before; part of a transaction, without a reply.
+pub(super) fn raise_counters(
+    pipeline: &mut redis::Pipeline,
+    counters: &str,
+    positions: impl Iterator<Item = u32>,
+) {
+    pipeline.cmd("SET").arg(counters).arg(&generation()).arg("NX").ignore();
+    pipeline.cmd("BITFIELD").arg(counters).ignore();
+    for position in positions {
+        pipeline.arg("INCRBY").arg("u32").arg(format!("#{position}")).arg(1);
+    }
+}
+
+/// What a new table of counters begins with.
+pub(super) fn generation() -> [u8; 8] {
+    rand::random()
+}
 
 /// A value and its remaining lifetime in milliseconds (-1: no end, -2: no entry).
 pub type ValueAndLife = (Option<Vec<u8>>, i64);
@@ -84,4 +269,47 @@ impl Redis {
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Redis {
+    /// Raises tags and answers the sets of their members with their sizes: what an older load returned under one of
+    /// them is refused from now on.
+    pub async fn raise_tags(
+        &self,
+        precondition: &Precondition<'_>,
+        stamp: Stamp,
+        job: &str,
+        tags: &[impl AsRef<str>],
+    ) -> Result<Answer<Vec<(String, u64)>>, CacheError> {
+        let mut call = Call::namespace(&RAISE_TAGS, self, precondition);
+        call.arg(stamp.to_bytes()).arg(job).arg(&self.keys.metadata().tag_prefix);
+        for tag in tags {
+            let tag = tag.as_ref();
+            call.arg(tag).number(u64::from(slot(tag.as_bytes())));
+        }
+        call.run(self).await
+    }
+
+    /// One page of a tag set's members. The scan is over when the cursor is 0 again.
+    pub async fn members(
+        &self,
+        precondition: &Precondition<'_>,
+        job: &str,
+        set: &str,
+        cursor: u64,
+        page: usize,
+    ) -> Result<Answer<(u64, Vec<Vec<u8>>)>, CacheError> {
+        let on = self.keys.metadata();
+        let mut call = Call::guarded(&MEMBERS, self, on, [set].into_iter(), Some(precondition));
+        call.arg(job).number(cursor).number(page as u64);
+        call.run(self).await
+    }
+
+    /// Drops up to `most` tag sets in whose window nothing can be alive; answers how many.
+    pub async fn drop_old_windows(&self, most: usize) -> Result<usize, CacheError> {
+        let on = self.keys.metadata();
+        let mut call = Call::new(&DROP_WINDOWS, 1);
+        call.arg(&on.windows).arg(&on.tag_prefix).number(most as u64);
+        call.run(self).await
+    }
 }

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
-use super::precondition::read_word;
-use super::script::{CREATE_EPOCH, Call, REGISTER};
+use super::script::{CREATE_EPOCH, Call, REGISTER, read_word};
 use super::{Answer, CacheError, Metadata, PendingRevalidation, Precondition, Redis};
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_protocol::window::window_width;

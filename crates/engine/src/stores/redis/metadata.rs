@@ -1,12 +1,14 @@
-//! The metadata: what Redis records of the current epoch.
+//! What Redis records of the current epoch: the metadata, the revalidations that are pending, the cursor of the feed and the
+//! watermark.
 
 use std::collections::BTreeMap;
 
 use redis::{FromRedisValue, ParsingError, Value};
+use serde::{Deserialize, Serialize};
 
-use super::script::{Call, METADATA, METADATA_COUNTED};
-use super::{CacheError, Epoch, PendingRevalidation, Redis};
-use cachekeeper_protocol::stamp::Stamp;
+use super::script::{ADVANCE, Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, read_word};
+use super::{Answer, CacheError, Epoch, Precondition, Redis};
+use cachekeeper_protocol::stamp::{Snapshot, Stamp};
 
 /// What Redis records of the current epoch.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -96,4 +98,199 @@ impl Metadata {
             _ => {}
         }
     }
+}
+
+/// Why a dataset's entries must be revalidated, and a number that tells this revalidation from the next one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PendingRevalidation(pub(super) String);
+
+impl PendingRevalidation {
+    /// A revalidation for this reason (one word or a few), pending since this moment of Redis's clock: a backfill that
+    /// began later has filled what was missing then.
+    #[must_use]
+    pub fn new(reason: &str, since_ms: u64) -> Self {
+        Self(format!("{reason} {since_ms}-{:016x}", rand::random::<u64>()))
+    }
+
+    /// Since when it is pending, in Unix milliseconds of Redis's clock.
+    #[must_use]
+    pub fn since_ms(&self) -> Option<u64> {
+        self.0.rsplit_once(' ')?.1.split_once('-')?.0.parse().ok()
+    }
+
+    /// The reason alone.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.0.rsplit_once(' ').map_or(self.0.as_str(), |(reason, _)| reason)
+    }
+}
+
+/// What a finished job has settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled<'a> {
+    /// Nothing that is written down.
+    Nothing,
+    /// A revalidation.
+    Revalidation(&'a PendingRevalidation),
+    /// A backfill, so that other workers need not repeat it.
+    Backfill {
+        /// When it began, in Unix milliseconds of Redis's clock.
+        began_ms: u64,
+    },
+}
+
+/// How the claim that every step of a job is in Redis ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It is so.
+    Accepted,
+    /// Steps are missing: Redis was rolled back.
+    RolledBack,
+}
+
+impl FromRedisValue for Claim {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        read_word(&value, &[("FINISHED", Self::Accepted), ("ROLLED_BACK", Self::RolledBack)])
+    }
+}
+
+impl Redis {
+    /// Records that the entries of these datasets must be revalidated. With `floor`, which is what a change of a whole
+    /// table asks for, no older load is stored any more; `job` is counted, if it is not empty.
+    pub async fn mark_pending(
+        &self,
+        (epoch, incarnation): (&Epoch, &str),
+        pending: &PendingRevalidation,
+        datasets: &[String],
+        floor: Option<Stamp>,
+        job: &str,
+    ) -> Result<Answer<u64>, CacheError> {
+        let mut call = Call::namespace(&MARK_PENDING, self, &Precondition::of_epoch(epoch, incarnation));
+        call.arg(&pending.0);
+        match floor {
+            Some(stamp) => call.arg(stamp.to_bytes()),
+            None => call.arg(""),
+        };
+        call.arg(job);
+        for dataset in datasets {
+            call.arg(dataset);
+        }
+        call.run(self).await
+    }
+
+    /// Ends a counted job; what it has settled is written down.
+    pub(crate) async fn finish_job(
+        &self,
+        precondition: &Precondition<'_>,
+        job: &str,
+        count: u64,
+        settled: Settled<'_>,
+    ) -> Result<Answer<Claim>, CacheError> {
+        let (revalidated, began) = match settled {
+            Settled::Nothing => ("", String::new()),
+            Settled::Revalidation(pending) => (pending.0.as_str(), String::new()),
+            Settled::Backfill { began_ms } => ("", began_ms.to_string()),
+        };
+        let mut call = Call::namespace(&FINISH_JOB, self, precondition);
+        call.arg(job).number(count).arg(revalidated).arg(began);
+        call.run(self).await
+    }
+}
+
+/// What every entry is at least as fresh as, but for the datasets it names. It is the JSON in Redis
+/// under `ck:{<namespace>:0}:watermark`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watermark {
+    /// The epoch.
+    pub epoch: String,
+    /// The incarnation that the snapshot belongs to.
+    pub incarnation: String,
+    /// The snapshot, as `pg_current_snapshot()` prints it.
+    pub snapshot: String,
+    /// The database's clock when the snapshot was taken (RFC 3339).
+    pub as_of: String,
+    /// Datasets that this does not hold for.
+    pub not_covered: Vec<String>,
+}
+
+/// A move of the cursor.
+#[derive(Debug)]
+pub struct Advance<'a> {
+    /// The feed's counted job and how many of its scripts have run.
+    pub job: (&'a str, u64),
+    /// Where the cursor was read.
+    pub from: &'a str,
+    /// Where it goes.
+    pub to: &'a Snapshot,
+    /// The database's clock then.
+    pub as_of: &'a str,
+    /// The datasets that are covered, each with its coverage fingerprint.
+    pub covered: &'a [(String, String)],
+    /// What becomes pending for a dataset that was not covered, or had another fingerprint.
+    pub pending: &'a PendingRevalidation,
+}
+
+/// How a move ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advanced {
+    /// The cursor and the watermark have moved.
+    Done,
+    /// Scripts of the batch are missing: Redis was rolled back.
+    RolledBack,
+    /// Another worker leads.
+    Moved,
+}
+
+impl FromRedisValue for Advanced {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let words = [("DONE", Self::Done), ("ROLLED_BACK", Self::RolledBack), ("MOVED", Self::Moved)];
+        read_word(&value, &words)
+    }
+}
+
+impl Redis {
+    /// Moves the cursor and the watermark, if every script of the batch is still there and nobody else moved it.
+    ///
+    /// # Errors
+    /// [`CacheError`]; after [`super::Refusal::Unknown`] it may have moved.
+    pub async fn advance(
+        &self,
+        epoch: &Epoch,
+        incarnation: &str,
+        advance: &Advance<'_>,
+    ) -> Result<Answer<Advanced>, CacheError> {
+        let on = self.keys.metadata();
+        let precondition = Precondition::of_epoch(epoch, incarnation);
+        let mut call = Call::guarded(&ADVANCE, self, on, [&on.watermark].into_iter(), Some(&precondition));
+        call.arg(advance.job.0).number(advance.job.1);
+        call.arg(advance.from).arg(advance.to.as_str()).arg(advance.as_of);
+        call.arg(&advance.pending.0).arg(epoch.to_string());
+        for (dataset, fingerprint) in advance.covered {
+            call.arg(dataset).arg(fingerprint);
+        }
+        call.run(self).await
+    }
+
+    /// The watermark; none: there is none (yet, or any more).
+    pub async fn watermark(&self) -> Result<Option<Watermark>, CacheError> {
+        let command = redis::cmd("GET").arg(&self.keys.metadata().watermark).to_owned();
+        let text: Option<Vec<u8>> = self.command("read the watermark", &command).await?;
+        text.map(|text| parse(&text)).transpose()
+    }
+
+    /// A value and the watermark of the same moment.
+    pub(crate) async fn read_with_watermark(
+        &self,
+        key: &str,
+    ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
+        let command = redis::cmd("MGET").arg(key).arg(&self.keys.metadata_of(key).watermark).to_owned();
+        let (value, text): (Option<Vec<u8>>, Option<Vec<u8>>) =
+            self.command("read a value with the watermark", &command).await?;
+        Ok((value, text.map(|text| parse(&text)).transpose()?))
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Watermark, CacheError> {
+    serde_json::from_slice(text)
+        .map_err(|error| CacheError::unexpected("read the watermark", &error.to_string()))
 }
