@@ -1,7 +1,8 @@
-//! The command line: one file a verb.
+//! The command line: a file for each group of verbs.
 
 mod audit;
 mod check;
+mod choose;
 mod get;
 mod healthcheck;
 mod invalidate;
@@ -19,12 +20,12 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::demo::Ending;
-use cachekeeper_config::diagnostic::{Diagnostic, did_you_mean, render};
+use cachekeeper_config::diagnostic::{Diagnostic, render};
 use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::stores::postgres::ErrorKind;
-use cachekeeper_engine::stores::redis::Refusal;
+use choose::exit_of;
 pub use output::Exit;
 
 /// Keeps Redis consistent with Postgres.
@@ -229,27 +230,6 @@ fn load(
     Ok(config)
 }
 
-/// The datasets of these names, or all.
-fn choose<'a>(
-    context: &'a Context,
-    names: &[String],
-    out: &output::Output,
-) -> Result<Vec<&'a std::sync::Arc<cachekeeper_engine::catalog::Dataset>>, Exit> {
-    let mut chosen = Vec::new();
-    for name in names {
-        let Some(dataset) = context.catalog.get(name) else {
-            let known: Vec<&str> = context.catalog.iter().map(|dataset| dataset.name()).collect();
-            let close = did_you_mean(name, known.iter().copied());
-            let rest =
-                close.map_or("; there are".to_owned(), |close| format!(", did you mean {close}? There are"));
-            out.error(&format!("no dataset is named {name}{rest} {}", known.join(", ")));
-            return Err(Exit::Usage);
-        };
-        chosen.push(dataset);
-    }
-    Ok(if names.is_empty() { context.catalog.iter().collect() } else { chosen })
-}
-
 /// Says which server could not be reached.
 fn name_server(error: &EngineError, (postgres, redis): &(String, String), out: &output::Output) {
     match error {
@@ -258,14 +238,5 @@ fn name_server(error: &EngineError, (postgres, redis): &(String, String), out: &
         }
         EngineError::Cache(error) if error.is_unreachable() => out.note(&format!("redis is {redis}")),
         _ => {}
-    }
-}
-
-fn exit_of(error: &EngineError) -> Exit {
-    match error {
-        EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
-        EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
-        EngineError::Dataset { .. } => Exit::Configuration,
-        _ => Exit::Failed,
     }
 }

@@ -201,9 +201,10 @@ impl Stage {
         let mut quiet = 0;
         while quiet < 3 && Instant::now() < deadline {
             let is_ready = self.worker.health.reasons().is_empty();
-            let head = self.worker.context.redis.metadata("").await;
-            let is_paid =
-                head.is_ok_and(|head| head.is_whole && head.pending.is_empty() && head.backfills.is_empty());
+            let metadata = self.worker.context.redis.metadata("").await;
+            let is_paid = metadata.is_ok_and(|metadata| {
+                metadata.is_whole && metadata.pending.is_empty() && metadata.backfills.is_empty()
+            });
             let pending = self.worker.context.metrics.events_pending.get();
             quiet = if is_ready && is_paid && pending == 0 { quiet + 1 } else { 0 };
             self.show(view).await;

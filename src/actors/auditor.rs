@@ -48,7 +48,7 @@ async fn round(context: &Context, extent: &Extent) {
                 if !found.is_clean()
                     && let Err(error) = fix(context, dataset, &found).await
                 {
-                    debug!(error = %chain(&error), "what is wrong is loaded again after the next round");
+                    debug!(error = %chain(&error), "wrong entries could not be loaded again, trying after the next round");
                 }
             }
             // A newer process audits it.

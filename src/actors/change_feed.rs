@@ -29,7 +29,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Coverage is looked at this often, and the outbox is trimmed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// The cursor's script runs at least once a second, with room for a slow one (R11).
+/// R11 asks for one run of the cursor's script a second; half of that leaves time for a slow one.
 const ADVANCE_EVERY: Duration = Duration::from_millis(500);
 /// A leader that does not move the watermark for so long may be dead, while its lease lives on.
 const LEADERLESS_AFTER: Duration = Duration::from_millis(1_500);
@@ -100,7 +100,7 @@ impl Feed {
             tokio::time::sleep(WATCH_EVERY).await;
             self.look_if_due().await;
             if self.is_leaderless().await {
-                debug!("nobody moves the watermark, this worker does until somebody else does or it leads");
+                debug!("the watermark does not move, applying changes without the lease");
                 self.follow(Role::Substitute).await;
                 self.last_seen = None;
             }
@@ -205,7 +205,7 @@ impl Feed {
                 let is_settling = coverage.gaps().next().is_some();
                 self.tell(&coverage);
                 engine.set_coverage(coverage);
-                // What is not covered may be soon.
+                // Sooner while a dataset is not covered.
                 self.look_at = Instant::now() + if is_settling { LOOK_EVERY / 12 } else { LOOK_EVERY };
                 true
             }

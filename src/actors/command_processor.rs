@@ -1,7 +1,7 @@
 //! Carries out the write commands of the stream.
 //!
-//! The lease keeps workers from getting in each other's way; that nothing is applied twice or out of order is seen to in
-//! Postgres and in the scripts. What a leader that died has begun is claimed by the next one.
+//! The lease only avoids double work. Postgres and the scripts make sure that nothing is applied twice or out of order. What a
+//! leader that died has begun is claimed by the next one.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Task for CommandProcessor {
     async fn run(context: TaskContext, _wake: Wake) {
         let Some(stream) = context.config.writes.stream.as_deref() else { return };
         let health = &context.health;
-        let _trouble = ErrorKind(health);
+        let _trouble = ClearOnDrop(health);
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let began = Instant::now();
@@ -58,10 +58,10 @@ impl Task for CommandProcessor {
     }
 }
 
-/// Whoever does not lead, on whatever way it ended, has no trouble with the stream.
-struct ErrorKind<'a>(&'a Health);
+/// When this worker stops leading, for whatever reason, it reports no trouble with the stream.
+struct ClearOnDrop<'a>(&'a Health);
 
-impl Drop for ErrorKind<'_> {
+impl Drop for ClearOnDrop<'_> {
     fn drop(&mut self) {
         self.0.note_stream(STREAM, Ok(()));
     }

@@ -112,7 +112,7 @@ impl Consumer<'_> {
             let claimed = self.reader.claim(idle, &cursor, AT_ONCE).await?;
             let Some((next, entries)) = claimed else { return Ok(()) };
             if !entries.is_empty() {
-                info!(events = entries.len(), "events that a worker had left are applied");
+                info!(events = entries.len(), "events left by another worker are applied");
             }
             self.apply(entries).await?;
             if next == "0-0" {

@@ -154,7 +154,7 @@ impl Keeper {
             | EngineError::Superseded { .. }
             | EngineError::Slow { .. }
             | EngineError::RedisRolledBack
-            | EngineError::Cancelled => debug!(error = text, "looking again"),
+            | EngineError::Cancelled => debug!(error = text, "the epoch could not be checked, trying again"),
         }
     }
 

@@ -10,10 +10,10 @@ use super::wake::Wake;
 
 /// Misses that wait. More are dropped: the application that missed loads by itself, or misses again.
 const MISSED_MAX: usize = 10_000;
-/// How long Redis's clock may have been on its way here.
+/// Allowance for the time that the reply with Redis's clock took to reach this process.
 const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
-/// The moment after which a backfill must have begun to do, by the clocks that it was read from.
+/// A backfill must have begun after this moment to count, by the clocks that it was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Since {
     /// Redis's, in Unix milliseconds.
@@ -35,7 +35,7 @@ impl Since {
         Self { redis_ms: Some(ms), here: None }
     }
 
-    /// After both: whoever requested first must not have to do with less because somebody else requested for less.
+    /// The later of both: a backfill must satisfy the stricter request.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { redis_ms: self.redis_ms.max(other.redis_ms), here: self.here.max(other.here) }

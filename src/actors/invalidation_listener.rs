@@ -2,7 +2,7 @@
 //!
 //! A [`Reader`] holds the subscription, reads into a bounded queue and opens the subscription again when it ends; each time,
 //! and at the start, everything may have been missed. Then all datasets that the feed does not cover become pending, after
-//! the new subscription stands. Events that cannot be applied, because Postgres is down, are kept and tried again; their
+//! the new subscription is active. Events that cannot be applied, because Postgres is down, are kept and tried again; their
 //! keys are deleted meanwhile.
 
 use std::collections::VecDeque;
@@ -30,7 +30,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// Until it is known what the feed follows. Nobody has to be asked for it.
+/// Until the coverage is known. Short, because only local memory is looked at.
 const WAIT_FOR_COVERAGE: Duration = Duration::from_millis(20);
 /// Events applied together: one snapshot serves them all.
 const AT_ONCE: usize = 256;
@@ -286,10 +286,10 @@ impl Reader<'_> {
         }
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
-        // Before the subscription is said to stand: backfills at the start wait for it, so that they cover the gap.
-        let at_ms = engine.redis.metadata("").await.ok().map(|head| head.now_ms);
+        // Before the subscription is reported: backfills at the start wait for it, so that they cover the gap.
+        let at_ms = engine.redis.metadata("").await.ok().map(|metadata| metadata.now_ms);
         self.gap.note(at_ms);
-        // Nor is the worker ready before it is written down what may have been missed.
+        // The worker is not ready until the possible loss is recorded.
         self.context.health.update(|facts| facts.has_gap = true);
         self.context.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");

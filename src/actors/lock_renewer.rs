@@ -1,11 +1,12 @@
-//! Keeps held leases held, or has their loss told. The work is the engine's; this is its place under the supervisor: it
-//! starts first and stops last, so that every lease is given back before the process ends.
+//! Runs the engine's renewer of leases under the supervisor. It keeps held leases held, or tells their holders that they are
+//! lost. It starts first and stops last, so that every lease is given back before the process ends; a lease that was not ends
+//! by itself.
 
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
 
-/// See above.
+/// The task that renews leases.
 #[derive(Debug)]
 pub struct LockRenewer;
 

@@ -78,8 +78,8 @@ async fn scan(context: &Context, next_scan: Duration) -> Result<RefreshReport, E
     let outage = match context.postgres.ping().await {
         Ok(()) => None,
         Err(error) if error.is_transient() => {
-            let head = context.redis.metadata("").await?;
-            match Outage::read(&head, now_ms()) {
+            let metadata = context.redis.metadata("").await?;
+            match Outage::read(&metadata, now_ms()) {
                 Some(outage) => Some(outage),
                 None => return Err(error.into()),
             }

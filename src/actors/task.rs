@@ -44,7 +44,7 @@ pub trait Task: 'static {
 /// A task as the supervisor handles it.
 #[derive(Debug, Clone, Copy)]
 pub struct TaskEntry {
-    /// Its name.
+    /// The name in the supervisor, in logs and in metrics.
     pub name: &'static str,
     pub(super) run: fn(TaskContext) -> BoxFuture<'static, ()>,
     pub(super) on_stopped: fn(TaskContext) -> BoxFuture<'static, ()>,
@@ -74,7 +74,7 @@ async fn run<T: Task>(context: TaskContext) {
     loop {
         let held = context.elector.lead(&lease).await;
         tokio::select! {
-            () = held.lost().cancelled() => info!(lease = %lease.name, "another worker may lead now"),
+            () = held.lost().cancelled() => info!(lease = %lease.name, "the lease is lost, another worker may lead"),
             () = T::run(context.clone(), wake.clone()) => {}
         }
         drop(held);

@@ -24,7 +24,7 @@ impl Wake {
 
     /// Waits for a request, or until this moment.
     pub async fn requested_until(&self, moment: Instant) {
-        // Whichever it was: the task looks.
+        // A request or the time: the task looks in both cases.
         drop(tokio::time::timeout_at(moment, self.requested()).await);
     }
 }

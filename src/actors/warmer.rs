@@ -187,7 +187,7 @@ impl Plan {
             }
             Some(BackfillEnd::DoneElsewhere) => {
                 count("elsewhere");
-                info!(dataset = name, "a backfill has been done since it was wanted");
+                info!(dataset = name, "no backfill is needed, another worker has done it");
                 self.is_done(&name);
             }
             Some(BackfillEnd::Elsewhere(left)) => {
@@ -270,9 +270,9 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
     };
     // Only under the lease, so that nobody else can be about to do it.
     match context.engine.redis.metadata("").await {
-        Ok(head) => {
-            let since_ms = since.by_redis(head.now_ms);
-            if head.backfilled.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
+        Ok(metadata) => {
+            let since_ms = since.by_redis(metadata.now_ms);
+            if metadata.backfilled.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
                 return BackfillEnd::DoneElsewhere;
             }
         }

@@ -1,5 +1,6 @@
 //! `cachekeeper audit`
 
+use super::choose::choose;
 use super::output::{Exit, Output};
 use cachekeeper_engine::audit::{Extent, compare, fix};
 use cachekeeper_engine::context::Context;
@@ -14,7 +15,7 @@ pub async fn audit(
     sample: Option<u64>,
     out: &Output,
 ) -> Result<Exit, EngineError> {
-    let chosen = match super::choose(context, names, out) {
+    let chosen = match choose(context, names, out) {
         Ok(chosen) => chosen,
         Err(exit) => return Ok(exit),
     };

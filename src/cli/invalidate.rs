@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::choose::choose;
 use super::output::{Exit, Output};
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::context::Context;
@@ -52,7 +53,7 @@ pub async fn invalidate(
         report.add(with_current_epoch(context, || invalidate::tags(context, &targets.tags, op)).await?);
     }
     if !targets.datasets.is_empty() {
-        let chosen = match super::choose(context, &targets.datasets, out) {
+        let chosen = match choose(context, &targets.datasets, out) {
             Ok(chosen) => chosen,
             Err(exit) => return Ok(exit),
         };

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::choose::{choose, exit_of};
 use super::output::{Exit, Output};
 use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
 use cachekeeper_engine::context::Context;
@@ -21,7 +22,7 @@ pub async fn warm(
     resume: bool,
     out: &Output,
 ) -> Result<Exit, EngineError> {
-    let chosen = match super::choose(context, names, out) {
+    let chosen = match choose(context, names, out) {
         Ok(chosen) => chosen,
         Err(exit) => return Ok(exit),
     };
@@ -78,7 +79,7 @@ pub async fn warm(
             }
             Err(error) => {
                 out.error(&format!("{}: {}", dataset.name(), chain(&error)));
-                exit = super::exit_of(&error);
+                exit = exit_of(&error);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::io::Read as _;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::choose::choose;
 use super::get::shown;
 use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::did_you_mean;
@@ -38,7 +39,7 @@ pub struct Request {
 /// Carries out a dataset's write statement, and stores what it touched.
 pub async fn write(context: &Context, request: &Request, out: &Output) -> Result<Exit, EngineError> {
     let names = std::slice::from_ref(&request.dataset);
-    let dataset = match super::choose(context, names, out).map(|chosen| chosen.first().copied()) {
+    let dataset = match choose(context, names, out).map(|chosen| chosen.first().copied()) {
         Ok(Some(dataset)) => dataset,
         Ok(None) => return Ok(Exit::Usage),
         Err(exit) => return Ok(exit),

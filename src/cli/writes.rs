@@ -20,7 +20,7 @@ const ALL: usize = 1_000_000;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Show how the stream stands, and who carries out its commands
+    /// Show the state of the stream, and who carries out its commands
     Status,
     /// Show the commands that were rejected, the oldest first
     DeadLetters {
@@ -66,7 +66,7 @@ pub async fn writes(
     }
 }
 
-/// How a stream stands, and its group.
+/// The state of a stream, and of its group.
 pub async fn look(context: &Context, stream: &str) -> Result<(StreamState, String), CacheError> {
     let group = group_of(context.redis.keys().namespace());
     Ok((context.redis.stream_state(stream, &group).await?, group))

@@ -196,8 +196,8 @@ async fn rows_31_to_41_many_values_are_stored_in_chunks_with_a_report() {
     let rig = RedisRig::start(&[]).await;
     let cache = cache_of(&rig);
     let items: Vec<Product> = (0..2_345).map(product).collect();
-    for is_fenced in [true, false] {
-        let options = SetManyOptions { is_fenced, ..SetManyOptions::ttl(HOUR) };
+    for refuses_older_fills in [true, false] {
+        let options = SetManyOptions { refuses_older_fills, ..SetManyOptions::ttl(HOUR) };
         let report = cache.set_all("item:", &items, options).await;
         assert_eq!((report.stored, report.failed.len()), (2_345, 0));
         assert!(report.is_complete() && Duration::ZERO < report.elapsed);
@@ -216,8 +216,8 @@ async fn rows_31_to_41_many_values_are_stored_in_chunks_with_a_report() {
     let mut client = rig.client().await;
     let _: () =
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query_async(&mut client).await.unwrap();
-    for is_fenced in [true, false] {
-        let options = SetManyOptions { is_fenced, ..SetManyOptions::ttl(HOUR) };
+    for refuses_older_fills in [true, false] {
+        let options = SetManyOptions { refuses_older_fills, ..SetManyOptions::ttl(HOUR) };
         let report = cache.set_all("item:", &items[..10], options).await;
         assert_eq!((report.stored, report.failed.len()), (0, 10));
         assert!(report.failed[0].1.contains("memory is full"), "{:?}", report.failed[0]);

@@ -1,4 +1,4 @@
-//! `get_or_load`: one load for all, old values in bad times, fences. Time stands still here and is moved by the tests.
+//! `get_or_load`: one load for all, old values in bad times, counters of invalidations. Time stands still here and is moved by the tests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -83,8 +83,8 @@ async fn row_49_a_hundred_who_want_a_cold_key_cause_one_load() {
 async fn row_2_what_was_invalidated_while_it_was_loaded_is_returned_and_not_stored() {
     let (cache, source, policy) =
         (Cache::in_memory().build(), Source::closed(), Policy::ttl(MINUTE).tags(["t"]));
-    let forget: [&str; 4] = ["delete", "tag", "set", "late tag"];
-    for (round, how) in (1..).zip(forget) {
+    let invalidations: [&str; 4] = ["delete", "tag", "set", "late tag"];
+    for (round, how) in (1..).zip(invalidations) {
         let early = tokio::spawn({
             let (cache, load, policy) = (cache.clone(), source.load(), policy.clone());
             async move {

@@ -133,7 +133,7 @@ async fn a_full_redis_refuses_values_but_not_deletes() {
 }
 
 #[tokio::test]
-async fn a_fill_is_refused_when_its_fence_was_lost_with_everything_else() {
+async fn a_fill_is_refused_when_its_counters_were_lost_with_everything_else() {
     let rig = RedisRig::start(&[]).await;
     let cache = cache_of(&rig);
     cache.delete("k").await.unwrap();

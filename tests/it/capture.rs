@@ -334,9 +334,9 @@ async fn the_outbox_is_trimmed_only_behind_every_reader_and_writer() {
         .unwrap();
     let mut second = FeedConsumer::new(&context);
     settle(&mut second).await;
-    let head = context.redis.metadata("").await.unwrap();
-    assert_ne!(before, head.epoch);
-    assert_eq!(head.pending["product"].reason(), "changes lost");
+    let metadata = context.redis.metadata("").await.unwrap();
+    assert_ne!(before, metadata.epoch);
+    assert_eq!(metadata.pending["product"].reason(), "changes lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

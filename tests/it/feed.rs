@@ -44,13 +44,13 @@ pub const DATASETS: &str = r#"
 pub async fn ready(worker: &Worker) {
     wait_until("the worker is ready and nothing is pending", || async {
         let reasons = worker.health.reasons();
-        let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        let metadata = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
         let watermark = worker.context.redis.watermark().await.map_err(|error| error.to_string())?;
         let covered = watermark.as_ref().is_some_and(|watermark| watermark.not_covered.is_empty());
-        if reasons.is_empty() && head.pending.is_empty() && head.is_whole && covered {
+        if reasons.is_empty() && metadata.pending.is_empty() && metadata.is_whole && covered {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, pending {:?}, {watermark:?}", head.pending))
+            Err(format!("{reasons:?}, pending {:?}, {watermark:?}", metadata.pending))
         }
     })
     .await;
@@ -294,8 +294,8 @@ async fn a_batch_whose_stores_were_lost_does_not_count() {
         assert!(value.contains(name), "{key} {value}");
     }
     // What the feed covers has nothing pending: the cursor rolled back with it.
-    let head = context.redis.metadata("").await.unwrap();
-    assert!(head.pending.is_empty(), "{:?}", head.pending);
+    let metadata = context.redis.metadata("").await.unwrap();
+    assert!(metadata.pending.is_empty(), "{:?}", metadata.pending);
 }
 
 /// C8: a feed that stops is seen to have stopped.

@@ -94,9 +94,9 @@ async fn entries_that_expire_unread_are_counted_once() {
     let facts = context.redis.facts().await.unwrap();
     let counted = || context.metrics.unread.get_or_create(&ByDataset::new("product")).get();
     for (next_scan, expected) in [(Duration::from_secs(1), 0), (Duration::from_secs(10), 20)] {
-        let mut walk = RefreshScan::new(&facts, next_scan);
-        while !walk.step(&context, None).await.unwrap() {}
-        assert_eq!(walk.report.unread, 20);
+        let mut scan = RefreshScan::new(&facts, next_scan);
+        while !scan.step(&context, None).await.unwrap() {}
+        assert_eq!(scan.report.unread, 20);
         assert_eq!(counted(), expected);
     }
 }

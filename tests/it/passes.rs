@@ -89,15 +89,15 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     let error = backfill(&context, dataset, &slow).await.unwrap_err();
     assert!(matches!(error, EngineError::Cancelled), "{error}");
     stopper.await.unwrap();
-    let head = context.redis.metadata("").await.unwrap();
-    let bookmark = head.backfills.get("t").unwrap().clone();
-    // Head, tables, windows and tag sets are among them; they are few.
+    let metadata = context.redis.metadata("").await.unwrap();
+    let bookmark = metadata.backfills.get("t").unwrap().clone();
+    // The metadata, tables, windows and tag sets are among them; they are few.
     let stored_before = count(&context).await;
     assert!((1_000..5_000).contains(&stored_before), "{stored_before}, {bookmark}");
     let report = backfill(&context, dataset, &options()).await.unwrap();
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
-    let head = context.redis.metadata("").await.unwrap();
-    assert!(head.backfills.is_empty() && head.backfilled.contains_key("t"));
+    let metadata = context.redis.metadata("").await.unwrap();
+    assert!(metadata.backfills.is_empty() && metadata.backfilled.contains_key("t"));
     let found =
         cachekeeper_engine::audit::compare(&context, dataset, &cachekeeper_engine::audit::Extent::default())
             .await
@@ -200,7 +200,7 @@ async fn two_hundred_thousand_tagged_keys_leave_nothing_behind() {
             wait_until("entries and tag sets are gone", || async {
                 context.redis.drop_old_windows(1_000).await.unwrap();
                 let keys = context.redis.key_count().await.unwrap();
-                // What stays: head, the two tables and the fences. Memory is given back by Redis's own background thread.
+                // What stays: the metadata, the two tables and the counters. Memory is given back by Redis's own background thread.
                 let used = context.redis.facts().await.unwrap().used_memory;
                 let limit = if round == 0 { u64::MAX } else { after_first + (1 << 20) };
                 if keys <= 4 && used <= limit { Ok(used) } else { Err(format!("{keys} keys, {used} bytes")) }
@@ -281,7 +281,7 @@ async fn a_schedule_fires_and_a_wrong_type_at_a_key_is_overwritten() {
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
     let mut client = rig.client().await;
     let _: i64 = client.lpush("t:1", "not a string").await.unwrap();
-    wait_until("two passes were made", || async {
+    wait_until("two backfills were made", || async {
         let metrics = worker.context.metrics.render().unwrap();
         let line = metrics
             .lines()

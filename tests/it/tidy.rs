@@ -102,22 +102,30 @@ fn sources() -> Vec<Source> {
     all
 }
 
-/// Every path that a `use` or an inline path of this text names, braces unfolded.
-fn named_paths(text: &str) -> Vec<String> {
+/// Every path that a `use` or an inline path of this text names, braces unfolded. `children` are the modules that the
+/// file declares, which it may name without `self`.
+fn named_paths(text: &str, children: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
-    let mut starts: Vec<usize> = Vec::new();
-    for head in ["crate::", "super::", "self::", "cachekeeper_"] {
-        starts.extend(text.match_indices(head).map(|(at, _)| at));
+    let mut starts: Vec<(usize, &str)> = Vec::new();
+    let inner = children.iter().map(|child| format!("{child}::"));
+    for head in ["crate::", "super::", "self::", "cachekeeper_"].map(str::to_owned).into_iter().chain(inner) {
+        let is_child = children.contains(&head.trim_end_matches(':'));
+        for (at, _) in text.match_indices(&head) {
+            let before = text[..at].chars().next_back();
+            if before.is_none_or(|one| !one.is_alphanumeric() && one != '_' && one != ':') {
+                starts.push((at, if is_child { "self::" } else { "" }));
+            }
+        }
     }
     starts.sort_unstable();
     let mut end = 0;
-    for start in starts {
+    for (start, prefix) in starts {
         if start < end {
             continue;
         }
         let (paths, length) = unfold(&text[start..]);
         end = start + length;
-        found.extend(paths);
+        found.extend(paths.into_iter().map(|path| format!("{prefix}{path}")));
     }
     found
 }
@@ -145,54 +153,104 @@ fn unfold(text: &str) -> (Vec<String>, usize) {
     (paths, stem.len() + at + 1)
 }
 
-/// Which files a file imports from.
-fn imports(all: &[Source]) -> Vec<BTreeSet<usize>> {
-    let by_module: BTreeMap<(usize, &str), usize> =
-        all.iter().enumerate().map(|(at, source)| ((source.package, source.module.as_str()), at)).collect();
-    let resolve = |source: &Source, path: &str| -> Option<usize> {
-        let (head, rest) = path.split_once("::")?;
-        let (package, full) = match head {
-            "crate" => (source.package, rest.to_owned()),
-            "self" => (source.package, format!("{}::{rest}", source.module)),
-            "super" => {
-                let mut base = source.module.as_str();
-                let mut rest = path;
-                while let Some(up) = rest.strip_prefix("super::") {
-                    base = base.rsplit_once("::").map_or("", |(parent, _)| parent);
-                    rest = up;
-                }
-                (source.package, format!("{base}::{rest}"))
+/// The modules that a file declares.
+fn children(code: &str) -> Vec<&str> {
+    code.lines()
+        .filter_map(|line| {
+            let (before, rest) = line.trim().split_once("mod ")?;
+            (before.is_empty() || before.starts_with("pub")).then(|| rest.strip_suffix(';')).flatten()
+        })
+        .collect()
+}
+
+/// The file that a path leads to, and the name that is looked for there.
+fn resolve<'a>(all: &[Source], source: &Source, path: &'a str) -> Option<(usize, &'a str)> {
+    let (head, rest) = path.split_once("::")?;
+    let (package, full) = match head {
+        "crate" => (source.package, rest.to_owned()),
+        "self" => (source.package, format!("{}::{rest}", source.module)),
+        "super" => {
+            let mut base = source.module.as_str();
+            let mut rest = path;
+            while let Some(up) = rest.strip_prefix("super::") {
+                base = base.rsplit_once("::").map_or("", |(parent, _)| parent);
+                rest = up;
             }
-            other => (PACKAGES.iter().position(|package| package.name == other)?, rest.to_owned()),
-        };
-        // The longest part of the path that is a file.
-        let mut module = full.trim_start_matches("::");
-        loop {
-            if let Some(found) = by_module.get(&(package, module)) {
-                return Some(*found);
-            }
-            module = module.rsplit_once("::").map_or("", |(parent, _)| parent);
-            if module.is_empty() {
-                return by_module.get(&(package, "")).copied();
+            (source.package, format!("{base}::{rest}"))
+        }
+        other => (PACKAGES.iter().position(|package| package.name == other)?, rest.to_owned()),
+    };
+    // The longest part of the path that is a file.
+    let full = full.trim_start_matches("::");
+    let mut module = full;
+    let found = loop {
+        let found = all.iter().position(|one| one.package == package && one.module == module);
+        match (found, module.rsplit_once("::")) {
+            (Some(found), _) => break found,
+            (None, Some((parent, _))) => module = parent,
+            (None, None) => {
+                break all.iter().position(|one| one.package == package && one.module.is_empty())?;
             }
         }
     };
-    let of = |at: usize| {
+    let left = full[all[found].module.len()..].trim_start_matches("::");
+    Some((found, &path[path.len() - left.len()..]))
+}
+
+/// What a file publishes of others: names, each with the file that it leads to.
+fn published(all: &[Source], source: &Source) -> BTreeMap<String, usize> {
+    let code: String = source.code().map(|(_, line)| format!("{line}\n")).collect();
+    let children = children(&code);
+    let mut found = BTreeMap::new();
+    for (at, _) in code.match_indices("use ") {
+        let line = code[..at].rsplit('\n').next().unwrap_or_default();
+        if !line.trim_start().starts_with("pub") {
+            continue;
+        }
+        let statement = code[at..].split(';').next().unwrap_or_default();
+        for path in named_paths(statement, &children) {
+            let name = path.rsplit("::").next().unwrap_or_default().to_owned();
+            if let Some((target, _)) = resolve(all, source, &path) {
+                found.insert(name, target);
+            }
+        }
+    }
+    found
+}
+
+/// Which files a file imports from. What a file publishes of others is no use of them, and whoever names it there
+/// imports from the file that it comes from.
+fn imports(all: &[Source]) -> Vec<BTreeSet<usize>> {
+    let published: Vec<_> = all.iter().map(|source| published(all, source)).collect();
+    let of = |at: usize| -> BTreeSet<usize> {
         let source = &all[at];
         let code: String = source.code().map(|(_, line)| format!("{line}\n")).collect();
-        // What a parent publishes of its children is a sign at the door, not a use of them.
-        let code: String = code
-            .split("pub use ")
-            .enumerate()
-            .map(|(at, part)| match at {
-                0 => part,
-                _ => part.split_once(';').map_or("", |(_, rest)| rest),
-            })
-            .collect();
-        let targets = named_paths(&code).into_iter().filter_map(|path| resolve(source, &path));
-        targets.filter(|target| *target != at && !all[*target].module.is_empty()).collect()
+        let children = children(&code);
+        let mut targets = BTreeSet::new();
+        for path in named_paths(&code, &children) {
+            let Some((mut target, name)) = resolve(all, source, &path) else { continue };
+            let name = name.split("::").next().unwrap_or_default();
+            if target == at && published[at].contains_key(name) {
+                continue;
+            }
+            while let Some(next) = published[target].get(name).filter(|next| **next != target) {
+                target = *next;
+            }
+            let is_published_here = published[at].iter().any(|(own, from)| {
+                *from == target && path.ends_with(own.as_str()) && is_named_once(&code, own)
+            });
+            if !is_published_here {
+                targets.insert(target);
+            }
+        }
+        targets.into_iter().filter(|target| *target != at && !all[*target].module.is_empty()).collect()
     };
     (0..all.len()).map(of).collect()
+}
+
+/// Whether a name occurs nowhere but where it is published.
+fn is_named_once(code: &str, name: &str) -> bool {
+    code.split(|one: char| !one.is_alphanumeric() && one != '_').filter(|word| *word == name).count() == 1
 }
 
 /// Circles of files, each as the files that reach each other.
@@ -328,6 +386,10 @@ const RETIRED: &[&str] = &[
     "landing",
     "boarding",
     "departure",
+    "fenced",
+    "fences",
+    "displaced",
+    "the order of things",
 ];
 
 /// Whether this text has a word or phrase, whatever its case, also as part of a name such as `LoadWish` or `wish_of`.

@@ -35,11 +35,11 @@ async fn ready(worker: &Worker) {
     wait_until("the worker is ready", || async {
         let reasons = worker.health.reasons();
         let pending = worker.health.facts().pending;
-        let head = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
-        if reasons.is_empty() && pending.is_empty() && head.pending.is_empty() && head.is_whole {
+        let metadata = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        if reasons.is_empty() && pending.is_empty() && metadata.pending.is_empty() && metadata.is_whole {
             Ok(())
         } else {
-            Err(format!("{reasons:?}, pending {:?}", head.pending))
+            Err(format!("{reasons:?}, pending {:?}", metadata.pending))
         }
     })
     .await;

@@ -344,8 +344,8 @@ async fn a_leader_that_was_replaced_commits_nothing_and_takes_nothing() {
     })
     .await;
     send(&rig, &command("one", 1, 11)).await;
-    let displaced = older.await.unwrap();
-    assert!(matches!(*displaced, CommandError::NotLeader), "{displaced}");
+    let replaced = older.await.unwrap();
+    assert!(matches!(*replaced, CommandError::NotLeader), "{replaced}");
     all_done(&context).await;
     assert_eq!(replies(&rig).await["one"]["ok"], true);
     newer.abort();

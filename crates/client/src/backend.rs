@@ -79,7 +79,7 @@ impl Backend {
         }
     }
 
-    pub async fn look_fenced(
+    pub async fn look_with_counters(
         &self,
         keys: &[impl AsRef<str>],
         tags: &[String],
@@ -89,8 +89,8 @@ impl Backend {
             Self::Redis(redis) => redis.read_with_counters(keys, tags, has_stamps).await,
             Self::Memory(memory) => {
                 let mut memory = lock(memory);
-                let fence = memory.counters(keys, tags);
-                Ok((keys.iter().map(|key| memory.look(key.as_ref())).collect(), fence))
+                let counters = memory.counters(keys, tags);
+                Ok((keys.iter().map(|key| memory.look(key.as_ref())).collect(), counters))
             }
         }
     }
@@ -104,11 +104,11 @@ impl Backend {
         match self {
             Self::Redis(redis) => redis.fill(batch, order, stamp).await,
             Self::Memory(memory) => {
-                let fence = match order {
-                    CounterRule::Unchanged(fence) => Some(fence),
+                let counters = match order {
+                    CounterRule::Unchanged(counters) => Some(counters),
                     CounterRule::Raise => None,
                 };
-                Ok(Answer::Done(lock(memory).fill(batch, fence, stamp.map(|(_, stamp)| stamp))))
+                Ok(Answer::Done(lock(memory).fill(batch, counters, stamp.map(|(_, stamp)| stamp))))
             }
         }
     }
@@ -123,7 +123,7 @@ impl Backend {
         }
     }
 
-    pub async fn forget(&self, keys: &[impl AsRef<str>]) -> Result<u64, CacheError> {
+    pub async fn invalidate(&self, keys: &[impl AsRef<str>]) -> Result<u64, CacheError> {
         match self {
             Self::Redis(redis) => redis.invalidate_keys(keys, "").await,
             Self::Memory(memory) => Ok(lock(memory).invalidate_keys(keys)),

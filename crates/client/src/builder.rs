@@ -44,7 +44,7 @@ pub struct CacheBuilder {
 
 impl Cache {
     /// A cache over Redis alone. Nothing is sent until the first command. `namespace` is that of the worker, if there is
-    /// one: fences, tags and locks are kept under it.
+    /// one: counters, tags and locks are kept under it.
     ///
     /// # Errors
     /// [`ClientError`] when the URL cannot be used.

@@ -52,7 +52,7 @@ struct State {
 }
 
 impl Chaos {
-    /// No faults yet; the same seed draws the same lots.
+    /// No faults yet; the same seed gives the same faults.
     #[must_use]
     pub fn with_seed(seed: u64) -> Self {
         let state = State { random: StdRng::seed_from_u64(seed), rules: Vec::new(), struck: 0 };

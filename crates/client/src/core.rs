@@ -1,4 +1,4 @@
-//! The cache's handle and what stands behind it: every command goes through the breaker and the faults on purpose, and what
+//! The cache's handle and what is behind it: every command goes through the breaker and the faults on purpose, and what
 //! could not be invalidated is noted and made up for.
 
 use std::sync::{Arc, Weak};
@@ -31,7 +31,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// How the circuit breaker stands.
+    /// The circuit breaker's state.
     #[must_use]
     pub fn breaker_state(&self) -> BreakerState {
         self.core.breaker.state()
@@ -139,7 +139,7 @@ impl Core {
     async fn invalidate_now(&self, keys: &[String], tags: &[String]) -> Result<u64, CacheError> {
         let mut deleted = 0;
         for page in keys.chunks(PAGE) {
-            deleted += self.backend.forget(page).await?;
+            deleted += self.backend.invalidate(page).await?;
         }
         if !tags.is_empty() {
             deleted += self.backend.forget_tags(tags, |key| self.source.position_of(key).is_some()).await?;

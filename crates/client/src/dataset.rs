@@ -167,11 +167,11 @@ impl DatasetCache {
             of_dataset: Some(Arc::clone(&self.class)),
             is_forced: false,
         };
-        let loader: Loader = Arc::new(move |positions, fence| {
+        let loader: Loader = Arc::new(move |positions, counters| {
             let (context, dataset) = (context.clone(), Arc::clone(&dataset));
             let wanted: Vec<Arc<str>> = positions.iter().filter_map(|at| keys.get(*at)).cloned().collect();
             // Their stamps order them; without counters Redis could not be asked, or another process stores.
-            Box::pin(async move { load_entries(&context, &dataset, &wanted, fence.is_some()).await })
+            Box::pin(async move { load_entries(&context, &dataset, &wanted, counters.is_some()).await })
         });
         (request, loader)
     }

@@ -18,7 +18,7 @@ pub enum Heard {
     Event(Event),
     /// A message that is none.
     Invalid(InvalidEvent),
-    /// The subscription broke and stands again: events in between are lost to this subscriber. (Workers make up for it
+    /// The subscription broke and is active again: events in between are lost to this subscriber. (Workers make up for it
     /// by the change feed.)
     Gap,
 }

@@ -65,7 +65,7 @@ pub(super) enum FlightResult {
 #[derive(Debug)]
 struct Flight {
     /// The counters before it began; none: Redis could not be asked.
-    fence: Option<InvalidationCounters>,
+    counters: Option<InvalidationCounters>,
     result: watch::Sender<Option<FlightResult>>,
     waiters: AtomicUsize,
     is_kept: AtomicBool,
@@ -108,10 +108,10 @@ pub(super) enum Join {
 impl Flights {
     /// Joins the load of this key, or begins one. A load that began before something was invalidated is not joined by
     /// who came after: its value may be the old one.
-    pub fn join(&self, key: &Arc<str>, fence: Option<InvalidationCounters>) -> Join {
+    pub fn join(&self, key: &Arc<str>, counters: Option<InvalidationCounters>) -> Join {
         let mut by_key = lock(&self.by_key);
         if let Some(flight) = by_key.get(key) {
-            let may_join = match (&fence, &flight.fence) {
+            let may_join = match (&counters, &flight.counters) {
                 (Some(own), Some(its)) => own.allows_joining(its),
                 (None, _) => true,
                 (Some(_), None) => false,
@@ -121,7 +121,7 @@ impl Flights {
             }
         }
         let flight = Arc::new(Flight {
-            fence,
+            counters,
             result: watch::Sender::new(None),
             waiters: AtomicUsize::new(0),
             is_kept: AtomicBool::new(false),

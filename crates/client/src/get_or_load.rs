@@ -207,8 +207,8 @@ impl Cache {
         let mut forced = request(forced_keys, policy);
         forced.is_forced = true;
         let places = undecodable.clone();
-        let among_all: Loader = Arc::new(move |positions, fence| {
-            loader(positions.iter().filter_map(|at| places.get(*at)).copied().collect(), fence)
+        let among_all: Loader = Arc::new(move |positions, counters| {
+            loader(positions.iter().filter_map(|at| places.get(*at)).copied().collect(), counters)
         });
         let obtained = self.core.obtain_many(&forced, &among_all).await;
         for (at, one) in undecodable.into_iter().zip(obtained) {
@@ -263,14 +263,14 @@ impl Core {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let shared = Arc::new((Arc::clone(self), key.to_owned(), policy.clone(), once));
-        Arc::new(move |_positions, fence| {
+        Arc::new(move |_positions, counters| {
             let shared = Arc::clone(&shared);
             Box::pin(async move {
                 let (core, key, policy, once) = &*shared;
                 let loader = lock(once).take();
                 let loader = loader.ok_or(ClientError::LoaderPanicked)?;
                 let loaded: Loaded<T> = run(core, loader()).await?.into();
-                Ok(core.keep(vec![(key, Ok(loaded))], policy, fence).await)
+                Ok(core.keep(vec![(key, Ok(loaded))], policy, counters).await)
             })
         })
     }
@@ -292,7 +292,7 @@ impl Core {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let shared = Arc::new((Arc::clone(self), ids, keys, policy, loader));
-        Arc::new(move |positions, fence| {
+        Arc::new(move |positions, counters| {
             let shared = Arc::clone(&shared);
             Box::pin(async move {
                 let (core, ids, keys, policy, loader) = &*shared;
@@ -308,7 +308,7 @@ impl Core {
                     Some((&**key, found))
                 };
                 let found = positions.iter().filter_map(one).collect();
-                Ok(core.keep(found, policy, fence).await)
+                Ok(core.keep(found, policy, counters).await)
             })
         })
     }
@@ -318,7 +318,7 @@ impl Core {
         &self,
         found: Vec<(&str, Result<Loaded<T>, ClientError>)>,
         policy: &Policy,
-        fence: Option<InvalidationCounters>,
+        counters: Option<InvalidationCounters>,
     ) -> Vec<LoadedBytes> {
         let mut results = Vec::with_capacity(found.len());
         let mut batches = vec![EntryBatch::default()];
@@ -334,9 +334,9 @@ impl Core {
                 bytes
             }));
         }
-        if let Some(fence) = fence {
+        if let Some(counters) = counters {
             for batch in batches.iter().filter(|batch| !batch.is_empty()) {
-                self.fill(batch, &fence, read_at.as_ref()).await;
+                self.fill(batch, &counters, read_at.as_ref()).await;
             }
         }
         results
@@ -360,7 +360,7 @@ impl Core {
                 batch.push(key, bytes, policy.stored_millis(life))
             }
             (None, Some(life)) => batch.push(key, codec.null(), policy.stored_millis(life)),
-            // An older value that is kept for bad times may not outlive the news that there is none.
+            // The loader found nothing, so a stale value that is kept for fail-safe must be deleted.
             (None, None) => batch.push_gone(key),
         };
         policy.tags.iter().chain(&loaded.tags).for_each(|tag| batch.tag(position, tag));
@@ -368,11 +368,11 @@ impl Core {
     }
 
     /// Stores fills. What is refused or fails is not stored: whoever loaded it has it.
-    async fn fill(&self, batch: &EntryBatch, fence: &InvalidationCounters, read_at: Option<&Snapshot>) {
+    async fn fill(&self, batch: &EntryBatch, counters: &InvalidationCounters, read_at: Option<&Snapshot>) {
         let refused = match read_at {
-            Some(read_at) if self.source.is_some() => self.source.store(batch, fence, read_at).await,
+            Some(read_at) if self.source.is_some() => self.source.store(batch, counters, read_at).await,
             _ => {
-                let fill = self.backend.fill(batch, CounterRule::Unchanged(fence), None);
+                let fill = self.backend.fill(batch, CounterRule::Unchanged(counters), None);
                 self.ask("store a fill", fill).await.map(|answer| match answer {
                     Answer::Done(refused) => refused,
                     // It carries no stamp: nothing can have changed under it.

@@ -79,7 +79,7 @@ impl Core {
         request.of_dataset.as_deref().unwrap_or_else(|| self.class_of(key))
     }
 
-    /// The same as [`Core::look_fenced`] for the keys at these positions.
+    /// The same as [`Core::look_with_counters`] for the keys at these positions.
     async fn look_again(
         &self,
         request: &LoadRequest,
@@ -87,11 +87,11 @@ impl Core {
     ) -> (Vec<Look>, Option<InvalidationCounters>) {
         let keys: Vec<&Arc<str>> = positions.iter().filter_map(|at| request.keys.get(*at)).collect();
         let of_dataset = request.of_dataset.as_deref();
-        let (mut looks, fence) = self.look_fenced(&keys, of_dataset, &request.policy).await;
+        let (mut looks, counters) = self.look_with_counters(&keys, of_dataset, &request.policy).await;
         if request.is_forced {
             looks.iter_mut().for_each(|look| *look = Look::Missing);
         }
-        (looks, fence)
+        (looks, counters)
     }
 
     /// Serves what was found, and loads the rest.
@@ -118,13 +118,13 @@ impl Core {
             if missing.is_empty() {
                 break;
             }
-            let (looks, fence) = self.look_again(request, &missing).await;
-            let missed = if fence.is_some() { ReadOutcome::Miss } else { ReadOutcome::Unavailable };
+            let (looks, counters) = self.look_again(request, &missing).await;
+            let missed = if counters.is_some() { ReadOutcome::Miss } else { ReadOutcome::Unavailable };
             // Another process has loaded it meanwhile: that it is due again is for the next reader to see.
             (missing, _) = caller.take(missing, looks);
-            let (waiters, leaders) = self.join(request, &missing, fence.as_ref());
+            let (waiters, leaders) = self.join(request, &missing, counters.as_ref());
             if !leaders.is_empty() {
-                self.depart(request, loader, leaders, fence, false);
+                self.depart(request, loader, leaders, counters, false);
             }
             missing = caller.wait(waiters, missed).await;
         }
@@ -136,12 +136,12 @@ impl Core {
         &self,
         request: &LoadRequest,
         positions: &[usize],
-        fence: Option<&InvalidationCounters>,
+        counters: Option<&InvalidationCounters>,
     ) -> (Waiters, Leaders) {
         let (mut waiters, mut leaders) = (Vec::with_capacity(positions.len()), Vec::new());
         for at in positions.iter().copied() {
             let Some(key) = request.keys.get(at) else { continue };
-            let own = fence.map(|fence| fence.part(key, &request.policy.tags));
+            let own = counters.map(|counters| counters.part(key, &request.policy.tags));
             match self.flights.join(key, own) {
                 Join::Joined(waiter) => waiters.push((at, waiter, false)),
                 Join::Leads(waiter, leader) => {
@@ -162,17 +162,17 @@ impl Core {
         }
         let (core, request, loader) = (Arc::clone(self), request.clone(), Arc::clone(loader));
         drop(tokio::spawn(async move {
-            let (looks, fence) = core.look_again(&request, &due).await;
-            if fence.is_none() {
+            let (looks, counters) = core.look_again(&request, &due).await;
+            if counters.is_none() {
                 return;
             }
             let is_due = |look: &Look| !matches!(look, Look::Found(_, Age::Fresh));
             let due: Vec<usize> =
                 due.into_iter().zip(looks).filter(|(_, look)| is_due(look)).map(|(at, _)| at).collect();
-            let (waiters, leaders) = core.join(&request, &due, fence.as_ref());
+            let (waiters, leaders) = core.join(&request, &due, counters.as_ref());
             waiters.iter().filter(|(_, _, leads)| *leads).for_each(|(_, waiter, _)| waiter.keep());
             if !leaders.is_empty() {
-                core.depart(&request, &loader, leaders, fence, true);
+                core.depart(&request, &loader, leaders, counters, true);
             }
         }));
     }
@@ -183,14 +183,14 @@ impl Core {
         request: &LoadRequest,
         loader: &Loader,
         leaders: Leaders,
-        fence: Option<InvalidationCounters>,
+        counters: Option<InvalidationCounters>,
         is_refresh: bool,
     ) {
         let (core, request, loader) = (Arc::clone(self), request.clone(), Arc::clone(loader));
         let Some(first) = leaders.first().map(|(_, leader)| Arc::clone(leader.key())) else { return };
         let span = self.span("cache.load", &first, self.class_in(&request, &first));
         let load = LoadTask { core, request, loader, leaders, is_refresh };
-        drop(tokio::spawn(load.run(fence).instrument(span)));
+        drop(tokio::spawn(load.run(counters).instrument(span)));
     }
 }
 
@@ -307,10 +307,10 @@ struct LoadTask {
 }
 
 impl LoadTask {
-    async fn run(self, fence: Option<InvalidationCounters>) {
+    async fn run(self, counters: Option<InvalidationCounters>) {
         let nobody_waits = join_all(self.leaders.iter().map(|(_, leader)| leader.is_left_alone()));
         tokio::select! {
-            () = self.load(fence) => {}
+            () = self.load(counters) => {}
             _ = nobody_waits => {}
         }
         for (_, leader) in self.leaders.iter().filter(|(_, leader)| !leader.has_ended()) {
@@ -319,17 +319,17 @@ impl LoadTask {
     }
 
     /// Takes the load locks, looks again, and loads. Keys that another process loads hold up none of the others.
-    async fn load(&self, fence: Option<InvalidationCounters>) {
+    async fn load(&self, counters: Option<InvalidationCounters>) {
         let leaders: Vec<&(usize, FlightLeader)> = self.leaders.iter().collect();
-        let Some(lock) = self.take_lock().await else { return self.call(leaders, fence).await };
+        let Some(lock) = self.take_lock().await else { return self.call(leaders, counters).await };
         let mut others = lock.others.iter().copied().peekable();
         let (theirs, mine): (Vec<_>, Vec<_>) =
             leaders.into_iter().enumerate().partition(|(position, _)| others.next_if_eq(position).is_some());
         let mine: Vec<_> = mine.into_iter().map(|(_, leader)| leader).collect();
         let theirs: Vec<_> = theirs.into_iter().map(|(_, leader)| leader).collect();
         let load_mine = async {
-            let (mine, fence) = self.drop_found(mine).await;
-            self.call(mine, fence).await;
+            let (mine, counters) = self.drop_found(mine).await;
+            self.call(mine, counters).await;
             // Released in the background: nobody waits for that.
             drop(lock);
         };
@@ -358,7 +358,7 @@ impl LoadTask {
         if let Some(error) = join_all(waits).await.into_iter().find_map(Result::err) {
             debug!(%error, "load locks could not be waited for");
         }
-        let (leaders, _fence) = self.drop_found(leaders).await;
+        let (leaders, _counters) = self.drop_found(leaders).await;
         // Whoever holds the lock stores; a second value beside it would be refused or wasted.
         self.call(leaders, None).await;
     }
@@ -372,7 +372,7 @@ impl LoadTask {
             return (leaders, None);
         }
         let positions: Vec<usize> = leaders.iter().map(|(at, _)| *at).collect();
-        let (looks, fence) = self.core.look_again(&self.request, &positions).await;
+        let (looks, counters) = self.core.look_again(&self.request, &positions).await;
         let mut missing = Vec::with_capacity(leaders.len());
         for (leader, look) in leaders.into_iter().zip(looks) {
             match look {
@@ -384,20 +384,20 @@ impl LoadTask {
                 _ => missing.push(leader),
             }
         }
-        (missing, fence)
+        (missing, counters)
     }
 
     /// Calls the loader for these keys, and ends their loads.
-    async fn call(&self, leaders: Vec<&(usize, FlightLeader)>, fence: Option<InvalidationCounters>) {
+    async fn call(&self, leaders: Vec<&(usize, FlightLeader)>, counters: Option<InvalidationCounters>) {
         let Some((_, first)) = leaders.first() else { return };
-        let _permit = match &fence {
+        let _permit = match &counters {
             None => self.core.loads.acquire().await.ok(),
             Some(_) => None,
         };
         let began = Instant::now();
         let positions = leaders.iter().map(|(at, _)| *at).collect();
         // The call itself may panic as well as what it answers.
-        let call = AssertUnwindSafe(async { (self.loader)(positions, fence).await }).catch_unwind();
+        let call = AssertUnwindSafe(async { (self.loader)(positions, counters).await }).catch_unwind();
         let called = call.await;
         let (class, took) = (self.core.class_in(&self.request, first.key()), began.elapsed());
         if self.request.of_dataset.is_none() {

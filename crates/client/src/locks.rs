@@ -32,12 +32,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-pub use guard::LockGuard;
+pub use guard::{LockError, LockGuard};
 
 use self::turns::Turns;
 use cachekeeper_engine::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, Metrics};
-use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, Redis};
+use cachekeeper_engine::stores::redis::{LeaseAttempt, Redis};
 
 /// How a lock is taken and kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,35 +55,6 @@ pub struct LockOptions {
 impl Default for LockOptions {
     fn default() -> Self {
         Self { life: Duration::from_secs(10), wait: Duration::from_secs(5), is_renewed: true, max_hold: None }
-    }
-}
-
-/// Why a lock was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    /// Somebody else holds it.
-    #[error("lock {name:?} is held by {owner} for another {left:?}")]
-    Held {
-        /// Which one.
-        name: String,
-        /// Who: host, process and a number.
-        owner: String,
-        /// For how much longer, unless it is renewed.
-        left: Duration,
-    },
-    /// Redis could not be asked: nothing is held, or it ends by itself.
-    #[error("lock cannot be taken: {0}")]
-    Unavailable(#[from] CacheError),
-    /// A lock without a name, or a lifetime of zero.
-    #[error("a lock needs a name and a lifetime of at least 10 ms")]
-    Meaningless,
-}
-
-impl LockError {
-    /// Whether somebody else holds it.
-    #[must_use]
-    pub fn is_held(&self) -> bool {
-        matches!(self, Self::Held { .. })
     }
 }
 

@@ -63,7 +63,7 @@ impl Source {
     pub async fn store(
         &self,
         _batch: &EntryBatch,
-        _fence: &InvalidationCounters,
+        _counters: &InvalidationCounters,
         read_at: &Snapshot,
     ) -> Result<Vec<usize>, ClientError> {
         match *read_at {}

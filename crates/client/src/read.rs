@@ -228,16 +228,16 @@ impl Core {
 
     /// Looks for keys, and for the counters that a fill of them will need, of one moment. Without counters: Redis could not be
     /// asked.
-    pub async fn look_fenced(
+    pub async fn look_with_counters(
         &self,
         keys: &[&Arc<str>],
         of_dataset: Option<&KeyClass>,
         policy: &Policy,
     ) -> (Vec<Look>, Option<InvalidationCounters>) {
-        let look = self.backend.look_fenced(keys, &policy.tags, of_dataset.is_some());
+        let look = self.backend.look_with_counters(keys, &policy.tags, of_dataset.is_some());
         match self.ask("read entries", look).await {
-            Ok((looked, fence)) => {
-                (self.judge_all(keys.iter().copied(), of_dataset, policy, looked), Some(fence))
+            Ok((looked, counters)) => {
+                (self.judge_all(keys.iter().copied(), of_dataset, policy, looked), Some(counters))
             }
             Err(_unavailable) => (keys.iter().map(|_| Look::Unavailable).collect(), None),
         }

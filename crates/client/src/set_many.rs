@@ -25,14 +25,14 @@ pub struct SetManyOptions {
     pub parallel: usize,
     /// Whether fills of the same keys that began before are refused (default). Without it a plain pipeline of `SET` is
     /// sent: right for keys that nobody loads.
-    pub is_fenced: bool,
+    pub refuses_older_fills: bool,
 }
 
 impl SetManyOptions {
     /// Values live this long.
     #[must_use]
     pub fn ttl(life: impl Into<Lifetime>) -> Self {
-        Self { life: life.into(), chunk: 250, parallel: 8, is_fenced: true }
+        Self { life: life.into(), chunk: 250, parallel: 8, refuses_older_fills: true }
     }
 }
 
@@ -90,7 +90,7 @@ impl Cache {
         let encoded = map_chunks(items, options.chunk.max(1), encode);
         let mut report = SetReport::default();
         let mut sent = stream::iter(encoded.into_iter().map(async |encoded: Encoded| {
-            let done = store_chunk(core, &encoded.batch, options.is_fenced).await;
+            let done = store_chunk(core, &encoded.batch, options.refuses_older_fills).await;
             (encoded, done)
         }))
         .buffer_unordered(options.parallel.max(1));
@@ -164,14 +164,14 @@ fn map_chunks<I: Sync, R: Send>(items: &[I], chunk: usize, work: impl Fn(&[I]) -
 }
 
 /// Stores one chunk; answers what failed.
-async fn store_chunk(core: &Core, batch: &EntryBatch, is_fenced: bool) -> Vec<(String, String)> {
+async fn store_chunk(core: &Core, batch: &EntryBatch, refuses_older_fills: bool) -> Vec<(String, String)> {
     if batch.is_empty() {
         return Vec::new();
     }
     let keys: Vec<&str> = batch.iter().map(|entry| entry.key).collect();
     core.flights.detach(&keys);
     let all = |error: &ClientError| keys.iter().map(|key| ((*key).to_owned(), error.to_string())).collect();
-    if is_fenced {
+    if refuses_older_fills {
         return core.set_now(batch).await.err().map(|error| all(&error)).unwrap_or_default();
     }
     match core.ask("store entries", core.backend.set_plain(batch)).await {

@@ -132,14 +132,14 @@ impl Source {
     pub async fn store(
         &self,
         batch: &EntryBatch,
-        fence: &InvalidationCounters,
+        counters: &InvalidationCounters,
         read_at: &Snapshot,
     ) -> Result<Vec<usize>, ClientError> {
         let context = self.context()?;
         let current = epoch::current(context).await?;
         let precondition = Precondition::of_epoch(&current, &read_at.incarnation);
         let stamp = Some((precondition, read_at.snapshot.stamp()));
-        let answer = context.redis.fill(batch, CounterRule::Unchanged(fence), stamp).await?;
+        let answer = context.redis.fill(batch, CounterRule::Unchanged(counters), stamp).await?;
         Ok(context.checked(None, answer)?)
     }
 }

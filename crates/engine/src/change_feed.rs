@@ -28,9 +28,9 @@ pub enum Step {
     Idle,
     /// Something was committed, and the cursor has moved; so many captured statements were applied.
     Applied(u64),
-    /// Something is in the way that time will clear; the watermark stands.
+    /// Not possible now (no coverage yet, or a full outbox); the watermark does not move.
     Waiting,
-    /// Redis or the order of things is not as it was; the next step begins there.
+    /// The epoch, the incarnation or the cursor changed; the next step reads them again.
     Again,
 }
 
@@ -52,7 +52,7 @@ pub struct FeedConsumer {
     has_met_another: bool,
 }
 
-/// Where the feed stands in Redis.
+/// The position of the feed in Redis.
 #[derive(Debug, Clone)]
 struct FeedPosition {
     epoch: Epoch,
@@ -84,7 +84,7 @@ impl FeedConsumer {
     }
 
     /// Whether somebody else moves the cursor or the watermark too, as far as this one has noticed. With `look` it looks:
-    /// where nothing is committed, two who move the cursor to where it stands do not notice each other.
+    /// on an idle database, two workers that move the cursor do not otherwise notice each other.
     pub async fn has_met_another(&mut self, look: bool) -> bool {
         if look
             && let Some(moved_to) = &self.moved_to
@@ -109,7 +109,7 @@ impl FeedConsumer {
         let result = self.try_step(must_advance).await;
         match &result {
             Ok(Step::Idle | Step::Applied(_)) => {}
-            // What was counted is not known any more.
+            // How many of its scripts Redis has counted is not known any more.
             Ok(Step::Waiting | Step::Again) | Err(_) => self.position = None,
         }
         result
@@ -155,7 +155,7 @@ impl FeedConsumer {
         self.apply(position, poll, polled_at, coverage).await
     }
 
-    /// Reads the head, counted, and begins a new epoch where that is due.
+    /// Reads the metadata as a counted step; begins a new epoch where that is due.
     async fn find_position(&mut self) -> Result<FeedPosition, EngineError> {
         let state = epoch::ensure(&self.context, &self.job).await?;
         let cursor = state.metadata.cursor.as_deref().and_then(|text| text.parse().ok());

@@ -23,12 +23,13 @@ use tracing::{info, warn};
 use super::backoff::Backoff;
 use super::catalog::Dataset;
 use super::context::Context;
-use super::error::{EngineError, chain};
+use super::error::chain;
 use super::write::{PreparedWrite, WriteError, known_statement, statement_of};
 use crate::stores::postgres::write::WriteStatement;
 use crate::stores::redis::{CacheError, StreamEntry, StreamReader};
 use cachekeeper_protocol::queues::KeyQueues;
-use command::{Command, CommandOutcome};
+pub use command::CommandError;
+use command::{Command, CommandOutcome, RETRY_DELAY_MAX, RETRY_DELAY_MIN, Waiting};
 use housekeeping::keep_house;
 use transaction::{BatchMode, Ending, Leadership, finish_surely, work_off};
 
@@ -36,32 +37,6 @@ use transaction::{BatchMode, Ending, Leadership, finish_surely, work_off};
 #[must_use]
 pub fn group_of(namespace: &str) -> String {
     format!("cachekeeper:{namespace}")
-}
-
-/// A command in its queue.
-#[derive(Debug)]
-struct Waiting {
-    entry: StreamEntry,
-    command: Command,
-    prepared: PreparedWrite,
-    tries: u32,
-}
-
-/// Why a leader ends.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandError {
-    /// Another worker has taken over.
-    #[error("another worker applies write commands now")]
-    NotLeader,
-    /// A server was not reached; what is not finished comes again.
-    #[error(transparent)]
-    Flow(#[from] EngineError),
-}
-
-impl<E: Into<EngineError>> From<E> for Box<CommandError> {
-    fn from(error: E) -> Self {
-        Box::new(CommandError::Flow(error.into()))
-    }
 }
 
 /// All leaders are one consumer: there is one at a time.
@@ -72,17 +47,13 @@ const BATCH_MAX: usize = 64;
 const SHARED_MAX: usize = 4;
 /// Transactions of single commands that were blocked before.
 const SINGLE_MAX: usize = 2;
-/// Batches that get savepoints after one in which a command failed: failures come in crowds.
+/// So many batches use savepoints after one in which a command failed: failures come in groups.
 const SAVEPOINT_BATCHES: usize = 16;
 /// Commands that are held, and their bytes, so that memory is bounded; the others wait in the stream.
 const HELD_MAX: usize = 1_024;
 const HELD_BYTES: usize = 16 << 20;
 /// How long a read waits for new entries.
 const WAITS: Duration = Duration::from_millis(500);
-const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
-/// After so many attempts a command is given up, so that it does not block its queue for ever.
-const TRIES_MAX: u32 = 100;
 /// When a leader ends because of a server, its transactions have so long to end too.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 

@@ -150,7 +150,7 @@ pub async fn current(context: &Context) -> Result<Epoch, EngineError> {
     }
 }
 
-/// Runs some work again, after a look at the epoch, where the ground has changed under it. The one wrapper that does.
+/// Repeats work after reading the epoch again, if the epoch or the columns of a table have changed. The only wrapper that does.
 ///
 /// # Errors
 /// The work's last error.

@@ -45,7 +45,7 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
 /// # Errors
 /// [`EngineError`]; the event must then be applied again. [`EngineError::RedisRolledBack`] where Redis rolled back meanwhile.
 pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
-    // What applications hold under these tags without a stamp is fenced by counters.
+    // What applications hold under these tags without a stamp is guarded by counters.
     context.redis.invalidate_tags(tags).await?;
     let mut job = Job::new("tags");
     let state = epoch::ensure(context, &job.id).await?;

@@ -2,37 +2,11 @@
 
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-
-/// A set of labels.
-macro_rules! label {
-    ($name:ident { $($field:ident),+ }) => {
-        #[doc = concat!("Labels: ", $(stringify!($field), " "),+)]
-        #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-        pub struct $name { $(#[doc = concat!("The ", stringify!($field), ".")] pub $field: String),+ }
-        impl $name {
-            #[doc = "The labels with these values."]
-            #[must_use]
-            pub fn new($($field: &str),+) -> Self { Self { $($field: $field.to_owned()),+ } }
-        }
-    };
-}
-
-label!(ByDataset { dataset });
-label!(ByDatasetOutcome { dataset, outcome });
-label!(ByDatasetCause { dataset, cause });
-label!(ByReason { reason });
-label!(BySource { source });
-label!(BySourceKind { source, kind });
-label!(ByActor { actor });
-label!(ByDependency { dependency });
-
-type Latencies = Family<ByDataset, Histogram, fn() -> Histogram>;
 
 /// A struct of metrics and their registration, from one table: name, field, type, first value, help.
 macro_rules! metrics {
@@ -59,8 +33,13 @@ macro_rules! metrics {
 
 // Below the macro, which it uses.
 mod client;
+mod labels;
 
 pub use client::ClientMetrics;
+pub use labels::{
+    ByActor, ByDataset, ByDatasetCause, ByDatasetOutcome, ByDependency, ByReason, BySource, BySourceKind,
+};
+use labels::{Latencies, latency};
 
 metrics! {
     /// All metrics.
@@ -145,10 +124,6 @@ metrics! {
         "Bytes that Redis uses";
     "redis_evicted_keys", redis_evicted: Gauge<u64, AtomicU64> = Gauge::default(),
         "Keys that Redis evicted";
-}
-
-fn latency() -> Histogram {
-    Histogram::new([0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
 }
 
 impl Default for Metrics {

@@ -36,7 +36,7 @@ pub struct RefreshReport {
 pub struct RefreshScan {
     cursor: u64,
     sign: UseSign,
-    /// What remains of an entry's life until the next walk may look at it again.
+    /// What remains of an entry's life until the next scan may see it.
     next_scan: Duration,
     /// What happened so far.
     pub report: RefreshReport,
@@ -195,15 +195,15 @@ pub struct Outage {
 impl Outage {
     /// What the metadata says of an outage that goes on at `now_ms`; none where no entries can be extended under it.
     #[must_use]
-    pub fn read(head: &Metadata, now_ms: u64) -> Option<Self> {
-        let since = head.outage_since?;
-        if !head.is_whole {
+    pub fn read(metadata: &Metadata, now_ms: u64) -> Option<Self> {
+        let since = metadata.outage_since?;
+        if !metadata.is_whole {
             return None;
         }
         Some(Self {
             lasted: Duration::from_millis(now_ms.saturating_sub(since)),
-            epoch: head.epoch?,
-            incarnation: head.incarnation.clone()?,
+            epoch: metadata.epoch?,
+            incarnation: metadata.incarnation.clone()?,
         })
     }
 }

@@ -28,7 +28,7 @@ pub async fn run(
     policy: OnNewEpoch,
     cancel: &CancellationToken,
 ) -> Result<LoadReport, EngineError> {
-    let mut job = Job::new("walk");
+    let mut job = Job::new("revalidation");
     let facts = context.redis.facts().await?;
     let state = epoch::ensure(context, &job.id).await?;
     job.count = state.metadata.counted;

@@ -23,61 +23,15 @@ use super::{change_feed, tokens};
 use crate::stores::postgres::write::{captured_here, has_outbox, note_keys};
 use crate::stores::postgres::{Blame, Change, KeyValues, SourceError};
 use cachekeeper_protocol::token::Token;
-pub use statement::{Parameter, Parameters, PreparedWrite, bind, decode, known_statement, statement_of};
+pub use statement::{
+    Parameter, Parameters, PreparedWrite, WriteEffects, WriteError, bind, decode, known_statement,
+    statement_of,
+};
 
 /// Attempts of a write that is blocked by locks or conflicts.
 const ATTEMPTS: u32 = 5;
 /// The pause before the second attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(4);
-
-/// Why a write was not carried out. Then nothing of it is in Postgres (but see [`WriteError::Unknown`]), and Redis is as it
-/// was.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// There is no such dataset.
-    #[error("there is no dataset {0:?}")]
-    Dataset(String),
-    /// The dataset has no write statement.
-    #[error("dataset {0} has no write statement; give it one as [dataset.{0}.write] statement")]
-    NoStatement(String),
-    /// A parameter is wrong.
-    #[error("parameter {name}: {problem}")]
-    Parameter {
-        /// Which.
-        name: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// Postgres refused it: a constraint, a value of a wrong type, a missing right.
-    #[error("postgres refused it: {0}")]
-    Refused(String),
-    /// No row fits.
-    #[error("the statement touched no row")]
-    NothingTouched,
-    /// Postgres could not be asked, or locks and conflicts blocked it again and again; trying again helps.
-    #[error("{0}")]
-    Unavailable(#[source] SourceError),
-    /// The connection broke while it was being committed: it may or may not be in Postgres.
-    #[error("it is not known whether it was committed: {0}")]
-    Unknown(#[source] SourceError),
-}
-
-impl WriteError {
-    /// Whether the same write would be refused again.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Unavailable(_) | Self::Unknown(_))
-    }
-}
-
-impl From<SourceError> for WriteError {
-    fn from(error: SourceError) -> Self {
-        match error.blame() {
-            Blame::Statement(text) => Self::Refused(text),
-            Blame::Others | Blame::Server => Self::Unavailable(error),
-        }
-    }
-}
 
 /// Whether Redis has what was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,21 +53,6 @@ pub struct Written {
     pub token: Option<Token>,
     /// Whether Redis has it.
     pub cache: CacheState,
-}
-
-/// What the writes of a transaction changed; to be settled after the commit.
-#[derive(Debug, Default)]
-pub struct WriteEffects {
-    /// The datasets that were written.
-    pub datasets: Vec<String>,
-    /// Rows that were written.
-    pub rows: u64,
-    /// What the triggers captured of the transaction.
-    changes: Vec<Change>,
-    /// Entries that the parameters or a `returning` list name: dataset, key, values.
-    named: Vec<(String, String, KeyValues)>,
-    /// Datasets of which more rows were written than entries are named: only triggers can tell which.
-    unnamed: Vec<String>,
 }
 
 /// Carries out a dataset's write statement and stores what it changed. A caller who leaves after the commit does not keep

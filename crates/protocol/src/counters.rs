@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_that_was_not_declared_is_fenced_by_the_counter_of_all_tags() {
+    fn a_tag_that_was_not_declared_is_guarded_by_the_counter_of_all_tags() {
         let declared = ["red".to_owned()];
         let seen = |key, red, any| {
             counters(vec![(ANY_TAG_COUNTER, any), (tag_counter("red"), red), (key_counter("key"), key)])

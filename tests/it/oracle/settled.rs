@@ -35,10 +35,10 @@ async fn try_caught_up(arena: &Arena) -> Result<(), String> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let head = context.redis.metadata("").await.map_err(|error| text(&error))?;
+    let metadata = context.redis.metadata("").await.map_err(|error| text(&error))?;
     let watermark = context.redis.watermark().await.map_err(|error| text(&error))?;
     context.postgres.close().await;
-    Err(format!("now {now:?}, watermark {watermark:?}, head {head:?}"))
+    Err(format!("now {now:?}, watermark {watermark:?}, metadata {metadata:?}"))
 }
 
 /// Everybody has been answered; what was sent twice may still be in the stream.

@@ -1,4 +1,4 @@
-//! What is done to whoever carries writes out: cut off, locked out, in the way of others.
+//! What is done to whoever carries writes out: disconnected, locked out, blocking others.
 
 use std::time::Duration;
 

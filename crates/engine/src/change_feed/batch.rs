@@ -22,7 +22,7 @@ use cachekeeper_protocol::event::Op;
 
 /// Keys that are gathered before they are applied.
 pub(super) const GATHERED: usize = 16_384;
-/// Stands for the members of all tags among the datasets whose keys are deleted instead of loaded; no dataset has this name.
+/// The entry of `deletes_instead` for the members of tags; no dataset can have this name.
 const TAGS: &str = "(tags)";
 /// Loads under way at once.
 const LOADS_AHEAD: usize = 3;

@@ -1,10 +1,13 @@
 //! A command as it is in the stream, and what is answered.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::context::Context;
+use crate::error::EngineError;
 use crate::stores::redis::{Finished, StreamEntry, dead_of};
-use crate::write::{CacheState, Parameters, decode};
+use crate::write::{CacheState, Parameters, PreparedWrite, decode};
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
 /// Bytes of a command, all of its fields.
@@ -13,6 +16,37 @@ const COMMAND_MAX: usize = 1 << 20;
 const ID_MAX: usize = 200;
 /// Bytes of the name of a list for replies.
 const REPLY_NAME_MAX: usize = 1_024;
+
+pub(super) const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
+pub(super) const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+/// After so many attempts a command is given up, so that it does not block its queue for ever.
+pub(super) const TRIES_MAX: u32 = 100;
+
+/// A command in its queue.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) entry: StreamEntry,
+    pub(super) command: Command,
+    pub(super) prepared: PreparedWrite,
+    pub(super) tries: u32,
+}
+
+/// Why a leader ends.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Another worker has taken over.
+    #[error("another worker applies write commands now")]
+    NotLeader,
+    /// A server was not reached; what is not finished comes again.
+    #[error(transparent)]
+    Flow(#[from] EngineError),
+}
+
+impl<E: Into<EngineError>> From<E> for Box<CommandError> {
+    fn from(error: E) -> Self {
+        Box::new(CommandError::Flow(error.into()))
+    }
+}
 
 /// A command that can be read.
 #[derive(Debug)]
@@ -63,8 +97,8 @@ fn digest(dataset: &str, parameters: &[u8]) -> String {
     format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&contents))
 }
 
-/// A command without an id has that of its entry; the digest tells it from an entry of the same name in a stream that was
-/// lost.
+/// A command without an id uses its entry's id and a digest, so that it cannot match an entry of the same number in a stream
+/// that was deleted.
 fn id_of_entry(entry: &str, digest: &str) -> String {
     format!("{entry}/{digest}")
 }

@@ -21,8 +21,12 @@ pub(super) async fn keep_house(context: &Context, leadership: &Leadership) -> In
         ticks.tick().await;
         match timeout(WITHIN, keep_house_once(context, leadership)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(error = %chain(&error), "records of write commands are dropped later"),
-            Err(_elapsed) => warn!("records of write commands are dropped later, it takes too long"),
+            Ok(Err(error)) => {
+                warn!(error = %chain(&error), "old records of write commands could not be dropped, trying again later");
+            }
+            Err(_elapsed) => {
+                warn!("dropping old records of write commands takes too long, trying again later");
+            }
         }
     }
 }

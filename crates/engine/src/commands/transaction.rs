@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::PgConnection;
 use tracing::warn;
 
-use super::command::CommandOutcome;
-use super::{CommandError, RETRY_DELAY_MAX, RETRY_DELAY_MIN, TRIES_MAX, Waiting};
+use super::command::{CommandError, CommandOutcome, RETRY_DELAY_MAX, RETRY_DELAY_MIN, TRIES_MAX, Waiting};
 use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::error::chain;
@@ -121,7 +120,7 @@ async fn carry_out(
         if let Some(record) = known.get(&waiting.command.id) {
             let outcome = repeated(record, waiting);
             if outcome.error.is_none() {
-                // Whoever carried it out may have died before it told Redis.
+                // The worker that carried it out may have crashed before it updated Redis.
                 effects.add(waiting.prepared.repeated_effects());
             }
             endings.push(Ending::Done(outcome));
@@ -205,7 +204,7 @@ async fn reject(
     }
     let ids = [waiting.command.id.clone()];
     if let Some(record) = records_of(&mut transaction, &leadership.stream, &ids).await?.first() {
-        // A commit of which nothing was heard has come through after all.
+        // A commit whose outcome was unknown did succeed.
         return Ok(repeated(record, waiting));
     }
     add_records(&mut transaction, &leadership.stream, &[record_of(waiting, &outcome)]).await?;
@@ -242,7 +241,7 @@ pub(super) async fn finish_surely(
 ) {
     let mut backoff = Backoff::new(RETRY_DELAY_MIN, RETRY_DELAY_MAX);
     while let Err(error) = finish(context, leadership, done, written).await {
-        warn!(error = %chain(&error), commands = done.len(), "applied write commands are not finished yet");
+        warn!(error = %chain(&error), commands = done.len(), "write commands are committed, but Redis has not acknowledged them yet");
         backoff.wait().await;
     }
 }

@@ -1,4 +1,4 @@
-//! What the holder of locks has in its hand.
+//! The handle of held locks.
 
 use std::sync::Arc;
 

@@ -126,7 +126,7 @@ impl Renewer {
     }
 }
 
-/// Does not keep the table alive while it waits: the last one who needs it ends it.
+/// Holds no strong reference to the table while it waits, so that the table ends with its last user.
 async fn renew(mut run: Run) {
     // Side by side, so that one that hangs holds up no other, and nobody from being told in time.
     let mut renewals = Renewals::new();

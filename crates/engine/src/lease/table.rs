@@ -84,7 +84,7 @@ impl Shared {
 
     pub(crate) fn begin_run(self: &Arc<Self>) -> Run {
         let mut table = self.table();
-        // What a former run still has, nobody knows the state of.
+        // The state of the locks of an earlier run is unknown.
         table.held.drain().for_each(|(_, held)| held.lost.cancel());
         self.begin_run_in(&mut table)
     }

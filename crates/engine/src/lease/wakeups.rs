@@ -13,9 +13,9 @@ use crate::stores::redis::{Notice, Redis};
 /// How often a silent subscription is probed, and how long that may take.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const REPLY_LIMIT: Duration = Duration::from_secs(1);
-/// Between two looks at a lock while no subscription stands.
+/// Between two looks at a lock while no subscription is active.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Between two looks although one stands: a release may be lost between server and client.
+/// Between two looks although one is active: a release may be lost between server and client.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// No lock is looked at more often, whatever is known of its holder's life: one that somebody made by hand has no end.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(50);
@@ -38,7 +38,7 @@ struct Table {
     waiting: HashMap<String, (watch::Sender<u64>, usize)>,
     /// A task listens.
     is_heard: bool,
-    /// The subscription stands.
+    /// The subscription is active.
     is_open: bool,
 }
 

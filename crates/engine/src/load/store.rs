@@ -338,7 +338,7 @@ fn note_failed(context: &Context, dataset: &Dataset, cause: Cause, failures: &[F
     let labels = ByDatasetCause::new(dataset.name(), cause.label());
     context.metrics.failed.get_or_create(&labels).inc_by(failures.len() as u64);
     warn!(dataset = dataset.name(), failed = failures.len(), entry.key = first.key.as_deref(),
-        reason = %first.reason, "rows have no entry");
+        reason = %first.reason, "rows could not be encoded, their entries are missing");
 }
 
 /// An explicit null, where the format has one.

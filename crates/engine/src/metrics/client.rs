@@ -6,7 +6,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::{ByDataset, ByDatasetOutcome, ByReason, Latencies, latency};
+use super::labels::{ByDataset, ByDatasetOutcome, ByReason, Latencies, latency};
 
 metrics! {
     /// Metrics of the library.

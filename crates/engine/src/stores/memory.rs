@@ -6,12 +6,30 @@
 mod application;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
-use application::Life;
+use tokio::time::Instant;
+
 use cachekeeper_protocol::counters::InvalidationCounters;
-use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
 use cachekeeper_protocol::keyspace::{key_counter, slot};
 use cachekeeper_protocol::stamp::Stamp;
+
+/// When an entry ends; none: never.
+#[derive(Debug, Clone, Copy)]
+struct Life(Option<Instant>);
+
+impl Life {
+    fn of(life_ms: u64) -> Self {
+        // Beyond some centuries, never.
+        let ends = (life_ms != LIFE_WITHOUT_END).then(|| Duration::from_millis(life_ms));
+        Self(ends.and_then(|life| Instant::now().checked_add(life)))
+    }
+
+    fn is_over(self) -> bool {
+        self.0.is_some_and(|end| end <= Instant::now())
+    }
+}
 
 /// Entries, and the stamps and counters that order them.
 #[derive(Debug, Default, Clone)]

@@ -5,26 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Memory;
+use super::{Life, Memory};
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::LIFE_WITHOUT_END;
 use cachekeeper_protocol::keyspace::{ANY_TAG_COUNTER, key_counter, tag_counter};
-
-/// When an entry ends; none: never.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Life(Option<Instant>);
-
-impl Life {
-    pub(super) fn of(life_ms: u64) -> Self {
-        // Beyond some centuries, never.
-        let ends = (life_ms != LIFE_WITHOUT_END).then(|| Duration::from_millis(life_ms));
-        Self(ends.and_then(|life| Instant::now().checked_add(life)))
-    }
-
-    fn is_over(self) -> bool {
-        self.0.is_some_and(|end| end <= Instant::now())
-    }
-}
 
 impl Memory {
     /// A value and its remaining lifetime in milliseconds (-1: no end, -2: no entry).

@@ -7,27 +7,11 @@ use std::collections::BTreeSet;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
 use super::{ErrorKind, Postgres, SourceError};
+pub use function::CaptureLimits;
+pub(crate) use function::WatchedColumn;
 
 /// How many triggers a relation needs.
 pub(crate) const TRIGGER_COUNT: usize = function::TRIGGERS.len();
-
-/// Limits that are written into the trigger functions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CaptureLimits {
-    /// Rows of one statement above which "the whole table" is meant.
-    pub max_rows: u64,
-    /// Keys in the outbox above which nothing more is written.
-    pub max_outbox: u64,
-}
-
-/// A column whose values a change carries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct WatchedColumn {
-    /// Its name.
-    pub name: String,
-    /// Its type, without length, or the base type of a domain.
-    pub kind: String,
-}
 
 /// One relation of the tree that a table belongs to. A statement fires only the triggers of the relation it names, so
 /// every one of them needs all four.

@@ -252,7 +252,8 @@ impl Postgres {
     /// [`SourceError`]; to be repeated then.
     pub(crate) async fn begin_overflow(&self) -> Result<(), SourceError> {
         let what = "take up a full outbox again";
-        // In this order: the note, the switch that no transaction hides, the snapshot of who may have missed it.
+        // The order matters: the note of the overflow; the count, a sequence, which writers see before anything commits; the
+        // snapshot of the transactions that may have missed it.
         self.write(what, "update cachekeeper.feed set overflow = 'pending', overflow_in = null").await?;
         self.reset_outbox_count().await?;
         let note = format!(

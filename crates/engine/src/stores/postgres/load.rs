@@ -258,8 +258,9 @@ async fn read_rows(
             }
         }
     }
-    if !group.is_empty() && sender.send(Ok(group)).await.is_err() {
-        // Nobody waits for the rest.
+    if !group.is_empty() {
+        // An error is that nobody waits for the rest.
+        drop(sender.send(Ok(group)).await);
     }
 }
 

@@ -126,7 +126,7 @@ impl Redis {
         Ok((values, InvalidationCounters::new(generation, counters, orders)))
     }
 
-    /// Stores entries by plain commands in one pipeline, fenced by nothing; answers each entry's error.
+    /// Stores entries by plain commands in one pipeline, guarded by nothing; answers each entry's error.
     ///
     /// # Errors
     /// [`CacheError`] where no reply is known.

@@ -136,9 +136,9 @@ impl Store<'_> {
         call.number(self.longest_life.as_secs() + 1).number(window_width(self.longest_life));
         call.arg(job).arg(progress);
         call.arg(pack_slots(self.batch.iter().map(|entry| entry.key)));
-        self.add_counters(&mut call, self.batch.iter().map(|entry| key_counter(entry.key)).collect());
+        self.add_counters(&mut call, self.batch.iter().map(|entry| key_counter(entry.key)));
         call.arg(pack_slots(self.batch.tags().map(|(tag, _)| tag)));
-        self.add_counters(&mut call, self.batch.tags().map(|(tag, _)| self.counter_of_tag(tag)).collect());
+        self.add_counters(&mut call, self.batch.tags().map(|(tag, _)| self.counter_of_tag(tag)));
         for entry in self.batch.iter() {
             call.arg(entry.value);
             match entry.life_ms {
@@ -160,13 +160,13 @@ impl Store<'_> {
     }
 
     /// Positions among the counters, and what was seen there.
-    fn add_counters(&self, call: &mut Call, positions: Vec<u32>) {
+    fn add_counters(&self, call: &mut Call, positions: impl Iterator<Item = u32>) {
         match self.counters {
             None => call.arg("").arg(""),
             Some(CounterRule::Raise) => call.arg(pack(positions)).arg(""),
             Some(CounterRule::Unchanged(seen)) => {
-                let counters = positions.iter().map(|at| seen.counter(*at).unwrap_or_default());
-                let counters = pack(counters);
+                let positions: Vec<u32> = positions.collect();
+                let counters = pack(positions.iter().map(|at| seen.counter(*at).unwrap_or_default()));
                 call.arg(pack(positions)).arg(counters)
             }
         };

@@ -1,46 +1,13 @@
 //! Epochs: how one begins, and which definitions are registered in it.
 
-use std::fmt;
 use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::script::{CREATE_EPOCH, Call, REGISTER, read_word};
-use super::{Answer, CacheError, Metadata, PendingRevalidation, Precondition, Redis};
+use super::{Answer, CacheError, Epoch, Metadata, PendingRevalidation, Precondition, Redis};
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_protocol::window::window_width;
-
-/// One uninterrupted order of stamps. Eight random bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Epoch([u8; 8]);
-
-impl Epoch {
-    /// A new one.
-    #[must_use]
-    pub fn random() -> Self {
-        Self(rand::random())
-    }
-
-    pub(super) fn from_bytes(bytes: [u8; 8]) -> Self {
-        Self(bytes)
-    }
-
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Display for Epoch {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:016x}", u64::from_be_bytes(self.0))
-    }
-}
-
-impl fmt::Debug for Epoch {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, formatter)
-    }
-}
 
 /// What a new epoch begins with.
 #[derive(Debug)]

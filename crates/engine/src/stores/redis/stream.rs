@@ -54,7 +54,7 @@ pub struct StreamReader {
     consumer: String,
     /// The right to take entries; empty: anybody has it.
     token: String,
-    /// Behind it new entries come.
+    /// The last entry that was seen; reads go on behind it.
     last: String,
 }
 
@@ -75,7 +75,7 @@ pub struct Finished {
     pub rejected: Option<String>,
 }
 
-/// How a stream stands.
+/// The state of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamState {
     /// Entries.
@@ -184,7 +184,7 @@ impl Redis {
         Ok(undelivered)
     }
 
-    /// How a stream stands.
+    /// The state of a stream.
     pub async fn stream_state(&self, stream: &str, group: &str) -> Result<StreamState, CacheError> {
         let what = "look at a stream";
         let length: u64 = self.command(what, redis::cmd("XLEN").arg(stream)).await?;
@@ -293,7 +293,7 @@ impl StreamReader {
         if entries.is_empty()
             && let Some((seen, _)) = looked.into_iter().flat_map(|(_, entries)| entries).next()
         {
-            // What was seen and not taken is somebody's already.
+            // It was seen and not taken: another consumer has it.
             self.last = seen;
         }
         self.saw(&entries);

@@ -3,8 +3,25 @@
 //! It belongs to whoever installs it and runs with their rights, because the writer has none on the outbox. Its
 //! settings are pinned: key text must not depend on who writes (`TimeZone` and its kin).
 
-use super::{CaptureLimits, WatchedColumn};
 use crate::stores::postgres::statement::quote;
+
+/// Limits that are written into the trigger functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureLimits {
+    /// Rows of one statement above which "the whole table" is meant.
+    pub max_rows: u64,
+    /// Keys in the outbox above which nothing more is written.
+    pub max_outbox: u64,
+}
+
+/// A column whose values a change carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WatchedColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type, without length, or the base type of a domain.
+    pub kind: String,
+}
 
 /// What the events' triggers are called, the event they fire on, and the transition tables they need.
 pub(crate) const TRIGGERS: [(&str, &str, &str); 4] = [
