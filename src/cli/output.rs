@@ -5,7 +5,7 @@ use std::process::{ExitCode, Termination};
 
 use cachekeeper_config::diagnostic::{Diagnostic, render};
 
-/// How a command ended (docs/protocol.md; the numbers above 63 are those of `sysexits.h`).
+/// How a command ended (README.md; the numbers above 63 are those of `sysexits.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// All right.

@@ -1,5 +1,5 @@
 //! Entries on their way to Redis: keys, values and tags in a few growing buffers that are used again, so that a
-//! pass over a million rows allocates nothing for each row.
+//! backfill of a million rows allocates nothing for each row.
 
 use std::collections::HashMap;
 
