@@ -187,7 +187,7 @@ impl Plan {
             }
             Some(BackfillEnd::DoneElsewhere) => {
                 count("elsewhere");
-                info!(dataset = name, "no backfill is needed, another worker has done it");
+                info!(dataset = name, "no backfill is needed, one has begun since it was wanted");
                 self.is_done(&name);
             }
             Some(BackfillEnd::Elsewhere(left)) => {

@@ -120,7 +120,7 @@ impl View {
         if !facts.pending.is_empty() {
             let pending: Vec<String> =
                 facts.pending.iter().map(|(name, reason)| format!("{name} ({reason})")).collect();
-            let _infallible = writeln!(text, "  revalidated: {}", pending.join(", "));
+            let _infallible = writeln!(text, "  pending revalidations: {}", pending.join(", "));
         }
         for (id, (postgres, redis)) in scene.prices {
             let show = |price: Option<i64>| price.map_or("-".to_owned(), |price| price.to_string());

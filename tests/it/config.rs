@@ -26,7 +26,8 @@ fn every_problem_has_a_place_and_help() {
     let cases: &[(&str, &str, &[&str])] = &[
         ("ttl = \"ten\"", "4:7", &["is not a duration", "\"30s\""]),
         ("ttl = 30", "4:7", &["expected text", "in quotes", "\"30s\""]),
-        ("ttl_jitter = 0.1", "4:14", &["expected text", "\"0.1%\""]),
+        ("ttl_jitter = 0.1", "4:14", &["expected text", "\"10%\""]),
+        ("ttl_jitter = 5", "4:14", &["expected text", "\"5%\""]),
         ("rows = 1", "4:8", &["write it in quotes: \"1\""]),
         ("ttl = \"1.5h\"", "4:7", &["is not a duration", "write \"90m\""]),
         ("ttl = \"30\"", "4:7", &["missing unit, write \"30s\""]),

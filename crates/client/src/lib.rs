@@ -72,5 +72,11 @@ pub use set_many::{Identified, SetManyOptions, SetReport};
 #[cfg(feature = "postgres")]
 pub use source::Snapshot;
 
+// What the functions above ask for and answer with.
+pub use cachekeeper_config::{Compression, Config};
+#[cfg(feature = "postgres")]
+pub use cachekeeper_engine::context::Context;
 #[cfg(feature = "postgres")]
 pub use cachekeeper_engine::write::{CacheState, Parameter, Parameters, WriteEffects, WriteError, Written};
+pub use cachekeeper_protocol::event::{Event, Op};
+pub use cachekeeper_protocol::token::Token;

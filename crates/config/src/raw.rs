@@ -182,6 +182,13 @@ impl File<'_> {
             _ => None,
         };
         let help = match (number, unit) {
+            // A share of one, as a float: 0.2 is 20%.
+            (Some(number), Some("%"))
+                if number.parse::<f64>().is_ok_and(|share| share <= 1.0) && number.contains('.') =>
+            {
+                let percent = number.parse::<f64>().unwrap_or_default() * 100.0;
+                Some(format!("write it in quotes and with a unit, for example \"{percent:.0}%\""))
+            }
             (Some(number), Some(unit)) => {
                 Some(format!("write it in quotes and with a unit, for example \"{number}{unit}\""))
             }

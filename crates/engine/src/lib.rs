@@ -3,6 +3,10 @@
 //! [`stores`] holds every SQL statement and every Redis command, one function each; the other modules are the procedures
 //! on them. Nothing here decides *when* something is done: the worker's tasks and the library's callers do. Start
 //! reading in [`load`], which everything that fills Redis ends in, or in [`change_feed`].
+#![cfg_attr(
+    not(feature = "postgres"),
+    expect(dead_code, reason = "without Postgres nothing claims jobs, reads tokens or scans")
+)]
 
 #[cfg(feature = "postgres")]
 pub mod audit;
