@@ -34,7 +34,7 @@ model:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked -p cachekeeper-client --no-default-features --features file -- -D warnings
+	$(CARGO) clippy --locked -p cachekeeper-client --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	@$(MAKE) --no-print-directory deny
 

@@ -64,7 +64,7 @@ impl Cache {
     /// [`ClientError`] when the URL cannot be used.
     pub fn connect_with(settings: &config::Redis, namespace: &str) -> Result<CacheBuilder, ClientError> {
         let redis = Redis::new(settings, namespace)?;
-        Ok(CacheBuilder::new(Backend::Redis(Box::new(redis)), Source::default()))
+        Ok(CacheBuilder::new(Backend::Redis(Box::new(redis)), Source::none()))
     }
 
     /// A cache in this process's memory, for tests: it follows the same rules, and its lifetimes follow tokio's clock.
@@ -72,7 +72,7 @@ impl Cache {
     pub fn in_memory() -> CacheBuilder {
         CacheBuilder::new(
             Backend::Memory(Arc::new(Mutex::new(Memory::new(Stamp::default())))),
-            Source::default(),
+            Source::none(),
         )
     }
 }

@@ -11,7 +11,7 @@ use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::EntryBatch;
 
 /// No datasets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Source;
 
 /// There are no snapshots without a database.
@@ -30,6 +30,10 @@ pub(super) enum NotInvalidated {
 
 #[expect(clippy::unused_self, clippy::unused_async, reason = "the same calls as with a database")]
 impl Source {
+    pub fn none() -> Self {
+        Self
+    }
+
     pub fn is_some(&self) -> bool {
         false
     }

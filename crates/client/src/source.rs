@@ -18,7 +18,7 @@ use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::event::Op;
 
 /// Where the datasets' entries come from; nothing in a cache over Redis alone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Source {
     context: Option<Context>,
 }
@@ -58,6 +58,10 @@ impl From<EngineError> for ClientError {
 impl Source {
     pub fn new(context: Context) -> Self {
         Self { context: Some(context) }
+    }
+
+    pub fn none() -> Self {
+        Self { context: None }
     }
 
     pub fn is_some(&self) -> bool {

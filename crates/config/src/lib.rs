@@ -377,6 +377,7 @@ pub enum ScheduleProblem {
 }
 
 /// Says what is wrong with a schedule. The loader takes it as an argument, because only the worker knows cron.
+#[cfg(feature = "file")]
 pub(crate) type ScheduleCheck = fn(&ScheduleText) -> Result<(), ScheduleProblem>;
 
 /// A password, or a URL that may hold one. Never printed.

@@ -33,6 +33,7 @@ impl Source {
     }
 
     /// Notes that a setting comes from an environment variable.
+    #[cfg(feature = "file")]
     pub(crate) fn note_variable(&mut self, path: &str, variable: &str) {
         self.variables.insert(path.to_owned(), variable.to_owned());
     }
@@ -88,6 +89,7 @@ impl Source {
     }
 
     /// A problem at a place of the file.
+    #[cfg(feature = "file")]
     #[must_use]
     pub(crate) fn problem_at(
         &self,
