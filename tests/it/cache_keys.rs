@@ -86,6 +86,36 @@ async fn e2_a_key_that_only_begins_like_a_datasets_is_the_applications_own() {
     }
 }
 
+/// Two processes, of which one only reads: what they know of the database must not decide in which format they read.
+#[tokio::test]
+async fn e2_a_process_that_only_reads_takes_the_applications_own_keys_for_its_own() {
+    let rig = rig().await;
+    let writer = Cache::over(rig.context(PRODUCT)).build();
+    let policy = cachekeeper_client::Policy::ttl(HOUR);
+    for key in ["product:7:page", "product:top"] {
+        writer.set(key, "own", HOUR).await.unwrap();
+        let fresh = || Cache::over(rig.context(PRODUCT)).build();
+        assert_eq!(fresh().get::<String>(key).await.unwrap().as_deref(), Some("own"), "{key}");
+        assert_eq!(fresh().get_many::<String>(&[key]).await.unwrap(), [Some("own".to_owned())], "{key}");
+        let reader = fresh();
+        let mut batch = reader.batch();
+        let handle = batch.get::<String>(key).unwrap();
+        assert_eq!(batch.run().await.unwrap().value(&handle).unwrap().as_deref(), Some("own"), "{key}");
+        let never = async || -> Result<Option<String>, ClientError> { panic!("it is there") };
+        assert_eq!(
+            fresh().get_or_load::<String, _, _, _, _>(key, &policy, never).await.unwrap().as_deref(),
+            Some("own"),
+            "{key}"
+        );
+    }
+    // A query that is described anew, because its table changed, changes no key's owner meanwhile.
+    let reader = Cache::over(rig.context(PRODUCT)).build();
+    assert_eq!(reader.get::<String>("product:top").await.unwrap().as_deref(), Some("own"));
+    rig.postgres.execute("alter table products alter column name type varchar(400)").await.unwrap();
+    drop(reader.dataset("product").unwrap().get::<Row>(&["3"]).await);
+    assert_eq!(reader.get::<String>("product:top").await.unwrap().as_deref(), Some("own"));
+}
+
 #[tokio::test]
 async fn e2_an_event_names_the_dataset_that_its_key_has_also_before_postgres_was_asked() {
     let rig = rig().await;

@@ -127,6 +127,7 @@ impl Batch {
     pub async fn run(self) -> Result<Results, ClientError> {
         let Self { cache, number, commands } = self;
         let core = &cache.core;
+        core.source.learn_types().await;
         let written: Vec<&str> = commands
             .iter()
             .filter_map(|command| match command {

@@ -126,6 +126,7 @@ impl Cache {
         U: Future<Output = Result<L, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        self.core.source.learn_types().await;
         let class = self.core.class_of(key);
         let (mut loader, mut shared) = (Some(loader), None);
         let both = || {
@@ -180,6 +181,7 @@ impl Cache {
         let ids: Vec<I> = ids.iter().filter(|id| seen.insert((*id).clone())).cloned().collect();
         let keys: Vec<Arc<str>> = ids.iter().map(|id| key_of(id).into()).collect();
         keys.iter().try_for_each(|key| check_key(key))?;
+        self.core.source.learn_types().await;
         let all = request(keys.clone(), policy);
         let loader = self.core.many_loader(ids.clone(), keys.clone(), policy.clone(), loader);
         let obtained = self.core.obtain_many(&all, &loader).await;

@@ -54,7 +54,7 @@ impl Source {
         None
     }
 
-    pub async fn learn_types(&self, _key: &str) {}
+    pub async fn learn_types(&self) {}
 
     pub async fn invalidate_tags(&self, _tags: &[String]) -> Result<u64, NotInvalidated> {
         Err(NotInvalidated::NoStamp)

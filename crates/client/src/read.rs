@@ -74,7 +74,7 @@ impl Cache {
         key: &str,
         sliding: Sliding,
     ) -> Result<Option<T>, ClientError> {
-        self.core.source.learn_types(key).await;
+        self.core.source.learn_types().await;
         self.core.check_own(key)?;
         self.core.read(key, self.core.backend.get_sliding(key, sliding)).await.into_result()
     }
@@ -85,6 +85,7 @@ impl Cache {
         keys: &[impl AsRef<str>],
     ) -> Result<Vec<Option<T>>, ClientError> {
         keys.iter().try_for_each(|key| check_key(key.as_ref()))?;
+        self.core.source.learn_types().await;
         let began = Instant::now();
         let values = self.core.ask("read entries", self.core.backend.get_many(keys)).await?;
         let took = began.elapsed();
@@ -117,6 +118,7 @@ impl Core {
         if let Err(error) = check_key(key) {
             return Read::Unavailable(error);
         }
+        self.source.learn_types().await;
         let class = self.class_of(key);
         let span = self.span("cache.get", key, class);
         let began = Instant::now();

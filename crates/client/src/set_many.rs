@@ -82,9 +82,7 @@ impl Cache {
     ) -> SetReport {
         let began = Instant::now();
         let core = &*self.core;
-        for (key, _) in items {
-            core.source.learn_types(key.as_ref()).await;
-        }
+        core.source.learn_types().await;
         let life = options.life.millis();
         let encode = |chunk: &[(_, T)]| encode_chunk(core, chunk, life);
         let encoded = map_chunks(items, options.chunk.max(1), encode);

@@ -1,7 +1,13 @@
 //! Postgres and the datasets behind a cache. All else in the library that needs them is in `dataset.rs` and
 //! `write_through.rs`; without the feature `postgres`, `no_source.rs` takes the place of this.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout};
+use tracing::debug;
 
 use super::codec::{Codec, ValueFormat};
 use super::error::ClientError;
@@ -11,6 +17,7 @@ use cachekeeper_engine::epoch::{self, with_current_epoch};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::invalidate;
 use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_engine::stores::chain;
 use cachekeeper_engine::stores::postgres::Poll;
 use cachekeeper_engine::stores::redis::{CacheError, CounterRule, Precondition};
 use cachekeeper_protocol::counters::InvalidationCounters;
@@ -21,6 +28,44 @@ use cachekeeper_protocol::event::Op;
 #[derive(Debug)]
 pub(super) struct Source {
     context: Option<Context>,
+    types: Arc<KeyTypes>,
+}
+
+/// Whether Postgres was asked for the types of the datasets' keys.
+#[derive(Debug, Default)]
+struct KeyTypes {
+    are_known: AtomicBool,
+    /// The first attempt, which the first reads wait for.
+    first: OnceCell<()>,
+    tried: Mutex<Option<Instant>>,
+}
+
+impl KeyTypes {
+    /// Whether it is time to ask again; then it counts as done.
+    fn is_due(&self) -> bool {
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = tried.is_none_or(|tried| LEARN_EVERY < tried.elapsed());
+        if is_due {
+            *tried = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+/// How long the first reads wait for Postgres to tell the types.
+const LEARN_WITHIN: Duration = Duration::from_secs(1);
+/// Between two attempts while it does not.
+const LEARN_EVERY: Duration = Duration::from_secs(5);
+
+async fn describe_all(context: &Context, types: &KeyTypes) {
+    let mut are_known = true;
+    for dataset in context.catalog.iter() {
+        if let Err(error) = dataset.source(&context.postgres).await {
+            debug!(dataset = dataset.name(), error = %chain(&error), "the types of its key are not known yet");
+            are_known = false;
+        }
+    }
+    types.are_known.store(are_known, Ordering::Relaxed);
 }
 
 /// A snapshot of the database, see [`super::Cache::snapshot`].
@@ -57,11 +102,11 @@ impl From<EngineError> for ClientError {
 
 impl Source {
     pub fn new(context: Context) -> Self {
-        Self { context: Some(context) }
+        Self { context: Some(context), types: Arc::default() }
     }
 
     pub fn none() -> Self {
-        Self { context: None }
+        Self { context: None, types: Arc::default() }
     }
 
     pub fn is_some(&self) -> bool {
@@ -101,18 +146,19 @@ impl Source {
         context.catalog.iter().nth(position).map(|dataset| dataset.name())
     }
 
-    /// Asks Postgres for the types of the dataset that this key seems to belong to, where they are not known yet: a text
-    /// may fit a template and still be none of its keys. Where Postgres does not answer, what seems so is taken to be so.
-    pub async fn learn_types(&self, key: &str) {
+    /// Asks Postgres, once, for the types of all datasets' keys: a text may fit a template and still be none of its keys, and
+    /// every process must read a key in the same format. Where Postgres does not answer, what fits the most literal template is
+    /// taken for its key, and Postgres is asked again beside the reads.
+    pub async fn learn_types(&self) {
         let Some(context) = &self.context else { return };
-        while let Some((dataset, _)) = context.catalog.of_key(key) {
-            if dataset.known_source().is_some() {
-                return;
-            }
-            if let Err(error) = dataset.source(&context.postgres).await {
-                tracing::debug!(dataset = dataset.name(), %error, "the types of its key are not known yet");
-                return;
-            }
+        if self.types.are_known.load(Ordering::Relaxed) {
+            return;
+        }
+        let first = || async { drop(timeout(LEARN_WITHIN, describe_all(context, &self.types)).await) };
+        self.types.first.get_or_init(first).await;
+        if !self.types.are_known.load(Ordering::Relaxed) && self.types.is_due() {
+            let (context, types) = (context.clone(), Arc::clone(&self.types));
+            drop(tokio::spawn(async move { describe_all(&context, &types).await }));
         }
     }
 

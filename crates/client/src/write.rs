@@ -39,7 +39,7 @@ impl Cache {
         life: impl Into<Lifetime>,
         tags: &[impl AsRef<str>],
     ) -> Result<(), ClientError> {
-        self.core.source.learn_types(key).await;
+        self.core.source.learn_types().await;
         self.core.check_own(key)?;
         let codec = self.core.class_of(key).codec;
         let bytes =
@@ -58,7 +58,7 @@ impl Cache {
         life: impl Into<Lifetime>,
         tags: &[impl AsRef<str>],
     ) -> Result<(), ClientError> {
-        self.core.source.learn_types(key).await;
+        self.core.source.learn_types().await;
         self.core.check_own(key)?;
         let mut batch = EntryBatch::default();
         let position = batch.push(key, bytes, life.into().millis());

@@ -25,6 +25,8 @@ pub struct Dataset {
     /// Lifetimes of its entries.
     pub lifetimes: Lifetimes,
     source: RwLock<Option<Arc<DatasetSource>>>,
+    /// The same, but never forgotten: which dataset a key belongs to must not change while a query is described again.
+    described: RwLock<Option<Arc<DatasetSource>>>,
     pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
     /// Whether this process has made its definition known.
     pub(super) is_registered: AtomicBool,
@@ -57,6 +59,7 @@ impl Dataset {
             lifetimes,
             settings,
             source: RwLock::default(),
+            described: RwLock::default(),
             write: RwLock::default(),
             is_registered: AtomicBool::new(false),
             is_superseded: AtomicBool::new(false),
@@ -95,6 +98,7 @@ impl Dataset {
             described.map_err(|problem| EngineError::Dataset { dataset: self.name().to_owned(), problem })?;
         let source = Arc::new(source);
         *self.source.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
+        *self.described.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
         Ok(source)
     }
 
@@ -169,7 +173,7 @@ impl Catalog {
         }
         let fitting = self.datasets.iter().enumerate().filter_map(|(at, dataset)| {
             let values = dataset.settings.key.read(key)?;
-            let source = dataset.source.read().unwrap_or_else(PoisonError::into_inner);
+            let source = dataset.described.read().unwrap_or_else(PoisonError::into_inner);
             if source.as_ref().is_some_and(|source| !source.can_hold(&values)) {
                 return None;
             }
