@@ -95,7 +95,8 @@ impl Form {
                 json!({ "pattern": format!("^{literal}*(?:{column}(?:{literal}+|$))*$"), "minLength": 1 })
             }
             Self::LogLevel => {
-                let level = LEVELS.map(|level| format!("{level}|{}", level.to_uppercase())).join("|");
+                let either = |one: char| format!("[{one}{}]", one.to_ascii_uppercase());
+                let level = LEVELS.map(|level| level.chars().map(either).collect::<String>()).join("|");
                 let part = format!("(?:[^,=]+=)?(?:{level}|[0-5])");
                 json!({ "pattern": format!("\\[|^{part}(?:,{part})*$") })
             }

@@ -45,7 +45,9 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
         .trim()
         .strip_suffix('%')
         .ok_or_else(|| format!("a share ends with %, write \"{}%\"", text.trim()))?;
-    let share: f64 = number.trim().parse().map_err(|_number| "a share such as \"20%\"".to_owned())?;
+    let example = || "a share such as \"20%\"".to_owned();
+    let is_plain = number.trim().chars().all(|one| one.is_ascii_digit() || one == '.');
+    let share: f64 = number.trim().parse().ok().filter(|_| is_plain).ok_or_else(example)?;
     if (0.0..=100.0).contains(&share) {
         Ok(share / 100.0)
     } else {
@@ -151,5 +153,9 @@ mod tests {
         assert!(parse_size("1.5KiB").unwrap_err().contains("write \"1536B\""));
         assert!(parse_share("20").unwrap_err().contains("\"20%\""));
         assert!(parse_share("120%").unwrap_err().contains("between"));
+        for odd in ["+5%", "-0%", "1e1%", "nan%", "%", ".%"] {
+            assert!(parse_share(odd).unwrap_err().contains("\"20%\""), "{odd}");
+        }
+        assert_eq!((parse_share(".5%"), parse_share("5. %")), (Ok(0.005), Ok(0.05)));
     }
 }

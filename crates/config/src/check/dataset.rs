@@ -269,7 +269,7 @@ impl One<'_, '_> {
                 if wanted != given {
                     let message = format!(
                         "a watch rule gives {}, but the key has {}",
-                        given.join(", "),
+                        if given.is_empty() { "no placeholder".to_owned() } else { given.join(", ") },
                         wanted.join(", ")
                     );
                     let help = "name every placeholder of the key once; or watch by tag";
