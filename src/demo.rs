@@ -203,7 +203,7 @@ impl Stage {
             let is_ready = self.worker.health.reasons().is_empty();
             let metadata = self.worker.context.redis.metadata("").await;
             let is_paid = metadata.is_ok_and(|metadata| {
-                metadata.is_whole && metadata.pending.is_empty() && metadata.backfills.is_empty()
+                metadata.is_whole && metadata.reasons().next().is_none() && metadata.backfills.is_empty()
             });
             let pending = self.worker.context.metrics.events_pending.get();
             quiet = if is_ready && is_paid && pending == 0 { quiet + 1 } else { 0 };

@@ -125,10 +125,11 @@ impl Feed {
         let engine = self.context.engine.clone();
         let mut follower = FeedConsumer::new(&engine);
         let mut interval = PollInterval::default();
-        let mut advanced = Instant::now();
+        // The first step moves the watermark: others wait to know what is covered.
+        let mut advanced: Option<Instant> = None;
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
-            let must_advance = ADVANCE_EVERY < advanced.elapsed();
+            let must_advance = advanced.is_none_or(|advanced| ADVANCE_EVERY < advanced.elapsed());
             let is_over = match role {
                 Role::Leader(lease) => lease.lost().is_cancelled(),
                 Role::Substitute => follower.has_met_another(must_advance).await,
@@ -150,8 +151,10 @@ impl Feed {
                 Ok(step @ (Step::Idle | Step::Applied(_))) => {
                     self.note(None);
                     retry.reset();
-                    if must_advance || matches!(step, Step::Applied(_)) {
-                        advanced = Instant::now();
+                    let has_advanced = must_advance || matches!(step, Step::Applied(_));
+                    if has_advanced && advanced.replace(Instant::now()).is_none() {
+                        // There is a watermark now, which the first backfills wait for.
+                        self.context.epoch_keeper.now();
                     }
                     tokio::time::sleep(interval.after(step)).await;
                 }

@@ -17,12 +17,11 @@ use super::context::TaskContext;
 use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
-use cachekeeper_config::Scope;
 use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
-use cachekeeper_engine::stores::redis::{Epoch, PendingRevalidation};
+use cachekeeper_engine::stores::redis::Epoch;
 use cachekeeper_engine::{load::LoadReport, revalidation};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -77,8 +76,6 @@ struct Keeper {
 /// A revalidation that runs.
 struct Running {
     dataset: String,
-    /// When it became pending, by Redis's clock.
-    made_ms: Option<u64>,
     work: Background<Result<LoadReport, EngineError>>,
 }
 
@@ -89,6 +86,7 @@ impl Keeper {
                 self.note_up().await;
                 self.check_rolled_back(&state).await;
                 self.note_state(&state);
+                self.want_backfills(&state);
                 self.note_watermark().await;
                 self.run_next(&state).await;
                 self.drop_windows().await;
@@ -180,20 +178,32 @@ impl Keeper {
     }
 
     fn note_state(&self, state: &EpochState) {
-        let pending = &state.metadata.pending;
+        let (pending, unfilled) = (&state.metadata.pending, &state.metadata.unfilled);
         let engine = &self.context.engine;
         for dataset in engine.catalog.iter() {
-            let is_pending = pending.contains_key(dataset.name());
+            let is_pending = pending.contains_key(dataset.name()) || unfilled.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
             engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
         }
         self.context.health.update(|facts| {
             facts.epoch = Some(state.epoch.to_string());
-            facts.pending = pending
-                .iter()
-                .map(|(dataset, pending)| (dataset.clone(), pending.reason().to_owned()))
+            facts.pending = state
+                .metadata
+                .reasons()
+                .map(|(dataset, reason)| (dataset.to_owned(), reason.to_owned()))
                 .collect();
         });
+    }
+
+    /// A scan of Redis does not find what is missing there. Whoever sees that a backfill must follow wants it, until one has
+    /// begun after the cause, wherever it runs.
+    fn want_backfills(&self, state: &EpochState) {
+        let engine = &self.context.engine;
+        for (name, cause) in &state.metadata.unfilled {
+            if engine.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded()) {
+                self.context.backfills.want(name, Since::cause(*cause));
+            }
+        }
     }
 
     /// Begins the next revalidation that is pending, if this worker leads.
@@ -211,9 +221,8 @@ impl Keeper {
         };
         let Some(lost) = self.lead().await else { return };
         let (name, policy) = (dataset.name().to_owned(), self.context.config.service.on_new_epoch);
-        let made_ms = state.metadata.pending.get(&name).and_then(PendingRevalidation::since_ms);
         let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
-        self.running = Some(Running { dataset: name, made_ms, work: Background::spawn(work) });
+        self.running = Some(Running { dataset: name, work: Background::spawn(work) });
     }
 
     /// Cancelled when this worker does not lead any more; none: it does not.
@@ -243,7 +252,7 @@ impl Keeper {
     }
 
     async fn on_revalidated(&mut self, result: Option<Result<LoadReport, EngineError>>) {
-        let Some(Running { dataset: name, made_ms, .. }) = self.running.take() else { return };
+        let Some(Running { dataset: name, .. }) = self.running.take() else { return };
         let context = &self.context;
         match result {
             Some(Ok(report)) => {
@@ -255,13 +264,6 @@ impl Keeper {
                     invalidated = report.invalidated,
                     "all entries are revalidated"
                 );
-                // A scan of Redis does not find what is missing there.
-                let holds_all = context.engine.catalog.get(&name).is_some_and(|dataset| {
-                    dataset.settings.scope == Scope::All && dataset.settings.warm.is_some()
-                });
-                if holds_all {
-                    context.backfills.want(&name, made_ms.map_or_else(Since::now, Since::redis));
-                }
             }
             Some(Err(EngineError::RedisRolledBack)) => self.renew_epoch().await,
             Some(Err(error @ EngineError::Dataset { .. })) => {

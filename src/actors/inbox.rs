@@ -7,48 +7,77 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::wake::Wake;
+use cachekeeper_engine::stores::redis::Backfilled;
 
 /// Misses that wait. More are dropped: the application that missed loads by itself, or misses again.
 const MISSED_MAX: usize = 10_000;
 /// Allowance for the time that the reply with Redis's clock took to reach this process.
 const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
-/// A backfill must have begun after this moment to count, by the clocks that it was read from.
+/// After what a backfill must have begun to count: a cause of pending revalidations, or a moment (of a schedule or a start,
+/// where counting one too many only costs the next one).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Since {
-    /// Redis's, in Unix milliseconds.
-    redis_ms: Option<u64>,
-    /// This process's.
+    /// The number of the cause.
+    cause: Option<u64>,
+    /// The moment by this process's clock.
     here: Option<Instant>,
+    /// Whether one that began before the moment and was interrupted may be gone on with.
+    may_resume: bool,
 }
 
 impl Since {
     /// This moment.
     #[must_use]
     pub fn now() -> Self {
-        Self { redis_ms: None, here: Some(Instant::now()) }
+        Self { cause: None, here: Some(Instant::now()), may_resume: false }
     }
 
-    /// A moment of Redis's clock.
+    /// The start of this process. What changed while none ran is a cause of its own, unless the feed follows it.
     #[must_use]
-    pub fn redis(ms: u64) -> Self {
-        Self { redis_ms: Some(ms), here: None }
+    pub fn start() -> Self {
+        Self { may_resume: true, ..Self::now() }
+    }
+
+    /// A cause.
+    #[must_use]
+    pub fn cause(number: u64) -> Self {
+        Self { cause: Some(number), here: None, may_resume: true }
     }
 
     /// The later of both: a backfill must satisfy the stricter request.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self { redis_ms: self.redis_ms.max(other.redis_ms), here: self.here.max(other.here) }
+        Self {
+            cause: self.cause.max(other.cause),
+            here: self.here.max(other.here),
+            may_resume: self.may_resume && other.may_resume,
+        }
     }
 
-    /// The same by Redis's clock, which says `now_ms`.
+    /// Whether a backfill began late enough. Redis's clock, by which it is known when, says `now_ms`.
     #[must_use]
-    pub fn by_redis(self, now_ms: u64) -> u64 {
-        let here = self.here.map(|here| {
+    pub fn is_satisfied_by(self, backfilled: Backfilled, now_ms: u64) -> bool {
+        let moment = self.here.map(|here| {
             let elapsed = here.elapsed().saturating_sub(CLOCK_SLACK);
             now_ms.saturating_sub(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
         });
-        self.redis_ms.max(here).unwrap_or(now_ms)
+        // What began later than now began before that clock was set back, who knows when.
+        let is_late_enough =
+            moment.is_none_or(|moment| moment <= backfilled.began_ms && backfilled.began_ms <= now_ms);
+        self.cause <= Some(backfilled.cause) && is_late_enough
+    }
+
+    /// Whether a backfill that was interrupted does, if it is gone on with.
+    #[must_use]
+    pub fn allows_resuming(self, began: Backfilled, now_ms: u64) -> bool {
+        let causes_only = Self { here: self.here.filter(|_| !self.may_resume), ..self };
+        causes_only.is_satisfied_by(began, now_ms)
+    }
+
+    /// Whether what satisfies this satisfies the other too.
+    fn includes(self, other: Self) -> bool {
+        self.and(other) == self
     }
 }
 
@@ -108,6 +137,14 @@ impl WantedBackfills {
 
 impl Backfills {
     fn want(&mut self, dataset: String, since: Since) {
+        // It began after what it is to do for.
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|(running, for_what)| *running == dataset && for_what.includes(since))
+        {
+            return;
+        }
         let known = self.wanted.entry(dataset).or_insert(since);
         *known = known.and(since);
     }
@@ -155,35 +192,53 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_for_less_does_not_replace_one_for_more() {
         let wanted = WantedBackfills::default();
-        let since = |wanted: &WantedBackfills| {
-            let since = wanted.begin("product").unwrap().by_redis(9_000);
+        let began = |began_ms, cause| Backfilled { began_ms, cause };
+        let is_done = |wanted: &WantedBackfills, backfilled| {
+            let is_done = wanted.begin("product").unwrap().is_satisfied_by(backfilled, 9_000);
             wanted.put_back();
-            since
+            is_done
         };
-        wanted.want("product", Since::redis(2_000));
-        wanted.want("product", Since::redis(1_000));
-        assert_eq!(since(&wanted), 2_000);
+        wanted.want("product", Since::cause(7));
+        wanted.want("product", Since::cause(5));
+        assert!(is_done(&wanted, began(1, 7)) && !is_done(&wanted, began(1, 6)));
         // A request by this process's clock counts as of its moment by Redis's.
         wanted.want("product", Since::now());
         tokio::time::advance(Duration::from_millis(1_100)).await;
-        assert_eq!(since(&wanted), 8_000);
-        wanted.want("product", Since::redis(8_500));
-        assert_eq!(since(&wanted), 8_500);
+        assert!(is_done(&wanted, began(8_000, 7)));
+        assert!(!is_done(&wanted, began(7_999, 7)) && !is_done(&wanted, began(8_000, 6)));
+        // Redis's clock was set back since.
+        assert!(!is_done(&wanted, began(9_001, 7)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_interrupted_backfill_is_resumed_only_for_what_it_has_seen() {
+        let began = |began_ms, cause| Backfilled { began_ms, cause };
+        tokio::time::advance(Duration::from_secs(60)).await;
+        // A start goes on with what another process began, but for causes of since then.
+        assert!(Since::start().allows_resuming(began(1_000, 3), 9_000));
+        assert!(Since::start().and(Since::cause(3)).allows_resuming(began(1_000, 3), 9_000));
+        assert!(!Since::start().and(Since::cause(4)).allows_resuming(began(1_000, 3), 9_000));
+        // A schedule wants what is there now.
+        assert!(!Since::now().allows_resuming(began(1_000, 3), 9_000));
+        assert!(!Since::start().and(Since::now()).allows_resuming(began(1_000, 3), 9_000));
+        assert!(Since::now().allows_resuming(began(9_000, 3), 9_000));
     }
 
     #[test]
     fn what_runs_is_not_wanted_unless_it_is_wanted_again_or_put_back() {
         let wanted = WantedBackfills::default();
-        wanted.want("product", Since::redis(2_000));
-        assert_eq!(wanted.begin("product"), Some(Since::redis(2_000)));
+        wanted.want("product", Since::cause(2));
+        assert_eq!(wanted.begin("product"), Some(Since::cause(2)));
         assert_eq!(wanted.datasets(), Vec::<String>::new());
-        // The later request stands by itself: the one that runs may do for it.
-        wanted.want("product", Since::redis(1_000));
+        // The one that runs does for an earlier request, not for a later one.
+        wanted.want("product", Since::cause(1));
+        assert_eq!(wanted.datasets(), Vec::<String>::new());
+        wanted.want("product", Since::cause(3));
         wanted.done();
-        assert_eq!(wanted.begin("product"), Some(Since::redis(1_000)));
+        assert_eq!(wanted.begin("product"), Some(Since::cause(3)));
         wanted.put_back();
         assert_eq!(wanted.datasets(), ["product"]);
-        assert_eq!(wanted.begin("product"), Some(Since::redis(1_000)));
+        assert_eq!(wanted.begin("product"), Some(Since::cause(3)));
         wanted.done();
         wanted.put_back();
         assert_eq!(wanted.begin("product"), None);

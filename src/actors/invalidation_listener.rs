@@ -66,7 +66,7 @@ impl Task for InvalidationListener {
 /// Events may have been lost before this moment of Redis's clock; none: it is not known when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Lost {
-    before_ms: Option<u64>,
+    cause: Option<u64>,
 }
 
 /// Whether events may have been lost.
@@ -77,8 +77,8 @@ struct Gap {
 }
 
 impl Gap {
-    fn note(&self, before_ms: Option<u64>) {
-        *self.lock() = Some(Lost { before_ms });
+    fn note(&self, cause: Option<u64>) {
+        *self.lock() = Some(Lost { cause });
         self.noticed.now();
     }
 
@@ -238,7 +238,7 @@ impl Applier<'_> {
         let names = engine.catalog.iter().map(|dataset| dataset.name().to_owned());
         let names: Vec<String> = names.filter(|name| !is_covered(name)).collect();
         if !names.is_empty() {
-            if let Err(error) = events::mark_pending(engine, &names, "events lost", lost.before_ms).await {
+            if let Err(error) = events::mark_pending(engine, &names, "events lost", lost.cause).await {
                 debug!(error = %chain(&error), "the gap is repaired later");
                 return;
             }
@@ -287,8 +287,8 @@ impl Reader<'_> {
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is reported: backfills at the start wait for it, so that they cover the gap.
-        let at_ms = engine.redis.metadata("").await.ok().map(|metadata| metadata.now_ms);
-        self.gap.note(at_ms);
+        let cause = engine.redis.next_cause().await.ok();
+        self.gap.note(cause);
         // The worker is not ready until the possible loss is recorded.
         self.context.health.update(|facts| facts.has_gap = true);
         self.context.health.note("subscription", Ok(()));

@@ -19,7 +19,7 @@ use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
 use crate::schedule::next_fire;
-use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
+use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill, interrupted};
 use cachekeeper_engine::backoff::{Backoff, every};
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
@@ -105,7 +105,7 @@ impl Plan {
             let Some(warm) = &dataset.settings.warm else { continue };
             // After a restart of this task alone, what was warmed stays warmed.
             if warm.on_start && not_warmed.contains(dataset.name()) {
-                self.context.backfills.want(dataset.name(), Since::now());
+                self.context.backfills.want(dataset.name(), Since::start());
             }
             if let Some(fire) = next_fire(warm, now) {
                 self.fires.insert(dataset.name().to_owned(), fire);
@@ -138,11 +138,14 @@ impl Plan {
         next.clamp(now + Duration::from_millis(10), now + LOOK_EVERY)
     }
 
-    /// A backfill that begins before events are listened to would have to be repeated: those in between are lost.
+    /// A backfill that begins before events are listened to, or before the feed has taken over what is covered, would have to
+    /// be repeated: what comes in between is lost.
     fn is_listening(&self) -> bool {
-        // Where nobody may subscribe at all, filling late is better than never.
-        WAIT_FOR_LISTENER_MAX < self.began.elapsed()
-            || matches!(self.context.health.facts().dependencies.get("subscription"), Some(Ok(())))
+        let facts = self.context.health.facts();
+        let hears_events = matches!(facts.dependencies.get("subscription"), Some(Ok(())));
+        let is_followed = !self.context.engine.feed.is_on || facts.watermark.is_some();
+        // Where nobody may subscribe at all, or no watermark can be had, filling late is better than never.
+        WAIT_FOR_LISTENER_MAX < self.began.elapsed() || hears_events && is_followed
     }
 
     fn fire_schedules(&mut self) {
@@ -269,17 +272,18 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
         LeaseReply::Unavailable(_) => return BackfillEnd::Elsewhere(LOOK_AT_OTHERS),
     };
     // Only under the lease, so that nobody else can be about to do it.
-    match context.engine.redis.metadata("").await {
+    let resume = match context.engine.redis.metadata("").await {
         Ok(metadata) => {
-            let since_ms = since.by_redis(metadata.now_ms);
-            if metadata.backfilled.get(dataset.name()).is_some_and(|began| since_ms <= *began) {
+            let backfilled = metadata.backfilled.get(dataset.name());
+            if backfilled.is_some_and(|backfilled| since.is_satisfied_by(*backfilled, metadata.now_ms)) {
                 return BackfillEnd::DoneElsewhere;
             }
+            interrupted(&metadata, dataset).is_some_and(|began| since.allows_resuming(began, metadata.now_ms))
         }
         Err(error) => return BackfillEnd::Ran(Err(error.into()), Duration::ZERO),
-    }
+    };
     let began = Instant::now();
-    let result = backfill_under(&lease, &context.engine, dataset).await;
+    let result = backfill_under(&lease, &context.engine, dataset, resume).await;
     BackfillEnd::Ran(result, began.elapsed())
 }
 
@@ -288,13 +292,14 @@ async fn backfill_under(
     lease: &Lease,
     engine: &Context,
     dataset: &Dataset,
+    resume: bool,
 ) -> Result<LoadReport, EngineError> {
     let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
     let options = BackfillOptions {
         cancel: lease.lost().clone(),
         rate: dataset.settings.warm.as_ref().and_then(|warm| warm.rate),
         progress: Some(progress),
-        resume: true,
+        resume,
     };
     let report = async {
         let mut ticks = every(PROGRESS_EVERY);

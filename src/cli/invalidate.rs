@@ -13,7 +13,6 @@ use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::invalidate;
 use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::revalidation;
-use cachekeeper_engine::stores::redis::PendingRevalidation;
 use cachekeeper_protocol::event::Op;
 
 /// What to invalidate.
@@ -88,10 +87,9 @@ async fn whole(
     op: Option<Op>,
 ) -> Result<LoadReport, EngineError> {
     let state = epoch::ensure(context, "").await?;
-    let (names, pending) =
-        ([dataset.name().to_owned()], PendingRevalidation::new("command", state.metadata.now_ms));
+    let names = [dataset.name().to_owned()];
     let at = (&state.epoch, state.poll.incarnation.as_str());
-    context.checked(None, context.redis.mark_pending(at, &pending, &names, None, "").await?)?;
+    context.checked(None, context.redis.mark_pending(at, ("command", None), &names, None, "").await?)?;
     let policy = if op == Some(Op::Delete) {
         cachekeeper_config::OnNewEpoch::Drop
     } else {

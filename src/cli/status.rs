@@ -105,7 +105,8 @@ fn datasets(context: &Context, metadata: &Metadata, lines: &mut Vec<String>) -> 
             Some(_) => "another definition than this file's",
             None => "not known to any worker yet",
         };
-        let pending = metadata.pending.get(dataset.name()).map(|pending| pending.reason().to_owned());
+        let pending =
+            metadata.reasons().find(|(name, _)| *name == dataset.name()).map(|(_, reason)| reason.to_owned());
         let backfill = metadata.backfills.get(dataset.name());
         lines.push(format!(
             "dataset    {} ({}): {definition}{}{}",

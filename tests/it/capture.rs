@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
@@ -125,6 +126,8 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     let product = context.catalog.get("product").unwrap();
     let cancel = tokio_util::sync::CancellationToken::new();
     cachekeeper_engine::revalidation::run(&context, product, policy, &cancel).await.unwrap();
+    let options = BackfillOptions { cancel: cancel.clone(), rate: None, progress: None, resume: false };
+    backfill(&context, product, &options).await.unwrap();
     follower.step(true).await.unwrap();
     assert_eq!(watermark(&context).await.not_covered, Vec::<String>::new());
     context.set_coverage(touched);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::{
-    Answer as Reply, CounterRule, Creation, Epoch, NewEpoch, PendingRevalidation, Precondition,
-    PreconditionFailed, Redis, StoreMode,
+    Answer as Reply, CounterRule, Creation, Epoch, NewEpoch, Precondition, PreconditionFailed, Redis,
+    StoreMode,
 };
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::slot;
@@ -76,17 +76,16 @@ async fn begin(store: &Redis, client: &mut redis::aio::MultiplexedConnection, fl
     let _: () = redis::cmd("FLUSHALL").query_async(client).await.unwrap();
     let xmax = XMAX[usize::from(floor)];
     let snapshot: Snapshot = format!("{xmax}:{xmax}:").parse().unwrap();
-    let pending = PendingRevalidation::new("test", 1);
     let new = NewEpoch {
         incarnation: "first",
         snapshot: &snapshot,
-        pending: &pending,
+        reason: "test",
         datasets: &[],
         is_renewal: false,
     };
     let seen = store.metadata("").await.unwrap();
     let Creation::Created(epoch) = store.create_epoch(&seen, &new).await.unwrap() else { panic!() };
-    store.register(&epoch, "first", "d", ("", "r1"), (LIFE, 1)).await.unwrap();
+    store.register(&epoch, "first", "d", ("", "r1"), LIFE).await.unwrap();
     epoch
 }
 

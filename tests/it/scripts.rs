@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::{
-    Answer, Creation, Epoch, NewEpoch, PendingRevalidation, Precondition, PreconditionFailed, Redis,
-    StoreMode,
+    Answer, Creation, Epoch, NewEpoch, Precondition, PreconditionFailed, Redis, StoreMode,
 };
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::slot;
@@ -66,18 +65,17 @@ impl Model {
 async fn begin(redis: &Redis) -> Epoch {
     let seen = redis.metadata("").await.unwrap();
     let snapshot: Snapshot = "5:5:".parse().unwrap();
-    let pending = PendingRevalidation::new("test", 1);
     let new = NewEpoch {
         incarnation: "life",
         snapshot: &snapshot,
-        pending: &pending,
+        reason: "test",
         datasets: &[],
         is_renewal: false,
     };
     let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else {
         panic!("not created")
     };
-    redis.register(&epoch, "life", "d", ("", "r1"), (Duration::from_secs(600), 1)).await.unwrap();
+    redis.register(&epoch, "life", "d", ("", "r1"), Duration::from_secs(600)).await.unwrap();
     epoch
 }
 

@@ -16,7 +16,7 @@ use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
-use crate::stores::redis::{Answer, Claim, Epoch, Settled, StoreMode};
+use crate::stores::redis::{Answer, Backfilled, Claim, Epoch, Metadata, Settled, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
 
 /// How far a backfill is.
@@ -108,7 +108,7 @@ struct BackfillStream<'a> {
     /// Where the last confirmed batch ended; what an interrupted backfill goes on from.
     confirmed: String,
     entries_before: u64,
-    began_ms: u64,
+    began: Backfilled,
 }
 
 /// A batch on its way: its entries, and the key it ends with.
@@ -131,11 +131,12 @@ impl<'a> BackfillStream<'a> {
         let interrupted = interrupted.and_then(|text| Bookmark::parse(text, dataset));
         // Of one that was interrupted long ago the first entries may have expired.
         let recent = state.metadata.now_ms.saturating_sub(millis(dataset.lifetimes.ttl / 2));
-        let interrupted = interrupted.filter(|bookmark| recent < bookmark.began_ms);
+        let interrupted = interrupted.filter(|bookmark| recent < bookmark.began.began_ms);
         let behind = interrupted.as_ref().map(|bookmark| &bookmark.values);
         if let Some(bookmark) = &interrupted {
             info!(dataset = dataset.name(), behind = %bookmark.key, entries = bookmark.entries, "resuming the backfill");
         }
+        let now = Backfilled { began_ms: state.metadata.now_ms, cause: state.metadata.causes };
         let mut rows = context.postgres.backfill(source, behind).await?;
         let mut backfill = Self {
             context,
@@ -146,7 +147,7 @@ impl<'a> BackfillStream<'a> {
             report: LoadReport::default(),
             refused: Vec::new(),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
-            began_ms: interrupted.as_ref().map_or(state.metadata.now_ms, |bookmark| bookmark.began_ms),
+            began: interrupted.as_ref().map_or(now, |bookmark| bookmark.began),
             entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
         };
         backfill.stream(source, &mut rows, options).await?;
@@ -247,8 +248,8 @@ impl<'a> BackfillStream<'a> {
             && let Some(values) = self.dataset.read_key(last.key)
         {
             let entries = self.entries_before + self.report.stored;
-            let began_ms = self.began_ms;
-            self.confirmed = Bookmark { key: last.key.to_owned(), values, entries, began_ms }.render();
+            let began = self.began;
+            self.confirmed = Bookmark { key: last.key.to_owned(), values, entries, began }.render();
         }
         // Rows whose slots moved on are loaded again by key; not too many of them at the end.
         if self.dataset.settings.batch <= self.refused.len() {
@@ -281,8 +282,9 @@ impl<'a> BackfillStream<'a> {
         self.load_refused().await?;
         let current = epoch::current(self.context).await?;
         let precondition = self.dataset.precondition(&current, &self.poll.incarnation);
-        let paid = Settled::Backfill { began_ms: self.began_ms };
-        let answer = self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, paid).await?;
+        let settled = Settled::Backfill(self.began);
+        let answer =
+            self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;
         match self.context.checked(Some(self.dataset), answer)? {
             Claim::Accepted => Ok(self.report),
             Claim::RolledBack => {
@@ -293,29 +295,36 @@ impl<'a> BackfillStream<'a> {
     }
 }
 
+/// When the backfill of this dataset began that was interrupted, if one was.
+#[must_use]
+pub fn interrupted(metadata: &Metadata, dataset: &Dataset) -> Option<Backfilled> {
+    Some(Bookmark::parse(metadata.backfills.get(dataset.name())?, dataset)?.began)
+}
+
 /// Where an interrupted backfill is.
 struct Bookmark {
     key: String,
     values: KeyValues,
     entries: u64,
-    /// When the one began that was interrupted first, by Redis's clock.
-    began_ms: u64,
+    /// When the one began that was interrupted first.
+    began: Backfilled,
 }
 
 impl Bookmark {
     fn render(&self) -> String {
-        format!("{} {} {}", self.entries, self.began_ms, self.key)
+        format!("{} {} {} {}", self.entries, self.began.began_ms, self.began.cause, self.key)
     }
 
     fn parse(text: &str, dataset: &Dataset) -> Option<Self> {
         let (entries, rest) = text.split_once(' ')?;
-        let (began, key) = rest.split_once(' ')?;
+        let (began, rest) = rest.split_once(' ')?;
+        let (cause, key) = rest.split_once(' ')?;
         let values = dataset.read_key(key)?;
         Some(Self {
             key: key.to_owned(),
             values,
             entries: entries.parse().ok()?,
-            began_ms: began.parse().ok()?,
+            began: Backfilled { began_ms: began.parse().ok()?, cause: cause.parse().ok()? },
         })
     }
 }

@@ -16,7 +16,7 @@ use super::failpoint;
 use super::load::Job;
 use super::{coverage, epoch};
 use crate::stores::postgres::{ErrorKind, FeedPoll, FeedReader, Poll};
-use crate::stores::redis::{Advance, Advanced, Epoch, PendingRevalidation, PreconditionFailed};
+use crate::stores::redis::{Advance, Advanced, Epoch, PreconditionFailed};
 pub(crate) use batch::apply_own;
 use batch::{ChangeBatch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
@@ -59,7 +59,6 @@ struct FeedPosition {
     incarnation: String,
     cursor: Snapshot,
     count: u64,
-    now_ms: u64,
 }
 
 const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
@@ -167,7 +166,6 @@ impl FeedConsumer {
             incarnation: state.poll.incarnation,
             cursor,
             count: state.metadata.counted,
-            now_ms: state.metadata.now_ms,
         })
     }
 
@@ -218,7 +216,6 @@ impl FeedConsumer {
         let mut batch = ChangeBatch {
             context: &self.context,
             epoch: position.epoch,
-            now_ms: position.now_ms,
             poll: found.poll.clone(),
             job: Job { id: self.job.clone(), count: position.count },
             deletes_instead: &mut self.deletes_instead,
@@ -273,14 +270,13 @@ impl FeedConsumer {
         statements: u64,
     ) -> Result<Step, EngineError> {
         let followed = self.followed(coverage);
-        let pending = PendingRevalidation::new("newly covered", position.now_ms);
         let advance = Advance {
             job: (&self.job, position.count),
             from: position.cursor.as_str(),
             to: &poll.snapshot,
             as_of,
             covered: &followed,
-            pending: &pending,
+            reason: "newly covered",
         };
         let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {

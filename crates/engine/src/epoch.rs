@@ -8,9 +8,7 @@ use super::context::Context;
 use super::error::EngineError;
 use crate::metrics::ByReason;
 use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
-use crate::stores::redis::{
-    Answer, Creation, Epoch, Metadata, NewEpoch, PendingRevalidation, PreconditionFailed, Registration,
-};
+use crate::stores::redis::{Answer, Creation, Epoch, Metadata, NewEpoch, PreconditionFailed, Registration};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// The current epoch, as it was just read.
@@ -80,7 +78,7 @@ async fn begin(
     let new = NewEpoch {
         incarnation: &poll.incarnation,
         snapshot: &poll.snapshot,
-        pending: &PendingRevalidation::new(reason, metadata.now_ms),
+        reason,
         datasets: &datasets,
         is_renewal: keeps_tables,
     };
@@ -125,8 +123,7 @@ async fn register_all(
         }
         let longest = dataset.lifetimes.longest();
         let revisions = (seen, dataset.revision.as_str());
-        let life = (longest, metadata.now_ms);
-        match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, life).await? {
+        match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, longest).await? {
             Answer::Done(Registration::Registered) => {
                 info!(dataset = dataset.name(), revision = %dataset.revision, "definition registered, entries are pending");
                 dataset.is_registered.store(true, Ordering::Relaxed);

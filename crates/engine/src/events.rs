@@ -10,7 +10,6 @@ use super::error::{EngineError, chain};
 use super::{epoch, invalidate};
 use crate::metrics::{ByReason, BySourceKind};
 use crate::stores::postgres::ErrorKind;
-use crate::stores::redis::PendingRevalidation;
 use cachekeeper_protocol::event::{Event, Op};
 
 /// Events of a channel, as a label of metrics.
@@ -129,18 +128,19 @@ impl Merged {
     }
 }
 
-/// Records that every entry of these datasets must be revalidated, as of a moment of Redis's clock; none: now.
+/// Records that every entry of these datasets must be revalidated, by a cause that was numbered before; none: by one of now.
 pub async fn mark_pending(
     context: &Context,
     datasets: &[String],
     reason: &str,
-    made_ms: Option<u64>,
+    cause: Option<u64>,
 ) -> Result<(), EngineError> {
     with_current_epoch(context, || async {
         let state = epoch::ensure(context, "").await?;
-        let pending = PendingRevalidation::new(reason, made_ms.unwrap_or(state.metadata.now_ms));
         let at = (&state.epoch, state.poll.incarnation.as_str());
-        context.checked(None, context.redis.mark_pending(at, &pending, datasets, None, "").await?).map(drop)
+        context
+            .checked(None, context.redis.mark_pending(at, (reason, cause), datasets, None, "").await?)
+            .map(drop)
     })
     .await
 }

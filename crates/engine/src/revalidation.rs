@@ -12,8 +12,8 @@ use super::failpoint;
 use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Claim, Epoch, PendingRevalidation, ScannedEntry, Settled, UseSign, Wanted};
-use cachekeeper_config::OnNewEpoch;
+use crate::stores::redis::{Claim, Epoch, ScannedEntry, Settled, UseSign, Wanted};
+use cachekeeper_config::{OnNewEpoch, Scope};
 
 /// Keys of one script of the scan.
 const PAGE: usize = 500;
@@ -52,7 +52,7 @@ pub async fn run(
     if context.redis.facts().await?.run_id != facts.run_id {
         return Err(EngineError::RedisRolledBack);
     }
-    scan.claim(pending).await
+    scan.claim(state.metadata.causes).await
 }
 
 struct RevalidationScan<'a> {
@@ -116,13 +116,12 @@ impl RevalidationScan<'_> {
         Ok(())
     }
 
-    async fn claim(self, pending: &PendingRevalidation) -> Result<LoadReport, EngineError> {
+    async fn claim(self, cause: u64) -> Result<LoadReport, EngineError> {
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let answer = self
-            .context
-            .redis
-            .finish_job(&precondition, &self.job.id, self.job.count, Settled::Revalidation(pending))
-            .await?;
+        let holds_all = self.dataset.settings.scope == Scope::All;
+        let settled = Settled::Revalidation { cause, holds_all };
+        let answer =
+            self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;
         match self.context.checked(Some(self.dataset), answer)? {
             Claim::Accepted => Ok(self.report),
             Claim::RolledBack => {

@@ -16,7 +16,7 @@ use crate::invalidate::{delete_keys, members, reload_keys};
 use crate::load::Job;
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::postgres::{ErrorKind, KeyValues, Poll};
-use crate::stores::redis::{Epoch, PendingRevalidation};
+use crate::stores::redis::Epoch;
 use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
 
@@ -40,7 +40,6 @@ pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Resu
     let mut batch = ChangeBatch {
         context,
         epoch: state.epoch,
-        now_ms: state.metadata.now_ms,
         poll: state.poll,
         job: Job::uncounted(),
         deletes_instead: &mut deletes_instead,
@@ -54,7 +53,6 @@ pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Resu
 pub(super) struct ChangeBatch<'a> {
     pub(super) context: &'a Context,
     pub(super) epoch: Epoch,
-    pub(super) now_ms: u64,
     pub(super) poll: Poll,
     pub(super) job: Job,
     pub(super) deletes_instead: &'a mut BTreeSet<String>,
@@ -69,10 +67,10 @@ impl ChangeBatch<'_> {
         if !affected.whole.is_empty() {
             let names: Vec<String> = affected.whole.iter().cloned().collect();
             info!(datasets = names.join(", "), "a whole table changed, every entry is revalidated");
-            let pending = PendingRevalidation::new("whole table changed", self.now_ms);
+            let why = ("whole table changed", None);
             let at = (&self.epoch, self.poll.incarnation.as_str());
             let floor = Some(self.poll.snapshot.stamp());
-            let answer = self.context.redis.mark_pending(at, &pending, &names, floor, &self.job.id).await?;
+            let answer = self.context.redis.mark_pending(at, why, &names, floor, &self.job.id).await?;
             self.context.checked(None, answer)?;
             self.job.count += 1;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::script::{CREATE_EPOCH, Call, REGISTER, read_word};
-use super::{Answer, CacheError, Epoch, Metadata, PendingRevalidation, Precondition, Redis};
+use super::{Answer, CacheError, Epoch, Metadata, Precondition, Redis};
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_protocol::window::window_width;
 
@@ -16,8 +16,8 @@ pub struct NewEpoch<'a> {
     pub incarnation: &'a str,
     /// The snapshot at which floor and cursor begin, taken after the metadata was read.
     pub snapshot: &'a Snapshot,
-    /// What is pending for every dataset then.
-    pub pending: &'a PendingRevalidation,
+    /// Why every dataset is pending.
+    pub reason: &'a str,
     /// The datasets that the caller knows (those in the metadata are added).
     pub datasets: &'a [String],
     /// Whether the stamps are still good and only the epoch's id changes, because Redis was rolled back as a whole.
@@ -77,7 +77,7 @@ impl Redis {
         call.arg(seen.incarnation.as_deref().unwrap_or_default());
         call.arg(epoch.as_bytes()).arg(new.incarnation);
         call.arg(new.snapshot.stamp().to_bytes()).arg(new.snapshot.as_str());
-        call.arg(&new.pending.0);
+        call.arg(new.reason);
         call.arg(if new.is_renewal { "renew" } else { "new" });
         for dataset in new.datasets {
             call.arg(dataset);
@@ -96,13 +96,12 @@ impl Redis {
         incarnation: &str,
         dataset: &str,
         (seen, revision): (&str, &str),
-        (longest_life, now_ms): (Duration, u64),
+        longest_life: Duration,
     ) -> Result<Answer<Registration>, CacheError> {
-        let pending = PendingRevalidation::new("redefined", now_ms);
         let mut call = Call::namespace(&REGISTER, self, &Precondition::of_epoch(epoch, incarnation));
         call.arg(seen).arg(revision);
         call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
-        call.arg(&pending.0).arg(dataset);
+        call.arg("redefined").arg(dataset);
         call.run(self).await
     }
 }

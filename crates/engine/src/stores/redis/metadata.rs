@@ -33,8 +33,12 @@ pub struct Metadata {
     pub revisions: BTreeMap<String, String>,
     /// Where interrupted backfills stopped.
     pub backfills: BTreeMap<String, String>,
-    /// When the last whole backfill of a dataset began, in Unix milliseconds.
-    pub backfilled: BTreeMap<String, u64>,
+    /// Datasets of which Redis is to hold every row and some may be missing, each with the cause that a backfill must have seen.
+    pub unfilled: BTreeMap<String, u64>,
+    /// The last whole backfill of each dataset.
+    pub backfilled: BTreeMap<String, Backfilled>,
+    /// The number of the newest cause that made a dataset pending (R14a).
+    pub causes: u64,
     /// Incarnations that are over.
     pub retired: Vec<String>,
     /// Since when Postgres has not answered, in Unix milliseconds.
@@ -78,6 +82,13 @@ impl FromRedisValue for Metadata {
 }
 
 impl Metadata {
+    /// The datasets that the watermark leaves out until something is done, each with why.
+    pub fn reasons(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pending = self.pending.iter().map(|(name, pending)| (name.as_str(), pending.reason()));
+        let unfilled = self.unfilled.keys().filter(|name| !self.pending.contains_key(*name));
+        pending.chain(unfilled.map(|name| (name.as_str(), "rows may be missing")))
+    }
+
     fn add(&mut self, field: &str, value: Vec<u8>) {
         let text = String::from_utf8_lossy(&value).into_owned();
         match field.split_once(':').unwrap_or((field, "")) {
@@ -89,10 +100,15 @@ impl Metadata {
             ("rev", dataset) => drop(self.revisions.insert(dataset.to_owned(), text)),
             ("backfill", dataset) => drop(self.backfills.insert(dataset.to_owned(), text)),
             ("backfilled", dataset) => {
-                if let Ok(began) = text.parse() {
-                    self.backfilled.insert(dataset.to_owned(), began);
+                if let Some(backfilled) = Backfilled::parse(&text) {
+                    self.backfilled.insert(dataset.to_owned(), backfilled);
                 }
             }
+            ("unfilled", dataset) => {
+                // What cannot be read is as new as can be: it stays until a backfill has seen everything.
+                self.unfilled.insert(dataset.to_owned(), text.parse().unwrap_or(u64::MAX));
+            }
+            ("causes", _) => self.causes = text.parse().unwrap_or_default(),
             ("retired", incarnation) => self.retired.push(incarnation.to_owned()),
             ("outage", _) => self.outage_since = text.parse().ok(),
             _ => {}
@@ -100,25 +116,29 @@ impl Metadata {
     }
 }
 
-/// Why a dataset's entries must be revalidated, and a number that tells this revalidation from the next one.
+/// When a whole backfill began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backfilled {
+    /// In Unix milliseconds of Redis's clock.
+    pub began_ms: u64,
+    /// The newest cause then.
+    pub cause: u64,
+}
+
+impl Backfilled {
+    fn parse(text: &str) -> Option<Self> {
+        let (began, cause) = text.split_once(' ')?;
+        Some(Self { began_ms: began.parse().ok()?, cause: cause.parse().ok()? })
+    }
+}
+
+/// Why a dataset's entries must be revalidated: a reason, and the number of the cause. Only work that began later settles it
+/// (R14a).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PendingRevalidation(pub(super) String);
+pub struct PendingRevalidation(String);
 
 impl PendingRevalidation {
-    /// A revalidation for this reason (one word or a few), pending since this moment of Redis's clock: a backfill that
-    /// began later has filled what was missing then.
-    #[must_use]
-    pub fn new(reason: &str, since_ms: u64) -> Self {
-        Self(format!("{reason} {since_ms}-{:016x}", rand::random::<u64>()))
-    }
-
-    /// Since when it is pending, in Unix milliseconds of Redis's clock.
-    #[must_use]
-    pub fn since_ms(&self) -> Option<u64> {
-        self.0.rsplit_once(' ')?.1.split_once('-')?.0.parse().ok()
-    }
-
-    /// The reason alone.
+    /// The reason alone, one word or a few.
     #[must_use]
     pub fn reason(&self) -> &str {
         self.0.rsplit_once(' ').map_or(self.0.as_str(), |(reason, _)| reason)
@@ -127,16 +147,18 @@ impl PendingRevalidation {
 
 /// What a finished job has settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled<'a> {
+pub enum Settled {
     /// Nothing that is written down.
     Nothing,
-    /// A revalidation.
-    Revalidation(&'a PendingRevalidation),
-    /// A backfill, so that other workers need not repeat it.
-    Backfill {
-        /// When it began, in Unix milliseconds of Redis's clock.
-        began_ms: u64,
+    /// A revalidation, of all causes up to this one.
+    Revalidation {
+        /// The newest cause when it began.
+        cause: u64,
+        /// Whether Redis is to hold every row: then a backfill must follow.
+        holds_all: bool,
     },
+    /// A backfill, so that other workers need not repeat it.
+    Backfill(Backfilled),
 }
 
 /// How the claim that every step of a job is in Redis ended.
@@ -155,18 +177,29 @@ impl FromRedisValue for Claim {
 }
 
 impl Redis {
-    /// Records that the entries of these datasets must be revalidated. With `floor`, which is what a change of a whole
-    /// table asks for, no older load is stored any more; `job` is counted, if it is not empty.
+    /// A number for a cause that is recorded later: work that begins from now on has seen it.
+    pub async fn next_cause(&self) -> Result<u64, CacheError> {
+        let command = redis::cmd("HINCRBY").arg(&self.keys.metadata().meta).arg("causes").arg(1).to_owned();
+        self.command("number a cause", &command).await
+    }
+
+    /// Records that the entries of these datasets must be revalidated, for a reason (one word or a few). A `cause` is the number
+    /// of an earlier moment; none: now. With `floor`, which is what a change of a whole table asks for, no older load is stored
+    /// any more; `job` is counted, if it is not empty.
     pub async fn mark_pending(
         &self,
         (epoch, incarnation): (&Epoch, &str),
-        pending: &PendingRevalidation,
+        (reason, cause): (&str, Option<u64>),
         datasets: &[String],
         floor: Option<Stamp>,
         job: &str,
     ) -> Result<Answer<u64>, CacheError> {
         let mut call = Call::namespace(&MARK_PENDING, self, &Precondition::of_epoch(epoch, incarnation));
-        call.arg(&pending.0);
+        call.arg(reason);
+        match cause {
+            Some(cause) => call.number(cause),
+            None => call.arg(""),
+        };
         match floor {
             Some(stamp) => call.arg(stamp.to_bytes()),
             None => call.arg(""),
@@ -184,15 +217,19 @@ impl Redis {
         precondition: &Precondition<'_>,
         job: &str,
         count: u64,
-        settled: Settled<'_>,
+        settled: Settled,
     ) -> Result<Answer<Claim>, CacheError> {
-        let (revalidated, began) = match settled {
-            Settled::Nothing => ("", String::new()),
-            Settled::Revalidation(pending) => (pending.0.as_str(), String::new()),
-            Settled::Backfill { began_ms } => ("", began_ms.to_string()),
-        };
         let mut call = Call::namespace(&FINISH_JOB, self, precondition);
-        call.arg(job).number(count).arg(revalidated).arg(began);
+        call.arg(job).number(count);
+        match settled {
+            Settled::Nothing => call.arg("").arg("").arg("").arg(""),
+            Settled::Revalidation { cause, holds_all } => {
+                call.arg("revalidation").number(cause).arg(if holds_all { "all" } else { "" }).arg("")
+            }
+            Settled::Backfill(Backfilled { began_ms, cause }) => {
+                call.arg("backfill").number(cause).arg("").number(began_ms)
+            }
+        };
         call.run(self).await
     }
 }
@@ -226,8 +263,8 @@ pub struct Advance<'a> {
     pub as_of: &'a str,
     /// The datasets that are covered, each with its coverage fingerprint.
     pub covered: &'a [(String, String)],
-    /// What becomes pending for a dataset that was not covered, or had another fingerprint.
-    pub pending: &'a PendingRevalidation,
+    /// Why a dataset becomes pending that was not covered, or had another fingerprint.
+    pub reason: &'a str,
 }
 
 /// How a move ended.
@@ -264,7 +301,7 @@ impl Redis {
         let mut call = Call::guarded(&ADVANCE, self, on, [&on.watermark].into_iter(), Some(&precondition));
         call.arg(advance.job.0).number(advance.job.1);
         call.arg(advance.from).arg(advance.to.as_str()).arg(advance.as_of);
-        call.arg(&advance.pending.0).arg(epoch.to_string());
+        call.arg(advance.reason).arg(epoch.to_string());
         for (dataset, fingerprint) in advance.covered {
             call.arg(dataset).arg(fingerprint);
         }

@@ -122,6 +122,7 @@ pub(super) fn read_word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T
 // Parts that scripts share; they define functions and do nothing.
 const PRELUDE: &str = include_str!("lua/prelude.lua");
 const COUNTERS: &str = include_str!("lua/counters.lua");
+const CAUSES: &str = include_str!("lua/causes.lua");
 const TAG_SETS: &str = include_str!("lua/tag_sets.lua");
 const TAG_MEMBERS: &str = include_str!("lua/tag_members.lua");
 /// Refused as a whole when memory is full.
@@ -167,10 +168,10 @@ scripts! {
     MEMBERS = "members", ALLOW_OOM, PRELUDE;
     SCAN = "scan", ALLOW_OOM, PRELUDE;
     EXTEND = "extend", ALLOW_OOM, PRELUDE;
-    MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE;
+    MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE, CAUSES;
     FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;
-    ADVANCE = "advance", ALLOW_OOM, PRELUDE;
-    REGISTER = "register", ALLOW_OOM, PRELUDE;
+    ADVANCE = "advance", ALLOW_OOM, PRELUDE, CAUSES;
+    REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES;
     METADATA = "metadata", READ_ONLY;
     METADATA_COUNTED = "metadata", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch", ALLOW_OOM;

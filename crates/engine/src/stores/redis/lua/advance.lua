@@ -1,11 +1,11 @@
 -- Moves the cursor and, with it, the watermark (R12): every change up to the new cursor is in this Redis.
 -- KEYS: 1 to 3 see the prelude, 4 watermark.
 -- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 as_of,
---       10 the pending revalidation of a dataset that was not covered until now, 11 epoch as text,
+--       10 why a dataset is pending that was not covered until now, 11 epoch as text,
 --       then pairs of a dataset that is covered and its coverage fingerprint.
 -- Replies DONE, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
 local watermark = KEYS[4]
-local job, known, from, to, as_of, pending, epoch_text = unpack(ARGV, 5, 11)
+local job, known, from, to, as_of, reason, epoch_text = unpack(ARGV, 5, 11)
 local FIRST_DATASET = 12
 local failure = check_precondition()
 if failure then return failure end
@@ -17,7 +17,7 @@ for i = FIRST_DATASET, #ARGV, 2 do fingerprints[ARGV[i]] = ARGV[i + 1] end
 local fields, left_out, covered = redis.call('HGETALL', meta), {}, {}
 for i = 1, #fields, 2 do
   local kind, name = string.match(fields[i], '^(%l+):(.*)$')
-  if kind == 'pending' then
+  if kind == 'pending' or kind == 'unfilled' then
     left_out[name] = true
   elseif kind == 'rev' and not fingerprints[name] then
     left_out[name] = true
@@ -27,9 +27,12 @@ for i = 1, #fields, 2 do
   end
 end
 -- What was not covered, or by other triggers, may have missed changes: all its entries must be revalidated (R14).
+local cause
 for name, fingerprint in pairs(fingerprints) do
   if covered[name] ~= fingerprint then
-    redis.call('HSET', meta, 'covered:' .. name, fingerprint, 'pending:' .. name, pending)
+    cause = cause or next_cause()
+    redis.call('HSET', meta, 'covered:' .. name, fingerprint)
+    make_pending(name, reason, cause)
     left_out[name] = true
   end
 end

@@ -1,11 +1,11 @@
 -- Begins an epoch (R13), only if the metadata is still what was read.
 -- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags, 4 watermark, 5 counters.
 -- ARGV: 1 the epoch that was read or '', 2 its incarnation or '', 3 new epoch, 4 incarnation, 5 floor, 6 cursor,
---       7 the pending revalidation, 8 'new' (the stamps are worthless) or 'renew' (Redis was rolled back, but its
+--       7 the reason why everything is pending, 8 'new' (the stamps are worthless) or 'renew' (Redis was rolled back, but its
 --       tables are whole: only the epoch's id changes), 9… datasets.
 -- Replies CREATED, or LOST if somebody was faster, or RETIRED if the incarnation is over.
 local meta, stamps, tag_stamps, watermark, counters = unpack(KEYS, 1, 5)
-local seen_epoch, seen_incarnation, epoch, incarnation, floor, cursor, pending, mode = unpack(ARGV, 1, 8)
+local seen_epoch, seen_incarnation, epoch, incarnation, floor, cursor, reason, mode = unpack(ARGV, 1, 8)
 local FIRST_DATASET = 9
 local SLOTS_BYTES = 1048576
 local kind = redis.call('TYPE', meta).ok
@@ -16,10 +16,11 @@ if (redis.call('HGET', meta, 'epoch') or '') ~= seen_epoch or old_incarnation ~=
 end
 if redis.call('HEXISTS', meta, 'retired:' .. incarnation) == 1 then return redis.status_reply('RETIRED') end
 
+local cause = redis.call('HINCRBY', meta, 'causes', 1)
 -- A cursor that was rolled back together with the entries makes the feed apply again what it covers.
 local function mark_pending(dataset)
   if mode == 'renew' and redis.call('HEXISTS', meta, 'covered:' .. dataset) == 1 then return end
-  redis.call('HSET', meta, 'pending:' .. dataset, pending)
+  redis.call('HSET', meta, 'pending:' .. dataset, string.format('%s %d', reason, cause))
 end
 for _, field in ipairs(redis.call('HKEYS', meta)) do
   local kind, name = string.match(field, '^(%l+):(.*)$')

@@ -1,14 +1,16 @@
 -- Records pending revalidations (R14): datasets whose entries must be loaded again and compared.
--- KEYS, ARGV: 1 to 4 see the prelude, 5 the pending revalidation, 6 a stamp to which the floor is raised ("the whole
---       table changed") or '', 7 job or '', 8… datasets. Replies how many.
-local pending, new_floor, job = ARGV[5], ARGV[6], ARGV[7]
-local FIRST_DATASET = 8
+-- KEYS, ARGV: 1 to 4 see the prelude, 5 the reason, 6 the number of the cause if it has one already, or '', 7 a stamp to
+--       which the floor is raised ("the whole table changed") or '', 8 job or '', 9… datasets. Replies how many.
+local reason, cause, new_floor, job = unpack(ARGV, 5, 8)
+local FIRST_DATASET = 9
 local failure, floor, top = check_precondition()
 if failure then return failure end
 if new_floor ~= '' then
   if less(floor, new_floor) then redis.call('HSET', meta, 'floor', new_floor) end
   raise_top(top, new_floor)
 end
-for i = FIRST_DATASET, #ARGV do redis.call('HSET', meta, 'pending:' .. ARGV[i], pending) end
+-- A number that Redis does not know any more, because it was rolled back, would never be settled.
+if cause == '' or tonumber(redis.call('HGET', meta, 'causes') or 0) < tonumber(cause) then cause = next_cause() end
+for i = FIRST_DATASET, #ARGV do make_pending(ARGV[i], reason, cause) end
 count(job)
 return #ARGV - FIRST_DATASET + 1

@@ -1,8 +1,8 @@
 -- Registers a dataset's definition once at a process's start (R16), by compare-and-set, and announces its longest life.
 -- KEYS, ARGV: 1 to 4 see the prelude (3 is '': the revision is what changes here), 5 the revision that was seen or '',
---       6 the new one, 7 longest life in seconds, 8 window width in seconds, 9 the pending revalidation, 10 the dataset.
+--       6 the new one, 7 longest life in seconds, 8 window width in seconds, 9 the reason why its entries are pending, 10 the dataset.
 -- Replies REGISTERED, SAME or LOST.
-local seen, new, longest_life, width, pending, registered = unpack(ARGV, 5, 10)
+local seen, new, longest_life, width, reason, registered = unpack(ARGV, 5, 10)
 local failure = check_precondition()
 if failure then return failure end
 
@@ -11,5 +11,6 @@ local span = 'span:' .. width
 if tonumber(redis.call('HGET', meta, span) or 0) < tonumber(longest_life) then redis.call('HSET', meta, span, longest_life) end
 if current == new then return redis.status_reply('SAME') end
 if current ~= seen then return redis.status_reply('LOST') end
-redis.call('HSET', meta, 'rev:' .. registered, new, 'pending:' .. registered, pending)
+redis.call('HSET', meta, 'rev:' .. registered, new)
+make_pending(registered, reason, next_cause())
 return redis.status_reply('REGISTERED')
