@@ -302,3 +302,33 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
     let after = cachekeeper_engine::epoch::ensure(&context, "").await.unwrap();
     assert_eq!(before.epoch, after.epoch);
 }
+
+/// A clock that was set back leaves windows beyond all that may be alive by its present time. To the scripts that is the same as
+/// a member stored with a longer life than any that is announced.
+#[tokio::test]
+async fn members_of_a_tag_are_found_after_the_clock_was_set_back() {
+    let redis = RedisRig::start(&[]).await;
+    let store = redis.store();
+    let epoch = begin(&store).await;
+    let precondition = Precondition { epoch: &epoch, incarnation: "life", dataset: "d", revision: "r1" };
+    let (at, life) = (Stamp::new(100, 0).unwrap(), Duration::from_secs(3_600));
+    let mut batch = EntryBatch::default();
+    let position = batch.push("k:1", b"value", 10_000);
+    batch.tag(position, "red");
+    store.store(&precondition, at, &batch, life, StoreMode::Slots).await.unwrap();
+    let mut client = redis.client().await;
+    let meta = &store.keys().metadata().meta;
+    let fields: Vec<String> = client.hkeys(meta).await.unwrap();
+    for span in fields.iter().filter(|field| field.starts_with("span:")) {
+        let _: () = client.hset(meta, span, 1).await.unwrap();
+    }
+    let Answer::Done(sets) = store.raise_tags(&precondition, at, "", &["red"]).await.unwrap() else {
+        panic!()
+    };
+    assert_eq!(sets.iter().map(|(_, size)| size).sum::<u64>(), 1, "{sets:?}");
+    let sets = store.invalidate_tags(&["red"]).await.unwrap();
+    assert_eq!(sets.iter().map(|(_, size)| size).sum::<u64>(), 1, "{sets:?}");
+    // Something else in the place of the list does not matter while the lives tell.
+    let _: () = client.set(&store.keys().metadata().windows, "garbage").await.unwrap();
+    store.raise_tags(&precondition, at, "", &["red"]).await.unwrap();
+}

@@ -167,8 +167,8 @@ impl Redis {
     pub async fn invalidate_tags(&self, tags: &[impl AsRef<str>]) -> Result<Vec<(String, u64)>, CacheError> {
         let on = self.keys.metadata();
         let of_tags = tags.iter().map(|tag| tag_counter(tag.as_ref()));
-        let mut call = Call::new(&INVALIDATE_TAGS, 2);
-        call.arg(&on.counters).arg(&on.meta);
+        let mut call = Call::new(&INVALIDATE_TAGS, 3);
+        call.arg(&on.counters).arg(&on.meta).arg(&on.windows);
         call.arg(generation()).arg(pack(of_tags.chain([ANY_TAG_COUNTER]))).arg(&on.tag_prefix);
         for tag in tags {
             call.arg(tag.as_ref());

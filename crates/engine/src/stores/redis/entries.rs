@@ -281,8 +281,9 @@ impl Redis {
         job: &str,
         tags: &[impl AsRef<str>],
     ) -> Result<Answer<Vec<(String, u64)>>, CacheError> {
-        let mut call = Call::namespace(&RAISE_TAGS, self, precondition);
-        call.arg(stamp.to_bytes()).arg(job).arg(&self.keys.metadata().tag_prefix);
+        let on = self.keys.metadata();
+        let mut call = Call::guarded(&RAISE_TAGS, self, on, [&on.windows].into_iter(), Some(precondition));
+        call.arg(stamp.to_bytes()).arg(job).arg(&on.tag_prefix);
         for tag in tags {
             let tag = tag.as_ref();
             call.arg(tag).number(u64::from(slot(tag.as_bytes())));

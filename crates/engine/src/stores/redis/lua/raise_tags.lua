@@ -1,7 +1,7 @@
 -- Raises tags and replies with the sets of their members (R8: raise first, then enumerate).
--- KEYS, ARGV: 1 to 4 see the prelude, 5 stamp, 6 job, 7 prefix of tag sets, then for each tag its name and slot.
+-- KEYS: 1 to 3 see the prelude, 4 windows. ARGV: 1 to 4 see the prelude, 5 stamp, 6 job, 7 prefix of tag sets, then for each tag its name and slot.
 -- Replies [set, members, set, members, …].
-local stamp, job, tag_prefix = ARGV[5], ARGV[6], ARGV[7]
+local windows, stamp, job, tag_prefix = KEYS[4], ARGV[5], ARGV[6], ARGV[7]
 local FIRST_TAG = 8
 local failure, _, top = check_precondition()
 if failure then return failure end
@@ -13,4 +13,4 @@ for i = FIRST_TAG, #ARGV, 2 do
 end
 raise_top(top, stamp)
 count(job)
-return tag_sets(meta, tag_prefix, names)
+return tag_sets(meta, windows, tag_prefix, names)
