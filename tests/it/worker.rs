@@ -596,5 +596,11 @@ async fn an_event_with_an_id_is_applied_once() {
     value_is(&mut client, "product:6", Some("twice")).await;
     // Events of one channel are applied in order, so the repeated one was passed over by now.
     value_is(&mut client, "product:5", Some("once")).await;
+    // The same id with other contents is another event.
+    let _: () = client
+        .publish("cache:invalidation", r#"{"keys":["product:5"],"op":"refresh","id":"e1"}"#)
+        .await
+        .unwrap();
+    value_is(&mut client, "product:5", Some("twice")).await;
     assert!(worker.stop().await);
 }
