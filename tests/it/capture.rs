@@ -439,3 +439,44 @@ async fn whoever_need_not_wait_is_answered_however_many_do() {
     assert!(!is_fresh);
     assert_eq!(found.unwrap().snapshot, watermark.snapshot);
 }
+
+/// What columns are called never matters, though the trigger's function has names of its own.
+#[tokio::test]
+async fn columns_may_have_the_names_that_the_trigger_uses() {
+    let rig = Rig::start(
+        "create type pair as (a int, b int);
+         create table odd (id int primary key, n int, o int, image text, touched text, place int, seen int, before text, after text, is_same bool, k int, s int, p int);
+         insert into odd select n, n, n, 'i', 't', n, n, 'b', 'a', true, n, n, n from generate_series(1, 20) n;
+         create table pairs (id int primary key, n pair, o pair);
+         insert into pairs select n, row(n, n)::pair, row(n, n)::pair from generate_series(1, 20) n;",
+    )
+    .await;
+    for (table, change, nothing) in
+        [("odd", "o = o + 1", "o = o, n = n"), ("pairs", "n = row(0, id)::pair", "n = n, o = o")]
+    {
+        let toml = format!(
+            "[dataset.d]\nquery = \"select * from {table}\"\nkey = \"d:{{id}}\"\n\
+             watch = [{{ table = \"{table}\", key = {{ id = \"id\" }} }}]\n"
+        );
+        let context = rig.context(&toml);
+        let _follower = follower(&context).await;
+        let captured = "select string_agg(k, ' ' order by k) from cachekeeper.outbox, unnest(keys) k";
+        for (statement, expected) in [
+            (format!("update {table} set {nothing} where id = 3"), None),
+            (format!("update {table} set {change} where id = 3"), Some("3")),
+            (format!("update {table} set {nothing} where id < 5"), None),
+            (format!("update {table} set {change} where id in (4, 7)"), Some("4 7")),
+            (format!("delete from {table} where id = 9"), Some("9")),
+        ] {
+            rig.postgres.execute("delete from cachekeeper.outbox").await.unwrap();
+            rig.postgres.execute(&statement).await.unwrap();
+            let mut session = rig.postgres.session().await.unwrap();
+            assert_eq!(session.text(captured).await.unwrap().as_deref(), expected, "{statement}");
+            assert_eq!(
+                count(&rig, "select count(*) from cachekeeper.outbox where keys is null").await,
+                0,
+                "{statement}"
+            );
+        }
+    }
+}

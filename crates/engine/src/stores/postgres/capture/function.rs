@@ -68,7 +68,8 @@ fn body((capture, version): (i32, i32), columns: &[WatchedColumn], limits: &Capt
     let enough = most.saturating_add(1);
     let (old, new) = (key_array(columns, "o"), key_array(columns, "n"));
     // Removing equal rows from both sides leaves the same change, whichever old row is paired with whichever new one.
-    // Above the limit the rows are not looked at any further: the whole table is meant.
+    // Above the limit the rows are not looked at any further: the whole table is meant. `row(o.*)`, because a bare `o` would be
+    // a column of that name, where there is one.
     format!(
         "declare
   seen bigint := 0;
@@ -81,8 +82,8 @@ begin
     if tg_op = 'UPDATE' then
       -- One row is by far the most frequent case, and needs no pairing.
       select count(*), bool_and(o.image *= n.image), min(o.touched), min(n.touched) into seen, is_same, before, after
-      from (select o as image, {old} as touched from old_rows o limit 2) o
-      cross join (select n as image, {new} as touched from new_rows n limit 2) n;
+      from (select row(o.*) as image, {old} as touched from old_rows o limit 2) o
+      cross join (select row(n.*) as image, {new} as touched from new_rows n limit 2) n;
       if seen = 1 then
         if is_same then
           return null;
@@ -91,8 +92,8 @@ begin
       elsif seen > 1 then
         select count(*), array_agg(distinct k.touched) filter (where not p.is_same) into seen, touched
         from (select o.touched as before, n.touched as after, o.image *= n.image as is_same
-              from (select row_number() over () as place, o as image, {old} as touched from old_rows o limit {enough}) o
-              join (select row_number() over () as place, n as image, {new} as touched from new_rows n limit {enough}) n
+              from (select row_number() over () as place, row(o.*) as image, {old} as touched from old_rows o limit {enough}) o
+              join (select row_number() over () as place, row(n.*) as image, {new} as touched from new_rows n limit {enough}) n
               using (place)) p
         cross join lateral (select p.before as touched union all select p.after where p.after is distinct from p.before) k;
       end if;
