@@ -17,6 +17,7 @@ use super::context::TaskContext;
 use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
+use cachekeeper_config::Scope;
 use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
@@ -264,6 +265,15 @@ impl Keeper {
                     invalidated = report.invalidated,
                     "all entries are revalidated"
                 );
+                // The most wanted ones may be missing; where every row is to be there, Redis says so itself.
+                let dataset = context.engine.catalog.get(&name);
+                let is_warmed = dataset.is_some_and(|dataset| {
+                    let settings = &dataset.settings;
+                    settings.scope == Scope::All && settings.warm.is_some() && !dataset.is_filled_whole()
+                });
+                if is_warmed {
+                    context.backfills.want(&name, Since::now());
+                }
             }
             Some(Err(EngineError::RedisRolledBack)) => self.renew_epoch().await,
             Some(Err(error @ EngineError::Dataset { .. })) => {

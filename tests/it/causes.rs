@@ -266,3 +266,21 @@ async fn an_interrupted_backfill_is_not_resumed_for_what_came_after_it_began() {
     .await;
     second.stop().await;
 }
+
+/// A backfill with a limit fills the most wanted rows only: nothing may wait for it to fill them all.
+#[tokio::test]
+async fn a_dataset_that_is_warmed_in_part_is_not_waited_for() {
+    let rig = Rig::start(TABLES).await;
+    let limited = DATASETS.replace(
+        "warm = { on_start = true }",
+        "scope = \"all\"\nwarm = { order_by = \"price desc\", limit = 10 }",
+    );
+    let worker = Worker::start(rig.config(&limited)).await.unwrap();
+    ready(&worker).await;
+    let metadata = worker.context.redis.metadata("").await.unwrap();
+    assert!(metadata.unfilled.is_empty());
+    let mut redis = rig.client().await;
+    let is_there: bool = redis.exists("product:100").await.unwrap();
+    assert!(is_there, "the dearest one is warmed");
+    worker.stop().await;
+}

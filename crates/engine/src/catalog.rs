@@ -72,6 +72,13 @@ impl Dataset {
         &self.settings.name
     }
 
+    /// Whether Redis is to hold every row, and a backfill stores every row. One with a limit fills the most wanted only.
+    #[must_use]
+    pub fn is_filled_whole(&self) -> bool {
+        let has_limit = self.settings.warm.as_ref().is_some_and(|warm| warm.limit.is_some());
+        self.settings.scope == config::Scope::All && !has_limit
+    }
+
     /// The values of this key's placeholders, or none if it is not a key of this dataset.
     #[must_use]
     pub fn read_key(&self, key: &str) -> Option<KeyValues> {

@@ -13,7 +13,7 @@ use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Claim, Epoch, ScannedEntry, Settled, UseSign, Wanted};
-use cachekeeper_config::{OnNewEpoch, Scope};
+use cachekeeper_config::OnNewEpoch;
 
 /// Keys of one script of the scan.
 const PAGE: usize = 500;
@@ -118,7 +118,7 @@ impl RevalidationScan<'_> {
 
     async fn claim(self, cause: u64) -> Result<LoadReport, EngineError> {
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let holds_all = self.dataset.settings.scope == Scope::All;
+        let holds_all = self.dataset.is_filled_whole();
         let settled = Settled::Revalidation { cause, holds_all };
         let answer =
             self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;
