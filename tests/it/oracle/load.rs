@@ -86,6 +86,9 @@ async fn write(arena: Arc<Arena>, mut random: StdRng, number: u64) {
             if open.execute(part).await.is_err() {
                 if open.execute("rollback").await.is_err() {
                     session = None;
+                } else {
+                    // Cancelled between the two steps: nobody else would end it, and its locks stand in everybody's way.
+                    drop(open.execute(&format!("commit prepared 'p{number}'")).await);
                 }
                 break;
             }

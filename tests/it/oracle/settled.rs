@@ -14,9 +14,20 @@ pub async fn caught_up(arena: &Arena) {
             Ok(()) => return,
             Err(last) => last,
         };
-        assert!(tokio::time::Instant::now() < deadline, "not caught up within a minute: {last}");
+        if deadline <= tokio::time::Instant::now() {
+            panic!("not caught up within a minute: {last}\n{}", who_waits_for_whom(arena).await);
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Every session of the database that is in a transaction, and who blocks it: a table that is locked is nobody's fault here.
+async fn who_waits_for_whom(arena: &Arena) -> String {
+    let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+    let sql = "select string_agg(concat_ws(' ', pid, usename, application_name, state, now() - xact_start, wait_event_type, wait_event, \
+        'blocked by', pg_blocking_pids(pid)::text, backend_xid, left(query, 160)), E'\\n' order by xact_start) \
+        from pg_stat_activity where xact_start is not null";
+    session.text(sql).await.unwrap().unwrap_or_default()
 }
 
 async fn try_caught_up(arena: &Arena) -> Result<(), String> {
