@@ -10,9 +10,9 @@ use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::epoch::{self, with_current_epoch};
 use cachekeeper_engine::error::EngineError;
-use cachekeeper_engine::invalidate;
 use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::revalidation;
+use cachekeeper_engine::{events, invalidate};
 use cachekeeper_protocol::event::Op;
 
 /// What to invalidate.
@@ -45,8 +45,10 @@ pub async fn invalidate(
     for dataset in context.catalog.iter() {
         dataset.source(&context.postgres).await?;
     }
-    if !targets.keys.is_empty() {
-        report.add(with_current_epoch(context, || invalidate::keys(context, &targets.keys, op)).await?);
+    let mut keys = targets.keys.clone();
+    let left_out = events::leave_out(context, &mut keys).await?;
+    if !keys.is_empty() {
+        report.add(with_current_epoch(context, || invalidate::keys(context, &keys, op)).await?);
     }
     if !targets.tags.is_empty() {
         report.add(with_current_epoch(context, || invalidate::tags(context, &targets.tags, op)).await?);
@@ -75,9 +77,15 @@ pub async fn invalidate(
         report.failures.iter().map(|one| json!({ "key": one.key, "reason": one.reason })).collect();
     out.result(
         &text,
-        &json!({ "stored": report.stored, "gone": report.gone, "deleted": report.invalidated, "failed": failed }),
+        &json!({ "stored": report.stored, "gone": report.gone, "deleted": report.invalidated, "failed": failed,
+            "ignored": left_out }),
     );
-    Ok(if report.failures.is_empty() { Exit::Ok } else { Exit::Failed })
+    for key in &left_out {
+        out.error(&format!(
+            "{key} is a key of no dataset, and [invalidation] keys does not name it: left alone"
+        ));
+    }
+    Ok(if report.failures.is_empty() && left_out.is_empty() { Exit::Ok } else { Exit::Failed })
 }
 
 /// Every entry of a dataset: those in Redis are revalidated, then what is missing is filled.

@@ -40,7 +40,7 @@ async fn durable_events_are_applied_although_no_worker_ran_when_they_were_publis
 #[tokio::test]
 async fn durable_events_are_applied_once_whichever_way_they_come_and_delete_at_once_while_postgres_is_down() {
     let mut rig = Rig::start(TABLES).await;
-    let toml = format!("[feed]\nmode = \"off\"\n{DATASETS}");
+    let toml = format!("[feed]\nmode = \"off\"\n[invalidation]\nkeys = [\"page:*\"]\n{DATASETS}");
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
     let (context, cache, products) = prepared(&rig, &toml).await;
     let counted = |way: &str| {

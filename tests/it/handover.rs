@@ -156,7 +156,7 @@ async fn everything_agrees(rig: &Rig, session: &mut Session) {
     let state = context.redis.stream_state("cache:writes", "cachekeeper:test").await.unwrap();
     assert_eq!((state.length, state.pending, state.dead), (0, 0, 0), "{state:?}");
     let mut client = rig.client().await;
-    let lists: Vec<String> = redis::cmd("KEYS").arg("replies:*").query_async(&mut client).await.unwrap();
+    let lists: Vec<String> = redis::cmd("KEYS").arg("cache:reply:*").query_async(&mut client).await.unwrap();
     assert!(lists.is_empty(), "{lists:?}");
     let dataset = context.catalog.get("account").unwrap();
     wait_until("every entry equals its row", async || {

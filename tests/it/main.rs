@@ -27,6 +27,7 @@ mod decision_table;
 #[path = "../decisions/mod.rs"]
 mod decisions;
 mod event_log;
+mod event_scope;
 mod example;
 mod feed;
 mod flows;

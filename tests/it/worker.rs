@@ -17,6 +17,8 @@ const TABLES: &str = "
     insert into stock select n, 'a', n from generate_series(1, 100) n;";
 
 const DATASETS: &str = r#"
+    [invalidation]
+    keys = ["page:*"]
     [dataset.product]
     query = "select id, name, price, category_id from products"
     key = "product:{id}"
@@ -100,14 +102,17 @@ async fn events_in_every_form_are_applied_and_garbage_is_harmless() {
         let key = ["product:1", "product:2", "product:3", "product:5", "product:17", "product:8"][number];
         value_is(&mut client, key, Some(&format!("event {number}"))).await;
     }
-    // A row that is gone, a delete that was asked for, a key of no dataset, a whole dataset.
+    // A row that is gone, a delete that was asked for, keys of no dataset, a whole dataset.
     rig.postgres.execute("delete from products where id = 20").await.unwrap();
-    let _: () = client.set("free", "x").await.unwrap();
-    let _: () = client.publish(channel, r#"{"keys":["product:20","free"]}"#).await.unwrap();
+    for key in ["free", "page:1"] {
+        let _: () = client.set(key, "x").await.unwrap();
+    }
+    let _: () = client.publish(channel, r#"{"keys":["product:20","free","page:1"]}"#).await.unwrap();
     let _: () = client.publish(channel, r#"{"key":"product:21","op":"delete"}"#).await.unwrap();
-    for key in ["product:20", "free", "product:21"] {
+    for key in ["product:20", "page:1", "product:21"] {
         value_is(&mut client, key, None).await;
     }
+    value_is(&mut client, "free", Some("x")).await;
     rig.postgres.execute("update products set name = 'all'; delete from products where id = 30; insert into products values (5000, 'all', 1, 1)").await.unwrap();
     let _: () = client.publish(channel, r#"{"dataset":"product"}"#).await.unwrap();
     value_is(&mut client, "product:30", None).await;

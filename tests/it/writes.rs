@@ -231,7 +231,7 @@ fn command(id: &str, product: i64, price: i64) -> Vec<(&'static str, String)> {
         ("dataset", "product".to_owned()),
         ("id", id.to_owned()),
         ("params", params),
-        ("reply", "replies".to_owned()),
+        ("reply", "cache:reply:t".to_owned()),
     ]
 }
 
@@ -256,7 +256,7 @@ async fn all_done(context: &Context) {
 
 async fn replies(rig: &Rig) -> BTreeMap<String, Value> {
     let mut client = rig.client().await;
-    let list: Vec<String> = client.lrange("replies", 0, -1).await.unwrap();
+    let list: Vec<String> = client.lrange("cache:reply:t", 0, -1).await.unwrap();
     let parsed = list.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
     parsed.map(|reply| (reply["id"].as_str().unwrap_or("").to_owned(), reply)).collect()
 }
@@ -277,18 +277,18 @@ async fn commands_of_the_stream_are_carried_out_once_and_rejected_ones_do_not_bl
             ("dataset", "nothing".into()),
             ("id", "unknown".into()),
             ("params", "{}".into()),
-            ("reply", "replies".into()),
+            ("reply", "cache:reply:t".into()),
         ],
     )
     .await;
-    send(&rig, &[("id", "empty".into()), ("reply", "replies".into())]).await;
+    send(&rig, &[("id", "empty".into()), ("reply", "cache:reply:t".into())]).await;
     send(
         &rig,
         &[
             ("dataset", "product".into()),
             ("id", "broken".into()),
             ("params", "{".into()),
-            ("reply", "replies".into()),
+            ("reply", "cache:reply:t".into()),
         ],
     )
     .await;
@@ -326,7 +326,7 @@ async fn commands_of_the_stream_are_carried_out_once_and_rejected_ones_do_not_bl
     let dead = context.redis.dead_letters("cache:writes", 100).await.unwrap();
     assert_eq!(dead.len(), 6);
     let mut client = rig.client().await;
-    assert!(0 < client.ttl::<_, i64>("replies").await.unwrap());
+    assert!(0 < client.ttl::<_, i64>("cache:reply:t").await.unwrap());
 }
 
 #[tokio::test]

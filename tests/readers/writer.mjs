@@ -25,7 +25,7 @@ async function handOver(client, name, writes, accounts) {
       const params = Buffer.from(encode({ id: account, producer: name, number, amount: 1 }));
       const id = `${name}/${account}/${number}`;
       ids.add(id);
-      pipeline.xadd("cache:writes", "*", "dataset", "account", "id", id, "params", params, "reply", `replies:${name}`);
+      pipeline.xadd("cache:writes", "*", "dataset", "account", "id", id, "params", params, "reply", `cache:reply:${name}`);
     }
     for (const [error] of await pipeline.exec()) if (error) throw error;
   }
@@ -35,9 +35,9 @@ async function handOver(client, name, writes, accounts) {
 // Yields replies as they come.
 async function* replies(client, name) {
   for (;;) {
-    const first = await client.blpop(`replies:${name}`, PATIENCE);
+    const first = await client.blpop(`cache:reply:${name}`, PATIENCE);
     if (first === null) return;
-    const more = (await client.lpop(`replies:${name}`, BATCH)) ?? [];
+    const more = (await client.lpop(`cache:reply:${name}`, BATCH)) ?? [];
     for (const text of [first[1], ...more]) yield JSON.parse(text);
   }
 }

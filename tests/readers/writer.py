@@ -26,7 +26,7 @@ def hand_over(client, name, writes, accounts):
                 ids.append(f"{name}/{account}/{number}")
                 pipeline.xadd(
                     "cache:writes",
-                    {"dataset": "account", "id": ids[-1], "params": json.dumps(params), "reply": f"replies:{name}"},
+                    {"dataset": "account", "id": ids[-1], "params": json.dumps(params), "reply": f"cache:reply:{name}"},
                 )
             pipeline.execute()
     return ids
@@ -35,10 +35,10 @@ def hand_over(client, name, writes, accounts):
 def replies(client, name):
     """Yields replies as they come."""
     while True:
-        first = client.blpop([f"replies:{name}"], timeout=PATIENCE)
+        first = client.blpop([f"cache:reply:{name}"], timeout=PATIENCE)
         if first is None:
             return
-        for text in [first[1], *(client.lpop(f"replies:{name}", BATCH) or [])]:
+        for text in [first[1], *(client.lpop(f"cache:reply:{name}", BATCH) or [])]:
             yield json.loads(text)
 
 

@@ -179,6 +179,13 @@ impl Backend {
         Ok(commands.iter().map(run).collect())
     }
 
+    pub async fn register_prefixes(&self, prefixes: &[String]) -> Result<bool, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.register_prefixes(prefixes).await,
+            Self::Memory(_) => Ok(true),
+        }
+    }
+
     pub async fn publish(&self, channel: &str, body: &[u8]) -> Result<u64, CacheError> {
         match self {
             Self::Redis(redis) => redis.publish(channel, body).await,

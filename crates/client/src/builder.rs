@@ -14,6 +14,7 @@ use super::error::ClientError;
 use super::flight::Flights;
 use super::key_class::KeyClasses;
 use super::locks::Locks;
+use super::prefixes::Prefixes;
 use super::source::Source;
 use cachekeeper_config as config;
 use cachekeeper_config::Compression;
@@ -38,6 +39,7 @@ pub struct CacheBuilder {
     chaos: Option<Chaos>,
     loads: usize,
     channel: String,
+    prefixes: Vec<String>,
     shows_keys: bool,
     slow: Duration,
 }
@@ -87,6 +89,7 @@ impl CacheBuilder {
             chaos: None,
             loads: 64,
             channel: CHANNEL.to_owned(),
+            prefixes: Vec::new(),
             shows_keys: false,
             slow: Duration::from_millis(100),
         }
@@ -134,6 +137,15 @@ impl CacheBuilder {
         self
     }
 
+    /// What the application's own keys begin with (`"page:"`). Workers are told, and then the events of anybody may delete
+    /// such keys; without it, only this library, and `[invalidation] keys` of the worker's configuration. A prefix that
+    /// no process has used for a week is forgotten.
+    #[must_use]
+    pub fn prefixes<T: Into<String>>(mut self, prefixes: impl IntoIterator<Item = T>) -> Self {
+        self.prefixes.extend(prefixes.into_iter().map(Into::into));
+        self
+    }
+
     /// Writes keys into spans. They may hold what does not belong into a trace, and there are many of them.
     #[must_use]
     pub fn keys_in_spans(mut self) -> Self {
@@ -168,6 +180,7 @@ impl CacheBuilder {
             locks,
             loads: Semaphore::new(self.loads),
             channel: self.channel,
+            prefixes: Prefixes::new(self.prefixes),
             shows_keys: self.shows_keys,
             slow: self.slow,
             own: own.clone(),

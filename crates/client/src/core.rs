@@ -14,6 +14,7 @@ use super::error::ClientError;
 use super::flight::Flights;
 use super::key_class::{KeyClass, KeyClasses, beginning};
 use super::locks::Locks;
+use super::prefixes::Prefixes;
 use super::source::Source;
 use cachekeeper_engine::metrics::Metrics;
 use cachekeeper_engine::stores::chain;
@@ -69,6 +70,8 @@ pub(super) struct Core {
     /// Loads at the same time while Redis is down, so that the database survives it.
     pub loads: Semaphore,
     pub channel: String,
+    /// What the application's own keys begin with.
+    pub prefixes: Prefixes,
     pub shows_keys: bool,
     /// From which duration on an operation is reported as slow.
     pub slow: Duration,
@@ -89,6 +92,7 @@ impl Core {
         match self.try_once(what, command).await {
             Ok(value) => {
                 self.breaker.on_success();
+                self.register_prefixes();
                 Ok(value)
             }
             Err(error) => {
@@ -104,6 +108,19 @@ impl Core {
                 Err(error.into())
             }
         }
+    }
+
+    /// Makes the prefixes of the application's keys known, if it is time; nobody waits for it.
+    fn register_prefixes(&self) {
+        if !self.prefixes.begin() {
+            return;
+        }
+        let own = self.own.clone();
+        drop(tokio::spawn(async move {
+            if let Some(core) = own.upgrade() {
+                core.prefixes.register(&core.backend).await;
+            }
+        }));
     }
 
     async fn try_once<T>(
@@ -150,7 +167,14 @@ impl Core {
     /// Tells workers, and applications that listen. They know what is loaded from Postgres and see to it.
     pub async fn announce(&self, event: &Event) -> Result<u64, ClientError> {
         let body = event.to_json();
-        self.ask("publish an event", self.backend.publish(&self.channel, body.as_bytes())).await
+        let publish = async {
+            // Before it, so that it finds them registered.
+            if self.prefixes.begin() {
+                self.prefixes.register(&self.backend).await;
+            }
+            self.backend.publish(&self.channel, body.as_bytes()).await
+        };
+        self.ask("publish an event", publish).await
     }
 
     /// What is known of a key by the dataset that it belongs to.

@@ -43,6 +43,7 @@ mod key_class;
 mod load;
 mod locks;
 mod policy;
+mod prefixes;
 mod read;
 mod set_many;
 #[cfg(feature = "postgres")]

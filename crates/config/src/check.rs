@@ -16,6 +16,7 @@ use super::{
     Admin, Config, Feed, Invalidation, Log, Postgres, Redis, ScheduleCheck, Secret, Service, Writes,
     environment, raw, values,
 };
+use cachekeeper_protocol::glob::Glob;
 
 /// A configuration and what is odd about it, or what is wrong with it.
 pub(crate) type Checked = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
@@ -101,7 +102,9 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
     let datasets = dataset::read_all(reader, feed.mode);
     let events = reader.text_unless_empty("invalidation.stream");
     let commands = reader.text_unless_empty("writes.stream");
+    let reply_prefix = reader.text("writes.reply_prefix");
     writes::check_streams(reader, &datasets, events.as_deref(), commands.as_deref());
+    writes::check_reply_prefix(reader, &datasets, [events.as_deref(), commands.as_deref()], &reply_prefix);
     Config {
         service: Service {
             namespace: reader.text("service.namespace"),
@@ -126,9 +129,14 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
         invalidation: Invalidation {
             channels: reader.texts("invalidation.channels"),
             stream: events,
+            keys: reader
+                .texts("invalidation.keys")
+                .iter()
+                .filter_map(|text| Glob::parse(text).ok())
+                .collect(),
             max_pending: reader.number("invalidation.max_pending"),
         },
-        writes: Writes { stream: commands },
+        writes: Writes { stream: commands, reply_prefix },
         log: Log { level: reader.text("log.level"), format: reader.choice("log.format") },
         datasets,
         source: Source::default(),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
+use cachekeeper_protocol::glob::Glob;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 use cachekeeper_protocol::template::Template;
 
@@ -20,6 +21,10 @@ pub(crate) enum Form {
     Listen,
     /// The name of a stream, or nothing.
     Stream,
+    /// What the names of lists for replies begin with.
+    ReplyPrefix,
+    /// A pattern of keys.
+    Glob,
     /// The template of a dataset's keys.
     Key,
     /// A template of tags.
@@ -64,6 +69,8 @@ impl Form {
                 Flaw::new(format!("{text:?} is not an address with a port"), help)
             }),
             Self::Stream => reserved(text, "choose another name"),
+            Self::ReplyPrefix => reply_prefix(text),
+            Self::Glob => glob(text),
             Self::Key => return key(text),
             Self::Template => template(text).err(),
             Self::LogLevel => log_level(text),
@@ -78,6 +85,8 @@ impl Form {
         let not_reserved = json!({ "pattern": format!("^{RESERVED_PREFIX}") });
         match self {
             Self::Filled => json!({ "pattern": "\\S" }),
+            Self::ReplyPrefix => json!({ "pattern": "\\S", "not": not_reserved }),
+            Self::Glob => json!({ "pattern": "^[^*?\\[]+" }),
             // Letters of every script are allowed, and not every validator knows their classes.
             Self::Namespace => json!({ "pattern": "^[^\\x00-,/:-@\\[-^`{-\\x7f]+$" }),
             Self::Url(schemes) => {
@@ -129,6 +138,23 @@ fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
 fn reserved(text: &str, help: &str) -> Option<Flaw> {
     let message = format!("keys that begin with {RESERVED_PREFIX} are Cachekeeper's own");
     text.starts_with(RESERVED_PREFIX).then(|| Flaw::new(message, help))
+}
+
+fn reply_prefix(text: &str) -> Option<Flaw> {
+    let is_blank = text.trim().is_empty();
+    let blank =
+        || Flaw::new("without a prefix, a reply could be pushed to any list", "for example \"cache:reply:\"");
+    is_blank.then(blank).or_else(|| reserved(text, "choose another prefix"))
+}
+
+/// A pattern that begins with a wildcard would cover the keys of everybody.
+fn glob(text: &str) -> Option<Flaw> {
+    let help = "begin with the keys' own prefix, for example \"page:*\"";
+    if text.starts_with(['*', '?', '[']) || text.trim().is_empty() {
+        return Some(Flaw::new("this pattern would allow events to delete keys of every application", help));
+    }
+    let problem = Glob::parse(text).err().map(|problem| format!("this is no pattern of keys: {problem}"));
+    problem.map(|problem| Flaw::new(problem, help)).or_else(|| reserved(text, help))
 }
 
 fn template(text: &str) -> Result<Template, Flaw> {

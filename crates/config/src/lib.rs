@@ -29,6 +29,7 @@ use std::fmt;
 use std::time::Duration;
 
 use self::words::words;
+use cachekeeper_protocol::glob::Glob;
 use cachekeeper_protocol::template::Template;
 
 /// The whole configuration.
@@ -146,6 +147,8 @@ pub struct Invalidation {
     pub channels: Vec<String>,
     /// Stream of durable events.
     pub stream: Option<String>,
+    /// Keys of no dataset that events may delete.
+    pub keys: Vec<Glob>,
     /// Most events held while Postgres is down.
     pub max_pending: usize,
 }
@@ -155,6 +158,8 @@ pub struct Invalidation {
 pub struct Writes {
     /// Stream of write commands.
     pub stream: Option<String>,
+    /// What the names of lists for replies begin with.
+    pub reply_prefix: String,
 }
 
 /// `[log]`

@@ -133,7 +133,8 @@ fn value(key: &Key) -> String {
     match key.kind {
         Kind::Integer(..) | Kind::Boolean => default.to_owned(),
         Kind::Texts(_) => {
-            let texts: Vec<String> = default.split(',').map(|text| format!("{:?}", text.trim())).collect();
+            let texts = default.split(',').map(str::trim).filter(|text| !text.is_empty());
+            let texts: Vec<String> = texts.map(|text| format!("{text:?}")).collect();
             format!("[{}]", texts.join(", "))
         }
         _ => format!("{default:?}"),

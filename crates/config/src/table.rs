@@ -189,6 +189,13 @@ const INVALIDATION: &[Key] = &[
     )
     .default("cache:invalidation:log"),
     Key::new(
+        "keys",
+        Kind::Texts(Form::Glob),
+        "Patterns of Redis (\"page:*\"): keys of no dataset that events may delete. Others they may not, but those of \
+         applications with the library, which make the beginnings of their keys known.",
+    )
+    .default(""),
+    Key::new(
         "max_pending",
         Kind::Integer(1, 10_000_000),
         "Most events that are held while Postgres is down. More count as a gap: then everything is revalidated.",
@@ -196,12 +203,20 @@ const INVALIDATION: &[Key] = &[
     .default("10000"),
 ];
 
-const WRITES: &[Key] = &[Key::new(
-    "stream",
-    Kind::Text(Form::Stream),
-    "Write-through commands, durable, on a stream; \"\" for none.",
-)
-.default("cache:writes")];
+const WRITES: &[Key] = &[
+    Key::new(
+        "stream",
+        Kind::Text(Form::Stream),
+        "Write-through commands, durable, on a stream; \"\" for none.",
+    )
+    .default("cache:writes"),
+    Key::new(
+        "reply_prefix",
+        Kind::Text(Form::ReplyPrefix),
+        "What the names of lists for replies begin with. A command that names another list is rejected.",
+    )
+    .default("cache:reply:"),
+];
 
 const LOG: &[Key] = &[
     Key::new(

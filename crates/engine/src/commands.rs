@@ -213,7 +213,7 @@ impl CommandConsumer {
         for entry in entries {
             self.held += 1;
             self.held_bytes += entry.size();
-            match Command::read(&self.context, &self.leadership.stream, &entry) {
+            match Command::read(&self.context, &entry) {
                 Ok(command) => rejected.extend(self.enqueue(entry, command)),
                 Err(reason) => rejected.push((entry, CommandOutcome::rejected(reason))),
             }

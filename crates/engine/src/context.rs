@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::catalog::{Catalog, Dataset};
 use super::coverage::Coverage;
 use super::error::EngineError;
+use super::event_scope::EventScope;
 use super::watermark_watch::WatermarkWatch;
 use crate::metrics::Metrics;
 use crate::stores::postgres::{CaptureLimits, Postgres};
@@ -26,6 +27,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// How changes are captured.
     pub feed: FeedSettings,
+    /// What events may touch.
+    pub event_scope: Arc<EventScope>,
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
     has_outbox: Arc<AtomicBool>,
@@ -62,6 +65,7 @@ impl Context {
                 retention: config.feed.retention,
                 max_lag: config.feed.max_lag,
             },
+            event_scope: Arc::new(EventScope::new(config)),
             epoch: Arc::default(),
             coverage: Arc::default(),
             has_outbox: Arc::default(),

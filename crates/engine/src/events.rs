@@ -27,7 +27,8 @@ const STAMP_WITHIN: Duration = Duration::from_millis(500);
 /// # Errors
 /// [`EngineError`]; the batch must be applied again.
 pub async fn apply(context: &Context, source: &str, batch: &[Event]) -> Result<Vec<String>, EngineError> {
-    let merged = Merged::of(context, batch);
+    let mut merged = Merged::of(context, batch);
+    merged.leave_out(context).await?;
     let is_down = match tokio::time::timeout(STAMP_WITHIN, context.postgres.poll()).await {
         Ok(Ok(_)) => false,
         Ok(Err(error)) => error.is_transient() && error.kind != ErrorKind::NoIncarnation,
@@ -49,6 +50,8 @@ struct Merged {
     datasets: Vec<String>,
     /// Keys and tags as they were named, repetitions too.
     named: [(&'static str, u64); 2],
+    /// Keys that events may not touch.
+    ignored: Vec<String>,
     /// What cannot be done: the reason as a label, and the dataset's name.
     invalid: Vec<(&'static str, String)>,
 }
@@ -93,6 +96,16 @@ impl Merged {
         merged
     }
 
+    /// Leaves out what events may not touch.
+    async fn leave_out(&mut self, context: &Context) -> Result<(), EngineError> {
+        for (_, keys) in &mut self.keys {
+            self.ignored.append(&mut leave_out(context, keys).await?);
+        }
+        let [(_, of_keys), _] = &mut self.named;
+        *of_keys = of_keys.saturating_sub(self.ignored.len() as u64);
+        Ok(())
+    }
+
     fn all_keys(&self) -> Vec<String> {
         self.keys.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect()
     }
@@ -116,6 +129,7 @@ impl Merged {
         for (kind, count) in self.named {
             context.metrics.events.get_or_create(&BySourceKind::new(source, kind)).inc_by(count);
         }
+        count_left_out(context, &self.ignored);
         for (reason, dataset) in &self.invalid {
             context.metrics.events_invalid.get_or_create(&ByReason::new(reason)).inc();
             match *reason {
@@ -147,8 +161,56 @@ pub async fn mark_pending(
 
 /// Deletes the keys that events name, because they cannot be applied now.
 pub async fn delete_named(context: &Context, batch: &[Event]) {
-    let keys = Merged::of(context, batch).all_keys();
-    if let Err(error) = invalidate::delete_now(context, &keys).await {
+    let mut merged = Merged::of(context, batch);
+    let deleted = async {
+        merged.leave_out(context).await?;
+        invalidate::delete_now(context, &merged.all_keys()).await
+    };
+    if let Err(error) = deleted.await {
         debug!(error = %chain(&error), "keys could not be deleted yet");
     }
+}
+
+/// Takes the keys that may not be touched out of a list, and answers them. Those of datasets stay, and those that the
+/// configuration allows or that begin as an application with the library has registered.
+///
+/// # Errors
+/// [`EngineError`] where Redis does not say what is registered.
+pub async fn leave_out(context: &Context, keys: &mut Vec<String>) -> Result<Vec<String>, EngineError> {
+    let scope = &context.event_scope;
+    let is_known = |key: &String| {
+        let is_entry = !scope.is_internal(key) && context.catalog.position_of_key(key).is_some();
+        is_entry || scope.is_allowed(key) && !scope.is_protected(key)
+    };
+    if keys.iter().all(is_known) {
+        return Ok(Vec::new());
+    }
+    // Asked only where it matters, and then anew: an application may have registered a moment ago.
+    let prefixes = context.redis.registered_prefixes().await?;
+    let is_registered = |key: &String| prefixes.iter().any(|prefix| key.starts_with(prefix));
+    let is_in_scope = |key: &String| is_known(key) || !scope.is_protected(key) && is_registered(key);
+    let (kept, left_out) = std::mem::take(keys).into_iter().partition(is_in_scope);
+    *keys = kept;
+    Ok(left_out)
+}
+
+/// Counts keys that events named and may not touch, and says once that there are such.
+fn count_left_out(context: &Context, keys: &[String]) {
+    let Some(example) = keys.first() else { return };
+    let protected = keys.iter().filter(|key| context.event_scope.is_protected(key)).count();
+    for (reason, count) in [("protected", protected), ("unknown_key", keys.len() - protected)] {
+        if 0 < count {
+            context.metrics.events_ignored.get_or_create(&ByReason::new(reason)).inc_by(count as u64);
+        }
+    }
+    if !context.event_scope.is_news() {
+        debug!(keys = keys.len(), "events name keys that they may not touch");
+        return;
+    }
+    let example: String = example.chars().take(100).collect();
+    warn!(
+        keys = keys.len(),
+        example,
+        "events name keys of no dataset, they are ignored and counted; [invalidation] keys says which ones events may delete"
+    );
 }

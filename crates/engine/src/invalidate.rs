@@ -13,7 +13,6 @@ use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Claim, Epoch, Precondition, Settled};
 use cachekeeper_config::OnChange;
 use cachekeeper_protocol::event::Op;
-use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
 /// Keys of one script.
 const PAGE: usize = 256;
@@ -22,15 +21,15 @@ const TAG_PAGE: usize = 256;
 /// The label of entries that belong to no dataset.
 const NO_DATASET: &str = "none";
 
-/// Invalidates keys: those of a dataset as the event or the dataset says, those of none are deleted.
+/// Invalidates keys: those of a dataset as the event or the dataset says, those of none are deleted. What an event may not
+/// touch, [`super::event_scope`] has left out before.
 ///
 /// # Errors
 /// [`EngineError`]; the event must then be applied again.
 pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
     let poll = epoch::poll(context).await?;
     let mut report = LoadReport::default();
-    let keys = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).cloned();
-    let sorted = Sorted::new(context, keys, op);
+    let sorted = Sorted::new(context, keys.iter().cloned(), op);
     for (dataset, keys) in &sorted.to_delete {
         report.invalidated += delete(context, dataset, &poll, keys, None).await?;
     }
@@ -134,7 +133,6 @@ async fn invalidate_members(
 /// Deletes keys at once and without a stamp, because none can be had while Postgres is down. The event is kept and
 /// applied again: until then an older load could still bring the old value back.
 pub(crate) async fn delete_now(context: &Context, keys: &[String]) -> Result<(), EngineError> {
-    let keys: Vec<&String> = keys.iter().filter(|key| !key.starts_with(RESERVED_PREFIX)).collect();
     for page in keys.chunks(PAGE) {
         context.redis.invalidate_keys(page, "").await?;
     }
@@ -156,7 +154,9 @@ impl Sorted {
         let mut sorted = Self::default();
         for key in keys {
             let Some((dataset, values)) = context.catalog.of_key(&key) else {
-                sorted.delete(NO_DATASET, key);
+                if !context.event_scope.is_protected(&key) {
+                    sorted.delete(NO_DATASET, key);
+                }
                 continue;
             };
             let refresh = match op {

@@ -33,6 +33,8 @@ pub mod epoch;
 #[cfg(feature = "postgres")]
 pub mod error;
 #[cfg(feature = "postgres")]
+pub mod event_scope;
+#[cfg(feature = "postgres")]
 pub mod events;
 #[cfg(feature = "postgres")]
 pub mod failpoint;

@@ -76,6 +76,8 @@ metrics! {
         "Invalidation events applied";
     "events_invalid", events_invalid: Family<ByReason, Counter> = Family::default(),
         "Invalidation events that could not be read";
+    "events_ignored", events_ignored: Family<ByReason, Counter> = Family::default(),
+        "Keys that events named and may not touch: of no dataset, or Cachekeeper's own";
     "event_lag_seconds", event_lag_seconds: Family<BySource, Histogram, fn() -> Histogram> = Family::new_with_constructor(latency),
         "From an event's `at` to its effect";
     "events_pending", events_pending: Gauge = Gauge::default(),

@@ -150,6 +150,13 @@ impl Keyspace {
         self.own("unlock")
     }
 
+    /// Hash: prefixes of keys that applications have registered as theirs, each with the second in which it was last
+    /// seen.
+    #[must_use]
+    pub fn prefixes(&self) -> String {
+        self.own("prefixes")
+    }
+
     /// Who may take write commands from a stream.
     #[must_use]
     pub fn writer(&self, stream: &str) -> String {

@@ -6,6 +6,7 @@ pub mod counters;
 pub mod entry;
 pub mod event;
 pub mod freshness;
+pub mod glob;
 pub mod keyspace;
 pub mod parameters;
 pub mod queues;

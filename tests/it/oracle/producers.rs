@@ -76,7 +76,7 @@ impl Arena {
 
 /// Goes on to the next write of its key only after it knows of the last one.
 async fn hand_over(arena: Arc<Arena>, producer: &'static str, key: i64, mut random: StdRng) {
-    let mut link = Link::new(&arena, format!("replies:{producer}:{key}"));
+    let mut link = Link::new(&arena, format!("cache:reply:{producer}:{key}"));
     let mut number = 0;
     while !arena.is_over() {
         if random.random_bool(0.08) {

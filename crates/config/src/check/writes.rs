@@ -64,6 +64,28 @@ pub(crate) fn check_streams(
     }
 }
 
+/// Lists for replies are those of producers: neither a stream nor an entry may have such a name.
+pub(crate) fn check_reply_prefix(
+    reader: &mut Reader<'_>,
+    datasets: &[Dataset],
+    streams: [Option<&str>; 2],
+    prefix: &str,
+) {
+    let path = "writes.reply_prefix";
+    if prefix.is_empty() {
+        return;
+    }
+    for stream in streams.into_iter().flatten().filter(|stream| stream.starts_with(prefix)) {
+        let help = "give replies a prefix of their own, such as \"cache:reply:\"";
+        reader.error(path, format!("the stream {stream} begins with the prefix of replies"), help);
+    }
+    for dataset in datasets.iter().filter(|dataset| dataset.key.prefix().starts_with(prefix)) {
+        let message = format!("keys {} begin with {prefix}, as lists for replies do", dataset.key);
+        let help = "give the dataset's keys another prefix, or set [writes] reply_prefix";
+        reader.error(&format!("dataset.{}.key", dataset.name), message, help);
+    }
+}
+
 /// The keys that streams use, each with its setting. Commands are taken only where a dataset can be written.
 pub(crate) fn used_keys(
     datasets: &[Dataset],

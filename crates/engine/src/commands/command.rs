@@ -6,9 +6,8 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::error::EngineError;
-use crate::stores::redis::{Finished, StreamEntry, dead_of};
+use crate::stores::redis::{Finished, StreamEntry};
 use crate::write::{CacheState, Parameters, PreparedWrite, decode};
-use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
 /// Bytes of a command, all of its fields.
 const COMMAND_MAX: usize = 1 << 20;
@@ -64,7 +63,7 @@ pub struct Command {
 impl Command {
     /// Reads the fields of an entry: `dataset`, `params`, and perhaps `id` and `reply`. An error says why it cannot be
     /// carried out.
-    pub fn read(context: &Context, stream: &str, entry: &StreamEntry) -> Result<Self, String> {
+    pub fn read(context: &Context, entry: &StreamEntry) -> Result<Self, String> {
         if COMMAND_MAX < entry.size() {
             return Err(format!("it has {} bytes, at most {COMMAND_MAX}", entry.size()));
         }
@@ -76,7 +75,7 @@ impl Command {
         let bytes = entry.field("params").ok_or("field `params` is missing")?;
         let parameters = decode(bytes)?;
         if entry.field("reply").is_some() {
-            check_list(context, stream, text("reply")?)?;
+            check_list(context, text("reply")?)?;
         }
         let digest = digest(&dataset, bytes);
         let id = match entry.field("id") {
@@ -114,14 +113,15 @@ pub(crate) fn record_id(entry: &StreamEntry) -> Option<String> {
     }
 }
 
-/// Replies may not come where something else belongs.
-fn check_list(context: &Context, stream: &str, list: &str) -> Result<(), String> {
+/// Replies may not come where something else belongs: neither streams nor own keys begin with the prefix.
+fn check_list(context: &Context, list: &str) -> Result<(), String> {
     let refuse = |why: &str| Err(format!("field `reply` must name a list of your own: {why}"));
     if list.is_empty() || REPLY_NAME_MAX < list.len() {
         return refuse("it is empty or too long");
     }
-    if list.starts_with(RESERVED_PREFIX) || list == stream || list == dead_of(stream) {
-        return refuse("this name belongs to Cachekeeper");
+    let prefix = context.event_scope.reply_prefix();
+    if !list.starts_with(prefix) {
+        return refuse(&format!("its name begins with {prefix}, or with what [writes] reply_prefix says"));
     }
     match context.catalog.of_key(list) {
         Some((dataset, _)) => refuse(&format!("this is a key of dataset {}", dataset.name())),
@@ -159,12 +159,16 @@ impl CommandOutcome {
 
     /// How its entry ends.
     #[must_use]
-    pub fn finish(&self, entry: &StreamEntry, token: Option<&str>, cache: CacheState) -> Finished {
+    pub fn finish(
+        &self,
+        context: &Context,
+        entry: &StreamEntry,
+        token: Option<&str>,
+        cache: CacheState,
+    ) -> Finished {
         let list = entry.field("reply").and_then(|list| std::str::from_utf8(list).ok());
-        // A list that may not be used is why some are rejected.
-        let is_usable = |list: &&str| !list.is_empty() && !list.starts_with(RESERVED_PREFIX);
-        let is_list_at_fault = self.error.as_ref().is_some_and(|reason| reason.starts_with("field `reply` "));
-        let reply = list.filter(is_usable).filter(|_| !is_list_at_fault).map(|list| {
+        // Also where the command was rejected for another reason, before its list was looked at.
+        let reply = list.filter(|list| check_list(context, list).is_ok()).map(|list| {
             let id = entry.field("id").map(|id| String::from_utf8_lossy(id).into_owned());
             let is_ok = self.error.is_none();
             let cache = match cache {

@@ -259,7 +259,7 @@ async fn finish(
     let cache = written.map_or(CacheState::Stored, |written| written.cache);
     let token = written.and_then(|written| written.token.as_ref()).map(ToString::to_string);
     let finished: Vec<Finished> =
-        done.iter().map(|(entry, outcome)| outcome.finish(entry, token.as_deref(), cache)).collect();
+        done.iter().map(|(entry, outcome)| outcome.finish(context, entry, token.as_deref(), cache)).collect();
     let undelivered = context.redis.finish_entries(&leadership.stream, &leadership.group, &finished).await?;
     for (entry, outcome) in done {
         context.metrics.commands.get_or_create(&ByReason::new(outcome.label())).inc();

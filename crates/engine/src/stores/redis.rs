@@ -7,6 +7,7 @@ mod epoch;
 mod error;
 mod leases;
 mod metadata;
+mod prefixes;
 mod scan;
 mod script;
 mod server;

@@ -172,6 +172,7 @@ scripts! {
     FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;
     ADVANCE = "advance", ALLOW_OOM, PRELUDE, CAUSES;
     REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES;
+    REGISTER_PREFIXES = "register_prefixes", ALLOW_OOM;
     METADATA = "metadata", READ_ONLY;
     METADATA_COUNTED = "metadata", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch", ALLOW_OOM;

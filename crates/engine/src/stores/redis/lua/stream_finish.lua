@@ -1,7 +1,7 @@
 -- Ends entries of a stream that were worked off: acknowledges and removes them, replies, and keeps the rejected ones apart.
 -- Whoever acknowledges an entry replies, so there is one reply however often it was worked off.
 -- KEYS: 1 the stream, 2 where rejected entries are kept, 3… lists for replies.
--- ARGV: 1 group, 2 most rejected entries, 3 milliseconds that a list lives, then for each entry: its id, the number of its
+-- ARGV: 1 group, 2 most rejected entries, 3 milliseconds that a new list lives, then for each entry: its id, the number of its
 --       list (0: no reply), the reply, and why it was rejected ('': it was not).
 -- Replies [how many there were, [id whose reply could not be delivered, …]].
 local stream, dead_letters = KEYS[1], KEYS[2]
@@ -31,8 +31,11 @@ for i = FIRST_ENTRY, #ARGV, 4 do
       local sent = redis.pcall('RPUSH', KEYS[BEFORE_LISTS + list], reply)
       if type(sent) == 'table' then
         undelivered[#undelivered + 1] = id
-      else
+      elseif sent == 1 then
         redis.call('PEXPIRE', KEYS[BEFORE_LISTS + list], life)
+      else
+        -- A list that was there keeps its own end, or that it has none.
+        redis.call('PEXPIRE', KEYS[BEFORE_LISTS + list], life, 'GT')
       end
     end
   end
