@@ -111,7 +111,7 @@ async fn status(State(shared): State<Shared>) -> Response {
             json!({
                 "name": dataset.name(),
                 "key": dataset.settings.key.as_str(),
-                "revision": dataset.revision,
+                "definition": dataset.definition,
                 "pending": facts.pending.get(dataset.name()),
                 "not_covered": facts.uncovered.get(dataset.name()),
                 "warmed": !facts.not_warmed.contains(dataset.name()),

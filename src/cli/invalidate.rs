@@ -12,6 +12,7 @@ use cachekeeper_engine::epoch::{self, with_current_epoch};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::revalidation;
+use cachekeeper_engine::stores::redis::OlderLoads;
 use cachekeeper_engine::{events, invalidate};
 use cachekeeper_protocol::event::Op;
 
@@ -97,7 +98,8 @@ async fn whole(
     let state = epoch::ensure(context, "").await?;
     let names = [dataset.name().to_owned()];
     let at = (&state.epoch, state.poll.incarnation.as_str());
-    context.checked(None, context.redis.mark_pending(at, ("command", None), &names, None, "").await?)?;
+    let older = OlderLoads::Below(state.poll.snapshot.stamp());
+    context.checked(None, context.redis.mark_pending(at, ("command", None), &names, older, "").await?)?;
     let policy = if op == Some(Op::Delete) {
         cachekeeper_config::OnNewEpoch::Drop
     } else {

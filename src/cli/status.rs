@@ -8,6 +8,7 @@ use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::stores::redis::{Metadata, Watermark};
+use cachekeeper_protocol::revision::Revision;
 
 /// Shows what stands in both servers. Nothing is changed.
 pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {
@@ -101,7 +102,7 @@ fn datasets(context: &Context, metadata: &Metadata, lines: &mut Vec<String>) -> 
     for dataset in context.catalog.iter() {
         let revision = metadata.revisions.get(dataset.name());
         let definition = match revision {
-            Some(known) if *known == dataset.revision => "as configured",
+            Some(known) if known.definition() == dataset.definition => "as configured",
             Some(_) => "another definition than this file's",
             None => "not known to any worker yet",
         };
@@ -115,7 +116,7 @@ fn datasets(context: &Context, metadata: &Metadata, lines: &mut Vec<String>) -> 
             pending.as_ref().map_or(String::new(), |reason| format!(", pending: {reason}")),
             backfill.map_or(String::new(), |key| format!(", a backfill is at {key}"))
         ));
-        datasets.push(json!({ "name": dataset.name(), "revision_known": revision, "revision": dataset.revision, "pending": pending, "backfill": backfill }));
+        datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "pending": pending, "backfill": backfill }));
     }
     datasets
 }

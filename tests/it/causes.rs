@@ -9,6 +9,9 @@ use cachekeeper_config::OnNewEpoch;
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::change_feed::FeedConsumer;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::load::{Cause, Job, LoadOptions, LoadReport, load};
+use cachekeeper_engine::stores::redis::PreconditionFailed;
 use cachekeeper_engine::{coverage, events, revalidation, tokens};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -283,4 +286,85 @@ async fn a_dataset_that_is_warmed_in_part_is_not_waited_for() {
     let is_there: bool = redis.exists("product:100").await.unwrap();
     assert!(is_there, "the dearest one is warmed");
     worker.stop().await;
+}
+
+/// Loads one entry of the dataset in a task of its own.
+fn loading(context: &Context) -> tokio::task::JoinHandle<Result<LoadReport, EngineError>> {
+    let context = context.clone();
+    tokio::spawn(async move {
+        let dataset = context.catalog.get("product").unwrap();
+        let keys = vec![("product:1".to_owned(), vec!["1".to_owned()])];
+        load(&context, dataset, keys, LoadOptions::because(Cause::Refresh), &mut Job::uncounted()).await
+    })
+}
+
+/// Nothing was committed since the load began, so stamps cannot tell that it is older than what was lost; and the scan of the
+/// revalidation does not meet a key that is stored only later.
+#[tokio::test]
+async fn a_load_that_began_before_something_was_lost_is_not_stored_after_it() {
+    let rig = Rig::start(TABLES).await;
+    let waits = "select id, name, pg_advisory_xact_lock_shared(7)::text as waited from products";
+    let context = rig.context(&DATASETS.replace("select id, name, price from products", waits));
+    let dataset = context.catalog.get("product").unwrap().clone();
+    let mut holder = rig.postgres.session().await.unwrap();
+    holder.execute("select pg_advisory_lock(7)").await.unwrap();
+    let old = loading(&context);
+    wait_until("the load waits in the database", async || {
+        let mut session = rig.postgres.session().await.unwrap();
+        let waiting = "select count(*)::text from pg_locks where locktype = 'advisory' and not granted";
+        let waiting = session.text(waiting).await.unwrap().unwrap();
+        if waiting == "1" { Ok(()) } else { Err(waiting) }
+    })
+    .await;
+    let cause = context.redis.next_cause().await.unwrap();
+    events::mark_pending(&context, &["product".to_owned()], "events lost", Some(cause)).await.unwrap();
+    revalidate(&context).await;
+    assert!(context.redis.metadata("").await.unwrap().pending.is_empty());
+    holder.execute("select pg_advisory_unlock(7)").await.unwrap();
+    let answer = old.await.unwrap();
+    assert!(
+        matches!(answer, Err(EngineError::PreconditionFailed(PreconditionFailed::Outdated))),
+        "{answer:?}"
+    );
+    let mut redis = rig.client().await;
+    let is_there: bool = redis.exists("product:1").await.unwrap();
+    assert!(!is_there, "an older load was stored");
+    // Whoever is refused reads the revision and loads again; nobody takes itself for superseded.
+    let again = loading(&context).await.unwrap().unwrap();
+    assert_eq!((again.stored, dataset.is_superseded()), (1, false));
+}
+
+#[tokio::test]
+async fn a_backfill_that_began_before_something_was_lost_ends_and_the_next_one_is_whole() {
+    let rig = Rig::start(
+        "create table products (id int primary key, name text, price int);
+         insert into products select n, 'product ' || n, n from generate_series(1, 2000) n;",
+    )
+    .await;
+    let context = rig.context(DATASETS);
+    let began = context.clone();
+    let running = tokio::spawn(async move {
+        let slow = BackfillOptions { rate: Some(500), ..options() };
+        backfill(&began, began.catalog.get("product").unwrap(), &slow).await
+    });
+    let mut redis = rig.client().await;
+    wait_until("the backfill is under way", async || {
+        let is_there: bool = redis.clone().exists("product:1").await.unwrap();
+        if is_there { Ok(()) } else { Err("nothing stored".to_owned()) }
+    })
+    .await;
+    let cause = context.redis.next_cause().await.unwrap();
+    events::mark_pending(&context, &["product".to_owned()], "events lost", Some(cause)).await.unwrap();
+    let answer = running.await.unwrap();
+    assert!(
+        matches!(answer, Err(EngineError::PreconditionFailed(PreconditionFailed::Outdated))),
+        "{answer:?}"
+    );
+    revalidate(&context).await;
+    let report = backfill(&context, context.catalog.get("product").unwrap(), &options()).await.unwrap();
+    assert!(report.stored <= 2000, "{report:?}");
+    let metadata = context.redis.metadata("").await.unwrap();
+    assert!(!metadata.unfilled.contains_key("product") || cause < metadata.unfilled["product"]);
+    let is_there: bool = redis.exists("product:2000").await.unwrap();
+    assert!(is_there);
 }

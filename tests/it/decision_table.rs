@@ -134,6 +134,7 @@ async fn by_the_scripts(
         Reply::Failed(PreconditionFailed::Epoch) => Answer::Failed(Broken::Epoch),
         Reply::Failed(PreconditionFailed::Incarnation) => Answer::Failed(Broken::Incarnation),
         Reply::Failed(PreconditionFailed::Revision) => Answer::Failed(Broken::Revision),
+        Reply::Failed(PreconditionFailed::Outdated) => panic!("the cases name no nonce"),
         Reply::Failed(PreconditionFailed::Table) => Answer::Failed(Broken::Table),
     };
     if case.broken == Some(Broken::Table) {

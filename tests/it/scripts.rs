@@ -213,6 +213,7 @@ async fn whoever_does_not_know_the_epoch_changes_nothing() {
         (&epoch, "another", "d", "r1", PreconditionFailed::Incarnation),
         (&epoch, "life", "d", "r2", PreconditionFailed::Revision),
         (&epoch, "life", "unknown", "r1", PreconditionFailed::Revision),
+        (&epoch, "life", "d", "r1 1", PreconditionFailed::Outdated),
     ];
     let _: () = client.set("k:1", "old").await.unwrap();
     for (epoch, incarnation, dataset, revision, failed) in cases {

@@ -18,6 +18,7 @@ use crate::metrics::ByReason;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{Answer, Backfilled, Claim, Epoch, Metadata, Settled, StoreMode};
 use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::revision::Revision;
 
 /// How far a backfill is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,10 +60,13 @@ pub async fn backfill(
     if dataset.is_superseded() {
         return Err(dataset.supersede());
     }
+    // Not the one that is known: what it changed for is why the backfill is wanted.
+    epoch::ensure(context, "").await?;
+    let revision = epoch::revision(context, dataset).await?;
     let source = dataset.source(&context.postgres).await?;
     let filled = match context.postgres.first_keys(&source).await {
         Ok(Some(keys)) => backfill_by_keys(context, dataset, keys, options).await,
-        Ok(None) => BackfillStream::run(context, dataset, &source, options).await,
+        Ok(None) => BackfillStream::run(context, (dataset, revision), &source, options).await,
         Err(error) => Err(error.into()),
     };
     if let Err(EngineError::Source(error)) = &filled
@@ -100,6 +104,7 @@ async fn backfill_by_keys(
 struct BackfillStream<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
+    revision: Revision,
     epoch: Epoch,
     poll: Poll,
     job: Job,
@@ -120,7 +125,7 @@ struct Sent {
 impl<'a> BackfillStream<'a> {
     async fn run(
         context: &'a Context,
-        dataset: &'a Dataset,
+        (dataset, revision): (&'a Dataset, Revision),
         source: &DatasetSource,
         options: &BackfillOptions,
     ) -> Result<LoadReport, EngineError> {
@@ -141,6 +146,7 @@ impl<'a> BackfillStream<'a> {
         let mut backfill = Self {
             context,
             dataset,
+            revision,
             epoch: state.epoch,
             poll: rows.poll.clone(),
             job,
@@ -201,7 +207,7 @@ impl<'a> BackfillStream<'a> {
     /// The script is sent when the future is first polled; the queue keeps the order.
     fn send(&self, batch: EntryBatch) -> impl Future<Output = Sent> + Send + 'static {
         let (context, epoch, poll) = (self.context.clone(), self.epoch, self.poll.clone());
-        let (name, revision) = (self.dataset.name().to_owned(), self.dataset.revision.clone());
+        let (name, revision) = (self.dataset.name().to_owned(), self.revision.clone());
         let (job, progress) = (self.job.id.clone(), self.confirmed.clone());
         let longest = self.dataset.lifetimes.longest();
         let sending = tokio::spawn(async move {
@@ -209,7 +215,7 @@ impl<'a> BackfillStream<'a> {
                 epoch: &epoch,
                 incarnation: &poll.incarnation,
                 dataset: &name,
-                revision: &revision,
+                revision: revision.as_str(),
             };
             let mode = StoreMode::Floor { job: &job, progress: &progress };
             let answer =
@@ -281,7 +287,7 @@ impl<'a> BackfillStream<'a> {
     async fn finish(mut self) -> Result<LoadReport, EngineError> {
         self.load_refused().await?;
         let current = epoch::current(self.context).await?;
-        let precondition = self.dataset.precondition(&current, &self.poll.incarnation);
+        let precondition = self.dataset.store_precondition(&current, &self.poll.incarnation, &self.revision);
         let settled = Settled::Backfill(self.began);
         let answer =
             self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;

@@ -10,10 +10,13 @@ use crate::stores::redis::{Epoch, Precondition};
 use cachekeeper_config as config;
 use cachekeeper_protocol::freshness::Lifetimes;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
-use cachekeeper_protocol::revision::revision;
+use cachekeeper_protocol::revision::{Revision, hash_of};
 
 /// Without refresh-ahead, entries are still kept alive through an outage from this share of their lifetime on.
 const AHEAD_WITHOUT_REFRESH: f64 = 0.05;
+
+/// What the database said about a query, and the revision that was known before it was asked.
+type DescribedUnder = (Option<Revision>, Arc<DatasetSource>);
 
 /// One dataset.
 #[derive(Debug)]
@@ -21,10 +24,12 @@ pub struct Dataset {
     /// The definition.
     pub settings: config::Dataset,
     /// Hash of what decides its entries' bytes.
-    pub revision: String,
+    pub definition: String,
     /// Lifetimes of its entries.
     pub lifetimes: Lifetimes,
-    source: RwLock<Option<Arc<DatasetSource>>>,
+    /// As it was last read in Redis; none: not yet, or it is known to be another now.
+    revision: RwLock<Option<Revision>>,
+    source: RwLock<Option<DescribedUnder>>,
     /// The same, but never forgotten: which dataset a key belongs to must not change while a query is described again.
     described: RwLock<Option<Arc<DatasetSource>>>,
     pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
@@ -55,7 +60,8 @@ impl Dataset {
             text(&settings.compression),
         ];
         Self {
-            revision: revision(parts.iter().map(String::as_str)),
+            definition: hash_of(parts.iter().map(String::as_str)),
+            revision: RwLock::default(),
             lifetimes,
             settings,
             source: RwLock::default(),
@@ -97,14 +103,18 @@ impl Dataset {
 
     /// What the database says about the query; asked once, and again after [`Self::forget_source`].
     pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, EngineError> {
-        if let Some(source) = self.source.read().unwrap_or_else(PoisonError::into_inner).clone() {
+        // A type that changed leaves the query's columns alone: what was described under another revision is not used.
+        let revision = self.known_revision();
+        if let Some((under, source)) = self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+            && under == revision
+        {
             return Ok(source);
         }
         let described = postgres.describe(&self.settings).await?;
         let source =
             described.map_err(|problem| EngineError::Dataset { dataset: self.name().to_owned(), problem })?;
         let source = Arc::new(source);
-        *self.source.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) = Some((revision, Arc::clone(&source)));
         *self.described.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
         Ok(source)
     }
@@ -112,7 +122,21 @@ impl Dataset {
     /// What the database said, if it was asked.
     #[must_use]
     pub fn known_source(&self) -> Option<Arc<DatasetSource>> {
-        self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.source.read().unwrap_or_else(PoisonError::into_inner).clone().map(|(_, source)| source)
+    }
+
+    /// Its revision, as it was last read in Redis. A load takes it before its statement is sent (R14a).
+    #[must_use]
+    pub(crate) fn known_revision(&self) -> Option<Revision> {
+        self.revision.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the revision that was read, or that the known one is out of date; answers whether it is another than before.
+    pub(super) fn set_revision(&self, revision: Option<Revision>) -> bool {
+        let mut known = self.revision.write().unwrap_or_else(PoisonError::into_inner);
+        let is_other = *known != revision;
+        *known = revision;
+        is_other
     }
 
     /// Forgets what the database said, because its tables have changed.
@@ -121,10 +145,21 @@ impl Dataset {
         *self.write.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// What a script that writes this dataset's entries must find unchanged.
+    /// What a script that concerns this dataset's entries must find unchanged, where nothing is stored that was loaded before.
     #[must_use]
     pub fn precondition<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Precondition<'a> {
-        Precondition { epoch, incarnation, dataset: self.name(), revision: &self.revision }
+        Precondition { epoch, incarnation, dataset: self.name(), revision: &self.definition }
+    }
+
+    /// What a script that stores entries must find unchanged: also the revision that was read before they were loaded.
+    #[must_use]
+    pub fn store_precondition<'a>(
+        &'a self,
+        epoch: &'a Epoch,
+        incarnation: &'a str,
+        revision: &'a Revision,
+    ) -> Precondition<'a> {
+        Precondition { epoch, incarnation, dataset: self.name(), revision: revision.as_str() }
     }
 
     /// Whether a newer process has redefined this dataset.

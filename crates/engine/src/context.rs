@@ -115,7 +115,7 @@ impl Context {
     }
 
     /// The one place that acts on a failed precondition. A definition that is not the dataset's any more ends this process's
-    /// work on it; else what is known of the epoch is out of date, and is read anew before anything else is tried.
+    /// work on it; a revision that changed is read anew before anything is loaded again; else what is known of the epoch is out of date, and is read anew before anything else is tried.
     pub(super) fn on_precondition_failed(
         &self,
         dataset: Option<&Dataset>,
@@ -123,7 +123,13 @@ impl Context {
     ) -> EngineError {
         match (failed, dataset) {
             (PreconditionFailed::Revision, Some(dataset)) => dataset.supersede(),
-            (PreconditionFailed::Revision, None) => EngineError::PreconditionFailed(failed),
+            (PreconditionFailed::Outdated, Some(dataset)) => {
+                dataset.set_revision(None);
+                EngineError::PreconditionFailed(failed)
+            }
+            (PreconditionFailed::Revision | PreconditionFailed::Outdated, None) => {
+                EngineError::PreconditionFailed(failed)
+            }
             (PreconditionFailed::Table | PreconditionFailed::Epoch | PreconditionFailed::Incarnation, _) => {
                 self.set_epoch(None);
                 EngineError::PreconditionFailed(failed)

@@ -4,11 +4,13 @@ use std::sync::atomic::Ordering;
 
 use tracing::{debug, info, warn};
 
+use super::catalog::Dataset;
 use super::context::Context;
 use super::error::EngineError;
 use crate::metrics::ByReason;
 use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
 use crate::stores::redis::{Answer, Creation, Epoch, Metadata, NewEpoch, PreconditionFailed, Registration};
+use cachekeeper_protocol::revision::Revision;
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// The current epoch, as it was just read.
@@ -112,20 +114,25 @@ async fn register_all(
     poll: &Poll,
     metadata: &Metadata,
 ) -> Result<(), EngineError> {
+    let mut is_other = false;
     for dataset in context.catalog.iter() {
-        let seen = metadata.revisions.get(dataset.name()).map_or("", String::as_str);
+        let revision = metadata.revisions.get(dataset.name());
+        let seen = revision.map_or("", Revision::definition);
+        if seen == dataset.definition && !dataset.is_superseded() {
+            is_other |= dataset.set_revision(revision.cloned());
+        }
         let is_known = dataset.is_registered.load(Ordering::Relaxed);
-        if is_known && (seen == dataset.revision || !seen.is_empty()) {
-            if seen != dataset.revision && !dataset.is_superseded() {
+        if is_known && !seen.is_empty() {
+            if seen != dataset.definition && !dataset.is_superseded() {
                 warn!(dataset = dataset.name(), "{}", dataset.supersede());
             }
             continue;
         }
         let longest = dataset.lifetimes.longest();
-        let revisions = (seen, dataset.revision.as_str());
-        match context.redis.register(epoch, &poll.incarnation, dataset.name(), revisions, longest).await? {
+        let definitions = (seen, dataset.definition.as_str());
+        match context.redis.register(epoch, &poll.incarnation, dataset.name(), definitions, longest).await? {
             Answer::Done(Registration::Registered) => {
-                info!(dataset = dataset.name(), revision = %dataset.revision, "definition registered, entries are pending");
+                info!(dataset = dataset.name(), definition = %dataset.definition, "definition registered, entries are pending");
                 dataset.is_registered.store(true, Ordering::Relaxed);
             }
             Answer::Done(Registration::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
@@ -133,7 +140,29 @@ async fn register_all(
             Answer::Done(Registration::Lost) | Answer::Failed(_) => {}
         }
     }
+    if is_other {
+        // What a session knows of settings, names and types may be older than the revision.
+        context.postgres.renew_connections();
+    }
     Ok(())
+}
+
+/// The dataset's revision, for a load whose statement is sent afterwards (R14a).
+///
+/// # Errors
+/// [`EngineError`], where it has to be read.
+pub(crate) async fn revision(context: &Context, dataset: &Dataset) -> Result<Revision, EngineError> {
+    for _ in 0..ATTEMPTS {
+        if dataset.is_superseded() {
+            return Err(dataset.supersede());
+        }
+        if let Some(revision) = dataset.known_revision() {
+            return Ok(revision);
+        }
+        // The first look may register the definition, and the next one reads it.
+        ensure(context, "").await?;
+    }
+    Err(context.on_precondition_failed(Some(dataset), PreconditionFailed::Outdated))
 }
 
 /// The epoch as this process knows it, or as it is in Redis.

@@ -10,6 +10,7 @@ use super::error::{EngineError, chain};
 use super::{epoch, invalidate};
 use crate::metrics::{ByReason, BySourceKind};
 use crate::stores::postgres::ErrorKind;
+use crate::stores::redis::OlderLoads;
 use cachekeeper_protocol::event::{Event, Op};
 
 /// Events of a channel, as a label of metrics.
@@ -142,7 +143,8 @@ impl Merged {
     }
 }
 
-/// Records that every entry of these datasets must be revalidated, by a cause that was numbered before; none: by one of now.
+/// Records that every entry of these datasets must be revalidated: by a cause that was numbered before, since when anything may
+/// have happened; none: by a change that was committed by now.
 pub async fn mark_pending(
     context: &Context,
     datasets: &[String],
@@ -152,8 +154,12 @@ pub async fn mark_pending(
     with_current_epoch(context, || async {
         let state = epoch::ensure(context, "").await?;
         let at = (&state.epoch, state.poll.incarnation.as_str());
+        let older = match cause {
+            Some(_) => OlderLoads::OfDatasets,
+            None => OlderLoads::Below(state.poll.snapshot.stamp()),
+        };
         context
-            .checked(None, context.redis.mark_pending(at, (reason, cause), datasets, None, "").await?)
+            .checked(None, context.redis.mark_pending(at, (reason, cause), datasets, older, "").await?)
             .map(drop)
     })
     .await

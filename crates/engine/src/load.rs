@@ -25,6 +25,7 @@ use crate::metrics::{ByDataset, ByDatasetCause};
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues};
 use crate::stores::redis::Refusal;
 use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::revision::Revision;
 
 /// Loads that a key may be refused before it is invalidated instead (R10).
 const LOADS_MAX: usize = 3;
@@ -49,10 +50,19 @@ pub async fn load(
             Storing::IfAllowed | Storing::Never => options.storing = Storing::Never,
         }
     }
+    let revision = match options.storing {
+        Storing::Always => Some(epoch::revision(context, dataset).await?),
+        Storing::IfAllowed => epoch::revision(context, dataset).await.ok(),
+        Storing::Never => None,
+    };
+    if revision.is_none() {
+        options.storing = Storing::Never;
+    }
+    // Described under that revision or a later one.
     let source = dataset.source(&context.postgres).await?;
     let mut seen = HashSet::with_capacity(keys.len());
     let unique: Keys = keys.into_iter().filter(|(key, _)| seen.insert(key.clone())).collect();
-    let mut loading = Loading { context, dataset, source, options, job };
+    let mut loading = Loading { context, dataset, revision, source, options, job };
     let mut report = LoadReport::default();
     for chunk in unique.chunks(dataset.settings.batch) {
         report.add(loading.see_through(chunk).await?);
@@ -63,6 +73,8 @@ pub async fn load(
 struct Loading<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
+    /// Read before any statement is sent; none: nothing is stored.
+    revision: Option<Revision>,
     source: Arc<DatasetSource>,
     options: LoadOptions,
     job: &'a mut Job,
@@ -121,8 +133,9 @@ impl Loading<'_> {
         let mut encoder = Encoder::new(self.dataset, &self.source);
         let mut entries = EntryBatch::default();
         let names = keys.iter().map(|(key, _)| key.as_str());
+        let dataset = (self.dataset, self.revision.as_ref());
         let mut batch =
-            BatchOfLoad::new(self.context, self.dataset, self.options, &loaded.poll, &mut *self.job, names);
+            BatchOfLoad::new(self.context, dataset, self.options, &loaded.poll, &mut *self.job, names);
         for row in &loaded.rows {
             encoder.add(row, &mut entries);
             if BATCH_BYTES <= entries.bytes() {

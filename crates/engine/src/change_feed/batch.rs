@@ -16,7 +16,7 @@ use crate::invalidate::{delete_keys, members, reload_keys};
 use crate::load::Job;
 use crate::metrics::{ByDataset, ByReason};
 use crate::stores::postgres::{ErrorKind, KeyValues, Poll};
-use crate::stores::redis::Epoch;
+use crate::stores::redis::{Epoch, OlderLoads};
 use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
 
@@ -69,8 +69,8 @@ impl ChangeBatch<'_> {
             info!(datasets = names.join(", "), "a whole table changed, every entry is revalidated");
             let why = ("whole table changed", None);
             let at = (&self.epoch, self.poll.incarnation.as_str());
-            let floor = Some(self.poll.snapshot.stamp());
-            let answer = self.context.redis.mark_pending(at, why, &names, floor, &self.job.id).await?;
+            let older = OlderLoads::Below(self.poll.snapshot.stamp());
+            let answer = self.context.redis.mark_pending(at, why, &names, older, &self.job.id).await?;
             self.context.checked(None, answer)?;
             self.job.count += 1;
         }

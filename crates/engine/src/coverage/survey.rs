@@ -10,7 +10,7 @@ use crate::error::{EngineError, chain};
 use crate::stores::postgres::capture::TRIGGER_COUNT;
 use crate::stores::postgres::{Capture, ErrorKind, TreeMember};
 use cachekeeper_config::WatchTarget;
-use cachekeeper_protocol::revision::revision;
+use cachekeeper_protocol::revision::hash_of;
 
 /// Part of the reason where waiting helps.
 pub const TRYING_AGAIN: &str = "trying again";
@@ -229,7 +229,7 @@ impl CoverageSurvey {
             }
         }
         let views = self.views.get(dataset.name()).cloned().unwrap_or_default();
-        let mut parts = vec![dataset.revision.clone(), reads.join(","), views];
+        let mut parts = vec![dataset.definition.clone(), reads.join(","), views];
         for root in roots {
             let members = self.members_of(root);
             let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
@@ -264,7 +264,7 @@ impl CoverageSurvey {
                 parts.push(format!("{} {} {:?}", member.oid, member.shape, member.triggers));
             }
         }
-        Ok(revision(parts.iter().map(String::as_str)))
+        Ok(hash_of(parts.iter().map(String::as_str)))
     }
 }
 

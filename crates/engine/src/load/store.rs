@@ -15,6 +15,7 @@ use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::StoreMode;
 use cachekeeper_config::Format;
 use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::revision::Revision;
 
 /// Failures that a report keeps.
 const FAILURES_MAX: usize = 1_000;
@@ -163,6 +164,7 @@ impl LoadReport {
 pub(crate) struct BatchOfLoad<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
+    revision: Option<&'a Revision>,
     options: LoadOptions,
     poll: &'a Poll,
     job: &'a mut Job,
@@ -173,10 +175,11 @@ pub(crate) struct BatchOfLoad<'a> {
 }
 
 impl<'a> BatchOfLoad<'a> {
-    /// Begins the stores of a load of these keys.
+    /// Begins the stores of a load of these keys, under the revision that was read before its statement was sent; none: nothing
+    /// is stored.
     pub fn new(
         context: &'a Context,
-        dataset: &'a Dataset,
+        (dataset, revision): (&'a Dataset, Option<&'a Revision>),
         options: LoadOptions,
         poll: &'a Poll,
         job: &'a mut Job,
@@ -187,7 +190,7 @@ impl<'a> BatchOfLoad<'a> {
             report.loaded.poll = Some(poll.clone());
         }
         let (missing, refused) = (keys.collect(), Keys::new());
-        Self { context, dataset, options, poll, job, missing, report, refused }
+        Self { context, dataset, revision, options, poll, job, missing, report, refused }
     }
 
     /// Stores these entries, and empties the batch.
@@ -218,8 +221,9 @@ impl<'a> BatchOfLoad<'a> {
 
     async fn send(&mut self, entries: &EntryBatch) -> Result<(), EngineError> {
         let (context, dataset) = (self.context, self.dataset);
+        let Some(revision) = self.revision else { return Ok(()) };
         let current = epoch::current(context).await?;
-        let precondition = dataset.precondition(&current, &self.poll.incarnation);
+        let precondition = dataset.store_precondition(&current, &self.poll.incarnation, revision);
         let job = self.job.id.as_str();
         let mode = if job.is_empty() { StoreMode::Slots } else { StoreMode::Counted { job } };
         let (stamp, longest) = (self.poll.snapshot.stamp(), dataset.lifetimes.longest());

@@ -20,7 +20,9 @@ pub use entries::{CounterRule, StoreMode, ValueAndLife};
 pub use epoch::{Creation, NewEpoch, Registration};
 pub use error::{CacheError, Refusal};
 pub use leases::{LeaseAttempt, LeaseGrant};
-pub use metadata::{Advance, Advanced, Backfilled, Claim, Metadata, PendingRevalidation, Settled, Watermark};
+pub use metadata::{
+    Advance, Advanced, Backfilled, Claim, Metadata, OlderLoads, PendingRevalidation, Settled, Watermark,
+};
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;

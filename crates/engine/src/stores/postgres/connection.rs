@@ -1,7 +1,8 @@
 //! Connections: pinned settings, read-only unless a statement says otherwise.
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
@@ -15,8 +16,12 @@ pub struct Postgres {
     pub(super) pool: PgPool,
     options: PgConnectOptions,
     connect_timeout: Duration,
+    /// Connections of the pool that were opened before this are replaced.
+    renewed_at: Arc<RwLock<Option<Instant>>>,
 }
 
+/// How long before the moment at which it counts as open a session may have read its settings.
+const SESSION_BEGINS_WITHIN: Duration = Duration::from_millis(200);
 /// How long a statement waits for a lock at most.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 
@@ -56,12 +61,19 @@ impl Postgres {
                 ("idle_in_transaction_session_timeout", "10s"),
             ])
             .disable_statement_logging();
+        let renewed_at: Arc<RwLock<Option<Instant>>> = Arc::default();
+        let renewed = Arc::clone(&renewed_at);
         let pool = PgPoolOptions::new()
             .max_connections(settings.max_connections)
             .acquire_timeout(settings.connect_timeout)
             .idle_timeout(Duration::from_secs(300))
+            .before_acquire(move |_, about| {
+                let renewed_at = *renewed.read().unwrap_or_else(PoisonError::into_inner);
+                let is_fresh = renewed_at.is_none_or(|at| about.age + SESSION_BEGINS_WITHIN < at.elapsed());
+                Box::pin(async move { Ok(is_fresh) })
+            })
             .connect_lazy_with(options.clone());
-        Ok(Self { pool, options, connect_timeout: settings.connect_timeout })
+        Ok(Self { pool, options, connect_timeout: settings.connect_timeout, renewed_at })
     }
 
     /// Asks whether the server answers.
@@ -81,6 +93,12 @@ impl Postgres {
             Ok(connection) => connection.map_err(|source| SourceError::new(what, source)),
             Err(_elapsed) => Err(SourceError::new(what, sqlx::Error::PoolTimedOut)),
         }
+    }
+
+    /// What the sessions of the pool know is out of date: settings of roles and databases, which they read only once, and the
+    /// types that they remember. From now on none that was open before is used.
+    pub(crate) fn renew_connections(&self) {
+        *self.renewed_at.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Closes all connections.

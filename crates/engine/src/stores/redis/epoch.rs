@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
-use super::script::{CREATE_EPOCH, Call, REGISTER, read_word};
+use super::script::{CREATE_EPOCH, Call, REGISTER, nonce, read_word};
 use super::{Answer, CacheError, Epoch, Metadata, Precondition, Redis};
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_protocol::window::window_width;
@@ -101,7 +101,7 @@ impl Redis {
         let mut call = Call::namespace(&REGISTER, self, &Precondition::of_epoch(epoch, incarnation));
         call.arg(seen).arg(revision);
         call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
-        call.arg("redefined").arg(dataset);
+        call.arg("redefined").arg(dataset).arg(nonce());
         call.run(self).await
     }
 }

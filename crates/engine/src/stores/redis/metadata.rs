@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use redis::{FromRedisValue, ParsingError, Value};
 use serde::{Deserialize, Serialize};
 
-use super::script::{ADVANCE, Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, read_word};
+use super::script::{ADVANCE, Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, nonce, read_word};
 use super::{Answer, CacheError, Epoch, Precondition, Redis};
+use cachekeeper_protocol::revision::Revision;
 use cachekeeper_protocol::stamp::{Snapshot, Stamp};
 
 /// What Redis records of the current epoch.
@@ -30,7 +31,7 @@ pub struct Metadata {
     /// Datasets whose entries must be revalidated.
     pub pending: BTreeMap<String, PendingRevalidation>,
     /// The revision of each dataset.
-    pub revisions: BTreeMap<String, String>,
+    pub revisions: BTreeMap<String, Revision>,
     /// Where interrupted backfills stopped.
     pub backfills: BTreeMap<String, String>,
     /// Datasets of which Redis is to hold every row and some may be missing, each with the cause that a backfill must have seen.
@@ -97,7 +98,7 @@ impl Metadata {
             ("floor", _) => self.floor = value.try_into().ok().map(Stamp::from_bytes),
             ("cursor", _) => self.cursor = Some(text),
             ("pending", dataset) => drop(self.pending.insert(dataset.to_owned(), PendingRevalidation(text))),
-            ("rev", dataset) => drop(self.revisions.insert(dataset.to_owned(), text)),
+            ("rev", dataset) => drop(self.revisions.insert(dataset.to_owned(), text.into())),
             ("backfill", dataset) => drop(self.backfills.insert(dataset.to_owned(), text)),
             ("backfilled", dataset) => {
                 if let Some(backfilled) = Backfilled::parse(&text) {
@@ -145,6 +146,15 @@ impl PendingRevalidation {
     }
 }
 
+/// Which loads must not be stored any more once something is pending, or the revalidation could be undone by an older one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OlderLoads {
+    /// Those below this stamp, of all datasets: the floor is raised. For what a snapshot orders.
+    Below(Stamp),
+    /// Those of the pending datasets that have begun: the revisions change. For what no snapshot orders (R14a).
+    OfDatasets,
+}
+
 /// What a finished job has settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
@@ -184,14 +194,13 @@ impl Redis {
     }
 
     /// Records that the entries of these datasets must be revalidated, for a reason (one word or a few). A `cause` is the number
-    /// of an earlier moment; none: now. With `floor`, which is what a change of a whole table asks for, no older load is stored
-    /// any more; `job` is counted, if it is not empty.
+    /// of an earlier moment; none: now. What is `refused` from now on is not stored any more; `job` is counted, if it is not empty.
     pub async fn mark_pending(
         &self,
         (epoch, incarnation): (&Epoch, &str),
         (reason, cause): (&str, Option<u64>),
         datasets: &[String],
-        floor: Option<Stamp>,
+        refused: OlderLoads,
         job: &str,
     ) -> Result<Answer<u64>, CacheError> {
         let mut call = Call::namespace(&MARK_PENDING, self, &Precondition::of_epoch(epoch, incarnation));
@@ -200,9 +209,9 @@ impl Redis {
             Some(cause) => call.number(cause),
             None => call.arg(""),
         };
-        match floor {
-            Some(stamp) => call.arg(stamp.to_bytes()),
-            None => call.arg(""),
+        match refused {
+            OlderLoads::Below(stamp) => call.arg(stamp.to_bytes()).arg(""),
+            OlderLoads::OfDatasets => call.arg("").arg(nonce()),
         };
         call.arg(job);
         for dataset in datasets {
@@ -301,7 +310,7 @@ impl Redis {
         let mut call = Call::guarded(&ADVANCE, self, on, [&on.watermark].into_iter(), Some(&precondition));
         call.arg(advance.job.0).number(advance.job.1);
         call.arg(advance.from).arg(advance.to.as_str()).arg(advance.as_of);
-        call.arg(advance.reason).arg(epoch.to_string());
+        call.arg(advance.reason).arg(epoch.to_string()).arg(nonce());
         for (dataset, fingerprint) in advance.covered {
             call.arg(dataset).arg(fingerprint);
         }

@@ -48,7 +48,7 @@ pub struct Precondition<'a> {
     pub incarnation: &'a str,
     /// The dataset, or empty where keys of no dataset are meant.
     pub dataset: &'a str,
-    /// The dataset's revision.
+    /// The dataset's revision. Without its nonce, the definition alone: for what stores nothing that was loaded before.
     pub revision: &'a str,
 }
 
@@ -71,6 +71,8 @@ pub enum PreconditionFailed {
     Incarnation,
     /// The dataset was redefined by a newer process.
     Revision,
+    /// Since the revision was read, something happened by which the dataset's query may return something else.
+    Outdated,
 }
 
 impl std::fmt::Display for PreconditionFailed {
@@ -80,6 +82,7 @@ impl std::fmt::Display for PreconditionFailed {
             Self::Epoch => "another epoch has begun",
             Self::Incarnation => "the primary restarted, its incarnation is another",
             Self::Revision => "the dataset was redefined by a newer process",
+            Self::Outdated => "what the dataset's query returns may have changed since it was loaded",
         })
     }
 }
@@ -105,9 +108,15 @@ impl<T: FromRedisValue> FromRedisValue for Answer<T> {
             Some("epoch") => Ok(Self::Failed(PreconditionFailed::Epoch)),
             Some("incarnation") => Ok(Self::Failed(PreconditionFailed::Incarnation)),
             Some("revision") => Ok(Self::Failed(PreconditionFailed::Revision)),
+            Some("outdated") => Ok(Self::Failed(PreconditionFailed::Outdated)),
             Some(other) => Err(format!("unknown precondition {other:?}").into()),
         }
     }
+}
+
+/// What makes a dataset's revision another one, never one of before.
+pub(super) fn nonce() -> String {
+    format!("{:016x}", rand::random::<u64>())
 }
 
 /// A reply that is one of a few words.

@@ -1,12 +1,12 @@
 -- Moves the cursor and, with it, the watermark (R12): every change up to the new cursor is in this Redis.
 -- KEYS: 1 to 3 see the prelude, 4 watermark.
 -- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 as_of,
---       10 why a dataset is pending that was not covered until now, 11 epoch as text,
+--       10 why a dataset is pending that was not covered until now, 11 epoch as text, 12 a nonce,
 --       then pairs of a dataset that is covered and its coverage fingerprint.
 -- Replies DONE, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
 local watermark = KEYS[4]
-local job, known, from, to, as_of, reason, epoch_text = unpack(ARGV, 5, 11)
-local FIRST_DATASET = 12
+local job, known, from, to, as_of, reason, epoch_text, nonce = unpack(ARGV, 5, 12)
+local FIRST_DATASET = 13
 local failure = check_precondition()
 if failure then return failure end
 if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_reply('ROLLED_BACK') end
@@ -33,6 +33,7 @@ for name, fingerprint in pairs(fingerprints) do
     cause = cause or next_cause()
     redis.call('HSET', meta, 'covered:' .. name, fingerprint)
     make_pending(name, reason, cause)
+    refuse_older_loads(name, nonce)
     left_out[name] = true
   end
 end

@@ -8,3 +8,12 @@ local function make_pending(name, reason, cause)
   if known and tonumber(cause) < tonumber(string.match(known, ' (%d+)$') or 0) then return end
   redis.call('HSET', meta, 'pending:' .. name, string.format('%s %d', reason, cause))
 end
+
+-- A cause by which the query may return something else without a captured row (R14a) changes the dataset's revision: its
+-- definition and a nonce. A load carries the revision read before its statement was sent, so older loads are refused. Their
+-- stamps do not tell: equal stamps see the same data only where nothing of this kind happened. A nonce, not a number: a number
+-- comes again after Redis was rolled back (X34).
+local function refuse_older_loads(name, nonce)
+  local known = redis.call('HGET', meta, 'rev:' .. name)
+  if known then redis.call('HSET', meta, 'rev:' .. name, string.match(known, '^%S*') .. ' ' .. nonce) end
+end

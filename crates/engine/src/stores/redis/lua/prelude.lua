@@ -1,5 +1,6 @@
 -- Stands before every script that acts in an epoch (R4). What the caller expects to find unchanged is its precondition.
--- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags. ARGV: 1 epoch, 2 incarnation, 3 dataset or '', 4 its revision.
+-- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags. ARGV: 1 epoch, 2 incarnation, 3 dataset or '', 4 its revision,
+-- or its definition alone where nothing is stored that was loaded before.
 local meta, stamps, tag_stamps = KEYS[1], KEYS[2], KEYS[3]
 local epoch, incarnation, dataset, revision = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local TABLE_BYTES = 1048584
@@ -17,7 +18,10 @@ local function check_precondition()
   end
   if found[1] ~= epoch then return failed('epoch') end
   if found[2] ~= incarnation then return failed('incarnation') end
-  if dataset ~= '' and found[5] ~= revision then return failed('revision') end
+  if dataset ~= '' and found[5] ~= revision then
+    if string.match(found[5] or '', '^%S*') ~= string.match(revision, '^%S*') then return failed('revision') end
+    if string.find(revision, ' ', 1, true) then return failed('outdated') end
+  end
   return nil, found[3], found[4]
 end
 
