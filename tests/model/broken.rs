@@ -3,10 +3,10 @@
 //! The first invariant named is what a reader of the cache would notice; the others are broken on the way.
 
 use crate::faults::Fault::{
-    Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover, Kill,
+    ClockBack, Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover, Kill,
 };
 use crate::rules::{Page, Refusal, TokenRead};
-use crate::worlds::{FILL0, TagScripts, WARM, WARM0, WARM1, World, crowd, row, worlds};
+use crate::worlds::{FILL0, TagScripts, WARM, WARM0, WARM1, World, crowd, ddl, row, worlds};
 
 worlds! {
     // Counterexamples of the review: docs/protocol.md as it could be read before, one rule left out.
@@ -112,6 +112,41 @@ worlds! {
             tags: true, tag_scripts: TagScripts::Three, loaders: &[FILL0], is_cold: true,
             faults: &[(Failover, 1)], ..row([0, 0, 1])
         };
+
+    // R12: what the feed followed by is recorded in Redis; a worker that begins knows nothing else.
+    x26_fingerprint_is_lost_with_the_worker breaks I2, I11:
+        World { faults: &[(Kill, 1)], ..ddl([0, 0, 1]) }
+        .under(|rules| rules.fingerprint_is_recorded = false);
+    // R12.
+    x27_watermark_passes_an_unverified_snapshot breaks I2:
+        ddl([0, 0, 1]).under(|rules| rules.watermark_is_verified = false);
+    // R12: fingerprint and cause in one script.
+    x28_cause_in_a_script_after_the_fingerprint breaks I2, I11:
+        World { faults: &[(Kill, 1)], ..ddl([0, 0, 1]) }
+        .under(|rules| rules.fingerprint_comes_with_cause = false);
+    // R14a: a number, not a date.
+    x29_clock_goes_back_between_a_revalidation_and_a_cause breaks I2, I11:
+        World { faults: &[(ClockBack, 1)], ..ddl([0, 0, 2]) }
+        .under(|rules| rules.causes_are_numbers = false);
+    // R14a: what comes later is not settled.
+    x30_revalidation_settles_what_came_after_its_load breaks I2, I11:
+        ddl([0, 0, 2]).under(|rules| rules.cause_is_read_first = false);
+    // R9, R14a: a rollback takes causes back, and their numbers are given again.
+    x31_revalidation_begins_uncounted breaks I2, I11:
+        World { faults: &[(Failover, 1)], ..ddl([0, 0, 2]) }
+        .under(|rules| rules.beginnings_are_counted = false);
+    // R14a: no stamp slot was raised, so only the revision can refuse.
+    x32_load_outlives_the_revalidation_of_a_key_it_did_not_find breaks I2, I11:
+        World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..ddl([0, 0, 1]) }
+        .under(|rules| rules.cause_raises_revision = false);
+    // R14a: of two loads with equal stamps the one that was planned first shows less.
+    x33_revision_read_after_the_statement_was_sent breaks I2, I11:
+        World { loaders: &[WARM0], ..ddl([0, 0, 1]) }
+        .under(|rules| rules.revision_is_read_first = false);
+    // R14a: a counter in Redis is rolled back with it.
+    x34_revision_is_used_again_after_a_failover breaks I2:
+        World { loaders: &[WARM0], faults: &[(Failover, 1)], ..ddl([0, 0, 2]) }
+        .under(|rules| rules.revisions_are_unique = false);
 
     // Controls: a model that does not see these is blind.
     k01_no_stamps breaks I2:

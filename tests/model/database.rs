@@ -75,6 +75,8 @@ struct Change {
     row: u8,
     old: Version,
     new: Version,
+    /// Whether the outbox has it. What has none is here too, because a crash may lose it.
+    is_captured: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +85,8 @@ pub(crate) struct Database {
     max_finished: Xid,
     /// For each row the transaction that holds its lock, or 0.
     running: [Xid; 3],
+    /// The rows whose running transaction writes nothing to the outbox.
+    uncaptured: Set,
     /// In the order of commit.
     outbox: [Change; 4],
     pub(crate) rows: Rows,
@@ -99,6 +103,7 @@ impl Database {
             next: FIRST,
             max_finished: FIRST - 1,
             running: [0; 3],
+            uncaptured: Set::default(),
             outbox: [Change::default(); 4],
             rows: [Version::new(1, 1); 3],
             incarnation: 1,
@@ -123,8 +128,11 @@ impl Database {
         0 < self.todo[row] && self.running[row] == 0
     }
 
-    pub(crate) fn begin(&mut self, row: usize) -> Xid {
+    pub(crate) fn begin(&mut self, row: usize, is_captured: bool) -> Xid {
         let xid = self.next;
+        if !is_captured {
+            self.uncaptured = self.uncaptured.with(row);
+        }
         self.next += 1;
         self.running[row] = xid;
         self.todo[row] -= 1;
@@ -136,18 +144,20 @@ impl Database {
     }
 
     fn finish(&mut self, row: usize) -> Xid {
+        self.uncaptured = self.uncaptured.without(row);
         let xid = std::mem::take(&mut self.running[row]);
         self.max_finished = self.max_finished.max(xid);
         xid
     }
 
     pub(crate) fn commit(&mut self, row: usize) -> Xid {
+        let is_captured = !self.uncaptured.contains(row);
         let xid = self.finish(row);
         let old = self.rows[row];
         let new = Version::new(old.number() + 1, self.incarnation);
         self.rows[row] = new;
         let free = self.outbox.iter_mut().find(|change| change.xid == 0).unwrap();
-        *free = Change { xid, row: u8::try_from(row).unwrap(), old, new };
+        *free = Change { xid, row: u8::try_from(row).unwrap(), old, new, is_captured };
         xid
     }
 
@@ -162,7 +172,7 @@ impl Database {
     /// The rows of the outbox that `to` sees and `from` did not: never "id > last", for commits come out of
     /// order.
     pub(crate) fn changed(&self, from: Snapshot, to: Snapshot) -> Set {
-        let changes = self.outbox.iter().filter(|change| change.xid != 0);
+        let changes = self.outbox.iter().filter(|change| change.xid != 0 && change.is_captured);
         changes
             .filter(|change| !from.sees(change.xid) && to.sees(change.xid))
             .map(|change| usize::from(change.row))
@@ -188,6 +198,7 @@ impl Database {
         self.max_finished = self.outbox.iter().map(|change| change.xid).fold(FIRST - 1, Xid::max);
         self.next = self.max_finished + 1;
         self.running = [0; 3];
+        self.uncaptured = Set::default();
         self.incarnation += 1;
     }
 

@@ -36,8 +36,9 @@ impl Protocol {
         let Some(cursor) = (if rules.cursor_names_epoch { in_epoch } else { cursor }) else {
             return self.miss_cursor(state, worker, table, say);
         };
-        let place = Place { epoch: table.epoch, incarnation: table.incarnation, cursor: cursor.snapshot };
-        if state.redis.is_pending && rules.pending_is_durable {
+        let Table { epoch, incarnation, .. } = table;
+        let place = Place { epoch, incarnation, cursor: cursor.snapshot, known: None };
+        if state.redis.pending != 0 && rules.pending_is_durable && self.world.keepers == 0 {
             say(format_args!("W{worker} reads the header: epoch {}, a revalidation is pending", table.epoch));
             return Stage::Scan(place);
         }
@@ -68,7 +69,7 @@ impl Protocol {
         let (snapshot, seen) = (state.database.snapshot(), state.database.rows);
         state.redis.cursor = Some(Cursor { epoch, snapshot, seen });
         self.breaks(state, Invariant::I6, true);
-        Stage::Poll(Place { epoch, incarnation, cursor: snapshot })
+        Stage::Poll(Place { epoch, incarnation, cursor: snapshot, known: None })
     }
 
     /// R13: refused where the header is not the one that was read before the snapshot.
@@ -94,12 +95,14 @@ impl Protocol {
             table: Some(Table { epoch, incarnation, floor: stamp, slots: [0; 2], born: floor.seen }),
             cursor: Some(Cursor { epoch, ..floor }),
             watermark: None,
-            is_pending: true,
+            causes: state.redis.causes + 1,
+            pending: state.redis.causes + 1,
             tag_stamp: 0,
             ..state.redis
         };
         state.count(worker);
-        Stage::Scan(Place { epoch, incarnation, cursor: floor.snapshot })
+        let place = Place { epoch, incarnation, cursor: floor.snapshot, known: None };
+        if self.world.keepers == 0 { Stage::Scan(place) } else { Stage::Poll(place) }
     }
 
     /// R14: the scan is over Redis. A scan over the dataset does not meet the entries whose rows are gone
@@ -117,7 +120,7 @@ impl Protocol {
         if keys.is_empty() {
             return Stage::RevalidationDone(place);
         }
-        let batch = Batch { place, to: place.cursor, seen: Rows::default() };
+        let batch = Batch { seen: Rows::default(), ..self.batch(state, place, place.cursor) };
         Stage::Load { batch, keys, job: Job::Revalidation }
     }
 
@@ -142,7 +145,7 @@ impl Protocol {
         };
         self.breaks(state, Invariant::I6, !is_whole);
         say(format_args!("W{worker} says that the revalidation is done: watermark {}", cursor.snapshot));
-        state.redis.is_pending = false;
+        state.redis.pending = 0;
         state.redis.watermark = Some(Watermark {
             epoch: place.epoch,
             incarnation: table.incarnation,

@@ -6,6 +6,9 @@ use crate::protocol::{Action, Protocol, Say};
 use crate::state::{KEYS, Newest, Redis, Set, State};
 use crate::worker::Stage;
 
+/// How many kinds of faults there are.
+pub(crate) const FAULTS: usize = 11;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Fault {
     EvictEntry,
@@ -18,11 +21,13 @@ pub(crate) enum Fault {
     CrashLosing,
     Kill,
     Rollback,
+    /// Redis's clock is set back.
+    ClockBack,
 }
 
 impl Protocol {
     pub(crate) fn faults(&self, state: &State, actions: &mut Vec<Action>) {
-        if state.faults == [0; 10] {
+        if state.faults == [0; FAULTS] {
             return;
         }
         let redis = &state.redis;
@@ -47,6 +52,7 @@ impl Protocol {
         for (worker, stage) in (0..).zip(&state.workers[..self.world.workers]) {
             add(Fault::Kill, worker, *stage != Stage::Start);
         }
+        add(Fault::ClockBack, 0, !self.world.rules.causes_are_numbers && 1 < redis.causes);
         if 0 < state.faults[Fault::Failover as usize] && state.copy.is_none() {
             actions.push(Action::Copy);
         }
@@ -106,10 +112,15 @@ impl Protocol {
             Fault::Kill => {
                 say(format_args!("** W{target} is killed and starts again"));
                 state.workers[target] = Stage::Start;
+                state.begin_job(target);
             }
             Fault::Rollback => {
                 let xid = state.database.rollback(target);
                 say(format_args!("** transaction {xid} is rolled back"));
+            }
+            Fault::ClockBack => {
+                say(format_args!("** Redis's clock is set back"));
+                state.redis.causes -= 2;
             }
         }
     }

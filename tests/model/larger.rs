@@ -5,7 +5,7 @@ use crate::faults::Fault::{
 };
 use crate::rules::{Page, Refusal};
 use crate::worlds::{
-    FILL0, FILL1, OnChange, TagScripts, WARM, WARM_TWICE, WARM0, WARM1, World, crowd, row, worlds,
+    FILL0, FILL1, OnChange, TagScripts, WARM, WARM_TWICE, WARM0, WARM1, World, crowd, ddl, row, worlds,
 };
 
 worlds! {
@@ -149,6 +149,33 @@ worlds! {
     h13_refused_keys_are_invalidated_beside_open_transactions:
         World { loaders: &[WARM, FILL0], ..crowd([1, 1, 1]) }
         .under(|rules| rules.refusal = Refusal::Invalidates);
+
+    // DDL.
+    #[ignore = "long: make model"]
+    i11_ddl_fill_failover_kill_expiry:
+        World {
+            loaders: &[FILL0], faults: &[(EvictEntry, 1), (Failover, 1), (Kill, 1)], ..ddl([0, 0, 2])
+        };
+    #[ignore = "long: make model"]
+    i12_ddl_two_workers_and_a_page: World { workers: 2, loaders: &[WARM0], ..ddl([1, 0, 1]) };
+    #[ignore = "long: make model"]
+    i13_ddl_two_workers_and_a_kill: World { workers: 2, faults: &[(Kill, 1)], ..ddl([1, 0, 2]) };
+    #[ignore = "long: make model"]
+    i14_ddl_page_and_crash: World { loaders: &[WARM0], faults: &[(Crash, 1)], ..ddl([1, 0, 1]) };
+    #[ignore = "long: make model"]
+    i15_ddl_page_and_open_transactions: World { overlap: true, loaders: &[WARM0], ..ddl([1, 1, 1]) };
+    #[ignore = "long: make model"]
+    i16_ddl_page_that_raises_the_floor_failover:
+        World { loaders: &[WARM], faults: &[(Failover, 1)], ..ddl([0, 0, 2]) }
+        .under(|rules| rules.page = Page::FloorInEachScript);
+    // A revision that is counted is enough where every rollback renews the epoch: only while its worker lives.
+    #[ignore = "long: make model"]
+    i17_ddl_page_failover_renewed_epoch_counted_revisions:
+        World { loaders: &[WARM0], faults: &[(Failover, 1)], ..ddl([0, 0, 3]) }
+        .under(|rules| {
+            rules.revisions_are_unique = false;
+            rules.renews = true;
+        });
 
     // The largest.
     g01_two_workers_page_and_failover:

@@ -3,9 +3,9 @@
 use crate::database::Database;
 use crate::protocol::{Protocol, Say};
 use crate::rules::Page;
-use crate::scripts::{Answer, Load, StoreMode};
-use crate::state::{Epoch, Set, State, Table, Words};
-use crate::worlds::{Kind, TagScripts};
+use crate::scripts::{Answer, Load, Statement, StoreMode};
+use crate::state::{Epoch, SHARED, Set, State, Table, Words};
+use crate::worlds::{Kind, Shared, TagScripts};
 
 /// A page or fill under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +22,12 @@ pub(crate) struct Flight {
 pub(crate) enum Loader {
     Idle {
         left: u8,
+    },
+    /// The statement was sent and takes its snapshot.
+    Sent {
+        left: u8,
+        epoch: Epoch,
+        statement: Statement,
     },
     FloorBefore(Flight),
     Store(Flight),
@@ -48,7 +54,21 @@ impl Protocol {
 
     pub(crate) fn loader_step(&self, state: &mut State, loader: usize, say: Say<'_>) {
         state.loaders[loader] = match state.loaders[loader] {
-            Loader::Idle { left } => self.begin_load(state, loader, left, say),
+            Loader::Idle { left } if self.world.shared == Shared::Definition => {
+                let (revision, definition) = (state.redis.revision, state.database.rows[SHARED]);
+                say(format_args!(
+                    "L{loader} reads revision {revision} and sends a statement under {definition}"
+                ));
+                let epoch = state.redis.table.unwrap().epoch;
+                Loader::Sent { left, epoch, statement: Self::send(state) }
+            }
+            Loader::Idle { left } => {
+                let epoch = state.redis.table.unwrap().epoch;
+                self.begin_load(state, loader, (left, epoch), Self::send(state), say)
+            }
+            Loader::Sent { left, epoch, statement } => {
+                self.begin_load(state, loader, (left, epoch), statement, say)
+            }
             Loader::FloorBefore(flight) => Self::floor_before(state, loader, flight, say),
             Loader::Store(flight) => self.store_page(state, loader, flight, true, say),
             Loader::Write(flight) => self.store_page(state, loader, flight, false, say),
@@ -73,12 +93,18 @@ impl Protocol {
         };
     }
 
-    fn begin_load(&self, state: &State, loader: usize, left: u8, say: Say<'_>) -> Loader {
+    fn begin_load(
+        &self,
+        state: &State,
+        loader: usize,
+        (left, epoch): (u8, Epoch),
+        statement: Statement,
+        say: Say<'_>,
+    ) -> Loader {
         let rules = &self.world.rules;
         let keys: Set = self.world.loaders[loader].keys.iter().copied().collect();
         say(format_args!("L{loader} loads {keys} at {}", state.database.snapshot()));
-        let epoch = state.redis.table.unwrap().epoch;
-        let flight = Flight { left: left - 1, epoch, load: Load::now(&state.database), keys };
+        let flight = Flight { left: left - 1, epoch, load: self.answer(state, statement), keys };
         if rules.page == Page::FloorBefore {
             Loader::FloorBefore(flight)
         } else if !self.world.tags || self.world.tag_scripts == TagScripts::One {

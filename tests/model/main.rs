@@ -2,7 +2,7 @@
 //! interleaves, and faults strike in between.
 //!
 //! Two keys, each a join of its own row and a row that both share; up to three transactions, two workers,
-//! three loaders, two events, a reader. `repaired` and `larger` are worlds of the protocol as docs/protocol.md has
+//! three loaders, two events, a reader, two revalidations beside the feed. `repaired` and `larger` are worlds of the protocol as docs/protocol.md has
 //! it: they must be exhausted without a violation. `broken` leaves one rule out at a time: each must be seen.
 #![expect(
     clippy::unwrap_used,
@@ -13,12 +13,14 @@
 )]
 
 mod broken;
+mod coverage;
 mod database;
 #[path = "../decisions/mod.rs"]
 mod decisions;
 mod epochs;
 mod faults;
 mod invariants;
+mod keeper;
 mod larger;
 mod loaders;
 mod protocol;

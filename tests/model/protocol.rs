@@ -5,13 +5,14 @@ use std::fmt::Arguments;
 use stateright::{Model, Property};
 
 use crate::database::{Database, ROW_NAMES};
-use crate::faults::Fault;
+use crate::faults::{FAULTS, Fault};
 use crate::invariants::{Broken, Invariant};
+use crate::keeper::Keeper;
 use crate::loaders::Loader;
 use crate::signals::{Event, Reader, TagEvent};
-use crate::state::{Cursor, KEYS, Redis, Set, State, Table, Watermark};
+use crate::state::{Cursor, KEYS, Redis, SHARED, Set, State, Table, Watermark};
 use crate::worker::Stage;
-use crate::worlds::World;
+use crate::worlds::{Shared, World};
 
 /// Takes a step in words; silent but for traces.
 pub(crate) type Say<'a> = &'a mut dyn FnMut(Arguments<'_>);
@@ -29,6 +30,9 @@ pub(crate) enum Action {
     Begin(u8),
     Commit(u8),
     Worker(u8),
+    /// A poll that does not verify the fingerprint.
+    QuickPoll(u8),
+    Keeper(u8),
     Loader(u8),
     /// With the key that an event which begins is about.
     Event(u8, u8),
@@ -57,10 +61,11 @@ impl Protocol {
             entries,
             cursor: Some(Cursor { epoch: 1, snapshot, seen: rows }),
             watermark: Some(Watermark { epoch: 1, incarnation: 1, stamp, seen: rows }),
+            covered: self.coverage(&database),
             members: KEYS.into_iter().filter(|_| is_warm).collect(),
             ..Redis::default()
         };
-        let mut faults = [0; 10];
+        let mut faults = [0; FAULTS];
         for (fault, times) in self.world.faults {
             faults[*fault as usize] = *times;
         }
@@ -77,12 +82,14 @@ impl Protocol {
             copy: None,
             newest: [None; 2],
             workers: [0, 1].map(first),
+            keepers: [Keeper::Idle; 2],
             loaders: [0, 1, 2].map(|loader| Loader::Idle { left: plan(loader) }),
             events: [0, 1].map(|event| if event < self.world.events { Event::Idle } else { Event::Done }),
             tag_event: TagEvent::Idle,
             reader: Reader::Idle,
             faults,
             last_epoch: 1,
+            last_revision: 0,
             swallowed: Set::default(),
             broken: Broken::default(),
         }
@@ -101,6 +108,14 @@ impl Protocol {
         for (worker, index) in (0..self.world.workers).zip(0..) {
             if self.worker_can_step(state, worker) {
                 actions.push(Action::Worker(index));
+            }
+            if self.can_poll_quickly(state, worker) {
+                actions.push(Action::QuickPoll(index));
+            }
+        }
+        for (keeper, index) in (0..self.world.keepers).zip(0..) {
+            if self.keeper_can_step(state, keeper) {
+                actions.push(Action::Keeper(index));
             }
         }
         for (loader, index) in (0..self.world.loaders.len()).zip(0..) {
@@ -141,6 +156,8 @@ impl Protocol {
             Action::Begin(row) => self.begin(&mut state, usize::from(row), say),
             Action::Commit(row) => Self::commit(&mut state, usize::from(row), say),
             Action::Worker(worker) => self.worker_step(&mut state, usize::from(worker), say),
+            Action::QuickPoll(worker) => self.quick_poll(&mut state, usize::from(worker), say),
+            Action::Keeper(keeper) => self.keeper_step(&mut state, usize::from(keeper), say),
             Action::Loader(loader) => self.loader_step(&mut state, usize::from(loader), say),
             Action::Event(event, key) => self.event_step(&mut state, usize::from(event), key, say),
             Action::TagEvent => self.tag_event_step(&mut state, say),
@@ -156,7 +173,8 @@ impl Protocol {
 
     /// Where transactions do not overlap, begin and commit are one step.
     fn begin(&self, state: &mut State, row: usize, say: Say<'_>) {
-        let xid = state.database.begin(row);
+        let is_captured = row != SHARED || self.world.shared == Shared::Row;
+        let xid = state.database.begin(row, is_captured);
         if self.world.overlap {
             say(format_args!("transaction {xid} begins and writes row {}", ROW_NAMES[row]));
         } else {

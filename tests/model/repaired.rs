@@ -2,7 +2,7 @@
 
 use crate::faults::Fault::{Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, Failover, Flush, Kill};
 use crate::rules::{Page, TokenRead};
-use crate::worlds::{FILL0, FILL1, OnChange, TagScripts, WARM, World, crowd, row, worlds};
+use crate::worlds::{FILL0, FILL1, OnChange, TagScripts, WARM, WARM0, World, crowd, ddl, row, worlds};
 
 worlds! {
     // Repaired, nothing lost.
@@ -65,6 +65,16 @@ worlds! {
             tags: true, tag_scripts: TagScripts::Three, loaders: &[FILL0, FILL1], is_cold: true,
             ..row([0, 0, 2])
         };
+
+    // DDL, which no captured row tells of; revalidations beside the feed.
+    i01_ddl_beside_a_fill: World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..ddl([1, 0, 1]) };
+    i02_ddl_twice_beside_a_page: World { loaders: &[WARM0], ..ddl([0, 0, 2]) };
+    i03_ddl_and_the_worker_killed: World { faults: &[(Kill, 1)], ..ddl([1, 0, 2]) };
+    i04_ddl_under_two_revalidations: World { keepers: 2, ..ddl([0, 0, 2]) };
+    i05_ddl_failover_and_kill: World { faults: &[(Failover, 1), (Kill, 1)], ..ddl([0, 0, 2]) };
+    i06_ddl_and_an_evicted_table: World { faults: &[(EvictTable, 1)], ..ddl([1, 0, 1]) };
+    i07_ddl_beside_open_transactions: World { overlap: true, ..ddl([1, 1, 1]) };
+    i08_ddl_lost_by_a_crash: World { faults: &[(CrashLosing, 1)], ..ddl([0, 0, 2]) };
 
     // Reading what one has written.
     r01_token_with_watermark_and_value_in_one_read:

@@ -64,6 +64,24 @@ pub(crate) struct Rules {
     pub(crate) epoch_before_load: bool,
     /// R16: a new definition of a dataset is a new epoch, and workers of the old one stop.
     pub(crate) definition_is_an_epoch: bool,
+    /// R12: the fingerprint that the feed followed by is recorded in Redis; a worker that begins has no other.
+    pub(crate) fingerprint_is_recorded: bool,
+    /// R12: the script that replaces a fingerprint records the cause of the revalidation.
+    pub(crate) fingerprint_comes_with_cause: bool,
+    /// R12: the watermark moves only to a snapshot at which the fingerprint was verified.
+    pub(crate) watermark_is_verified: bool,
+    /// R14a: causes are numbers from a counter in Redis. Else they are dates by Redis's clock.
+    pub(crate) causes_are_numbers: bool,
+    /// R14a: a revalidation reads the newest cause before its first statement, not when it makes its claim.
+    pub(crate) cause_is_read_first: bool,
+    /// R9, R14a: reading the newest cause is a counted script.
+    pub(crate) beginnings_are_counted: bool,
+    /// R14a: a cause without a captured row raises the dataset's revision, in its script.
+    pub(crate) cause_raises_revision: bool,
+    /// R14a: a load carries the revision that was read before its statement was sent.
+    pub(crate) revision_is_read_first: bool,
+    /// R14a: a revision is never used again, also where Redis was rolled back.
+    pub(crate) revisions_are_unique: bool,
     /// R19: a failover is a legal step back. Promise 1 as first worded did not say so.
     pub(crate) failover_may_go_back: bool,
 }
@@ -100,6 +118,15 @@ impl Default for Rules {
             equal_bytes_raise: true,
             epoch_before_load: true,
             definition_is_an_epoch: false,
+            fingerprint_is_recorded: true,
+            fingerprint_comes_with_cause: true,
+            watermark_is_verified: true,
+            causes_are_numbers: true,
+            cause_is_read_first: true,
+            beginnings_are_counted: true,
+            cause_raises_revision: true,
+            revision_is_read_first: true,
+            revisions_are_unique: true,
             failover_may_go_back: true,
         }
     }

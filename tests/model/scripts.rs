@@ -1,10 +1,11 @@
 //! The scripts of Redis: each is one atomic step. All checks come before all writes (R4).
 
-use crate::database::{Database, Rows, Stamp};
+use crate::database::{Database, Rows, Stamp, Version};
 use crate::invariants::Invariant;
 use crate::protocol::Protocol;
 use crate::rules::{Page, Rules};
-use crate::state::{Epoch, Incarnation, Newest, Set, State};
+use crate::state::{Epoch, Incarnation, Newest, Revision, SHARED, Set, State};
+use crate::worlds::Shared;
 
 /// What a load returned (R1): the rows, the stamp of its snapshot, the incarnation of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,12 +13,21 @@ pub(crate) struct Load {
     pub(crate) stamp: Stamp,
     pub(crate) rows: Rows,
     pub(crate) incarnation: Incarnation,
+    pub(crate) revision: Revision,
+}
+
+/// A statement that was sent and has taken no snapshot yet: the revision that was read before, and the definition it
+/// was planned with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Statement {
+    revision: Revision,
+    definition: Version,
 }
 
 impl Load {
-    pub(crate) fn now(database: &Database) -> Self {
+    pub(crate) fn now(database: &Database, revision: Revision) -> Self {
         let stamp = database.snapshot().stamp();
-        Self { stamp, rows: database.rows, incarnation: database.incarnation }
+        Self { stamp, rows: database.rows, incarnation: database.incarnation, revision }
     }
 }
 
@@ -102,6 +112,22 @@ impl std::fmt::Display for Answer {
 }
 
 impl Protocol {
+    /// Reads the revision and sends a statement.
+    pub(crate) fn send(state: &State) -> Statement {
+        Statement { revision: state.redis.revision, definition: state.database.rows[SHARED] }
+    }
+
+    /// The statement takes its snapshot.
+    pub(crate) fn answer(&self, state: &State, statement: Statement) -> Load {
+        let is_read_first = self.world.rules.revision_is_read_first;
+        let revision = if is_read_first { statement.revision } else { state.redis.revision };
+        let mut load = Load::now(&state.database, revision);
+        if self.world.shared == Shared::Definition {
+            load.rows[SHARED] = statement.definition;
+        }
+        load
+    }
+
     /// R5.
     pub(crate) fn store(
         &self,
@@ -119,6 +145,7 @@ impl Protocol {
         let is_same = entry.is_some() && redis.entries[key] == entry;
         let question = Question {
             holds: table.epoch == epoch
+                && redis.revision == load.revision
                 && (!rules.store_names_incarnation || table.incarnation == load.incarnation),
             stamp: Some(load.stamp),
             floor: table.floor,
@@ -146,10 +173,13 @@ impl Protocol {
 
     /// I1: what was accepted may only be followed by what is as new, a deletion included.
     fn accept(&self, state: &mut State, epoch: Epoch, load: &Load, key: usize) {
-        let shared = load.rows[crate::state::SHARED].number();
-        let new = Newest { epoch, own: load.rows[key].number(), shared };
+        let shared = load.rows[SHARED].number();
+        let new = Newest { epoch, revision: load.revision, own: load.rows[key].number(), shared };
         if let Some(old) = state.newest[key].replace(new) {
-            let goes_back = old.epoch == epoch && (new.own < old.own || new.shared < old.shared);
+            // Until the feed has seen a DDL, statements that were planned before it may come last.
+            let may_go_back = self.world.shared == Shared::Definition && old.revision == new.revision;
+            let is_older = new.own < old.own || new.shared < old.shared && !may_go_back;
+            let goes_back = old.epoch == epoch && is_older;
             self.breaks(state, Invariant::I1, goes_back);
         }
     }

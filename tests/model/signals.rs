@@ -135,7 +135,7 @@ impl Protocol {
         state.reader = match (state.reader, self.world.rules.token_read) {
             (Reader::Idle, _) => {
                 say(format_args!("R takes a token at {}", state.database.snapshot()));
-                Reader::Token(Load::now(&state.database))
+                Reader::Token(Load::now(&state.database, state.redis.revision))
             }
             (Reader::Token(token), TokenRead::Together) => {
                 say(format_args!("R reads a watermark that will do, and with it k0 = {}", Words(now)));

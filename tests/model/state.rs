@@ -4,14 +4,21 @@
 
 use std::fmt;
 
+use crate::coverage::Fingerprint;
 use crate::database::{Database, ROW_NAMES, Rows, Snapshot, Stamp, Version};
+use crate::faults::FAULTS;
 use crate::invariants::Broken;
+use crate::keeper::Keeper;
 use crate::loaders::Loader;
 use crate::signals::{Event, Reader, TagEvent};
 use crate::worker::Stage;
 
 pub(crate) type Epoch = u8;
 pub(crate) type Incarnation = u8;
+/// The number of a cause of pending revalidation (R14a); 0 is none.
+pub(crate) type Cause = u8;
+/// The dataset's revision, which a load and its store must share (R4).
+pub(crate) type Revision = u8;
 
 pub(crate) const KEYS: [usize; 2] = [0, 1];
 /// Key `k` is a join of its own row `k` and of this row, which both keys share.
@@ -136,12 +143,17 @@ pub(crate) struct Redis {
     pub(crate) entries: [Option<Entry>; 2],
     pub(crate) cursor: Option<Cursor>,
     pub(crate) watermark: Option<Watermark>,
-    /// R14: the entries of this epoch have not all been looked at.
-    pub(crate) is_pending: bool,
+    /// R14a: the number of the newest cause.
+    pub(crate) causes: Cause,
+    /// R14: the newest cause for which every entry must be revalidated.
+    pub(crate) pending: Cause,
+    pub(crate) revision: Revision,
+    /// R12: the fingerprint under which the feed last followed the dataset; none where it was not covered.
+    pub(crate) covered: Option<Fingerprint>,
     /// The members of the one tag: both keys would carry it.
     pub(crate) members: Set,
     pub(crate) tag_stamp: Stamp,
-    /// R9: the workers that ran a script since the copy was taken. They lose it in a failover.
+    /// R9: the jobs (`Job` in numbers) that ran a script since the copy was taken. They lose it in a failover.
     pub(crate) counted: Set,
 }
 
@@ -159,6 +171,7 @@ impl Redis {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Newest {
     pub(crate) epoch: Epoch,
+    pub(crate) revision: Revision,
     pub(crate) own: u8,
     pub(crate) shared: u8,
 }
@@ -171,24 +184,33 @@ pub(crate) struct State {
     pub(crate) copy: Option<(Redis, [Option<Newest>; 2])>,
     pub(crate) newest: [Option<Newest>; 2],
     pub(crate) workers: [Stage; 2],
+    pub(crate) keepers: [Keeper; 2],
     pub(crate) loaders: [Loader; 3],
     pub(crate) events: [Event; 2],
     pub(crate) tag_event: TagEvent,
     pub(crate) reader: Reader,
     /// How often each fault may still happen, in the order of `Fault`.
-    pub(crate) faults: [u8; 10],
+    pub(crate) faults: [u8; FAULTS],
     pub(crate) last_epoch: Epoch,
-    /// R9: the workers of whose job a failover swallowed a script.
+    /// Of any Redis: revisions are never used again, unless a world says so.
+    pub(crate) last_revision: Revision,
+    /// R9: the jobs of which a failover swallowed a script.
     pub(crate) swallowed: Set,
     /// The invariants that the step into this state broke. Such a state has no successors.
     pub(crate) broken: Broken,
 }
 
 impl State {
-    /// R9: a script of `worker` that its job counts.
-    pub(crate) fn count(&mut self, worker: usize) {
+    /// R9: a script that is counted in this job.
+    pub(crate) fn count(&mut self, job: usize) {
         if self.copy.is_some() {
-            self.redis.counted = self.redis.counted.with(worker);
+            self.redis.counted = self.redis.counted.with(job);
         }
+    }
+
+    /// A process that begins a job knows of no script before it.
+    pub(crate) fn begin_job(&mut self, job: usize) {
+        self.swallowed = self.swallowed.without(job);
+        self.redis.counted = self.redis.counted.without(job);
     }
 }

@@ -1,13 +1,13 @@
 //! The worker: the feed from poll to cursor (R9 to R12). How it begins, creates epochs and scans is in
 //! `epochs`.
 
+use crate::coverage::Fingerprint;
 use crate::database::{Database, Rows, Snapshot};
-use crate::invariants::Invariant;
 use crate::protocol::{Protocol, Say};
 use crate::rules::{Page, Refusal};
-use crate::scripts::{Answer, Load, StoreMode};
-use crate::state::{Cursor, Epoch, Incarnation, KEYS, RowsOf, SHARED, Set, State, Watermark, Words};
-use crate::worlds::OnChange;
+use crate::scripts::{Answer, Load, Statement, StoreMode};
+use crate::state::{Cursor, Epoch, Incarnation, KEYS, RowsOf, SHARED, Set, State, Words};
+use crate::worlds::{OnChange, Shared};
 
 /// Where the worker left the feed: what it read in the header, and the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +15,8 @@ pub(crate) struct Place {
     pub(crate) epoch: Epoch,
     pub(crate) incarnation: Incarnation,
     pub(crate) cursor: Snapshot,
+    /// X26: the fingerprint in the worker's memory, where Redis has none.
+    pub(crate) known: Option<Fingerprint>,
 }
 
 /// A batch of the feed, or a revalidation, which goes from the cursor to the cursor.
@@ -24,6 +26,8 @@ pub(crate) struct Batch {
     pub(crate) to: Snapshot,
     /// What `to` saw.
     pub(crate) seen: Rows,
+    /// What the fingerprint was at `to`: not asked, or none where the dataset was not covered.
+    pub(crate) coverage: Option<Option<Fingerprint>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,7 +99,16 @@ pub(crate) enum Stage {
         keys: Set,
         job: Job,
     },
+    /// The statement was sent and takes its snapshot.
+    Answer {
+        batch: Batch,
+        keys: Set,
+        job: Job,
+        statement: Statement,
+    },
     Advance(Batch),
+    /// X28: the cause in a second script.
+    RecordCause(Place),
     /// X2: the watermark in a second script.
     Publish {
         place: Place,
@@ -112,6 +125,7 @@ impl Protocol {
                 self.sees_other_life(state, place)
                     || state.database.snapshot() != place.cursor
                     || self.finds_redis_moved(state, worker, place)
+                    || self.has_news(state, place)
             }
             _ => true,
         }
@@ -136,7 +150,7 @@ impl Protocol {
             Stage::PollSnapshot { place, rows } => {
                 let to = state.database.snapshot();
                 say(format_args!("W{worker} asks for the snapshot in a second statement: {to}"));
-                let batch = Batch { place, to, seen: state.database.rows };
+                let batch = self.batch(state, place, to);
                 if rows.is_empty() {
                     Stage::Advance(batch)
                 } else {
@@ -159,7 +173,7 @@ impl Protocol {
                 say(format_args!("W{worker} raises {keys}"));
                 self.after_raise(state, worker, batch, raised.map(|_| existing))
             }
-            Stage::Load { batch, keys, job } => self.load(state, worker, batch, keys, job, say),
+            Stage::Load { batch, keys, job } => self.send_load(state, worker, (batch, job), keys, say),
             Stage::Store { batch, load, left, again, job } => {
                 self.store_next(state, worker, (batch, job), load, (left, again), say)
             }
@@ -174,7 +188,11 @@ impl Protocol {
                     Stage::Start
                 }
             }
+            Stage::Answer { batch, keys, job, statement } => {
+                self.load(state, worker, (batch, job), keys, statement, say)
+            }
             Stage::Advance(batch) => self.advance(state, worker, batch, say),
+            Stage::RecordCause(place) => self.record_cause_late(state, worker, place, say),
             Stage::Publish { place, seen } => {
                 say(format_args!("W{worker} publishes watermark {} in a second script", place.cursor));
                 self.publish(state, place, seen);
@@ -199,17 +217,17 @@ impl Protocol {
         let (rules, redis) = (&self.world.rules, &state.redis);
         let is_in_place = redis.table_of(place.epoch).is_some()
             && redis.cursor.is_some_and(|cursor| cursor.snapshot == place.cursor);
-        let is_pending = redis.is_pending && rules.pending_is_durable;
+        let is_pending = redis.pending != 0 && rules.pending_is_durable && self.world.keepers == 0;
         rules.idle_looks_at_redis && (!is_in_place || state.swallowed.contains(worker) || is_pending)
     }
 
-    fn poll(&self, state: &mut State, worker: usize, place: Place, say: Say<'_>) -> Stage {
+    pub(crate) fn poll(&self, state: &mut State, worker: usize, place: Place, say: Say<'_>) -> Stage {
         if self.sees_other_life(state, place) {
             say(format_args!("W{worker} polls: another incarnation"));
             return Stage::Floor { shown: Some(place.epoch) };
         }
         let to = state.database.snapshot();
-        if to == place.cursor {
+        if to == place.cursor && self.finds_redis_moved(state, worker, place) {
             say(format_args!("W{worker} is idle, and finds that Redis is not where it left it"));
             return Stage::Start;
         }
@@ -222,7 +240,11 @@ impl Protocol {
             return Stage::PollSnapshot { place, rows };
         }
         say(format_args!("W{worker} polls {}..{to}: {}", place.cursor, RowsOf(rows)));
-        let batch = Batch { place, to, seen: state.database.rows };
+        let batch = self.batch(state, place, to);
+        self.after_poll(batch, rows)
+    }
+
+    fn after_poll(&self, batch: Batch, rows: Set) -> Stage {
         if self.world.tags && rows.contains(SHARED) {
             Stage::RaiseTag { batch, rows }
         } else if rows.is_empty() {
@@ -288,14 +310,39 @@ impl Protocol {
         }
     }
 
-    fn load(&self, state: &State, worker: usize, batch: Batch, keys: Set, job: Job, say: Say<'_>) -> Stage {
+    /// Where a statement may be planned long before its snapshot, that is a step of its own.
+    fn send_load(
+        &self,
+        state: &State,
+        worker: usize,
+        (batch, job): (Batch, Job),
+        keys: Set,
+        say: Say<'_>,
+    ) -> Stage {
+        let statement = Self::send(state);
+        if self.world.shared == Shared::Row {
+            return self.load(state, worker, (batch, job), keys, statement, say);
+        }
+        say(format_args!("W{worker} sends a statement for {keys} under {}", state.database.rows[SHARED]));
+        Stage::Answer { batch, keys, job, statement }
+    }
+
+    fn load(
+        &self,
+        state: &State,
+        worker: usize,
+        (batch, job): (Batch, Job),
+        keys: Set,
+        statement: Statement,
+        say: Say<'_>,
+    ) -> Stage {
         let database = &state.database;
         if self.world.rules.store_names_incarnation && database.incarnation != batch.place.incarnation {
             say(format_args!("W{worker} loads: another incarnation"));
             return Stage::Floor { shown: Some(batch.place.epoch) };
         }
         say(format_args!("W{worker} loads {keys} at {}", database.snapshot()));
-        Stage::Store { batch, load: Load::now(database), left: keys, again: Set::default(), job }
+        Stage::Store { batch, load: self.answer(state, statement), left: keys, again: Set::default(), job }
     }
 
     fn store_next(
@@ -331,47 +378,6 @@ impl Protocol {
         } else {
             Stage::Load { batch, keys: again, job }
         }
-    }
-
-    /// R12: compares cursor, epoch and counter, then moves the cursor, and the watermark with it.
-    fn advance(&self, state: &mut State, worker: usize, batch: Batch, say: Say<'_>) -> Stage {
-        let (rules, place) = (&self.world.rules, batch.place);
-        let is_in_epoch = state.redis.table_of(place.epoch).is_some()
-            && state.redis.cursor.is_some_and(|cursor| cursor.epoch == place.epoch);
-        let is_at_cursor = state.redis.cursor.is_some_and(|cursor| cursor.snapshot == place.cursor);
-        let is_whole = !state.swallowed.contains(worker);
-        let is_accepted = is_at_cursor
-            && (is_in_epoch || !rules.cursor_names_epoch)
-            && (is_whole || !rules.batches_are_counted);
-        if !is_accepted {
-            say(format_args!("W{worker} moves the cursor {} to {}: refused", place.cursor, batch.to));
-            return Stage::Start;
-        }
-        self.breaks(state, Invariant::I6, !is_in_epoch || !is_whole);
-        say(format_args!("W{worker} moves the cursor {} to {}", place.cursor, batch.to));
-        state.redis.cursor = Some(Cursor { epoch: place.epoch, snapshot: batch.to, seen: batch.seen });
-        let next = Place { cursor: batch.to, ..place };
-        let stage = if rules.watermark_moves_with_cursor {
-            self.publish(state, next, batch.seen);
-            Stage::Poll(next)
-        } else {
-            Stage::Publish { place: next, seen: batch.seen }
-        };
-        state.count(worker);
-        stage
-    }
-
-    /// R14: while all is pending, the watermark does not move.
-    fn publish(&self, state: &mut State, place: Place, seen: Rows) {
-        if state.redis.is_pending && self.world.rules.pending_is_durable {
-            return;
-        }
-        state.redis.watermark = Some(Watermark {
-            epoch: place.epoch,
-            incarnation: place.incarnation,
-            stamp: place.cursor.stamp(),
-            seen,
-        });
     }
 }
 

@@ -24,6 +24,16 @@ pub(crate) enum Kind {
     Warm,
 }
 
+/// What the shared row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shared {
+    /// A row of a watched table.
+    Row,
+    /// What the query means: DDL changes it, and no row of the outbox says so. A statement may have been planned
+    /// before it and see data of after it (a function that was inlined).
+    Definition,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) kind: Kind,
@@ -61,6 +71,10 @@ pub(crate) struct World {
     pub(crate) on_change: OnChange,
     /// How often each fault may happen.
     pub(crate) faults: &'static [(Fault, u8)],
+    /// Revalidations run beside the feed. Else the worker runs those of a new epoch itself, and then goes on.
+    pub(crate) keepers: usize,
+    /// What transactions of the shared row change.
+    pub(crate) shared: Shared,
     /// A worker of an older definition, which does not watch the shared row.
     pub(crate) blind: Option<usize>,
     /// Redis Cluster: k1 and its slot are on a shard that fails over alone.
@@ -85,11 +99,18 @@ impl Default for World {
             is_cold: false,
             on_change: OnChange::Refresh,
             faults: &[],
+            keepers: 0,
+            shared: Shared::Row,
             blind: None,
             is_sharded: false,
             rules: Rules::default(),
         }
     }
+}
+
+/// A world with DDL, and a revalidation beside the feed.
+pub(crate) fn ddl(todo: [u8; 3]) -> World {
+    World { keepers: 1, shared: Shared::Definition, deleted: [0; 2], ..row(todo) }
 }
 
 /// A world whose transactions may be open together.
