@@ -14,6 +14,7 @@ use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMess
 use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
 use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.
@@ -55,13 +56,11 @@ pub enum StartError {
         /// What it says.
         version: String,
     },
-    /// Another namespace lives in this database.
-    #[error(
-        "this Redis database already serves the namespace {found:?}: one database serves one namespace; use another database number"
-    )]
-    OtherNamespace {
-        /// The other one.
-        found: String,
+    /// Another namespace of this database uses the same keys.
+    #[error("{message}; {CONFLICT_HELP}")]
+    SharedNames {
+        /// What both would use.
+        message: String,
     },
     /// A worker of an earlier version still runs.
     #[error(
@@ -179,11 +178,12 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
         let namespace = config.service.namespace.clone();
         return Err(LookError::Final(StartError::FormerVersion { namespace }));
     }
-    let others = context.redis.other_namespaces().await.map_err(not_now)?;
-    match others.into_iter().next() {
-        Some(found) => Err(LookError::Final(StartError::OtherNamespace { found })),
-        None => Ok(()),
+    let not_now = |error| LookError::NotNow(chain(&error));
+    if let Some(conflict) = namespaces::conflicts(context, config).await.map_err(not_now)?.into_iter().next()
+    {
+        return Err(LookError::Final(StartError::SharedNames { message: conflict.message }));
     }
+    namespaces::register(context, config).await.map_err(not_now)
 }
 
 fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError> {

@@ -8,8 +8,10 @@ mod healthcheck;
 mod invalidate;
 mod migrate;
 mod output;
+mod purge;
 mod run;
 mod status;
+mod uninstall;
 mod warm;
 mod write;
 mod writes;
@@ -60,9 +62,18 @@ enum Verb {
         /// Let this role run the worker: rights on the schema, not on your tables
         #[arg(long, value_name = "ROLE", conflicts_with = "print")]
         grant: Option<String>,
-        /// Remove the schema with everything in it
+        /// Remove what this namespace has in Postgres; where it is the last one, the schema with everything in it
         #[arg(long, conflicts_with_all = ["print", "grant"])]
         uninstall: bool,
+        /// Remove without asking
+        #[arg(long, requires = "uninstall")]
+        yes: bool,
+    },
+    /// Take this namespace's own keys out of Redis, for good; the entries of datasets live on until their end
+    Purge {
+        /// Without asking
+        #[arg(long)]
+        yes: bool,
     },
     /// Turn the capture of changes off, without waiting for any lock, or on again
     Capture {
@@ -183,9 +194,11 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
     }
     let context = Context::new(&config)?;
     match verb {
-        Verb::Migrate { uninstall, grant, .. } => {
-            migrate::migrate(&context, uninstall, grant.as_deref(), out).await
+        Verb::Migrate { uninstall: true, yes, .. } => {
+            uninstall::uninstall(&context, &config.postgres.url.redacted(), yes, out).await
         }
+        Verb::Purge { yes } => purge::purge(&context, &config, yes, out).await,
+        Verb::Migrate { grant, .. } => migrate::migrate(&context, grant.as_deref(), out).await,
         Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,

@@ -23,6 +23,7 @@ use cachekeeper_engine::epoch;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
+use cachekeeper_engine::namespaces;
 
 /// How often a worker that does not lead looks at the one who does.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -51,6 +52,7 @@ impl Task for ChangeFeed {
             is_failing: false,
             last_seen: None,
             may_install: false,
+            is_noted: false,
         };
         match feed.run().await {}
     }
@@ -67,6 +69,8 @@ struct Feed {
     last_seen: Option<(Option<String>, Instant)>,
     /// Two workers whose settings differ must not replace each other's triggers: only who leads installs them.
     may_install: bool,
+    /// Whether it is noted which tables are watched.
+    is_noted: bool,
 }
 
 /// In whose place changes are followed.
@@ -87,6 +91,7 @@ impl Feed {
             };
             info!("this worker follows the changes");
             self.may_install = true;
+            self.is_noted = false;
             self.look_at = Instant::now();
             self.follow(Role::Leader(&lease)).await;
             self.may_install = false;
@@ -208,6 +213,7 @@ impl Feed {
                 let is_settling = coverage.gaps().next().is_some();
                 self.tell(&coverage);
                 engine.set_coverage(coverage);
+                self.note_watched().await;
                 // Sooner while a dataset is not covered.
                 self.look_at = Instant::now() + if is_settling { LOOK_EVERY / 12 } else { LOOK_EVERY };
                 true
@@ -217,6 +223,17 @@ impl Feed {
                 self.look_at = Instant::now() + LOOK_AGAIN;
                 false
             }
+        }
+    }
+
+    /// Notes which tables this namespace watches, once for each time that this worker leads.
+    async fn note_watched(&mut self) {
+        if !self.may_install || self.is_noted {
+            return;
+        }
+        self.is_noted = true;
+        if let Err(error) = namespaces::note_watched(&self.context.engine).await {
+            debug!(error = %chain(&error), "it is not noted which tables are watched; `migrate` notes it");
         }
     }
 

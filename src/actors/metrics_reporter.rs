@@ -1,4 +1,4 @@
-//! Exports the numbers: `/metrics`, `/livez`, `/readyz` on the admin listener, and a log line now and then.
+//! Exports the numbers: `/metrics`, `/livez`, `/readyz` on the admin listener, and a line of the debug log now and then.
 //!
 //! A port that is taken is a warning, and tried again. While the task is down, scrapes fail.
 
@@ -12,6 +12,7 @@ use super::wake::Wake;
 use crate::admin;
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::error::chain;
+use cachekeeper_engine::namespaces;
 
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
@@ -33,6 +34,10 @@ async fn report_forever(context: &TaskContext) {
     // The first tick is at once: there is nothing to report yet.
     ticks.tick().await;
     loop {
+        // Again and again: Redis may have been down at the start, or have been flushed since.
+        if let Err(error) = namespaces::register(&context.engine, &context.config).await {
+            debug!(error = %chain(&error), "what this namespace uses is made known later");
+        }
         ticks.tick().await;
         report(context).await;
     }
@@ -44,7 +49,7 @@ async fn report(context: &TaskContext) {
             context.engine.metrics.redis_used_memory.set(facts.used_memory);
             context.engine.metrics.redis_evicted.set(facts.evicted_keys);
             let reasons = context.health.reasons();
-            info!(ready = reasons.is_empty(), not_ready = %reasons.join("; "), redis.bytes = facts.used_memory,
+            debug!(ready = reasons.is_empty(), not_ready = %reasons.join("; "), redis.bytes = facts.used_memory,
                 redis.evicted = facts.evicted_keys, "still running");
         }
         Err(error) => debug!(error = %chain(&error), "no report this time"),

@@ -11,6 +11,7 @@ use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
 use cachekeeper_engine::stores::postgres::ErrorKind;
 
 /// Checks what only the servers know.
@@ -69,6 +70,10 @@ async fn check_servers(
         write::check(config, context, dataset, problems).await?;
     }
     check_overlaps(config, context, problems);
+    for conflict in namespaces::conflicts(context, config).await? {
+        let help = CONFLICT_HELP.to_owned();
+        problems.push(config.source.problem(&conflict.setting, conflict.message, help));
+    }
     check_coverage(config, context, problems).await
 }
 

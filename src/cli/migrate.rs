@@ -11,23 +11,14 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::coverage::Coverage;
 use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::namespaces;
 use cachekeeper_engine::stores::postgres::Postgres;
 
 const ATTEMPTS: usize = 10;
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Installs, updates or removes the schema.
-pub async fn migrate(
-    context: &Context,
-    uninstall: bool,
-    grant: Option<&str>,
-    out: &Output,
-) -> Result<Exit, EngineError> {
-    if uninstall {
-        context.postgres.uninstall().await?;
-        out.result("schema cachekeeper is removed", &json!({ "uninstalled": true }));
-        return Ok(Exit::Ok);
-    }
+/// Installs or updates the schema.
+pub async fn migrate(context: &Context, grant: Option<&str>, out: &Output) -> Result<Exit, EngineError> {
     let state = context.postgres.migrate().await?;
     context.postgres.fit_outbox(context.feed.retention).await?;
     if let Some(role) = grant {
@@ -36,6 +27,7 @@ pub async fn migrate(
     let mut text: Vec<String> =
         state.known.iter().map(|(version, name)| format!("{version:04} {name}: applied")).collect();
     let coverage = install_triggers(context).await?;
+    namespaces::note_watched(context).await?;
     for (dataset, mark) in &coverage.datasets {
         text.push(match mark {
             Ok(_) => format!("dataset {dataset}: changes are captured"),

@@ -65,6 +65,26 @@ impl Output {
         eprintln!("error: {text}");
     }
 
+    /// Asks whether to remove what was said, unless the command line has answered. An error: it is not to be removed.
+    pub fn confirm(&self, is_confirmed: bool) -> Result<(), Exit> {
+        use std::io::{IsTerminal, Write};
+        if is_confirmed {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() {
+            self.error("nothing is removed: say --yes, because nobody can be asked here");
+            return Err(Exit::Usage);
+        }
+        eprint!("go on? [yes/no] ");
+        drop(std::io::stderr().flush());
+        let mut answer = String::new();
+        if std::io::stdin().read_line(&mut answer).is_ok() && answer.trim() == "yes" {
+            return Ok(());
+        }
+        self.note("nothing is removed");
+        Err(Exit::Failed)
+    }
+
     /// Problems with the configuration.
     pub fn problems(&self, problems: &[Diagnostic]) {
         if self.json {

@@ -32,7 +32,7 @@ pub async fn run(config: Config, out: &Output) -> Exit {
                 | StartError::RedisTooOld { .. }
                 | StartError::Evicting { .. }
                 | StartError::FormerVersion { .. }
-                | StartError::OtherNamespace { .. } => Exit::Configuration,
+                | StartError::SharedNames { .. } => Exit::Configuration,
                 StartError::Spawn(_) => Exit::Failed,
             };
         }

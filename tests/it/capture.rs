@@ -161,7 +161,7 @@ async fn new_leaves_and_touched_triggers_are_noticed_and_mended() {
     rig.postgres.execute("insert into products_2 values (1500, 'in a new leaf', 1)").await.unwrap();
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox where keys = '{{1500}}'").await, 1);
     // Nothing is left behind.
-    context.postgres.uninstall().await.unwrap();
+    context.postgres.uninstall("test").await.unwrap();
     assert_eq!(count(&rig, "select count(*) from pg_trigger where tgname like 'cachekeeper%'").await, 0);
     rig.postgres.execute("update products set price = 0 where id = 1500").await.unwrap();
 }

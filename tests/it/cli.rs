@@ -121,7 +121,7 @@ async fn mistakes_are_told_with_the_agreed_exit_codes() {
     assert_eq!(wrong.run(&["check"]).0, 78);
     let mut broken = Cli::new(&rig, "[dataset.p]\nkey = 5");
     assert_eq!(broken.run(&["run"]).0, 78);
-    // Another namespace in the same database is refused.
+    // Another namespace in the same database is refused where it is not known what that one uses.
     assert_eq!(cli.run(&["warm"]).0, 0);
     broken.environment.iter_mut().find(|(name, _)| name.ends_with("NAMESPACE")).unwrap().1 =
         "other".to_owned();
@@ -286,5 +286,5 @@ async fn capture_is_installed_checked_switched_and_removed() {
     assert!(code == 78 && text.contains("there is no table product"), "{code} {text}");
     says(&["warm"], 0, "product");
     says(&["audit", "--sample", "100"], 0, "right");
-    says(&["migrate", "--uninstall"], 0, "removed");
+    says(&["migrate", "--uninstall", "--yes"], 0, "the schema cachekeeper is removed");
 }

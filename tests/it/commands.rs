@@ -5,6 +5,7 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper_client::Cache;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::stores::postgres::write::{CommandStream, is_leader};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 
@@ -218,12 +219,12 @@ async fn a_process_stopped_in_the_middle_of_a_write_holds_its_locks_for_seconds_
     let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
     let context = rig.context(DATASETS);
     let mut open = context.postgres.begin_commands(true).await.unwrap();
-    let right =
-        cachekeeper_engine::stores::postgres::write::is_leader(&mut open, "cache:writes", 1).await.unwrap();
+    let stream = CommandStream { namespace: "test", name: "cache:writes" };
+    let right = is_leader(&mut open, stream, 1).await.unwrap();
     assert!(!right, "nobody has the right yet");
     // `open` stays as it is, like that of a stopped process.
     let token = wait_until("somebody else may take over", async || {
-        context.postgres.take_over_writes("cache:writes").await.map_err(|error| error.to_string())
+        context.postgres.take_over_writes(stream).await.map_err(|error| error.to_string())
     });
     assert_eq!(tokio::time::timeout(Duration::from_secs(30), token).await.unwrap(), 1);
     drop(open);

@@ -36,6 +36,7 @@ mod leases;
 mod ledger;
 mod locks;
 mod metrics;
+mod namespaces;
 mod oracle;
 mod passes;
 mod process;

@@ -63,7 +63,7 @@ const SERVICE: &[Key] = &[
     Key::new(
         "namespace",
         Kind::Text(Form::Namespace),
-        "A name for this installation, which Cachekeeper's own keys in Redis contain. One Redis database serves one namespace.",
+        "A name for this installation, which Cachekeeper's own keys in Redis contain. Those of one Redis database may not share streams, reply prefixes or keys.",
     )
     .default("shop"),
     Key::new(

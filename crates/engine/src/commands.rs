@@ -25,7 +25,7 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::error::chain;
 use super::write::{PreparedWrite, WriteError, known_statement, statement_of};
-use crate::stores::postgres::write::WriteStatement;
+use crate::stores::postgres::write::{CommandStream, WriteStatement};
 use crate::stores::redis::{CacheError, StreamEntry, StreamReader};
 use cachekeeper_protocol::queues::KeyQueues;
 pub use command::CommandError;
@@ -122,14 +122,16 @@ impl CommandConsumer {
     }
 
     async fn take_over(context: &Context, stream: &str) -> Result<Self, Box<CommandError>> {
-        let group = group_of(context.redis.keys().namespace());
+        let namespace = context.redis.keys().namespace().to_owned();
+        let group = group_of(&namespace);
         // From the first on no earlier leader commits any more, from the second on none takes entries.
-        let token = context.postgres.take_over_writes(stream).await?;
+        let commands = CommandStream { namespace: &namespace, name: stream };
+        let token = context.postgres.take_over_writes(commands).await?;
         let reader = context.redis.open_stream(stream, &group, CONSUMER, WAITS, Some(token)).await?;
         info!(stream, token, "this worker applies write commands");
         Ok(Self {
             context: context.clone(),
-            leadership: Leadership { stream: stream.to_owned(), group, token },
+            leadership: Leadership { namespace, stream: stream.to_owned(), group, token },
             queues: KeyQueues::default(),
             undescribed: HashMap::new(),
             // What earlier leaders had comes first, so that the order stays.

@@ -6,7 +6,7 @@ use super::commands::command::record_id;
 use super::context::Context;
 use super::error::EngineError;
 use super::failpoint;
-use crate::stores::postgres::write::forget_rejections;
+use crate::stores::postgres::write::{CommandStream, forget_rejections};
 use crate::stores::redis::{CacheError, StreamEntry};
 
 /// A write command that was rejected.
@@ -58,7 +58,8 @@ async fn replay_all(
     for part in commands.chunks(AT_ONCE) {
         let ids: HashSet<String> = part.iter().filter_map(|one| one.id.clone()).collect();
         let ids: Vec<String> = ids.into_iter().collect();
-        forget_rejections(&context.postgres, stream, &ids).await?;
+        let commands = CommandStream { namespace: context.redis.keys().namespace(), name: stream };
+        forget_rejections(&context.postgres, commands, &ids).await?;
         failpoint::reach("replay.forgotten");
         for one in part {
             context.redis.revive(stream, &one.letter, &one.fields_again()).await?;

@@ -45,6 +45,8 @@ pub mod lease;
 pub mod load;
 pub mod metrics;
 #[cfg(feature = "postgres")]
+pub mod namespaces;
+#[cfg(feature = "postgres")]
 pub mod refresh;
 #[cfg(feature = "postgres")]
 pub mod revalidation;

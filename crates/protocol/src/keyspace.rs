@@ -118,18 +118,31 @@ impl Keyspace {
         format!("{RESERVED_PREFIX}{{*}}:*")
     }
 
-    /// The namespace whose metadata this key is; none: it is another key. Earlier versions kept theirs as `head`, without
+    /// The namespace whose metadata this key is, or that says in it what it uses; none: it is another key. Earlier versions kept theirs as `head`, without
     /// a shard.
     #[must_use]
     pub fn namespace_of(key: &str) -> Option<&str> {
         let rest = key.strip_prefix(RESERVED_PREFIX)?.strip_prefix('{')?;
-        rest.strip_suffix(":0}:meta").or_else(|| rest.strip_suffix("}:head"))
+        let own = [":0}:meta", ":0}:uses", "}:head"];
+        own.iter().find_map(|end| rest.strip_suffix(end))
+    }
+
+    /// What every own key of this namespace begins with.
+    #[must_use]
+    pub fn own_prefix(&self) -> String {
+        self.own("")
+    }
+
+    /// What its own keys began with in versions before 0.1 was released.
+    #[must_use]
+    pub fn former_prefix(&self) -> String {
+        format!("{RESERVED_PREFIX}{{{}}}:", self.namespace)
     }
 
     /// The lease under which a worker of an earlier version leads the change feed of this namespace.
     #[must_use]
     pub fn former_lease(&self) -> String {
-        format!("{RESERVED_PREFIX}{{{}}}:lock:feed", self.namespace)
+        format!("{}lock:feed", self.former_prefix())
     }
 
     /// The lock of this name.
@@ -148,6 +161,12 @@ impl Keyspace {
     #[must_use]
     pub fn unlock_channel(&self) -> String {
         self.own("unlock")
+    }
+
+    /// Hash: the streams, the prefix of replies and the key templates that this namespace uses, for others to see.
+    #[must_use]
+    pub fn uses(&self) -> String {
+        self.own("uses")
     }
 
     /// Hash: prefixes of keys that applications have registered as theirs, each with the second in which it was last

@@ -35,6 +35,6 @@ async fn keep_house_once(context: &Context, leadership: &Leadership) -> Result<(
     let state = context.redis.stream_state(&leadership.stream, &leadership.group).await?;
     context.metrics.commands_waiting.set(i64::try_from(state.length).unwrap_or(i64::MAX));
     let oldest = state.oldest_position().map(|(ms, _)| ms);
-    context.postgres.prune_records(&leadership.stream, oldest, context.feed.retention).await?;
+    context.postgres.prune_records(leadership.commands(), oldest, context.feed.retention).await?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::error::chain;
 use crate::failpoint;
 use crate::metrics::ByReason;
 use crate::stores::postgres::write::{
-    IdempotencyRecord, add_records, is_leader, keep_last, records_of, undo_last,
+    CommandStream, IdempotencyRecord, add_records, is_leader, keep_last, records_of, undo_last,
 };
 use crate::stores::postgres::{Blame, SourceError};
 use crate::stores::redis::{CacheError, Finished, StreamEntry};
@@ -24,11 +24,19 @@ const SLOW_WEIGHT: u32 = TRIES_MAX / 5;
 /// The right to carry out the commands of a stream.
 #[derive(Debug, Clone)]
 pub(super) struct Leadership {
+    pub namespace: String,
     pub stream: String,
     /// The consumer group of the stream.
     pub group: String,
     /// Grows with each leader.
     pub token: i64,
+}
+
+impl Leadership {
+    /// The stream as the records have it.
+    pub fn commands(&self) -> CommandStream<'_> {
+        CommandStream { namespace: &self.namespace, name: &self.stream }
+    }
 }
 
 /// What became of a command in a transaction.
@@ -101,11 +109,11 @@ async fn carry_out(
     mode: BatchMode,
 ) -> Result<Option<(Vec<Ending>, WriteEffects)>, Box<CommandError>> {
     let mut transaction = context.postgres.begin_commands(mode == BatchMode::Single).await?;
-    if !is_leader(&mut transaction, &leadership.stream, leadership.token).await? {
+    if !is_leader(&mut transaction, leadership.commands(), leadership.token).await? {
         return Err(Box::new(CommandError::NotLeader));
     }
     let ids: Vec<String> = work.iter().map(|(_, waiting)| waiting.command.id.clone()).collect();
-    let known = records_of(&mut transaction, &leadership.stream, &ids).await?;
+    let known = records_of(&mut transaction, leadership.commands(), &ids).await?;
     let mut known: HashMap<String, IdempotencyRecord> =
         known.into_iter().map(|record| (record.id.clone(), record)).collect();
     let (mut endings, mut records, mut effects) =
@@ -148,7 +156,7 @@ async fn carry_out(
         if 0 < effects.rows {
             effects.seal(context, &mut transaction).await?;
         }
-        add_records(&mut transaction, &leadership.stream, &records).await?;
+        add_records(&mut transaction, leadership.commands(), &records).await?;
         failpoint::reach("write.executed");
         transaction.commit().await.map_err(SourceError::of_commit)?;
     }
@@ -199,15 +207,15 @@ async fn reject(
 ) -> Result<CommandOutcome, Box<CommandError>> {
     let outcome = CommandOutcome::rejected(reason);
     let mut transaction = context.postgres.begin_commands(true).await?;
-    if !is_leader(&mut transaction, &leadership.stream, leadership.token).await? {
+    if !is_leader(&mut transaction, leadership.commands(), leadership.token).await? {
         return Err(Box::new(CommandError::NotLeader));
     }
     let ids = [waiting.command.id.clone()];
-    if let Some(record) = records_of(&mut transaction, &leadership.stream, &ids).await?.first() {
+    if let Some(record) = records_of(&mut transaction, leadership.commands(), &ids).await?.first() {
         // A commit whose outcome was unknown did succeed.
         return Ok(repeated(record, waiting));
     }
-    add_records(&mut transaction, &leadership.stream, &[record_of(waiting, &outcome)]).await?;
+    add_records(&mut transaction, leadership.commands(), &[record_of(waiting, &outcome)]).await?;
     transaction.commit().await.map_err(SourceError::of_commit)?;
     Ok(outcome)
 }

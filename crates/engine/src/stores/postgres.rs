@@ -9,6 +9,7 @@ mod load;
 mod migrate;
 mod statement;
 pub mod transcode;
+mod uninstall;
 pub mod write;
 mod write_check;
 
@@ -20,4 +21,5 @@ pub use inspect::{Function, Inspection};
 pub use load::{BackfillRows, Loaded, Poll, Row};
 pub use migrate::MigrationState;
 pub use statement::{DatasetSource, KeyValues, SourceProblem};
+pub use uninstall::{Removed, Users};
 pub use write_check::Effect;

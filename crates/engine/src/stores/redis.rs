@@ -7,6 +7,7 @@ mod epoch;
 mod error;
 mod leases;
 mod metadata;
+mod namespaces;
 mod prefixes;
 mod scan;
 mod script;
@@ -23,6 +24,7 @@ pub use leases::{LeaseAttempt, LeaseGrant};
 pub use metadata::{
     Advance, Advanced, Backfilled, Claim, Metadata, OlderLoads, PendingRevalidation, Settled, Watermark,
 };
+pub use namespaces::OwnKeys;
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;

@@ -10,10 +10,11 @@ use super::{Postgres, SourceError};
 
 /// Version, description and text. Named here one by one: the macro that reads the folder would bring two crates of
 /// code generation into every application that links the library.
-const FILES: [(i64, &str, &str); 3] = [
+const FILES: [(i64, &str, &str); 4] = [
     (1, "incarnation", include_str!("../../../../../migrations/0001_incarnation.sql")),
     (2, "outbox", include_str!("../../../../../migrations/0002_outbox.sql")),
     (3, "writes", include_str!("../../../../../migrations/0003_writes.sql")),
+    (5, "namespaces", include_str!("../../../../../migrations/0005_namespaces.sql")),
 ];
 
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
@@ -79,7 +80,7 @@ impl Postgres {
             ),
             format!("grant select, update on cachekeeper.feed, cachekeeper.outbox_count to {role}"),
             format!("grant select, insert, update on cachekeeper.capture, cachekeeper.writer to {role}"),
-            format!("grant select, insert, delete on cachekeeper.applied to {role}"),
+            format!("grant select, insert, delete on cachekeeper.applied, cachekeeper.used_by to {role}"),
         ] {
             connection.execute(sqlx::AssertSqlSafe(statement)).await.map_err(error)?;
         }
@@ -101,15 +102,5 @@ impl Postgres {
     /// The SQL of all migrations, for somebody who applies it by hand.
     pub fn migration_sql() -> impl Iterator<Item = (i64, &'static str)> {
         MIGRATIONS.iter().map(|step| (step.version, step.sql.as_str()))
-    }
-
-    /// Removes the schema with everything in it.
-    pub async fn uninstall(&self) -> Result<(), SourceError> {
-        let what = "remove the schema `cachekeeper`";
-        let error = |source| SourceError::new(what, source);
-        let mut connection = self.open_unlimited().await?;
-        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
-        connection.execute("drop schema if exists cachekeeper cascade").await.map_err(error)?;
-        Ok(())
     }
 }

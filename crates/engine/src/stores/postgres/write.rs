@@ -33,6 +33,15 @@ pub struct Executed {
     pub returned: Vec<Vec<(String, String)>>,
 }
 
+/// A stream of commands, as one namespace knows it: another's has other records, also where it has the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandStream<'a> {
+    /// The namespace.
+    pub namespace: &'a str,
+    /// The name of the stream in Redis.
+    pub name: &'a str,
+}
+
 /// The capture of an outbox row that names a dataset and a key directly, for tables that no trigger watches.
 pub(crate) const DIRECT: i32 = -1;
 /// Settings of a transaction that carries out several commands, each as if it were alone: what is checked at the end of a
@@ -222,19 +231,24 @@ impl Postgres {
     }
 
     /// Takes the right to apply commands of a stream from whoever had it; answers the token of the right.
-    pub async fn take_over_writes(&self, stream: &str) -> Result<i64, SourceError> {
+    pub async fn take_over_writes(&self, stream: CommandStream<'_>) -> Result<i64, SourceError> {
         let error = |source| SourceError::new("take over the write commands", source);
         let mut transaction = self.begin_write().await?;
         // Waits for transactions that are under way; later ones of an older holder see the new token.
-        sqlx::query("select pg_advisory_xact_lock(hashtextextended('cachekeeper.writer:' || $1, 0))")
-            .bind(stream)
-            .execute(&mut *transaction)
-            .await
-            .map_err(error)?;
-        let token: i64 = sqlx::query_scalar(
-            "insert into cachekeeper.writer as w values ($1, 1) on conflict (stream) do update set token = w.token + 1 returning token",
+        sqlx::query(
+            "select pg_advisory_xact_lock(hashtextextended('cachekeeper.writer:' || $1 || ' ' || $2, 0))",
         )
-        .bind(stream)
+        .bind(stream.namespace)
+        .bind(stream.name)
+        .execute(&mut *transaction)
+        .await
+        .map_err(error)?;
+        let token: i64 = sqlx::query_scalar(
+            "insert into cachekeeper.writer as w (namespace, stream, token) values ($1, $2, 1)
+             on conflict (namespace, stream) do update set token = w.token + 1 returning token",
+        )
+        .bind(stream.namespace)
+        .bind(stream.name)
         .fetch_one(&mut *transaction)
         .await
         .map_err(error)?;
@@ -247,7 +261,7 @@ impl Postgres {
     /// many.
     pub(crate) async fn prune_records(
         &self,
-        stream: &str,
+        stream: CommandStream<'_>,
         oldest_ms: Option<i64>,
         older_than: Duration,
     ) -> Result<u64, SourceError> {
@@ -259,10 +273,11 @@ impl Postgres {
             let mut transaction = self.begin_write().await?;
             let done = sqlx::query(
                 "delete from cachekeeper.applied where ctid = any(array(
-                   select ctid from cachekeeper.applied where stream = $1
-                   and at < now() - make_interval(secs => $2) and entry_ms < $3 order by at limit $4))",
+                   select ctid from cachekeeper.applied where namespace in ($1, '') and stream = $2
+                   and at < now() - make_interval(secs => $3) and entry_ms < $4 order by at limit $5))",
             )
-            .bind(stream)
+            .bind(stream.namespace)
+            .bind(stream.name)
             .bind(older_than.as_secs_f64())
             .bind(before_ms)
             .bind(PRUNE_AT_ONCE)
@@ -312,34 +327,45 @@ pub(crate) struct IdempotencyRecord {
 
 /// Whether the holder of this token may still apply commands of the stream; until this transaction ends, nobody else can
 /// take over.
-pub async fn is_leader(connection: &mut PgConnection, stream: &str, token: i64) -> Result<bool, SourceError> {
+pub async fn is_leader(
+    connection: &mut PgConnection,
+    stream: CommandStream<'_>,
+    token: i64,
+) -> Result<bool, SourceError> {
     let error = |source| SourceError::new("check the right to write", source);
-    sqlx::query("select pg_advisory_xact_lock_shared(hashtextextended('cachekeeper.writer:' || $1, 0))")
-        .bind(stream)
-        .execute(&mut *connection)
-        .await
-        .map_err(error)?;
+    sqlx::query(
+        "select pg_advisory_xact_lock_shared(hashtextextended('cachekeeper.writer:' || $1 || ' ' || $2, 0))",
+    )
+    .bind(stream.namespace)
+    .bind(stream.name)
+    .execute(&mut *connection)
+    .await
+    .map_err(error)?;
     // A statement of its own: its snapshot is taken after the lock.
-    let newest: Option<i64> = sqlx::query_scalar("select token from cachekeeper.writer where stream = $1")
-        .bind(stream)
-        .fetch_optional(connection)
-        .await
-        .map_err(error)?;
+    let newest: Option<i64> =
+        sqlx::query_scalar("select token from cachekeeper.writer where namespace = $1 and stream = $2")
+            .bind(stream.namespace)
+            .bind(stream.name)
+            .fetch_optional(connection)
+            .await
+            .map_err(error)?;
     Ok(newest == Some(token))
 }
 
 /// The records of these commands, as far as there are any.
 pub(crate) async fn records_of(
     connection: &mut PgConnection,
-    stream: &str,
+    stream: CommandStream<'_>,
     ids: &[String],
 ) -> Result<Vec<IdempotencyRecord>, SourceError> {
     let what = "look for a command's record";
     let error = |source| SourceError::new(what, source);
     let rows = sqlx::query(
-        "select id, digest, entry_ms, entry_seq, rows, error from cachekeeper.applied where stream = $1 and id = any($2)",
+        "select id, digest, entry_ms, entry_seq, rows, error from cachekeeper.applied
+         where namespace in ($1, '') and stream = $2 and id = any($3)",
     )
-    .bind(stream)
+    .bind(stream.namespace)
+    .bind(stream.name)
     .bind(ids)
     .fetch_all(connection)
     .await
@@ -362,7 +388,7 @@ pub(crate) async fn records_of(
 /// [`SourceError`]; the transaction is over then.
 pub(crate) async fn add_records(
     connection: &mut PgConnection,
-    stream: &str,
+    stream: CommandStream<'_>,
     records: &[IdempotencyRecord],
 ) -> Result<(), SourceError> {
     let (mut ids, mut digests, mut ms, mut seqs, mut rows, mut errors) =
@@ -376,10 +402,11 @@ pub(crate) async fn add_records(
         errors.push(record.error.clone());
     }
     let done = sqlx::query(
-        "insert into cachekeeper.applied (stream, id, digest, entry_ms, entry_seq, rows, error)
-         select $1, u.* from unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[]) u",
+        "insert into cachekeeper.applied (namespace, stream, id, digest, entry_ms, entry_seq, rows, error)
+         select $1, $2, u.* from unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[]) u",
     )
-    .bind(stream)
+    .bind(stream.namespace)
+    .bind(stream.name)
     .bind(ids)
     .bind(digests)
     .bind(ms)
@@ -394,13 +421,15 @@ pub(crate) async fn add_records(
 /// Forgets rejections, so that the commands can be tried again; answers how many there were.
 pub(crate) async fn forget_rejections(
     postgres: &Postgres,
-    stream: &str,
+    stream: CommandStream<'_>,
     ids: &[String],
 ) -> Result<u64, SourceError> {
     let error = |source| SourceError::new("forget rejections", source);
     let mut transaction = postgres.begin_write().await?;
-    let sql = "delete from cachekeeper.applied where stream = $1 and id = any($2) and error is not null";
-    let done = sqlx::query(sql).bind(stream).bind(ids).execute(&mut *transaction).await.map_err(error)?;
+    let sql = "delete from cachekeeper.applied where namespace in ($1, '') and stream = $2 and id = any($3)
+        and error is not null";
+    let forget = sqlx::query(sql).bind(stream.namespace).bind(stream.name).bind(ids);
+    let done = forget.execute(&mut *transaction).await.map_err(error)?;
     transaction.commit().await.map_err(error)?;
     Ok(done.rows_affected())
 }

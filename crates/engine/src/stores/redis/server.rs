@@ -1,7 +1,6 @@
-//! What the server is: version, run id, eviction policy, role, and whether another namespace lives here.
+//! What the server is: version, run id, eviction policy, role.
 
 use super::{CacheError, Redis};
-use cachekeeper_protocol::keyspace::Keyspace;
 
 /// Facts about a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -60,25 +59,6 @@ impl Redis {
             }
         }
         Ok(facts)
-    }
-
-    /// The metadata of other namespaces in this database. One database serves one namespace.
-    pub async fn other_namespaces(&self) -> Result<Vec<String>, CacheError> {
-        let mut found = Vec::new();
-        let mut cursor = 0_u64;
-        loop {
-            let mut command = redis::cmd("SCAN");
-            command.arg(cursor).arg("MATCH").arg(Keyspace::pattern()).arg("COUNT").arg(1000);
-            command.arg("TYPE").arg("hash");
-            let (next, page): (u64, Vec<String>) =
-                self.command("look for other namespaces", &command).await?;
-            let others = page.iter().filter_map(|key| Keyspace::namespace_of(key));
-            found.extend(others.filter(|other| *other != self.keys.namespace()).map(str::to_owned));
-            if next == 0 {
-                return Ok(found);
-            }
-            cursor = next;
-        }
     }
 
     /// Whether a worker of an earlier version leads this namespace. It keeps other keys and orders entries by them, so

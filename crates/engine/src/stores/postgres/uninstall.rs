@@ -1,0 +1,232 @@
+//! Removal: one namespace's part of the schema `cachekeeper`, or all of it where nobody else uses it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
+
+use super::statement::quote;
+use super::{ErrorKind, Postgres, SourceError};
+use crate::backoff::Backoff;
+
+/// Dropping a trigger needs its table alone for a moment; behind whoever waits for that, all others wait too.
+const LOCK_TIMEOUT: &str = "set lock_timeout = '50ms'";
+const ATTEMPTS: usize = 8;
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// In the table of users: the schema itself, whatever is watched.
+const SCHEMA: Oid = Oid(0);
+
+/// Who uses what.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Whether the schema is there.
+    pub is_installed: bool,
+    /// Other namespaces, each with the watched tables.
+    pub others: BTreeMap<String, Vec<String>>,
+    /// Tables with triggers that nobody else has asked for.
+    pub own: Vec<String>,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Tables whose triggers are gone.
+    pub tables: Vec<String>,
+    /// Tables that somebody used for so long that their triggers are still there.
+    pub busy: Vec<String>,
+    /// Whether the schema is gone with everything in it.
+    pub has_removed_schema: bool,
+}
+
+/// Every table with triggers of ours, with the top of its tree; those of partitions go with their parent's.
+const TRIGGERED: &str = "
+    with recursive ours as (
+        select t.tgrelid, t.tgname from pg_catalog.pg_trigger t
+        join pg_catalog.pg_proc p on p.oid = t.tgfoid
+        join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = 'cachekeeper' and not t.tgisinternal and t.tgparentid = 0
+    ), up (rel, top) as (
+        select distinct tgrelid, tgrelid from ours
+        union select u.rel, i.inhparent from up u join pg_catalog.pg_inherits i on i.inhrelid = u.top
+    )
+    select u.rel, u.rel::regclass::text, u.top,
+        (select array_agg(o.tgname::text order by o.tgname) from ours o where o.tgrelid = u.rel)
+    from up u where not exists (select from pg_catalog.pg_inherits i where i.inhrelid = u.top)
+    order by 2";
+
+struct Triggered {
+    name: String,
+    root: Oid,
+    triggers: Vec<String>,
+}
+
+impl Postgres {
+    /// Notes that a namespace uses the schema, and that it watches these tables; those that it does not watch any more are
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`SourceError`], for example without the right.
+    pub async fn note_used_by(&self, namespace: &str, tables: &[String]) -> Result<(), SourceError> {
+        let error = |source| SourceError::new("note which tables this namespace watches", source);
+        let roots = self.trees(tables).await?.into_iter().filter_map(|member| member.root);
+        let roots: Vec<Oid> = roots.map(Oid).chain([SCHEMA]).collect();
+        let mut transaction = self.begin_write().await?;
+        for sql in [
+            "delete from cachekeeper.used_by where namespace = $1 and root <> all($2)",
+            "insert into cachekeeper.used_by select $1, unnest($2) on conflict do nothing",
+        ] {
+            let note = sqlx::query(sql).bind(namespace).bind(&roots);
+            note.execute(&mut *transaction).await.map_err(error)?;
+        }
+        transaction.commit().await.map_err(error)
+    }
+
+    /// Who uses the schema beside this namespace, and what only this one does.
+    ///
+    /// # Errors
+    /// [`SourceError`], for example without rights on the schema.
+    pub async fn users(&self, namespace: &str) -> Result<Users, SourceError> {
+        let error = |source| SourceError::new("look who uses the schema `cachekeeper`", source);
+        let is_installed: bool = sqlx::query_scalar(
+            "select exists (select from pg_catalog.pg_namespace where nspname = 'cachekeeper')",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(error)?;
+        if !is_installed {
+            return Ok(Users::default());
+        }
+        let mut users = Users { is_installed, ..Users::default() };
+        // A schema of an earlier version does not know, and one that was restored by half may know nothing.
+        let knows: bool = sqlx::query_scalar("select to_regclass('cachekeeper.used_by') is not null")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(error)?;
+        let mut watched_by_others = Vec::new();
+        if knows {
+            let sql = "select u.namespace, u.root, c.oid::regclass::text from (
+                    select namespace, root from cachekeeper.used_by
+                    union select namespace, 0 from cachekeeper.writer where namespace <> ''
+                ) u left join pg_catalog.pg_class c on c.oid = u.root where u.namespace <> $1 order by 1, 3";
+            let rows = sqlx::query(sql).bind(namespace).fetch_all(&self.pool).await.map_err(error)?;
+            for row in rows {
+                let tables = users.others.entry(row.try_get(0).map_err(error)?).or_default();
+                watched_by_others.push(row.try_get::<Oid, _>(1).map_err(error)?);
+                tables.extend(row.try_get::<Option<String>, _>(2).map_err(error)?);
+            }
+        }
+        let mut connection = self.pool.acquire().await.map_err(error)?;
+        let triggered = triggered(&mut connection).await?.into_iter();
+        let own = triggered.filter(|table| !watched_by_others.contains(&table.root));
+        users.own = own.map(|table| table.name).collect();
+        Ok(users)
+    }
+
+    /// Removes what only this namespace uses; where it is the last one, the schema with everything in it. Writers wait for
+    /// at most 50 ms at a time; a table that is never free keeps its triggers.
+    ///
+    /// # Errors
+    /// [`SourceError`], for example without being the owner of the tables or of the schema.
+    pub async fn uninstall(&self, namespace: &str) -> Result<Removed, SourceError> {
+        let what = "remove the schema `cachekeeper`";
+        let error = |source| SourceError::new(what, source);
+        let users = self.users(namespace).await?;
+        let mut removed = Removed::default();
+        if !users.is_installed {
+            return Ok(removed);
+        }
+        let mut connection = self.open_unlimited().await?;
+        for setting in ["set default_transaction_read_only = off", LOCK_TIMEOUT] {
+            connection.execute(setting).await.map_err(error)?;
+        }
+        let mut left: Vec<Triggered> = triggered(&mut connection).await?;
+        left.retain(|table| users.own.contains(&table.name));
+        let mut pause = Backoff::new(RETRY_MIN, RETRY_MAX);
+        for attempt in 0..ATTEMPTS {
+            if 0 < attempt {
+                pause.wait().await;
+            }
+            let mut busy = Vec::new();
+            for table in left {
+                match drop_triggers(&mut connection, &table).await {
+                    Ok(()) => removed.tables.push(table.name),
+                    Err(error) if error.kind == ErrorKind::Cancelled => busy.push(table),
+                    Err(error) => return Err(error),
+                }
+            }
+            left = busy;
+            if left.is_empty() {
+                break;
+            }
+        }
+        removed.busy = left.into_iter().map(|table| table.name).collect();
+        if !removed.busy.is_empty() {
+            return Ok(removed);
+        }
+        if users.others.is_empty() {
+            self.drop_schema(&mut connection).await?;
+            removed.has_removed_schema = true;
+        } else {
+            self.forget_namespace(namespace).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Nothing of the application's is touched any more; a worker or a backup may use the tables of the schema.
+    async fn drop_schema(&self, connection: &mut PgConnection) -> Result<(), SourceError> {
+        let mut pause = Backoff::new(RETRY_MIN, RETRY_MAX);
+        let mut attempts = 1;
+        loop {
+            let dropped = connection.execute("drop schema cachekeeper cascade").await;
+            let error = match dropped {
+                Ok(_) => return Ok(()),
+                Err(source) => SourceError::new("drop the schema `cachekeeper`", source),
+            };
+            if error.kind != ErrorKind::Cancelled || ATTEMPTS <= attempts {
+                return Err(error);
+            }
+            attempts += 1;
+            pause.wait().await;
+        }
+    }
+
+    /// What is recorded of a namespace in tables that others use too.
+    async fn forget_namespace(&self, namespace: &str) -> Result<(), SourceError> {
+        let error = |source| SourceError::new("remove what is recorded of this namespace", source);
+        let mut transaction = self.begin_write().await?;
+        for table in ["writer", "applied", "used_by"] {
+            let sql = format!("delete from cachekeeper.{table} where namespace = $1");
+            let delete = sqlx::query(AssertSqlSafe(sql)).bind(namespace);
+            delete.execute(&mut *transaction).await.map_err(error)?;
+        }
+        // What no trigger fills any more is no capture. Its function stays with the schema; nothing calls it.
+        let unused = "delete from cachekeeper.capture c where not exists (
+            select from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
+            join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+            where t.tgrelid = c.root and n.nspname = 'cachekeeper')";
+        transaction.execute(unused).await.map_err(error)?;
+        transaction.commit().await.map_err(error)
+    }
+}
+
+async fn triggered(connection: &mut PgConnection) -> Result<Vec<Triggered>, SourceError> {
+    let error = |source| SourceError::new("look for triggers", source);
+    let rows = sqlx::query(TRIGGERED).fetch_all(connection).await.map_err(error)?;
+    let read = |row: &sqlx::postgres::PgRow| {
+        Ok(Triggered { name: row.try_get(1)?, root: row.try_get(2)?, triggers: row.try_get(3)? })
+    };
+    rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
+}
+
+/// All or none of one table's.
+async fn drop_triggers(connection: &mut PgConnection, table: &Triggered) -> Result<(), SourceError> {
+    let error = |source| SourceError::new("drop triggers", source);
+    let mut transaction = connection.begin().await.map_err(error)?;
+    for trigger in &table.triggers {
+        let sql = format!("drop trigger if exists {} on {}", quote(trigger), table.name);
+        transaction.execute(AssertSqlSafe(sql)).await.map_err(error)?;
+    }
+    transaction.commit().await.map_err(error)
+}
