@@ -148,10 +148,6 @@ impl Feed {
                 debug!(error = %chain(&error), "the outbox is trimmed later");
             }
             let step = follower.step(must_advance).await;
-            let dropped = follower.take_dropped();
-            if !dropped.is_empty() {
-                self.context.fill_soon(dropped);
-            }
             match step {
                 Ok(step @ (Step::Idle | Step::Applied(_))) => {
                     self.note(None);
@@ -183,8 +179,6 @@ impl Feed {
                 }
                 self.context.epoch_keeper.now();
             }
-            // Begun again at once, with the keys of that dataset deleted.
-            EngineError::Slow { .. } => {}
             EngineError::PreconditionFailed(gone) => {
                 debug!(%gone, "the current epoch changed, the feed begins again");
             }

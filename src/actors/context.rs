@@ -59,7 +59,7 @@ impl TaskContext {
         }
     }
 
-    /// Has keys filled that applications missed, or that had to be deleted although Redis is to hold every row.
+    /// Has keys filled that applications missed.
     pub fn fill_soon(&self, keys: impl IntoIterator<Item = String>) {
         if 0 < self.misses.add(keys) {
             self.engine.metrics.gaps.get_or_create(&ByReason::new("misses_overflow")).inc();

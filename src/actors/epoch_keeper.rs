@@ -18,6 +18,7 @@ use super::inbox::Since;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::Scope;
+use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
@@ -30,7 +31,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_SOON: Duration = Duration::from_millis(50);
 /// A job in the metadata that only counts looks, so that a Redis that rolled back while nothing else happened is noticed.
 const LOOKS: &str = "looks";
-const POSTPONED_FOR: Duration = Duration::from_secs(10);
+/// Pauses after a revalidation that failed: meanwhile those of other datasets run.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 const WINDOWS_AT_ONCE: usize = 64;
 
 /// Keeps the epoch.
@@ -70,8 +73,8 @@ struct Keeper {
     /// Held while anything is pending that this worker can run.
     lease: Option<Lease>,
     running: Option<Running>,
-    /// Datasets that do not fit the database, and when they are tried again.
-    postponed: HashMap<String, Instant>,
+    /// Datasets whose revalidation has failed, when it is tried again, and the pauses between attempts.
+    postponed: HashMap<String, (Instant, Backoff)>,
 }
 
 /// A revalidation that runs.
@@ -119,7 +122,7 @@ impl Keeper {
         }
         if health.note("postgres", Ok(())) {
             info!("postgres answers");
-            if let Err(error) = self.context.engine.redis.note_outage(None).await {
+            if let Err(error) = self.context.engine.redis.note_outage(None, None).await {
                 debug!(error = %chain(&error), "the end of the outage is noted at the next look");
                 health.update(|facts| drop(facts.dependencies.remove("postgres")));
             }
@@ -144,14 +147,13 @@ impl Keeper {
                     warn!(error = text, "postgres does not answer as it should, trying again");
                 }
                 let now = now_ms();
-                if let Err(error) = self.context.engine.redis.note_outage(Some(now)).await {
+                if let Err(error) = self.context.engine.redis.note_outage(None, Some(now)).await {
                     debug!(error = %chain(&error), "the outage could not be noted");
                 }
             }
             EngineError::Dataset { .. }
             | EngineError::PreconditionFailed(_)
             | EngineError::Superseded { .. }
-            | EngineError::Slow { .. }
             | EngineError::RedisRolledBack
             | EngineError::Cancelled => debug!(error = text, "the epoch could not be checked, trying again"),
         }
@@ -179,20 +181,19 @@ impl Keeper {
     }
 
     fn note_state(&self, state: &EpochState) {
-        let (pending, unfilled) = (&state.metadata.pending, &state.metadata.unfilled);
+        let (metadata, unfilled) = (&state.metadata, &state.metadata.unfilled);
         let engine = &self.context.engine;
         for dataset in engine.catalog.iter() {
-            let is_pending = pending.contains_key(dataset.name()) || unfilled.contains_key(dataset.name());
+            let is_pending = metadata.is_pending(dataset.name()) || unfilled.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
             engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
         }
         self.context.health.update(|facts| {
             facts.epoch = Some(state.epoch.to_string());
-            facts.pending = state
-                .metadata
-                .reasons()
-                .map(|(dataset, reason)| (dataset.to_owned(), reason.to_owned()))
-                .collect();
+            let owned = |(dataset, reason): (&str, &str)| (dataset.to_owned(), reason.to_owned());
+            facts.pending = metadata.reasons().map(owned).collect();
+            facts.left_out =
+                metadata.slots.iter().map(|(name, slots)| owned((name, slots.reason()))).collect();
         });
     }
 
@@ -213,7 +214,8 @@ impl Keeper {
             return;
         }
         let engine = self.context.engine.clone();
-        let next = state.metadata.pending.keys().find_map(|name| {
+        let pending = state.metadata.pending.keys().chain(state.metadata.slots.keys());
+        let next = pending.into_iter().find_map(|name| {
             engine.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
         });
         let Some(dataset) = next.cloned() else {
@@ -241,7 +243,7 @@ impl Keeper {
     }
 
     fn is_postponed(&self, dataset: &str) -> bool {
-        self.postponed.get(dataset).is_some_and(|until| Instant::now() < *until)
+        self.postponed.get(dataset).is_some_and(|(until, _)| Instant::now() < *until)
     }
 
     /// The end of the revalidation that runs, if one does; none: it panicked.
@@ -257,13 +259,14 @@ impl Keeper {
         let context = &self.context;
         match result {
             Some(Ok(report)) => {
+                self.postponed.remove(&name);
                 context.health.update(|facts| drop(facts.broken.remove(&name)));
                 info!(
                     dataset = name,
                     stored = report.stored,
                     gone = report.gone,
                     invalidated = report.invalidated,
-                    "all entries are revalidated"
+                    "entries are revalidated"
                 );
                 // The most wanted ones may be missing; where every row is to be there, Redis says so itself.
                 let dataset = context.engine.catalog.get(&name);
@@ -279,14 +282,25 @@ impl Keeper {
             Some(Err(error @ EngineError::Dataset { .. })) => {
                 let text = chain(&error);
                 warn!(dataset = name, error = text, "the dataset does not fit the database");
-                self.postponed.insert(name.clone(), Instant::now() + POSTPONED_FOR);
+                self.postpone(&name);
                 self.context.health.update(|facts| drop(facts.broken.insert(name, text)));
             }
             Some(Err(error)) => {
                 debug!(dataset = name, error = %chain(&error), "the revalidation is still pending, trying again");
+                self.postpone(&name);
             }
-            None => warn!(dataset = name, "the revalidation panicked, trying again"),
+            None => {
+                warn!(dataset = name, "the revalidation panicked, trying again");
+                self.postpone(&name);
+            }
         }
+    }
+
+    fn postpone(&mut self, dataset: &str) {
+        let now = Instant::now();
+        let new = (now, Backoff::new(RETRY_MIN, RETRY_MAX));
+        let (until, pauses) = self.postponed.entry(dataset.to_owned()).or_insert(new);
+        *until = now + pauses.pause();
     }
 
     async fn drop_windows(&self) {

@@ -39,6 +39,8 @@ pub struct Facts {
     pub max_lag: Option<Duration>,
     /// Datasets whose entries are being revalidated, with the reason.
     pub pending: BTreeMap<String, String>,
+    /// Datasets whose changed entries could not be loaded, with the reason.
+    pub left_out: BTreeMap<String, String>,
     /// The epoch.
     pub epoch: Option<String>,
     /// Set while the worker stops.
@@ -107,6 +109,7 @@ impl Health {
         reasons.extend(facts.feed_trouble());
         reasons.extend(facts.unmet.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         reasons.extend(facts.broken.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
+        reasons.extend(facts.left_out.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         reasons.extend(facts.not_warmed.iter().map(|dataset| format!("dataset {dataset}: not warmed yet")));
         reasons
     }

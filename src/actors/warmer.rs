@@ -238,7 +238,6 @@ impl Plan {
             | EngineError::Cache(_)
             | EngineError::PreconditionFailed(_)
             | EngineError::Retired
-            | EngineError::Slow { .. }
             | EngineError::Cancelled => {}
         }
         let retry = self.retries.entry(name.to_owned()).or_insert(Backoff::new(RETRY_MIN, RETRY_MAX));

@@ -42,6 +42,7 @@ mod passes;
 mod process;
 mod readers;
 mod scripts;
+mod slow_database;
 mod support;
 mod tidy;
 mod transcode;

@@ -28,7 +28,7 @@ const DATASET: &str = r#"
 "#;
 
 const CHANGED: LoadOptions =
-    LoadOptions { cause: Cause::Change, storing: Storing::Always, keeps_values: false };
+    LoadOptions { cause: Cause::Change, storing: Storing::Always, keeps_values: false, within: None };
 
 fn options() -> BackfillOptions {
     BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: true }

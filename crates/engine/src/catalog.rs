@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
-use crate::stores::postgres::{DatasetSource, KeyValues, Postgres};
+use crate::stores::postgres::{DatasetSource, KeyValues, Postgres, SourceProblem};
 use crate::stores::redis::{Epoch, Precondition};
 use cachekeeper_config as config;
 use cachekeeper_protocol::freshness::Lifetimes;
@@ -103,14 +104,37 @@ impl Dataset {
 
     /// What the database says about the query; asked once, and again after [`Self::forget_source`].
     pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, EngineError> {
-        // A type that changed leaves the query's columns alone: what was described under another revision is not used.
-        let revision = self.known_revision();
-        if let Some((under, source)) = self.source.read().unwrap_or_else(PoisonError::into_inner).clone()
-            && under == revision
-        {
+        if let Some(source) = self.current_source() {
             return Ok(source);
         }
-        let described = postgres.describe(&self.settings).await?;
+        let revision = self.known_revision();
+        self.note_source(revision, postgres.describe(&self.settings).await?)
+    }
+
+    /// The same, given up after a limit of at most a second.
+    pub(crate) async fn source_within(
+        &self,
+        postgres: &Postgres,
+        limit: Duration,
+    ) -> Result<Arc<DatasetSource>, EngineError> {
+        if let Some(source) = self.current_source() {
+            return Ok(source);
+        }
+        let revision = self.known_revision();
+        self.note_source(revision, postgres.describe_within(&self.settings, limit).await?)
+    }
+
+    /// A type that changed leaves the query's columns alone: what was described under another revision is not used.
+    fn current_source(&self) -> Option<Arc<DatasetSource>> {
+        let known = self.source.read().unwrap_or_else(PoisonError::into_inner).clone();
+        known.filter(|(under, _)| *under == self.known_revision()).map(|(_, source)| source)
+    }
+
+    fn note_source(
+        &self,
+        revision: Option<Revision>,
+        described: Result<DatasetSource, SourceProblem>,
+    ) -> Result<Arc<DatasetSource>, EngineError> {
         let source =
             described.map_err(|problem| EngineError::Dataset { dataset: self.name().to_owned(), problem })?;
         let source = Arc::new(source);

@@ -1,8 +1,8 @@
 //! The change feed: what was committed since the cursor is applied to Redis, and the cursor moves (R10 to R12).
 
 mod batch;
+mod loads;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::stores::redis::{Advance, Advanced, Epoch, PreconditionFailed};
 pub(crate) use batch::apply_own;
 use batch::{ChangeBatch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
+use loads::{FeedLoads, Troubles};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +43,8 @@ pub struct FeedConsumer {
     /// Counted across batches: the reply to one advance is the beginning of the next batch.
     job: String,
     position: Option<FeedPosition>,
-    /// Datasets whose keys are deleted in this batch instead of loaded, because loading has failed or took too long.
-    deletes_instead: BTreeSet<String>,
+    troubles: Troubles,
     count_reset: Instant,
-    /// Entries that were deleted although Redis is to hold every row.
-    dropped: Vec<String>,
     /// The watermark's time when this one last moved it.
     moved_to: Option<String>,
     has_met_another: bool,
@@ -74,9 +72,8 @@ impl FeedConsumer {
             reader: FeedReader::new(&context.postgres),
             job: Job::new("feed").id,
             position: None,
-            deletes_instead: BTreeSet::new(),
+            troubles: Troubles::default(),
             count_reset: Instant::now(),
-            dropped: Vec::new(),
             moved_to: None,
             has_met_another: false,
         }
@@ -92,11 +89,6 @@ impl FeedConsumer {
             self.has_met_another |= watermark.is_some_and(|watermark| watermark.as_of != *moved_to);
         }
         self.has_met_another
-    }
-
-    /// Entries that had to be deleted although Redis is to hold every row: somebody should fill them again.
-    pub fn take_dropped(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.dropped)
     }
 
     /// Looks for changes once, and applies them. With `must_advance` the cursor's script runs also where nothing was
@@ -218,8 +210,7 @@ impl FeedConsumer {
             epoch: position.epoch,
             poll: found.poll.clone(),
             job: Job { id: self.job.clone(), count: position.count },
-            deletes_instead: &mut self.deletes_instead,
-            dropped: &mut self.dropped,
+            loads: FeedLoads::leaving_out(&self.context, &mut self.troubles),
             affected: AffectedKeys::default(),
         };
         let mut statements = 0;
@@ -241,6 +232,8 @@ impl FeedConsumer {
             }
         }
         batch.flush().await?;
+        // Before the cursor moves past what could not be loaded.
+        batch.loads.record((&batch.epoch, &batch.poll.incarnation), &mut batch.job).await?;
         let count = batch.job.count;
         failpoint::reach("feed.stored");
         let as_of = found.as_of;
@@ -250,7 +243,6 @@ impl FeedConsumer {
             .await?;
         if matches!(step, Step::Applied(_)) {
             let since_poll = polled_at.elapsed();
-            self.deletes_instead.clear();
             self.context.metrics.changes.inc_by(statements);
             for at in times {
                 let before = Duration::from_micros(u64::try_from(as_of.1 - at).unwrap_or_default());

@@ -36,12 +36,6 @@ pub enum EngineError {
     /// Redis lost steps of a job: it was rolled back to an older state.
     #[error("Redis was rolled back to an older state while a job ran")]
     RedisRolledBack,
-    /// Loading took longer than a change may wait.
-    #[error("loading entries of dataset {dataset} takes too long")]
-    Slow {
-        /// Which.
-        dataset: String,
-    },
     /// Somebody asked to stop.
     #[error("cancelled")]
     Cancelled,
@@ -52,6 +46,22 @@ impl EngineError {
     #[must_use]
     pub fn is_source_down(&self) -> bool {
         matches!(self, Self::Source(error) if error.is_transient())
+    }
+
+    /// Whether a load failed for another reason than its rows, and than Redis or the epoch: the database is slow, locked, busy or
+    /// out of connections, or does not fit the dataset. The entries are as good as before, and can be loaded later (R10).
+    #[must_use]
+    pub(crate) fn is_of_many(&self) -> bool {
+        match self {
+            Self::Dataset { .. } => true,
+            Self::Source(error) => !error.is_of_the_server(),
+            Self::Cache(_)
+            | Self::PreconditionFailed(_)
+            | Self::Retired
+            | Self::Superseded { .. }
+            | Self::RedisRolledBack
+            | Self::Cancelled => false,
+        }
     }
 
     /// Whether a server was not reached, so that waiting helps.

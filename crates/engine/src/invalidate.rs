@@ -11,7 +11,7 @@ use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::{ByDatasetCause, ByReason};
 use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Claim, Epoch, Precondition, Settled};
-use cachekeeper_config::OnChange;
+use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
 
 /// Keys of one script.
@@ -34,7 +34,9 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
         report.invalidated += delete(context, dataset, &poll, keys, None).await?;
     }
     for (dataset, keys) in sorted.to_reload.into_values() {
-        report.add(reload_keys(context, &dataset, &poll, keys, &mut Job::uncounted()).await?);
+        let raised = raise_keys(context, &dataset, &poll, &keys, &mut Job::uncounted()).await?;
+        let because = LoadOptions::because(Cause::Change);
+        report.add(load(context, &dataset, raised.wanted(), because, &mut Job::uncounted()).await?);
     }
     Ok(report)
 }
@@ -50,7 +52,8 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     let state = epoch::ensure(context, &job.id).await?;
     job.count = state.metadata.counted;
     let precondition = of_no_dataset(&state.epoch, &state.poll);
-    let report = members(context, (&state.epoch, &state.poll), tags, op, &mut job).await?;
+    let at = (&state.epoch, &state.poll);
+    let report = members(context, at, tags, op, &mut PlainReload { context }, &mut job).await?;
     // Nothing is pending here, but a rollback in between would have hidden members from the enumeration.
     let answer = context.redis.finish_job(&precondition, &job.id, job.count, Settled::Nothing).await?;
     match context.checked(None, answer)? {
@@ -62,12 +65,43 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     }
 }
 
+/// How members of a tag, which exist or have existed, come to be loaded again.
+pub(super) trait ReloadMembers: Send {
+    /// Raises the keys, so that nothing older can be stored any more, and sees to those that exist.
+    fn reload(
+        &mut self,
+        dataset: &Dataset,
+        poll: &Poll,
+        keys: Keys,
+        job: &mut Job,
+    ) -> impl Future<Output = Result<LoadReport, EngineError>> + Send;
+}
+
+/// At once; whoever asked begins again where that fails.
+struct PlainReload<'a> {
+    context: &'a Context,
+}
+
+impl ReloadMembers for PlainReload<'_> {
+    async fn reload(
+        &mut self,
+        dataset: &Dataset,
+        poll: &Poll,
+        keys: Keys,
+        job: &mut Job,
+    ) -> Result<LoadReport, EngineError> {
+        let raised = raise_keys(self.context, dataset, poll, &keys, job).await?;
+        load(self.context, dataset, raised.existing, LoadOptions::because(Cause::Change), job).await
+    }
+}
+
 /// Raises tags and invalidates their members, as steps of a counted job that makes a claim later.
 pub(super) async fn members(
     context: &Context,
     at: (&Epoch, &Poll),
     tags: &[String],
     op: Option<Op>,
+    reload: &mut impl ReloadMembers,
     job: &mut Job,
 ) -> Result<LoadReport, EngineError> {
     let precondition = of_no_dataset(at.0, at.1);
@@ -76,7 +110,7 @@ pub(super) async fn members(
     job.count += 1;
     let mut report = LoadReport::default();
     for (set, _size) in sets {
-        report.add(invalidate_set(context, at, &set, op, job).await?);
+        report.add(invalidate_set(context, at, (&set, op), reload, job).await?);
     }
     Ok(report)
 }
@@ -85,8 +119,8 @@ pub(super) async fn members(
 async fn invalidate_set(
     context: &Context,
     at: (&Epoch, &Poll),
-    set: &str,
-    op: Option<Op>,
+    (set, op): (&str, Option<Op>),
+    reload: &mut impl ReloadMembers,
     job: &mut Job,
 ) -> Result<LoadReport, EngineError> {
     let precondition = of_no_dataset(at.0, at.1);
@@ -101,7 +135,7 @@ async fn invalidate_set(
     loop {
         let keys = members.into_iter().filter_map(|member| String::from_utf8(member).ok());
         let sorted = Sorted::new(context, keys, op);
-        let work = invalidate_members(context, at.1, set, sorted, job);
+        let work = invalidate_members(context, at.1, (set, sorted), reload, job);
         if cursor == 0 {
             report.add(work.await?);
             return Ok(report);
@@ -116,8 +150,8 @@ async fn invalidate_set(
 async fn invalidate_members(
     context: &Context,
     poll: &Poll,
-    set: &str,
-    sorted: Sorted,
+    (set, sorted): (&str, Sorted),
+    reload: &mut impl ReloadMembers,
     job: &mut Job,
 ) -> Result<LoadReport, EngineError> {
     let mut report = LoadReport::default();
@@ -125,7 +159,7 @@ async fn invalidate_members(
         report.invalidated += delete(context, dataset, poll, keys, Some((&mut *job, set))).await?;
     }
     for (dataset, keys) in sorted.to_reload.into_values() {
-        report.add(reload_existing(context, &dataset, poll, keys, job).await?);
+        report.add(reload.reload(&dataset, poll, keys, job).await?);
     }
     Ok(report)
 }
@@ -187,39 +221,44 @@ impl Sorted {
     }
 }
 
-/// Raises the keys, so that nothing older can be stored any more, then loads those that exist again. Where the
-/// dataset holds every row, the others too.
-pub(super) async fn reload_keys(
-    context: &Context,
-    dataset: &Dataset,
-    poll: &Poll,
-    keys: Keys,
-    job: &mut Job,
-) -> Result<LoadReport, EngineError> {
-    if dataset.settings.scope != cachekeeper_config::Scope::All {
-        return reload_existing(context, dataset, poll, keys, job).await;
-    }
-    for page in keys.chunks(PAGE) {
-        raise(context, dataset, poll, page, job).await?;
-    }
-    load(context, dataset, keys, LoadOptions::because(Cause::Change), job).await
+/// Keys that were raised: nothing older can be stored any more.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RaisedKeys {
+    /// Those that have an entry.
+    pub existing: Keys,
+    /// Those that have none, where Redis is to hold every row.
+    pub absent: Keys,
 }
 
-async fn reload_existing(
+impl RaisedKeys {
+    /// What is to be loaded.
+    pub fn wanted(self) -> Keys {
+        let mut keys = self.existing;
+        keys.extend(self.absent);
+        keys
+    }
+}
+
+/// Raises keys (R6).
+pub(super) async fn raise_keys(
     context: &Context,
     dataset: &Dataset,
     poll: &Poll,
-    keys: Keys,
+    keys: &[(String, KeyValues)],
     job: &mut Job,
-) -> Result<LoadReport, EngineError> {
-    let mut report = LoadReport::default();
+) -> Result<RaisedKeys, EngineError> {
+    let mut raised = RaisedKeys::default();
     for page in keys.chunks(PAGE) {
-        let positions = raise(context, dataset, poll, page, job).await?;
-        let existing: Vec<_> =
-            positions.into_iter().filter_map(|position| page.get(position)).cloned().collect();
-        report.add(load(context, dataset, existing, LoadOptions::because(Cause::Change), job).await?);
+        let mut positions = raise(context, dataset, poll, page, job).await?.into_iter().peekable();
+        for (position, key) in page.iter().enumerate() {
+            if positions.next_if_eq(&position).is_some() {
+                raised.existing.push(key.clone());
+            } else if dataset.settings.scope == Scope::All {
+                raised.absent.push(key.clone());
+            }
+        }
     }
-    Ok(report)
+    Ok(raised)
 }
 
 async fn raise(

@@ -8,6 +8,7 @@ mod store;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -23,9 +24,18 @@ use super::epoch;
 use super::error::{EngineError, chain};
 use crate::metrics::{ByDataset, ByDatasetCause};
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues};
-use crate::stores::redis::Refusal;
+use crate::stores::redis::{Failed, Refusal};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::revision::Revision;
+
+/// Why entries are given up.
+enum Why {
+    /// Their rows make the statement fail, each alone: what stands in Redis is not what the query says any more, and nothing
+    /// can be stored until another change.
+    RowFails(String),
+    /// They cannot be stored now; a later load may succeed.
+    NotStored(&'static str),
+}
 
 /// Loads that a key may be refused before it is invalidated instead (R10).
 const LOADS_MAX: usize = 3;
@@ -59,7 +69,10 @@ pub async fn load(
         options.storing = Storing::Never;
     }
     // Described under that revision or a later one.
-    let source = dataset.source(&context.postgres).await?;
+    let source = match options.within {
+        Some(limit) => dataset.source_within(&context.postgres, limit).await?,
+        None => dataset.source(&context.postgres).await?,
+    };
     let mut seen = HashSet::with_capacity(keys.len());
     let unique: Keys = keys.into_iter().filter(|(key, _)| seen.insert(key.clone())).collect();
     let mut loading = Loading { context, dataset, revision, source, options, job };
@@ -68,6 +81,22 @@ pub async fn load(
         report.add(loading.see_through(chunk).await?);
     }
     Ok(report)
+}
+
+/// Whether entries of a dataset can be loaded now, which is waited for up to a limit of at most a second: a statement for no key
+/// at all has to wait for the same locks.
+///
+/// # Errors
+/// [`EngineError`]: why not.
+pub(crate) async fn probe(context: &Context, dataset: &Dataset, limit: Duration) -> Result<(), EngineError> {
+    let source = dataset.source_within(&context.postgres, limit).await?;
+    let probed = context.postgres.load_within(&source, &[], limit).await;
+    if let Err(error) = &probed
+        && error.kind == ErrorKind::Changed
+    {
+        dataset.forget_source();
+    }
+    Ok(probed.map(drop)?)
 }
 
 struct Loading<'a> {
@@ -88,7 +117,7 @@ impl Loading<'_> {
         let mut work: Vec<(Keys, usize)> = vec![(keys.to_vec(), 0)];
         while let Some((part, tries)) = work.pop() {
             if tries == LOADS_MAX {
-                self.give_up(&part, self.options.cause.must_go(), "refused three times", &mut report).await?;
+                self.give_up(&part, Why::NotStored("refused three times"), &mut report).await?;
                 continue;
             }
             match self.load_once(&part).await {
@@ -104,13 +133,12 @@ impl Loading<'_> {
                     work.push((left.to_vec(), tries));
                     work.push((right.to_vec(), tries));
                 }
-                // It is this row: what stands in Redis is not what the query says any more.
                 Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
-                    self.give_up(&part, true, &chain(&error), &mut report).await?;
+                    self.give_up(&part, Why::RowFails(chain(&error)), &mut report).await?;
                 }
                 Err(EngineError::Cache(error)) if error.refusal == Refusal::Full => {
                     self.context.count_refusal(error);
-                    self.give_up(&part, self.options.cause.must_go(), "Redis is full", &mut report).await?;
+                    self.give_up(&part, Why::NotStored("Redis is full"), &mut report).await?;
                 }
                 Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
                     self.dataset.forget_source();
@@ -126,7 +154,11 @@ impl Loading<'_> {
     async fn load_once(&mut self, keys: &[(String, KeyValues)]) -> Result<(LoadReport, Keys), EngineError> {
         let values: Vec<KeyValues> = keys.iter().map(|(_, values)| values.clone()).collect();
         let began = Instant::now();
-        let loaded = self.context.postgres.load(&self.source, &values).await?;
+        let postgres = &self.context.postgres;
+        let loaded = match self.options.within {
+            Some(limit) => postgres.load_within(&self.source, &values, limit).await?,
+            None => postgres.load(&self.source, &values).await?,
+        };
         let labels = ByDataset::new(self.dataset.name());
         self.context.metrics.load_seconds.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
 
@@ -154,11 +186,14 @@ impl Loading<'_> {
     async fn give_up(
         &mut self,
         keys: &[(String, KeyValues)],
-        must_go: bool,
-        reason: &str,
+        why: Why,
         report: &mut LoadReport,
     ) -> Result<(), EngineError> {
         let (context, dataset) = (self.context, self.dataset);
+        let (must_go, may_come_back, reason) = match &why {
+            Why::RowFails(reason) => (true, false, reason.as_str()),
+            Why::NotStored(reason) => (self.options.cause.must_go(), true, *reason),
+        };
         let cause = self.options.cause.label();
         warn!(dataset = dataset.name(), entries = keys.len(), reason, cause, "entries could not be stored");
         let failed = |(key, _): &(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
@@ -172,6 +207,14 @@ impl Loading<'_> {
         let current = epoch::current(context).await?;
         let precondition = dataset.precondition(&current, &poll.incarnation);
         let stamp = poll.snapshot.stamp();
+        if may_come_back && dataset.is_filled_whole() {
+            // Before it is done, or it would be forgotten with this process.
+            let missing = Failed { is_missing: true, ..Failed::default() };
+            let at = (&current, poll.incarnation.as_str());
+            let why = (dataset.name(), reason);
+            context.checked(None, context.redis.mark_slots(at, why, &missing, &self.job.id).await?)?;
+            self.job.count += 1;
+        }
         let answer = context.redis.invalidate(&precondition, stamp, &names, &self.job.id, "").await?;
         context.checked(Some(dataset), answer)?;
         self.job.count += 1;

@@ -8,9 +8,9 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
-use super::load::{Cause, Job, LoadOptions, load};
+use super::load::{self, Cause, Job, LoadOptions, load};
 use crate::metrics::ByDataset;
-use crate::stores::postgres::KeyValues;
+use crate::stores::postgres::{KeyValues, QUICK_MAX};
 use crate::stores::redis::{Epoch, Metadata, Precondition, ScannedEntry, ServerFacts, UseSign, Wanted};
 use cachekeeper_config::Scope;
 use cachekeeper_protocol::freshness::Verdict;
@@ -38,6 +38,8 @@ pub struct RefreshScan {
     sign: UseSign,
     /// What remains of an entry's life until the next scan may see it.
     next_scan: Duration,
+    /// Datasets that were asked for in this scan; those whose entries cannot be loaded, with what is done instead.
+    asked: BTreeMap<String, Option<Outage>>,
     /// What happened so far.
     pub report: RefreshReport,
 }
@@ -47,7 +49,7 @@ impl RefreshScan {
     #[must_use]
     pub fn new(facts: &ServerFacts, next_scan: Duration) -> Self {
         let sign = if facts.counts_use() { UseSign::Frequency } else { UseSign::Idle };
-        Self { cursor: 0, sign, next_scan, report: RefreshReport::default() }
+        Self { cursor: 0, sign, next_scan, asked: BTreeMap::new(), report: RefreshReport::default() }
     }
 
     /// Looks at the next page. True: the scan is over.
@@ -86,14 +88,15 @@ impl RefreshScan {
             let Some(known) = interested.iter().find(|known| known.name() == dataset.name()) else {
                 continue;
             };
-            if let Some(entry) = self.judge(context, known, entry, values, outage.as_ref()) {
+            let own = self.asked.get(known.name()).cloned().flatten();
+            if let Some(entry) = self.judge(context, known, entry, values, outage.as_ref().or(own.as_ref())) {
                 due.entry(known.name()).or_insert_with(|| (*known, Vec::new())).1.push(entry);
             }
         }
         for (dataset, entries) in due.into_values() {
             match &outage {
-                None => self.load(context, dataset, entries).await?,
-                Some(outage) => self.extend(context, dataset, entries, outage).await?,
+                None => self.load_or_extend(context, dataset, entries).await?,
+                Some(outage) => self.extend(context, dataset, &entries, outage).await?,
             }
         }
         Ok(self.cursor == 0)
@@ -135,13 +138,59 @@ impl RefreshScan {
         is_wanted.then_some(Due { key: entry.key, values, left })
     }
 
-    async fn load(
+    /// Where entries of one dataset cannot be loaded, because its table is locked for example, they are extended as in an outage;
+    /// the others are refreshed all the same.
+    async fn load_or_extend(
         &mut self,
         context: &Context,
         dataset: &Dataset,
         entries: Vec<Due>,
     ) -> Result<(), EngineError> {
-        let keys = entries.into_iter().map(|due| (due.key, due.values)).collect();
+        let known = self.asked.get(dataset.name()).cloned();
+        if let Some(Some(outage)) = known {
+            return self.extend(context, dataset, &entries, &outage).await;
+        }
+        let is_new = known.is_none();
+        // A probe first: a locked table is given up before entries that were extended expire.
+        let limit = (dataset.lifetimes.extension() / 4).min(QUICK_MAX);
+        let probed = if is_new { load::probe(context, dataset, limit).await } else { Ok(()) };
+        let error = match probed {
+            Ok(()) => self.load(context, dataset, &entries).await.err(),
+            Err(error) => Some(error),
+        };
+        if !is_new && error.is_none() {
+            return Ok(());
+        }
+        let metadata = context.redis.metadata("").await?;
+        match error {
+            None => {
+                if metadata.outages.contains_key(dataset.name()) {
+                    context.redis.note_outage(Some(dataset.name()), None).await?;
+                }
+                self.asked.insert(dataset.name().to_owned(), None);
+                Ok(())
+            }
+            Some(error) if error.is_of_many() => {
+                context.redis.note_outage(Some(dataset.name()), Some(metadata.now_ms)).await?;
+                let since = metadata.outages.get(dataset.name()).copied();
+                let Some(outage) = Outage::since(since, &metadata, metadata.now_ms) else {
+                    return Err(error);
+                };
+                self.extend(context, dataset, &entries, &outage).await?;
+                self.asked.insert(dataset.name().to_owned(), Some(outage));
+                Ok(())
+            }
+            Some(error) => Err(error),
+        }
+    }
+
+    async fn load(
+        &mut self,
+        context: &Context,
+        dataset: &Dataset,
+        entries: &[Due],
+    ) -> Result<(), EngineError> {
+        let keys = entries.iter().map(|due| (due.key.clone(), due.values.clone())).collect();
         let because = LoadOptions::because(Cause::Refresh);
         let report = load(context, dataset, keys, because, &mut Job::uncounted()).await?;
         self.report.refreshed += report.stored;
@@ -153,7 +202,7 @@ impl RefreshScan {
         &mut self,
         context: &Context,
         dataset: &Dataset,
-        entries: Vec<Due>,
+        entries: &[Due],
         outage: &Outage,
     ) -> Result<(), EngineError> {
         // In all, an entry may outlive its lifetime by `max_stale`; it was alive when the outage began.
@@ -164,7 +213,8 @@ impl RefreshScan {
         if life.is_zero() {
             return Ok(());
         }
-        let entries: Vec<(String, Duration)> = entries.into_iter().map(|due| (due.key, due.left)).collect();
+        let entries: Vec<(String, Duration)> =
+            entries.iter().map(|due| (due.key.clone(), due.left)).collect();
         let precondition = dataset.precondition(&outage.epoch, &outage.incarnation);
         let answer = context.redis.extend(&precondition, &entries, life).await?;
         let extended = context.checked(Some(dataset), answer)?;
@@ -181,7 +231,7 @@ struct Due {
     left: Duration,
 }
 
-/// Postgres does not answer.
+/// Postgres does not answer, or not for a dataset.
 #[derive(Debug, Clone)]
 pub struct Outage {
     /// For how long.
@@ -193,15 +243,20 @@ pub struct Outage {
 }
 
 impl Outage {
-    /// What the metadata says of an outage that goes on at `now_ms`; none where no entries can be extended under it.
+    /// What the metadata says of an outage that goes on at `now_ms`; none where no entries can be extended. One that is not
+    /// recorded has just begun, or concerns this worker alone: another one moves the watermark.
     #[must_use]
     pub fn read(metadata: &Metadata, now_ms: u64) -> Option<Self> {
-        let since = metadata.outage_since?;
+        Self::since(metadata.outage_since, metadata, now_ms)
+    }
+
+    /// One that began at a moment; where none is recorded, now.
+    fn since(since: Option<u64>, metadata: &Metadata, now_ms: u64) -> Option<Self> {
         if !metadata.is_whole {
             return None;
         }
         Some(Self {
-            lasted: Duration::from_millis(now_ms.saturating_sub(since)),
+            lasted: Duration::from_millis(now_ms.saturating_sub(since.unwrap_or(now_ms))),
             epoch: metadata.epoch?,
             incarnation: metadata.incarnation.clone()?,
         })

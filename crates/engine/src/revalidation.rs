@@ -1,5 +1,8 @@
-//! Pending revalidations: every entry of a dataset is reloaded or deleted, by a counted scan of Redis (R14). A scan of the
-//! table would miss the entries whose rows are gone.
+//! Pending revalidations: every entry of a dataset, or those of some stamp slots, are reloaded or deleted, by a counted scan of
+//! Redis (R14). A scan of the table would miss the entries whose rows are gone.
+//!
+//! One statement at a time, and none before a probe was answered: what is pending because the database was in trouble must not
+//! be what keeps it there.
 
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -9,11 +12,14 @@ use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
 use super::failpoint;
-use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
+use super::load::{self, Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
-use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Claim, Epoch, ScannedEntry, Settled, UseSign, Wanted};
+use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
+use crate::stores::redis::{
+    Claim, Epoch, PendingRevalidation, PendingSlots, ScannedEntry, Settled, UseSign, Wanted,
+};
 use cachekeeper_config::OnNewEpoch;
+use cachekeeper_protocol::slot_set::SlotSet;
 
 /// Keys of one script of the scan.
 const PAGE: usize = 500;
@@ -32,12 +38,13 @@ pub async fn run(
     let facts = context.redis.facts().await?;
     let state = epoch::ensure(context, &job.id).await?;
     job.count = state.metadata.counted;
-    let Some(pending) = state.metadata.pending.get(dataset.name()) else {
+    let whole = state.metadata.pending.get(dataset.name()).map(PendingRevalidation::reason);
+    let slots = state.metadata.slots.get(dataset.name()).map(PendingSlots::reason);
+    let Some(reason) = whole.or(slots) else {
         return Ok(LoadReport::default());
     };
-    info!(dataset = dataset.name(), reason = pending.reason(), "revalidating every entry");
-    // Described before the scan, so that a key that fits several templates goes to the right dataset.
-    dataset.source(&context.postgres).await?;
+    // The dataset is described before the scan, so that a key that fits several templates goes to the right one.
+    load::probe(context, dataset, QUICK_MAX).await?;
     let mut scan = RevalidationScan {
         context,
         dataset,
@@ -45,14 +52,23 @@ pub async fn run(
         epoch: state.epoch,
         poll: &state.poll,
         job,
+        slots: None,
         report: LoadReport::default(),
+    };
+    let settled = if whole.is_some() {
+        info!(dataset = dataset.name(), reason, "revalidating every entry");
+        let holds_all = dataset.is_filled_whole();
+        Settled::Revalidation { cause: state.metadata.causes, holds_all }
+    } else {
+        info!(dataset = dataset.name(), reason, "revalidating the entries that could not be loaded");
+        Settled::Slots { cause: scan.take_slots().await? }
     };
     scan.run(cancel).await?;
     // SCAN cursors mean nothing to another server, also one that lost nothing.
     if context.redis.facts().await?.run_id != facts.run_id {
         return Err(EngineError::RedisRolledBack);
     }
-    scan.claim(state.metadata.causes).await
+    scan.claim(settled).await
 }
 
 struct RevalidationScan<'a> {
@@ -62,10 +78,24 @@ struct RevalidationScan<'a> {
     epoch: Epoch,
     poll: &'a Poll,
     job: Job,
+    /// Only entries of these stamp slots; none: every entry.
+    slots: Option<SlotSet>,
     report: LoadReport,
 }
 
 impl RevalidationScan<'_> {
+    /// Only the pending stamp slots are looked at. Answers the newest cause that they come from.
+    async fn take_slots(&mut self) -> Result<u64, EngineError> {
+        let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
+        let answer = self.context.redis.pending_slots(&precondition, &self.job.id).await?;
+        let seen = self.context.checked(Some(self.dataset), answer)?;
+        self.job.count += 1;
+        self.slots = Some(seen.slots);
+        // An entry that could not be loaded is loaded, whatever is done in a new epoch.
+        self.policy = OnNewEpoch::Refresh;
+        Ok(seen.cause)
+    }
+
     async fn run(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
         let prefix = self.dataset.settings.key.prefix();
         let wanted = [Wanted { prefix, left_max: None }];
@@ -94,6 +124,9 @@ impl RevalidationScan<'_> {
     }
 
     fn of_dataset(&self, entry: ScannedEntry) -> Option<(String, KeyValues)> {
+        if self.slots.as_ref().is_some_and(|slots| !slots.contains(&entry.key)) {
+            return None;
+        }
         let (dataset, values) = self.context.catalog.of_key(&entry.key)?;
         (dataset.name() == self.dataset.name()).then_some((entry.key, values))
     }
@@ -116,10 +149,8 @@ impl RevalidationScan<'_> {
         Ok(())
     }
 
-    async fn claim(self, cause: u64) -> Result<LoadReport, EngineError> {
+    async fn claim(self, settled: Settled) -> Result<LoadReport, EngineError> {
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let holds_all = self.dataset.is_filled_whole();
-        let settled = Settled::Revalidation { cause, holds_all };
         let answer =
             self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;
         match self.context.checked(Some(self.dataset), answer)? {

@@ -3,7 +3,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Number of slots in a stamp table (R3): 8 bytes each, so a table is 1 MiB and never grows.
-const SLOTS: u32 = 131_072;
+pub(crate) const SLOTS: u32 = 131_072;
 
 /// The hash that decides a key's slot and its jitter: XXH3-64 of the whole key, also where it holds `{…}`.
 ///
@@ -69,6 +69,8 @@ pub struct ShardKeys {
     pub windows: String,
     /// What stands before a tag's name and window in the key of its set.
     pub tag_prefix: String,
+    /// What stands before a dataset's name and the number of a cause in the key of a bitmap of pending stamp slots.
+    pub pending_prefix: String,
 }
 
 impl ShardKeys {
@@ -82,6 +84,7 @@ impl ShardKeys {
             counters: format!("{prefix}counters"),
             windows: format!("{prefix}windows"),
             tag_prefix: format!("{prefix}tag:"),
+            pending_prefix: format!("{prefix}pending:"),
         }
     }
 }

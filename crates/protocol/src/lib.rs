@@ -11,6 +11,7 @@ pub mod keyspace;
 pub mod parameters;
 pub mod queues;
 pub mod revision;
+pub mod slot_set;
 pub mod stamp;
 pub mod template;
 pub mod token;

@@ -2,6 +2,7 @@
 //! absent is told apart.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use tracing::{debug, warn};
 
@@ -79,20 +80,22 @@ pub struct LoadOptions {
     pub storing: Storing,
     /// Whether the report holds the values.
     pub keeps_values: bool,
+    /// A limit for each statement, of at most a second; none: what `statement_timeout` allows.
+    pub within: Option<Duration>,
 }
 
 impl LoadOptions {
     /// Sees every key through, and forgets the values.
     #[must_use]
     pub fn because(cause: Cause) -> Self {
-        Self { cause, storing: Storing::Always, keeps_values: false }
+        Self { cause, storing: Storing::Always, keeps_values: false, within: None }
     }
 
     /// For somebody who wants the values themselves.
     #[must_use]
     pub fn for_reader(may_store: bool) -> Self {
         let storing = if may_store { Storing::IfAllowed } else { Storing::Never };
-        Self { cause: Cause::Miss, storing, keeps_values: true }
+        Self { cause: Cause::Miss, storing, keeps_values: true, within: None }
     }
 }
 

@@ -14,7 +14,7 @@ pub mod write;
 mod write_check;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
-pub use connection::Postgres;
+pub use connection::{Postgres, QUICK_MAX};
 pub use error::{Blame, ErrorKind, SourceError};
 pub use feed::{Change, FeedPoll, FeedReader, OutboxState};
 pub use inspect::{Function, Inspection};

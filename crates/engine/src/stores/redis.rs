@@ -8,6 +8,7 @@ mod error;
 mod leases;
 mod metadata;
 mod namespaces;
+mod pending_slots;
 mod prefixes;
 mod scan;
 mod script;
@@ -22,9 +23,11 @@ pub use epoch::{Creation, NewEpoch, Registration};
 pub use error::{CacheError, Refusal};
 pub use leases::{LeaseAttempt, LeaseGrant};
 pub use metadata::{
-    Advance, Advanced, Backfilled, Claim, Metadata, OlderLoads, PendingRevalidation, Settled, Watermark,
+    Advance, Advanced, Backfilled, Claim, Metadata, OlderLoads, PendingRevalidation, PendingSlots, Settled,
+    Watermark,
 };
 pub use namespaces::OwnKeys;
+pub use pending_slots::{Failed, SlotsSeen};
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;

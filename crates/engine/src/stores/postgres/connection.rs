@@ -14,6 +14,8 @@ use cachekeeper_config as config;
 #[derive(Clone, Debug)]
 pub struct Postgres {
     pub(super) pool: PgPool,
+    /// For statements that nobody waits for longer than [`QUICK_MAX`]: the server ends them then, so that they hold no connection.
+    pub(super) quick: PgPool,
     options: PgConnectOptions,
     connect_timeout: Duration,
     /// Connections of the pool that were opened before this are replaced.
@@ -22,8 +24,35 @@ pub struct Postgres {
 
 /// How long before the moment at which it counts as open a session may have read its settings.
 const SESSION_BEGINS_WITHIN: Duration = Duration::from_millis(200);
+/// The longest that a quick statement may take.
+pub const QUICK_MAX: Duration = Duration::from_secs(1);
+/// Connections for quick statements. A locked table must not take those that other loads need.
+const QUICK_CONNECTIONS: u32 = 6;
 /// How long a statement waits for a lock at most.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+
+/// What the connections of a pool have in common.
+struct Pooling<'a> {
+    options: &'a PgConnectOptions,
+    renewed_at: &'a Arc<RwLock<Option<Instant>>>,
+}
+
+impl Pooling<'_> {
+    /// A pool of at most so many connections, for each of which callers wait at most so long.
+    fn connections(&self, most: u32, wait: Duration) -> PgPool {
+        let renewed = Arc::clone(self.renewed_at);
+        PgPoolOptions::new()
+            .max_connections(most)
+            .acquire_timeout(wait)
+            .idle_timeout(Duration::from_secs(300))
+            .before_acquire(move |_, about| {
+                let renewed_at = *renewed.read().unwrap_or_else(PoisonError::into_inner);
+                let is_fresh = renewed_at.is_none_or(|at| about.age + SESSION_BEGINS_WITHIN < at.elapsed());
+                Box::pin(async move { Ok(is_fresh) })
+            })
+            .connect_lazy_with(self.options.clone())
+    }
+}
 
 impl Postgres {
     /// Prepares a handle; nothing connects until the first statement.
@@ -62,18 +91,15 @@ impl Postgres {
             ])
             .disable_statement_logging();
         let renewed_at: Arc<RwLock<Option<Instant>>> = Arc::default();
-        let renewed = Arc::clone(&renewed_at);
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.max_connections)
-            .acquire_timeout(settings.connect_timeout)
-            .idle_timeout(Duration::from_secs(300))
-            .before_acquire(move |_, about| {
-                let renewed_at = *renewed.read().unwrap_or_else(PoisonError::into_inner);
-                let is_fresh = renewed_at.is_none_or(|at| about.age + SESSION_BEGINS_WITHIN < at.elapsed());
-                Box::pin(async move { Ok(is_fresh) })
-            })
-            .connect_lazy_with(options.clone());
-        Ok(Self { pool, options, connect_timeout: settings.connect_timeout, renewed_at })
+        let pool = Pooling { options: &options, renewed_at: &renewed_at }
+            .connections(settings.max_connections, settings.connect_timeout);
+        let limit = format!("{}ms", QUICK_MAX.as_millis());
+        let quick = options.clone().options([("statement_timeout", limit.as_str())]);
+        let quick = Pooling { options: &quick, renewed_at: &renewed_at }.connections(
+            QUICK_CONNECTIONS.min(settings.max_connections),
+            settings.connect_timeout.min(QUICK_MAX),
+        );
+        Ok(Self { pool, quick, options, connect_timeout: settings.connect_timeout, renewed_at })
     }
 
     /// Asks whether the server answers.
@@ -104,5 +130,6 @@ impl Postgres {
     /// Closes all connections.
     pub async fn close(&self) {
         self.pool.close().await;
+        self.quick.close().await;
     }
 }

@@ -71,6 +71,11 @@ impl SourceError {
         Self { what, kind, source: Error::Protocol(detail) }
     }
 
+    /// No answer within the caller's limit.
+    pub(super) fn slow(what: &'static str) -> Self {
+        Self::with(what, ErrorKind::Cancelled, "no answer within the limit".to_owned())
+    }
+
     /// Whether waiting helps.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -85,6 +90,12 @@ impl SourceError {
             | ErrorKind::Statement
             | ErrorKind::Reply => false,
         }
+    }
+
+    /// Whether this is another server than the one that is wanted, or not ready yet: no statement can succeed there.
+    #[must_use]
+    pub(crate) fn is_of_the_server(&self) -> bool {
+        matches!(self.kind, ErrorKind::NoIncarnation | ErrorKind::Standby | ErrorKind::NoSchema)
     }
 
     /// Who is to blame for a write that failed (SQLSTATE classes: PostgreSQL manual, appendix A).

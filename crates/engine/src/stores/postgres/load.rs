@@ -1,14 +1,19 @@
 //! Snapshots with the incarnation that they belong to (R1, R2), and the loads that are read at one: by keys, or everything.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::{Arguments, AssertSqlSafe, Column, PgConnection, Row as _};
+use sqlx::{Arguments, AssertSqlSafe, Column, PgConnection, PgPool, Row as _};
 use tokio::sync::mpsc;
 
 use super::statement::{DatasetSource, INCARNATION, KeyType, KeyValues};
 use super::{ErrorKind, Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
+
+/// What fails where entries cannot be loaded.
+const LOAD: &str = "load entries";
 
 /// A snapshot of the moment and the incarnation it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,23 +109,18 @@ impl DatasetSource {
 impl Postgres {
     /// Loads the entries of these keys in one statement.
     pub async fn load(&self, source: &DatasetSource, keys: &[KeyValues]) -> Result<Loaded, SourceError> {
-        let what = "load entries";
-        let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
-        let statement = sqlx::query_with(AssertSqlSafe(source.by_key.clone()), arguments);
-        let mut rows =
-            statement.fetch_all(&self.pool).await.map_err(|error| SourceError::new(what, error))?;
-        let Some(first) = rows.first() else {
-            return Err(SourceError::with(
-                what,
-                ErrorKind::Reply,
-                "the statement returned no row at all".to_owned(),
-            ));
-        };
-        let poll = read_poll(what, first)?;
-        source.check_columns(what, first)?;
-        // Without a match the left join still returns one row; its key columns are null.
-        rows.retain(|row| source.has_key(row));
-        Ok(Loaded { poll, rows })
+        load_from(&self.pool, source, keys).await
+    }
+
+    /// The same, given up after a limit of at most [`super::QUICK_MAX`]; where the server can be reached it ends the statement too.
+    pub(crate) async fn load_within(
+        &self,
+        source: &DatasetSource,
+        keys: &[KeyValues],
+        limit: Duration,
+    ) -> Result<Loaded, SourceError> {
+        let loading = load_from(&self.quick, source, keys);
+        tokio::time::timeout(limit, loading).await.unwrap_or_else(|_elapsed| Err(SourceError::slow(LOAD)))
     }
 
     /// Begins to read everything; with `behind`, only what comes after that key.
@@ -217,6 +217,25 @@ impl DatasetSource {
             row.try_get_raw(Self::FIRST_COLUMN + column).is_ok_and(|value| !sqlx::ValueRef::is_null(&value))
         })
     }
+}
+
+async fn load_from(pool: &PgPool, source: &DatasetSource, keys: &[KeyValues]) -> Result<Loaded, SourceError> {
+    let what = LOAD;
+    let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
+    let statement = sqlx::query_with(AssertSqlSafe(source.by_key.clone()), arguments);
+    let mut rows = statement.fetch_all(pool).await.map_err(|error| SourceError::new(what, error))?;
+    let Some(first) = rows.first() else {
+        return Err(SourceError::with(
+            what,
+            ErrorKind::Reply,
+            "the statement returned no row at all".to_owned(),
+        ));
+    };
+    let poll = read_poll(what, first)?;
+    source.check_columns(what, first)?;
+    // Without a match the left join still returns one row; its key columns are null.
+    rows.retain(|row| source.has_key(row));
+    Ok(Loaded { poll, rows })
 }
 
 async fn read_rows(

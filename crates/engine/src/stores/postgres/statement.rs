@@ -1,9 +1,10 @@
 //! The statements of a dataset, made from its query once its columns are known.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sqlx::postgres::{PgTypeInfo, PgTypeKind};
-use sqlx::{Column, Executor, SqlSafeStr, Statement, TypeInfo};
+use sqlx::{Column, Executor, PgPool, SqlSafeStr, Statement, TypeInfo};
 
 use super::transcode::RowPlan;
 use super::{Postgres, SourceError};
@@ -15,6 +16,9 @@ use cachekeeper_protocol::template::{Alphabet, Template};
 pub(super) const INCARNATION: &str = "(select i.id::text from cachekeeper.incarnation i \
      where i.started = pg_postmaster_start_time() \
      and i.db = (select d.oid from pg_database d where d.datname = current_database()))";
+
+/// What fails where a query cannot be described.
+const DESCRIBE: &str = "describe a query";
 
 /// How many queries were described by this process.
 static DESCRIBED: AtomicU64 = AtomicU64::new(0);
@@ -116,8 +120,28 @@ impl Postgres {
         &self,
         dataset: &Dataset,
     ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
-        let what = "describe a query";
-        let mut connection = self.pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
+        self.describe_on(&self.pool, dataset).await
+    }
+
+    /// The same, given up after a limit of at most [`super::QUICK_MAX`].
+    pub(crate) async fn describe_within(
+        &self,
+        dataset: &Dataset,
+        limit: Duration,
+    ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
+        let describing = self.describe_on(&self.quick, dataset);
+        tokio::time::timeout(limit, describing)
+            .await
+            .unwrap_or_else(|_elapsed| Err(SourceError::slow(DESCRIBE)))
+    }
+
+    async fn describe_on(
+        &self,
+        pool: &PgPool,
+        dataset: &Dataset,
+    ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
+        let what = DESCRIBE;
+        let mut connection = pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
         // The parentheses make a second statement, or a statement that is no query, a syntax error. The query
         // is on lines of its own, so that a comment at its end ends there.
         // The number makes the text a new one each time: connections keep what they prepared by its text, and after

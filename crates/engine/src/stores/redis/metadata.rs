@@ -30,6 +30,8 @@ pub struct Metadata {
     pub cursor: Option<String>,
     /// Datasets whose entries must be revalidated.
     pub pending: BTreeMap<String, PendingRevalidation>,
+    /// Datasets of which the entries of some stamp slots must be revalidated, each with why.
+    pub slots: BTreeMap<String, PendingSlots>,
     /// The revision of each dataset.
     pub revisions: BTreeMap<String, Revision>,
     /// Where interrupted backfills stopped.
@@ -42,8 +44,10 @@ pub struct Metadata {
     pub causes: u64,
     /// Incarnations that are over.
     pub retired: Vec<String>,
-    /// Since when Postgres has not answered, in Unix milliseconds.
+    /// Since when Postgres has not answered, in Unix milliseconds; it ends also where another worker moves the watermark.
     pub outage_since: Option<u64>,
+    /// Since when the entries of datasets cannot be loaded, likewise.
+    pub outages: BTreeMap<String, u64>,
 }
 
 impl Redis {
@@ -56,12 +60,14 @@ impl Redis {
         call.run(self).await
     }
 
-    /// Records since when Postgres has been down, or that it is back. The earliest record stays.
-    pub async fn note_outage(&self, since_ms: Option<u64>) -> Result<(), CacheError> {
+    /// Records since when Postgres has been down, or that it is back; with a dataset, that its entries cannot be loaded, or can be
+    /// again. The earliest record stays.
+    pub async fn note_outage(&self, dataset: Option<&str>, since_ms: Option<u64>) -> Result<(), CacheError> {
         let meta = &self.keys.metadata().meta;
+        let field = dataset.map_or_else(|| "outage".to_owned(), |dataset| format!("outage:{dataset}"));
         let command = match since_ms {
-            Some(since) => redis::cmd("HSETNX").arg(meta).arg("outage").arg(since).to_owned(),
-            None => redis::cmd("HDEL").arg(meta).arg("outage").to_owned(),
+            Some(since) => redis::cmd("HSETNX").arg(meta).arg(field).arg(since).to_owned(),
+            None => redis::cmd("HDEL").arg(meta).arg(field).to_owned(),
         };
         self.command::<u64>("note an outage", &command).await.map(drop)
     }
@@ -86,8 +92,17 @@ impl Metadata {
     /// The datasets that the watermark leaves out until something is done, each with why.
     pub fn reasons(&self) -> impl Iterator<Item = (&str, &str)> {
         let pending = self.pending.iter().map(|(name, pending)| (name.as_str(), pending.reason()));
-        let unfilled = self.unfilled.keys().filter(|name| !self.pending.contains_key(*name));
-        pending.chain(unfilled.map(|name| (name.as_str(), "rows may be missing")))
+        let slots = self.slots.iter().map(|(name, slots)| (name.as_str(), slots.reason()));
+        let slots = slots.filter(|(name, _)| !self.pending.contains_key(*name));
+        let unfilled = self.unfilled.keys().map(|name| (name.as_str(), "rows may be missing"));
+        let unfilled = unfilled.filter(|(name, _)| !self.is_pending(name));
+        pending.chain(slots).chain(unfilled)
+    }
+
+    /// Whether entries of this dataset must be revalidated, all of them or some.
+    #[must_use]
+    pub fn is_pending(&self, dataset: &str) -> bool {
+        self.pending.contains_key(dataset) || self.slots.contains_key(dataset)
     }
 
     fn add(&mut self, field: &str, value: Vec<u8>) {
@@ -98,6 +113,7 @@ impl Metadata {
             ("floor", _) => self.floor = value.try_into().ok().map(Stamp::from_bytes),
             ("cursor", _) => self.cursor = Some(text),
             ("pending", dataset) => drop(self.pending.insert(dataset.to_owned(), PendingRevalidation(text))),
+            ("slots", dataset) => drop(self.slots.insert(dataset.to_owned(), PendingSlots(text))),
             ("rev", dataset) => drop(self.revisions.insert(dataset.to_owned(), text.into())),
             ("backfill", dataset) => drop(self.backfills.insert(dataset.to_owned(), text)),
             ("backfilled", dataset) => {
@@ -111,7 +127,10 @@ impl Metadata {
             }
             ("causes", _) => self.causes = text.parse().unwrap_or_default(),
             ("retired", incarnation) => self.retired.push(incarnation.to_owned()),
-            ("outage", _) => self.outage_since = text.parse().ok(),
+            ("outage", "") => self.outage_since = text.parse().ok(),
+            ("outage", dataset) => {
+                self.outages.extend(text.parse().ok().map(|since| (dataset.to_owned(), since)));
+            }
             _ => {}
         }
     }
@@ -155,6 +174,18 @@ pub enum OlderLoads {
     OfDatasets,
 }
 
+/// Why the entries of some stamp slots must be revalidated: the numbers of at most two causes, and a reason.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PendingSlots(String);
+
+impl PendingSlots {
+    /// The reason alone, a few words.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.0.split_once(' ').map_or("", |(_, reason)| reason)
+    }
+}
+
 /// What a finished job has settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
@@ -166,6 +197,11 @@ pub enum Settled {
         cause: u64,
         /// Whether Redis is to hold every row: then a backfill must follow.
         holds_all: bool,
+    },
+    /// A revalidation of the pending stamp slots, of all causes up to this one.
+    Slots {
+        /// The newest cause when it began.
+        cause: u64,
     },
     /// A backfill, so that other workers need not repeat it.
     Backfill(Backfilled),
@@ -221,7 +257,7 @@ impl Redis {
     }
 
     /// Ends a counted job; what it has settled is written down.
-    pub(crate) async fn finish_job(
+    pub async fn finish_job(
         &self,
         precondition: &Precondition<'_>,
         job: &str,
@@ -235,10 +271,12 @@ impl Redis {
             Settled::Revalidation { cause, holds_all } => {
                 call.arg("revalidation").number(cause).arg(if holds_all { "all" } else { "" }).arg("")
             }
+            Settled::Slots { cause } => call.arg("slots").number(cause).arg("").arg(""),
             Settled::Backfill(Backfilled { began_ms, cause }) => {
                 call.arg("backfill").number(cause).arg("").number(began_ms)
             }
         };
+        call.arg(&self.keys.metadata().pending_prefix);
         call.run(self).await
     }
 }

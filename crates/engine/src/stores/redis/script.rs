@@ -179,6 +179,8 @@ scripts! {
     EXTEND = "extend", ALLOW_OOM, PRELUDE;
     MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE, CAUSES;
     FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;
+    MARK_SLOTS = "mark_slots", ALLOW_OOM, PRELUDE, CAUSES;
+    PENDING_SLOTS = "pending_slots", ALLOW_OOM, PRELUDE;
     ADVANCE = "advance", ALLOW_OOM, PRELUDE, CAUSES;
     REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES;
     REGISTER_PREFIXES = "register_prefixes", ALLOW_OOM;

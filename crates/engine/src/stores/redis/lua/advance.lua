@@ -17,7 +17,7 @@ for i = FIRST_DATASET, #ARGV, 2 do fingerprints[ARGV[i]] = ARGV[i + 1] end
 local fields, left_out, covered = redis.call('HGETALL', meta), {}, {}
 for i = 1, #fields, 2 do
   local kind, name = string.match(fields[i], '^(%l+):(.*)$')
-  if kind == 'pending' or kind == 'unfilled' then
+  if kind == 'pending' or kind == 'slots' or kind == 'unfilled' then
     left_out[name] = true
   elseif kind == 'rev' and not fingerprints[name] then
     left_out[name] = true
@@ -42,6 +42,8 @@ for name in pairs(left_out) do names[#names + 1] = name end
 table.sort(names)
 local list = #names == 0 and '[]' or cjson.encode(names)
 redis.call('HSET', meta, 'cursor', to)
+-- Postgres answers somebody: who is cut off alone has met no outage.
+redis.call('HDEL', meta, 'outage')
 redis.call('SET', watermark, '{"epoch":"' .. epoch_text .. '","incarnation":"' .. incarnation .. '","snapshot":"' .. to
   .. '","as_of":"' .. as_of .. '","not_covered":' .. list .. '}')
 count(job)

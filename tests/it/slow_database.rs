@@ -1,0 +1,384 @@
+//! A slow, locked or unreachable database never empties the cache: old values stay readable, the watermark leaves the dataset
+//! out, other datasets go on, and what changed is revalidated once the database can be read again.
+
+use std::time::Duration;
+
+use cachekeeper::app::Worker;
+use cachekeeper_config::OnNewEpoch;
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
+use cachekeeper_engine::change_feed::{FeedConsumer, Step};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::metrics::ByDataset;
+use cachekeeper_engine::refresh::Outage;
+use cachekeeper_engine::stores::redis::{Answer, Failed, Settled};
+use cachekeeper_engine::{coverage, epoch, revalidation, tokens};
+use cachekeeper_protocol::slot_set::SlotSet;
+use cachekeeper_testkit::servers::Session;
+use redis::AsyncCommands;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::feed::{agrees, caught_up, ready};
+use crate::support::{Rig, wait_until};
+
+const TABLES: &str = "
+    create table products (id int primary key, name text, price int);
+    create table notes (id int primary key, note text);
+    insert into products select n, 'old', n from generate_series(1, 3000) n;
+    insert into notes select n, 'old' from generate_series(1, 10) n;";
+
+const DATASETS: &str = r#"
+    [dataset.product]
+    query = "select id, name, price from products"
+    key = "product:{id}"
+    format = "json"
+    watch = [{ table = "products", key = { id = "id" } }]
+    warm = { on_start = true }
+    [dataset.note]
+    query = "select id, note from notes"
+    key = "note:{id}"
+    format = "json"
+    watch = [{ table = "notes", key = { id = "id" } }]
+    warm = { on_start = true }
+"#;
+
+/// How many entries of a dataset are readable.
+async fn entries(rig: &Rig, prefix: &str) -> usize {
+    let mut client = rig.client().await;
+    let keys: Vec<String> =
+        redis::cmd("KEYS").arg(format!("{prefix}:*")).query_async(&mut client).await.unwrap();
+    keys.len()
+}
+
+/// Waits until what was committed until now is visible, and the watermark says so of this dataset.
+async fn is_fresh(context: &Context, dataset: &str) {
+    let token = tokens::token(context).await.unwrap();
+    wait_until(&format!("{dataset} is fresh"), async || {
+        let waited = tokens::wait(context, &token, Some(dataset), Duration::ZERO).await;
+        match waited.map_err(|error| error.to_string())? {
+            (_, true) => Ok(()),
+            (watermark, false) => Err(format!("{watermark:?}")),
+        }
+    })
+    .await;
+}
+
+async fn names_product(worker: &Worker) {
+    wait_until("readiness names the dataset", async || {
+        let reasons = worker.health.reasons();
+        let is_named = reasons.iter().any(|reason| reason.contains("dataset product: changed entries"));
+        if is_named { Ok(()) } else { Err(format!("{reasons:?}")) }
+    })
+    .await;
+}
+
+async fn left_out(context: &Context, expected: &[&str]) {
+    wait_until(&format!("{expected:?} are left out"), async || {
+        let watermark = context.redis.watermark().await.map_err(|error| error.to_string())?;
+        match watermark {
+            Some(watermark) if watermark.not_covered == expected => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+/// Changes rows, and locks their table before anybody can read what became of them.
+struct Locked {
+    session: Session,
+}
+
+impl Locked {
+    async fn behind(rig: &Rig, change: &str, table: &str) -> Self {
+        let mut writer = rig.postgres.session().await.unwrap();
+        writer.execute(&format!("begin; {change}")).await.unwrap();
+        let mut session = rig.postgres.session().await.unwrap();
+        let lock = format!("begin; lock table {table} in access exclusive mode");
+        let locking = tokio::spawn(async move { session.execute(&lock).await.map(|()| session) });
+        let mut look = rig.postgres.session().await.unwrap();
+        loop {
+            let waits = look.text("select count(*)::text from pg_locks where not granted").await.unwrap();
+            if waits.as_deref() != Some("0") {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        writer.execute("commit").await.unwrap();
+        Self { session: locking.await.unwrap().unwrap() }
+    }
+
+    async fn release(mut self) {
+        self.session.execute("commit").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_locked_table_empties_nothing_and_holds_up_nobody_else() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let context = &worker.context;
+    let locked = Locked::behind(
+        &rig,
+        "update products set name = 'new'; delete from products where id = 7; insert into products values (5000, 'new', 1)",
+        "products",
+    )
+    .await;
+    let began = Instant::now();
+    rig.postgres.execute("update notes set note = 'new' where id = 3").await.unwrap();
+    is_fresh(context, "note").await;
+    println!("the other dataset is fresh after {:?}", began.elapsed());
+    left_out(context, &["product"]).await;
+    assert_eq!(entries(&rig, "product").await, 3000, "nothing is deleted");
+    let value: String = rig.client().await.get("note:3").await.unwrap();
+    assert!(value.contains("new"));
+    names_product(&worker).await;
+    locked.release().await;
+    let released = Instant::now();
+    ready(&worker).await;
+    println!("all is right {:?} after the lock is gone", released.elapsed());
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    assert_eq!(entries(&rig, "product").await, 3000, "one row is gone, one has come");
+    worker.stop().await;
+}
+
+/// What could not be loaded is recorded in Redis: whoever comes next sees to it.
+#[tokio::test]
+async fn what_could_not_be_loaded_outlives_the_worker_that_tried() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let locked = Locked::behind(&rig, "update products set name = 'new'", "products").await;
+    left_out(&worker.context, &["product"]).await;
+    worker.stop().await;
+    locked.release().await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    assert_eq!(entries(&rig, "product").await, 3000);
+    worker.stop().await;
+}
+
+async fn take_all_connections(rig: &Rig, sessions: &mut Vec<Session>) {
+    while let Ok(session) = rig.postgres.session().await {
+        sessions.push(session);
+    }
+}
+
+/// No connection is to be had for a load: the feed's own lives on.
+#[tokio::test]
+async fn a_database_without_free_connections_empties_nothing() {
+    let settings = ["max_connections=24", "superuser_reserved_connections=0"];
+    let rig = Rig::start_with(TABLES, &settings, &[]).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let mut sessions = Vec::new();
+    take_all_connections(&rig, &mut sessions).await;
+    // Those that the worker has go too, but for the one on which the feed asks.
+    let others = "select count(pg_terminate_backend(pid))::text from pg_stat_activity
+        where application_name = 'cachekeeper' and query not like '%cachekeeper.outbox%'";
+    sessions[0].text(others).await.unwrap();
+    take_all_connections(&rig, &mut sessions).await;
+    let change = "update products set name = 'new'; update notes set note = 'new'";
+    sessions[0].execute(change).await.unwrap();
+    left_out(&worker.context, &["note", "product"]).await;
+    wait_until("readiness names the database", async || {
+        let reasons = worker.health.reasons();
+        let is_named = reasons.iter().any(|reason| reason.contains("postgres"));
+        if is_named { Ok(()) } else { Err(format!("{reasons:?}")) }
+    })
+    .await;
+    assert_eq!((entries(&rig, "product").await, entries(&rig, "note").await), (3000, 10));
+    drop(sessions);
+    ready(&worker).await;
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
+}
+
+/// A row that takes longer to read than any statement may: its dataset waits until somebody changes that.
+#[tokio::test]
+async fn a_query_slower_than_the_statements_limit_costs_its_own_dataset_only() {
+    let rig = Rig::start(TABLES).await;
+    let slow = DATASETS.replace(
+        "select id, name, price from products",
+        "select id, name, price, case when name = 'slow' then pg_sleep(5)::text end as nap from products",
+    );
+    let toml = format!("[postgres]\nstatement_timeout = \"1s\"\n{slow}");
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    let change = "update products set name = case id when 5 then 'slow' else 'new' end where id < 100";
+    rig.postgres.execute(change).await.unwrap();
+    rig.postgres.execute("update notes set note = 'new' where id = 3").await.unwrap();
+    is_fresh(&worker.context, "note").await;
+    left_out(&worker.context, &["product"]).await;
+    names_product(&worker).await;
+    assert_eq!(entries(&rig, "product").await, 3000);
+    rig.postgres.execute("update products set name = 'quick' where id = 5").await.unwrap();
+    ready(&worker).await;
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
+}
+
+/// A server that falls silent, as one whose machine is too busy to answer.
+#[tokio::test]
+async fn a_database_that_does_not_answer_empties_nothing() {
+    let rig = Rig::start(TABLES).await;
+    let toml = format!("[feed]\nmax_lag = \"1s\"\n{DATASETS}");
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    rig.postgres.execute("update products set name = 'new'").await.unwrap();
+    rig.postgres.pause();
+    wait_until("readiness says that something stands", async || {
+        let reasons = worker.health.reasons();
+        if reasons.is_empty() { Err("ready".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    assert_eq!((entries(&rig, "product").await, entries(&rig, "note").await), (3000, 10));
+    rig.postgres.resume();
+    ready(&worker).await;
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
+}
+
+/// What cannot be refreshed because its table is locked is kept; what can be is refreshed.
+#[tokio::test]
+async fn entries_due_for_a_refresh_outlive_a_locked_table() {
+    let rig = Rig::start(TABLES).await;
+    let brief = DATASETS.replace(
+        "warm = { on_start = true }",
+        "warm = { on_start = true }\n    ttl = \"12s\"\n    refresh = { ahead = \"50%\" }",
+    );
+    let worker = Worker::start(rig.config(&brief)).await.unwrap();
+    ready(&worker).await;
+    let mut locker = rig.postgres.session().await.unwrap();
+    locker.execute("begin; lock table products in access exclusive mode").await.unwrap();
+    let metrics = &worker.context.metrics;
+    let count = |dataset: &str| {
+        let labels = ByDataset::new(dataset);
+        (metrics.extended.get_or_create(&labels).get(), metrics.refreshed.get_or_create(&labels).get())
+    };
+    wait_until("each entry was kept twice, and each of the other dataset refreshed twice", async || {
+        let (products, notes) = (count("product"), count("note"));
+        let is_done = 6000 <= products.0 && 20 <= notes.1;
+        if is_done { Ok(()) } else { Err(format!("{products:?}, {notes:?}")) }
+    })
+    .await;
+    assert_eq!((entries(&rig, "product").await, entries(&rig, "note").await), (3000, 10));
+    locker.execute("commit").await.unwrap();
+    let kept = count("product").1;
+    wait_until("entries are refreshed again", async || {
+        let outages = worker.context.redis.metadata("").await.unwrap().outages;
+        if kept + 3000 < count("product").1 && outages.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{outages:?}"))
+        }
+    })
+    .await;
+    agrees(&worker).await;
+    worker.stop().await;
+}
+
+/// An outage that only one worker meets does not grow old.
+#[tokio::test]
+async fn the_age_of_an_outage_counts_by_the_watermark() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(DATASETS);
+    context.set_coverage(coverage::look(&context, true).await.unwrap());
+    let mut feed = FeedConsumer::new(&context);
+    while feed.step(true).await.unwrap() != Step::Idle {}
+    let since = context.redis.metadata("").await.unwrap().now_ms - 3_600_000;
+    context.redis.note_outage(None, Some(since)).await.unwrap();
+    let age = async || {
+        let metadata = context.redis.metadata("").await.unwrap();
+        Outage::read(&metadata, metadata.now_ms).unwrap().lasted
+    };
+    assert!(Duration::from_secs(3_600) <= age().await, "nobody reaches Postgres");
+    assert_eq!(feed.step(true).await.unwrap(), Step::Idle);
+    assert_eq!(age().await, Duration::ZERO, "another worker does");
+}
+
+/// A row that errs costs its own entry, and nobody waits for it.
+#[tokio::test]
+async fn a_row_that_errs_alone_costs_that_entry_only() {
+    let rig = Rig::start(TABLES).await;
+    let toml = DATASETS.replace("select id, name, price from", "select id, name, 100 / price as share from");
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    rig.postgres.execute("update products set price = case id when 5 then 0 else 7 end").await.unwrap();
+    caught_up(&worker).await;
+    let mut client = rig.client().await;
+    assert_eq!(entries(&rig, "product").await, 2999);
+    assert!(!client.exists::<_, bool>("product:5").await.unwrap());
+    let value: String = client.get("product:6").await.unwrap();
+    assert!(value.contains("\"share\":14"), "{value}");
+    rig.postgres.execute("update products set price = 10 where id = 5").await.unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
+}
+
+/// Work settles what it has seen. What is noted while it runs stays, and a bitmap that Redis has evicted means every entry.
+#[tokio::test]
+async fn only_slots_that_were_seen_are_settled() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(DATASETS);
+    let state = epoch::ensure(&context, "").await.unwrap();
+    let dataset = context.catalog.get("product").unwrap().clone();
+    let options =
+        BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    backfill(&context, &dataset, &options).await.unwrap();
+    let revalidate = async || {
+        let cancel = CancellationToken::new();
+        revalidation::run(&context, &dataset, OnNewEpoch::Drop, &cancel).await.unwrap()
+    };
+    revalidate().await;
+    backfill(&context, &dataset, &options).await.unwrap();
+    let at = (&state.epoch, state.poll.incarnation.as_str());
+    let mark = async |keys: &[&str]| {
+        let mut failed = Failed::default();
+        keys.iter().for_each(|key| failed.kept.insert(key));
+        match context.redis.mark_slots(at, ("product", "test"), &failed, "").await.unwrap() {
+            Answer::Done(cause) => cause,
+            Answer::Failed(failed) => panic!("{failed}"),
+        }
+    };
+    let precondition = dataset.precondition(&state.epoch, &state.poll.incarnation);
+    let seen = async || match context.redis.pending_slots(&precondition, "test").await.unwrap() {
+        Answer::Done(seen) => seen,
+        Answer::Failed(failed) => panic!("{failed}"),
+    };
+    let has = |slots: &SlotSet| [1, 2, 3, 4].map(|n| slots.contains(&format!("product:{n}")));
+
+    mark(&["product:1"]).await;
+    let first = seen().await;
+    assert_eq!(has(&first.slots), [true, false, false, false]);
+    // Two more come while that is worked off; its claim settles none of them.
+    mark(&["product:2"]).await;
+    mark(&["product:3"]).await;
+    assert_eq!(has(&seen().await.slots), [true, true, true, false]);
+    let settled = Settled::Slots { cause: first.cause };
+    context.redis.finish_job(&precondition, "test", 2, settled).await.unwrap();
+    assert_eq!(has(&seen().await.slots), [false, true, true, false]);
+
+    // An entry that is in none of them is not loaded.
+    let report = revalidate().await;
+    assert_eq!((report.stored, report.invalidated), (2, 0), "nothing is dropped, whatever a new epoch does");
+    assert!(context.redis.metadata("").await.unwrap().slots.is_empty());
+    let mut client = rig.client().await;
+    let bitmaps = async |client: &mut redis::aio::MultiplexedConnection| -> Vec<String> {
+        redis::cmd("KEYS").arg("ck:{test:0}:pending:*").query_async(client).await.unwrap()
+    };
+    assert!(bitmaps(&mut client).await.is_empty());
+
+    mark(&["product:4"]).await;
+    let evicted = bitmaps(&mut client).await;
+    let _: () = client.del(&evicted).await.unwrap();
+    assert_eq!(revalidate().await.stored, 3000);
+    assert!(context.redis.metadata("").await.unwrap().slots.is_empty());
+}
