@@ -20,7 +20,6 @@ const BETWEEN: Duration = Duration::from_secs(1);
 /// Installs or updates the schema.
 pub async fn migrate(context: &Context, grant: Option<&str>, out: &Output) -> Result<Exit, EngineError> {
     let state = context.postgres.migrate().await?;
-    context.postgres.fit_outbox(context.feed.retention).await?;
     if let Some(role) = grant {
         context.postgres.grant(role).await?;
     }
@@ -44,13 +43,13 @@ pub async fn migrate(context: &Context, grant: Option<&str>, out: &Output) -> Re
 
 /// A table that somebody uses for long is waited for, but never so that others have to wait behind us for long.
 async fn install_triggers(context: &Context) -> Result<Coverage, EngineError> {
-    let mut coverage = coverage::look(context, true).await?;
+    let mut coverage = coverage::install_exactly(context).await?;
     for _ in 1..ATTEMPTS {
         if !coverage.gaps().any(|(_, reason)| reason.contains(coverage::TRYING_AGAIN)) {
             break;
         }
         tokio::time::sleep(BETWEEN).await;
-        coverage = coverage::look(context, true).await?;
+        coverage = coverage::install_exactly(context).await?;
     }
     Ok(coverage)
 }

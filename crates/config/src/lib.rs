@@ -122,7 +122,7 @@ pub struct Feed {
     pub retention: Duration,
     /// Rows of one statement above which its change means the whole table.
     pub max_rows: u64,
-    /// Keys in the outbox above which nothing more is captured, so that an absent worker does not fill the disk.
+    /// Units of 1 KiB in the outbox above which nothing more is captured, so that an absent worker does not fill the disk.
     pub max_outbox: u64,
     /// The watermark's age from which the worker is not ready.
     pub max_lag: Duration,
@@ -247,6 +247,18 @@ pub struct Watch {
     pub table: String,
     /// What a changed row of it touches.
     pub target: WatchTarget,
+    /// How its changes are captured.
+    pub capture: CaptureMode,
+}
+
+words! {
+    /// How the changes of a table are captured.
+    pub enum CaptureMode {
+        /// Each row by itself: small writes are slowed least, and everything is captured that changes rows.
+        Row = "row",
+        /// The rows of a statement together, for tables that are written in bulk.
+        Statement = "statement",
+    }
 }
 
 /// What a changed row touches.

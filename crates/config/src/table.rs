@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::forms::Form;
 use super::key::{Key, Kind};
 use super::words::{CodecName, FormatName, Words};
-use super::{FeedMode, FeedNeed, LogFormat, Numeric, OnChange, OnMiss, OnNewEpoch, Rows, Scope};
+use super::{CaptureMode, FeedMode, FeedNeed, LogFormat, Numeric, OnChange, OnMiss, OnNewEpoch, Rows, Scope};
 
 /// The key of a setting, for example of `dataset.product.warm.rate` or `dataset.product.watch.0.table`.
 pub fn find(path: &str) -> Option<&'static Key> {
@@ -161,8 +161,9 @@ const FEED: &[Key] = &[
     Key::new(
         "max_outbox",
         Kind::Integer(1, 1_000_000_000),
-        "Keys that wait in the outbox while no worker applies them. Beyond it nothing more is written, so that an \
-         absent worker does not fill the disk; once it is back, everything is revalidated.",
+        "Units of 1 KiB that wait in the outbox while no worker applies them; a changed row takes at least one. Beyond \
+         it nothing more is written, so that an absent worker does not fill the disk; once it is back, everything is \
+         revalidated.",
     )
     .default("5000000"),
     Key::new(
@@ -408,6 +409,14 @@ const WATCH: &[Key] = &[
     )
     .example("\"category:{id}\""),
     Key::new("dataset", Kind::Boolean, "true: any change touches the whole dataset.").default("false"),
+    Key::new(
+        "capture",
+        Kind::Choice(CaptureMode::NAMES),
+        "\"row\": row triggers, which slow small writes least; \"statement\": transition tables, for tables that are \
+         written in bulk (not for targets of logical replication, trees with foreign members, or under temp_file_limit). \
+         Where two rules of a table differ, it is \"row\".",
+    )
+    .default("row"),
 ];
 
 const REFRESH: &[Key] = &[Key::new(

@@ -56,7 +56,7 @@ impl Dataset {
             text(&settings.rows),
             text(&settings.sort),
             settings.tags.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
-            text(&settings.watch),
+            text(&settings.watch.iter().map(|rule| (&rule.table, &rule.target)).collect::<Vec<_>>()),
             text(&settings.format),
             text(&settings.compression),
         ];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::context::Context;
 use super::coverage::{AffectedKeys, Coverage};
@@ -130,6 +130,15 @@ impl FeedConsumer {
         }
         if let Some(step) = self.look_at_outbox(&position, &poll).await? {
             return Ok(step);
+        }
+        if poll.outbox.marker.0 != poll.outbox.marker.1 {
+            warn!("triggers could not write to the outbox; what they missed is revalidated");
+            self.context.postgres.note_uncaptured().await?;
+            return Ok(Step::Again);
+        }
+        if poll.outbox.marker.1 != coverage.marker {
+            self.context.set_coverage(coverage::look(&self.context, false).await?);
+            return Ok(Step::Again);
         }
         if poll.poll.snapshot == position.cursor {
             if must_advance {
@@ -313,10 +322,13 @@ impl FeedConsumer {
     /// Empties what every Redis that may come back has seen.
     pub async fn trim(&self) -> Result<(), EngineError> {
         let Some(position) = &self.position else { return Ok(()) };
-        let trimmed =
-            self.context.postgres.trim_outbox(&position.cursor, self.context.feed.retention).await?;
+        let trimmed = self
+            .context
+            .postgres
+            .trim_outbox(&position.cursor, self.context.feed.retention, self.context.feed.limits.max_outbox)
+            .await?;
         if 0 < trimmed {
-            info!(partitions = trimmed, "old changes are dropped from the outbox");
+            debug!(rows = trimmed, "old changes are dropped from the outbox");
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{Change, KeyValues};
 use cachekeeper_config::WatchTarget;
 use cachekeeper_protocol::template::Template;
-pub use survey::{TRYING_AGAIN, look};
+pub use survey::{TRYING_AGAIN, install_exactly, look};
 
 /// Which datasets are covered, and what the changes of each capture mean.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub struct Coverage {
     pub datasets: BTreeMap<String, Result<String, String>>,
     /// The columns that a change of a capture carries, and what it touches.
     pub captures: HashMap<i32, Captured>,
+    /// The marker of what triggers could not write, as far as it is taken into account.
+    pub marker: i64,
 }
 
 /// What changes of one captured tree mean.
@@ -121,15 +123,18 @@ impl AffectedKeys {
             return;
         };
         // Captured with other columns than now: what stands where is not known.
-        let rows = change.rows.as_ref().filter(|_| change.version == captured.version);
+        let values = change.values.as_ref().filter(|_| change.version == captured.version);
+        let width = captured.columns.len().max(1);
         for rule in &captured.rules {
-            match (&rule.touches, rows) {
+            match (&rule.touches, values) {
                 (Touches::Dataset, _) | (_, None) => {
                     self.whole.insert(rule.dataset.name().to_owned());
                 }
-                (Touches::Key(positions), Some(rows)) => self.add_keys(&rule.dataset, positions, rows),
-                (Touches::Tag(template, positions), Some(rows)) => {
-                    for row in rows {
+                (Touches::Key(positions), Some(values)) => {
+                    self.add_keys(&rule.dataset, positions, values.chunks(width));
+                }
+                (Touches::Tag(template, positions), Some(values)) => {
+                    for row in values.chunks(width) {
                         let Some(values) = pick(positions, row) else { continue };
                         let values: Vec<&str> = values.iter().map(String::as_str).collect();
                         self.tags.extend(template.render(&values).ok());
@@ -141,8 +146,8 @@ impl AffectedKeys {
 
     /// A write through a table that no trigger watches has named its entries itself.
     fn add_directly(&mut self, catalog: &Catalog, change: &Change) {
-        for row in change.rows.iter().flatten() {
-            let [Some(name), key] = row.as_slice() else { continue };
+        for row in change.values.iter().flat_map(|values| values.chunks(2)) {
+            let [Some(name), key] = row else { continue };
             let Some(dataset) = catalog.get(name) else { continue };
             let Some(key) = key else {
                 self.whole.insert(name.clone());
@@ -154,7 +159,12 @@ impl AffectedKeys {
         }
     }
 
-    fn add_keys(&mut self, dataset: &Dataset, positions: &[usize], rows: &[Vec<Option<String>>]) {
+    fn add_keys<'a>(
+        &mut self,
+        dataset: &Dataset,
+        positions: &[usize],
+        rows: impl Iterator<Item = &'a [Option<String>]>,
+    ) {
         if !self.keys.contains_key(dataset.name()) {
             self.keys.insert(dataset.name().to_owned(), HashMap::new());
         }

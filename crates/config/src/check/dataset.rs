@@ -250,7 +250,8 @@ impl One<'_, '_> {
             // One without a table is noted already.
             let table = self.reader.optional_text(&join(&path, "table"));
             let target = self.watch_target(&path, key);
-            rules.extend(table.zip(target).map(|(table, target)| Watch { table, target }));
+            let capture = self.reader.choice(&join(&path, "capture"));
+            rules.extend(table.zip(target).map(|(table, target)| Watch { table, target, capture }));
         }
         rules
     }

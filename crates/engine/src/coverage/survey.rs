@@ -7,9 +7,9 @@ use super::{Captured, Coverage, Rule, Touches};
 use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::error::{EngineError, chain};
-use crate::stores::postgres::capture::TRIGGER_COUNT;
+use crate::stores::postgres::capture::WantedCapture;
 use crate::stores::postgres::{Capture, ErrorKind, TreeMember};
-use cachekeeper_config::WatchTarget;
+use cachekeeper_config::{CaptureMode, WatchTarget};
 use cachekeeper_protocol::revision::hash_of;
 
 /// Part of the reason where waiting helps.
@@ -30,13 +30,34 @@ struct CoverageSurvey {
 /// # Errors
 /// [`EngineError`] if the database does not answer.
 pub async fn look(context: &Context, may_install: bool) -> Result<Coverage, EngineError> {
+    look_and(context, if may_install { Install::Missing } else { Install::Nothing }).await
+}
+
+/// Installs everything as the configuration has it, also where what is there would do, and computes the coverage.
+///
+/// # Errors
+/// [`EngineError`] if the database does not answer.
+pub async fn install_exactly(context: &Context) -> Result<Coverage, EngineError> {
+    look_and(context, Install::Exactly).await
+}
+
+/// What may be installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Install {
+    Nothing,
+    Missing,
+    Exactly,
+}
+
+async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineError> {
     if !context.feed.is_on {
         return Ok(Coverage::default());
     }
+    let marker = context.postgres.marker().await?;
     let mut survey = CoverageSurvey::take(context).await?;
     let mut obstacles = BTreeMap::new();
-    if may_install {
-        obstacles = install(context, &survey).await?;
+    if what != Install::Nothing {
+        obstacles = install(context, &survey, what == Install::Exactly).await?;
         survey = CoverageSurvey { captures: context.postgres.captures().await?, ..survey };
         survey.members = context.postgres.trees(&survey.tables(context)).await?;
     }
@@ -44,31 +65,42 @@ pub async fn look(context: &Context, may_install: bool) -> Result<Coverage, Engi
         context.postgres.settle_captures().await?;
         survey.captures = context.postgres.captures().await?;
     }
-    Ok(survey.judge(context, &obstacles))
+    Ok(Coverage { marker, ..survey.judge(context, &obstacles) })
 }
 
 /// Installs what is missing. The answer says for each root why that was not possible.
-async fn install(context: &Context, survey: &CoverageSurvey) -> Result<BTreeMap<u32, String>, EngineError> {
-    let mut wanted: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+async fn install(
+    context: &Context,
+    survey: &CoverageSurvey,
+    is_exact: bool,
+) -> Result<BTreeMap<u32, String>, EngineError> {
+    let mut wanted: BTreeMap<u32, WantedCapture> = BTreeMap::new();
     for dataset in context.catalog.iter() {
         for rule in &dataset.settings.watch {
             if let Ok(root) = survey.root_of(&rule.table) {
-                wanted.entry(root).or_default().extend(columns_of(&rule.target));
+                let first = WantedCapture { by_statement: true, ..WantedCapture::default() };
+                let wanted = wanted.entry(root).or_insert(first);
+                wanted.columns.extend(columns_of(&rule.target));
+                wanted.by_statement &= rule.capture == CaptureMode::Statement;
             }
         }
     }
     let mut obstacles = BTreeMap::new();
-    for (root, columns) in wanted {
+    for (root, mut wanted) in wanted {
         let capture = survey.captures.iter().find(|capture| capture.root == root);
         let members: Vec<&TreeMember> = survey.members_of(root);
+        // By row beats by statement: another namespace may ask for it.
+        let is_by_row = capture.is_some_and(|capture| !capture.by_statement && capture.function.is_some());
+        wanted.by_statement &= is_exact || !is_by_row;
         let is_complete = capture.is_some_and(|capture| {
-            columns.iter().all(|column| capture.columns.contains(column))
+            wanted.columns.iter().all(|column| capture.columns.contains(column))
+                && wanted.by_statement == capture.by_statement
                 && members.iter().all(|member| flaw(member, capture).is_none())
         });
-        if is_complete {
+        if is_complete && !is_exact {
             continue;
         }
-        let done = context.postgres.install_capture(&members, root, &columns, &context.feed.limits).await;
+        let done = context.postgres.install_capture(&members, root, &wanted, &context.feed.limits).await;
         match done {
             Ok(made) => {
                 let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
@@ -82,7 +114,13 @@ async fn install(context: &Context, survey: &CoverageSurvey) -> Result<BTreeMap<
                     ErrorKind::Forbidden => {
                         "its triggers are missing and only the table's owner may make them: run `cachekeeper migrate` as that user".to_owned()
                     }
-                    ErrorKind::Cancelled => format!("its triggers are missing and a long transaction holds the table; {TRYING_AGAIN}"),
+                    ErrorKind::Cancelled => {
+                        let holder = match &error.source {
+                            sqlx::Error::Protocol(holder) => holder.as_str(),
+                            _ => "other transactions hold the table",
+                        };
+                        format!("its triggers are missing and {holder}; {TRYING_AGAIN}")
+                    }
                     _ => chain(&error),
                 };
                 obstacles.insert(root, text);
@@ -113,12 +151,13 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
             _ => format!("{table} is no table"),
         });
     }
-    let ours = member
-        .triggers
-        .iter()
-        .filter(|trigger| Some(trigger.function) == capture.function.as_ref().map(|f| f.0));
-    let live = ours.filter(|trigger| trigger.mode == 'A').count();
-    (live < TRIGGER_COUNT).then(|| {
+    if member.is_prepared {
+        return Some(format!(
+            "a transaction that was prepared before the server's last crash or restart has changed {table}, and what it \
+             captured is lost; commit it or roll it back (pg_prepared_xacts)"
+        ));
+    }
+    (!member.is_captured_by(capture)).then(|| {
         if member.triggers.is_empty() {
             format!("{table} has no triggers; run `cachekeeper migrate`")
         } else {
@@ -244,7 +283,7 @@ impl CoverageSurvey {
             }
             if capture.settling.is_some() {
                 return Err(format!(
-                    "the capture of {table} was switched on; waiting for older transactions to end"
+                    "changes of {table} may not have been captured for a while; waiting for older transactions to end"
                 ));
             }
             for rule in dataset.settings.watch.iter().filter(|rule| self.root_of(&rule.table) == Ok(root)) {
@@ -256,7 +295,7 @@ impl CoverageSurvey {
                     ));
                 }
             }
-            parts.push(format!("{:?}", capture.function));
+            parts.push(format!("{:?} {}", capture.function, capture.gaps));
             for member in members {
                 if let Some(flaw) = flaw(member, capture) {
                     return Err(flaw);
@@ -268,5 +307,14 @@ impl CoverageSurvey {
     }
 }
 
-static NO_CAPTURE: Capture =
-    Capture { id: 0, root: 0, columns: Vec::new(), version: 0, is_on: false, settling: None, function: None };
+static NO_CAPTURE: Capture = Capture {
+    id: 0,
+    root: 0,
+    columns: Vec::new(),
+    version: 0,
+    by_statement: false,
+    is_on: false,
+    settling: None,
+    gaps: 0,
+    function: None,
+};

@@ -7,6 +7,7 @@ mod feed;
 mod inspect;
 mod load;
 mod migrate;
+mod outbox;
 mod statement;
 pub mod transcode;
 mod uninstall;

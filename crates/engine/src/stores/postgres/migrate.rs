@@ -5,15 +5,17 @@ use std::sync::LazyLock;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Connection, Executor, SqlSafeStr};
 
+use super::capture::forget_copied;
 use super::statement::quote;
 use super::{Postgres, SourceError};
 
 /// Version, description and text. Named here one by one: the macro that reads the folder would bring two crates of
 /// code generation into every application that links the library.
-const FILES: [(i64, &str, &str); 4] = [
+const FILES: [(i64, &str, &str); 5] = [
     (1, "incarnation", include_str!("../../../../../migrations/0001_incarnation.sql")),
     (2, "outbox", include_str!("../../../../../migrations/0002_outbox.sql")),
     (3, "writes", include_str!("../../../../../migrations/0003_writes.sql")),
+    (4, "row_capture", include_str!("../../../../../migrations/0004_row_capture.sql")),
     (5, "namespaces", include_str!("../../../../../migrations/0005_namespaces.sql")),
 ];
 
@@ -54,6 +56,7 @@ impl Postgres {
         // The table of applied migrations belongs into the schema too.
         connection.execute("set search_path = cachekeeper, pg_catalog").await.map_err(error)?;
         MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|source| error(source.into()))?;
+        forget_copied(&mut connection).await?;
         connection.close().await.map_err(error)?;
         self.record_incarnation().await?;
         self.migration_state().await
@@ -74,11 +77,9 @@ impl Postgres {
             format!("grant usage on schema cachekeeper to {role}"),
             format!("grant select on cachekeeper._sqlx_migrations to {role}"),
             format!("grant select, insert, delete on cachekeeper.incarnation to {role}"),
-            format!(
-                "grant select, insert, truncate on cachekeeper.outbox, cachekeeper.outbox_0, cachekeeper.outbox_1, \
-                     cachekeeper.outbox_2, cachekeeper.outbox_3 to {role}"
-            ),
+            format!("grant select, insert, delete on cachekeeper.outbox to {role}"),
             format!("grant select, update on cachekeeper.feed, cachekeeper.outbox_count to {role}"),
+            format!("grant select on all sequences in schema cachekeeper to {role}"),
             format!("grant select, insert, update on cachekeeper.capture, cachekeeper.writer to {role}"),
             format!("grant select, insert, delete on cachekeeper.applied, cachekeeper.used_by to {role}"),
         ] {

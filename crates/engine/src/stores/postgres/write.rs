@@ -50,6 +50,8 @@ const BEGIN_SHARED: &str =
     "begin read write; set constraints all immediate; set local lock_timeout = '300ms'";
 /// A command that goes alone may wait as long as any other statement.
 const BEGIN_ALONE: &str = "begin read write; set constraints all immediate";
+/// Keys that share a row of the outbox.
+const NOTED_AT_ONCE: usize = 64;
 /// Records of one statement that drops old ones.
 const PRUNE_AT_ONCE: i64 = 5_000;
 
@@ -163,7 +165,7 @@ pub(crate) async fn captured_here(connection: &mut PgConnection) -> Result<Vec<C
     let what = "read what a write touched";
     let error = |source| SourceError::new(what, source);
     let rows = sqlx::query(
-        "select capture, array_to_json(keys)::text, (extract(epoch from at) * 1000000)::bigint, version
+        "select capture, keys, (extract(epoch from at) * 1000000)::bigint, version
          from cachekeeper.outbox where xid = pg_current_xact_id()",
     )
     .fetch_all(connection)
@@ -198,19 +200,21 @@ pub(crate) async fn note_keys(
     keys: &[(&str, Option<&str>)],
     max_outbox: u64,
 ) -> Result<(), SourceError> {
-    let (datasets, keys): (Vec<&str>, Vec<Option<&str>>) = keys.iter().copied().unzip();
-    let done = sqlx::query(
-        "insert into cachekeeper.outbox (capture, version, keys)
-         select $1, 0, (select array_agg(array[d, k]) from unnest($2::text[], $3::text[]) as u (d, k))
-         where nextval('cachekeeper.outbox_count') <= $4",
-    )
-    .bind(DIRECT)
-    .bind(datasets)
-    .bind(keys)
-    .bind(i64::try_from(max_outbox).unwrap_or(i64::MAX))
-    .execute(connection)
-    .await;
-    done.map(drop).map_err(|source| SourceError::new("note what a write touched", source))
+    for chunk in keys.chunks(NOTED_AT_ONCE) {
+        let values: Vec<Option<&str>> =
+            chunk.iter().flat_map(|(dataset, key)| [Some(*dataset), *key]).collect();
+        let done = sqlx::query(
+            "insert into cachekeeper.outbox (capture, version, keys)
+             select $1, 0, $2 where nextval('cachekeeper.outbox_count') <= $3",
+        )
+        .bind(DIRECT)
+        .bind(values)
+        .bind(i64::try_from(max_outbox).unwrap_or(i64::MAX))
+        .execute(&mut *connection)
+        .await;
+        done.map_err(|source| SourceError::new("note what a write touched", source))?;
+    }
+    Ok(())
 }
 
 impl SourceError {

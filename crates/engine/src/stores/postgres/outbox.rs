@@ -1,0 +1,104 @@
+//! The outbox's upkeep: it stays small, and what it could not take is told (R17).
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, Executor, Row as _};
+
+use super::statement::INCARNATION;
+use super::{Postgres, SourceError};
+use cachekeeper_protocol::stamp::Snapshot;
+
+/// Rows that are looked at to be deleted at once: short transactions, and no lock that anybody waits for.
+const AT_ONCE: i64 = 20_000;
+/// Most rounds of one trimming.
+const ROUNDS: usize = 50;
+
+impl Postgres {
+    /// The worker has caught up: the count of captured keys begins again.
+    pub(crate) async fn reset_outbox_count(&self) -> Result<(), SourceError> {
+        self.write("count the outbox anew", "select setval('cachekeeper.outbox_count', 1, false)").await
+    }
+
+    /// The outbox was full. From now on it takes changes again; what ran before that may be missing from it.
+    ///
+    /// # Errors
+    /// [`SourceError`]; to be repeated then.
+    pub(crate) async fn begin_overflow(&self) -> Result<(), SourceError> {
+        let what = "take up a full outbox again";
+        // The order matters: the note of the overflow; the count, a sequence, which writers see before anything commits; the
+        // snapshot of the transactions that may have missed it.
+        self.write(what, "update cachekeeper.feed set overflow = 'pending', overflow_in = null").await?;
+        self.reset_outbox_count().await?;
+        let note = format!(
+            "update cachekeeper.feed set overflow = pg_current_snapshot()::text, overflow_in = {INCARNATION}"
+        );
+        self.write(what, &note).await
+    }
+
+    /// Everything that may have missed the outbox has ended: what came before now is not in it.
+    pub(crate) async fn end_overflow(&self) -> Result<(), SourceError> {
+        let sql = format!(
+            "update cachekeeper.feed set horizon = pg_current_snapshot()::text, horizon_in = {INCARNATION}, \
+             overflow = null, overflow_in = null where overflow <> 'pending' \
+             and pg_snapshot_xmin(pg_current_snapshot()) >= pg_snapshot_xmax(overflow::pg_snapshot)"
+        );
+        self.write("end the overflow of the outbox", &sql).await
+    }
+
+    async fn write(&self, what: &'static str, sql: &str) -> Result<(), SourceError> {
+        let error = |source| SourceError::new(what, source);
+        let mut transaction = self.pool.begin().await.map_err(error)?;
+        transaction.execute("set transaction read write").await.map_err(error)?;
+        transaction.execute(AssertSqlSafe(sql.to_owned())).await.map_err(error)?;
+        transaction.commit().await.map_err(error)
+    }
+
+    /// Deletes the oldest rows of the outbox that every reader has seen (those before `cursor`) and that are older than the
+    /// retention (R17); answers how many. Beyond half of `max_outbox` KiB the retention is not kept.
+    pub async fn trim_outbox(
+        &self,
+        cursor: &Snapshot,
+        retention: Duration,
+        max_outbox: u64,
+    ) -> Result<u64, SourceError> {
+        let what = "trim the outbox";
+        let error = |source| SourceError::new(what, source);
+        let micros = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
+        let max_outbox = i64::try_from(max_outbox).unwrap_or(i64::MAX);
+        let mut trimmed = 0;
+        let mut connection = self.open_unlimited().await?;
+        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
+        let delete = "with old as (
+                select o.ctid, o.at from cachekeeper.outbox o
+                where o.xid < pg_snapshot_xmin($1::pg_snapshot) order by o.xid limit $4
+            ), gone as (
+                delete from cachekeeper.outbox o using old where o.ctid = old.ctid
+                    and (old.at < now() - $2 * interval '1 microsecond'
+                        or pg_relation_size('cachekeeper.outbox'::regclass) / 512 > $3) returning 1
+            ) select count(*), (select count(*) from old) from gone";
+        for _ in 0..ROUNDS {
+            let mut transaction = connection.begin().await.map_err(error)?;
+            let delete =
+                sqlx::query(delete).bind(cursor.as_str()).bind(micros).bind(max_outbox).bind(AT_ONCE);
+            let row = delete.fetch_one(&mut *transaction).await.map_err(error)?;
+            let gone: i64 = row.try_get(0).map_err(error)?;
+            let seen: i64 = row.try_get(1).map_err(error)?;
+            if 0 < gone {
+                // In the same transaction: whoever does not find the rows finds the note.
+                let note = format!(
+                    "update cachekeeper.feed set horizon = $1, horizon_in = {INCARNATION} where horizon is null \
+                     or horizon_in is distinct from {INCARNATION} \
+                     or pg_snapshot_xmax(horizon::pg_snapshot) <= pg_snapshot_xmax($1::pg_snapshot)"
+                );
+                let note = sqlx::query(AssertSqlSafe(note)).bind(cursor.as_str());
+                note.execute(&mut *transaction).await.map_err(error)?;
+            }
+            transaction.commit().await.map_err(error)?;
+            trimmed += u64::try_from(gone).unwrap_or_default();
+            if gone < seen || seen < AT_ONCE {
+                break;
+            }
+        }
+        Ok(trimmed)
+    }
+}
