@@ -3,12 +3,16 @@
 //! The checks ([`super::values`]), the overrides from the environment, the JSON Schema ([`super::schema`]) and the
 //! commented file ([`super::reference`]) all come from here.
 
+mod within_dataset;
+
 use std::time::Duration;
 
 use super::forms::Form;
 use super::key::{Key, Kind};
-use super::words::{CodecName, FormatName, Words};
-use super::{CaptureMode, FeedMode, FeedNeed, LogFormat, Numeric, OnChange, OnMiss, OnNewEpoch, Rows, Scope};
+use super::words::{FormatName, Words};
+use super::{FeedMode, FeedNeed, LogFormat, Numeric, OnChange, OnMiss, OnNewEpoch, Rows, Scope};
+
+use within_dataset::{COMPRESSION_KEYS, REFRESH, WARM, WATCH, WRITE};
 
 /// The key of a setting, for example of `dataset.product.warm.rate` or `dataset.product.watch.0.table`.
 pub fn find(path: &str) -> Option<&'static Key> {
@@ -383,71 +387,3 @@ const DATASET: &[Key] = &[
     FEED_NEED.inherited(),
     BATCH.inherited(),
 ];
-
-const COMPRESSION_KEYS: &[Key] = &[
-    Key::new(
-        "codec",
-        Kind::Choice(CodecName::NAMES),
-        "\"zstd\" (RFC 8878), \"lz4\" (frame format 1.6), or \"none\".",
-    )
-    .default("zstd"),
-    Key::new("min_size", Kind::Size, "Values below this stay as they are.").default("1KiB"),
-];
-
-const WATCH: &[Key] = &[
-    Key::new("table", Kind::Text(Form::Filled), "The watched table.").required().example("\"products\""),
-    Key::new(
-        "key",
-        Kind::Mapping,
-        "From every placeholder of the dataset's key to a column of the watched table.",
-    )
-    .example("{ id = \"id\" }"),
-    Key::new(
-        "tag",
-        Kind::Text(Form::Template),
-        "A tag with columns of the watched table: the entries that have it are touched.",
-    )
-    .example("\"category:{id}\""),
-    Key::new("dataset", Kind::Boolean, "true: any change touches the whole dataset.").default("false"),
-    Key::new(
-        "capture",
-        Kind::Choice(CaptureMode::NAMES),
-        "\"row\": row triggers, which slow small writes least; \"statement\": transition tables, for tables that are \
-         written in bulk (not for targets of logical replication, trees with foreign members, or under temp_file_limit). \
-         Where two rules of a table differ, it is \"row\".",
-    )
-    .default("row"),
-];
-
-const REFRESH: &[Key] = &[Key::new(
-    "ahead",
-    Kind::Share(1, 90),
-    "The last share of a lifetime in which an entry that was read is loaded again.",
-)
-.default("20%")];
-
-const WARM: &[Key] = &[
-    Key::new("on_start", Kind::Boolean, "Whether a backfill runs when the worker starts.").default("true"),
-    Key::new(
-        "schedule",
-        Kind::Text(Form::Schedule),
-        "When backfills run: cron with five fields, or six with seconds first, and Unix weekdays; or @hourly, @daily, \
-         @weekly, @monthly, @yearly.",
-    )
-    .example("\"0 */5 * * * *\""),
-    Key::new("timezone", Kind::Text(Form::Filled), "The zone of the schedule, a name of the IANA database.")
-        .default("UTC"),
-    Key::new("order_by", Kind::Text(Form::Filled), "SQL order by output columns, for `limit`.")
-        .example("\"sold desc\""),
-    Key::new("limit", Kind::Integer(1, 1_000_000_000), "Only so many entries. Absent: all.").example("100"),
-    Key::new("rate", Kind::Integer(1, 1_000_000_000), "Most entries a second. Absent: as fast as it goes.")
-        .example("10000"),
-];
-
-const WRITE: &[Key] = &[Key::new(
-    "statement",
-    Kind::Text(Form::Filled),
-    "One insert, update or delete, with :named parameters; Postgres types them.",
-)
-.required()
-.example("\"update products set price_cents = :price_cents where id = :id\"")];
