@@ -3,10 +3,13 @@
 //! The first invariant named is what a reader of the cache would notice; the others are broken on the way.
 
 use crate::faults::Fault::{
-    ClockBack, Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover, Kill,
+    ClockBack, Crash, CrashLosing, DropWindow, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover, Kill,
+    LoadFails,
 };
-use crate::rules::{Page, Refusal, TokenRead};
-use crate::worlds::{FILL0, TagScripts, WARM, WARM0, WARM1, World, crowd, ddl, row, worlds};
+use crate::rules::{LeftOut, Page, Refusal, TokenRead};
+use crate::worlds::{
+    FILL0, OnChange, TagScripts, WARM, WARM0, WARM1, World, crowd, ddl, kept, members_first, row, worlds,
+};
 
 worlds! {
     // Counterexamples of the review: docs/protocol.md as it could be read before, one rule left out.
@@ -148,6 +151,29 @@ worlds! {
         World { loaders: &[WARM0], faults: &[(Failover, 1)], ..ddl([0, 0, 2]) }
         .under(|rules| rules.revisions_are_unique = false);
 
+    // R10: what was left out is recorded with the move of the cursor, or before.
+    x35_what_was_left_out_is_recorded_after_the_advance breaks I2, I11:
+        World { faults: &[(LoadFails, 1), (Kill, 1)], ..kept([1, 0, 0]) }
+        .under(|rules| rules.left_out = LeftOut::AfterAdvance);
+    // R14a: what is added later has a number of its own.
+    x36_stamp_slots_are_added_to_a_cause_that_was_read breaks I2, I11:
+        World { faults: &[(LoadFails, 2)], ..kept([2, 0, 0]) }
+        .under(|rules| rules.slots_take_a_new_cause = false);
+    // R8, R9: members by an earlier script, and Redis was rolled back in between.
+    x37_members_are_lost_before_the_store breaks I2, I8:
+        World { loaders: &[FILL0], faults: &[(Failover, 1)], ..members_first([0, 0, 1]) }
+        .under(|rules| rules.store_names_count = false);
+    // R8: a deletion took the member out of the set.
+    x38_members_are_removed_before_the_store breaks I2, I8:
+        World {
+            loaders: &[FILL0], removes_members: true, on_change: OnChange::Delete, ..members_first([0, 0, 2])
+        }
+        .under(|rules| rules.store_names_removals = false);
+    // R8: or their window was dropped.
+    x39_window_is_dropped_before_the_store breaks I2, I8:
+        World { loaders: &[FILL0], faults: &[(DropWindow, 1)], ..members_first([0, 0, 1]) }
+        .under(|rules| rules.store_names_removals = false);
+
     // Controls: a model that does not see these is blind.
     k01_no_stamps breaks I2:
         World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..row([1, 0, 0]) }
@@ -200,4 +226,12 @@ worlds! {
     k13_raise_that_sets breaks I7:
         World { loaders: &[WARM0], events: 1, ..row([1, 1, 0]) }
         .under(|rules| rules.raises_only_rise = false);
+    // R10.
+    k14_kept_entries_lie_under_the_watermark breaks I2:
+        World { faults: &[(LoadFails, 1)], ..kept([1, 0, 0]) }
+        .under(|rules| rules.left_out = LeftOut::Never);
+    // R8.
+    k15_members_first_and_no_look_at_the_tag breaks I2:
+        World { loaders: &[FILL0], ..members_first([0, 0, 1]) }
+        .under(|rules| rules.store_checks_tag = false);
 }

@@ -3,7 +3,8 @@
 use crate::database::{Database, Rows, Snapshot, Version};
 use crate::invariants::Invariant;
 use crate::protocol::{Protocol, Say};
-use crate::state::{Cursor, Incarnation, Redis, SHARED, State, Watermark};
+use crate::rules::LeftOut;
+use crate::state::{Cursor, Incarnation, Redis, SHARED, Set, State, Watermark};
 use crate::worker::{Batch, Place, Stage};
 use crate::worlds::Shared;
 
@@ -25,7 +26,7 @@ impl Protocol {
     /// A batch up to `to`, by a statement that verifies the fingerprint.
     pub(crate) fn batch(&self, state: &State, place: Place, to: Snapshot) -> Batch {
         let coverage = Some(self.coverage(&state.database));
-        Batch { place, to, seen: state.database.rows, coverage }
+        Batch { place, to, seen: state.database.rows, coverage, left_out: Set::default() }
     }
 
     /// Where nothing tells coverage apart, all polls are alike.
@@ -88,6 +89,13 @@ impl Protocol {
                 self.record_cause(state);
             }
         }
+        match rules.left_out {
+            LeftOut::WithAdvance => self.record_slots(state, batch.left_out),
+            LeftOut::AfterAdvance if !batch.left_out.is_empty() => {
+                return Stage::RecordSlotsLate { place: next, left_out: batch.left_out };
+            }
+            LeftOut::AfterAdvance | LeftOut::BeforeAdvance | LeftOut::Never => {}
+        }
         let is_verified = batch.coverage.is_some_and(|found| found.is_some());
         if !is_verified && rules.watermark_is_verified {
             Stage::Poll(next)
@@ -134,6 +142,64 @@ impl Protocol {
         Stage::Poll(place)
     }
 
+    /// R10: the feed goes on without the keys that it could not load.
+    pub(crate) fn leave_out(&self, batch: Batch, keys: Set) -> Stage {
+        let batch = Batch { left_out: keys, ..batch };
+        match self.world.rules.left_out {
+            LeftOut::BeforeAdvance => Stage::RecordSlots(batch),
+            LeftOut::WithAdvance | LeftOut::AfterAdvance | LeftOut::Never => Stage::Advance(batch),
+        }
+    }
+
+    /// R10, R14a: one more cause that makes the entries of these keys' stamp slots pending. Their stamps were raised, so
+    /// the revision stays.
+    pub(crate) fn record_slots(&self, state: &mut State, keys: Set) {
+        if keys.is_empty() {
+            return;
+        }
+        let redis = &mut state.redis;
+        let known = redis.pending_slots.into_iter().max().filter(|known| *known != 0);
+        let cause = match known {
+            Some(known) if !self.world.rules.slots_take_a_new_cause => known,
+            _ => {
+                redis.causes += 1;
+                redis.causes
+            }
+        };
+        keys.iter().for_each(|key| redis.pending_slots[self.world.slots[key]] = cause);
+    }
+
+    /// X35.
+    pub(crate) fn record_slots_late(
+        &self,
+        state: &mut State,
+        worker: usize,
+        place: Place,
+        left_out: Set,
+        say: Say<'_>,
+    ) -> Stage {
+        say(format_args!("W{worker} records afterwards that the slots of {left_out} are pending"));
+        self.record_slots(state, left_out);
+        Stage::Poll(place)
+    }
+
+    pub(crate) fn record_slots_early(
+        &self,
+        state: &mut State,
+        worker: usize,
+        batch: Batch,
+        say: Say<'_>,
+    ) -> Stage {
+        if state.redis.table_of(batch.place.epoch).is_none() {
+            say(format_args!("W{worker} records what is pending: of another epoch"));
+            return Stage::Start;
+        }
+        say(format_args!("W{worker} records that the slots of {} are pending", batch.left_out));
+        self.record_slots(state, batch.left_out);
+        state.count(worker);
+        Stage::Advance(batch)
+    }
+
     /// R14: while something is pending, the watermark does not move.
     pub(crate) fn publish(&self, state: &mut State, place: Place, seen: Rows) {
         if self.world.rules.pending_is_durable && !state.redis.is_settled() {
@@ -151,7 +217,7 @@ impl Protocol {
 impl Redis {
     /// Nothing is pending.
     pub(crate) fn is_settled(&self) -> bool {
-        self.pending == 0
+        self.pending == 0 && self.pending_slots == [0; 2]
     }
 }
 

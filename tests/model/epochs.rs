@@ -97,6 +97,7 @@ impl Protocol {
             watermark: None,
             causes: state.redis.causes + 1,
             pending: state.redis.causes + 1,
+            pending_slots: [0; 2],
             tag_stamp: 0,
             ..state.redis
         };

@@ -4,10 +4,10 @@ use crate::database::ROW_NAMES;
 use crate::invariants::Invariant;
 use crate::protocol::{Action, Protocol, Say};
 use crate::state::{KEYS, Newest, Redis, Set, State};
-use crate::worker::Stage;
+use crate::worker::{Job, Stage};
 
 /// How many kinds of faults there are.
-pub(crate) const FAULTS: usize = 11;
+pub(crate) const FAULTS: usize = 13;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Fault {
@@ -23,6 +23,10 @@ pub(crate) enum Fault {
     Rollback,
     /// Redis's clock is set back.
     ClockBack,
+    /// The database is too slow for a load of the feed.
+    LoadFails,
+    /// A window of the tag's members is dropped, with an absent key in it.
+    DropWindow,
 }
 
 impl Protocol {
@@ -38,6 +42,8 @@ impl Protocol {
         };
         for (key, entry) in (0..).zip(&redis.entries) {
             add(Fault::EvictEntry, key, entry.is_some());
+            let is_member = redis.members.contains(usize::from(key));
+            add(Fault::DropWindow, key, entry.is_none() && is_member);
         }
         add(Fault::EvictTable, 0, redis.table.is_some());
         add(Fault::EvictCursor, 0, redis.cursor.is_some());
@@ -51,6 +57,7 @@ impl Protocol {
         add(Fault::CrashLosing, 0, state.database.can_lose());
         for (worker, stage) in (0..).zip(&state.workers[..self.world.workers]) {
             add(Fault::Kill, worker, *stage != Stage::Start);
+            add(Fault::LoadFails, worker, matches!(stage, Stage::Load { job: Job::Feed, .. }));
         }
         add(Fault::ClockBack, 0, !self.world.rules.causes_are_numbers && 1 < redis.causes);
         if 0 < state.faults[Fault::Failover as usize] && state.copy.is_none() {
@@ -84,7 +91,7 @@ impl Protocol {
             Fault::EvictEntry => {
                 say(format_args!("** k{target} is evicted or expires"));
                 state.redis.entries[target] = None;
-                state.redis.members = state.redis.members.without(target);
+                self.remove_member(state, target);
             }
             Fault::EvictTable => {
                 say(format_args!("** Redis evicts the stamp table"));
@@ -117,6 +124,16 @@ impl Protocol {
             Fault::Rollback => {
                 let xid = state.database.rollback(target);
                 say(format_args!("** transaction {xid} is rolled back"));
+            }
+            Fault::LoadFails => {
+                if let Stage::Load { batch, keys, .. } = state.workers[target] {
+                    say(format_args!("** W{target} cannot load {keys}, and leaves them out"));
+                    state.workers[target] = self.leave_out(batch, keys);
+                }
+            }
+            Fault::DropWindow => {
+                say(format_args!("** a window with k{target} is dropped"));
+                self.remove_member(state, target);
             }
             Fault::ClockBack => {
                 say(format_args!("** Redis's clock is set back"));

@@ -176,7 +176,7 @@ fn paid_is_as_new_as_its_epoch(_: &Protocol, state: &State) -> bool {
     let Some(table) = state.redis.table else {
         return true;
     };
-    state.redis.pending != 0
+    !state.redis.is_settled()
         || state
             .redis
             .entries
@@ -203,5 +203,5 @@ fn watermark_has_arrived_at_rest(protocol: &Protocol, state: &State) -> bool {
         let mark = redis.watermark.filter(|mark| mark.epoch == table.epoch);
         mark.is_some_and(|mark| mark.seen == state.database.rows)
     });
-    protocol.world.workers == 0 || has_arrived && redis.pending == 0 || !protocol.is_at_rest(state)
+    protocol.world.workers == 0 || has_arrived && redis.is_settled() || !protocol.is_at_rest(state)
 }

@@ -4,7 +4,7 @@ use crate::database::Database;
 use crate::invariants::Invariant;
 use crate::protocol::{Protocol, Say};
 use crate::rules::Page;
-use crate::scripts::{Answer, Load, Statement, StoreMode};
+use crate::scripts::{Answer, Load, Statement, StoreMode, TagPart};
 use crate::state::{Cause, Epoch, Incarnation, Set, State, Words};
 
 /// One revalidation.
@@ -14,6 +14,8 @@ pub(crate) struct Run {
     incarnation: Incarnation,
     /// R14a: the newest cause when it began.
     newest: Cause,
+    /// The stamp slots whose entries it revalidates.
+    slots: Set,
 }
 
 /// The next step of a revalidation.
@@ -79,11 +81,14 @@ impl Protocol {
         }
         let newest = state.redis.causes;
         say(format_args!("K{keeper} begins to revalidate; the newest cause is {newest}"));
-        Keeper::Scan(Run { epoch: table.epoch, incarnation: table.incarnation, newest })
+        let is_wanted = |slot: &usize| state.redis.pending != 0 || state.redis.pending_slots[*slot] != 0;
+        let slots = [0, 1].into_iter().filter(is_wanted).collect();
+        Keeper::Scan(Run { epoch: table.epoch, incarnation: table.incarnation, newest, slots })
     }
 
     fn scan_pending(&self, state: &mut State, keeper: usize, run: Run, say: Say<'_>) -> Keeper {
-        let keys = state.redis.existing();
+        let existing = state.redis.existing();
+        let keys: Set = existing.iter().filter(|key| run.slots.contains(self.world.slots[*key])).collect();
         say(format_args!("K{keeper} scans and finds {keys}"));
         self.count_read(state, job_of(keeper));
         if keys.is_empty() { Keeper::Claim(run) } else { Keeper::Load { run, keys } }
@@ -100,7 +105,7 @@ impl Protocol {
     ) -> Keeper {
         let key = left.first().unwrap();
         let mode =
-            StoreMode { raises_slot: self.world.rules.page != Page::FloorInEachScript, minds_tag: true };
+            StoreMode { raises_slot: self.world.rules.page != Page::FloorInEachScript, tag: TagPart::Whole };
         let answer = self.store(state, run.epoch, &load, key, mode);
         let entry = Database::query(&load.rows, key, self.world.deleted);
         say(format_args!("K{keeper} stores k{key} = {} at {}: {answer}", Words(entry), load.stamp));
@@ -133,6 +138,9 @@ impl Protocol {
         let newest = if rules.cause_is_read_first { run.newest } else { state.redis.causes };
         if state.redis.pending <= newest {
             state.redis.pending = 0;
+        }
+        for cause in state.redis.pending_slots.iter_mut().filter(|cause| **cause <= newest) {
+            *cause = 0;
         }
         let settled =
             if state.redis.is_settled() { "nothing is pending" } else { "a later cause is pending" };

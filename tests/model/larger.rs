@@ -1,11 +1,13 @@
 //! Larger worlds of the repaired protocol. The long ones run with `--ignored`, in a release build.
 
 use crate::faults::Fault::{
-    Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, Failover, Flush, Kill, Rollback,
+    Crash, CrashLosing, DropWindow, EvictCursor, EvictEntry, EvictTable, Failover, Flush, Kill, LoadFails,
+    Rollback,
 };
 use crate::rules::{Page, Refusal};
 use crate::worlds::{
-    FILL0, FILL1, OnChange, TagScripts, WARM, WARM_TWICE, WARM0, WARM1, World, crowd, ddl, row, worlds,
+    FILL0, FILL1, OnChange, TagScripts, WARM, WARM_TWICE, WARM0, WARM1, World, crowd, ddl, kept,
+    members_first, row, worlds,
 };
 
 worlds! {
@@ -176,6 +178,23 @@ worlds! {
             rules.revisions_are_unique = false;
             rules.renews = true;
         });
+
+    // Loads that fail, members that come first.
+    #[ignore = "long: make model"]
+    j21_left_out_two_workers_failover_kill_fill:
+        World {
+            workers: 2, loaders: &[FILL0], faults: &[(LoadFails, 2), (Failover, 1), (Kill, 1)],
+            ..kept([2, 0, 0])
+        };
+    #[ignore = "long: make model"]
+    j22_left_out_two_revalidations_page_and_ddl:
+        World { keepers: 2, loaders: &[WARM0], faults: &[(LoadFails, 2)], ..ddl([2, 0, 1]) };
+    #[ignore = "long: make model"]
+    m11_members_first_two_workers_failover_expiry_removal:
+        World {
+            workers: 2, loaders: &[WARM, FILL0], removes_members: true, on_change: OnChange::Delete,
+            faults: &[(Failover, 1), (EvictEntry, 1), (DropWindow, 1)], ..members_first([1, 0, 1])
+        };
 
     // The largest.
     g01_two_workers_page_and_failover:

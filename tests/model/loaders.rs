@@ -3,7 +3,7 @@
 use crate::database::Database;
 use crate::protocol::{Protocol, Say};
 use crate::rules::Page;
-use crate::scripts::{Answer, Load, Statement, StoreMode};
+use crate::scripts::{Answer, Load, Statement, StoreMode, TagPart};
 use crate::state::{Epoch, SHARED, Set, State, Table, Words};
 use crate::worlds::{Kind, Shared, TagScripts};
 
@@ -15,6 +15,13 @@ pub(crate) struct Flight {
     epoch: Epoch,
     load: Load,
     keys: Set,
+    /// What was removed from the tag when the keys were registered by an earlier script.
+    removals: u8,
+}
+
+/// The counted job of a loader; those of workers and revalidations come before.
+fn job_of(loader: usize) -> usize {
+    4 + loader
 }
 
 /// The next step of a loader.
@@ -34,6 +41,8 @@ pub(crate) enum Loader {
     FloorAfter(Flight),
     /// R8 left out: register, check and write as three scripts.
     Register(Flight),
+    /// R8: all keys of the page in one script, which the job counts.
+    RegisterPage(Flight),
     Check(Flight),
     Write(Flight),
 }
@@ -70,8 +79,9 @@ impl Protocol {
                 self.begin_load(state, loader, (left, epoch), statement, say)
             }
             Loader::FloorBefore(flight) => Self::floor_before(state, loader, flight, say),
-            Loader::Store(flight) => self.store_page(state, loader, flight, true, say),
-            Loader::Write(flight) => self.store_page(state, loader, flight, false, say),
+            Loader::Store(flight) => self.store_page(state, loader, flight, say),
+            Loader::Write(flight) => self.store_page(state, loader, flight, say),
+            Loader::RegisterPage(flight) => Self::register_page(state, loader, flight, say),
             Loader::FloorAfter(flight) => {
                 say(format_args!("L{loader} raises the floor to {} afterwards", flight.load.stamp));
                 if let Some(table) = state.redis.table.as_mut().filter(|table| table.epoch == flight.epoch) {
@@ -104,11 +114,13 @@ impl Protocol {
         let rules = &self.world.rules;
         let keys: Set = self.world.loaders[loader].keys.iter().copied().collect();
         say(format_args!("L{loader} loads {keys} at {}", state.database.snapshot()));
-        let flight = Flight { left: left - 1, epoch, load: self.answer(state, statement), keys };
+        let flight = Flight { left: left - 1, epoch, load: self.answer(state, statement), keys, removals: 0 };
         if rules.page == Page::FloorBefore {
             Loader::FloorBefore(flight)
         } else if !self.world.tags || self.world.tag_scripts == TagScripts::One {
             Loader::Store(flight)
+        } else if self.world.tag_scripts == TagScripts::MembersFirst {
+            Loader::RegisterPage(flight)
         } else if rules.registers_before_check {
             Loader::Register(flight)
         } else {
@@ -131,6 +143,14 @@ impl Protocol {
         Loader::Store(flight)
     }
 
+    fn register_page(state: &mut State, loader: usize, flight: Flight, say: Say<'_>) -> Loader {
+        say(format_args!("L{loader} registers {} under their tag", flight.keys));
+        state.begin_job(job_of(loader));
+        state.count(job_of(loader));
+        state.redis.members = state.redis.members.union(flight.keys);
+        Loader::Store(Flight { removals: state.redis.removals, ..flight })
+    }
+
     fn check_tag(&self, state: &State, loader: usize, flight: Flight, say: Say<'_>) -> Loader {
         if state.redis.table.is_none() || flight.load.stamp < state.redis.tag_stamp {
             say(format_args!("L{loader} checks the tag: refused"));
@@ -140,33 +160,42 @@ impl Protocol {
         if self.world.rules.registers_before_check { Loader::Write(flight) } else { Loader::Register(flight) }
     }
 
-    /// One key of the page. `minds_tag` is false where two scripts before this one did it.
-    fn store_page(
-        &self,
-        state: &mut State,
-        loader: usize,
-        mut flight: Flight,
-        minds_tag: bool,
-        say: Say<'_>,
-    ) -> Loader {
+    /// One key of the page.
+    fn store_page(&self, state: &mut State, loader: usize, mut flight: Flight, say: Say<'_>) -> Loader {
         let rules = &self.world.rules;
         if let Some(table) = state.redis.table.filter(|_| !rules.epoch_before_load) {
             flight.epoch = table.epoch;
         }
         let key = flight.keys.first().unwrap();
-        let mode = StoreMode { raises_slot: rules.page == Page::Slots, minds_tag };
-        let answer = self.store(state, flight.epoch, &flight.load, key, mode);
+        let raises_slot = rules.page == Page::Slots;
+        let tag = match (state.loaders[loader], self.world.tag_scripts) {
+            (Loader::Write(_), _) => TagPart::None,
+            (_, TagScripts::MembersFirst) => TagPart::Check,
+            _ => TagPart::Whole,
+        };
+        let answer = if tag == TagPart::Check && self.has_lost_members(state, loader, &flight) {
+            Answer::Failed
+        } else {
+            self.store(state, flight.epoch, &flight.load, key, StoreMode { raises_slot, tag })
+        };
         let entry = Database::query(&flight.load.rows, key, self.world.deleted);
         say(format_args!("L{loader} stores k{key} = {} at {}: {answer}", Words(entry), flight.load.stamp));
         flight.keys = flight.keys.without(key);
         if answer == Answer::Failed {
             Loader::Idle { left: flight.left }
         } else if !flight.keys.is_empty() {
-            if minds_tag { Loader::Store(flight) } else { Loader::Write(flight) }
+            if tag == TagPart::None { Loader::Write(flight) } else { Loader::Store(flight) }
         } else if rules.page == Page::FloorAfter {
             Loader::FloorAfter(flight)
         } else {
             Loader::Idle { left: flight.left }
         }
+    }
+
+    /// R8: what an earlier script registered may be gone: Redis was rolled back, or members were removed.
+    fn has_lost_members(&self, state: &State, loader: usize, flight: &Flight) -> bool {
+        let rules = &self.world.rules;
+        rules.store_names_count && state.swallowed.contains(job_of(loader))
+            || rules.store_names_removals && state.redis.removals != flight.removals
     }
 }

@@ -1,8 +1,12 @@
 //! Worlds of the repaired protocol that are exhausted in seconds: no invariant breaks.
 
-use crate::faults::Fault::{Crash, CrashLosing, EvictCursor, EvictEntry, EvictTable, Failover, Flush, Kill};
-use crate::rules::{Page, TokenRead};
-use crate::worlds::{FILL0, FILL1, OnChange, TagScripts, WARM, WARM0, World, crowd, ddl, row, worlds};
+use crate::faults::Fault::{
+    Crash, CrashLosing, DropWindow, EvictCursor, EvictEntry, EvictTable, Failover, Flush, Kill, LoadFails,
+};
+use crate::rules::{LeftOut, Page, TokenRead};
+use crate::worlds::{
+    FILL0, FILL1, OnChange, TagScripts, WARM, WARM0, World, crowd, ddl, kept, members_first, row, worlds,
+};
 
 worlds! {
     // Repaired, nothing lost.
@@ -75,6 +79,60 @@ worlds! {
     i06_ddl_and_an_evicted_table: World { faults: &[(EvictTable, 1)], ..ddl([1, 0, 1]) };
     i07_ddl_beside_open_transactions: World { overlap: true, ..ddl([1, 1, 1]) };
     i08_ddl_lost_by_a_crash: World { faults: &[(CrashLosing, 1)], ..ddl([0, 0, 2]) };
+
+    // Loads fail for many keys: the entries are kept, and their stamp slots are pending.
+    j01_left_out_beside_a_fill:
+        World { loaders: &[FILL0], faults: &[(LoadFails, 1), (EvictEntry, 1)], ..kept([1, 1, 0]) };
+    j02_left_out_twice: World { faults: &[(LoadFails, 2)], ..kept([2, 1, 0]) };
+    j03_left_out_beside_a_page_of_the_same_key:
+        World { loaders: &[WARM0], faults: &[(LoadFails, 2)], ..kept([2, 0, 0]) };
+    j04_left_out_and_the_worker_killed: World { faults: &[(LoadFails, 1), (Kill, 1)], ..kept([1, 1, 0]) };
+    j05_left_out_failover_and_kill:
+        World { faults: &[(LoadFails, 1), (Failover, 1), (Kill, 1)], ..kept([2, 0, 0]) };
+    j06_left_out_under_two_workers: World { workers: 2, faults: &[(LoadFails, 1)], ..kept([1, 1, 0]) };
+    j07_left_out_and_a_crash: World { faults: &[(LoadFails, 1), (CrashLosing, 1)], ..kept([2, 0, 0]) };
+    j08_left_out_and_an_evicted_table: World { faults: &[(LoadFails, 1), (EvictTable, 1)], ..kept([2, 0, 0]) };
+    j09_left_out_is_recorded_before_the_advance:
+        World { faults: &[(LoadFails, 1), (Kill, 1)], ..kept([2, 0, 0]) }
+        .under(|rules| rules.left_out = LeftOut::BeforeAdvance);
+    j10_left_out_beside_ddl: World { faults: &[(LoadFails, 1)], ..ddl([2, 0, 1]) };
+    j11_left_out_under_two_revalidations: World { keepers: 2, faults: &[(LoadFails, 1)], ..kept([1, 1, 0]) };
+    j12_left_out_members_of_a_tag: World { tags: true, faults: &[(LoadFails, 1)], ..kept([1, 0, 1]) };
+    j13_left_out_in_one_slot_beside_pages_that_raise_the_floor:
+        World { slots: [0, 0], loaders: &[WARM, FILL0], faults: &[(LoadFails, 1)], ..kept([1, 1, 0]) }
+        .under(|rules| rules.page = Page::FloorInEachScript);
+    j14_left_out_and_a_reader_with_a_token:
+        World { has_reader: true, faults: &[(LoadFails, 1), (Failover, 1)], ..kept([1, 0, 0]) };
+
+    // Members of tags by a script before the stores.
+    m01_members_first_and_a_failover:
+        World { loaders: &[FILL0], faults: &[(Failover, 1)], ..members_first([0, 0, 2]) };
+    m02_members_first_a_page_a_fill_and_an_expiry:
+        World { loaders: &[WARM, FILL0], faults: &[(EvictEntry, 1)], ..members_first([0, 0, 1]) };
+    m03_members_first_and_an_event_that_removes_them:
+        World {
+            has_tag_event: true, removes_members: true, workers: 0, loaders: &[FILL0, FILL1],
+            overlap: true, ..members_first([0, 0, 1])
+        };
+    m04_members_first_and_a_feed_that_removes_them:
+        World {
+            removes_members: true, on_change: OnChange::Delete, loaders: &[WARM, FILL0],
+            ..members_first([0, 0, 2])
+        };
+    m05_members_first_and_a_dropped_window:
+        World { loaders: &[FILL0], faults: &[(DropWindow, 1)], ..members_first([0, 0, 2]) };
+    m06_members_first_failover_and_an_evicted_table:
+        World { loaders: &[WARM], faults: &[(Failover, 1), (EvictTable, 1)], ..members_first([0, 0, 1]) };
+    m07_members_first_crash_and_a_dropped_window:
+        World { loaders: &[WARM0], faults: &[(CrashLosing, 1), (DropWindow, 1)], ..members_first([0, 0, 2]) };
+    m08_members_first_and_pages_that_raise_the_floor:
+        World { loaders: &[WARM], faults: &[(Failover, 1)], ..members_first([1, 0, 1]) }
+        .under(|rules| rules.page = Page::FloorInEachScript);
+    m09_one_script_and_a_feed_that_removes_members:
+        World {
+            tags: true, removes_members: true, on_change: OnChange::Delete, loaders: &[WARM, FILL0],
+            ..row([1, 0, 1])
+        };
 
     // Reading what one has written.
     r01_token_with_watermark_and_value_in_one_read:

@@ -82,6 +82,16 @@ pub(crate) struct Rules {
     pub(crate) revision_is_read_first: bool,
     /// R14a: a revision is never used again, also where Redis was rolled back.
     pub(crate) revisions_are_unique: bool,
+    /// R10: what the feed could not load is recorded with the move of the cursor.
+    pub(crate) left_out: LeftOut,
+    /// R10, R14a: stamp slots that are added to what is pending take a new cause.
+    pub(crate) slots_take_a_new_cause: bool,
+    /// R8: where members are added by an earlier script, the store names its job's count.
+    pub(crate) store_names_count: bool,
+    /// R8: and it checks that no member was removed since.
+    pub(crate) store_names_removals: bool,
+    /// R8: and, as any store, it checks the tag's stamp.
+    pub(crate) store_checks_tag: bool,
     /// R19: a failover is a legal step back. Promise 1 as first worded did not say so.
     pub(crate) failover_may_go_back: bool,
 }
@@ -127,6 +137,11 @@ impl Default for Rules {
             cause_raises_revision: true,
             revision_is_read_first: true,
             revisions_are_unique: true,
+            left_out: LeftOut::WithAdvance,
+            slots_take_a_new_cause: true,
+            store_names_count: true,
+            store_names_removals: true,
+            store_checks_tag: true,
             failover_may_go_back: true,
         }
     }
@@ -141,6 +156,18 @@ pub(crate) enum Refusal {
     Invalidates,
     /// K4.
     CountsAsDone,
+}
+
+/// When the stamp slots of keys that the feed could not load are recorded as pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeftOut {
+    WithAdvance,
+    /// In a script of its own, which comes first (allowed).
+    BeforeAdvance,
+    /// X35.
+    AfterAdvance,
+    /// K14: the entries are kept, and nothing says so.
+    Never,
 }
 
 /// How a reader with a token asks Redis.

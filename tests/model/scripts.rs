@@ -5,7 +5,7 @@ use crate::invariants::Invariant;
 use crate::protocol::Protocol;
 use crate::rules::{Page, Rules};
 use crate::state::{Epoch, Incarnation, Newest, Revision, SHARED, Set, State};
-use crate::worlds::Shared;
+use crate::worlds::{Shared, TagScripts};
 
 /// What a load returned (R1): the rows, the stamp of its snapshot, the incarnation of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,8 +88,18 @@ pub(crate) fn decide(rules: &Rules, question: &Question) -> Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StoreMode {
     pub(crate) raises_slot: bool,
-    /// R8: registers the key and checks its tag, in the same script.
-    pub(crate) minds_tag: bool,
+    pub(crate) tag: TagPart,
+}
+
+/// R8: what a store sees to by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TagPart {
+    /// It checks the tag's stamp and registers the key.
+    Whole,
+    /// It checks; an earlier script registered the key.
+    Check,
+    /// Earlier scripts did both.
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +138,14 @@ impl Protocol {
         load
     }
 
+    /// Where stores rely on members that an earlier script added, removals are counted.
+    pub(crate) fn remove_member(&self, state: &mut State, key: usize) {
+        state.redis.members = state.redis.members.without(key);
+        if self.world.tag_scripts == TagScripts::MembersFirst {
+            state.redis.removals += 1;
+        }
+    }
+
     /// R5.
     pub(crate) fn store(
         &self,
@@ -138,7 +156,13 @@ impl Protocol {
         mode: StoreMode,
     ) -> Answer {
         let (rules, redis) = (&self.world.rules, &mut state.redis);
-        let has_tag = self.world.tags && mode.minds_tag;
+        let checks_tag = self.world.tags
+            && match mode.tag {
+                TagPart::Whole => true,
+                TagPart::Check => rules.store_checks_tag,
+                TagPart::None => false,
+            };
+        let registers = self.world.tags && mode.tag == TagPart::Whole;
         let Some(table) = redis.table.as_mut() else { return Answer::Failed };
         let slot = &mut table.slots[self.world.slots[key]];
         let entry = Database::query(&load.rows, key, self.world.deleted);
@@ -150,7 +174,7 @@ impl Protocol {
             stamp: Some(load.stamp),
             floor: table.floor,
             slot: *slot,
-            tag: if has_tag { redis.tag_stamp } else { 0 },
+            tag: if checks_tag { redis.tag_stamp } else { 0 },
             has_moved: false,
             raises: match mode.raises_slot {
                 true if rules.store_raises && (rules.equal_bytes_raise || !is_same) => Raises::Slot,
@@ -164,7 +188,7 @@ impl Protocol {
             return verdict.answer;
         }
         redis.entries[key] = entry;
-        if has_tag && entry.is_some() {
+        if registers && entry.is_some() {
             redis.members = redis.members.with(key);
         }
         self.accept(state, epoch, load, key);

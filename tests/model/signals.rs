@@ -113,6 +113,9 @@ impl Protocol {
                 say(format_args!("T invalidates k{key} at {stamp}"));
                 if exists || rules.absent_members_are_raised {
                     self.raise(state, None, Set::default().with(key), stamp, true);
+                    if self.world.removes_members {
+                        self.remove_member(state, key);
+                    }
                 }
                 go_on(stamp, members.without(key))
             }

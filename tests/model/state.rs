@@ -147,12 +147,16 @@ pub(crate) struct Redis {
     pub(crate) causes: Cause,
     /// R14: the newest cause for which every entry must be revalidated.
     pub(crate) pending: Cause,
+    /// R10: for each stamp slot the newest cause for which its entries must be revalidated.
+    pub(crate) pending_slots: [Cause; 2],
     pub(crate) revision: Revision,
     /// R12: the fingerprint under which the feed last followed the dataset; none where it was not covered.
     pub(crate) covered: Option<Fingerprint>,
     /// The members of the one tag: both keys would carry it.
     pub(crate) members: Set,
     pub(crate) tag_stamp: Stamp,
+    /// How often members were removed: a store that relies on an earlier script compares it.
+    pub(crate) removals: u8,
     /// R9: the jobs (`Job` in numbers) that ran a script since the copy was taken. They lose it in a failover.
     pub(crate) counted: Set,
 }

@@ -5,7 +5,7 @@ use crate::coverage::Fingerprint;
 use crate::database::{Database, Rows, Snapshot};
 use crate::protocol::{Protocol, Say};
 use crate::rules::{Page, Refusal};
-use crate::scripts::{Answer, Load, Statement, StoreMode};
+use crate::scripts::{Answer, Load, Statement, StoreMode, TagPart};
 use crate::state::{Cursor, Epoch, Incarnation, KEYS, RowsOf, SHARED, Set, State, Words};
 use crate::worlds::{OnChange, Shared};
 
@@ -28,6 +28,8 @@ pub(crate) struct Batch {
     pub(crate) seen: Rows,
     /// What the fingerprint was at `to`: not asked, or none where the dataset was not covered.
     pub(crate) coverage: Option<Option<Fingerprint>>,
+    /// R10: keys that were raised and could not be loaded; their entries are kept.
+    pub(crate) left_out: Set,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,6 +111,13 @@ pub(crate) enum Stage {
     Advance(Batch),
     /// X28: the cause in a second script.
     RecordCause(Place),
+    /// R10: records what was left out, in a script before the move of the cursor.
+    RecordSlots(Batch),
+    /// X35: or after it.
+    RecordSlotsLate {
+        place: Place,
+        left_out: Set,
+    },
     /// X2: the watermark in a second script.
     Publish {
         place: Place,
@@ -177,21 +186,15 @@ impl Protocol {
             Stage::Store { batch, load, left, again, job } => {
                 self.store_next(state, worker, (batch, job), load, (left, again), say)
             }
-            Stage::Invalidate { batch, keys, job } => {
-                let named = Some((batch.place.epoch, batch.place.incarnation));
-                let done = self.raise(state, named, keys, batch.to.stamp(), true);
-                say(format_args!("W{worker} gives up and invalidates {keys} at {}", batch.to.stamp()));
-                if done.is_some() {
-                    state.count(worker);
-                    finish(batch, job)
-                } else {
-                    Stage::Start
-                }
-            }
+            Stage::Invalidate { batch, keys, job } => self.give_up(state, worker, (batch, job), keys, say),
             Stage::Answer { batch, keys, job, statement } => {
                 self.load(state, worker, (batch, job), keys, statement, say)
             }
             Stage::Advance(batch) => self.advance(state, worker, batch, say),
+            Stage::RecordSlots(batch) => self.record_slots_early(state, worker, batch, say),
+            Stage::RecordSlotsLate { place, left_out } => {
+                self.record_slots_late(state, worker, place, left_out, say)
+            }
             Stage::RecordCause(place) => self.record_cause_late(state, worker, place, say),
             Stage::Publish { place, seen } => {
                 say(format_args!("W{worker} publishes watermark {} in a second script", place.cursor));
@@ -289,6 +292,9 @@ impl Protocol {
         let deletes = self.world.on_change == OnChange::Delete;
         let named = Some((batch.place.epoch, batch.place.incarnation));
         let existing = self.raise(state, named, keys, batch.to.stamp(), deletes);
+        if deletes && self.world.removes_members && existing.is_some() {
+            members.iter().for_each(|key| self.remove_member(state, key));
+        }
         match existing {
             Some(existing) => {
                 say(format_args!("W{worker} raises {keys} to {}, existing {existing}", batch.to.stamp()));
@@ -345,6 +351,25 @@ impl Protocol {
         Stage::Store { batch, load: self.answer(state, statement), left: keys, again: Set::default(), job }
     }
 
+    /// R10: the batch goes on, and these keys are gone.
+    fn give_up(
+        &self,
+        state: &mut State,
+        worker: usize,
+        (batch, job): (Batch, Job),
+        keys: Set,
+        say: Say<'_>,
+    ) -> Stage {
+        let named = Some((batch.place.epoch, batch.place.incarnation));
+        let done = self.raise(state, named, keys, batch.to.stamp(), true);
+        say(format_args!("W{worker} gives up and invalidates {keys} at {}", batch.to.stamp()));
+        if done.is_none() {
+            return Stage::Start;
+        }
+        state.count(worker);
+        finish(batch, job)
+    }
+
     fn store_next(
         &self,
         state: &mut State,
@@ -357,7 +382,7 @@ impl Protocol {
         let key = left.first().unwrap();
         // R7: a page raises the floor in each of its scripts, and no slot.
         let raises_slot = job == Job::Feed || self.world.rules.page != Page::FloorInEachScript;
-        let mode = StoreMode { raises_slot, minds_tag: true };
+        let mode = StoreMode { raises_slot, tag: TagPart::Whole };
         let answer = self.store(state, batch.place.epoch, &load, key, mode);
         let entry = Database::query(&load.rows, key, self.world.deleted);
         say(format_args!("W{worker} stores k{key} = {} at {}: {answer}", Words(entry), load.stamp));

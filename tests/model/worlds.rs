@@ -14,6 +14,8 @@ pub(crate) enum TagScripts {
     One,
     /// Register, check and write by themselves (Cluster, where they are in different slots).
     Three,
+    /// The members of a page by one script, then stores that check what that script did.
+    MembersFirst,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub(crate) struct World {
     pub(crate) has_tag_event: bool,
     pub(crate) tags: bool,
     pub(crate) tag_scripts: TagScripts,
+    /// An invalidation that deletes a member takes it out of the set, too.
+    pub(crate) removes_members: bool,
     pub(crate) has_reader: bool,
     /// The cache begins empty.
     pub(crate) is_cold: bool,
@@ -95,6 +99,7 @@ impl Default for World {
             has_tag_event: false,
             tags: false,
             tag_scripts: TagScripts::One,
+            removes_members: false,
             has_reader: false,
             is_cold: false,
             on_change: OnChange::Refresh,
@@ -111,6 +116,16 @@ impl Default for World {
 /// A world with DDL, and a revalidation beside the feed.
 pub(crate) fn ddl(todo: [u8; 3]) -> World {
     World { keepers: 1, shared: Shared::Definition, deleted: [0; 2], ..row(todo) }
+}
+
+/// A world whose transactions are one step each, with a revalidation beside the feed and two stamp slots.
+pub(crate) fn kept(todo: [u8; 3]) -> World {
+    World { keepers: 1, slots: [0, 1], ..row(todo) }
+}
+
+/// A world of tags whose members are added before the stores. It begins without entries.
+pub(crate) fn members_first(todo: [u8; 3]) -> World {
+    World { tags: true, tag_scripts: TagScripts::MembersFirst, is_cold: true, ..row(todo) }
 }
 
 /// A world whose transactions may be open together.
