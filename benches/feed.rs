@@ -279,7 +279,7 @@ impl Bench {
                 writer.execute("select pg_current_xact_id()").await.unwrap();
             }
             let began = Instant::now();
-            reader.poll(cursor.as_str()).await.unwrap();
+            reader.poll(cursor.as_str(), None).await.unwrap();
             times[number % 2].push(began.elapsed().as_secs_f64() * 1e3);
         }
         println!(

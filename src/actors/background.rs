@@ -14,6 +14,11 @@ impl<T: Send + 'static> Background<T> {
         Self { handle: tokio::spawn(work) }
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.handle.is_finished()
+    }
+
     /// Its result; none: it panicked. Must not be asked again.
     pub async fn result(&mut self) -> Option<T> {
         (&mut self.handle).await.ok()

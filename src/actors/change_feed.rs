@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::background::Background;
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
@@ -27,9 +28,14 @@ use cachekeeper_engine::namespaces;
 
 /// How often a worker that does not lead looks at the one who does.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-/// Coverage is looked at this often, and the outbox is trimmed.
+/// Coverage is computed anew where the catalogs say so. A worker that does not lead asks them this often.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Pauses between two computations: at least this while the catalogs change, growing while a dataset is not covered.
+const LOOK_MIN: Duration = Duration::from_millis(100);
+const LOOK_MAX: Duration = LOOK_EVERY;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How often the outbox is trimmed.
+const TRIM_EVERY: Duration = Duration::from_secs(60);
 /// R11 asks for one run of the cursor's script a second; half of that leaves time for a slow one.
 const ADVANCE_EVERY: Duration = Duration::from_millis(500);
 /// A leader that does not move the watermark for so long may be dead, while its lease lives on.
@@ -47,7 +53,10 @@ impl Task for ChangeFeed {
     async fn run(context: TaskContext, _wake: Wake) {
         let feed = Feed {
             context,
+            looking: None,
+            looked_at: Instant::now(),
             look_at: Instant::now(),
+            looks: Backoff::new(LOOK_MIN, LOOK_MAX),
             reasons: BTreeMap::new(),
             is_failing: false,
             last_seen: None,
@@ -60,8 +69,12 @@ impl Task for ChangeFeed {
 
 struct Feed {
     context: TaskContext,
-    /// When the coverage is looked at next.
+    /// Coverage that is computed beside the changes.
+    looking: Option<Background<Result<Coverage, EngineError>>>,
+    looked_at: Instant,
+    /// When it is computed again, while a dataset is not covered; and by whom does not lead, when the catalogs are asked.
     look_at: Instant,
+    looks: Backoff,
     /// Why datasets are not covered, so that each reason is said once.
     reasons: BTreeMap<String, String>,
     is_failing: bool,
@@ -92,7 +105,6 @@ impl Feed {
             info!("this worker follows the changes");
             self.may_install = true;
             self.is_noted = false;
-            self.look_at = Instant::now();
             self.follow(Role::Leader(&lease)).await;
             self.may_install = false;
         }
@@ -103,7 +115,12 @@ impl Feed {
         self.last_seen = None;
         loop {
             tokio::time::sleep(WATCH_EVERY).await;
-            self.look_if_due().await;
+            if self.look_at <= Instant::now() {
+                match self.is_current().await {
+                    true => self.look_at = Instant::now() + LOOK_EVERY,
+                    false => self.look().await,
+                }
+            }
             if self.is_leaderless().await {
                 debug!("the watermark does not move, applying changes without the lease");
                 self.follow(Role::Substitute).await;
@@ -128,7 +145,10 @@ impl Feed {
 
     async fn follow(&mut self, role: Role<'_>) {
         let engine = self.context.engine.clone();
+        // What is known may be from before somebody else followed.
+        self.look().await;
         let mut follower = FeedConsumer::new(&engine);
+        let mut trim_at = Instant::now();
         let mut interval = PollInterval::default();
         // The first step moves the watermark: others wait to know what is covered.
         let mut advanced: Option<Instant> = None;
@@ -142,10 +162,12 @@ impl Feed {
             if is_over || is_superseded(&self.context) {
                 return;
             }
-            if self.look_if_due().await
-                && let Err(error) = follower.trim().await
-            {
-                debug!(error = %chain(&error), "the outbox is trimmed later");
+            self.look_beside(&follower).await;
+            if trim_at <= Instant::now() {
+                trim_at = Instant::now() + TRIM_EVERY;
+                if let Err(error) = follower.trim().await {
+                    debug!(error = %chain(&error), "the outbox is trimmed later");
+                }
             }
             let step = follower.step(must_advance).await;
             match step {
@@ -196,26 +218,59 @@ impl Feed {
         self.is_failing = trouble.is_some();
     }
 
-    /// Looks at the coverage once a minute; true: it did.
-    async fn look_if_due(&mut self) -> bool {
-        if Instant::now() < self.look_at {
-            return false;
+    /// Computes the coverage where it is due, beside the changes: the cursor does not wait for it.
+    async fn look_beside(&mut self, follower: &FeedConsumer) {
+        if let Some(looking) = self.looking.as_mut().filter(|looking| looking.has_ended()) {
+            let looked = looking.result().await;
+            self.looking = None;
+            match looked {
+                Some(looked) => self.on_looked(looked).await,
+                None => warn!("computing the coverage panicked, trying again"),
+            }
         }
-        let engine = self.context.engine.clone();
-        match coverage::look(&engine, self.may_install).await {
+        let has_gaps =
+            || self.context.engine.coverage().is_none_or(|coverage| coverage.gaps().next().is_some());
+        let is_due = follower.wants_coverage() && LOOK_MIN < self.looked_at.elapsed()
+            || self.look_at <= Instant::now() && has_gaps();
+        if self.looking.is_none() && is_due {
+            let (engine, may_install) = (self.context.engine.clone(), self.may_install);
+            self.looking = Some(Background::spawn(async move { coverage::look(&engine, may_install).await }));
+        }
+    }
+
+    /// Computes the coverage.
+    async fn look(&mut self) {
+        self.looking = None;
+        let looked = coverage::look(&self.context.engine, self.may_install).await;
+        self.on_looked(looked).await;
+    }
+
+    /// Whether the catalogs are as they were when the coverage was computed.
+    async fn is_current(&self) -> bool {
+        match self.context.engine.coverage() {
+            Some(coverage) if coverage.gaps().next().is_none() => {
+                coverage::is_current(&self.context.engine, &coverage).await.unwrap_or(false)
+            }
+            _ => false,
+        }
+    }
+
+    async fn on_looked(&mut self, looked: Result<Coverage, EngineError>) {
+        self.looked_at = Instant::now();
+        match looked {
             Ok(coverage) => {
-                let is_settling = coverage.gaps().next().is_some();
+                let before = self.reasons.clone();
                 self.tell(&coverage);
-                engine.set_coverage(coverage);
+                self.context.engine.set_coverage(coverage);
                 self.note_watched().await;
-                // Sooner while a dataset is not covered.
-                self.look_at = Instant::now() + if is_settling { LOOK_EVERY / 12 } else { LOOK_EVERY };
-                true
+                if self.reasons.is_empty() || before != self.reasons {
+                    self.looks.reset();
+                }
+                self.look_at = Instant::now() + self.looks.pause();
             }
             Err(error) => {
                 self.note(Some(chain(&error)));
                 self.look_at = Instant::now() + LOOK_AGAIN;
-                false
             }
         }
     }

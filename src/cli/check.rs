@@ -128,9 +128,10 @@ async fn check_dataset(
     }
     let inspection = context.postgres.inspect(&dataset.settings.query).await?;
     let query = path("query");
-    for (relation, _) in inspection.relations.iter().filter(|(_, kind)| *kind == 'f') {
+    for relation in inspection.relations.iter().filter(|relation| relation.kind == 'f') {
         let message = format!(
-            "the query reads the foreign table {relation}, which this server's snapshots do not cover"
+            "the query reads the foreign table {}, which this server's snapshots do not cover",
+            relation.name
         );
         problems.push(config.source.problem(
             &query,

@@ -108,8 +108,9 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
         let before = applied_by_worker();
         for _ in 0..20 {
             let seen = applied();
-            rig.postgres.execute("update products set price = price + 1 where id = 7").await.unwrap();
-            wait_until("the leader has applied it", async || {
+            wait_until("the leader has applied one", async || {
+                // Where the substitute was faster, the leader finds nothing left of it.
+                rig.postgres.execute("update products set price = price + 1 where id = 7").await.unwrap();
                 if seen < applied() { Ok(()) } else { Err("not yet".to_owned()) }
             })
             .await;

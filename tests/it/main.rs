@@ -23,6 +23,7 @@ mod cli;
 mod cli_writes;
 mod commands;
 mod config;
+mod coverage;
 mod decision_table;
 #[path = "../decisions/mod.rs"]
 mod decisions;

@@ -2,6 +2,7 @@
 
 mod batch;
 mod loads;
+mod verification;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub(crate) use batch::apply_own;
 use batch::{ChangeBatch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
 use loads::{FeedLoads, Troubles};
+use verification::Verification;
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +47,9 @@ pub struct FeedConsumer {
     position: Option<FeedPosition>,
     troubles: Troubles,
     count_reset: Instant,
-    /// The watermark's time when this one last moved it.
-    moved_to: Option<String>,
+    verification: Verification,
+    /// The watermark's snapshot and time when this one last moved it.
+    moved_to: Option<(Snapshot, String)>,
     has_met_another: bool,
 }
 
@@ -74,6 +77,7 @@ impl FeedConsumer {
             position: None,
             troubles: Troubles::default(),
             count_reset: Instant::now(),
+            verification: Verification::default(),
             moved_to: None,
             has_met_another: false,
         }
@@ -83,12 +87,18 @@ impl FeedConsumer {
     /// on an idle database, two workers that move the cursor do not otherwise notice each other.
     pub async fn has_met_another(&mut self, look: bool) -> bool {
         if look
-            && let Some(moved_to) = &self.moved_to
+            && let Some((_, moved_to)) = &self.moved_to
             && let Ok(watermark) = self.context.redis.watermark().await
         {
             self.has_met_another |= watermark.is_some_and(|watermark| watermark.as_of != *moved_to);
         }
         self.has_met_another
+    }
+
+    /// Whether coverage must be computed anew, by somebody who need not hold up the cursor.
+    #[must_use]
+    pub fn wants_coverage(&self) -> bool {
+        self.verification.has_changes()
     }
 
     /// Looks for changes once, and applies them. With `must_advance` the cursor's script runs also where nothing was
@@ -114,7 +124,14 @@ impl FeedConsumer {
             Some(position) => position,
             None => self.find_position().await?,
         };
-        let polled = self.reader.poll(position.cursor.as_str()).await;
+        if coverage.incarnation.as_ref() != Some(&position.incarnation) {
+            // Another database may be behind the same address: nothing of it is known, not even what its captures mean.
+            self.context.set_coverage(coverage::look(&self.context, false).await?);
+            return Ok(Step::Again);
+        }
+        self.verification.by(&coverage);
+        let verify = self.verification.next(must_advance);
+        let polled = self.reader.poll(position.cursor.as_str(), verify.as_ref()).await;
         let polled_at = Instant::now();
         let poll = match polled {
             Ok(poll) => poll,
@@ -140,13 +157,14 @@ impl FeedConsumer {
             self.context.set_coverage(coverage::look(&self.context, false).await?);
             return Ok(Step::Again);
         }
-        if poll.poll.snapshot == position.cursor {
-            if must_advance {
-                return self.advance(position, poll.poll, &poll.as_of.0, &coverage, 0).await.map(|step| {
-                    match step {
-                        Step::Applied(_) => Step::Idle,
-                        other => other,
-                    }
+        let is_idle = poll.poll.snapshot == position.cursor;
+        self.verification.note(&self.context.catalog, &poll, is_idle);
+        if is_idle {
+            let has_moved = self.moved_to.as_ref().is_some_and(|(snapshot, _)| *snapshot == position.cursor);
+            if must_advance || self.verification.is_at(&position.cursor) && !has_moved {
+                return self.advance(position, poll.poll, &poll.as_of.0, 0).await.map(|step| match step {
+                    Step::Applied(_) => Step::Idle,
+                    other => other,
                 });
             }
             self.position = Some(position);
@@ -247,9 +265,7 @@ impl FeedConsumer {
         failpoint::reach("feed.stored");
         let as_of = found.as_of;
         let counted = found.outbox.counted;
-        let step = self
-            .advance(FeedPosition { count, ..position }, found.poll, &as_of.0, &coverage, statements)
-            .await?;
+        let step = self.advance(FeedPosition { count, ..position }, found.poll, &as_of.0, statements).await?;
         if matches!(step, Step::Applied(_)) {
             let since_poll = polled_at.elapsed();
             self.context.metrics.changes.inc_by(statements);
@@ -267,23 +283,27 @@ impl FeedConsumer {
         position: FeedPosition,
         poll: Poll,
         as_of: &str,
-        coverage: &Coverage,
         statements: u64,
     ) -> Result<Step, EngineError> {
-        let followed = self.followed(coverage);
+        // What this process has left to a newer one it does not follow.
+        let is_own =
+            |name: &str| self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded());
+        let followed: Vec<_> = self.verification.followed().filter(|(name, _)| is_own(name)).collect();
+        let watermark = self.verification.is_at(&poll.snapshot).then_some(as_of);
         let advance = Advance {
             job: (&self.job, position.count),
             from: position.cursor.as_str(),
             to: &poll.snapshot,
-            as_of,
-            covered: &followed,
-            reason: "newly covered",
+            watermark,
+            followed: &followed,
         };
         let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {
             Advanced::Done => {
                 failpoint::reach("feed.advanced");
-                self.moved_to = Some(as_of.to_owned());
+                if let Some(as_of) = watermark {
+                    self.moved_to = Some((poll.snapshot.clone(), as_of.to_owned()));
+                }
                 self.position =
                     Some(FeedPosition { cursor: poll.snapshot, count: position.count + 1, ..position });
                 Ok(Step::Applied(statements))
@@ -295,15 +315,6 @@ impl FeedConsumer {
             }
             Advanced::RolledBack => Err(EngineError::RedisRolledBack),
         }
-    }
-
-    /// What this process follows, and has not left to a newer one.
-    fn followed(&self, coverage: &Coverage) -> Vec<(String, String)> {
-        let mut followed = coverage.covered();
-        followed.retain(|(name, _)| {
-            self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded())
-        });
-        followed
     }
 
     /// A worker that keeps up does not let the outbox count as full.

@@ -8,21 +8,61 @@ use std::sync::Arc;
 
 use super::catalog::{Catalog, Dataset};
 use crate::stores::postgres::write::DIRECT;
-use crate::stores::postgres::{Change, KeyValues};
+use crate::stores::postgres::{CatalogScope, CatalogState, Change, Fingerprint, KeyValues};
 use cachekeeper_config::WatchTarget;
 use cachekeeper_protocol::template::Template;
-pub use survey::{TRYING_AGAIN, install_exactly, look};
+pub use survey::{TRYING_AGAIN, install_exactly, is_current, look};
 
 /// Which datasets are covered, and what the changes of each capture mean.
 #[derive(Debug, Default)]
 pub struct Coverage {
     /// For each dataset its coverage fingerprint, which changes with anything that decides about its coverage, or why it is not
     /// covered.
-    pub datasets: BTreeMap<String, Result<String, String>>,
+    pub datasets: BTreeMap<String, Result<Fingerprint, String>>,
+    /// The incarnation that it was computed in. In another one it means nothing.
+    pub incarnation: Option<String>,
+    /// What is looked at in the catalogs.
+    pub(crate) catalogs: WatchedCatalogs,
     /// The columns that a change of a capture carries, and what it touches.
     pub captures: HashMap<i32, Captured>,
     /// The marker of what triggers could not write, as far as it is taken into account.
     pub marker: i64,
+}
+
+/// What is looked at in the catalogs, to notice that coverage must be computed anew.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct WatchedCatalogs {
+    /// For each dataset that could be inspected, covered or not.
+    scopes: BTreeMap<String, CatalogScope>,
+    /// The fingerprints that belong to this coverage.
+    pub(crate) seen: BTreeMap<String, Fingerprint>,
+    /// The expression that reads the catalogs.
+    pub(crate) expression: String,
+}
+
+impl WatchedCatalogs {
+    fn new(scopes: BTreeMap<String, CatalogScope>) -> Self {
+        Self { expression: union(&scopes).expression(), scopes, seen: BTreeMap::new() }
+    }
+
+    /// The fingerprints in this state of the catalogs.
+    pub(crate) fn fingerprints(
+        &self,
+        catalog: &Catalog,
+        state: &CatalogState,
+    ) -> BTreeMap<String, Fingerprint> {
+        let of = |(name, scope): (&String, &CatalogScope)| {
+            let definition = &catalog.get(name)?.definition;
+            Some((name.clone(), state.fingerprint(definition, scope)))
+        };
+        self.scopes.iter().filter_map(of).collect()
+    }
+}
+
+fn union(scopes: &BTreeMap<String, CatalogScope>) -> CatalogScope {
+    let mut union = CatalogScope::default();
+    scopes.values().for_each(|scope| union.add(scope));
+    union
 }
 
 /// What changes of one captured tree mean.
@@ -87,14 +127,9 @@ impl Coverage {
         })
     }
 
-    /// The datasets that are covered, with their fingerprints.
-    #[must_use]
-    pub fn covered(&self) -> Vec<(String, String)> {
-        let covered = self
-            .datasets
-            .iter()
-            .filter_map(|(name, fingerprint)| Some((name.clone(), fingerprint.clone().ok()?)));
-        covered.collect()
+    /// The names of the datasets that are covered.
+    pub fn covered(&self) -> impl Iterator<Item = &String> {
+        self.datasets.iter().filter_map(|(name, fingerprint)| fingerprint.is_ok().then_some(name))
     }
 
     /// The datasets that are not, with the reason.

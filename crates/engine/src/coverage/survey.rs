@@ -3,26 +3,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Captured, Coverage, Rule, Touches};
+use super::{Captured, Coverage, Rule, Touches, WatchedCatalogs};
 use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::error::{EngineError, chain};
 use crate::stores::postgres::capture::WantedCapture;
-use crate::stores::postgres::{Capture, ErrorKind, TreeMember};
+use crate::stores::postgres::{
+    Capture, CatalogScope, CatalogState, ErrorKind, Fingerprint, Inspection, NameKind, TreeMember,
+};
 use cachekeeper_config::{CaptureMode, WatchTarget};
-use cachekeeper_protocol::revision::hash_of;
 
 /// Part of the reason where waiting helps.
 pub const TRYING_AGAIN: &str = "trying again";
 
+/// How often the catalogs may change while they are read, before whoever follows decides by what is known.
+const LOOKS_MAX: usize = 3;
+
 /// What the watch rules ask for, and what the database has.
+#[derive(PartialEq, Eq)]
 struct CoverageSurvey {
     members: Vec<TreeMember>,
     captures: Vec<Capture>,
-    /// For each dataset the relations of its query, or why they cannot be told.
-    reads: BTreeMap<String, Result<Vec<String>, String>>,
-    /// For each dataset a hash of the views that its query reads through.
-    views: BTreeMap<String, String>,
+    /// For each dataset what its query reads, or why that cannot be told.
+    reads: BTreeMap<String, Result<Inspection, String>>,
 }
 
 /// Computes the coverage of every dataset. With `may_install`, what is missing is installed where this role may do so.
@@ -54,6 +57,8 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
         return Ok(Coverage::default());
     }
     let marker = context.postgres.marker().await?;
+    // Sessions read the settings of roles and databases once; names are resolved by those of now.
+    context.postgres.renew_connections();
     let mut survey = CoverageSurvey::take(context).await?;
     let mut obstacles = BTreeMap::new();
     if what != Install::Nothing {
@@ -65,7 +70,21 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
         context.postgres.settle_captures().await?;
         survey.captures = context.postgres.captures().await?;
     }
-    Ok(Coverage { marker, ..survey.judge(context, &obstacles) })
+    let coverage = survey.compute(context, &obstacles).await?;
+    Ok(Coverage { marker, ..coverage })
+}
+
+/// Whether nothing in the catalogs has changed since this coverage was computed.
+///
+/// # Errors
+/// [`EngineError`] if the database does not answer.
+pub async fn is_current(context: &Context, coverage: &Coverage) -> Result<bool, EngineError> {
+    let catalogs = &coverage.catalogs;
+    let (state, incarnation) = context.postgres.catalog_state(&catalogs.expression).await?;
+    let now = catalogs.fingerprints(&context.catalog, &state);
+    let is_same =
+        |(name, seen): (&String, &Fingerprint)| now.get(name).is_some_and(|now| now.is_unchanged_since(seen));
+    Ok(incarnation == coverage.incarnation && catalogs.seen.iter().all(is_same))
 }
 
 /// Installs what is missing. The answer says for each root why that was not possible.
@@ -169,27 +188,73 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
 impl CoverageSurvey {
     async fn take(context: &Context) -> Result<Self, EngineError> {
         let mut reads = BTreeMap::new();
-        let mut views = BTreeMap::new();
         for dataset in context.catalog.iter() {
             let found = match context.postgres.inspect(&dataset.settings.query).await {
-                Ok(inspection) => {
-                    views.insert(dataset.name().to_owned(), inspection.views);
-                    Ok(inspection.relations.into_iter().map(|(name, _)| name).collect())
-                }
+                Ok(inspection) => Ok(inspection),
                 Err(error) if error.kind == ErrorKind::Unavailable => return Err(error.into()),
                 Err(error) => Err(chain(&error)),
             };
             reads.insert(dataset.name().to_owned(), found);
         }
-        let mut survey =
-            Self { members: Vec::new(), captures: context.postgres.captures().await?, reads, views };
+        let mut survey = Self { members: Vec::new(), captures: context.postgres.captures().await?, reads };
         survey.members = context.postgres.trees(&survey.tables(context)).await?;
         Ok(survey)
     }
 
+    /// The coverage, with the fingerprints that belong to it: they are read between two surveys that found the same. Else a change
+    /// between the two would be taken for known.
+    async fn compute(
+        mut self,
+        context: &Context,
+        obstacles: &BTreeMap<u32, String>,
+    ) -> Result<Coverage, EngineError> {
+        for _ in 0..LOOKS_MAX {
+            let catalogs = WatchedCatalogs::new(self.scopes(context));
+            let (state, incarnation) = context.postgres.catalog_state(&catalogs.expression).await?;
+            let again = Self::take(context).await?;
+            if self == again {
+                return Ok(self.judge(context, obstacles, (catalogs, &state, incarnation)));
+            }
+            self = again;
+        }
+        // No fingerprint is like these, so whoever follows looks again.
+        let catalogs = WatchedCatalogs::new(self.scopes(context));
+        let (_, incarnation) = context.postgres.catalog_state(&catalogs.expression).await?;
+        Ok(self.judge(context, obstacles, (catalogs, &CatalogState::default(), incarnation)))
+    }
+
+    /// What decides about each dataset in the catalogs.
+    fn scopes(&self, context: &Context) -> BTreeMap<String, CatalogScope> {
+        let mut scopes = BTreeMap::new();
+        for dataset in context.catalog.iter() {
+            let Some(Ok(inspection)) = self.reads.get(dataset.name()) else { continue };
+            let mut scope = inspection.scope.clone();
+            let watched = dataset.settings.watch.iter().map(|rule| rule.table.as_str());
+            for table in watched.chain(inspection.tables()) {
+                let bare = table.rsplit('.').next().unwrap_or(table).trim_matches('"');
+                scope.names.insert((NameKind::Relation, bare.to_owned()));
+                let Ok(root) = self.root_of(table) else { continue };
+                scope.roots.insert(root);
+                let members = self.members_of(root);
+                // A partition has the columns of its root.
+                let is_partitioned = members.first().is_some_and(|member| member.kind == 'p');
+                let oids = members.iter().map(|member| member.oid);
+                if is_partitioned {
+                    scope.members.extend(oids);
+                    scope.relations.insert(root);
+                } else {
+                    scope.relations.extend(oids);
+                }
+            }
+            scopes.insert(dataset.name().to_owned(), scope);
+        }
+        scopes
+    }
+
     /// Every table that is read or watched.
     fn tables(&self, context: &Context) -> Vec<String> {
-        let mut tables: BTreeSet<String> = self.reads.values().flatten().flatten().cloned().collect();
+        let read = self.reads.values().flatten().flat_map(Inspection::tables);
+        let mut tables: BTreeSet<String> = read.map(str::to_owned).collect();
         for dataset in context.catalog.iter() {
             tables.extend(dataset.settings.watch.iter().map(|rule| rule.table.clone()));
         }
@@ -220,15 +285,24 @@ impl CoverageSurvey {
         members
     }
 
-    fn judge(&self, context: &Context, obstacles: &BTreeMap<u32, String>) -> Coverage {
-        let mut coverage = Coverage::default();
+    fn judge(
+        &self,
+        context: &Context,
+        obstacles: &BTreeMap<u32, String>,
+        (mut catalogs, state, incarnation): (WatchedCatalogs, &CatalogState, Option<String>),
+    ) -> Coverage {
+        catalogs.seen = catalogs.fingerprints(&context.catalog, state);
+        let mut coverage = Coverage { incarnation, catalogs, ..Coverage::default() };
         for capture in &self.captures {
             let captured =
                 Captured { columns: capture.columns.clone(), version: capture.version, rules: Vec::new() };
             coverage.captures.insert(capture.id, captured);
         }
         for dataset in context.catalog.iter() {
-            let fingerprint = self.fingerprint_of(dataset, obstacles);
+            let fingerprint = self.check(dataset, obstacles).and_then(|()| {
+                let seen = coverage.catalogs.seen.get(dataset.name()).cloned();
+                seen.ok_or_else(|| "what its query reads is not known".to_owned())
+            });
             coverage.datasets.insert(dataset.name().to_owned(), fingerprint);
             for rule in &dataset.settings.watch {
                 let root = self.root_of(&rule.table);
@@ -242,8 +316,8 @@ impl CoverageSurvey {
         coverage
     }
 
-    /// A text that changes whenever anything about the dataset's capture does, or why it has none.
-    fn fingerprint_of(&self, dataset: &Dataset, obstacles: &BTreeMap<u32, String>) -> Result<String, String> {
+    /// Whether no change of what the dataset reads can be missed, or why.
+    fn check(&self, dataset: &Dataset, obstacles: &BTreeMap<u32, String>) -> Result<(), String> {
         let Some(Ok(reads)) = self.reads.get(dataset.name()) else {
             let reason = self.reads.get(dataset.name()).and_then(|reads| reads.as_ref().err());
             return Err(format!("what its query reads is not known: {}", reason.map_or("", String::as_str)));
@@ -252,12 +326,10 @@ impl CoverageSurvey {
         for rule in &dataset.settings.watch {
             roots.insert(self.root_of(&rule.table)?);
         }
-        for table in reads {
+        for table in reads.tables() {
             // What is no ordinary table is named before a missing rule: no rule would help.
-            let odd = self
-                .members
-                .iter()
-                .find(|member| member.asked == *table && !matches!(member.kind, 'r' | 'p'));
+            let odd =
+                self.members.iter().find(|member| member.asked == table && !matches!(member.kind, 'r' | 'p'));
             if let Some(flaw) = odd.and_then(|member| flaw(member, &NO_CAPTURE)) {
                 return Err(flaw);
             }
@@ -267,8 +339,6 @@ impl CoverageSurvey {
                 ));
             }
         }
-        let views = self.views.get(dataset.name()).cloned().unwrap_or_default();
-        let mut parts = vec![dataset.definition.clone(), reads.join(","), views];
         for root in roots {
             let members = self.members_of(root);
             let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
@@ -295,15 +365,11 @@ impl CoverageSurvey {
                     ));
                 }
             }
-            parts.push(format!("{:?} {}", capture.function, capture.gaps));
-            for member in members {
-                if let Some(flaw) = flaw(member, capture) {
-                    return Err(flaw);
-                }
-                parts.push(format!("{} {} {:?}", member.oid, member.shape, member.triggers));
+            if let Some(flaw) = members.into_iter().find_map(|member| flaw(member, capture)) {
+                return Err(flaw);
             }
         }
-        Ok(hash_of(parts.iter().map(String::as_str)))
+        Ok(())
     }
 }
 

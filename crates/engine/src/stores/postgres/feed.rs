@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::load::read_stamped;
 use super::statement::INCARNATION;
-use super::{ErrorKind, Poll, Postgres, SourceError};
+use super::{CatalogState, ErrorKind, Poll, Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// A connection of its own, because it asks every few milliseconds.
@@ -43,6 +43,8 @@ pub struct FeedPoll {
     pub as_of: (String, i64),
     /// What the outbox says about itself.
     pub outbox: OutboxState,
+    /// The state of the catalogs at that snapshot, where it was asked for and the snapshot is another than the one verified last.
+    pub catalogs: Option<CatalogState>,
     /// The changes, in groups. Ends with an error if the connection breaks: then not all of them came.
     pub changes: mpsc::Receiver<Result<Vec<Change>, SourceError>>,
 }
@@ -87,7 +89,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// above the snapshot came with a restored dump.
 fn poll_sql(snapshot: &str, keys: &str, limit: &str) -> String {
     format!(
-        "select s.snap::text, {INCARNATION}, to_char(statement_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+        "select s.snap::text as snap, {INCARNATION} as incarnation, to_char(statement_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
             (extract(epoch from statement_timestamp()) * 1000000)::bigint,
             f.horizon, f.horizon_in, f.overflow, f.overflow_in, (select last_value from cachekeeper.outbox_count),
             (select case when is_called then last_value else 0 end from cachekeeper.uncaptured), f.marker,
@@ -104,6 +106,25 @@ fn poll_sql(snapshot: &str, keys: &str, limit: &str) -> String {
     )
 }
 
+/// What a poll verifies on the way.
+#[derive(Debug, Clone, Copy)]
+pub struct Verify<'a> {
+    /// The expression that reads the catalogs ([`super::CatalogScope`]).
+    pub catalogs: &'a str,
+    /// The snapshot at which they were read last; at the same one nothing can have changed.
+    pub verified_at: &'a str,
+}
+
+impl Verify<'_> {
+    /// The same poll, whose first row also has the state of the catalogs.
+    fn sql(&self, poll: &str) -> String {
+        format!(
+            "select p.*, case when row_number() over () = 1 and p.snap <> $2::text then {} end as catalogs from ({poll}) p",
+            self.catalogs
+        )
+    }
+}
+
 impl FeedReader {
     /// Nothing connects yet.
     #[must_use]
@@ -111,9 +132,9 @@ impl FeedReader {
         Self { connection: None, postgres: postgres.clone(), keys: KEYS }
     }
 
-    /// Asks what was committed since `cursor`.
-    pub async fn poll(&mut self, cursor: &str) -> Result<FeedPoll, SourceError> {
-        let polled = tokio::time::timeout(ANSWER_WITHIN, self.begin(cursor)).await;
+    /// Asks what was committed since `cursor`, and for the state of the catalogs, where something is to be verified.
+    pub async fn poll(&mut self, cursor: &str, verify: Option<&Verify<'_>>) -> Result<FeedPoll, SourceError> {
+        let polled = tokio::time::timeout(ANSWER_WITHIN, self.begin(cursor, verify)).await;
         let polled = polled
             .unwrap_or_else(|_elapsed| Err(SourceError::new("read the outbox", sqlx::Error::PoolTimedOut)));
         if let Err(error) = &polled {
@@ -128,26 +149,39 @@ impl FeedReader {
     async fn open(postgres: &Postgres) -> Result<PgConnection, SourceError> {
         let mut connection = postgres.open_unlimited().await?;
         // The outbox is read by its index, also before anything is known about its size.
-        let setting = connection.execute("set enable_seqscan = off").await;
+        // Plans that fit every snapshot are made once: the catalogs' takes longer to plan than to run.
+        let setting =
+            connection.execute("set enable_seqscan = off; set plan_cache_mode = force_generic_plan").await;
         setting.map_err(|source| SourceError::new("prepare the feed's connection", source))?;
         Ok(connection)
     }
 
     /// Few changes are read at once; a long stream goes through a task of its own.
-    async fn begin(&mut self, cursor: &str) -> Result<FeedPoll, SourceError> {
+    async fn begin(&mut self, cursor: &str, verify: Option<&Verify<'_>>) -> Result<FeedPoll, SourceError> {
         let what = "read the outbox";
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => Self::open(&self.postgres).await?,
         };
         let mut first: Option<PollHeader> = None;
+        let mut catalogs: Option<CatalogState> = None;
         let mut changes = Vec::new();
         let sql = poll_sql("pg_current_snapshot()", self.keys, &format!("limit {}", GROUP + 1));
-        let mut stream = sqlx::query(AssertSqlSafe(sql)).bind(cursor.to_owned()).fetch(&mut connection);
+        let sql = verify.map_or_else(|| sql.clone(), |verify| verify.sql(&sql));
+        let mut statement = sqlx::query(AssertSqlSafe(sql)).bind(cursor.to_owned());
+        if let Some(verify) = verify {
+            statement = statement.bind(verify.verified_at.to_owned());
+        }
+        let mut stream = statement.fetch(&mut connection);
         while let Some(row) = stream.next().await {
             let row = row.map_err(|source| SourceError::new(what, source))?;
             if first.is_none() {
                 first = Some(read_header(&row)?);
+                if verify.is_some() {
+                    let texts: Option<Vec<String>> =
+                        row.try_get("catalogs").map_err(|source| SourceError::new(what, source))?;
+                    catalogs = texts.map(CatalogState::read);
+                }
             }
             changes.extend(read_change(&row)?);
         }
@@ -168,7 +202,7 @@ impl FeedReader {
         } else if !changes.is_empty() {
             drop(sender.try_send(Ok(changes)));
         }
-        Ok(FeedPoll { poll, as_of, outbox, changes: receiver })
+        Ok(FeedPoll { poll, as_of, outbox, catalogs, changes: receiver })
     }
 }
 

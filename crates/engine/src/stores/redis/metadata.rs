@@ -297,6 +297,11 @@ pub struct Watermark {
     pub not_covered: Vec<String>,
 }
 
+/// Why a dataset is pending that was not covered until now, or had another fingerprint.
+const NEWLY_COVERED: &str = "newly covered";
+/// The same for one that is not covered any more.
+const NO_LONGER_COVERED: &str = "no longer covered";
+
 /// A move of the cursor.
 #[derive(Debug)]
 pub struct Advance<'a> {
@@ -306,12 +311,10 @@ pub struct Advance<'a> {
     pub from: &'a str,
     /// Where it goes.
     pub to: &'a Snapshot,
-    /// The database's clock then.
-    pub as_of: &'a str,
-    /// The datasets that are covered, each with its coverage fingerprint.
-    pub covered: &'a [(String, String)],
-    /// Why a dataset becomes pending that was not covered, or had another fingerprint.
-    pub reason: &'a str,
+    /// The database's clock then, where the watermark moves too: the fingerprints were verified there.
+    pub watermark: Option<&'a str>,
+    /// The datasets whose changes are followed, each with its coverage fingerprint. Any other one becomes pending.
+    pub followed: &'a [(&'a str, &'a str)],
 }
 
 /// How a move ended.
@@ -333,7 +336,7 @@ impl FromRedisValue for Advanced {
 }
 
 impl Redis {
-    /// Moves the cursor and the watermark, if every script of the batch is still there and nobody else moved it.
+    /// Moves the cursor, and with it the watermark, if every script of the batch is still there and nobody else moved it.
     ///
     /// # Errors
     /// [`CacheError`]; after [`super::Refusal::Unknown`] it may have moved.
@@ -347,9 +350,9 @@ impl Redis {
         let precondition = Precondition::of_epoch(epoch, incarnation);
         let mut call = Call::guarded(&ADVANCE, self, on, [&on.watermark].into_iter(), Some(&precondition));
         call.arg(advance.job.0).number(advance.job.1);
-        call.arg(advance.from).arg(advance.to.as_str()).arg(advance.as_of);
-        call.arg(advance.reason).arg(epoch.to_string()).arg(nonce());
-        for (dataset, fingerprint) in advance.covered {
+        call.arg(advance.from).arg(advance.to.as_str()).arg(advance.watermark.unwrap_or_default());
+        call.arg(NEWLY_COVERED).arg(NO_LONGER_COVERED).arg(epoch.to_string()).arg(nonce());
+        for (dataset, fingerprint) in advance.followed {
             call.arg(dataset).arg(fingerprint);
         }
         call.run(self).await

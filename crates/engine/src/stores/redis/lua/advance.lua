@@ -1,50 +1,66 @@
--- Moves the cursor and, with it, the watermark (R12): every change up to the new cursor is in this Redis.
+-- Moves the cursor, and with it the watermark (R12): every change up to the new cursor is in this Redis.
 -- KEYS: 1 to 3 see the prelude, 4 watermark.
--- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 as_of,
---       10 why a dataset is pending that was not covered until now, 11 epoch as text, 12 a nonce,
---       then pairs of a dataset that is covered and its coverage fingerprint.
+-- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 the watermark's time,
+--       or '' where the cursor moves alone, 10 why a dataset is pending that was not covered until now, 11 the same for one that
+--       is not covered any more, 12 epoch as text, 13 a nonce, then pairs of a dataset that is followed and the coverage
+--       fingerprint that was verified at the new cursor (it says nothing where the cursor moves alone).
 -- Replies DONE, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
 local watermark = KEYS[4]
-local job, known, from, to, as_of, reason, epoch_text, nonce = unpack(ARGV, 5, 12)
-local FIRST_DATASET = 13
+local job, known, from, to, as_of, newly, no_longer, epoch_text, nonce = unpack(ARGV, 5, 13)
+local FIRST_DATASET = 14
 local failure = check_precondition()
 if failure then return failure end
 if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_reply('ROLLED_BACK') end
 if redis.call('HGET', meta, 'cursor') ~= from then return redis.status_reply('MOVED') end
 
-local fingerprints = {}
-for i = FIRST_DATASET, #ARGV, 2 do fingerprints[ARGV[i]] = ARGV[i + 1] end
-local fields, left_out, covered = redis.call('HGETALL', meta), {}, {}
+local followed = {}
+for i = FIRST_DATASET, #ARGV, 2 do followed[ARGV[i]] = ARGV[i + 1] end
+local fields, left_out, recorded = redis.call('HGETALL', meta), {}, {}
 for i = 1, #fields, 2 do
   local kind, name = string.match(fields[i], '^(%l+):(.*)$')
-  if kind == 'pending' or kind == 'slots' or kind == 'unfilled' then
-    left_out[name] = true
-  elseif kind == 'rev' and not fingerprints[name] then
+  local is_pending = kind == 'pending' or kind == 'slots' or kind == 'unfilled'
+  if is_pending or (kind == 'rev' and not followed[name]) then
     left_out[name] = true
   elseif kind == 'covered' then
-    covered[name] = fields[i + 1]
-    if not fingerprints[name] then redis.call('HDEL', meta, fields[i]) end
+    recorded[name] = fields[i + 1]
   end
 end
--- What was not covered, or by other triggers, may have missed changes: all its entries must be revalidated (R14).
+
 local cause
-for name, fingerprint in pairs(fingerprints) do
-  if covered[name] ~= fingerprint then
-    cause = cause or next_cause()
-    redis.call('HSET', meta, 'covered:' .. name, fingerprint)
-    make_pending(name, reason, cause)
-    refuse_older_loads(name, nonce)
-    left_out[name] = true
+local function revalidate(name, reason)
+  cause = cause or next_cause()
+  make_pending(name, reason, cause)
+  refuse_older_loads(name, nonce)
+  left_out[name] = true
+end
+-- As `Fingerprint::is_unchanged_since`: versions alone or files alone are no change.
+local function is_unchanged(before, now)
+  local matters_before, versions_before, files_before = string.match(before or '', '^(%S+) (%S+) (%S+)$')
+  local matters, versions, files = string.match(now, '^(%S+) (%S+) (%S+)$')
+  return matters and matters == matters_before and (versions == versions_before or files == files_before)
+end
+-- What this move does not follow, or what has other triggers, columns or views than before, may have missed changes: all its
+-- entries must be revalidated (R14).
+for name in pairs(recorded) do
+  if not followed[name] then
+    redis.call('HDEL', meta, 'covered:' .. name)
+    revalidate(name, no_longer)
   end
 end
-local names = {}
-for name in pairs(left_out) do names[#names + 1] = name end
-table.sort(names)
-local list = #names == 0 and '[]' or cjson.encode(names)
 redis.call('HSET', meta, 'cursor', to)
 -- Postgres answers somebody: who is cut off alone has met no outage.
 redis.call('HDEL', meta, 'outage')
-redis.call('SET', watermark, '{"epoch":"' .. epoch_text .. '","incarnation":"' .. incarnation .. '","snapshot":"' .. to
-  .. '","as_of":"' .. as_of .. '","not_covered":' .. list .. '}')
+if as_of ~= '' then
+  for name, fingerprint in pairs(followed) do
+    if not is_unchanged(recorded[name], fingerprint) then revalidate(name, newly) end
+    if recorded[name] ~= fingerprint then redis.call('HSET', meta, 'covered:' .. name, fingerprint) end
+  end
+  local names = {}
+  for name in pairs(left_out) do names[#names + 1] = name end
+  table.sort(names)
+  local list = #names == 0 and '[]' or cjson.encode(names)
+  redis.call('SET', watermark, '{"epoch":"' .. epoch_text .. '","incarnation":"' .. incarnation .. '","snapshot":"' .. to
+    .. '","as_of":"' .. as_of .. '","not_covered":' .. list .. '}')
+end
 count(job)
 return redis.status_reply('DONE')

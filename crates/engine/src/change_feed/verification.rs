@@ -1,0 +1,95 @@
+//! Verifying coverage: the watermark moves only to snapshots at which the catalogs were seen to be those that the coverage was
+//! computed from (R12).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::catalog::Catalog;
+use crate::coverage::Coverage;
+use crate::stores::postgres::{FeedPoll, Fingerprint, Verify};
+use cachekeeper_protocol::stamp::Snapshot;
+
+/// Under load the catalogs are read this often at most. A token waits so much longer.
+const VERIFY_EVERY: Duration = Duration::from_millis(50);
+/// And at most this share of the time goes into it.
+const COST_SHARE: u32 = 20;
+
+/// What is known of the catalogs.
+#[derive(Debug, Default)]
+pub(super) struct Verification {
+    coverage: Option<Arc<Coverage>>,
+    /// The fingerprints as they were last seen.
+    last: BTreeMap<String, Fingerprint>,
+    /// Datasets that are not covered as the coverage says.
+    changed: BTreeSet<String>,
+    /// Where they were last seen.
+    at: Option<Snapshot>,
+    began: Option<Instant>,
+    /// How long a poll took that did nothing else.
+    cost: Duration,
+    /// Whether the last poll found nothing new.
+    is_idle: bool,
+}
+
+impl Verification {
+    /// Goes by this coverage from now on.
+    pub(super) fn by(&mut self, coverage: &Arc<Coverage>) {
+        if self.coverage.as_ref().is_none_or(|known| !Arc::ptr_eq(known, coverage)) {
+            let (last, cost) = (coverage.catalogs.seen.clone(), self.cost);
+            *self = Self { coverage: Some(Arc::clone(coverage)), last, cost, ..Self::default() };
+        }
+    }
+
+    /// What the next poll verifies; with `at_once` whatever it costs.
+    pub(super) fn next(&mut self, at_once: bool) -> Option<Verify<'_>> {
+        let now = Instant::now();
+        let since = self.began.map(|began| now - began);
+        let is_cheap = since.is_none_or(|since| self.cost * COST_SHARE <= since);
+        let is_time = self.is_idle || since.is_none_or(|since| VERIFY_EVERY <= since);
+        if !(at_once || is_cheap && is_time) {
+            return None;
+        }
+        self.began = Some(now);
+        let verified_at = self.at.as_ref().map_or("", Snapshot::as_str);
+        let catalogs = &self.coverage.as_ref()?.catalogs.expression;
+        Some(Verify { catalogs, verified_at })
+    }
+
+    /// Notes what a poll found.
+    pub(super) fn note(&mut self, catalog: &Catalog, found: &FeedPoll, is_idle: bool) {
+        self.is_idle = is_idle;
+        let (Some(state), Some(coverage)) = (&found.catalogs, &self.coverage) else { return };
+        if is_idle && let Some(began) = self.began {
+            self.cost = began.elapsed();
+        }
+        self.at = Some(found.poll.snapshot.clone());
+        for (name, now) in coverage.catalogs.fingerprints(catalog, state) {
+            if self.last.get(&name).is_some_and(|last| now.is_unchanged_since(last)) {
+                self.last.insert(name, now);
+            } else {
+                self.changed.insert(name);
+            }
+        }
+    }
+
+    /// Whether the fingerprints of [`Self::followed`] are those at this snapshot.
+    pub(super) fn is_at(&self, snapshot: &Snapshot) -> bool {
+        self.at.as_ref() == Some(snapshot)
+    }
+
+    /// Whether coverage must be computed anew.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The datasets that are followed, each with its fingerprint.
+    pub(super) fn followed(&self) -> impl Iterator<Item = (&str, &str)> {
+        let covered = self.coverage.iter().flat_map(|coverage| coverage.covered());
+        covered
+            .filter(|name| !self.changed.contains(*name))
+            .filter_map(|name| Some((name.as_str(), self.last.get(name)?.as_str())))
+    }
+}
