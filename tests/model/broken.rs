@@ -6,9 +6,10 @@ use crate::faults::Fault::{
     ClockBack, Crash, CrashLosing, DropWindow, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover, Kill,
     LoadFails,
 };
-use crate::rules::{LeftOut, Page, Refusal, TokenRead};
+use crate::rules::{LateWriters, LeftOut, Page, Refusal, TokenRead};
 use crate::worlds::{
-    FILL0, OnChange, TagScripts, WARM, WARM0, WARM1, World, crowd, ddl, kept, members_first, row, worlds,
+    FILL0, OnChange, TagScripts, WARM, WARM0, WARM1, World, crowd, ddl, kept, members_first, prepared, row,
+    switched, worlds,
 };
 
 worlds! {
@@ -173,6 +174,25 @@ worlds! {
     x39_window_is_dropped_before_the_store breaks I2, I8:
         World { loaders: &[FILL0], faults: &[(DropWindow, 1)], ..members_first([0, 0, 1]) }
         .under(|rules| rules.store_names_removals = false);
+
+    // R12: what a prepared transaction wrote to the outbox does not outlive a crash; the transaction does.
+    x40_prepared_transaction_outlives_a_crash breaks I2, I11:
+        prepared([1, 0, 0]).under(|rules| rules.prepared_are_awaited = false);
+    // R12: a fingerprint of the incarnation before says nothing about this one.
+    x41_coverage_outlives_its_incarnation breaks I2, I11:
+        prepared([1, 0, 0]).under(|rules| rules.fingerprint_names_incarnation = false);
+    // R12.
+    x42_late_writer_is_not_awaited breaks I2, I11:
+        switched([1, 0, 0]).under(|rules| rules.late_writers = LateWriters::Nobody);
+    // R12: `xmax` is one above the newest id that has ended, so an open transaction may have it.
+    x43_late_writer_is_not_below_xmax breaks I2, I11:
+        switched([1, 0, 0]).under(|rules| rules.late_writers = LateWriters::BelowXmax);
+    // R12.
+    x44_fingerprint_does_not_tell_that_the_capture_was_off breaks I2, I11:
+        switched([1, 0, 0]).under(|rules| rules.fingerprint_names_capture = false);
+    // R12: a statement runs the trigger function as it was when it began, and takes its id with its first row.
+    x45_late_writer_has_no_id_yet breaks I2, I11:
+        switched([1, 0, 0]).under(|rules| rules.late_writers = LateWriters::Ids);
 
     // Controls: a model that does not see these is blind.
     k01_no_stamps breaks I2:

@@ -1,9 +1,9 @@
 //! The move of the cursor (R12): the coverage fingerprint, causes of pending revalidations (R14a), the watermark.
 
-use crate::database::{Database, Rows, Snapshot, Version};
+use crate::database::{Capture, Database, Rows, Snapshot, Version};
 use crate::invariants::Invariant;
 use crate::protocol::{Protocol, Say};
-use crate::rules::LeftOut;
+use crate::rules::{LateWriters, LeftOut};
 use crate::state::{Cursor, Incarnation, Redis, SHARED, Set, State, Watermark};
 use crate::worker::{Batch, Place, Stage};
 use crate::worlds::Shared;
@@ -13,14 +13,32 @@ use crate::worlds::Shared;
 pub(crate) struct Fingerprint {
     definition: Version,
     incarnation: Incarnation,
+    /// Whether the capture was off before.
+    was_off: bool,
 }
 
 impl Protocol {
     /// The fingerprint as a poll sees it now; none where the dataset is not covered.
     pub(crate) fn coverage(&self, database: &Database) -> Option<Fingerprint> {
+        let rules = &self.world.rules;
+        let is_captured = match database.capture {
+            Capture::On => true,
+            Capture::Off => false,
+            Capture::Back { next, xmax, open } => match rules.late_writers {
+                LateWriters::Transactions => open.is_empty(),
+                LateWriters::Ids => next <= database.oldest_running(),
+                LateWriters::BelowXmax => xmax <= database.snapshot().xmin(),
+                LateWriters::Nobody => true,
+            },
+        };
+        if !is_captured || rules.prepared_are_awaited && !database.unknown.is_empty() {
+            return None;
+        }
         let is_definition = self.world.shared == Shared::Definition;
         let definition = if is_definition { database.rows[SHARED] } else { Version::default() };
-        Some(Fingerprint { definition, incarnation: database.incarnation })
+        let incarnation = if rules.fingerprint_names_incarnation { database.incarnation } else { 0 };
+        let was_off = rules.fingerprint_names_capture && database.capture != Capture::On;
+        Some(Fingerprint { definition, incarnation, was_off })
     }
 
     /// A batch up to `to`, by a statement that verifies the fingerprint.
@@ -34,7 +52,7 @@ impl Protocol {
         let Stage::Poll(place) = state.workers[worker] else {
             return false;
         };
-        self.world.shared == Shared::Definition
+        self.world.changes_coverage()
             && state.database.incarnation == place.incarnation
             && state.database.snapshot() != place.cursor
     }

@@ -53,6 +53,12 @@ impl Snapshot {
         self.xmax * 8 + 7 - running
     }
 
+    /// The oldest transaction that may be running.
+    pub(crate) fn xmin(self) -> Xid {
+        let bits = u8::try_from(self.running.trailing_zeros()).unwrap();
+        if self.running == 0 { self.xmax } else { FIRST + bits }
+    }
+
     fn sees(self, xid: Xid) -> bool {
         xid < self.xmax && (xid < FIRST || self.running >> (xid - FIRST) & 1 == 0)
     }
@@ -79,6 +85,22 @@ struct Change {
     is_captured: bool,
 }
 
+/// The switch of the capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Capture {
+    On,
+    Off,
+    /// On again.
+    Back {
+        /// The next id.
+        next: Xid,
+        /// `xmax` of a snapshot.
+        xmax: Xid,
+        /// The rows whose transactions were open then, with an id or without.
+        open: Set,
+    },
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Database {
     next: Xid,
@@ -87,6 +109,15 @@ pub(crate) struct Database {
     running: [Xid; 3],
     /// The rows whose running transaction writes nothing to the outbox.
     uncaptured: Set,
+    /// The rows whose statement runs and has written nothing yet, so it has no id; and those that began while the capture
+    /// was off.
+    opened: Set,
+    opened_off: Set,
+    /// The rows whose running transaction is prepared, and those that were so when the server crashed: what these wrote
+    /// to the outbox is lost.
+    prepared: Set,
+    pub(crate) unknown: Set,
+    pub(crate) capture: Capture,
     /// In the order of commit.
     outbox: [Change; 4],
     pub(crate) rows: Rows,
@@ -104,6 +135,11 @@ impl Database {
             max_finished: FIRST - 1,
             running: [0; 3],
             uncaptured: Set::default(),
+            opened: Set::default(),
+            opened_off: Set::default(),
+            prepared: Set::default(),
+            unknown: Set::default(),
+            capture: Capture::On,
             outbox: [Change::default(); 4],
             rows: [Version::new(1, 1); 3],
             incarnation: 1,
@@ -128,7 +164,56 @@ impl Database {
         0 < self.todo[row] && self.running[row] == 0
     }
 
+    /// No transaction below this id is running.
+    pub(crate) fn oldest_running(&self) -> Xid {
+        self.running.into_iter().filter(|xid| *xid != 0).fold(self.next, Xid::min)
+    }
+
+    pub(crate) fn can_open(&self, row: usize) -> bool {
+        self.can_begin(row) && !self.opened.contains(row)
+    }
+
+    pub(crate) fn has_opened(&self, row: usize) -> bool {
+        self.opened.contains(row)
+    }
+
+    /// A statement begins. It will run the trigger function as it is now, however long it takes.
+    pub(crate) fn open(&mut self, row: usize) {
+        self.opened = self.opened.with(row);
+        if self.capture == Capture::Off {
+            self.opened_off = self.opened_off.with(row);
+        }
+    }
+
+    /// Whether a transaction that writes now is captured; where its statement began before, that decides.
+    pub(crate) fn is_captured(&self, row: usize) -> bool {
+        if self.opened.contains(row) { !self.opened_off.contains(row) } else { self.capture != Capture::Off }
+    }
+
+    /// Off, and on again.
+    pub(crate) fn switch(&mut self) {
+        self.capture = match self.capture {
+            Capture::On => Capture::Off,
+            Capture::Off | Capture::Back { .. } => {
+                let running = (0..3_usize).filter(|row| self.running[*row] != 0);
+                let open = running.fold(self.opened, Set::with);
+                Capture::Back { next: self.next, xmax: self.max_finished + 1, open }
+            }
+        };
+    }
+
+    pub(crate) fn can_prepare(&self, row: usize) -> bool {
+        self.running[row] != 0 && !self.prepared.contains(row)
+    }
+
+    pub(crate) fn prepare(&mut self, row: usize) -> Xid {
+        self.prepared = self.prepared.with(row);
+        self.running[row]
+    }
+
     pub(crate) fn begin(&mut self, row: usize, is_captured: bool) -> Xid {
+        self.opened = self.opened.without(row);
+        self.opened_off = self.opened_off.without(row);
         let xid = self.next;
         if !is_captured {
             self.uncaptured = self.uncaptured.with(row);
@@ -145,6 +230,11 @@ impl Database {
 
     fn finish(&mut self, row: usize) -> Xid {
         self.uncaptured = self.uncaptured.without(row);
+        self.prepared = self.prepared.without(row);
+        self.unknown = self.unknown.without(row);
+        if let Capture::Back { open, .. } = &mut self.capture {
+            *open = open.without(row);
+        }
         let xid = std::mem::take(&mut self.running[row]);
         self.max_finished = self.max_finished.max(xid);
         xid
@@ -188,17 +278,24 @@ impl Database {
         self.last_change().is_some_and(|last| self.outbox[last].new.incarnation() == self.incarnation)
     }
 
-    /// Running transactions are gone and their xids are used again: a new incarnation.
+    /// Running transactions are gone and their xids are used again: a new incarnation. Prepared ones go on, and the outbox
+    /// has lost what they wrote.
     pub(crate) fn crash(&mut self, loses: bool) {
         if let Some(last) = self.last_change().filter(|_| loses) {
             let change = std::mem::take(&mut self.outbox[last]);
             self.rows[usize::from(change.row)] = change.old;
             assert!(self.lost.replace((change.row, change.new)).is_none(), "one lost commit at most");
         }
-        self.max_finished = self.outbox.iter().map(|change| change.xid).fold(FIRST - 1, Xid::max);
+        for row in 0..3 {
+            if !self.prepared.contains(row) {
+                self.running[row] = 0;
+            }
+        }
+        let ids = self.outbox.iter().map(|change| change.xid).chain(self.running);
+        self.max_finished = ids.fold(FIRST - 1, Xid::max);
         self.next = self.max_finished + 1;
-        self.running = [0; 3];
-        self.uncaptured = Set::default();
+        (self.opened, self.opened_off) = (Set::default(), Set::default());
+        (self.unknown, self.uncaptured) = (self.prepared, self.prepared);
         self.incarnation += 1;
     }
 

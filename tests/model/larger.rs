@@ -7,7 +7,7 @@ use crate::faults::Fault::{
 use crate::rules::{Page, Refusal};
 use crate::worlds::{
     FILL0, FILL1, OnChange, TagScripts, WARM, WARM_TWICE, WARM0, WARM1, World, crowd, ddl, kept,
-    members_first, row, worlds,
+    members_first, prepared, row, switched, worlds,
 };
 
 worlds! {
@@ -195,6 +195,22 @@ worlds! {
             workers: 2, loaders: &[WARM, FILL0], removes_members: true, on_change: OnChange::Delete,
             faults: &[(Failover, 1), (EvictEntry, 1), (DropWindow, 1)], ..members_first([1, 0, 1])
         };
+
+    // Prepared transactions, and a capture that is switched off and on again.
+    #[ignore = "long: make model"]
+    p11_prepared_transaction_two_workers_kill_failover:
+        World {
+            workers: 2, faults: &[(Crash, 1), (Kill, 1), (Failover, 1)], ..prepared([1, 0, 0])
+        };
+    #[ignore = "long: make model"]
+    p12_prepared_transaction_beside_others_and_a_page:
+        World { loaders: &[WARM0], ..prepared([1, 1, 0]) };
+    #[ignore = "long: make model"]
+    s11_capture_is_switched_two_workers_kill_failover:
+        World { workers: 2, faults: &[(Kill, 1), (Failover, 1)], ..switched([1, 0, 0]) };
+    #[ignore = "long: make model"]
+    s12_capture_is_switched_beside_two_writers_and_a_page:
+        World { loaders: &[WARM0], ..switched([1, 1, 0]) };
 
     // The largest.
     g01_two_workers_page_and_failover:

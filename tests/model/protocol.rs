@@ -4,7 +4,7 @@ use std::fmt::Arguments;
 
 use stateright::{Model, Property};
 
-use crate::database::{Database, ROW_NAMES};
+use crate::database::{Capture, Database, ROW_NAMES};
 use crate::faults::{FAULTS, Fault};
 use crate::invariants::{Broken, Invariant};
 use crate::keeper::Keeper;
@@ -27,8 +27,13 @@ pub(crate) struct Protocol {
 /// A process that makes its next step, or a fault. A process that is never scheduled has stalled for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
+    /// A statement begins, and writes later.
+    Open(u8),
     Begin(u8),
+    Prepare(u8),
     Commit(u8),
+    /// Somebody switches the capture off, and on again.
+    Switch,
     Worker(u8),
     /// A poll that does not verify the fingerprint.
     QuickPoll(u8),
@@ -101,9 +106,7 @@ impl Protocol {
             if state.database.running(usize::from(row)).is_some() {
                 actions.push(Action::Commit(row));
             }
-            if state.database.can_begin(usize::from(row)) {
-                actions.push(Action::Begin(row));
-            }
+            self.begin_steps(state, row, actions);
         }
         for (worker, index) in (0..self.world.workers).zip(0..) {
             if self.worker_can_step(state, worker) {
@@ -112,6 +115,9 @@ impl Protocol {
             if self.can_poll_quickly(state, worker) {
                 actions.push(Action::QuickPoll(index));
             }
+        }
+        if self.world.has_switch && !matches!(state.database.capture, Capture::Back { .. }) {
+            actions.push(Action::Switch);
         }
         for (keeper, index) in (0..self.world.keepers).zip(0..) {
             if self.keeper_can_step(state, keeper) {
@@ -153,6 +159,19 @@ impl Protocol {
     pub(crate) fn step(&self, before: &State, action: Action, say: Say<'_>) -> State {
         let mut state = before.clone();
         match action {
+            Action::Open(row) => {
+                say(format_args!("a statement begins that will write row {}", ROW_NAMES[usize::from(row)]));
+                state.database.open(usize::from(row));
+            }
+            Action::Prepare(row) => {
+                let xid = state.database.prepare(usize::from(row));
+                say(format_args!("transaction {xid} is prepared"));
+            }
+            Action::Switch => {
+                state.database.switch();
+                let is_off = state.database.capture == Capture::Off;
+                say(format_args!("the capture is switched {}", if is_off { "off" } else { "on" }));
+            }
             Action::Begin(row) => self.begin(&mut state, usize::from(row), say),
             Action::Commit(row) => Self::commit(&mut state, usize::from(row), say),
             Action::Worker(worker) => self.worker_step(&mut state, usize::from(worker), say),
@@ -171,9 +190,25 @@ impl Protocol {
         state
     }
 
+    /// What a transaction may do before it commits.
+    fn begin_steps(&self, state: &State, row: u8, actions: &mut Vec<Action>) {
+        let (database, index) = (&state.database, usize::from(row));
+        let opens_first = self.world.has_switch;
+        if opens_first && database.can_open(index) {
+            actions.push(Action::Open(row));
+        }
+        if database.can_begin(index) && (!opens_first || database.has_opened(index)) {
+            actions.push(Action::Begin(row));
+        }
+        if self.world.has_prepared && database.can_prepare(index) {
+            actions.push(Action::Prepare(row));
+        }
+    }
+
     /// Where transactions do not overlap, begin and commit are one step.
     fn begin(&self, state: &mut State, row: usize, say: Say<'_>) {
-        let is_captured = row != SHARED || self.world.shared == Shared::Row;
+        let is_data = row != SHARED || self.world.shared == Shared::Row;
+        let is_captured = is_data && state.database.is_captured(row);
         let xid = state.database.begin(row, is_captured);
         if self.world.overlap {
             say(format_args!("transaction {xid} begins and writes row {}", ROW_NAMES[row]));

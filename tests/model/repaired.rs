@@ -5,7 +5,8 @@ use crate::faults::Fault::{
 };
 use crate::rules::{LeftOut, Page, TokenRead};
 use crate::worlds::{
-    FILL0, FILL1, OnChange, TagScripts, WARM, WARM0, World, crowd, ddl, kept, members_first, row, worlds,
+    FILL0, FILL1, OnChange, TagScripts, WARM, WARM0, World, crowd, ddl, kept, members_first, prepared, row,
+    switched, worlds,
 };
 
 worlds! {
@@ -133,6 +134,23 @@ worlds! {
             tags: true, removes_members: true, on_change: OnChange::Delete, loaders: &[WARM, FILL0],
             ..row([1, 0, 1])
         };
+
+    // Prepared transactions across a crash.
+    p01_prepared_transaction_and_a_crash: prepared([1, 0, 0]);
+    p02_prepared_and_another_transaction: prepared([1, 1, 0]);
+    p03_prepared_transaction_beside_a_fill:
+        World { loaders: &[FILL0], faults: &[(Crash, 1), (EvictEntry, 1)], ..prepared([1, 0, 0]) };
+    p04_prepared_transaction_and_two_crashes: World { faults: &[(Crash, 2)], ..prepared([1, 0, 0]) };
+    p05_prepared_transaction_and_a_failover:
+        World { faults: &[(Crash, 1), (Failover, 1)], ..prepared([1, 0, 0]) };
+
+    // The capture is switched off and on again.
+    s01_capture_is_switched_beside_two_writers: switched([1, 1, 0]);
+    s02_capture_is_switched_beside_a_fill:
+        World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..switched([1, 0, 0]) };
+    s03_capture_is_switched_and_the_worker_killed: World { faults: &[(Kill, 1)], ..switched([2, 0, 0]) };
+    s04_capture_is_switched_and_a_failover: World { faults: &[(Failover, 1)], ..switched([1, 0, 0]) };
+    s05_capture_is_switched_beside_a_page: World { loaders: &[WARM0], ..switched([2, 0, 0]) };
 
     // Reading what one has written.
     r01_token_with_watermark_and_value_in_one_read:

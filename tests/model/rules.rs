@@ -82,6 +82,14 @@ pub(crate) struct Rules {
     pub(crate) revision_is_read_first: bool,
     /// R14a: a revision is never used again, also where Redis was rolled back.
     pub(crate) revisions_are_unique: bool,
+    /// R12: coverage belongs to an incarnation.
+    pub(crate) fingerprint_names_incarnation: bool,
+    /// R12: the fingerprint tells a capture that was off for a while from one that never was.
+    pub(crate) fingerprint_names_capture: bool,
+    /// R12: a dataset is not covered while a prepared transaction of before the crash is open.
+    pub(crate) prepared_are_awaited: bool,
+    /// R12: nor while somebody may still write without capture.
+    pub(crate) late_writers: LateWriters,
     /// R10: what the feed could not load is recorded with the move of the cursor.
     pub(crate) left_out: LeftOut,
     /// R10, R14a: stamp slots that are added to what is pending take a new cause.
@@ -137,6 +145,10 @@ impl Default for Rules {
             cause_raises_revision: true,
             revision_is_read_first: true,
             revisions_are_unique: true,
+            fingerprint_names_incarnation: true,
+            fingerprint_names_capture: true,
+            prepared_are_awaited: true,
+            late_writers: LateWriters::Transactions,
             left_out: LeftOut::WithAdvance,
             slots_take_a_new_cause: true,
             store_names_count: true,
@@ -156,6 +168,19 @@ pub(crate) enum Refusal {
     Invalidates,
     /// K4.
     CountsAsDone,
+}
+
+/// Who is waited for after the capture was off, before the dataset is covered again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LateWriters {
+    /// All that were open when the switch had been committed, with an id or without.
+    Transactions,
+    /// Those that had an id then (X45).
+    Ids,
+    /// Those below `xmax` of a snapshot of then (X43).
+    BelowXmax,
+    /// X42.
+    Nobody,
 }
 
 /// When the stamp slots of keys that the feed could not load are recorded as pending.

@@ -79,6 +79,10 @@ pub(crate) struct World {
     pub(crate) keepers: usize,
     /// What transactions of the shared row change.
     pub(crate) shared: Shared,
+    /// The capture is switched off, and on again.
+    pub(crate) has_switch: bool,
+    /// Transactions may be prepared.
+    pub(crate) has_prepared: bool,
     /// A worker of an older definition, which does not watch the shared row.
     pub(crate) blind: Option<usize>,
     /// Redis Cluster: k1 and its slot are on a shard that fails over alone.
@@ -106,6 +110,8 @@ impl Default for World {
             faults: &[],
             keepers: 0,
             shared: Shared::Row,
+            has_switch: false,
+            has_prepared: false,
             blind: None,
             is_sharded: false,
             rules: Rules::default(),
@@ -121,6 +127,16 @@ pub(crate) fn ddl(todo: [u8; 3]) -> World {
 /// A world whose transactions are one step each, with a revalidation beside the feed and two stamp slots.
 pub(crate) fn kept(todo: [u8; 3]) -> World {
     World { keepers: 1, slots: [0, 1], ..row(todo) }
+}
+
+/// A world whose capture is switched off and on again, with open transactions and a revalidation beside the feed.
+pub(crate) fn switched(todo: [u8; 3]) -> World {
+    World { keepers: 1, has_switch: true, deleted: [0; 2], ..crowd(todo) }
+}
+
+/// A world with prepared transactions and a crash.
+pub(crate) fn prepared(todo: [u8; 3]) -> World {
+    World { keepers: 1, has_prepared: true, deleted: [0; 2], faults: &[(Fault::Crash, 1)], ..crowd(todo) }
 }
 
 /// A world of tags whose members are added before the stores. It begins without entries.
@@ -139,6 +155,11 @@ pub(crate) fn row(todo: [u8; 3]) -> World {
 }
 
 impl World {
+    /// Coverage may change, so polls that verify it and others differ.
+    pub(crate) fn changes_coverage(&self) -> bool {
+        self.shared == Shared::Definition || self.has_switch || self.has_prepared
+    }
+
     /// The same world under other rules.
     pub(crate) fn under(mut self, change: fn(&mut Rules)) -> Self {
         change(&mut self.rules);
