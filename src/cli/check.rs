@@ -139,6 +139,12 @@ async fn check_dataset(
             "copy its rows into a table of this server".to_owned(),
         ));
     }
+    if inspection.has_system_columns {
+        let message =
+            "the query uses a system column (ctid, xmin or the like), which changes although no row does"
+                .to_owned();
+        problems.push(config.source.problem(&query, message, "leave it out".to_owned()));
+    }
     for function in &inspection.functions {
         let name = &function.name;
         if function.volatility == 'v' {
@@ -151,9 +157,9 @@ async fn check_dataset(
                 format!("the query calls {name}(): its result changes without any change of the data");
             let help = "give the dataset a short ttl, or leave the time to the readers".to_owned();
             problems.push(config.source.problem(&query, message, help).into_warning());
-        } else if function.may_read_tables {
-            let message = format!("the query calls {name}, which may read tables that are not seen here");
-            let help = "write its query out, or watch those tables".to_owned();
+        } else if function.is_opaque && dataset.settings.reads.is_empty() {
+            let message = format!("the query calls {name}, whose body is a text that may read any table");
+            let help = "write it `begin atomic`, or name its tables in `reads` and watch them".to_owned();
             problems.push(config.source.problem(&query, message, help).into_warning());
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::coverage;
 use cachekeeper_engine::tokens;
 use cachekeeper_protocol::token::Token;
 use redis::AsyncCommands;
@@ -379,5 +380,103 @@ async fn what_is_written_while_the_capture_is_off_is_never_called_fresh() {
     .await;
     context.postgres.switch_capture(true, &context.feed.limits).await.unwrap();
     is_right_once_fresh(&rig, context, &cases[0]).await;
+    worker.stop().await;
+}
+
+/// What no capture can follow is named, with the way out where there is one.
+#[tokio::test]
+async fn what_cannot_be_followed_is_not_covered_and_says_why() {
+    let rig = Rig::start(
+        "create table plain (id int primary key, v int); create table rates (id int primary key, rate int);
+         create sequence numbers; create role limited login;
+         create function opaque(int) returns int language sql stable as 'select rate from rates where id = $1';
+         create function nested(int) returns int language sql stable begin atomic select opaque($1); end;
+         create function constant(int) returns int language sql immutable as 'select 1';
+         create rule told as on insert to plain do also insert into rates values (new.id, 1);
+         grant select on all tables in schema public to limited;
+         revoke temporary on database postgres from public;",
+    )
+    .await;
+    let toml = |query: &str, more: &str| {
+        format!(
+            "[dataset.plain]\nquery = \"{query}\"\nkey = \"plain:{{id}}\"\n{more}\
+             watch = [{{ table = \"plain\", key = {{ id = \"id\" }} }}, {{ table = \"rates\", dataset = true }}]\n"
+        )
+    };
+    let reads = "reads = [\"rates\"]\n";
+    for (query, more, expected) in [
+        ("select id, opaque(v) as v from plain", "", Some("opaque, whose body is a text")),
+        ("select id, nested(v) as v from plain", "", Some("opaque, whose body is a text")),
+        ("select id, opaque(v) as v from plain", reads, None),
+        ("select id, nested(v) as v from plain", reads, None),
+        ("select id, opaque(v) as v from plain", "reads = [\"numbers\"]\n", Some("numbers is a sequence")),
+        ("select id, constant(v) as v from plain", "", None),
+        ("select id, v from plain", "", None),
+        ("select id, v, ctid::text as place from plain", "", Some("system column")),
+        ("select id, v from plain where xmin <> '0'", "", Some("system column")),
+        ("select id, relname from plain join pg_class on true", "", Some("the catalog pg_class")),
+        ("select id, tablename from plain join pg_tables on true", "", Some("the catalog")),
+        ("select id, last_value from plain, numbers", "", Some("numbers is a sequence")),
+    ] {
+        let context = rig.context(&toml(query, more));
+        let coverage = coverage::look(&context, true).await.unwrap();
+        let found = coverage.gaps().next().map(|(_, reason)| reason.clone());
+        match (&found, expected) {
+            (None, None) => {}
+            (Some(found), Some(expected)) if found.contains(expected) => {}
+            _ => panic!("{query}, {more}: {found:?}"),
+        }
+    }
+    let mut config = rig.config(&toml("select id, v from plain", ""));
+    config.postgres.url =
+        cachekeeper_config::Secret::new(rig.postgres.url().replace("postgres@", "limited@"));
+    let limited = Context::new(&config).unwrap();
+    rig.context("").postgres.grant("limited").await.unwrap();
+    let coverage = coverage::look(&limited, false).await.unwrap();
+    let (_, reason) = coverage.gaps().next().unwrap();
+    assert!(reason.contains("needs the right TEMPORARY"), "{reason}");
+}
+
+/// Row security decides what the worker's role sees: policies, memberships and the role's attributes.
+#[tokio::test]
+async fn no_token_is_fresh_before_what_row_security_changed_was_revalidated() {
+    let rig = Rig::start(
+        "create role loader login; create role staff;
+         create table guarded (id int primary key, v int); insert into guarded values (1, 1), (2, 2);
+         alter table guarded enable row level security;
+         create policy p on guarded for select using (true);
+         grant select on guarded to loader; grant temporary on database postgres to loader;",
+    )
+    .await;
+    let case = case("guarded", "", "select id, v from guarded", &["guarded"], "");
+    let cases = [case];
+    coverage::look(&rig.context(&toml(&cases)), true).await.unwrap();
+    rig.context("").postgres.grant("loader").await.unwrap();
+    let mut config = rig.config(&toml(&cases));
+    config.postgres.url = cachekeeper_config::Secret::new(rig.postgres.url().replace("postgres@", "loader@"));
+    let worker = Worker::start(config).await.unwrap();
+    ready(&worker).await;
+    let client = rig.client().await;
+    for (statement, is_seen) in [
+        ("drop policy p on guarded; create policy p on guarded for select using (id <> 1)", false),
+        ("alter policy p on guarded using (id <> 2)", true),
+        ("drop policy p on guarded; create policy p on guarded for select to staff using (true)", false),
+        ("grant staff to loader", true),
+        ("revoke staff from loader", false),
+        ("alter role loader bypassrls", true),
+        ("alter role loader nobypassrls", false),
+        ("alter table guarded disable row level security", true),
+    ] {
+        rig.postgres.execute(statement).await.unwrap();
+        let token = tokens::token(&worker.context).await.unwrap();
+        wait_until(&format!("it is fresh after {statement}"), async || {
+            let (watermark, is_fresh) =
+                tokens::wait(&worker.context, &token, Some("guarded"), Duration::ZERO).await.unwrap();
+            let found = in_redis(&client, &cases[0]).await;
+            assert!(!is_fresh || found.is_some() == is_seen, "{statement}: fresh, and {found:?}");
+            if is_fresh { Ok(()) } else { Err(format!("{watermark:?}")) }
+        })
+        .await;
+    }
     worker.stop().await;
 }

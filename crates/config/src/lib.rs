@@ -200,6 +200,8 @@ pub struct Dataset {
     pub tags: Vec<Template>,
     /// Which changes touch which entries.
     pub watch: Vec<Watch>,
+    /// Tables that functions of the query read, as it is written there: a body that is a text does not tell.
+    pub reads: Vec<String>,
     /// The bytes of a value.
     pub format: Format,
     /// How values above a size are compressed.

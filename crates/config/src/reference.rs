@@ -22,6 +22,7 @@ const DATASETS: [Example; 2] = [
             ("key", ""),
             ("tags", ""),
             ("watch", ""),
+            ("# reads", ""),
             ("scope", ""),
             ("compression.codec", ""),
             ("compression.min_size", ""),

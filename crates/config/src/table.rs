@@ -358,6 +358,13 @@ const DATASET: &[Key] = &[
          { table = \"categories\", tag = \"category:{id}\" },\n]",
     ),
     Key::new(
+        "reads",
+        Kind::Texts(Form::Filled),
+        "Tables that functions of the query read whose body is a text. Without it, a dataset that calls such a function is \
+         not covered, unless the function is immutable or its body is `begin atomic`.",
+    )
+    .example("[\"prices\"]"),
+    Key::new(
         "scope",
         Kind::Choice(Scope::NAMES),
         "\"all\": Redis holds every row (the default where `warm` has no limit); \"cached\": only what was warmed or \

@@ -79,6 +79,7 @@ impl One<'_, '_> {
             sort,
             tags: self.tags(),
             watch,
+            reads: self.reader.texts(&self.own("reads")),
             format,
             compression: self.compression(),
             ttl: self.reader.duration(&self.own("ttl")),

@@ -167,6 +167,7 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
             ),
             'v' => format!("{table} is a view; watch its tables"),
             'f' => format!("{table} is a foreign table, whose changes cannot be captured"),
+            'S' => format!("{table} is a sequence, whose changes cannot be captured"),
             _ => format!("{table} is no table"),
         });
     }
@@ -183,6 +184,29 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
             format!("a trigger of {table} is disabled or missing; run `cachekeeper migrate`")
         }
     })
+}
+
+/// What a query uses that no capture can follow.
+fn unreadable(reads: &Inspection, dataset: &Dataset) -> Result<(), String> {
+    if reads.has_system_columns {
+        let what =
+            "its query uses a system column (ctid, xmin or the like), which changes although no row does";
+        return Err(what.to_owned());
+    }
+    if let Some(catalog) = reads.relations.iter().find(|relation| relation.is_catalog) {
+        return Err(format!(
+            "its query reads the catalog {}, whose changes cannot be captured",
+            catalog.name
+        ));
+    }
+    match reads.functions.iter().find(|function| function.is_opaque) {
+        Some(function) if dataset.settings.reads.is_empty() => Err(format!(
+            "its query calls {}, whose body is a text that may read any table; write it `begin atomic`, declare it immutable if \
+             it is, or name its tables in `reads`",
+            function.name
+        )),
+        _ => Ok(()),
+    }
 }
 
 impl CoverageSurvey {
@@ -230,7 +254,8 @@ impl CoverageSurvey {
             let Some(Ok(inspection)) = self.reads.get(dataset.name()) else { continue };
             let mut scope = inspection.scope.clone();
             let watched = dataset.settings.watch.iter().map(|rule| rule.table.as_str());
-            for table in watched.chain(inspection.tables()) {
+            let named = dataset.settings.reads.iter().map(String::as_str);
+            for table in watched.chain(named).chain(inspection.tables()) {
                 let bare = table.rsplit('.').next().unwrap_or(table).trim_matches('"');
                 scope.names.insert((NameKind::Relation, bare.to_owned()));
                 let Ok(root) = self.root_of(table) else { continue };
@@ -256,6 +281,7 @@ impl CoverageSurvey {
         let read = self.reads.values().flatten().flat_map(Inspection::tables);
         let mut tables: BTreeSet<String> = read.map(str::to_owned).collect();
         for dataset in context.catalog.iter() {
+            tables.extend(dataset.settings.reads.iter().cloned());
             tables.extend(dataset.settings.watch.iter().map(|rule| rule.table.clone()));
         }
         tables.into_iter().collect()
@@ -320,13 +346,19 @@ impl CoverageSurvey {
     fn check(&self, dataset: &Dataset, obstacles: &BTreeMap<u32, String>) -> Result<(), String> {
         let Some(Ok(reads)) = self.reads.get(dataset.name()) else {
             let reason = self.reads.get(dataset.name()).and_then(|reads| reads.as_ref().err());
-            return Err(format!("what its query reads is not known: {}", reason.map_or("", String::as_str)));
+            return Err(format!(
+                "what its query reads is not known, because no temporary view of it can be made (the role needs the right \
+                 TEMPORARY on the database, and no event trigger may refuse it): {}",
+                reason.map_or("", String::as_str)
+            ));
         };
         let mut roots = BTreeSet::new();
         for rule in &dataset.settings.watch {
             roots.insert(self.root_of(&rule.table)?);
         }
-        for table in reads.tables() {
+        unreadable(reads, dataset)?;
+        let named = dataset.settings.reads.iter().map(String::as_str);
+        for table in reads.tables().into_iter().chain(named) {
             // What is no ordinary table is named before a missing rule: no rule would help.
             let odd =
                 self.members.iter().find(|member| member.asked == table && !matches!(member.kind, 'r' | 'p'));

@@ -119,7 +119,8 @@ impl Verify<'_> {
     /// The same poll, whose first row also has the state of the catalogs.
     fn sql(&self, poll: &str) -> String {
         format!(
-            "select p.*, case when row_number() over () = 1 and p.snap <> $2::text then {} end as catalogs from ({poll}) p",
+            "with p as materialized ({poll})
+             select p.*, case when row_number() over () = 1 and p.snap <> $2::text then {} end as catalogs from p",
             self.catalogs
         )
     }
