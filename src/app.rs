@@ -56,6 +56,9 @@ pub enum StartError {
         /// What it says.
         version: String,
     },
+    /// Redis Cluster is not supported.
+    #[error("this Redis is a node of a cluster, which Cachekeeper does not support yet; use a single Redis")]
+    ClusterNode,
     /// Another namespace of this database uses the same keys.
     #[error("{message}; {CONFLICT_HELP}")]
     SharedNames {
@@ -93,14 +96,15 @@ impl Worker {
     /// The same with stores that the caller has prepared.
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
         check_schedules(&config)?;
+        let health = Health::new(context.metrics.clone());
         match look_at_redis(&config, &context).await {
-            Ok(()) => {}
+            // Known, so that readiness does not name it while it waits for another server.
+            Ok(()) => drop(health.note("redis", Ok(()))),
             Err(LookError::Final(error)) => return Err(error),
             Err(LookError::NotNow(error)) => {
                 warn!(error = %error, redis = %config.redis.url.redacted(), "redis does not answer yet, waiting for it");
             }
         }
-        let health = Health::new(context.metrics.clone());
         health.update(|facts| {
             let warmed =
                 config.datasets.iter().filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
@@ -172,6 +176,9 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
     let facts = context.redis.facts().await.map_err(not_now)?;
     if facts.major() < REDIS_MAJOR_MIN {
         return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
+    }
+    if facts.is_cluster_node {
+        return Err(LookError::Final(StartError::ClusterNode));
     }
     check_eviction(config, &facts)?;
     if context.redis.is_led_by_former_version().await.map_err(not_now)? {

@@ -112,7 +112,7 @@ enum Verb {
         /// Load again what is wrong
         #[arg(long)]
         fix: bool,
-        /// Look at about this many entries of each dataset, chosen at random
+        /// Look at so many entries of each dataset, chosen at random
         #[arg(long, value_name = "N")]
         sample: Option<u64>,
     },

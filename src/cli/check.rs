@@ -2,6 +2,8 @@
 
 mod write;
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::output::{Exit, Output};
@@ -12,7 +14,8 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
-use cachekeeper_engine::stores::postgres::ErrorKind;
+use cachekeeper_engine::stores::postgres::{ErrorKind, Inspection};
+use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// Checks what only the servers know.
 pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, EngineError> {
@@ -34,7 +37,8 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
         }
         if errors == 0 {
             let how = if offline { "servers not asked" } else { "servers asked" };
-            out.line(&format!("configuration is right: {} datasets, {how}", config.datasets.len()));
+            let plural = if config.datasets.len() == 1 { "dataset" } else { "datasets" };
+            out.line(&format!("configuration is right: {} {plural}, {how}", config.datasets.len()));
         }
         notes.iter().for_each(|note| out.note(&format!("note: {note}")));
     }
@@ -48,6 +52,9 @@ async fn check_servers(
 ) -> Result<(), EngineError> {
     context.postgres.ping().await?;
     let facts = context.redis.facts().await?;
+    if !check_redis(config, &facts, problems) {
+        return Ok(());
+    }
     if facts.evicts_anything() {
         let message = format!("Redis may evict anything (maxmemory-policy {})", facts.maxmemory_policy);
         let required = config.datasets.iter().any(|dataset| dataset.feed == FeedNeed::Required);
@@ -65,8 +72,13 @@ async fn check_servers(
         Err(error) if error.kind == ErrorKind::Standby => return Err(error.into()),
         Err(_) | Ok(_) => {}
     }
+    let mut wrong = BTreeSet::new();
     for dataset in context.catalog.iter() {
+        let known = problems.len();
         check_dataset(config, context, dataset, problems).await?;
+        if problems.iter().skip(known).any(|problem| problem.severity == Severity::Error) {
+            wrong.insert(dataset.name().to_owned());
+        }
         write::check(config, context, dataset, problems).await?;
     }
     check_overlaps(config, context, problems);
@@ -74,13 +86,27 @@ async fn check_servers(
         let help = CONFLICT_HELP.to_owned();
         problems.push(config.source.problem(&conflict.setting, conflict.message, help));
     }
-    check_coverage(config, context, problems).await
+    check_coverage(config, context, &wrong, problems).await
+}
+
+/// Whether this Redis can be written at all.
+fn check_redis(config: &Config, facts: &ServerFacts, problems: &mut Vec<Diagnostic>) -> bool {
+    let (message, help) = if facts.is_cluster_node {
+        ("this Redis is a node of a cluster, which Cachekeeper does not support yet", "use a single Redis")
+    } else if facts.role != "master" {
+        ("this Redis is a replica, where nothing can be stored", "give the address of its master")
+    } else {
+        return true;
+    };
+    problems.push(config.source.problem("redis.url", message, help.to_owned()));
+    false
 }
 
 /// Whether every change would be captured. Nothing is installed here.
 async fn check_coverage(
     config: &Config,
     context: &Context,
+    wrong: &BTreeSet<String>,
     problems: &mut Vec<Diagnostic>,
 ) -> Result<(), EngineError> {
     let coverage = match coverage::look(context, false).await {
@@ -89,7 +115,8 @@ async fn check_coverage(
         Err(EngineError::Source(error)) if error.kind == ErrorKind::NoSchema => return Ok(()),
         Err(error) => return Err(error),
     };
-    for (name, reason) in coverage.gaps() {
+    // What is wrong with a dataset is said already, and is mostly why it is not covered.
+    for (name, reason) in coverage.gaps().filter(|(name, _)| !wrong.contains(*name)) {
         let is_required =
             context.catalog.get(name).is_some_and(|dataset| dataset.settings.feed == FeedNeed::Required);
         let message = format!("changes of dataset {name} would be missed: {reason}");
@@ -112,8 +139,8 @@ async fn check_dataset(
     problems: &mut Vec<Diagnostic>,
 ) -> Result<(), EngineError> {
     let path = |setting: &str| format!("dataset.{}.{setting}", dataset.name());
-    match dataset.source(&context.postgres).await {
-        Ok(_) => {}
+    let source = match dataset.source(&context.postgres).await {
+        Ok(source) => source,
         Err(EngineError::Dataset { problem, .. }) => {
             let setting = path(problem.setting);
             problems.push(config.source.problem_within(
@@ -125,9 +152,25 @@ async fn check_dataset(
             return Ok(());
         }
         Err(error) => return Err(error),
-    }
-    let inspection = context.postgres.inspect(&dataset.settings.query).await?;
+    };
     let query = path("query");
+    let inspection = match context.postgres.inspect(&dataset.settings.query).await {
+        Ok(inspection) => inspection,
+        Err(error) if error.is_transient() => return Err(error.into()),
+        Err(error) => {
+            let message = format!("what the query reads cannot be found out: {}", error.message());
+            let help = "grant temporary on the database to the worker's role; until then nothing is covered"
+                .to_owned();
+            problems.push(config.source.problem(&query, message, help));
+            Inspection::default()
+        }
+    };
+    let relations: Vec<String> = inspection.relations.iter().map(|relation| relation.name.clone()).collect();
+    for finding in context.postgres.check_dataset(&dataset.settings, &source, &relations).await? {
+        let problem = config.source.problem(&path(&finding.setting), finding.message, finding.help);
+        let is_warning = finding.is_warning || (finding.setting.starts_with("watch") && !context.feed.is_on);
+        problems.push(if is_warning { problem.into_warning() } else { problem });
+    }
     for relation in inspection.relations.iter().filter(|relation| relation.kind == 'f') {
         let message = format!(
             "the query reads the foreign table {}, which this server's snapshots do not cover",

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::output::{Exit, Output};
@@ -20,7 +21,8 @@ pub async fn healthcheck(config: &Config, ready: bool, out: &Output) -> Exit {
         Ok(Ok(reply)) => {
             let is_ok = reply.split_whitespace().nth(1) == Some("200");
             let body = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-            out.line(body.trim());
+            let said = serde_json::from_str(body.trim()).unwrap_or_else(|_text| json!(body.trim()));
+            out.result(body.trim(), &json!({ "ok": is_ok, "path": path, "answer": said }));
             if is_ok { Exit::Ok } else { Exit::Failed }
         }
         Ok(Err(error)) => {
@@ -32,6 +34,14 @@ pub async fn healthcheck(config: &Config, ready: bool, out: &Output) -> Exit {
             Exit::Unavailable
         }
     }
+}
+
+/// What a running worker says of its readiness: whether it is ready, and why not; none: nobody answers.
+pub async fn readiness(listen: &str) -> Option<(bool, Vec<String>)> {
+    let reply = tokio::time::timeout(LIMIT, ask(listen, "/readyz")).await.ok()?.ok()?;
+    let body: serde_json::Value = serde_json::from_str(reply.split_once("\r\n\r\n")?.1.trim()).ok()?;
+    let reasons = body.get("reasons")?.as_array()?.iter();
+    Some((body.get("ready")?.as_bool()?, reasons.filter_map(|one| Some(one.as_str()?.to_owned())).collect()))
 }
 
 async fn ask(listen: &str, path: &str) -> std::io::Result<String> {

@@ -40,6 +40,10 @@ pub async fn invalidate(
     op: Option<Op>,
     out: &Output,
 ) -> Result<Exit, EngineError> {
+    if targets.keys.is_empty() && targets.tags.is_empty() && targets.datasets.is_empty() {
+        out.error("nothing is named: give keys, --tag or --dataset");
+        return Ok(Exit::Usage);
+    }
     let op = if targets.delete { Some(Op::Delete) } else { op };
     let mut report = LoadReport::default();
     // The query's types decide to which dataset a key belongs.

@@ -32,6 +32,7 @@ pub async fn run(config: Config, out: &Output) -> Exit {
                 | StartError::RedisTooOld { .. }
                 | StartError::Evicting { .. }
                 | StartError::FormerVersion { .. }
+                | StartError::ClusterNode
                 | StartError::SharedNames { .. } => Exit::Configuration,
                 StartError::Spawn(_) => Exit::Failed,
             };

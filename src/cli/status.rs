@@ -1,13 +1,18 @@
 //! `cachekeeper status`
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
+use super::healthcheck::readiness;
 use super::output::{Exit, Output};
 use super::writes::look;
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::{EngineError, chain};
-use cachekeeper_engine::stores::redis::{Metadata, Watermark};
+use cachekeeper_engine::lease::LeaseName;
+use cachekeeper_engine::stores::redis::{LeaseAttempt, Metadata, Watermark};
 use cachekeeper_protocol::revision::Revision;
 
 /// Shows what stands in both servers. Nothing is changed.
@@ -39,10 +44,12 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         (Some(epoch), false) => lines.push(format!("epoch      {epoch}, but the stamp tables are not whole")),
         (None, _) => lines.push("epoch      none yet: no worker has run here".to_owned()),
     }
+    let worker = worker(context, config, &mut lines).await?;
     let watermark = context.redis.watermark().await?;
     lines.push(watermark_line(watermark.as_ref()));
     let streams = streams(context, config, &mut lines).await?;
-    let datasets = datasets(context, &metadata, &mut lines);
+    let troubles = if poll.is_ok() { troubles(context).await } else { BTreeMap::new() };
+    let datasets = datasets(context, &metadata, &troubles, &mut lines);
     out.result(
         &lines.join("\n"),
         &json!({
@@ -53,6 +60,7 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             },
             "epoch": metadata.epoch.map(|epoch| epoch.to_string()),
             "whole": metadata.is_whole,
+            "worker": worker,
             "watermark": watermark,
             "writes": streams.first(),
             "events": streams.get(1),
@@ -60,6 +68,47 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         }),
     );
     Ok(if poll.is_ok() && metadata.is_whole { Exit::Ok } else { Exit::Failed })
+}
+
+/// Who leads, and whether the worker of this configuration is ready.
+async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> Result<Value, EngineError> {
+    let held = context.redis.lock_holder(&[LeaseName::FEED.name.into_owned()]).await?;
+    let leader = held.and_then(|held| match held {
+        LeaseAttempt::Held { owner, .. } => Some(owner),
+        LeaseAttempt::Granted(_) => None,
+    });
+    let said = match &config.admin.listen {
+        Some(listen) => readiness(listen).await,
+        None => None,
+    };
+    lines.push(match (&said, &config.admin.listen) {
+        (Some((true, _)), _) => "worker     ready".to_owned(),
+        (Some((false, reasons)), _) => format!("worker     not ready: {}", reasons.join("; ")),
+        (None, Some(listen)) => format!("worker     nobody answers on {listen}"),
+        (None, None) => "worker     its admin listener is off".to_owned(),
+    });
+    lines.push(match (&leader, context.feed.is_on) {
+        (Some(owner), _) => format!("leader     {owner} follows the changes"),
+        (None, true) => "leader     none: no worker follows the changes".to_owned(),
+        (None, false) => "leader     none is needed: the feed is off".to_owned(),
+    });
+    let (ready, reasons) = said.unzip();
+    Ok(json!({ "leader": leader, "ready": ready, "reasons": reasons }))
+}
+
+/// Datasets that cannot work or whose changes may be missed, each with the reason.
+async fn troubles(context: &Context) -> BTreeMap<String, String> {
+    let mut troubles = BTreeMap::new();
+    if let Ok(coverage) = coverage::look(context, false).await {
+        let gaps = coverage.gaps().map(|(name, reason)| (name.clone(), format!("not covered: {reason}")));
+        troubles.extend(gaps);
+    }
+    for dataset in context.catalog.iter() {
+        if let Err(EngineError::Dataset { problem, .. }) = dataset.source(&context.postgres).await {
+            troubles.insert(dataset.name().to_owned(), format!("cannot work: {}", problem.message));
+        }
+    }
+    troubles
 }
 
 fn watermark_line(watermark: Option<&Watermark>) -> String {
@@ -97,7 +146,12 @@ async fn streams(
     Ok(streams)
 }
 
-fn datasets(context: &Context, metadata: &Metadata, lines: &mut Vec<String>) -> Vec<Value> {
+fn datasets(
+    context: &Context,
+    metadata: &Metadata,
+    troubles: &BTreeMap<String, String>,
+    lines: &mut Vec<String>,
+) -> Vec<Value> {
     let mut datasets = Vec::new();
     for dataset in context.catalog.iter() {
         let revision = metadata.revisions.get(dataset.name());
@@ -109,14 +163,16 @@ fn datasets(context: &Context, metadata: &Metadata, lines: &mut Vec<String>) -> 
         let pending =
             metadata.reasons().find(|(name, _)| *name == dataset.name()).map(|(_, reason)| reason.to_owned());
         let backfill = metadata.backfills.get(dataset.name());
+        let trouble = troubles.get(dataset.name());
         lines.push(format!(
-            "dataset    {} ({}): {definition}{}{}",
+            "dataset    {} ({}): {definition}{}{}{}",
             dataset.name(),
             dataset.settings.key,
+            trouble.map_or(String::new(), |trouble| format!(", {trouble}")),
             pending.as_ref().map_or(String::new(), |reason| format!(", pending: {reason}")),
             backfill.map_or(String::new(), |key| format!(", a backfill is at {key}"))
         ));
-        datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "pending": pending, "backfill": backfill }));
+        datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "trouble": trouble, "pending": pending, "backfill": backfill }));
     }
     datasets
 }

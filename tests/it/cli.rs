@@ -28,7 +28,7 @@ const DATASETS: &str = r#"
 async fn verbs_do_their_work_without_a_running_worker() {
     let rig = Rig::start(TABLES).await;
     let cli = Cli::new(&rig, DATASETS);
-    assert_eq!(cli.run(&["check"]), (0, "configuration is right: 1 datasets, servers asked\n".to_owned()));
+    assert_eq!(cli.run(&["check"]), (0, "configuration is right: 1 dataset, servers asked\n".to_owned()));
     let (code, text) = cli.run(&["status"]);
     assert!(code == 1 && text.contains("no worker has run here"), "{text}");
     let (code, text) = cli.run(&["warm", "--json"]);
@@ -268,7 +268,7 @@ async fn capture_is_installed_checked_switched_and_removed() {
     };
     says(&["check"], 0, "products has no triggers; run `cachekeeper migrate`");
     says(&["migrate"], 0, "dataset product: changes are captured");
-    says(&["check"], 0, "configuration is right: 1 datasets, servers asked");
+    says(&["check"], 0, "configuration is right: 1 dataset, servers asked");
     assert!(!cli.run(&["check"]).1.contains("would be missed"));
     says(&["status"], 1, "watermark  none");
     says(&["capture", "off"], 0, "1 captures switched");

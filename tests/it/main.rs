@@ -19,6 +19,7 @@ mod cache_load_many;
 mod cache_trouble;
 mod capture;
 mod causes;
+mod check;
 mod cli;
 mod cli_writes;
 mod commands;

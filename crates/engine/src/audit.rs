@@ -4,7 +4,7 @@
 //! snapshot at which the row was read, and the row is still the same afterwards (the method of Meta's Polaris: Bronson,
 //! "Cache made consistent", 2022). Where it does not, what stays different for a second is accused.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub struct Comparison {
     pub undecodable: Vec<String>,
     /// Keys that changed too often while they were looked at, or for which the watermark did not come.
     pub unsure: Vec<String>,
+    /// Whether so many entries were chosen at random, not all looked at.
+    pub is_sample: bool,
     /// Keys whose value differs.
     pub stale: Vec<String>,
     /// Keys without a row.
@@ -62,14 +64,14 @@ impl Comparison {
         let all = self.checked + self.missing.len() as u64;
         #[expect(clippy::cast_precision_loss, reason = "a share for people")]
         let share = wrong as f64 / all.max(1) as f64;
-        (0 < wrong).then(|| -share.log10())
+        (0 < wrong).then(|| 0.0 - share.log10())
     }
 }
 
 /// How much is looked at. The default: everything, at once.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Extent {
-    /// About this many entries, chosen at random; missing ones are not looked for then.
+    /// So many entries, chosen at random, or all where there are fewer; missing ones are not looked for then.
     pub sample: Option<u64>,
     /// Most entries a second; a round in the background looks at what is there and remembers nothing.
     pub rate: Option<u64>,
@@ -80,7 +82,13 @@ const SHOWN: usize = 10;
 
 impl fmt::Display for Comparison {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {} entries looked at, {} right", self.dataset, self.checked, self.right)?;
+        let plural = if self.checked == 1 { "entry" } else { "entries" };
+        let how = if self.is_sample { ", chosen at random" } else { "" };
+        write!(
+            formatter,
+            "{}: {} {plural} looked at{how}, {} right",
+            self.dataset, self.checked, self.right
+        )?;
         if let Some(nines) = self.nines() {
             write!(formatter, " ({nines:.1} nines)")?;
         }
@@ -122,46 +130,30 @@ pub async fn compare(
     dataset: &Dataset,
     extent: &Extent,
 ) -> Result<Comparison, EngineError> {
-    let one_in = match extent.sample {
-        Some(sample) => (context.redis.key_count().await? / sample.max(1)).max(1),
-        None => 1,
-    };
-    // Only then every key is remembered.
-    let is_whole = one_in == 1 && extent.rate.is_none();
-    let seed: u64 = rand::random();
     let began = Instant::now();
     let source = dataset.source(&context.postgres).await?;
     let mut found = Comparison { dataset: dataset.name().to_owned(), ..Comparison::default() };
+    if let Some(sample) = extent.sample {
+        found.is_sample = true;
+        let keys = sample_of(context, dataset, sample).await?;
+        for page in keys.chunks(PAGE) {
+            check_or_forget(context, dataset, &source, page.to_vec(), &mut found).await?;
+        }
+        return Ok(found);
+    }
+    // Only then every key is remembered.
+    let is_whole = extent.rate.is_none();
     let mut seen: HashSet<String> = HashSet::new();
-    let prefix = dataset.settings.key.prefix();
     let mut cursor = 0;
     loop {
-        let order_poll = epoch::poll(context).await?;
-        let current = epoch::current(context).await?;
-        let precondition = dataset.precondition(&current, &order_poll.incarnation);
-        let wanted = [Wanted { prefix, left_max: None }];
-        let answer = context.redis.scan(&precondition, "", (cursor, PAGE), UseSign::None, &wanted).await?;
-        let page = context.checked(Some(dataset), answer)?;
-        let keys: Vec<(String, KeyValues)> = page
-            .entries
-            .into_iter()
-            .filter(|entry| (key_hash(entry.key.as_bytes()) ^ seed).is_multiple_of(one_in))
-            .filter(|entry| !is_whole || seen.insert(entry.key.clone()))
-            .filter_map(|entry| {
-                let (owner, values) = context.catalog.of_key(&entry.key)?;
-                (owner.name() == dataset.name()).then_some((entry.key, values))
-            })
-            .collect();
-        let checked = check_keys(context, dataset, &source, keys, &mut found).await;
-        if matches!(&checked, Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed) {
-            dataset.forget_source();
-        }
-        checked?;
+        let (mut keys, next) = page_of(context, dataset, cursor).await?;
+        keys.retain(|(key, _)| !is_whole || seen.insert(key.clone()));
+        check_or_forget(context, dataset, &source, keys, &mut found).await?;
         if let Some(rate) = extent.rate {
             let due = Duration::from_millis(found.checked.saturating_mul(1_000) / rate.max(1));
             tokio::time::sleep_until(began + due).await;
         }
-        cursor = page.cursor;
+        cursor = next;
         if cursor == 0 {
             break;
         }
@@ -170,6 +162,70 @@ pub async fn compare(
         find_missing(context, dataset, &source, &seen, &mut found).await?;
     }
     Ok(found)
+}
+
+/// One page of a scan over a dataset's keys, and where to go on.
+async fn page_of(
+    context: &Context,
+    dataset: &Dataset,
+    cursor: u64,
+) -> Result<(Vec<(String, KeyValues)>, u64), EngineError> {
+    let poll = epoch::poll(context).await?;
+    let current = epoch::current(context).await?;
+    let precondition = dataset.precondition(&current, &poll.incarnation);
+    let wanted = [Wanted { prefix: dataset.settings.key.prefix(), left_max: None }];
+    let answer = context.redis.scan(&precondition, "", (cursor, PAGE), UseSign::None, &wanted).await?;
+    let page = context.checked(Some(dataset), answer)?;
+    let entries = page.entries.into_iter().filter_map(|entry| {
+        let (owner, values) = context.catalog.of_key(&entry.key)?;
+        (owner.name() == dataset.name()).then_some((entry.key, values))
+    });
+    Ok((entries.collect(), page.cursor))
+}
+
+/// So many keys of a dataset, chosen at random: those with the smallest hashes. A scan may show a key twice, and then its hash
+/// is the same.
+async fn sample_of(
+    context: &Context,
+    dataset: &Dataset,
+    sample: u64,
+) -> Result<Vec<(String, KeyValues)>, EngineError> {
+    let most = usize::try_from(sample).unwrap_or(usize::MAX);
+    let seed: u64 = rand::random();
+    let mut chosen: BTreeMap<u64, (String, KeyValues)> = BTreeMap::new();
+    let mut cursor = 0;
+    loop {
+        let (keys, next) = page_of(context, dataset, cursor).await?;
+        for (key, values) in keys {
+            let hash = key_hash(format!("{seed} {key}").as_bytes());
+            let is_smaller = chosen.last_key_value().is_none_or(|(largest, _)| hash < *largest);
+            if is_smaller || chosen.len() < most {
+                chosen.insert(hash, (key, values));
+            }
+            if most < chosen.len() {
+                chosen.pop_last();
+            }
+        }
+        cursor = next;
+        if cursor == 0 {
+            return Ok(chosen.into_values().collect());
+        }
+    }
+}
+
+/// Looks at keys; where the tables have changed, what is known of the query is forgotten.
+async fn check_or_forget(
+    context: &Context,
+    dataset: &Dataset,
+    source: &DatasetSource,
+    keys: Vec<(String, KeyValues)>,
+    found: &mut Comparison,
+) -> Result<(), EngineError> {
+    let checked = check_keys(context, dataset, source, keys, found).await;
+    if matches!(&checked, Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed) {
+        dataset.forget_source();
+    }
+    checked
 }
 
 async fn check_keys(

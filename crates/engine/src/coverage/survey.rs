@@ -134,7 +134,7 @@ async fn install(
                         "its triggers are missing and only the table's owner may make them: run `cachekeeper migrate` as that user".to_owned()
                     }
                     ErrorKind::Cancelled => {
-                        let holder = match &error.source {
+                        let holder = match &*error.source {
                             sqlx::Error::Protocol(holder) => holder.as_str(),
                             _ => "other transactions hold the table",
                         };

@@ -2,6 +2,7 @@
 
 pub mod capture;
 mod connection;
+mod dataset_check;
 mod error;
 mod feed;
 mod fingerprint;
@@ -17,6 +18,7 @@ mod write_check;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::{Postgres, QUICK_MAX};
+pub use dataset_check::Finding;
 pub use error::{Blame, ErrorKind, SourceError};
 pub use feed::{Change, FeedPoll, FeedReader, OutboxState, Verify};
 pub use fingerprint::{CatalogScope, CatalogState, Fingerprint, NameKind};

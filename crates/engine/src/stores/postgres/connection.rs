@@ -1,5 +1,6 @@
 //! Connections: pinned settings, read-only unless a statement says otherwise.
 
+use std::io::{self, ErrorKind};
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -81,6 +82,8 @@ impl Postgres {
                 ("IntervalStyle", "iso_8601"),
                 ("extra_float_digits", "1"),
                 ("bytea_output", "hex"),
+                // Nobody needs to know which trigger was not there when it was replaced.
+                ("client_min_messages", "warning"),
                 // The first row of a backfill carries its snapshot, so the parts of its union must run in order.
                 ("enable_parallel_append", "off"),
                 ("jit", "off"),
@@ -107,18 +110,54 @@ impl Postgres {
     /// # Errors
     /// [`SourceError`], with what to do about it.
     pub async fn ping(&self) -> Result<(), SourceError> {
-        let reply = sqlx::query("select 1").execute(&self.pool).await;
-        reply.map(drop).map_err(|source| SourceError::new("reach the server", source))
+        self.open("reach the server", &self.options).await.map(drop)
+    }
+
+    /// The pool tries again and again and then says only that it took too long. Where that is why a statement failed, one
+    /// more attempt tells what is wrong.
+    pub(super) async fn explain(&self, error: SourceError) -> SourceError {
+        if !error.is_out_of_connections() {
+            return error;
+        }
+        match self.open(error.what, &self.options).await {
+            // All of them are in use, then.
+            Ok(_connection) => error,
+            Err(reason) => reason,
+        }
     }
 
     /// A connection of its own, without a time limit for statements: for backfills.
     pub(super) async fn open_unlimited(&self) -> Result<PgConnection, SourceError> {
-        let what = "open a connection";
-        let options = self.options.clone().options([("statement_timeout", "0")]);
-        match tokio::time::timeout(self.connect_timeout, PgConnection::connect_with(&options)).await {
-            Ok(connection) => connection.map_err(|source| SourceError::new(what, source)),
-            Err(_elapsed) => Err(SourceError::new(what, sqlx::Error::PoolTimedOut)),
-        }
+        self.open("open a connection", &self.options.clone().options([("statement_timeout", "0")])).await
+    }
+
+    async fn open(
+        &self,
+        what: &'static str,
+        options: &PgConnectOptions,
+    ) -> Result<PgConnection, SourceError> {
+        let place = || match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => format!("{}:{}", options.get_host(), options.get_port()),
+        };
+        let source = match tokio::time::timeout(self.connect_timeout, PgConnection::connect_with(options))
+            .await
+        {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(sqlx::Error::Io(error))) => {
+                let text = match error.kind() {
+                    ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+                    _ => error.to_string(),
+                };
+                sqlx::Error::Io(io::Error::new(error.kind(), format!("{text}: {}", place())))
+            }
+            Ok(Err(other)) => other,
+            Err(_elapsed) => {
+                let text = format!("no answer within {} ms: {}", self.connect_timeout.as_millis(), place());
+                sqlx::Error::Io(io::Error::new(ErrorKind::TimedOut, text))
+            }
+        };
+        Err(SourceError::new(what, source))
     }
 
     /// What the sessions of the pool know is out of date: settings of roles and databases, which they read only once, and the

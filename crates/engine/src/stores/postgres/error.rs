@@ -11,9 +11,48 @@ pub struct SourceError {
     pub what: &'static str,
     /// What the failure means.
     pub kind: ErrorKind,
-    /// The driver's error.
+    /// What the server, or the driver, says.
     #[source]
-    pub source: Error,
+    pub source: Cause,
+}
+
+/// What the driver reports, as a person reads it: what the server says, without the driver's frame around it and without
+/// the line of the server's own source.
+#[derive(Debug)]
+pub struct Cause(Error);
+
+impl std::ops::Deref for Cause {
+    type Target = Error;
+
+    fn deref(&self) -> &Error {
+        &self.0
+    }
+}
+
+impl std::error::Error for Cause {}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write_cause(&self.0, formatter)
+    }
+}
+
+fn write_cause(error: &Error, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    match error {
+        Error::Database(database) => formatter.write_str(database.message()),
+        Error::Io(error) => write!(formatter, "{error}"),
+        Error::Protocol(text) => formatter.write_str(text),
+        Error::PoolTimedOut => formatter.write_str("no connection was free within `connect_timeout`"),
+        Error::Migrate(migrate) => match migrate.as_ref() {
+            MigrateError::Execute(error) => write_cause(error, formatter),
+            MigrateError::ExecuteMigration(error, version) => {
+                write!(formatter, "migration {version}: ")?;
+                write_cause(error, formatter)
+            }
+            other => write!(formatter, "{other}"),
+        },
+        other => write!(formatter, "{other}"),
+    }
 }
 
 /// What a failure means, and so what helps.
@@ -64,11 +103,16 @@ pub enum Blame {
 
 impl SourceError {
     pub(super) fn new(what: &'static str, source: Error) -> Self {
-        Self { what, kind: kind_of(&source), source }
+        Self { what, kind: kind_of(&source), source: Cause(source) }
     }
 
     pub(super) fn with(what: &'static str, kind: ErrorKind, detail: String) -> Self {
-        Self { what, kind, source: Error::Protocol(detail) }
+        Self { what, kind, source: Cause(Error::Protocol(detail)) }
+    }
+
+    /// Whether no connection was had in time: why, only an attempt of its own tells.
+    pub(super) fn is_out_of_connections(&self) -> bool {
+        matches!(*self.source, Error::PoolTimedOut)
     }
 
     /// No answer within the caller's limit.
@@ -138,8 +182,7 @@ impl SourceError {
     /// What the server says, where it said anything.
     #[must_use]
     pub fn message(&self) -> String {
-        let database = self.source.as_database_error();
-        database.map_or_else(|| self.source.to_string(), |database| database.message().to_owned())
+        self.source.to_string()
     }
 }
 

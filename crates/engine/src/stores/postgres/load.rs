@@ -33,8 +33,10 @@ impl Postgres {
     pub async fn poll(&self) -> Result<Poll, SourceError> {
         let what = "take a snapshot";
         let sql = AssertSqlSafe(format!("select pg_current_snapshot()::text, {INCARNATION}"));
-        let row =
-            sqlx::query(sql).fetch_one(&self.pool).await.map_err(|source| SourceError::new(what, source))?;
+        let row = match sqlx::query(sql).fetch_one(&self.pool).await {
+            Ok(row) => row,
+            Err(source) => return Err(self.explain(SourceError::new(what, source)).await),
+        };
         let snapshot: String = row.try_get(0).map_err(|source| SourceError::new(what, source))?;
         let incarnation: Option<String> = row.try_get(1).map_err(|source| SourceError::new(what, source))?;
         read_stamped(what, &snapshot, incarnation)

@@ -11,6 +11,8 @@ pub struct ServerFacts {
     pub run_id: String,
     /// `master` or `slave`.
     pub role: String,
+    /// Whether it is a node of a cluster.
+    pub is_cluster_node: bool,
     /// `noeviction`, `volatile-lru`, …
     pub maxmemory_policy: String,
     /// Bytes in use.
@@ -43,7 +45,7 @@ impl Redis {
     /// Asks the server what it is.
     pub async fn facts(&self) -> Result<ServerFacts, CacheError> {
         let mut facts = ServerFacts::default();
-        for section in ["server", "replication", "memory", "stats"] {
+        for section in ["server", "replication", "memory", "stats", "cluster"] {
             let text: String =
                 self.command("ask what the server is", redis::cmd("INFO").arg(section)).await?;
             for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
@@ -51,6 +53,7 @@ impl Redis {
                     "redis_version" => facts.version = value.to_owned(),
                     "run_id" => facts.run_id = value.to_owned(),
                     "role" => facts.role = value.to_owned(),
+                    "cluster_enabled" => facts.is_cluster_node = value == "1",
                     "maxmemory_policy" => facts.maxmemory_policy = value.to_owned(),
                     "used_memory" => facts.used_memory = value.parse().unwrap_or_default(),
                     "evicted_keys" => facts.evicted_keys = value.parse().unwrap_or_default(),
