@@ -190,10 +190,10 @@ worlds! {
     j22_left_out_two_revalidations_page_and_ddl:
         World { keepers: 2, loaders: &[WARM0], faults: &[(LoadFails, 2)], ..ddl([2, 0, 1]) };
     #[ignore = "long: make model"]
-    m11_members_first_two_workers_failover_expiry_removal:
+    m11_members_first_failover_and_removal:
         World {
-            workers: 2, loaders: &[WARM, FILL0], removes_members: true, on_change: OnChange::Delete,
-            faults: &[(Failover, 1), (EvictEntry, 1), (DropWindow, 1)], ..members_first([1, 0, 1])
+            loaders: &[WARM, FILL0], removes_members: true, on_change: OnChange::Delete,
+            faults: &[(Failover, 1), (DropWindow, 1)], ..members_first([0, 0, 1])
         };
 
     // Prepared transactions, and a capture that is switched off and on again.
@@ -206,8 +206,8 @@ worlds! {
     p12_prepared_transaction_beside_others_and_a_page:
         World { loaders: &[WARM0], ..prepared([1, 1, 0]) };
     #[ignore = "long: make model"]
-    s11_capture_is_switched_two_workers_kill_failover:
-        World { workers: 2, faults: &[(Kill, 1), (Failover, 1)], ..switched([1, 0, 0]) };
+    s11_capture_is_switched_two_workers_and_a_failover:
+        World { workers: 2, faults: &[(Failover, 1)], ..switched([1, 0, 0]) };
     #[ignore = "long: make model"]
     s12_capture_is_switched_beside_two_writers_and_a_page:
         World { loaders: &[WARM0], ..switched([1, 1, 0]) };
