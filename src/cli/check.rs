@@ -188,6 +188,18 @@ async fn check_dataset(
                 .to_owned();
         problems.push(config.source.problem(&query, message, "leave it out".to_owned()));
     }
+    check_functions(config, dataset, &inspection, problems);
+    Ok(())
+}
+
+/// Functions whose results do not follow from the rows that are seen.
+fn check_functions(
+    config: &Config,
+    dataset: &Dataset,
+    inspection: &Inspection,
+    problems: &mut Vec<Diagnostic>,
+) {
+    let query = format!("dataset.{}.query", dataset.name());
     for function in &inspection.functions {
         let name = &function.name;
         if function.volatility == 'v' {
@@ -206,7 +218,6 @@ async fn check_dataset(
             problems.push(config.source.problem(&query, message, help).into_warning());
         }
     }
-    Ok(())
 }
 
 /// With the types known, whether two datasets' keys can coincide, or one's with a stream, is known too.
