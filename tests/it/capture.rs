@@ -14,7 +14,7 @@ use redis::AsyncCommands;
 use crate::feed::{agrees, caught_up, ready};
 use crate::support::{Rig, wait_until};
 
-const TABLES: &str = "
+pub const TABLES: &str = "
     create table products (id int primary key, name text, price int) partition by range (id);
     create table products_1 partition of products for values from (0) to (1000);
     insert into products select n, 'product ' || n, n from generate_series(1, 500) n;
@@ -22,7 +22,7 @@ const TABLES: &str = "
     create materialized view prices as select id, price from products;
     create view names as select id, name from products;";
 
-fn dataset(query: &str, watch: &str) -> String {
+pub fn dataset(query: &str, watch: &str) -> String {
     format!(
         "[dataset.product]\nquery = \"{query}\"\nkey = \"product:{{id}}\"\nformat = \"json\"\nwarm = {{}}\nwatch = [{watch}]\n"
     )
@@ -30,22 +30,22 @@ fn dataset(query: &str, watch: &str) -> String {
 
 const PRODUCTS: &str = "{ table = \"products\", key = { id = \"id\" } }";
 
-fn plain() -> String {
+pub fn plain() -> String {
     dataset("select id, name, price from products", PRODUCTS)
 }
 
-async fn reason(context: &Context, may_install: bool) -> Option<String> {
+pub async fn reason(context: &Context, may_install: bool) -> Option<String> {
     let coverage = coverage::look(context, may_install).await.unwrap();
     coverage.gaps().map(|(_, reason)| reason.clone()).next()
 }
 
-async fn count(rig: &Rig, sql: &str) -> i64 {
+pub async fn count(rig: &Rig, sql: &str) -> i64 {
     let mut session = rig.postgres.session().await.unwrap();
     session.text(&format!("select ({sql})::text")).await.unwrap().unwrap().parse().unwrap()
 }
 
 /// Steps until there is nothing more to do.
-async fn settle(follower: &mut FeedConsumer) {
+pub async fn settle(follower: &mut FeedConsumer) {
     let mut idle = 0;
     while idle < 2 {
         match follower.step(true).await {
@@ -56,14 +56,14 @@ async fn settle(follower: &mut FeedConsumer) {
     }
 }
 
-async fn follower(context: &Context) -> FeedConsumer {
+pub async fn follower(context: &Context) -> FeedConsumer {
     context.set_coverage(coverage::look(context, true).await.unwrap());
     let mut follower = FeedConsumer::new(context);
     settle(&mut follower).await;
     follower
 }
 
-async fn watermark(context: &Context) -> Watermark {
+pub async fn watermark(context: &Context) -> Watermark {
     context.redis.watermark().await.unwrap().unwrap()
 }
 

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
 use super::function::{CaptureLimits, Definition};
 use super::install::watched_columns;
+use crate::stores::postgres::outbox::ENDED_BY;
 use crate::stores::postgres::statement::INCARNATION;
 use crate::stores::postgres::{Postgres, SourceError};
 
@@ -122,7 +123,7 @@ impl Postgres {
 /// Notes the transactions of now as those that may have written uncaptured.
 async fn note_settling(connection: &mut PgConnection, which: &str) -> Result<(), SourceError> {
     let sql = format!(
-        "update cachekeeper.capture c set settling = pg_current_snapshot()::text, settling_in = {INCARNATION}, \
+        "update cachekeeper.capture c set settling = {ENDED_BY}, settling_in = {INCARNATION}, \
          holders = {HOLDERS} where {which}"
     );
     let done = sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await;
