@@ -73,6 +73,14 @@ impl Postgres {
         marker.map_err(|source| SourceError::new("read what was not captured", source))
     }
 
+    /// Whether a transaction is open that was prepared in an earlier incarnation: what it captured is lost.
+    pub(crate) async fn has_old_prepared(&self) -> Result<bool, SourceError> {
+        let sql = "select exists (select from pg_prepared_xacts p where p.database = current_database() \
+             and p.prepared < (select i.since from cachekeeper.incarnation i))";
+        let found = sqlx::query_scalar(sql).fetch_one(&self.pool).await;
+        found.map_err(|source| SourceError::new("look for prepared transactions", source))
+    }
+
     /// Notes which captures' triggers could not write since the last time.
     ///
     /// # Errors
