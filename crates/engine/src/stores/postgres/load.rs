@@ -160,16 +160,41 @@ impl Postgres {
         &self,
         source: &DatasetSource,
     ) -> Result<Option<Vec<KeyValues>>, SourceError> {
+        match &source.first_keys {
+            Some(sql) => self.keys(source, sql, &[]).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The next keys of a dataset, in order, behind one of them or from the first; empty: that was all.
+    pub(crate) async fn next_keys(
+        &self,
+        source: &DatasetSource,
+        behind: Option<&KeyValues>,
+    ) -> Result<Vec<KeyValues>, SourceError> {
+        match behind {
+            Some(values) => self.keys(source, &source.keys_behind, values).await,
+            None => self.keys(source, &source.keys, &[]).await,
+        }
+    }
+
+    async fn keys(
+        &self,
+        source: &DatasetSource,
+        sql: &str,
+        values: &[String],
+    ) -> Result<Vec<KeyValues>, SourceError> {
         let what = "choose the keys of a backfill";
-        let Some(sql) = &source.first_keys else {
-            return Ok(None);
-        };
         let mut connection = self.open_unlimited().await?;
         let casts: Vec<String> =
             (1..=source.key_columns.len()).map(|column| format!("k.c{column}::text")).collect();
         let names: Vec<String> = (1..=source.key_columns.len()).map(|column| format!("c{column}")).collect();
         let sql = format!("select {} from ({sql}) k ({})", casts.join(", "), names.join(", "));
-        let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await;
+        let mut statement = sqlx::query(AssertSqlSafe(sql));
+        for value in values {
+            statement = statement.bind(value.clone());
+        }
+        let rows = statement.fetch_all(&mut connection).await;
         let mut keys = Vec::new();
         for row in rows.map_err(|error| SourceError::new(what, error))? {
             let values: Result<Vec<Option<String>>, _> =
@@ -177,7 +202,7 @@ impl Postgres {
             let values = values.map_err(|error| SourceError::new(what, error))?;
             keys.extend(values.into_iter().collect::<Option<Vec<String>>>());
         }
-        Ok(Some(keys))
+        Ok(keys)
     }
 }
 

@@ -20,6 +20,9 @@ pub(super) const INCARNATION: &str = "(select i.id::text from cachekeeper.incarn
 /// What fails where a query cannot be described.
 const DESCRIBE: &str = "describe a query";
 
+/// Keys of one page.
+const KEYS_OF_PAGE: usize = 5_000;
+
 /// How many queries were described by this process.
 static DESCRIBED: AtomicU64 = AtomicU64::new(0);
 
@@ -41,6 +44,8 @@ pub struct DatasetSource {
     pub(super) by_key: String,
     pub(super) all: String,
     pub(super) all_behind: String,
+    pub(super) keys: String,
+    pub(super) keys_behind: String,
     pub(super) first_keys: Option<String>,
 }
 
@@ -212,6 +217,8 @@ fn make_source(
         by_key: format!("/* {number} */ {}", statements.by_key()),
         all: statements.all(false),
         all_behind: statements.all(true),
+        keys: statements.keys(false),
+        keys_behind: statements.keys(true),
         first_keys: statements.first_keys(),
         plan,
         key_columns,
@@ -279,21 +286,7 @@ impl Statements<'_> {
             .iter()
             .map(|(name, kind)| format!("null::{} as {}", type_name(kind), quote(name)))
             .collect();
-        let behind = if is_resumed {
-            let names: Vec<String> = self.key_names.iter().map(|name| format!("q.{name}")).collect();
-            let values: Vec<String> = self
-                .key_types
-                .iter()
-                .enumerate()
-                .map(|(index, kind)| match kind {
-                    KeyType::Integer => format!("${}::text::int8", index + 1),
-                    KeyType::Cast(name) => format!("${}::text::{name}", index + 1),
-                })
-                .collect();
-            format!(" where ({}) > ({})", names.join(", "), values.join(", "))
-        } else {
-            String::new()
-        };
+        let behind = if is_resumed { self.behind() } else { String::new() };
         format!(
             "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, {} \
              union all (select null, null, q.* from (\n{}\n) q{behind}{})",
@@ -301,6 +294,30 @@ impl Statements<'_> {
             self.dataset.query,
             self.order()
         )
+    }
+
+    /// A page of the keys, in order. Other columns are not read, so what is wrong with them does not matter.
+    fn keys(&self, is_resumed: bool) -> String {
+        let names: Vec<String> = self.key_names.iter().map(|name| format!("q.{name}")).collect();
+        let names = names.join(", ");
+        let behind = if is_resumed { self.behind() } else { String::new() };
+        let query = &self.dataset.query;
+        format!("select distinct {names} from (\n{query}\n) q{behind} order by {names} limit {KEYS_OF_PAGE}")
+    }
+
+    /// Only what comes behind a key.
+    fn behind(&self) -> String {
+        let names: Vec<String> = self.key_names.iter().map(|name| format!("q.{name}")).collect();
+        let values: Vec<String> = self
+            .key_types
+            .iter()
+            .enumerate()
+            .map(|(index, kind)| match kind {
+                KeyType::Integer => format!("${}::text::int8", index + 1),
+                KeyType::Cast(name) => format!("${}::text::{name}", index + 1),
+            })
+            .collect();
+        format!(" where ({}) > ({})", names.join(", "), values.join(", "))
     }
 
     /// Rows of one key come together, in the order that the user wants them.
