@@ -39,6 +39,7 @@ mod leases;
 mod ledger;
 mod locks;
 mod metrics;
+mod misses;
 mod namespaces;
 mod oracle;
 mod passes;
