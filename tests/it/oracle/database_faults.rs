@@ -134,7 +134,10 @@ async fn switch_capture(arena: &Arena, some_time: Duration) {
     tokio::time::sleep(some_time).await;
     // Whoever is in the way of others may lose: then it has written nothing.
     let mut open = session(arena).await;
-    drop(open.execute(&format!("begin; lock table items in row exclusive mode; {}", super::load::put(7, 3))).await);
+    drop(
+        open.execute(&format!("begin; lock table items in row exclusive mode; {}", super::load::put(7, 3)))
+            .await,
+    );
     context.postgres.switch_capture(true, &context.feed.limits).await.unwrap();
     drop(open.execute(&format!("{} commit", super::load::put(11, 3))).await);
     drop(open.execute("rollback").await);
