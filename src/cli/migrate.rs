@@ -37,12 +37,13 @@ pub async fn migrate(
         }
     }
     let state = context.postgres.migrate().await?;
-    if let Some(role) = grant {
-        context.postgres.grant(role).await?;
-    }
     let mut text: Vec<String> =
         state.known.iter().map(|(version, name)| format!("{version:04} {name}: applied")).collect();
     let coverage = install_triggers(context).await?;
+    // Last: what was only just made is granted too.
+    if let Some(role) = grant {
+        context.postgres.grant(role).await?;
+    }
     namespaces::note_watched(context).await?;
     for (dataset, mark) in &coverage.datasets {
         text.push(match mark {

@@ -73,6 +73,14 @@ const CHANGES: &[Case] = &[
         "create or replace function factor(int) returns int language sql immutable as 'select $1 * 3'",
     ),
     case(
+        "defaulted",
+        "create function times(int, b int default 2) returns int language sql immutable as 'select $1 * $2';
+         create table defaulted (id int primary key, v int); insert into defaulted values (1, 1)",
+        "select id, times(v) as v from defaulted",
+        &["defaulted"],
+        "create or replace function times(int, b int default 3) returns int language sql immutable as 'select $1 * $2'",
+    ),
+    case(
         "atomic",
         "create table rates (id int primary key, rate int); insert into rates values (1, 5);
          create function rate(int) returns int language sql stable begin atomic select rate from rates where id = $1; end;

@@ -169,7 +169,7 @@ const EXPRESSION: &str = "array(
   from pg_catalog.pg_type t where t.oid = any({types})
   union all
   select concat_ws(E'\\x1f', 'f', p.oid, md5(concat_ws(' ', p.proname, p.pronamespace, p.prolang, p.provolatile, p.prosecdef,
-      p.proowner, p.proisstrict, p.prorettype, p.proargtypes, p.proconfig, p.prosrc, p.probin, to_jsonb(p) ->> 'prosqlbody',
+      p.proowner, p.proisstrict, p.prorettype, p.proargtypes, p.proconfig, p.prosrc, p.probin, p.proargdefaults::text, to_jsonb(p) ->> 'prosqlbody',
       case when p.prokind = 'a' then (select to_jsonb(g)::text from pg_catalog.pg_aggregate g where g.aggfnoid = p.oid) end)))
   from pg_catalog.pg_proc p where p.oid = any({functions})
   union all
@@ -194,7 +194,7 @@ const EXPRESSION: &str = "array(
     and p.pronamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper')
   union all
   select concat_ws(E'\\x1f', 'o', c.relname, c.oid, c.relkind, c.relpersistence, c.relowner, c.relrowsecurity, c.relhastriggers,
-      c.relhasrules, n.nspowner)
+      c.relhasrules, c.relacl::text, n.nspowner)
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   where n.nspname = 'cachekeeper' and c.relname in ('outbox', 'outbox_count', 'uncaptured')
   union all
@@ -202,6 +202,8 @@ const EXPRESSION: &str = "array(
   from pg_catalog.pg_db_role_setting s
   where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
     and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
+  union all
+  select concat_ws(E'\\x1f', 's', 'now', current_setting('search_path'), current_setting('default_text_search_config'))
   union all
   select concat_ws(E'\\x1f', 'k', k.oid) from pg_catalog.pg_cast k where 16384 <= k.oid
   union all

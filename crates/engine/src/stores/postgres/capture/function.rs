@@ -103,13 +103,15 @@ impl Definition<'_> {
     }
 
     /// What is done once in a transaction before the first row is written: whatever could keep rows from being written fails
-    /// here. Nobody's lock is waited for, and the lock that is taken keeps others from changing the outbox.
+    /// here. Nobody's lock on the outbox is waited for, and the locks that are taken, on it and on the sequence that counts, keep
+    /// others from changing them until the transaction ends.
     fn prepare(&self) -> String {
         "      if pg_catalog.current_setting('cachekeeper.outbox', true) operator(pg_catalog.=) 'held' then
         null;
       else
         lock table cachekeeper.outbox in row exclusive mode nowait;
         insert into cachekeeper.outbox (capture, version, keys) select 0, 0, null where false;
+        note := pg_catalog.nextval('cachekeeper.outbox_count');
         note := pg_catalog.set_config('cachekeeper.outbox', 'held', true);
       end if;"
             .to_owned()

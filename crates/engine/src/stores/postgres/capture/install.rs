@@ -43,6 +43,17 @@ const HOLDERS: &str = "
         and l.database = (select d.oid from pg_database d where d.datname = current_database())
         and l.mode not in ('AccessShareLock', 'RowShareLock') and l.pid is distinct from pg_backend_pid()";
 
+/// Whoever reads the outbox reads the marker of the capture too.
+const READERS: &str = "do $$
+    declare held record;
+    begin
+        for held in select distinct a.grantee::regrole::text as role from pg_class c, aclexplode(c.relacl) a
+            where c.oid = 'cachekeeper.outbox'::regclass and a.grantee not in (0, c.relowner) and a.privilege_type = 'SELECT'
+        loop
+            execute format('grant select on sequence cachekeeper.uncaptured_{capture} to %s', held.role);
+        end loop;
+    end $$";
+
 const COLUMNS: &str = "
     select a.attname::text, format_type(coalesce(nullif(t.typbasetype, 0), t.oid), null),
         coalesce(nullif(t.typbasetype, 0), t.oid) < 16384
@@ -92,6 +103,10 @@ impl Postgres {
         }
         for statement in function.statements.iter().chain(&missing) {
             transaction.execute(AssertSqlSafe(statement.clone())).await.map_err(error)?;
+        }
+        if !function.statements.is_empty() {
+            let readers = READERS.replace("{capture}", &recorded.id.to_string());
+            transaction.execute(AssertSqlSafe(readers)).await.map_err(error)?;
         }
         transaction.commit().await.map_err(error)?;
         Ok(missing.iter().filter(|statement| statement.starts_with("create")).count())
@@ -148,7 +163,8 @@ pub(in crate::stores::postgres) async fn forget_copied(
 /// Finds or makes the record of a capture, and holds it.
 async fn record(transaction: &mut Transaction<'_, Server>, root: u32) -> Result<Recorded, SourceError> {
     let insert = "insert into cachekeeper.capture (root, columns, mode, db) \
-         select $1, '{}', '', d.oid from pg_database d where d.datname = current_database() on conflict (root) do nothing";
+         select $1, '{}', '', d.oid from pg_database d where d.datname = current_database() \
+         on conflict (root) do update set db = excluded.db, definition = '' where capture.db <> excluded.db";
     sqlx::query(insert).bind(Oid(root)).execute(&mut **transaction).await.map_err(error)?;
     let select = "select id, columns, version, definition, is_on, mode from cachekeeper.capture where root = $1 for update";
     let row = sqlx::query(select).bind(Oid(root)).fetch_one(&mut **transaction).await.map_err(error)?;
