@@ -203,8 +203,6 @@ const EXPRESSION: &str = "array(
   where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
     and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
   union all
-  select concat_ws(E'\\x1f', 's', 'now', current_setting('search_path'), current_setting('default_text_search_config'))
-  union all
   select concat_ws(E'\\x1f', 'k', k.oid) from pg_catalog.pg_cast k where 16384 <= k.oid
   union all
   (with recursive role(oid) as (
