@@ -14,7 +14,7 @@ use redis::AsyncCommands;
 use crate::feed::{agrees, caught_up, ready};
 use crate::support::{Rig, wait_until};
 
-pub const TABLES: &str = "
+const TABLES: &str = "
     create table products (id int primary key, name text, price int) partition by range (id);
     create table products_1 partition of products for values from (0) to (1000);
     insert into products select n, 'product ' || n, n from generate_series(1, 500) n;
@@ -22,7 +22,7 @@ pub const TABLES: &str = "
     create materialized view prices as select id, price from products;
     create view names as select id, name from products;";
 
-pub fn dataset(query: &str, watch: &str) -> String {
+fn dataset(query: &str, watch: &str) -> String {
     format!(
         "[dataset.product]\nquery = \"{query}\"\nkey = \"product:{{id}}\"\nformat = \"json\"\nwarm = {{}}\nwatch = [{watch}]\n"
     )
@@ -30,16 +30,16 @@ pub fn dataset(query: &str, watch: &str) -> String {
 
 const PRODUCTS: &str = "{ table = \"products\", key = { id = \"id\" } }";
 
-pub fn plain() -> String {
+fn plain() -> String {
     dataset("select id, name, price from products", PRODUCTS)
 }
 
-pub async fn reason(context: &Context, may_install: bool) -> Option<String> {
+async fn reason(context: &Context, may_install: bool) -> Option<String> {
     let coverage = coverage::look(context, may_install).await.unwrap();
     coverage.gaps().map(|(_, reason)| reason.clone()).next()
 }
 
-pub async fn count(rig: &Rig, sql: &str) -> i64 {
+async fn count(rig: &Rig, sql: &str) -> i64 {
     let mut session = rig.postgres.session().await.unwrap();
     session.text(&format!("select ({sql})::text")).await.unwrap().unwrap().parse().unwrap()
 }
@@ -63,7 +63,7 @@ pub async fn follower(context: &Context) -> FeedConsumer {
     follower
 }
 
-pub async fn watermark(context: &Context) -> Watermark {
+async fn watermark(context: &Context) -> Watermark {
     context.redis.watermark().await.unwrap().unwrap()
 }
 

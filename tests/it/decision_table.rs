@@ -82,7 +82,6 @@ async fn begin(store: &Redis, client: &mut redis::aio::MultiplexedConnection, fl
         reason: "test",
         datasets: &[],
         is_renewal: false,
-        was_covered: true,
     };
     let seen = store.metadata("").await.unwrap();
     let Creation::Created(epoch) = store.create_epoch(&seen, &new).await.unwrap() else { panic!() };

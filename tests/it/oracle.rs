@@ -1,7 +1,6 @@
 //! The oracle: while programs write and servers die, readers log what they see; then everything they saw is checked
 //! against the history that the writers left in the database.
 
-mod database_faults;
 mod faults;
 mod load;
 mod producers;

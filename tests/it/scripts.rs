@@ -71,7 +71,6 @@ async fn begin(redis: &Redis) -> Epoch {
         reason: "test",
         datasets: &[],
         is_renewal: false,
-        was_covered: true,
     };
     let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else {
         panic!("not created")

@@ -283,9 +283,16 @@ async fn numerics_bytes_and_keys() {
 }
 
 #[tokio::test]
-async fn an_unknown_type_names_the_column() {
-    let rig = Rig::start("create table t (id int, place point)").await;
-    let context = rig.context("[dataset.t]\nquery = \"select id, place from t\"\nkey = \"t:{id}\"");
+async fn unknown_types_are_named_with_all_their_columns() {
+    let rig = Rig::start(
+        "create extension cube;
+         create type mixed as (place point, price numeric);
+         create table t (id int, place cube, who aclitem, many cube[], odd mixed)",
+    )
+    .await;
+    let context = rig.context("[dataset.t]\nquery = \"select * from t\"\nkey = \"t:{id}\"");
     let error = context.catalog.get("t").unwrap().source(&context.postgres).await.unwrap_err().to_string();
-    assert!(error.contains("column place has the type point") && error.contains("::text"), "{error}");
+    let columns = "column place has the type cube, column who has the type aclitem, column many has the type cube[], \
+                   column odd has the type mixed, which";
+    assert!(error.contains(columns) && error.contains("::text"), "{error}");
 }

@@ -1,18 +1,20 @@
 //! Backfills: every entry of a dataset, from one statement (R7), or the most wanted ones by key.
 
+mod rest;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::catalog::Dataset;
 use super::context::Context;
 use super::encode::Encoder;
 use super::epoch;
-use super::error::{EngineError, chain};
+use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
@@ -66,14 +68,7 @@ pub async fn backfill(
     let source = dataset.source(&context.postgres).await?;
     let filled = match context.postgres.first_keys(&source).await {
         Ok(Some(keys)) => backfill_by_keys(context, dataset, keys, options).await,
-        Ok(None) => match BackfillStream::run(context, (dataset, revision.clone()), &source, options).await {
-            Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
-                let error = chain(&error);
-                warn!(dataset = dataset.name(), error, "a row makes the backfill fail, it goes on by key");
-                backfill_in_pages(context, (dataset, revision), &source, options).await
-            }
-            other => other,
-        },
+        Ok(None) => BackfillStream::run(context, (dataset, revision), &source, options).await,
         Err(error) => Err(error.into()),
     };
     if let Err(EngineError::Source(error)) = &filled
@@ -105,60 +100,6 @@ async fn backfill_by_keys(
         tell(options, report.stored, false);
     }
     Ok(report)
-}
-
-/// Everything, page by page: a row that makes every statement fail which reads it fails alone, by its key.
-async fn backfill_in_pages(
-    context: &Context,
-    (dataset, revision): (&Dataset, Revision),
-    source: &DatasetSource,
-    options: &BackfillOptions,
-) -> Result<LoadReport, EngineError> {
-    let mut job = Job::new("backfill");
-    let state = epoch::ensure(context, &job.id).await?;
-    job.count = state.metadata.counted;
-    let began = Backfilled { began_ms: state.metadata.now_ms, cause: state.metadata.causes };
-    let mut report = LoadReport::default();
-    let mut rate = RateLimit::new(options.rate);
-    let mut behind: Option<KeyValues> = None;
-    loop {
-        let page = context.postgres.next_keys(source, behind.as_ref()).await?;
-        let Some(last) = page.last().cloned() else { break };
-        for chunk in page.chunks(dataset.settings.batch) {
-            if options.cancel.is_cancelled() {
-                return Err(EngineError::Cancelled);
-            }
-            let named = chunk.iter().filter_map(|values| Some((dataset.key_of(values)?, values.clone())));
-            let because = LoadOptions::because(Cause::Backfill);
-            let done = load(context, dataset, named.collect(), because, &mut job).await?;
-            rate.spend(done.stored).await;
-            report.add(done);
-            tell(options, report.stored, false);
-        }
-        behind = Some(last);
-    }
-    let at = (&state.epoch, &state.poll, &revision);
-    claim(context, dataset, at, &job, began).await.map(|()| report)
-}
-
-/// The claim that a backfill is whole: every one of its scripts is still in this Redis.
-async fn claim(
-    context: &Context,
-    dataset: &Dataset,
-    (epoch, poll, revision): (&Epoch, &Poll, &Revision),
-    job: &Job,
-    began: Backfilled,
-) -> Result<(), EngineError> {
-    let precondition = dataset.store_precondition(epoch, &poll.incarnation, revision);
-    let settled = Settled::Backfill(began);
-    let answer = context.redis.finish_job(&precondition, &job.id, job.count, settled).await?;
-    match context.checked(Some(dataset), answer)? {
-        Claim::Accepted => Ok(()),
-        Claim::RolledBack => {
-            context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
-            Err(EngineError::RedisRolledBack)
-        }
-    }
 }
 
 /// A backfill fed by one statement.
@@ -234,10 +175,18 @@ impl<'a> BackfillStream<'a> {
         let mut batch = EntryBatch::default();
         let mut rate = RateLimit::new(options.rate);
         let mut is_over = false;
+        let mut unreadable = None;
         while !is_over {
             let group = tokio::select! {
                 () = options.cancel.cancelled() => return Err(EngineError::Cancelled),
-                group = rows.next() => group?,
+                group = rows.next() => group,
+            };
+            let group = match group {
+                Err(error) if error.kind == ErrorKind::Data => {
+                    unreadable = Some(error);
+                    break;
+                }
+                group => group?,
             };
             is_over = group.is_none();
             for row in group.iter().flatten() {
@@ -254,7 +203,10 @@ impl<'a> BackfillStream<'a> {
             }
             self.delete_failed(&mut encoder).await?;
         }
-        encoder.finish(&mut batch);
+        // Of the last entry, rows may be missing where the reading broke off.
+        if unreadable.is_none() {
+            encoder.finish(&mut batch);
+        }
         self.delete_failed(&mut encoder).await?;
         if !batch.is_empty() {
             under_way.push_back(self.send(batch));
@@ -262,7 +214,10 @@ impl<'a> BackfillStream<'a> {
         while let Some(sent) = under_way.next().await {
             self.confirm(sent, options, &mut rate).await?;
         }
-        Ok(())
+        match unreadable {
+            Some(error) => self.load_rest(source, &error, options, &mut rate).await,
+            None => Ok(()),
+        }
     }
 
     /// The script is sent when the future is first polled; the queue keeps the order.
@@ -344,12 +299,21 @@ impl<'a> BackfillStream<'a> {
         delete_failed(self.context, self.dataset, Cause::Backfill, poll, job, failures, report).await
     }
 
+    /// The claim that the backfill is whole: every one of its scripts is still in this Redis.
     async fn finish(mut self) -> Result<LoadReport, EngineError> {
         self.load_refused().await?;
         let current = epoch::current(self.context).await?;
-        let at = (&current, &self.poll, &self.revision);
-        claim(self.context, self.dataset, at, &self.job, self.began).await?;
-        Ok(self.report)
+        let precondition = self.dataset.store_precondition(&current, &self.poll.incarnation, &self.revision);
+        let settled = Settled::Backfill(self.began);
+        let answer =
+            self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;
+        match self.context.checked(Some(self.dataset), answer)? {
+            Claim::Accepted => Ok(self.report),
+            Claim::RolledBack => {
+                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+                Err(EngineError::RedisRolledBack)
+            }
+        }
     }
 }
 

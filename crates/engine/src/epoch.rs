@@ -77,21 +77,12 @@ async fn begin(
     keeps_tables: bool,
 ) -> Result<(), EngineError> {
     let datasets: Vec<String> = context.catalog.iter().map(|dataset| dataset.name().to_owned()).collect();
-    // What was prepared in an earlier incarnation may commit at any moment, and nothing of it is captured. Looked for before the
-    // snapshot: what has ended by then, the snapshot sees (X41).
-    let (mut poll, mut was_covered) = (poll.clone(), true);
-    if metadata.incarnation.as_ref() != Some(&poll.incarnation) && context.postgres.has_old_prepared().await?
-    {
-        was_covered = false;
-        poll = context.postgres.poll().await?;
-    }
     let new = NewEpoch {
         incarnation: &poll.incarnation,
         snapshot: &poll.snapshot,
         reason,
         datasets: &datasets,
         is_renewal: keeps_tables,
-        was_covered,
     };
     match context.redis.create_epoch(metadata, &new).await? {
         Creation::Created(epoch) => {

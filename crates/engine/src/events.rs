@@ -20,9 +20,8 @@ pub const STREAM: &str = "stream";
 /// How long an old value may stay readable while no stamp can be had.
 const STAMP_WITHIN: Duration = Duration::from_millis(500);
 
-/// Applies a batch of invalidation events. Where no stamp can be taken soon, the keys are deleted at once, but for those of events
-/// that ask for a refresh: their old values stay readable. The events must be applied all the same, because an older load could
-/// still come.
+/// Applies a batch of invalidation events. Where no stamp can be taken soon, the keys are deleted at once: absence is always
+/// right. The events must be applied all the same, because an older load could still come.
 ///
 /// Answers the datasets of which a backfill is wanted; that they are pending is recorded in Redis.
 ///
@@ -36,7 +35,7 @@ pub async fn apply(context: &Context, source: &str, batch: &[Event]) -> Result<V
         Ok(Err(error)) => error.is_transient() && error.kind != ErrorKind::NoIncarnation,
         Err(_elapsed) => true,
     };
-    if is_down && let Err(error) = invalidate::delete_now(context, &merged.keys_to_delete()).await {
+    if is_down && let Err(error) = invalidate::delete_now(context, &merged.all_keys()).await {
         debug!(error = %chain(&error), "keys could not be deleted yet");
     }
     merged.apply(context).await?;
@@ -108,10 +107,8 @@ impl Merged {
         Ok(())
     }
 
-    /// Keys whose old values may not stay readable until a stamp can be had. Whoever asks for a refresh wants to keep them.
-    fn keys_to_delete(&self) -> Vec<String> {
-        let events = self.keys.iter().filter(|(op, _)| *op != Some(Op::Refresh));
-        events.flat_map(|(_, keys)| keys.iter().cloned()).collect()
+    fn all_keys(&self) -> Vec<String> {
+        self.keys.iter().flat_map(|(_, keys)| keys.iter().cloned()).collect()
     }
 
     async fn apply(&self, context: &Context) -> Result<(), EngineError> {
@@ -168,12 +165,12 @@ pub async fn mark_pending(
     .await
 }
 
-/// Deletes the keys that events name, because they cannot be applied now; not those of which a refresh is asked for.
+/// Deletes the keys that events name, because they cannot be applied now.
 pub async fn delete_named(context: &Context, batch: &[Event]) {
     let mut merged = Merged::of(context, batch);
     let deleted = async {
         merged.leave_out(context).await?;
-        invalidate::delete_now(context, &merged.keys_to_delete()).await
+        invalidate::delete_now(context, &merged.all_keys()).await
     };
     if let Err(error) = deleted.await {
         debug!(error = %chain(&error), "keys could not be deleted yet");

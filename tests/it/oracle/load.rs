@@ -134,7 +134,7 @@ fn statement(random: &mut StdRng, writer: u64) -> String {
     }
 }
 
-pub fn put(id: i64, group: i64) -> String {
+fn put(id: i64, group: i64) -> String {
     format!(
         "update counters set version = version + 1 where id = {id}; \
          insert into items select {id}, version, {group} from counters where id = {id} \

@@ -10,6 +10,7 @@ mod inspect;
 mod load;
 mod migrate;
 mod outbox;
+mod spelling;
 mod statement;
 pub mod transcode;
 mod uninstall;

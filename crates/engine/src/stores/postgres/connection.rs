@@ -82,6 +82,7 @@ impl Postgres {
                 ("IntervalStyle", "iso_8601"),
                 ("extra_float_digits", "1"),
                 ("bytea_output", "hex"),
+                ("lc_monetary", "C"),
                 // Nobody needs to know which trigger was not there when it was replaced.
                 ("client_min_messages", "warning"),
                 // The first row of a backfill carries its snapshot, so the parts of its union must run in order.

@@ -1,10 +1,15 @@
 //! What `check` asks the database about a dataset beyond its query: whether every statement made of it is accepted and
 //! allowed, and whether its watch rules name what they mean.
 
+use std::collections::HashMap;
+
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Column as _, Executor, Row as _, SqlSafeStr, Statement as _};
 
+use super::spelling::{SpelledColumn, difference};
 use super::{DatasetSource, ErrorKind, Postgres, SourceError};
-use cachekeeper_config::{Dataset, WatchTarget};
+use cachekeeper_config::{Dataset, Watch, WatchTarget};
+use cachekeeper_protocol::template::Template;
 
 /// Something that is wrong, or odd, with a setting of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,30 +30,11 @@ impl Finding {
     }
 }
 
-/// A column, as far as keys are compared by it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Comparable {
-    name: String,
-    /// The type's name, of a domain that of what it is made of.
-    kind: String,
-    is_enum: bool,
-}
-
 struct Table {
     /// As in `pg_class`.
     kind: char,
-    columns: Vec<Comparable>,
+    columns: Vec<SpelledColumn>,
 }
-
-const TABLE: &str = "
-    select c.relkind::text, array_agg(a.attname::text order by a.attnum),
-        array_agg(coalesce(b.typname, t.typname)::text order by a.attnum),
-        array_agg(coalesce(b.typtype, t.typtype) = 'e' order by a.attnum)
-    from pg_catalog.pg_class c
-    join pg_catalog.pg_attribute a on a.attrelid = c.oid and 0 < a.attnum and not a.attisdropped
-    join pg_catalog.pg_type t on t.oid = a.atttypid
-    left join pg_catalog.pg_type b on b.oid = nullif(t.typbasetype, 0)
-    where c.oid = to_regclass($1) group by c.relkind";
 
 impl Postgres {
     /// Looks for what is wrong with a dataset whose query is right.
@@ -65,7 +51,8 @@ impl Postgres {
         self.check_statements(source, &mut findings).await?;
         self.check_rights(dataset, &mut findings).await?;
         self.check_row_security(relations, &mut findings).await?;
-        let keys = self.key_columns(dataset, source).await?;
+        let used = source.key_columns.iter().chain(source.tag_columns.iter().flatten());
+        let origins = self.origins(dataset, used.copied()).await?;
         for (position, rule) in dataset.watch.iter().enumerate() {
             let setting = format!("watch.{position}");
             let table = match self.look_at_table(&rule.table).await {
@@ -81,7 +68,7 @@ impl Postgres {
                     continue;
                 }
             };
-            check_rule(&setting, &rule.table, &rule.target, table.as_ref(), &keys, &mut findings);
+            check_rule(&setting, dataset, rule, (table.as_ref(), &origins), &mut findings);
         }
         Ok(findings)
     }
@@ -163,46 +150,39 @@ impl Postgres {
     }
 
     async fn look_at_table(&self, name: &str) -> Result<Option<Table>, SourceError> {
-        let error = |source| SourceError::new("look at a watched table", source);
-        let Some(row) = sqlx::query(TABLE).bind(name).fetch_optional(&self.pool).await.map_err(error)? else {
+        let what = "look at a watched table";
+        let error = |source| SourceError::new(what, source);
+        let sql = "select c.oid, c.relkind::text from pg_catalog.pg_class c where c.oid = to_regclass($1)";
+        let Some(row) = sqlx::query(sql).bind(name).fetch_optional(&self.pool).await.map_err(error)? else {
             return Ok(None);
         };
-        let kind: String = row.try_get(0).map_err(error)?;
-        let names: Vec<String> = row.try_get(1).map_err(error)?;
-        let kinds: Vec<String> = row.try_get(2).map_err(error)?;
-        let enums: Vec<bool> = row.try_get(3).map_err(error)?;
-        let columns = names.into_iter().zip(kinds).zip(enums);
-        let columns = columns.map(|((name, kind), is_enum)| Comparable { name, kind, is_enum });
-        Ok(Some(Table { kind: kind.chars().next().unwrap_or('?'), columns: columns.collect() }))
+        let oid: Oid = row.try_get(0).map_err(error)?;
+        let kind: String = row.try_get(1).map_err(error)?;
+        let columns = self.spelled_columns(oid).await.map_err(error)?;
+        Ok(Some(Table { kind: kind.chars().next().unwrap_or('?'), columns }))
     }
 
-    /// The columns of the key that come straight from a table: of an expression, such as `id::text`, the type says
-    /// nothing about the values.
-    async fn key_columns(
+    /// Those of these columns of the query that come straight from a relation, by their names in the query: of an expression,
+    /// such as `id::text`, the type says nothing about the values.
+    async fn origins(
         &self,
         dataset: &Dataset,
-        source: &DatasetSource,
-    ) -> Result<Vec<Comparable>, SourceError> {
+        wanted: impl Iterator<Item = usize>,
+    ) -> Result<HashMap<String, SpelledColumn>, SourceError> {
         let error = |source| SourceError::new("describe a query", source);
         let sql = format!("select q.* from (\n{}\n) q", dataset.query);
         let mut connection = self.pool.acquire().await.map_err(error)?;
         let prepared = (&mut *connection).prepare(AssertSqlSafe(sql).into_sql_str()).await.map_err(error)?;
-        let mut found = Vec::new();
-        for position in &source.key_columns {
-            let Some(column) = prepared.columns().get(*position) else { continue };
-            if column.relation_id().is_none() {
+        drop(connection);
+        let mut found = HashMap::new();
+        for position in wanted {
+            let Some(column) = prepared.columns().get(position) else { continue };
+            let Some((relation, number)) = column.relation_id().zip(column.relation_attribute_no()) else {
                 continue;
-            }
-            let sql = "select coalesce(b.typname, t.typname)::text, coalesce(b.typtype, t.typtype) = 'e'
-                from pg_catalog.pg_type t left join pg_catalog.pg_type b on b.oid = nullif(t.typbasetype, 0)
-                where t.oid = $1";
-            let kind = sqlx::query(sql).bind(column.type_info().oid());
-            let Some(row) = kind.fetch_optional(&self.pool).await.map_err(error)? else { continue };
-            found.push(Comparable {
-                name: column.name().to_owned(),
-                kind: row.try_get(0).map_err(error)?,
-                is_enum: row.try_get(1).map_err(error)?,
-            });
+            };
+            let columns = self.spelled_columns(relation).await.map_err(error)?;
+            let origin = columns.into_iter().find(|origin| origin.number == number);
+            found.extend(origin.map(|origin| (column.name().to_owned(), origin)));
         }
         Ok(found)
     }
@@ -210,12 +190,12 @@ impl Postgres {
 
 fn check_rule(
     setting: &str,
-    table: &str,
-    target: &WatchTarget,
-    found: Option<&Table>,
-    keys: &[Comparable],
+    dataset: &Dataset,
+    rule: &Watch,
+    (found, origins): (Option<&Table>, &HashMap<String, SpelledColumn>),
     findings: &mut Vec<Finding>,
 ) {
+    let table = &rule.table;
     let Some(found) = found else {
         let help = "give its schema too, if it is not in the role's search_path";
         findings.push(Finding::new(setting, format!("there is no table {table}"), help));
@@ -234,70 +214,50 @@ fn check_rule(
         findings.push(Finding::new(setting, format!("{table} {odd}"), "watch rules name tables"));
         return;
     }
-    let pairs: Vec<(Option<&str>, &str)> = match target {
-        WatchTarget::Dataset => Vec::new(),
-        WatchTarget::Tag(template) => template.columns().map(|column| (None, column)).collect(),
-        WatchTarget::Key(pairs) => {
-            pairs.iter().map(|(placeholder, column)| (Some(placeholder.as_str()), column.as_str())).collect()
-        }
-    };
-    for (placeholder, name) in pairs {
+    for (shown, name) in pairs_of(dataset, &rule.target) {
         let Some(column) = found.columns.iter().find(|column| column.name == name) else {
             let names: Vec<&str> = found.columns.iter().map(|column| column.name.as_str()).collect();
             let message = format!("the watched table {table} has no column {name}");
             findings.push(Finding::new(setting, message, format!("its columns: {}", names.join(", "))));
             continue;
         };
-        let key = keys.iter().find(|key| Some(key.name.as_str()) == placeholder);
-        if let Some(key) = key.filter(|key| !are_spelled_alike(column, key)) {
+        let Some((shown, origin)) = shown.and_then(|shown| Some((shown, origins.get(shown)?))) else {
+            continue;
+        };
+        if let Some(difference) = difference(column, origin) {
+            let but = if column.kind == origin.kind { "and" } else { "but" };
             let message = format!(
-                "the column {name} of {table} is of type {}, but {} of the key is of type {}: their texts differ",
-                column.kind, key.name, key.kind
+                "the column {name} of {table} is of type {}, {but} {shown} of the key is of type {}: {difference}",
+                column.kind, origin.kind
             );
-            let help = "name the column that holds the key's own values, or watch by tag";
+            let help = "name the column that holds the key's own values, or take a column of the same type";
             findings.push(Finding::new(setting, message, help));
         }
     }
 }
 
-/// Whether one value has one text in both types, so that a key made of a changed row is the key of its entry.
-fn are_spelled_alike(one: &Comparable, other: &Comparable) -> bool {
-    one.kind == other.kind || family(one) == family(other)
-}
-
-/// Types of one family write their values alike. Blanks at the end tell `bpchar` from text, and digits behind the point
-/// tell `numeric` from whole numbers.
-fn family(column: &Comparable) -> &str {
-    match column.kind.as_str() {
-        "int2" | "int4" | "int8" | "oid" => "integer",
-        "text" | "varchar" | "name" | "citext" => "text",
-        _ if column.is_enum => "text",
-        other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_types_that_write_alike_are_compared() {
-        let of = |kind: &str| Comparable {
-            name: String::new(),
-            kind: kind.to_owned(),
-            is_enum: kind.ends_with("_enum"),
-        };
-        for (one, other, alike) in [
-            ("int4", "int8", true),
-            ("text", "varchar", true),
-            ("color_enum", "text", true),
-            ("uuid", "uuid", true),
-            ("uuid", "text", false),
-            ("int4", "numeric", false),
-            ("bpchar", "text", false),
-            ("date", "timestamptz", false),
-        ] {
-            assert_eq!(are_spelled_alike(&of(one), &of(other)), alike, "{one} {other}");
+/// For each column that a watch rule names, the column of the query whose text it must have, if it can be told.
+fn pairs_of<'a>(dataset: &'a Dataset, target: &'a WatchTarget) -> Vec<(Option<&'a str>, &'a str)> {
+    match target {
+        WatchTarget::Dataset => Vec::new(),
+        WatchTarget::Key(pairs) => {
+            pairs.iter().map(|(placeholder, column)| (Some(placeholder.as_str()), column.as_str())).collect()
+        }
+        // The tags that look the same but for the names in them.
+        WatchTarget::Tag(template) => {
+            let form = |template: &Template| {
+                let names: Vec<&str> = template.columns().collect();
+                template.render(&vec!["\0"; names.len()]).ok()
+            };
+            let own = dataset.tags.iter().filter(|tag| form(tag) == form(template));
+            let mut pairs: Vec<_> = own
+                .flat_map(|tag| tag.columns().zip(template.columns()))
+                .map(|(shown, name)| (Some(shown), name))
+                .collect();
+            if pairs.is_empty() {
+                pairs.extend(template.columns().map(|name| (None, name)));
+            }
+            pairs
         }
     }
 }

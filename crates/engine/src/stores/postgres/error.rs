@@ -215,13 +215,10 @@ fn by_code(code: &str, message: &str) -> ErrorKind {
         "3F000" | "42P01" if message.contains("cachekeeper") => ErrorKind::NoSchema,
         "42501" => ErrorKind::Forbidden,
         "55P03" => ErrorKind::Cancelled,
-        // One page of a table, not the server.
-        "XX001" | "XX002" => ErrorKind::Data,
         _ => match code.get(..2).unwrap_or_default() {
             "08" | "53" | "57" | "58" | "XX" => ErrorKind::Unavailable,
             "28" => ErrorKind::Forbidden,
-            // Values, cases without a match, limits of a value, and what functions of the query raise.
-            "20" | "21" | "22" | "38" | "39" | "54" | "P0" => ErrorKind::Data,
+            "21" | "22" => ErrorKind::Data,
             "40" => ErrorKind::Cancelled,
             _ => ErrorKind::Statement,
         },

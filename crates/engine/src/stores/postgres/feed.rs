@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row as _, ValueRef as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::load::read_stamped;
 use super::statement::INCARNATION;
@@ -16,8 +16,6 @@ use cachekeeper_protocol::stamp::Snapshot;
 #[derive(Debug)]
 pub struct FeedReader {
     connection: Option<PgConnection>,
-    /// The connection, while a long list of changes is read on it.
-    lent: Option<oneshot::Receiver<PgConnection>>,
     postgres: Postgres,
     /// How the keys are read.
     keys: &'static str,
@@ -89,22 +87,21 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// While the snapshot is the same nothing was committed, and the outbox is not read at all (R11). Rows whose xid is
 /// above the snapshot came with a restored dump.
-fn poll_sql(keys: &str) -> String {
-    let limit = GROUP + 1;
+fn poll_sql(snapshot: &str, keys: &str, limit: &str) -> String {
     format!(
         "select s.snap::text as snap, {INCARNATION} as incarnation, to_char(statement_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
             (extract(epoch from statement_timestamp()) * 1000000)::bigint,
             f.horizon, f.horizon_in, f.overflow, f.overflow_in, (select last_value from cachekeeper.outbox_count),
             (select case when is_called then last_value else 0 end from cachekeeper.uncaptured), f.marker,
-            o.capture, {keys}, o.at, o.version
-         from (select pg_current_snapshot() as snap) s
+            o.capture, {keys}, (extract(epoch from o.at) * 1000000)::bigint, o.version
+         from (select {snapshot} as snap) s
          cross join cachekeeper.feed f
          left join lateral (
             select b.capture, b.version, b.keys, b.at from cachekeeper.outbox b
             where s.snap::text <> $1::text and b.xid < pg_snapshot_xmax(s.snap)
               and (b.xid >= pg_snapshot_xmax($1::text::pg_snapshot)
                    or b.xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot))))
-            limit {limit}
+            {limit}
          ) o on true"
     )
 }
@@ -129,21 +126,11 @@ impl Verify<'_> {
     }
 }
 
-/// The changes that are visible at one snapshot and not at another.
-fn changes_sql(keys: &str) -> String {
-    format!(
-        "select o.capture, {keys}, o.at, o.version from cachekeeper.outbox o
-         where o.xid < pg_snapshot_xmax($2::text::pg_snapshot)
-           and (o.xid >= pg_snapshot_xmax($1::text::pg_snapshot)
-                or o.xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot))))"
-    )
-}
-
 impl FeedReader {
     /// Nothing connects yet.
     #[must_use]
     pub fn new(postgres: &Postgres) -> Self {
-        Self { connection: None, lent: None, postgres: postgres.clone(), keys: KEYS }
+        Self { connection: None, postgres: postgres.clone(), keys: KEYS }
     }
 
     /// Asks what was committed since `cursor`, and for the state of the catalogs, where something is to be verified.
@@ -173,18 +160,14 @@ impl FeedReader {
     /// Few changes are read at once; a long stream goes through a task of its own.
     async fn begin(&mut self, cursor: &str, verify: Option<&Verify<'_>>) -> Result<FeedPoll, SourceError> {
         let what = "read the outbox";
-        let returned = match self.lent.take() {
-            Some(lent) => lent.await.ok(),
-            None => self.connection.take(),
-        };
-        let mut connection = match returned {
+        let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => Self::open(&self.postgres).await?,
         };
         let mut first: Option<PollHeader> = None;
         let mut catalogs: Option<CatalogState> = None;
         let mut changes = Vec::new();
-        let sql = poll_sql(self.keys);
+        let sql = poll_sql("pg_current_snapshot()", self.keys, &format!("limit {}", GROUP + 1));
         let sql = verify.map_or_else(|| sql.clone(), |verify| verify.sql(&sql));
         let mut statement = sqlx::query(AssertSqlSafe(sql)).bind(cursor.to_owned());
         if let Some(verify) = verify {
@@ -209,18 +192,16 @@ impl FeedReader {
             return Err(SourceError::with(what, ErrorKind::Reply, text));
         };
         let (sender, receiver) = mpsc::channel(GROUPS_AHEAD);
+        self.connection = Some(connection);
         if GROUP < changes.len() {
             // The snapshot of a statement cannot be had twice. Reading a little further than it is harmless: what
             // comes too early comes again.
-            let (give_back, lent) = oneshot::channel();
-            self.lent = Some(lent);
-            let (cursor, until) = (cursor.to_owned(), poll.snapshot.as_str().to_owned());
-            tokio::spawn(read_all(connection, changes_sql(self.keys), (cursor, until), sender, give_back));
-        } else {
-            self.connection = Some(connection);
-            if !changes.is_empty() {
-                drop(sender.try_send(Ok(changes)));
-            }
+            let sql = poll_sql("$2::text::pg_snapshot", self.keys, "");
+            let until = poll.snapshot.as_str().to_owned();
+            let connection = Self::open(&self.postgres).await?;
+            tokio::spawn(read_all(connection, sql, cursor.to_owned(), until, sender));
+        } else if !changes.is_empty() {
+            drop(sender.try_send(Ok(changes)));
         }
         Ok(FeedPoll { poll, as_of, outbox, catalogs, changes: receiver })
     }
@@ -266,14 +247,8 @@ pub(super) fn change_of(row: &PgRow, first: usize) -> Result<Change, sqlx::Error
         capture: row.try_get(first)?,
         version: row.try_get(first + 3)?,
         values,
-        at_us: row.try_get_raw(first + 2)?.as_bytes().ok().and_then(microseconds).unwrap_or_default(),
+        at_us: row.try_get(first + 2)?,
     })
-}
-
-/// The binary format counts from the year 2000 (PostgreSQL's `timestamptz_send`).
-fn microseconds(bytes: &[u8]) -> Option<i64> {
-    const TO_2000: i64 = 946_684_800_000_000;
-    Some(i64::from_be_bytes(bytes.try_into().ok()?).saturating_add(TO_2000))
 }
 
 /// The texts of an array in the binary format (PostgreSQL's `array_send`), whatever its dimensions. What is no UTF-8 is no key
@@ -310,23 +285,28 @@ fn texts(bytes: &[u8]) -> Option<Vec<Option<String>>> {
     Some(values)
 }
 
-/// Reads a long list of changes group by group, as fast as they are applied. The connection is given back only where nothing
-/// is left to be read on it.
+/// Reads a long list of changes group by group, as fast as they are applied.
 async fn read_all(
     mut connection: PgConnection,
     sql: String,
-    (cursor, until): (String, String),
+    cursor: String,
+    until: String,
     sender: mpsc::Sender<Result<Vec<Change>, SourceError>>,
-    give_back: oneshot::Sender<PgConnection>,
 ) {
     let mut stream = sqlx::query(AssertSqlSafe(sql)).bind(cursor).bind(until).fetch(&mut connection);
     let mut group = Vec::with_capacity(GROUP);
-    while let Some(next) = stream.next().await {
-        match next.and_then(|row| change_of(&row, 0)) {
-            Ok(change) => group.push(change),
-            Err(source) => {
+    loop {
+        let next = match stream.next().await {
+            Some(row) => row
+                .map_err(|source| SourceError::new("read the outbox", source))
+                .and_then(|row| read_change(&row)),
+            None => break,
+        };
+        match next {
+            Ok(change) => group.extend(change),
+            Err(error) => {
                 // Whoever waits for the rest must not take this for the end.
-                drop(sender.send(Err(SourceError::new("read the outbox", source))).await);
+                drop(sender.send(Err(error)).await);
                 return;
             }
         }
@@ -337,6 +317,4 @@ async fn read_all(
     if !group.is_empty() {
         drop(sender.send(Ok(group)).await);
     }
-    drop(stream);
-    drop(give_back.send(connection));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::postgres::{PgArguments, PgColumn, PgRow, PgTypeInfo};
 use sqlx::{Arguments, AssertSqlSafe, Column, PgConnection, PgPool, Row as _};
 use tokio::sync::mpsc;
 
@@ -160,49 +160,34 @@ impl Postgres {
         &self,
         source: &DatasetSource,
     ) -> Result<Option<Vec<KeyValues>>, SourceError> {
-        match &source.first_keys {
-            Some(sql) => self.keys(source, sql, &[]).await.map(Some),
-            None => Ok(None),
-        }
+        let what = "choose the keys of a backfill";
+        let Some(sql) = &source.first_keys else {
+            return Ok(None);
+        };
+        let mut connection = self.open_unlimited().await?;
+        let rows = sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await;
+        let rows = rows.map_err(|error| SourceError::new(what, error))?;
+        let keys = rows.iter().map(|row| read_key(what, row, source)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(keys.into_iter().flatten().collect()))
     }
 
-    /// The next keys of a dataset, in order, behind one of them or from the first; empty: that was all.
-    pub(crate) async fn next_keys(
+    /// The next keys behind one, or the first ones, each once; none: a null is in it. So many are skipped.
+    pub(crate) async fn keys_behind(
         &self,
         source: &DatasetSource,
         behind: Option<&KeyValues>,
-    ) -> Result<Vec<KeyValues>, SourceError> {
-        match behind {
-            Some(values) => self.keys(source, &source.keys_behind, values).await,
-            None => self.keys(source, &source.keys, &[]).await,
+        skipped: usize,
+        count: usize,
+    ) -> Result<Vec<Option<KeyValues>>, SourceError> {
+        let what = "read the keys of a backfill";
+        let sql = if behind.is_some() { &source.keys_behind } else { &source.keys };
+        let mut query = sqlx::query(AssertSqlSafe(format!("{sql} limit {count} offset {skipped}")));
+        for value in behind.into_iter().flatten() {
+            query = query.bind(value);
         }
-    }
-
-    async fn keys(
-        &self,
-        source: &DatasetSource,
-        sql: &str,
-        values: &[String],
-    ) -> Result<Vec<KeyValues>, SourceError> {
-        let what = "choose the keys of a backfill";
         let mut connection = self.open_unlimited().await?;
-        let casts: Vec<String> =
-            (1..=source.key_columns.len()).map(|column| format!("k.c{column}::text")).collect();
-        let names: Vec<String> = (1..=source.key_columns.len()).map(|column| format!("c{column}")).collect();
-        let sql = format!("select {} from ({sql}) k ({})", casts.join(", "), names.join(", "));
-        let mut statement = sqlx::query(AssertSqlSafe(sql));
-        for value in values {
-            statement = statement.bind(value.clone());
-        }
-        let rows = statement.fetch_all(&mut connection).await;
-        let mut keys = Vec::new();
-        for row in rows.map_err(|error| SourceError::new(what, error))? {
-            let values: Result<Vec<Option<String>>, _> =
-                (0..source.key_columns.len()).map(|column| row.try_get(column)).collect();
-            let values = values.map_err(|error| SourceError::new(what, error))?;
-            keys.extend(values.into_iter().collect::<Option<Vec<String>>>());
-        }
-        Ok(keys)
+        let rows = query.fetch_all(&mut connection).await.map_err(|error| SourceError::new(what, error))?;
+        rows.iter().map(|row| read_key(what, row, source)).collect()
     }
 }
 
@@ -226,16 +211,24 @@ impl Drop for BackfillRows {
 impl DatasetSource {
     /// A connection that prepares the statement anew after a change of the tables gets other columns without an error.
     fn check_columns(&self, what: &'static str, row: &Row) -> Result<(), SourceError> {
-        let found = row.columns().iter().skip(Self::FIRST_COLUMN);
-        let found = found.map(|column| (column.name(), column.type_info()));
-        let known = self.columns.iter().map(|(name, kind)| (name.as_str(), kind));
-        if found.eq(known) {
+        let found = row.columns().get(Self::FIRST_COLUMN..).unwrap_or_default();
+        let is_same = |pair: (Option<&PgColumn>, Option<&(String, Option<PgTypeInfo>)>)| match pair {
+            (Some(column), Some((name, kind))) => {
+                let is_type = kind.as_ref().is_none_or(|kind| column.type_info().oid() == kind.oid());
+                column.name() == name && is_type
+            }
+            _ => false,
+        };
+        let Some(place) = (0..found.len().max(self.loaded.len()))
+            .find(|at| !is_same((found.get(*at), self.loaded.get(*at))))
+        else {
             return Ok(());
-        }
+        };
+        let name = self.loaded.get(place).map(|(name, _)| name.as_str()).unwrap_or("its last one");
         Err(SourceError::with(
             what,
             ErrorKind::Changed,
-            "the query returns other columns than before".to_owned(),
+            format!("the query returns other columns than before, from {name} on"),
         ))
     }
 
@@ -308,6 +301,13 @@ async fn read_rows(
         // An error is that nobody waits for the rest.
         drop(sender.send(Ok(group)).await);
     }
+}
+
+/// The texts of a key's columns; none: a null is among them.
+fn read_key(what: &'static str, row: &Row, source: &DatasetSource) -> Result<Option<KeyValues>, SourceError> {
+    let values: Result<Vec<Option<String>>, _> =
+        (0..source.key_columns.len()).map(|column| row.try_get(column)).collect();
+    Ok(values.map_err(|error| SourceError::new(what, error))?.into_iter().collect())
 }
 
 fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {

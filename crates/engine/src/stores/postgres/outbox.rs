@@ -8,10 +8,6 @@ use super::statement::INCARNATION;
 use super::{Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
 
-/// A snapshot whose end is behind every transaction that has an id by now. That of a plain snapshot is only behind those that
-/// have ended: an open transaction may have that very id (X43).
-pub(super) const ENDED_BY: &str =
-    "concat(pg_current_xact_id()::text::bigint + 1, ':', pg_current_xact_id()::text::bigint + 1, ':')";
 /// Rows that are looked at to be deleted at once: short transactions, and no lock that anybody waits for.
 const AT_ONCE: i64 = 20_000;
 /// Most rounds of one trimming.
@@ -33,7 +29,9 @@ impl Postgres {
         // snapshot of the transactions that may have missed it.
         self.write(what, "update cachekeeper.feed set overflow = 'pending', overflow_in = null").await?;
         self.reset_outbox_count().await?;
-        let note = format!("update cachekeeper.feed set overflow = {ENDED_BY}, overflow_in = {INCARNATION}");
+        let note = format!(
+            "update cachekeeper.feed set overflow = pg_current_snapshot()::text, overflow_in = {INCARNATION}"
+        );
         self.write(what, &note).await
     }
 

@@ -1,30 +1,40 @@
 //! The statements of a dataset, made from its query once its columns are known.
 
+mod columns;
+mod sql;
+
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::{PgTypeInfo, PgTypeKind};
-use sqlx::{Column, Executor, PgPool, SqlSafeStr, Statement, TypeInfo};
+use sqlx::postgres::PgTypeInfo;
+use sqlx::{Column, Executor, PgConnection, PgPool, SqlSafeStr, Statement, TypeInfo};
 
-use super::transcode::RowPlan;
+use self::columns::{KeyColumn, base_type, is_coarse, key_type};
+use self::sql::Statements;
+use super::transcode::{ReadAs, RowPlan};
 use super::{Postgres, SourceError};
-use cachekeeper_config::{Dataset, Rows};
+use cachekeeper_config::Dataset;
 use cachekeeper_protocol::template::{Alphabet, Template};
-
-/// The id of this server's present life, or null: valid only where the recorded start time and database are this
-/// server's (R2). A standby refuses to read it.
-pub(super) const INCARNATION: &str = "(select i.id::text from cachekeeper.incarnation i \
-     where i.started = pg_postmaster_start_time() \
-     and i.db = (select d.oid from pg_database d where d.datname = current_database()))";
+pub(super) use columns::{KeyType, quote, type_name};
+pub(super) use sql::INCARNATION;
 
 /// What fails where a query cannot be described.
 const DESCRIBE: &str = "describe a query";
+/// What helps where a column cannot be read.
+const CAST: &str = "cast the column in the query, for example `column::text as column`";
 
-/// Keys of one page.
-const KEYS_OF_PAGE: usize = 5_000;
+/// The driver's name of a type that it has not looked up. It loses some where several depend on the same ones, and finds them when
+/// it is asked again.
+const UNRESOLVED: &str = "?";
+/// How often it is asked.
+const RESOLVED_WITHIN: usize = 16;
 
 /// How many queries were described by this process.
 static DESCRIBED: AtomicU64 = AtomicU64::new(0);
+
+/// Names and types of a query's columns.
+type Columns = Vec<(String, PgTypeInfo)>;
 
 /// The texts of a key's placeholders.
 pub type KeyValues = Vec<String>;
@@ -41,12 +51,14 @@ pub struct DatasetSource {
     /// For each tag, the columns of its placeholders.
     pub tag_columns: Vec<Vec<usize>>,
     pub(super) key_types: Vec<KeyType>,
+    /// Names and types of a load's columns; no type: it is read as text or JSON, under another name.
+    pub(super) loaded: Vec<(String, Option<PgTypeInfo>)>,
     pub(super) by_key: String,
     pub(super) all: String,
     pub(super) all_behind: String,
+    pub(super) first_keys: Option<String>,
     pub(super) keys: String,
     pub(super) keys_behind: String,
-    pub(super) first_keys: Option<String>,
 }
 
 /// What is wrong with a dataset once the database has been asked. `setting` is the key in its section.
@@ -63,24 +75,6 @@ pub struct SourceProblem {
     pub offset: Option<usize>,
 }
 
-/// How the values of a key column are bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum KeyType {
-    /// As `int8[]`; equality with the smaller integers uses their indexes too.
-    Integer,
-    /// As `text[]`, cast to an array of this type.
-    Cast(String),
-}
-
-impl KeyType {
-    fn parameter(&self, number: usize) -> String {
-        match self {
-            Self::Integer => format!("${number}::int8[]"),
-            Self::Cast(name) => format!("${number}::text[]::{name}[]"),
-        }
-    }
-}
-
 impl DatasetSource {
     /// What the placeholder of this name can hold, as its column's type says.
     #[must_use]
@@ -91,6 +85,11 @@ impl DatasetSource {
             Some("UUID") => Alphabet::Uuid,
             _ => Alphabet::Any,
         }
+    }
+
+    fn is_text(&self, column: usize) -> bool {
+        let kind = self.columns.get(column).map(|(_, kind)| base_type(kind));
+        kind.is_some_and(|kind| matches!(kind.name(), "TEXT" | "VARCHAR"))
     }
 
     /// Whether these texts can be the values of a key at all. What cannot is a key of no row.
@@ -147,45 +146,117 @@ impl Postgres {
     ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
         let what = DESCRIBE;
         let mut connection = pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
-        // The parentheses make a second statement, or a statement that is no query, a syntax error. The query
-        // is on lines of its own, so that a comment at its end ends there.
-        // The number makes the text a new one each time: connections keep what they prepared by its text, and after
-        // a change of the tables all of that is worthless.
-        let number = DESCRIBED.fetch_add(1, Ordering::Relaxed);
-        let opening = format!("/* {number} */ select q.* from (\n");
-        let sql = format!("{opening}{}\n) q", dataset.query);
-        let prepared = match (&mut *connection).prepare(sqlx::AssertSqlSafe(sql.clone()).into_sql_str()).await
-        {
-            Ok(prepared) => prepared,
-            Err(source) => {
-                let error = SourceError::new(what, source);
-                if error.is_transient() || error.kind == super::ErrorKind::Forbidden {
-                    return Err(error);
-                }
-                let offset = error.position_in(&sql).and_then(|at| at.checked_sub(opening.len()));
+        let mut tries = 0;
+        let (number, columns) = loop {
+            let number = DESCRIBED.fetch_add(1, Ordering::Relaxed);
+            let columns = match prepare(&mut connection, dataset, number).await? {
+                Ok(columns) => columns,
+                Err(problem) => return Ok(Err(problem)),
+            };
+            let mut unknown = columns.iter().filter(|(_, kind)| kind.name() == UNRESOLVED).peekable();
+            if unknown.peek().is_none() {
+                break (number, columns);
+            }
+            tries += 1;
+            if tries == RESOLVED_WITHIN {
+                let names: Vec<&str> = unknown.map(|(name, _)| name.as_str()).collect();
                 return Ok(Err(SourceProblem {
                     setting: "query",
-                    message: format!("Postgres does not accept the query: {}", error.message()),
-                    help:
-                        "the query is used inside a larger statement; try it as `select * from (<query>) q`"
-                            .to_owned(),
-                    offset,
+                    message: format!("the types of {} could not be found out", names.join(", ")),
+                    help: CAST.to_owned(),
+                    offset: None,
                 }));
             }
         };
-        let columns: Vec<(String, PgTypeInfo)> = prepared
-            .columns()
-            .iter()
-            .map(|column| (column.name().to_owned(), column.type_info().clone()))
-            .collect();
-        Ok(make_source(dataset, columns, number))
+        match make_source(dataset, columns, number, &BTreeSet::new()) {
+            // Only texts have collations, and only those that take different texts for equal make a difference.
+            Ok(source) if source.key_columns.iter().any(|column| source.is_text(*column)) => {
+                let coarse = coarse_columns(&mut connection, dataset, &source).await?;
+                Ok(make_source(dataset, source.columns, number, &coarse))
+            }
+            made => Ok(made),
+        }
     }
 }
 
+/// What the query returns.
+async fn prepare(
+    connection: &mut PgConnection,
+    dataset: &Dataset,
+    number: u64,
+) -> Result<Result<Columns, SourceProblem>, SourceError> {
+    // The parentheses make a second statement, or a statement that is no query, a syntax error. The query
+    // is on lines of its own, so that a comment at its end ends there.
+    // The number makes the text a new one each time: connections keep what they prepared by its text, and after
+    // a change of the tables all of that is worthless.
+    let opening = format!("/* {number} */ select q.* from (\n");
+    let sql = format!("{opening}{}\n) q", dataset.query);
+    let source = match connection.prepare(sqlx::AssertSqlSafe(sql.clone()).into_sql_str()).await {
+        Ok(prepared) => {
+            let columns = prepared.columns().iter();
+            return Ok(Ok(columns
+                .map(|column| (column.name().to_owned(), column.type_info().clone()))
+                .collect()));
+        }
+        Err(source) => source,
+    };
+    // The driver knows no type of that kind.
+    if matches!(&source, sqlx::Error::ColumnDecode { index, .. } if index.contains("typ")) {
+        return Ok(Err(SourceProblem {
+            setting: "query",
+            message: "the query returns a multirange or a domain over \"char\", which cannot be read"
+                .to_owned(),
+            help: CAST.to_owned(),
+            offset: None,
+        }));
+    }
+    let error = SourceError::new(DESCRIBE, source);
+    if error.is_transient() || error.kind == super::ErrorKind::Forbidden {
+        return Err(error);
+    }
+    let offset = error.position_in(&sql).and_then(|at| at.checked_sub(opening.len()));
+    Ok(Err(SourceProblem {
+        setting: "query",
+        message: format!("Postgres does not accept the query: {}", error.message()),
+        help: "the query is used inside a larger statement; try it as `select * from (<query>) q`".to_owned(),
+        offset,
+    }))
+}
+
+/// The columns of the key whose collation takes different texts for equal.
+async fn coarse_columns(
+    connection: &mut PgConnection,
+    dataset: &Dataset,
+    source: &DatasetSource,
+) -> Result<BTreeSet<usize>, SourceError> {
+    let texts: Vec<usize> =
+        source.key_columns.iter().copied().filter(|column| source.is_text(*column)).collect();
+    let names = texts.iter().filter_map(|column| source.columns.get(*column));
+    let collations: Vec<String> =
+        names.map(|(name, _)| format!("pg_collation_for(q.{})", quote(name))).collect();
+    // No row is read: the collation is the column's.
+    let sql = format!(
+        "select array(select exists (select from pg_collation c where c.oid = to_regcollation(n.name) \
+         and not c.collisdeterministic) from unnest(array[{}]) with ordinality n (name, place) order by n.place) \
+         from (select) s left join (\n{}\n) q on false",
+        collations.join(", "),
+        dataset.query
+    );
+    let read = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_one(connection).await;
+    let is_coarse: Vec<bool> = read.map_err(|source| SourceError::new(DESCRIBE, source))?;
+    Ok(texts
+        .into_iter()
+        .zip(is_coarse)
+        .filter_map(|(column, is_coarse)| is_coarse.then_some(column))
+        .collect())
+}
+
+/// `coarse`: columns whose collation takes different texts for equal.
 fn make_source(
     dataset: &Dataset,
     columns: Vec<(String, PgTypeInfo)>,
     number: u64,
+    coarse: &BTreeSet<usize>,
 ) -> Result<DatasetSource, SourceProblem> {
     for (index, (name, _)) in columns.iter().enumerate() {
         if columns.iter().take(index).any(|(earlier, _)| earlier == name) {
@@ -205,26 +276,68 @@ fn make_source(
     let plan = RowPlan::new(&columns, &dataset.format).map_err(|unsupported| SourceProblem {
         setting: "query",
         message: unsupported.to_string(),
-        help: "cast the column in the query, for example `column::text as column`".to_owned(),
+        help: CAST.to_owned(),
         offset: None,
     })?;
-    let named = |index: &usize| columns.get(*index);
-    let key_types: Vec<KeyType> =
-        key_columns.iter().filter_map(named).map(|(_, kind)| key_type(kind)).collect();
-    let key_names: Vec<String> = key_columns.iter().filter_map(named).map(|(name, _)| quote(name)).collect();
-    let statements = Statements { dataset, columns: &columns, key_names: &key_names, key_types: &key_types };
+    check_texts("key", &plan, &columns, &key_columns)?;
+    check_texts("tags", &plan, &columns, &tag_columns.concat())?;
+    let loaded: Vec<(String, Option<PgTypeInfo>)> = columns
+        .iter()
+        .enumerate()
+        .map(|(at, (name, kind))| match plan.read_as(at) {
+            ReadAs::Binary => (name.clone(), Some(kind.clone())),
+            // Another name, so that the sorting of a list means the column itself.
+            ReadAs::Text | ReadAs::Json => (format!("ck_shown_{at}"), None),
+        })
+        .collect();
+    let keys: Vec<KeyColumn> = key_columns
+        .iter()
+        .filter_map(|at| {
+            let (name, kind) = columns.get(*at)?;
+            let is_coarse = coarse.contains(at) || is_coarse(kind);
+            Some(KeyColumn { name: quote(name), kind: key_type(kind), is_coarse })
+        })
+        .collect();
+    let statements = Statements { dataset, columns: &columns, loaded: &loaded, plan: &plan, keys: &keys };
     Ok(DatasetSource {
         by_key: format!("/* {number} */ {}", statements.by_key()),
         all: statements.all(false),
         all_behind: statements.all(true),
+        first_keys: statements.first_keys(),
         keys: statements.keys(false),
         keys_behind: statements.keys(true),
-        first_keys: statements.first_keys(),
+        key_types: keys.into_iter().map(|key| key.kind).collect(),
+        loaded,
         plan,
         key_columns,
         tag_columns,
-        key_types,
         columns,
+    })
+}
+
+/// Whether the values of these columns can be part of a key or tag.
+fn check_texts(
+    setting: &'static str,
+    plan: &RowPlan,
+    columns: &[(String, PgTypeInfo)],
+    used: &[usize],
+) -> Result<(), SourceProblem> {
+    let wrong: BTreeSet<usize> = used.iter().copied().filter(|at| !plan.can_be_in_keys(*at)).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let named = wrong.into_iter().filter_map(|at| columns.get(at));
+    let list: Vec<String> = named
+        .map(|(name, kind)| format!("column {name} has the type {}", kind.name().to_lowercase()))
+        .collect();
+    Err(SourceProblem {
+        setting,
+        message: format!(
+            "{}, whose values have no one text that a key or tag could be made of",
+            list.join(", ")
+        ),
+        help: "take a column with a plain value, or make a text of it in the query".to_owned(),
+        offset: None,
     })
 }
 
@@ -247,151 +360,4 @@ fn find_columns(
         found.push(index);
     }
     Ok(found)
-}
-
-struct Statements<'a> {
-    dataset: &'a Dataset,
-    columns: &'a [(String, PgTypeInfo)],
-    key_names: &'a [String],
-    key_types: &'a [KeyType],
-}
-
-impl Statements<'_> {
-    /// The entries of given keys, with the snapshot and the incarnation also where no row matches (R1).
-    fn by_key(&self) -> String {
-        let parameters: Vec<String> =
-            self.key_types.iter().enumerate().map(|(index, kind)| kind.parameter(index + 1)).collect();
-        let condition = match (self.key_names, parameters.as_slice()) {
-            ([name], [parameter]) => format!("q0.{name} = any({parameter})"),
-            (names, parameters) => format!(
-                "({}) in (select * from unnest({}))",
-                names.iter().map(|name| format!("q0.{name}")).collect::<Vec<_>>().join(", "),
-                parameters.join(", ")
-            ),
-        };
-        format!(
-            "select s.ck_snap, s.ck_inc, q.* from \
-             (select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc) s \
-             left join (select q0.* from (\n{}\n) q0 where {condition}) q on true{}",
-            self.dataset.query,
-            self.order()
-        )
-    }
-
-    /// All entries. The first row carries the snapshot and the incarnation and nothing else; a backfill that goes on
-    /// after an interruption begins behind a key.
-    fn all(&self, is_resumed: bool) -> String {
-        let nulls: Vec<String> = self
-            .columns
-            .iter()
-            .map(|(name, kind)| format!("null::{} as {}", type_name(kind), quote(name)))
-            .collect();
-        let behind = if is_resumed { self.behind() } else { String::new() };
-        format!(
-            "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, {} \
-             union all (select null, null, q.* from (\n{}\n) q{behind}{})",
-            nulls.join(", "),
-            self.dataset.query,
-            self.order()
-        )
-    }
-
-    /// A page of the keys, in order. Other columns are not read, so what is wrong with them does not matter.
-    fn keys(&self, is_resumed: bool) -> String {
-        let names: Vec<String> = self.key_names.iter().map(|name| format!("q.{name}")).collect();
-        let names = names.join(", ");
-        let behind = if is_resumed { self.behind() } else { String::new() };
-        let query = &self.dataset.query;
-        format!("select distinct {names} from (\n{query}\n) q{behind} order by {names} limit {KEYS_OF_PAGE}")
-    }
-
-    /// Only what comes behind a key.
-    fn behind(&self) -> String {
-        let names: Vec<String> = self.key_names.iter().map(|name| format!("q.{name}")).collect();
-        let values: Vec<String> = self
-            .key_types
-            .iter()
-            .enumerate()
-            .map(|(index, kind)| match kind {
-                KeyType::Integer => format!("${}::text::int8", index + 1),
-                KeyType::Cast(name) => format!("${}::text::{name}", index + 1),
-            })
-            .collect();
-        format!(" where ({}) > ({})", names.join(", "), values.join(", "))
-    }
-
-    /// Rows of one key come together, in the order that the user wants them.
-    fn order(&self) -> String {
-        let mut order: Vec<String> = self.key_names.iter().map(|name| format!("q.{name}")).collect();
-        if let (Rows::Many, Some(sort)) = (self.dataset.rows, &self.dataset.sort) {
-            order.push(sort.clone());
-        }
-        format!(" order by {}", order.join(", "))
-    }
-
-    /// The keys of a backfill with a limit, the most wanted first.
-    fn first_keys(&self) -> Option<String> {
-        let warm = self.dataset.warm.as_ref()?;
-        let limit = warm.limit?;
-        let names = self.key_names.join(", ");
-        let query = &self.dataset.query;
-        let Some(order_by) = &warm.order_by else {
-            return Some(format!(
-                "select distinct {names} from (\n{query}\n) q order by {names} limit {limit}"
-            ));
-        };
-        Some(format!(
-            "select {names} from (select q.*, row_number() over (order by {order_by}) as ck_place from (\n{query}\n) q) q \
-             group by {names} order by min(ck_place) limit {limit}"
-        ))
-    }
-}
-
-/// An identifier as SQL text.
-pub(super) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn base_type(kind: &PgTypeInfo) -> PgTypeInfo {
-    match kind.kind() {
-        PgTypeKind::Domain(inner) => base_type(inner),
-        PgTypeKind::Simple
-        | PgTypeKind::Pseudo
-        | PgTypeKind::Composite(_)
-        | PgTypeKind::Array(_)
-        | PgTypeKind::Enum(_)
-        | PgTypeKind::Range(_) => kind.clone(),
-    }
-}
-
-fn key_type(kind: &PgTypeInfo) -> KeyType {
-    match base_type(kind).name() {
-        "INT2" | "INT4" | "INT8" => KeyType::Integer,
-        "UUID" => KeyType::Cast("uuid".to_owned()),
-        "TEXT" | "VARCHAR" => KeyType::Cast("text".to_owned()),
-        _ => KeyType::Cast(type_name(kind)),
-    }
-}
-
-/// The type as SQL text. Names of built-in types are SQL but for their case; the others come from `regtype`, quoted
-/// and qualified as needed.
-pub(super) fn type_name(kind: &PgTypeInfo) -> String {
-    match (kind.kind(), kind.name()) {
-        (PgTypeKind::Array(element), _) => format!("{}[]", type_name(element)),
-        // `char` would be `char(1)`.
-        (_, "CHAR") => "bpchar".to_owned(),
-        (_, "BIT") => "varbit".to_owned(),
-        (_, name) if name == name.to_uppercase() => name.to_lowercase(),
-        (_, name) => name.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_quoted() {
-        assert_eq!(quote("a\"b"), "\"a\"\"b\"");
-    }
 }

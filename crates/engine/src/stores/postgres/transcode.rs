@@ -10,4 +10,5 @@ mod sink;
 mod text;
 mod time;
 
+pub(super) use kind::ReadAs;
 pub use plan::{EncodeError, RowPlan, UnsupportedType};

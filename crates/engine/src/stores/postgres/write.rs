@@ -165,7 +165,7 @@ pub(crate) async fn captured_here(connection: &mut PgConnection) -> Result<Vec<C
     let what = "read what a write touched";
     let error = |source| SourceError::new(what, source);
     let rows = sqlx::query(
-        "select capture, keys, at, version
+        "select capture, keys, (extract(epoch from at) * 1000000)::bigint, version
          from cachekeeper.outbox where xid = pg_current_xact_id()",
     )
     .fetch_all(connection)

@@ -22,8 +22,6 @@ pub struct NewEpoch<'a> {
     pub datasets: &'a [String],
     /// Whether the stamps are still good and only the epoch's id changes, because Redis was rolled back as a whole.
     pub is_renewal: bool,
-    /// False: changes of before may come to light after the revalidations of this epoch have begun.
-    pub was_covered: bool,
 }
 
 /// How the attempt to begin an epoch ended.
@@ -80,11 +78,7 @@ impl Redis {
         call.arg(epoch.as_bytes()).arg(new.incarnation);
         call.arg(new.snapshot.stamp().to_bytes()).arg(new.snapshot.as_str());
         call.arg(new.reason);
-        call.arg(match (new.is_renewal, new.was_covered) {
-            (true, _) => "renew",
-            (false, true) => "new",
-            (false, false) => "uncovered",
-        });
+        call.arg(if new.is_renewal { "renew" } else { "new" });
         for dataset in new.datasets {
             call.arg(dataset);
         }

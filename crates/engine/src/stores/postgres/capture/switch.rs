@@ -8,7 +8,6 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
 use super::function::{CaptureLimits, Definition};
 use super::install::watched_columns;
-use crate::stores::postgres::outbox::ENDED_BY;
 use crate::stores::postgres::statement::INCARNATION;
 use crate::stores::postgres::{Postgres, SourceError};
 
@@ -73,14 +72,6 @@ impl Postgres {
         marker.map_err(|source| SourceError::new("read what was not captured", source))
     }
 
-    /// Whether a transaction is open that was prepared in an earlier incarnation: what it captured is lost.
-    pub(crate) async fn has_old_prepared(&self) -> Result<bool, SourceError> {
-        let sql = "select exists (select from pg_prepared_xacts p where p.database = current_database() \
-             and p.prepared < (select i.since from cachekeeper.incarnation i))";
-        let found = sqlx::query_scalar(sql).fetch_one(&self.pool).await;
-        found.map_err(|source| SourceError::new("look for prepared transactions", source))
-    }
-
     /// Notes which captures' triggers could not write since the last time.
     ///
     /// # Errors
@@ -131,7 +122,7 @@ impl Postgres {
 /// Notes the transactions of now as those that may have written uncaptured.
 async fn note_settling(connection: &mut PgConnection, which: &str) -> Result<(), SourceError> {
     let sql = format!(
-        "update cachekeeper.capture c set settling = {ENDED_BY}, settling_in = {INCARNATION}, \
+        "update cachekeeper.capture c set settling = pg_current_snapshot()::text, settling_in = {INCARNATION}, \
          holders = {HOLDERS} where {which}"
     );
     let done = sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await;

@@ -10,9 +10,9 @@ use super::read::{Malformed, Reader};
 /// Appends the MessagePack of a JSON text. Integers beyond 64 bits become floats.
 pub(crate) fn to_message_pack(text: &[u8], output: &mut Vec<u8>) -> Result<(), Malformed> {
     let mut parser = serde_json::Deserializer::from_slice(text);
-    parser
-        .deserialize_any(Writer(output))
-        .map_err(|_json| Malformed("json, or nested more than 128 deep"))?;
+    parser.deserialize_any(Writer(output)).map_err(|_json| {
+        Malformed("json: nested more than 128 deep, a number beyond 64-bit floats, or half a surrogate pair")
+    })?;
     parser.end().map_err(|_json| Malformed("json"))
 }
 

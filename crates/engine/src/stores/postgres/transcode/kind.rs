@@ -33,6 +33,54 @@ pub enum Kind {
     Bits,
     Array(Box<Kind>),
     Composite(Vec<(String, Kind)>),
+    /// Read as its text, which is all that anybody knows of it.
+    Shown,
+    /// Read as the JSON that its own cast makes of it.
+    ShownAsJson,
+}
+
+/// How a column is read from the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadAs {
+    /// In the binary format of its type.
+    Binary,
+    /// As the text that the output function of its type makes.
+    Text,
+    /// As what `to_json` makes of it.
+    Json,
+}
+
+impl Kind {
+    /// How a column of this kind is read; none: not at all, because its parts would have to be read in several ways.
+    pub(crate) fn read_as(&self) -> Option<ReadAs> {
+        match self {
+            Self::Shown => Some(ReadAs::Text),
+            Self::ShownAsJson => Some(ReadAs::Json),
+            _ if !self.has(&|kind| matches!(kind, Self::Shown | Self::ShownAsJson)) => Some(ReadAs::Binary),
+            _ if self
+                .has(&|kind| matches!(kind, Self::Numeric | Self::Bytes | Self::Float4 | Self::Float8)) =>
+            {
+                None
+            }
+            _ => Some(ReadAs::Json),
+        }
+    }
+
+    /// Whether it is a single value with a text by which values can be told apart.
+    pub(crate) fn can_be_in_keys(&self) -> bool {
+        !matches!(
+            self,
+            Self::Json | Self::Jsonb | Self::Array(_) | Self::Composite(_) | Self::Shown | Self::ShownAsJson
+        )
+    }
+
+    fn has(&self, wanted: &dyn Fn(&Self) -> bool) -> bool {
+        match self {
+            Self::Array(element) => element.has(wanted),
+            Self::Composite(fields) => fields.iter().any(|(_, kind)| kind.has(wanted)),
+            other => wanted(other),
+        }
+    }
 }
 
 /// The kind of a type; none: it has no form here.
@@ -45,7 +93,8 @@ pub(crate) fn kind_of(info: &PgTypeInfo) -> Option<Kind> {
             let known = fields.iter().map(|(name, info)| Some((name.to_string(), kind_of(info)?)));
             known.collect::<Option<Vec<_>>>().map(Kind::Composite)
         }
-        PgTypeKind::Range(_) | PgTypeKind::Pseudo => None,
+        PgTypeKind::Range(_) => Some(Kind::Shown),
+        PgTypeKind::Pseudo => None,
         PgTypeKind::Simple => simple_kind(info.name()),
     }
 }
@@ -76,9 +125,21 @@ fn simple_kind(name: &str) -> Option<Kind> {
         "CIDR" => Kind::Cidr,
         "MACADDR" | "MACADDR8" => Kind::MacAddress,
         "BIT" | "VARBIT" => Kind::Bits,
+        "MONEY" | "POINT" | "LSEG" | "PATH" | "BOX" | "POLYGON" | "LINE" | "CIRCLE" | "JSONPATH" => {
+            Kind::Shown
+        }
+        "xml" | "tsvector" | "tsquery" | "pg_lsn" | "xid" | "xid8" | "cid" | "tid" => Kind::Shown,
+        "pg_snapshot" | "txid_snapshot" | "regproc" | "regprocedure" | "regoper" | "regoperator" => {
+            Kind::Shown
+        }
+        "regclass" | "regtype" | "regrole" | "regnamespace" | "regconfig" | "regdictionary" => Kind::Shown,
+        "regcollation" => Kind::Shown,
         // An extension's type, perhaps qualified.
-        name if name.rsplit('.').next() == Some("citext") => Kind::Text,
-        "xml" | "XML" => Kind::Text,
-        _ => return None,
+        name => match name.rsplit('.').next() {
+            Some("citext") => Kind::Text,
+            Some("ltree" | "lquery" | "ltxtquery") => Kind::Shown,
+            Some("hstore") => Kind::ShownAsJson,
+            _ => return None,
+        },
     })
 }

@@ -35,12 +35,11 @@ pub(crate) fn write_value<S: Sink>(
         }
         Kind::Numeric => with_text(|text| {
             number::write_numeric(bytes, text)?;
-            write_numeric(text, numeric, sink);
-            Ok(())
+            write_numeric(text, numeric, sink)
         })?,
-        Kind::Text => sink.text(utf8(bytes, "text")?),
+        Kind::Text | Kind::Shown => sink.text(utf8(bytes, "text")?),
         Kind::Bytes => sink.bytes(bytes),
-        Kind::Json => sink.json(bytes)?,
+        Kind::Json | Kind::ShownAsJson => sink.json(bytes)?,
         Kind::Jsonb => sink.json(jsonb_text(bytes)?)?,
         Kind::Timestamp | Kind::TimestampTz => with_text(|text| {
             time::write_timestamp(bytes, *kind == Kind::TimestampTz, Style::Json, text)?;
@@ -79,13 +78,14 @@ fn write_float<S: Sink>(sink: &mut S, print: impl FnOnce(&mut String), write: im
     write(sink, &text);
 }
 
-fn write_numeric<S: Sink>(text: &str, numeric: Numeric, sink: &mut S) {
+fn write_numeric<S: Sink>(text: &str, numeric: Numeric, sink: &mut S) -> Result<(), Malformed> {
     let is_special = text.ends_with(['N', 'y']);
     match numeric {
-        Numeric::Number if !is_special => sink.number_text(text),
+        Numeric::Number if !is_special => return sink.number_text(text),
         Numeric::Number if S::IS_BINARY => sink.float8(text.parse().unwrap_or(f64::NAN), text),
         Numeric::Number | Numeric::Text => sink.text(text),
     }
+    Ok(())
 }
 
 /// A list of lists for each dimension (src/backend/utils/adt/arrayfuncs.c, `array_send`).

@@ -1,6 +1,11 @@
 //! Numbers as Postgres prints them.
 
+use std::borrow::Cow;
+
 use super::read::{Malformed, Reader};
+
+/// No float needs more digits to be told from others.
+const DIGITS_MAX: usize = 17;
 
 const POSITIVE: u16 = 0x0000;
 const NEGATIVE: u16 = 0x4000;
@@ -125,6 +130,78 @@ fn layout(shortest: &str, digits_max: i32, output: &mut String) {
     }
 }
 
+/// A float as `mantissa` times two to the power of `exponent`.
+struct Binary {
+    mantissa: u64,
+    exponent: i32,
+    /// The float below is nearer than the one above.
+    is_lowest: bool,
+}
+
+impl Binary {
+    fn new(fraction: u64, biased: u64, fraction_bits: u32, bias: i32) -> Self {
+        let exponent = i32::try_from(biased.max(1)).unwrap_or_default() - bias;
+        let mantissa = if biased == 0 { fraction } else { fraction | 1 << fraction_bits };
+        Self { mantissa, exponent, is_lowest: fraction == 0 && 1 < biased }
+    }
+
+    /// The shortest digits that lie strictly nearer to this float than to any other, as Postgres has it
+    /// (src/common/d2s.c, `acceptBounds`). Those of `shortest` may lie half way, where readers round to the even one.
+    fn inside<'a>(
+        &self,
+        shortest: &'a str,
+        value: impl std::fmt::LowerExp,
+        is_it: impl Fn(&str) -> bool,
+    ) -> Cow<'a, str> {
+        // Readers would round away from an odd one.
+        if !self.mantissa.is_multiple_of(2) || !self.is_half_way(shortest) {
+            return Cow::Borrowed(shortest);
+        }
+        let longer = (1..DIGITS_MAX).map(|behind_point| format!("{value:.behind_point$e}"));
+        let inside = longer.into_iter().find(|text| is_it(text) && !self.is_half_way(text));
+        inside.map_or(Cow::Borrowed(shortest), Cow::Owned)
+    }
+
+    /// Whether a decimal is half way between this float and one of its neighbours.
+    fn is_half_way(&self, text: &str) -> bool {
+        let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let exponent: i32 = exponent.parse().unwrap_or_default();
+        let digits: String = whole.chars().chain(fraction.chars()).filter(char::is_ascii_digit).collect();
+        let behind_point = i32::try_from(fraction.len()).unwrap_or_default();
+        let ends_in = digits.len() - digits.trim_end_matches('0').len();
+        let power = exponent - behind_point + i32::try_from(ends_in).unwrap_or_default();
+        let Ok(number) = digits.trim_end_matches('0').parse::<u128>() else { return false };
+        let mantissa = u128::from(self.mantissa);
+        let below = if self.is_lowest {
+            (4 * mantissa).checked_sub(1).map(|odd| (odd, self.exponent - 2))
+        } else {
+            (2 * mantissa).checked_sub(1).map(|odd| (odd, self.exponent - 1))
+        };
+        let above = (2 * mantissa + 1, self.exponent - 1);
+        below.into_iter().chain([above]).any(|(odd, twos)| is_equal(number, power, odd, twos))
+    }
+}
+
+/// Whether `number` times ten to `power` is the odd number times two to `twos`.
+fn is_equal(number: u128, power: i32, odd: u128, twos: i32) -> bool {
+    let zeros = |number: u128| i32::try_from(number.trailing_zeros()).unwrap_or_default();
+    match u32::try_from(power) {
+        // More fives than an odd number of 54 bits can have.
+        Ok(24..) => false,
+        Ok(tens) => {
+            let fives = number.saturating_mul(5_u128.pow(tens));
+            fives >> zeros(fives) == odd && zeros(fives) + power == twos
+        }
+        // More digits than a shortest decimal has.
+        Err(_negative) if power < -3 => false,
+        Err(_negative) => {
+            let fives = odd * 5_u128.pow(power.unsigned_abs());
+            number >> zeros(number) == fives && zeros(number) == twos - power
+        }
+    }
+}
+
 /// The name of a float that is no number.
 pub fn special(value: f64) -> Option<&'static str> {
     match value {
@@ -139,7 +216,12 @@ pub fn special(value: f64) -> Option<&'static str> {
 pub(crate) fn write_f64(value: f64, output: &mut String) {
     match special(value) {
         Some(name) => output.push_str(name),
-        None => layout(ryu::Buffer::new().format_finite(value), 15, output),
+        None => {
+            let bits = value.to_bits();
+            let binary = Binary::new(bits & (u64::MAX >> 12), bits >> 52 & 0x7ff, 52, 1_075);
+            let is_it = |text: &str| text.parse() == Ok(value);
+            layout(&binary.inside(ryu::Buffer::new().format_finite(value), value, is_it), 15, output);
+        }
     }
 }
 
@@ -147,7 +229,12 @@ pub(crate) fn write_f64(value: f64, output: &mut String) {
 pub(crate) fn write_f32(value: f32, output: &mut String) {
     match special(f64::from(value)) {
         Some(name) => output.push_str(name),
-        None => layout(ryu::Buffer::new().format_finite(value), 6, output),
+        None => {
+            let bits = u64::from(value.to_bits());
+            let binary = Binary::new(bits & 0x7f_ffff, bits >> 23 & 0xff, 23, 150);
+            let is_it = |text: &str| text.parse() == Ok(value);
+            layout(&binary.inside(ryu::Buffer::new().format_finite(value), value, is_it), 6, output);
+        }
     }
 }
 
@@ -179,6 +266,14 @@ mod tests {
         let mut output = String::new();
         write_f32(1_000_000.0, &mut output);
         assert_eq!(output, "1e+06");
+        // Half way between two floats, the shortest digits are of the even one; Postgres wants more of them.
+        for (value, text) in
+            [(-35_364_128.0, "-3.5364128e+07"), (8_388_608.0, "8.388608e+06"), (1e10, "1e+10")]
+        {
+            let mut output = String::new();
+            write_f32(value, &mut output);
+            assert_eq!(output, text);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueFormat};
 use sqlx::{Row as _, TypeInfo, ValueRef};
 
-use super::kind::{Kind, kind_of};
+use super::kind::{Kind, ReadAs, kind_of};
 use super::nested::write_value;
 use super::read::Malformed;
 use super::sink::{JsonSink, PackSink, Sink};
@@ -25,20 +25,19 @@ pub struct RowPlan {
 struct Column {
     name: String,
     kind: Kind,
+    read_as: ReadAs,
     /// What stands before the value: name, separator.
     lead: Vec<u8>,
 }
 
-/// A column whose type cannot be written.
+/// Columns that cannot be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsupportedType {
-    /// The type is not known.
-    #[error("column {column} has the type {type_name}, which has no form in MessagePack or JSON here")]
-    Type {
-        /// Which column.
-        column: String,
-        /// Its type.
-        type_name: String,
+    /// Their types are not known: all such columns, with their types.
+    #[error("{}, which has no form in MessagePack or JSON here", list(.columns))]
+    Types {
+        /// Names and types.
+        columns: Vec<(String, String)>,
     },
     /// `value` names no column.
     #[error("value = {column:?} names no column of the query")]
@@ -46,6 +45,11 @@ pub enum UnsupportedType {
         /// The name.
         column: String,
     },
+}
+
+fn list(columns: &[(String, String)]) -> String {
+    let one = |(name, kind): &(String, String)| format!("column {name} has the type {kind}");
+    columns.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// A value that cannot be written.
@@ -62,11 +66,18 @@ impl RowPlan {
     /// Decides how rows with these columns become values.
     pub fn new(columns: &[(String, PgTypeInfo)], format: &Format) -> Result<Self, UnsupportedType> {
         let mut planned = Vec::with_capacity(columns.len());
+        let mut unknown = Vec::new();
         for (position, (name, info)) in columns.iter().enumerate() {
-            let kind = kind_of(info).ok_or_else(|| UnsupportedType::Type {
-                column: name.clone(),
-                type_name: info.name().to_lowercase(),
-            })?;
+            let known = kind_of(info).and_then(|kind| Some((kind.read_as()?, kind)));
+            let Some((read_as, kind)) = known else {
+                unknown.push((name.clone(), info.name().to_lowercase()));
+                continue;
+            };
+            let kind = match read_as {
+                ReadAs::Binary => kind,
+                ReadAs::Text => Kind::Shown,
+                ReadAs::Json => Kind::ShownAsJson,
+            };
             let mut lead = Vec::new();
             match format {
                 Format::MessagePack { .. } => PackSink(&mut lead).field(name),
@@ -76,7 +87,10 @@ impl RowPlan {
                 }
                 Format::Raw { .. } => {}
             }
-            planned.push(Column { name: name.clone(), kind, lead });
+            planned.push(Column { name: name.clone(), kind, read_as, lead });
+        }
+        if !unknown.is_empty() {
+            return Err(UnsupportedType::Types { columns: unknown });
         }
         let mut header = Vec::new();
         let mut raw = 0;
@@ -89,6 +103,16 @@ impl RowPlan {
             }
         }
         Ok(Self { columns: planned, format: format.clone(), header, raw })
+    }
+
+    /// How the column at this position is read.
+    pub(crate) fn read_as(&self, position: usize) -> ReadAs {
+        self.columns.get(position).map_or(ReadAs::Binary, |column| column.read_as)
+    }
+
+    /// Whether the values of the column at this position can be part of a key or tag.
+    pub(crate) fn can_be_in_keys(&self, position: usize) -> bool {
+        self.columns.get(position).is_some_and(|column| column.kind.can_be_in_keys())
     }
 
     /// Appends one row's value. `first` is the position of the query's first column in the row.
@@ -151,7 +175,7 @@ impl RowPlan {
                 reason: "is null, and raw bytes have no null".into(),
             });
         };
-        if matches!(column.kind, Kind::Text | Kind::Bytes | Kind::Json) {
+        if matches!(column.kind, Kind::Text | Kind::Bytes | Kind::Json | Kind::Shown | Kind::ShownAsJson) {
             output.extend_from_slice(bytes);
             return Ok(());
         }

@@ -17,7 +17,7 @@ pub(crate) trait Sink {
     fn float4(&mut self, value: f32, text: &str);
     fn float8(&mut self, value: f64, text: &str);
     /// A number given as text, that is no special value.
-    fn number_text(&mut self, text: &str);
+    fn number_text(&mut self, text: &str) -> Result<(), Malformed>;
     /// JSON text, embedded.
     fn json(&mut self, text: &[u8]) -> Result<(), Malformed>;
     fn begin_list(&mut self, length: usize);
@@ -73,14 +73,16 @@ impl Sink for PackSink<'_> {
         drop(rmp::encode::write_f64(self.0, value));
     }
 
-    fn number_text(&mut self, text: &str) {
+    fn number_text(&mut self, text: &str) -> Result<(), Malformed> {
         if let Ok(integer) = text.parse::<i64>() {
             self.integer(integer);
         } else if let Ok(integer) = text.parse::<u64>() {
             drop(rmp::encode::write_uint(self.0, integer));
         } else {
-            self.float8(text.parse().unwrap_or(f64::NAN), text);
+            let float = text.parse().ok().filter(|value: &f64| value.is_finite());
+            self.float8(float.ok_or(Malformed("numeric: beyond 64-bit floats"))?, text);
         }
+        Ok(())
     }
 
     fn json(&mut self, text: &[u8]) -> Result<(), Malformed> {
@@ -154,8 +156,9 @@ impl Sink for JsonSink<'_> {
         }
     }
 
-    fn number_text(&mut self, text: &str) {
+    fn number_text(&mut self, text: &str) -> Result<(), Malformed> {
         self.0.extend_from_slice(text.as_bytes());
+        Ok(())
     }
 
     fn json(&mut self, text: &[u8]) -> Result<(), Malformed> {
@@ -203,6 +206,8 @@ pub(crate) fn write_json_text(text: &str, output: &mut Vec<u8>) {
         match byte {
             b'"' => output.extend_from_slice(b"\\\""),
             b'\\' => output.extend_from_slice(b"\\\\"),
+            0x08 => output.extend_from_slice(b"\\b"),
+            0x0c => output.extend_from_slice(b"\\f"),
             b'\n' => output.extend_from_slice(b"\\n"),
             b'\r' => output.extend_from_slice(b"\\r"),
             b'\t' => output.extend_from_slice(b"\\t"),

@@ -40,7 +40,7 @@ pub(crate) fn write_column_text(kind: &Kind, bytes: &[u8], output: &mut String) 
         Kind::Float4 => number::write_f32(f32::from_bits(reader.i32()?.cast_unsigned()), output),
         Kind::Float8 => number::write_f64(f64::from_bits(reader.i64()?.cast_unsigned()), output),
         Kind::Numeric => number::write_numeric(bytes, output)?,
-        Kind::Text | Kind::Json => output.push_str(utf8(bytes, "text")?),
+        Kind::Text | Kind::Json | Kind::Shown | Kind::ShownAsJson => output.push_str(utf8(bytes, "text")?),
         Kind::Jsonb => output.push_str(utf8(jsonb_text(bytes)?, "jsonb")?),
         Kind::Char => write_char(reader.u8()?, output),
         Kind::Bytes => {
@@ -66,7 +66,7 @@ pub(crate) fn write_column_text(kind: &Kind, bytes: &[u8], output: &mut String) 
         }
         Kind::Bits => write_bits(bytes, output)?,
         Kind::Array(_) | Kind::Composite(_) => {
-            return Err(Malformed("key: a list or composite has no text here"));
+            return Err(Malformed("text: a list or composite has no text here"));
         }
     }
     Ok(())
@@ -114,7 +114,15 @@ fn write_address(bytes: &[u8], is_network: bool, output: &mut String) -> Result<
             32
         }
         (_, Ok(sixteen)) => {
-            output.push_str(&format!("{}", Ipv6Addr::from(sixteen)));
+            let address = Ipv6Addr::from(sixteen);
+            // Postgres prints the last four bytes as those of an IPv4 address where the six words before them are zero
+            // (src/port/inet_net_ntop.c).
+            match (address.segments(), address.to_ipv4()) {
+                ([0, 0, 0, 0, 0, 0, seventh, _], Some(four)) if seventh != 0 => {
+                    output.push_str(&format!("::{four}"));
+                }
+                _ => output.push_str(&format!("{address}")),
+            }
             128
         }
         _ => return Err(Malformed("inet")),

@@ -2,7 +2,7 @@
 -- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags, 4 watermark, 5 counters.
 -- ARGV: 1 the epoch that was read or '', 2 its incarnation or '', 3 new epoch, 4 incarnation, 5 floor, 6 cursor,
 --       7 the reason why everything is pending, 8 'new' (the stamps are worthless) or 'renew' (Redis was rolled back, but its
---       tables are whole: only the epoch's id changes) or 'uncovered' (as 'new', and no dataset was covered until now), 9… datasets.
+--       tables are whole: only the epoch's id changes), 9… datasets.
 -- Replies CREATED, or LOST if somebody was faster, or RETIRED if the incarnation is over.
 local meta, stamps, tag_stamps, watermark, counters = unpack(KEYS, 1, 5)
 local seen_epoch, seen_incarnation, epoch, incarnation, floor, cursor, reason, mode = unpack(ARGV, 1, 8)
@@ -26,7 +26,6 @@ for _, field in ipairs(redis.call('HKEYS', meta)) do
   local kind, name = string.match(field, '^(%l+):(.*)$')
   if kind == 'rev' then mark_pending(name) end
   if kind == 'job' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
-  if kind == 'covered' and mode == 'uncovered' then redis.call('HDEL', meta, field) end
 end
 for i = FIRST_DATASET, #ARGV do mark_pending(ARGV[i]) end
 if old_incarnation ~= '' and old_incarnation ~= incarnation then redis.call('HSET', meta, 'retired:' .. old_incarnation, 1) end

@@ -18,9 +18,7 @@ if action == 'delete' then
 elseif not failure then
   reply = {}
   for i = 1, n do
-    -- EXISTS would be a miss to Redis, and misses are filled.
-    local encoding = redis.pcall('OBJECT', 'ENCODING', KEYS[BEFORE_KEYS + i])
-    if type(encoding) == 'string' then reply[#reply + 1] = i - 1 end
+    if redis.call('EXISTS', KEYS[BEFORE_KEYS + i]) == 1 then reply[#reply + 1] = i - 1 end
   end
 end
 if failure then return failure end

@@ -1,0 +1,145 @@
+//! The texts of a dataset's statements.
+
+use sqlx::postgres::PgTypeInfo;
+
+use super::columns::{KeyColumn, KeyType, null_of, quote, text_of};
+use crate::stores::postgres::transcode::{ReadAs, RowPlan};
+use cachekeeper_config::{Dataset, Rows};
+
+/// The id of this server's present life, or null: valid only where the recorded start time and database are this
+/// server's (R2). A standby refuses to read it.
+pub(crate) const INCARNATION: &str = "(select i.id::text from cachekeeper.incarnation i \
+     where i.started = pg_postmaster_start_time() \
+     and i.db = (select d.oid from pg_database d where d.datname = current_database()))";
+
+pub(super) struct Statements<'a> {
+    pub(super) dataset: &'a Dataset,
+    pub(super) columns: &'a [(String, PgTypeInfo)],
+    pub(super) loaded: &'a [(String, Option<PgTypeInfo>)],
+    pub(super) plan: &'a RowPlan,
+    pub(super) keys: &'a [KeyColumn],
+}
+
+impl Statements<'_> {
+    /// The entries of given keys, with the snapshot and the incarnation also where no row matches (R1).
+    pub(super) fn by_key(&self) -> String {
+        let parameters: Vec<String> =
+            self.keys.iter().enumerate().map(|(index, key)| key.kind.parameter(index + 1)).collect();
+        let condition = match (self.keys, parameters.as_slice()) {
+            ([key], [parameter]) => format!("q0.{} = any({parameter})", key.name),
+            (keys, parameters) => format!(
+                "({}) in (select * from unnest({}))",
+                keys.iter().map(|key| format!("q0.{}", key.name)).collect::<Vec<_>>().join(", "),
+                parameters.join(", ")
+            ),
+        };
+        format!(
+            "select s.ck_snap, s.ck_inc, {} from \
+             (select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc) s \
+             left join (select q0.* from (\n{}\n) q0 where {condition}) q on true{}",
+            self.list(),
+            self.dataset.query,
+            self.order()
+        )
+    }
+
+    /// All entries. The first row carries the snapshot and the incarnation and nothing else; a backfill that goes on
+    /// after an interruption begins behind a key.
+    pub(super) fn all(&self, is_resumed: bool) -> String {
+        let nulls: Vec<String> = self
+            .loaded
+            .iter()
+            .enumerate()
+            .map(|(at, (name, kind))| match (kind, self.plan.read_as(at)) {
+                (Some(kind), _) => format!("{} as {}", null_of(kind), quote(name)),
+                (None, ReadAs::Json) => format!("null::pg_catalog.json as {name}"),
+                (None, ReadAs::Text | ReadAs::Binary) => format!("null::pg_catalog.text as {name}"),
+            })
+            .collect();
+        // Keys that are equal to it may not have been read yet.
+        let comparison = if self.keys.iter().any(|key| key.is_coarse) { ">=" } else { ">" };
+        let behind = if is_resumed { self.behind(comparison) } else { String::new() };
+        format!(
+            "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, {} \
+             union all (select null, null, {} from (\n{}\n) q{behind}{})",
+            nulls.join(", "),
+            self.list(),
+            self.dataset.query,
+            self.order()
+        )
+    }
+
+    /// The columns, each as it is read.
+    fn list(&self) -> String {
+        if self.loaded.iter().all(|(_, kind)| kind.is_some()) {
+            return "q.*".to_owned();
+        }
+        let columns = self.columns.iter().zip(self.loaded).enumerate();
+        let list = columns.map(|(at, ((name, _), (shown, _)))| {
+            let column = format!("q.{}", quote(name));
+            match self.plan.read_as(at) {
+                ReadAs::Binary => column,
+                ReadAs::Text => format!("{} as {shown}", text_of(&column)),
+                ReadAs::Json => format!("pg_catalog.to_json({column}) as {shown}"),
+            }
+        });
+        list.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Rows of one key come together, in the order that the user wants them. Of keys that are equal but for their text, the text
+    /// decides which rows are of one key.
+    fn order(&self) -> String {
+        let mut order: Vec<String> = self.keys.iter().map(|key| format!("q.{}", key.name)).collect();
+        let coarse = self.keys.iter().filter(|key| key.is_coarse);
+        order.extend(coarse.map(|key| format!("({}) collate \"C\"", text_of(&format!("q.{}", key.name)))));
+        if let (Rows::Many, Some(sort)) = (self.dataset.rows, &self.dataset.sort) {
+            order.push(sort.clone());
+        }
+        format!(" order by {}", order.join(", "))
+    }
+
+    fn behind(&self, comparison: &str) -> String {
+        let names: Vec<String> = self.keys.iter().map(|key| format!("q.{}", key.name)).collect();
+        let values: Vec<String> = self
+            .keys
+            .iter()
+            .enumerate()
+            .map(|(index, key)| match &key.kind {
+                KeyType::Integer => format!("${}::text::int8", index + 1),
+                KeyType::Cast(name) => format!("${}::text::{name}", index + 1),
+            })
+            .collect();
+        format!(" where ({}) {comparison} ({})", names.join(", "), values.join(", "))
+    }
+
+    /// The texts of all keys, or of those behind one, in their order.
+    pub(super) fn keys(&self, is_resumed: bool) -> String {
+        let names: Vec<String> = self.keys.iter().map(|key| format!("q.{}", key.name)).collect();
+        let texts: Vec<String> = self.keys.iter().map(|key| key.text(&format!("q.{}", key.name))).collect();
+        let behind = if is_resumed { self.behind(">") } else { String::new() };
+        let names = names.join(", ");
+        format!(
+            "select {} from (\n{}\n) q{behind} group by {names} order by {names}",
+            texts.join(", "),
+            self.dataset.query
+        )
+    }
+
+    /// The texts of the keys of a backfill with a limit, the most wanted first.
+    pub(super) fn first_keys(&self) -> Option<String> {
+        let warm = self.dataset.warm.as_ref()?;
+        let limit = warm.limit?;
+        let names: Vec<&str> = self.keys.iter().map(|key| key.name.as_str()).collect();
+        let names = names.join(", ");
+        let query = &self.dataset.query;
+        let keys = match &warm.order_by {
+            None => format!("select distinct {names} from (\n{query}\n) q order by {names} limit {limit}"),
+            Some(order_by) => format!(
+                "select {names} from (select q.*, row_number() over (order by {order_by}) as ck_place from (\n{query}\n) q) q \
+                 group by {names} order by min(ck_place) limit {limit}"
+            ),
+        };
+        let texts: Vec<String> = self.keys.iter().map(|key| key.text(&format!("k.{}", key.name))).collect();
+        Some(format!("select {} from ({keys}) k", texts.join(", ")))
+    }
+}
