@@ -65,8 +65,8 @@ enum Verb {
         /// Remove what this namespace has in Postgres; where it is the last one, the schema with everything in it
         #[arg(long, conflicts_with_all = ["print", "grant"])]
         uninstall: bool,
-        /// Remove without asking
-        #[arg(long, requires = "uninstall")]
+        /// Without asking
+        #[arg(long, conflicts_with = "print")]
         yes: bool,
     },
     /// Take this namespace's own keys out of Redis, for good; the entries of datasets live on until their end
@@ -198,7 +198,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
             uninstall::uninstall(&context, &config.postgres.url.redacted(), yes, out).await
         }
         Verb::Purge { yes } => purge::purge(&context, &config, yes, out).await,
-        Verb::Migrate { grant, .. } => migrate::migrate(&context, grant.as_deref(), out).await,
+        Verb::Migrate { grant, yes, .. } => migrate::migrate(&context, grant.as_deref(), yes, out).await,
         Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,

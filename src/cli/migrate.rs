@@ -17,8 +17,25 @@ use cachekeeper_engine::stores::postgres::Postgres;
 const ATTEMPTS: usize = 10;
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Installs or updates the schema.
-pub async fn migrate(context: &Context, grant: Option<&str>, out: &Output) -> Result<Exit, EngineError> {
+/// Installs or updates the schema. Where a publication would copy it to subscribers that do not have it, it asks first.
+pub async fn migrate(
+    context: &Context,
+    grant: Option<&str>,
+    is_confirmed: bool,
+    out: &Output,
+) -> Result<Exit, EngineError> {
+    let publications = context.postgres.publications_of_a_new_schema().await?;
+    if !publications.is_empty() {
+        out.note(&format!(
+            "the publication {} is for all tables, so those of the schema cachekeeper would be in it too. Subscribers that do not \
+             have them stop applying changes, of every table. Let the publication name its tables or schemas, and run this again; \
+             or go on, where nobody subscribes.",
+            publications.join(", ")
+        ));
+        if let Err(exit) = out.confirm(is_confirmed) {
+            return Ok(exit);
+        }
+    }
     let state = context.postgres.migrate().await?;
     if let Some(role) = grant {
         context.postgres.grant(role).await?;
@@ -35,10 +52,13 @@ pub async fn migrate(context: &Context, grant: Option<&str>, out: &Output) -> Re
     }
     let gaps: BTreeMap<&String, &String> = coverage.gaps().collect();
     out.result(&text.join("\n"), &json!({ "applied": state.applied, "not_covered": gaps }));
-    let is_required = |name: &String| {
-        context.catalog.get(name).is_some_and(|dataset| dataset.settings.feed == FeedNeed::Required)
+    // What is watched is to be captured: not done is a failure.
+    let is_asked_for = |name: &String| {
+        context.catalog.get(name).is_some_and(|dataset| {
+            dataset.settings.feed == FeedNeed::Required || !dataset.settings.watch.is_empty()
+        })
     };
-    Ok(if gaps.keys().any(|name| is_required(name)) { Exit::Failed } else { Exit::Ok })
+    Ok(if gaps.keys().any(|name| is_asked_for(name)) { Exit::Failed } else { Exit::Ok })
 }
 
 /// A table that somebody uses for long is waited for, but never so that others have to wait behind us for long.

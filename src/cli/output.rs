@@ -65,14 +65,14 @@ impl Output {
         eprintln!("error: {text}");
     }
 
-    /// Asks whether to remove what was said, unless the command line has answered. An error: it is not to be removed.
+    /// Asks whether to do what was said, unless the command line has answered. An error: it is not to be done.
     pub fn confirm(&self, is_confirmed: bool) -> Result<(), Exit> {
         use std::io::{IsTerminal, Write};
         if is_confirmed {
             return Ok(());
         }
         if !std::io::stdin().is_terminal() {
-            self.error("nothing is removed: say --yes, because nobody can be asked here");
+            self.error("nothing is done: say --yes, because nobody can be asked here");
             return Err(Exit::Usage);
         }
         eprint!("go on? [yes/no] ");
@@ -81,7 +81,7 @@ impl Output {
         if std::io::stdin().read_line(&mut answer).is_ok() && answer.trim() == "yes" {
             return Ok(());
         }
-        self.note("nothing is removed");
+        self.note("nothing is done");
         Err(Exit::Failed)
     }
 

@@ -175,3 +175,24 @@ async fn two_namespaces_of_one_redis_database_work_where_their_names_differ() {
     rig.postgres.execute("update products set price = 44 where id = 4").await.unwrap();
     last.says(&["migrate", "--uninstall", "--yes"], 0, &["is not there"]);
 }
+
+/// Subscribers of a publication for all tables would stop at tables that they do not have (faults B5).
+#[tokio::test]
+async fn a_publication_for_all_tables_is_told_of_before_anything_is_created() {
+    let rig = Rig::start("create table products (id int primary key)").await;
+    rig.postgres
+        .execute("drop schema cachekeeper cascade; create publication everything for all tables")
+        .await
+        .unwrap();
+    let cli = Cli::new(
+        &rig,
+        "[dataset.p]\nquery = \"select id from products\"\nkey = \"p:{id}\"\nwatch = [{ table = \"products\", key = { id = \"id\" } }]\n",
+    );
+    cli.says(&["migrate"], 2, &["the publication everything is for all tables", "say --yes"]);
+    let there = "select count(*)::text from pg_namespace where nspname = 'cachekeeper'";
+    let mut session = rig.postgres.session().await.unwrap();
+    assert_eq!(session.text(there).await.unwrap().as_deref(), Some("0"));
+    cli.says(&["migrate", "--yes"], 0, &["dataset p: changes are captured"]);
+    // It is there now: nothing more to be told.
+    cli.says(&["migrate"], 0, &["dataset p: changes are captured"]);
+}

@@ -62,6 +62,8 @@ struct FeedPosition {
     count: u64,
 }
 
+/// Changes of one batch whose delay is observed.
+const TIMES_MAX: usize = 65_536;
 const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
 /// Fewer keys in the outbox are not worth a transaction.
 const COUNT_MIN: i64 = 1_000;
@@ -251,7 +253,9 @@ impl FeedConsumer {
             }
             statements += group.len() as u64;
             for change in &group {
-                times.push(change.at_us);
+                if times.len() < TIMES_MAX {
+                    times.push(change.at_us);
+                }
                 batch.affected.add(&self.context.catalog, &coverage, change);
             }
             if GATHERED <= batch.affected.key_count {

@@ -190,7 +190,8 @@ impl AffectedKeys {
             };
             let Some(values) = dataset.read_key(key) else { continue };
             let keys = self.keys.entry(name.clone()).or_default();
-            self.key_count += usize::from(keys.insert(key.clone(), values).is_none());
+            let units = units_of(key);
+            self.key_count += units * usize::from(keys.insert(key.clone(), values).is_none());
         }
     }
 
@@ -207,7 +208,8 @@ impl AffectedKeys {
         for row in rows {
             let Some(values) = pick(positions, row) else { continue };
             let Some(key) = dataset.key_of(&values) else { continue };
-            self.key_count += usize::from(keys.insert(key, values).is_none());
+            let units = units_of(&key);
+            self.key_count += units * usize::from(keys.insert(key, values).is_none());
         }
     }
 
@@ -229,6 +231,11 @@ pub(crate) fn affected_by(catalog: &Catalog, coverage: &Coverage, changes: &[Cha
     let mut affected = AffectedKeys::default();
     changes.iter().for_each(|change| affected.add(catalog, coverage, change));
     affected
+}
+
+/// A key counts once, and once more for each KiB of it, so that what is gathered is bounded in bytes too.
+fn units_of(key: &str) -> usize {
+    1 + key.len() / 1_024
 }
 
 /// The values of a row at these positions; none where one is null: no key and no tag has it.

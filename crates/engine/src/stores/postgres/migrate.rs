@@ -62,6 +62,14 @@ impl Postgres {
         self.migration_state().await
     }
 
+    /// The publications for all tables that a schema which is not there yet would become part of.
+    pub async fn publications_of_a_new_schema(&self) -> Result<Vec<String>, SourceError> {
+        let sql = "select p.pubname::text from pg_catalog.pg_publication p where p.puballtables \
+             and not exists (select from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper') order by 1";
+        let found = sqlx::query_scalar(sql).fetch_all(&self.pool).await;
+        found.map_err(|source| SourceError::new("look for publications", source))
+    }
+
     /// Gives a role what the worker needs of the schema: to read it, to record the incarnation, and to keep
     /// the outbox small. Triggers it cannot make: that takes the tables' owner.
     ///

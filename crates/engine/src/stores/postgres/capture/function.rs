@@ -58,8 +58,10 @@ const PINS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC' s
 const KEY_BYTES_MAX: u32 = 8_192;
 /// Bytes of the stored keys of an old and a new row above which they are not even read.
 const STORED_BYTES_MAX: u32 = 2 * KEY_BYTES_MAX;
-/// Rows of a statement that share a row of the outbox.
+/// Most rows of a statement that share a row of the outbox.
 const CHUNK: u32 = 64;
+/// Bytes of keys that a row of the outbox holds at most, where it holds several.
+const CHUNK_BYTES: u32 = 65_536;
 
 /// The function that the triggers of a capture call.
 pub(crate) fn name(capture: i32) -> String {
@@ -307,6 +309,7 @@ end",
             "declare
   seen bigint := 0;
   size bigint;
+  step int;
   touched text[];
   note text;
 begin
@@ -340,10 +343,11 @@ begin
     where nextval('cachekeeper.outbox_count') <= {max_outbox};
     return null;
   end if;
+  step := least({CHUNK}, {CHUNK_BYTES} / greatest(size, 1));
   insert into cachekeeper.outbox (capture, version, keys)
-  select {id}, {version}, array(select k from unnest(touched[i:i + {CHUNK} - 1][:]) k)
-  from generate_series(1, array_length(touched, 1), {CHUNK}) i
-  where (select max(nextval('cachekeeper.outbox_count')) from generate_series(i, least(i + {CHUNK} - 1, array_length(touched, 1)))) <= {max_outbox};
+  select {id}, {version}, array(select k from unnest(touched[i:i + step - 1][:]) k)
+  from generate_series(1, array_length(touched, 1), step) i
+  where (select max(nextval('cachekeeper.outbox_count')) from generate_series(i, least(i + step - 1, array_length(touched, 1)))) <= {max_outbox};
   return null;
 end",
             prepare = self.prepare(),
