@@ -85,7 +85,7 @@ impl Postgres {
     ///
     /// # Errors
     /// [`SourceError`]; to be repeated then.
-    pub(crate) async fn note_uncaptured(&self) -> Result<(), SourceError> {
+    pub async fn note_uncaptured(&self) -> Result<(), SourceError> {
         let what = "note what was not captured";
         let error = |source| SourceError::new(what, source);
         let mut connection = self.open_unlimited().await?;
@@ -99,7 +99,7 @@ impl Postgres {
         .fetch_one(&mut *transaction)
         .await
         .map_err(error)?;
-        let missed = "update cachekeeper.capture c set gaps = c.gaps + 1, marker = m.value, settling = 'pending', settling_in = null \
+        let missed = "update cachekeeper.capture c set gaps = c.gaps + 1, marker = coalesce(m.value, 0), settling = 'pending', settling_in = null \
              from (select c.id, case when has_sequence_privilege(s.oid, 'select') then pg_sequence_last_value(s.oid::regclass) else $1 end as value from cachekeeper.capture c \
                 join pg_class s on s.relname = 'uncaptured_' || c.id and s.relnamespace = 'cachekeeper'::regnamespace) m \
              where m.id = c.id and coalesce(m.value, 0) <> c.marker";
