@@ -45,6 +45,7 @@ async fn main() {
     bench.fill().await;
     bench.warm().await;
     bench.invalidate().await;
+    bench.many_tags().await;
 }
 
 impl Bench {
@@ -53,7 +54,7 @@ impl Bench {
         let sql = format!(
             "create table items (id int primary key, name text, description text, price_cents int, category_id int, \
              tenth int, in_stock bool, updated_at timestamptz); \
-             insert into items select n, 'item number ' || n, repeat('some words about it ', 8), n % 10000, n % 100, \
+             insert into items select n, 'item number ' || n, repeat('some words about it ', 8), n % 10000, n % 500, \
              n % ({} / 100000 + 1), n % 2 = 0, '2026-01-01'::timestamptz + n * interval '1 second' \
              from generate_series(1, {}) n; analyze items; checkpoint",
             self.rows, self.rows
@@ -64,8 +65,12 @@ impl Bench {
     }
 
     fn context(&self, format: &str, tags: &str) -> Context {
+        self.context_of("select * from items", format, tags)
+    }
+
+    fn context_of(&self, query: &str, format: &str, tags: &str) -> Context {
         let text = format!(
-            "[service]\nnamespace = \"bench\"\n[dataset.item]\nquery = \"select * from items\"\nkey = \"item:{{id}}\"\n\
+            "[service]\nnamespace = \"bench\"\n[dataset.item]\nquery = \"{query}\"\nkey = \"item:{{id}}\"\n\
              format = \"{format}\"\ntags = {tags}\nttl = \"1h\"\nwarm = {{}}\n"
         );
         let environment: BTreeMap<String, String> = [
@@ -119,7 +124,11 @@ impl Bench {
     }
 
     async fn ours(&self, format: &str, tags: &str) -> Duration {
-        let context = self.context(format, tags);
+        self.ours_of("select * from items", format, tags).await
+    }
+
+    async fn ours_of(&self, query: &str, format: &str, tags: &str) -> Duration {
+        let context = self.context_of(query, format, tags);
         let dataset = context.catalog.get("item").unwrap();
         let began = Instant::now();
         let options =
@@ -129,14 +138,58 @@ impl Bench {
         began.elapsed()
     }
 
+    /// What Redis has used of its core, in seconds.
+    async fn redis_cpu(&self) -> f64 {
+        let mut client = self.client().await;
+        let info: String = redis::cmd("INFO").arg("cpu").query_async(&mut client).await.unwrap();
+        let number = |name: &str| -> f64 {
+            info.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
+        };
+        number("used_cpu_user:") + number("used_cpu_sys:")
+    }
+
+    /// The least that Redis can spend where a script stores: `SET … PX` in Lua, 256 a script; then the memberships, each tag's
+    /// keys together. Answers its CPU seconds without and with tags.
+    async fn floor(&self) -> (f64, f64) {
+        let store = redis::Script::new(
+            "for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[2 * i - 1], 'PX', ARGV[2 * i]) end",
+        );
+        let mut client = self.client().await;
+        let value = vec![b'x'; 318];
+        let before = self.redis_cpu().await;
+        for first in (1..=self.rows).step_by(256) {
+            let mut script = store.prepare_invoke();
+            for id in first..(first + 256).min(self.rows + 1) {
+                script.key(format!("item:{id}")).arg(&value).arg(3_300_000 + id % 300_000);
+            }
+            script.invoke_async::<()>(&mut client).await.unwrap();
+        }
+        let stored = self.redis_cpu().await;
+        for category in 0..500 {
+            let keys: Vec<u64> = (1..=self.rows).filter(|id| id % 500 == category).collect();
+            for keys in keys.chunks(131) {
+                let mut add = redis::cmd("SADD");
+                add.arg(format!("floor:category:{category}"));
+                for id in keys {
+                    add.arg(format!("item:{id}"));
+                }
+                add.query_async::<()>(&mut client).await.unwrap();
+            }
+        }
+        (stored - before, self.redis_cpu().await - before)
+    }
+
     async fn warm(&self) {
         let tag = "[\"category:{category_id}\"]";
         let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        let mut cpu: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         let mut memory = BTreeMap::new();
         let empty = self.used_memory().await;
         for _ in 0..ROUNDS {
             self.flush().await;
+            let before = self.redis_cpu().await;
             times.entry("psql | redis-cli --pipe").or_default().push(self.baseline().as_secs_f64());
+            cpu.entry("psql | redis-cli --pipe").or_default().push(self.redis_cpu().await - before);
             memory.insert("plain", self.used_memory().await - empty);
             for (name, format, tags) in [
                 ("json, no tag", "json", "[]"),
@@ -144,16 +197,30 @@ impl Bench {
                 ("msgpack, one tag", "msgpack", tag),
             ] {
                 self.flush().await;
+                let before = self.redis_cpu().await;
                 times.entry(name).or_default().push(self.ours(format, tags).await.as_secs_f64());
+                cpu.entry(name).or_default().push(self.redis_cpu().await - before);
                 memory.insert(name, self.used_memory().await - empty);
             }
         }
-        println!("warming, median of {ROUNDS} (seconds, ratio to the baseline of the same round)");
+        println!(
+            "warming, median of {ROUNDS} (seconds, ratio to the baseline of the same round, Redis's CPU)"
+        );
         let base = times["psql | redis-cli --pipe"].clone();
         for (name, seconds) in &times {
             let ratios: Vec<f64> = seconds.iter().zip(&base).map(|(ours, base)| ours / base).collect();
-            println!("  {name:<26} {:>6.2} s  {:>5.2}", median(seconds), median(&ratios));
+            let cpu = median(&cpu[name]);
+            println!("  {name:<26} {:>6.2} s  {:>5.2}  {cpu:>6.2} s", median(seconds), median(&ratios));
         }
+        self.flush().await;
+        let (plain, tagged) = self.floor().await;
+        println!("\nRedis's CPU beside the floor: SET … PX in Lua, and the members of each tag together");
+        println!("  no tag   {:>5.2} of {plain:.2} s", median(&cpu["json, no tag"]) / plain);
+        println!("  one tag  {:>5.2} of {tagged:.2} s", median(&cpu["json, one tag"]) / tagged);
+        println!(
+            "  one tag  {:>5.2} of no tag",
+            median(&cpu["json, one tag"]) / median(&cpu["json, no tag"])
+        );
         let rows = self.rows as f64;
         let tables = 2.0 * 1_048_584.0;
         println!("\nbytes of Redis an entry (constant tables apart)");
@@ -161,11 +228,24 @@ impl Bench {
         println!("  json, no tag               {:>7.1}", (memory["json, no tag"] as f64 - tables) / rows);
         let with_tag = memory["json, one tag"] as f64 - memory["json, no tag"] as f64;
         println!("  and for each tag           {:>7.1}", with_tag / rows);
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+        println!("\nworker's peak memory: {}\n", peak_memory());
+    }
+
+    /// Twenty tags a row, spread over 500 values each.
+    async fn many_tags(&self) {
+        let columns: Vec<String> =
+            (0..20).map(|n| format!("(id * {} + {n}) % 500 as t{n}", 2 * n + 1)).collect();
+        let tags: Vec<String> = (0..20).map(|n| format!("\"t{n}:{{t{n}}}\"")).collect();
+        let view = format!("create view tagged as select id, name, {} from items", columns.join(", "));
+        self.postgres.execute(&view).await.unwrap();
+        self.flush().await;
+        let before = self.redis_cpu().await;
+        let took = self.ours_of("select * from tagged", "json", &format!("[{}]", tags.join(", "))).await;
         println!(
-            "\nworker's peak memory: {}\n",
-            peak.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+            "20 tags a row: {:.1} s, Redis's CPU {:.1} s, worker's peak memory {}\n",
+            took.as_secs_f64(),
+            self.redis_cpu().await - before,
+            peak_memory()
         );
     }
 
@@ -219,6 +299,12 @@ async fn slowest_get(
         tokio::time::sleep(Duration::from_micros(500)).await;
     }
     (slowest, gets)
+}
+
+fn peak_memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+    peak.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -124,7 +124,7 @@ async fn by_the_scripts(
     let reply = match case.kind {
         Kind::Load => store.store(&used, at.unwrap(), &entries, LIFE, StoreMode::Slots).await,
         Kind::Backfill => {
-            let mode = StoreMode::Floor { job: "", progress: "" };
+            let mode = StoreMode::Floor { job: "", progress: "", members: None };
             store.store(&used, at.unwrap(), &entries, LIFE, mode).await
         }
         Kind::Fill => store.fill(&entries, CounterRule::Unchanged(&seen), stamped).await,
@@ -135,7 +135,9 @@ async fn by_the_scripts(
         Reply::Failed(PreconditionFailed::Epoch) => Answer::Failed(Broken::Epoch),
         Reply::Failed(PreconditionFailed::Incarnation) => Answer::Failed(Broken::Incarnation),
         Reply::Failed(PreconditionFailed::Revision) => Answer::Failed(Broken::Revision),
-        Reply::Failed(PreconditionFailed::Outdated) => panic!("the cases name no nonce"),
+        Reply::Failed(PreconditionFailed::Outdated | PreconditionFailed::Members) => {
+            panic!("the cases name neither a nonce nor members that were added before")
+        }
         Reply::Failed(PreconditionFailed::Table) => Answer::Failed(Broken::Table),
     };
     if case.broken == Some(Broken::Table) {

@@ -50,6 +50,7 @@ mod readers;
 mod scripts;
 mod slow_database;
 mod support;
+mod tag_members;
 mod tidy;
 mod transcode;
 mod types;

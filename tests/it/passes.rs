@@ -326,7 +326,7 @@ async fn entries_of_many_tags_are_members_of_each_and_refusals_name_the_right_on
     context.redis.raise_tags(&standing, high, "", &["rare"]).await.unwrap();
     let expected: Vec<usize> =
         (0..300).filter(|number| number % 50 == 0 || touched.contains(&names[*number].as_str())).collect();
-    for mode in [StoreMode::Slots, StoreMode::Floor { job: "", progress: "" }] {
+    for mode in [StoreMode::Slots, StoreMode::Floor { job: "", progress: "", members: None }] {
         let stored = context.redis.store(&standing, low, &batch, life, mode).await.unwrap();
         assert_eq!(stored, Answer::Done(expected.clone()));
     }

@@ -62,7 +62,7 @@ impl Model {
     }
 }
 
-async fn begin(redis: &Redis) -> Epoch {
+pub(crate) async fn begin(redis: &Redis) -> Epoch {
     let seen = redis.metadata("").await.unwrap();
     let snapshot: Snapshot = "5:5:".parse().unwrap();
     let new = NewEpoch {
@@ -114,8 +114,11 @@ async fn random_steps(redis: &RedisRig, seed: u64) {
                 for tag in &chosen {
                     batch.tag(position, tag);
                 }
-                let mode =
-                    if is_backfill { StoreMode::Floor { job: "", progress: "" } } else { StoreMode::Slots };
+                let mode = if is_backfill {
+                    StoreMode::Floor { job: "", progress: "", members: None }
+                } else {
+                    StoreMode::Slots
+                };
                 let answer =
                     store.store(&precondition, at, &batch, Duration::from_secs(600), mode).await.unwrap();
                 let Answer::Done(refused) = answer else { panic!("{answer:?}") };

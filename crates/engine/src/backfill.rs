@@ -1,11 +1,15 @@
 //! Backfills: every entry of a dataset, from one statement (R7), or the most wanted ones by key.
 
+mod pages;
 mod rest;
+mod scripts;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesOrdered, StreamExt};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -18,9 +22,11 @@ use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
-use crate::stores::redis::{Answer, Backfilled, Claim, Epoch, Metadata, Settled, StoreMode};
+use crate::stores::redis::{AddedMembers, Backfilled, Claim, Metadata, Settled};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::revision::Revision;
+use pages::Pages;
+use scripts::{Scripts, Sent};
 
 /// How far a backfill is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,9 +113,9 @@ struct BackfillStream<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
     revision: Revision,
-    epoch: Epoch,
     poll: Poll,
     job: Job,
+    scripts: Arc<Scripts>,
     report: LoadReport,
     refused: Keys,
     /// Where the last confirmed batch ended; what an interrupted backfill goes on from.
@@ -118,10 +124,14 @@ struct BackfillStream<'a> {
     began: Backfilled,
 }
 
-/// A batch on its way: its entries, and the key it ends with.
-struct Sent {
-    batch: EntryBatch,
-    answer: Result<Answer<Vec<usize>>, EngineError>,
+/// Batches between the statement and Redis.
+struct Flow<'a> {
+    options: &'a BackfillOptions,
+    rate: RateLimit,
+    /// In the order of their keys.
+    under_way: FuturesOrdered<JoinHandle<Sent>>,
+    pages: Pages,
+    spare: VecDeque<EntryBatch>,
 }
 
 impl<'a> BackfillStream<'a> {
@@ -145,13 +155,22 @@ impl<'a> BackfillStream<'a> {
         }
         let now = Backfilled { began_ms: state.metadata.now_ms, cause: state.metadata.causes };
         let mut rows = context.postgres.backfill(source, behind).await?;
+        let scripts = Arc::new(Scripts {
+            context: context.clone(),
+            dataset: dataset.name().to_owned(),
+            revision: revision.clone(),
+            epoch: state.epoch,
+            poll: rows.poll.clone(),
+            job: job.id.clone(),
+            longest_life: dataset.lifetimes.longest(),
+        });
         let mut backfill = Self {
             context,
             dataset,
             revision,
-            epoch: state.epoch,
             poll: rows.poll.clone(),
             job,
+            scripts,
             report: LoadReport::default(),
             refused: Vec::new(),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
@@ -170,10 +189,14 @@ impl<'a> BackfillStream<'a> {
         options: &BackfillOptions,
     ) -> Result<(), EngineError> {
         let mut encoder = Encoder::new(self.dataset, source);
-        let mut under_way = FuturesOrdered::new();
-        let mut spare: VecDeque<EntryBatch> = VecDeque::new();
+        let mut flow = Flow {
+            options,
+            rate: RateLimit::new(options.rate),
+            under_way: FuturesOrdered::new(),
+            pages: Pages::default(),
+            spare: VecDeque::new(),
+        };
         let mut batch = EntryBatch::default();
-        let mut rate = RateLimit::new(options.rate);
         let mut is_over = false;
         let mut unreadable = None;
         while !is_over {
@@ -192,13 +215,8 @@ impl<'a> BackfillStream<'a> {
             for row in group.iter().flatten() {
                 encoder.add(row, &mut batch);
                 if BATCH_ENTRIES <= batch.len() || BATCH_BYTES <= batch.bytes() {
-                    if under_way.len() == SCRIPTS_AHEAD
-                        && let Some(sent) = under_way.next().await
-                    {
-                        spare.push_back(self.confirm(sent, options, &mut rate).await?);
-                    }
-                    let full = std::mem::replace(&mut batch, spare.pop_front().unwrap_or_default());
-                    under_way.push_back(self.send(full));
+                    let next = flow.spare.pop_front().unwrap_or_default();
+                    self.take(std::mem::replace(&mut batch, next), &mut flow).await?;
                 }
             }
             self.delete_failed(&mut encoder).await?;
@@ -209,50 +227,70 @@ impl<'a> BackfillStream<'a> {
         }
         self.delete_failed(&mut encoder).await?;
         if !batch.is_empty() {
-            under_way.push_back(self.send(batch));
+            self.take(batch, &mut flow).await?;
         }
-        while let Some(sent) = under_way.next().await {
-            self.confirm(sent, options, &mut rate).await?;
+        self.turn_page(&mut flow).await?;
+        self.store_page(&mut flow).await?;
+        while let Some(sent) = flow.under_way.next().await {
+            self.confirm(sent.unwrap_or_else(Sent::aborted), &mut flow).await?;
         }
         match unreadable {
-            Some(error) => self.load_rest(source, &error, options, &mut rate).await,
+            Some(error) => self.load_rest(source, &error, options, &mut flow.rate).await,
             None => Ok(()),
         }
     }
 
-    /// The script is sent when the future is first polled; the queue keeps the order.
-    fn send(&self, batch: EntryBatch) -> impl Future<Output = Sent> + Send + 'static {
-        let (context, epoch, poll) = (self.context.clone(), self.epoch, self.poll.clone());
-        let (name, revision) = (self.dataset.name().to_owned(), self.revision.clone());
-        let (job, progress) = (self.job.id.clone(), self.confirmed.clone());
-        let longest = self.dataset.lifetimes.longest();
-        let sending = tokio::spawn(async move {
-            let precondition = crate::stores::redis::Precondition {
-                epoch: &epoch,
-                incarnation: &poll.incarnation,
-                dataset: &name,
-                revision: revision.as_str(),
-            };
-            let mode = StoreMode::Floor { job: &job, progress: &progress };
-            let answer =
-                context.redis.store(&precondition, poll.snapshot.stamp(), &batch, longest, mode).await;
-            Sent { batch, answer: answer.map_err(|error| EngineError::Cache(context.count_refusal(error))) }
-        });
-        async move {
-            match sending.await {
-                Ok(sent) => sent,
-                Err(_aborted) => Sent { batch: EntryBatch::default(), answer: Err(EngineError::Cancelled) },
-            }
+    /// Takes a batch that is complete. With tags it waits until the members of its page are added.
+    async fn take(&mut self, batch: EntryBatch, flow: &mut Flow<'_>) -> Result<(), EngineError> {
+        if self.dataset.settings.tags.is_empty() {
+            return self.send(batch, None, flow).await;
         }
+        if flow.pages.push(batch) {
+            self.turn_page(flow).await?;
+        } else if flow.pages.has_ready()
+            && let Some((batch, members)) = flow.pages.next(&mut self.job.count).await?
+        {
+            self.send(batch, members, flow).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores what is left of the page before, then begins with the next.
+    async fn turn_page(&mut self, flow: &mut Flow<'_>) -> Result<(), EngineError> {
+        self.store_page(flow).await?;
+        flow.pages.turn(&self.scripts);
+        Ok(())
+    }
+
+    async fn store_page(&mut self, flow: &mut Flow<'_>) -> Result<(), EngineError> {
+        while let Some((batch, members)) = flow.pages.next(&mut self.job.count).await? {
+            self.send(batch, members, flow).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a batch, once there is room for it.
+    async fn send(
+        &mut self,
+        batch: EntryBatch,
+        members: Option<AddedMembers>,
+        flow: &mut Flow<'_>,
+    ) -> Result<(), EngineError> {
+        if flow.options.cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        if flow.under_way.len() == SCRIPTS_AHEAD
+            && let Some(sent) = flow.under_way.next().await
+        {
+            self.confirm(sent.unwrap_or_else(Sent::aborted), flow).await?;
+        }
+        let (scripts, progress) = (self.scripts.clone(), self.confirmed.clone());
+        flow.under_way.push_back(tokio::spawn(async move { scripts.store(batch, members, &progress).await }));
+        Ok(())
     }
 
     /// Looks at a batch's reply; gives the buffers back.
-    async fn confirm(
-        &mut self,
-        sent: Sent,
-        options: &BackfillOptions,
-        rate: &mut RateLimit,
-    ) -> Result<EntryBatch, EngineError> {
+    async fn confirm(&mut self, sent: Sent, flow: &mut Flow<'_>) -> Result<(), EngineError> {
         let mut batch = sent.batch;
         let positions = self.context.checked(Some(self.dataset), sent.answer?)?;
         self.job.count += 1;
@@ -277,10 +315,11 @@ impl<'a> BackfillStream<'a> {
         if self.dataset.settings.batch <= self.refused.len() {
             self.load_refused().await?;
         }
-        tell(options, self.entries_before + self.report.stored, 0 < self.entries_before);
-        rate.spend(self.report.stored - stored_before).await;
+        tell(flow.options, self.entries_before + self.report.stored, 0 < self.entries_before);
+        flow.rate.spend(self.report.stored - stored_before).await;
         batch.clear();
-        Ok(batch)
+        flow.spare.push_back(batch);
+        Ok(())
     }
 
     async fn load_refused(&mut self) -> Result<(), EngineError> {

@@ -127,9 +127,8 @@ impl Context {
                 dataset.set_revision(None);
                 EngineError::PreconditionFailed(failed)
             }
-            (PreconditionFailed::Revision | PreconditionFailed::Outdated, None) => {
-                EngineError::PreconditionFailed(failed)
-            }
+            (PreconditionFailed::Revision | PreconditionFailed::Outdated, None)
+            | (PreconditionFailed::Members, _) => EngineError::PreconditionFailed(failed),
             (PreconditionFailed::Table | PreconditionFailed::Epoch | PreconditionFailed::Incarnation, _) => {
                 self.set_epoch(None);
                 EngineError::PreconditionFailed(failed)

@@ -12,7 +12,8 @@ pub struct EntryBatch {
     keys: String,
     values: Vec<u8>,
     ends: Vec<End>,
-    tags: HashMap<String, Vec<u32>>,
+    tag_text: String,
+    tagged: Vec<Tagged>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +21,13 @@ struct End {
     key: usize,
     value: usize,
     life_ms: u64,
+}
+
+/// A tag of an entry; the tag's text ends here.
+#[derive(Debug, Clone, Copy)]
+struct Tagged {
+    end: usize,
+    position: u32,
 }
 
 /// One entry of a batch.
@@ -68,13 +76,8 @@ impl EntryBatch {
 
     /// Gives the entry at this position a tag.
     pub fn tag(&mut self, position: u32, tag: &str) {
-        match self.tags.get_mut(tag) {
-            Some(positions) if positions.last() == Some(&position) => {}
-            Some(positions) => positions.push(position),
-            None => {
-                self.tags.insert(tag.to_owned(), vec![position]);
-            }
-        }
+        self.tag_text.push_str(tag);
+        self.tagged.push(Tagged { end: self.tag_text.len(), position });
     }
 
     /// The entry at this position.
@@ -95,15 +98,36 @@ impl EntryBatch {
         (0..self.ends.len()).filter_map(|position| self.get(position))
     }
 
-    /// The tags, each with the positions of its entries.
-    pub fn tags(&self) -> impl Iterator<Item = (&str, &[u32])> {
-        self.tags.iter().map(|(tag, positions)| (tag.as_str(), positions.as_slice()))
+    /// Each tag of each entry, with the entry's position; in the order in which they were given.
+    pub fn tagged(&self) -> impl Iterator<Item = (&str, u32)> {
+        let mut start = 0;
+        self.tagged.iter().filter_map(move |tagged| {
+            let tag = self.tag_text.get(start..tagged.end)?;
+            start = tagged.end;
+            Some((tag, tagged.position))
+        })
     }
 
-    /// How many tags the batch has.
+    /// The tags, each with the positions of its entries.
     #[must_use]
-    pub fn tag_count(&self) -> usize {
-        self.tags.len()
+    pub fn tags(&self) -> Vec<(&str, Vec<u32>)> {
+        let mut tags: Vec<(&str, Vec<u32>)> = Vec::new();
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        for (tag, position) in self.tagged() {
+            let place = *places.entry(tag).or_insert(tags.len());
+            match tags.get_mut(place) {
+                Some((_, positions)) if positions.last() == Some(&position) => {}
+                Some((_, positions)) => positions.push(position),
+                None => tags.push((tag, vec![position])),
+            }
+        }
+        tags
+    }
+
+    /// Whether any entry has a tag.
+    #[must_use]
+    pub fn has_tags(&self) -> bool {
+        !self.tagged.is_empty()
     }
 
     /// How many entries.
@@ -118,10 +142,10 @@ impl EntryBatch {
         self.ends.is_empty()
     }
 
-    /// How many bytes of keys and values.
+    /// How many bytes of keys, values and tags.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.keys.len() + self.values.len()
+        self.keys.len() + self.values.len() + self.tag_text.len() + self.tagged.len() * size_of::<Tagged>()
     }
 
     /// Forgets the entries and keeps the buffers.
@@ -129,7 +153,8 @@ impl EntryBatch {
         self.keys.clear();
         self.values.clear();
         self.ends.clear();
-        self.tags.clear();
+        self.tag_text.clear();
+        self.tagged.clear();
     }
 }
 
@@ -153,7 +178,10 @@ mod tests {
         batch.tag(second, "t");
         assert_eq!(batch.get(0), Some(EntryRef { key: "a", value: b"1", life_ms: 10 }));
         assert_eq!(batch.get(1), Some(EntryRef { key: "bb", value: b"", life_ms: 0 }));
-        assert_eq!(batch.tags().collect::<Vec<_>>(), vec![("t", [0, 1].as_slice())]);
-        assert_eq!((batch.len(), batch.bytes()), (2, 4));
+        batch.tag(first, "u");
+        assert_eq!(batch.tags(), vec![("t", vec![0, 1]), ("u", vec![0])]);
+        assert_eq!(batch.len(), 2);
+        batch.clear();
+        assert_eq!((batch.len(), batch.bytes(), batch.has_tags()), (0, 0, false));
     }
 }

@@ -119,7 +119,7 @@ impl Memory {
     fn older(&self, stamp: Stamp, batch: &EntryBatch) -> BTreeSet<usize> {
         let is_older = |key: &str| stamp < self.floor.max(at(&self.slots, key));
         let keys = batch.iter().enumerate().filter(|(_, entry)| is_older(entry.key));
-        let tags = batch.tags().filter(|(tag, _)| stamp < at(&self.tag_slots, tag));
+        let tags = batch.tags().into_iter().filter(|(tag, _)| stamp < at(&self.tag_slots, tag));
         keys.map(|(position, _)| position).chain(positions_of(tags)).collect()
     }
 
@@ -130,7 +130,7 @@ impl Memory {
             let position = key_counter(entry.key);
             has_moved(position, seen.counter(position).unwrap_or_default())
         });
-        let tags = batch.tags().filter(|(tag, _)| {
+        let tags = batch.tags().into_iter().filter(|(tag, _)| {
             let (position, counter) = seen.of_tag(tag);
             has_moved(position, counter)
         });
@@ -166,8 +166,8 @@ impl Memory {
     }
 }
 
-fn positions_of<'a>(tags: impl Iterator<Item = (&'a str, &'a [u32])>) -> impl Iterator<Item = usize> {
-    tags.flat_map(|(_, positions)| positions.iter().map(|position| *position as usize))
+fn positions_of<'a>(tags: impl Iterator<Item = (&'a str, Vec<u32>)>) -> impl Iterator<Item = usize> {
+    tags.flat_map(|(_, positions)| positions.into_iter().map(|position| position as usize))
 }
 
 fn at(table: &HashMap<u32, Stamp>, name: &str) -> Stamp {

@@ -15,6 +15,7 @@ mod script;
 mod server;
 mod stream;
 mod subscription;
+mod tags;
 
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
@@ -33,3 +34,4 @@ pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;
 pub use stream::{Finished, StreamConsumer, StreamEntry, StreamReader, StreamState, dead_of};
 pub use subscription::{Notice, Subscription};
+pub use tags::{AddedMembers, TagMembers};

@@ -154,8 +154,8 @@ impl Redis {
     /// leave `tag_set`, where it is not empty.
     pub async fn invalidate_keys(&self, keys: &[impl AsRef<str>], tag_set: &str) -> Result<u64, CacheError> {
         let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
-        let mut call = Call::new(&INVALIDATE_KEYS, 1 + keys.len());
-        call.arg(&on.counters);
+        let mut call = Call::new(&INVALIDATE_KEYS, 2 + keys.len());
+        call.arg(&on.counters).arg(&on.meta);
         for key in keys {
             call.arg(key.as_ref());
         }

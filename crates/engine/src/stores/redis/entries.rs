@@ -1,9 +1,9 @@
-//! Entries: the one rule by which they are stored (R5), how they are raised, deleted, extended and read; and the tags
-//! that they stand under.
+//! Entries: the one rule by which they are stored (R5), how they are raised, deleted, extended and read.
 
 use std::time::Duration;
 
-use super::script::{Call, DROP_WINDOWS, EXTEND, MEMBERS, RAISE, RAISE_TAGS, STORE, pack, pack_slots};
+use super::script::{Call, EXTEND, RAISE, STORE, pack, pack_slots};
+use super::tags::AddedMembers;
 use super::{Answer, CacheError, Precondition, Redis};
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
@@ -23,6 +23,8 @@ pub enum StoreMode<'a> {
         job: &'a str,
         /// Where the backfill stands after this batch; empty: not to be resumed.
         progress: &'a str,
+        /// What earlier scripts have added to the tags of these entries; none: the store adds them itself.
+        members: Option<&'a AddedMembers>,
     },
     /// The slot of each key, as a step of a counted job.
     Counted {
@@ -79,7 +81,7 @@ impl Redis {
         rule: CounterRule<'_>,
         stamp: Option<(Precondition<'_>, Stamp)>,
     ) -> Result<Answer<Refused>, CacheError> {
-        if matches!(rule, CounterRule::Raise) && stamp.is_none() && batch.tag_count() == 0 {
+        if matches!(rule, CounterRule::Raise) && stamp.is_none() && !batch.has_tags() {
             self.set_untagged(batch).await?;
             return Ok(Answer::Done(Vec::new()));
         }
@@ -121,10 +123,10 @@ impl Store<'_> {
             Some((_, stamp)) => call.arg(stamp.to_bytes()),
             None => call.arg(""),
         };
-        let (covered_by, job, progress) = match self.mode {
-            StoreMode::Slots => ("slots", "", ""),
-            StoreMode::Floor { job, progress } => ("floor", job, progress),
-            StoreMode::Counted { job } => ("slots", job, ""),
+        let (covered_by, job, progress, members) = match self.mode {
+            StoreMode::Slots => ("slots", "", "", None),
+            StoreMode::Floor { job, progress, members } => ("floor", job, progress, members),
+            StoreMode::Counted { job } => ("slots", job, "", None),
         };
         let fresh = generation();
         let (counting, generation): (&str, &[u8]) = match self.counters {
@@ -137,8 +139,16 @@ impl Store<'_> {
         call.arg(job).arg(progress);
         call.arg(pack_slots(self.batch.iter().map(|entry| entry.key)));
         self.add_counters(&mut call, self.batch.iter().map(|entry| key_counter(entry.key)));
-        call.arg(pack_slots(self.batch.tags().map(|(tag, _)| tag)));
-        self.add_counters(&mut call, self.batch.tags().map(|(tag, _)| self.counter_of_tag(tag)));
+        let tags = if members.is_none() { self.batch.tags() } else { Vec::new() };
+        match members {
+            None => call.arg(pack_slots(tags.iter().map(|(tag, _)| *tag))),
+            Some(_) => call.arg(pack(tag_slots(self.batch))),
+        };
+        self.add_counters(&mut call, tags.iter().map(|(tag, _)| self.counter_of_tag(tag)));
+        match members {
+            None => call.arg("").arg("").arg(""),
+            Some(added) => call.number(added.scripts).number(added.removals).number(added.window),
+        };
         for entry in self.batch.iter() {
             call.arg(entry.value);
             match entry.life_ms {
@@ -146,7 +156,7 @@ impl Store<'_> {
                 life => call.number(life),
             };
         }
-        for (tag, members) in self.batch.tags() {
+        for (tag, members) in tags {
             call.arg(tag).arg(pack(members.iter().map(|member| member + 1)));
         }
         call
@@ -171,6 +181,14 @@ impl Store<'_> {
             }
         };
     }
+}
+
+/// The slots of the tags of a batch, each once.
+fn tag_slots(batch: &EntryBatch) -> Vec<u32> {
+    let mut slots: Vec<u32> = batch.tagged().map(|(tag, _)| slot(tag.as_bytes())).collect();
+    slots.sort_unstable();
+    slots.dedup();
+    slots
 }
 
 /// Refuses the fills of these keys that began before; part of a transaction, without a reply.
@@ -269,48 +287,4 @@ impl Redis {
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl Redis {
-    /// Raises tags and answers the sets of their members with their sizes: what an older load returned under one of
-    /// them is refused from now on.
-    pub async fn raise_tags(
-        &self,
-        precondition: &Precondition<'_>,
-        stamp: Stamp,
-        job: &str,
-        tags: &[impl AsRef<str>],
-    ) -> Result<Answer<Vec<(String, u64)>>, CacheError> {
-        let on = self.keys.metadata();
-        let mut call = Call::guarded(&RAISE_TAGS, self, on, [&on.windows].into_iter(), Some(precondition));
-        call.arg(stamp.to_bytes()).arg(job).arg(&on.tag_prefix);
-        for tag in tags {
-            let tag = tag.as_ref();
-            call.arg(tag).number(u64::from(slot(tag.as_bytes())));
-        }
-        call.run(self).await
-    }
-
-    /// One page of a tag set's members. The scan is over when the cursor is 0 again.
-    pub async fn members(
-        &self,
-        precondition: &Precondition<'_>,
-        job: &str,
-        set: &str,
-        cursor: u64,
-        page: usize,
-    ) -> Result<Answer<(u64, Vec<Vec<u8>>)>, CacheError> {
-        let on = self.keys.metadata();
-        let mut call = Call::guarded(&MEMBERS, self, on, [set].into_iter(), Some(precondition));
-        call.arg(job).number(cursor).number(page as u64);
-        call.run(self).await
-    }
-
-    /// Drops up to `most` tag sets in whose window nothing can be alive; answers how many.
-    pub async fn drop_old_windows(&self, most: usize) -> Result<usize, CacheError> {
-        let on = self.keys.metadata();
-        let mut call = Call::new(&DROP_WINDOWS, 1);
-        call.arg(&on.windows).arg(&on.tag_prefix).number(most as u64);
-        call.run(self).await
-    }
 }

@@ -73,6 +73,8 @@ pub enum PreconditionFailed {
     Revision,
     /// Since the revision was read, something happened by which the dataset's query may return something else.
     Outdated,
+    /// Members of tags that an earlier script has added may be missing, or one of the tags has changed.
+    Members,
 }
 
 impl std::fmt::Display for PreconditionFailed {
@@ -83,6 +85,7 @@ impl std::fmt::Display for PreconditionFailed {
             Self::Incarnation => "the primary restarted, its incarnation is another",
             Self::Revision => "the dataset was redefined by a newer process",
             Self::Outdated => "what the dataset's query returns may have changed since it was loaded",
+            Self::Members => "the members of a tag are no longer as they were added",
         })
     }
 }
@@ -109,6 +112,7 @@ impl<T: FromRedisValue> FromRedisValue for Answer<T> {
             Some("incarnation") => Ok(Self::Failed(PreconditionFailed::Incarnation)),
             Some("revision") => Ok(Self::Failed(PreconditionFailed::Revision)),
             Some("outdated") => Ok(Self::Failed(PreconditionFailed::Outdated)),
+            Some("members") => Ok(Self::Failed(PreconditionFailed::Members)),
             Some(other) => Err(format!("unknown precondition {other:?}").into()),
         }
     }
@@ -134,6 +138,7 @@ const COUNTERS: &str = include_str!("lua/counters.lua");
 const CAUSES: &str = include_str!("lua/causes.lua");
 const TAG_SETS: &str = include_str!("lua/tag_sets.lua");
 const TAG_MEMBERS: &str = include_str!("lua/tag_members.lua");
+const REMOVE_MEMBERS: &str = include_str!("lua/remove_members.lua");
 /// Refused as a whole when memory is full.
 const NEEDS_MEMORY: &str = "#!lua\n";
 /// Runs also when memory is full: what raises, deletes, advances or creates.
@@ -172,7 +177,8 @@ macro_rules! scripts {
 
 scripts! {
     STORE = "store", NEEDS_MEMORY, PRELUDE, COUNTERS, TAG_MEMBERS;
-    RAISE = "raise", ALLOW_OOM, PRELUDE;
+    ADD_MEMBERS = "add_members", NEEDS_MEMORY, PRELUDE, TAG_MEMBERS;
+    RAISE = "raise", ALLOW_OOM, PRELUDE, REMOVE_MEMBERS;
     RAISE_TAGS = "raise_tags", ALLOW_OOM, PRELUDE, TAG_SETS;
     MEMBERS = "members", ALLOW_OOM, PRELUDE;
     SCAN = "scan", ALLOW_OOM, PRELUDE;
@@ -188,7 +194,7 @@ scripts! {
     METADATA_COUNTED = "metadata", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch", ALLOW_OOM;
     DROP_WINDOWS = "drop_windows", ALLOW_OOM;
-    INVALIDATE_KEYS = "invalidate_keys", ALLOW_OOM, COUNTERS;
+    INVALIDATE_KEYS = "invalidate_keys", ALLOW_OOM, COUNTERS, REMOVE_MEMBERS;
     INVALIDATE_TAGS = "invalidate_tags", ALLOW_OOM, COUNTERS, TAG_SETS;
     STREAM_OPEN = "stream_open", ALLOW_OOM;
     STREAM_TAKE = "stream_take", ALLOW_OOM;

@@ -25,7 +25,7 @@ end
 for _, field in ipairs(redis.call('HKEYS', meta)) do
   local kind, name = string.match(field, '^(%l+):(.*)$')
   if kind == 'rev' then mark_pending(name) end
-  if kind == 'job' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
+  if kind == 'job' or kind == 'members' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
   if kind == 'covered' and mode == 'uncovered' then redis.call('HDEL', meta, field) end
 end
 for i = FIRST_DATASET, #ARGV do mark_pending(ARGV[i]) end

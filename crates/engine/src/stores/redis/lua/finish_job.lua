@@ -8,7 +8,7 @@ local job, known, done, seen, holds, began, prefix = unpack(ARGV, 5, 11)
 local failure = check_precondition()
 if failure then return failure end
 if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_reply('ROLLED_BACK') end
-redis.call('HDEL', meta, 'job:' .. job)
+redis.call('HDEL', meta, 'job:' .. job, 'members:' .. job)
 local function cause_of(field) return tonumber(string.match(redis.call('HGET', meta, field .. dataset) or '', '(%d+)$') or 0) end
 -- Bitmaps of causes that were seen go, those of later ones stay.
 local function settle_slots()

@@ -24,6 +24,6 @@ elseif not failure then
   end
 end
 if failure then return failure end
-if tag_set ~= '' then redis.pcall('SREM', tag_set, unpack(KEYS, BEFORE_KEYS + 1)) end
+if tag_set ~= '' then remove_members(meta, tag_set, BEFORE_KEYS) end
 count(job)
 return reply

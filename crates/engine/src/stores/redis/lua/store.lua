@@ -10,13 +10,16 @@
 --       14 slots of the keys, 15 their positions among the counters, 16 the counters that were seen there,
 --       17 slots of the tags, 18 their positions among the counters, 19 the counters that were seen there
 --       (lists of 4 bytes each; 15, 16, 18 and 19 are '' where the counters are not looked at),
+--       20 '' where this script adds the members of the tags; else they were added before, and no tags follow: how many scripts
+--       of the job had added members by then, 21 the removals that were counted then, 22 the window,
 --       then for each key its value and lifetime in milliseconds ('' = no end; '0' = the row is gone, delete),
 --       then for each tag its name and the positions of its keys (4 bytes each).
--- Replies with the positions that were refused.
+-- Replies with the positions that were refused; PRECONDITION members where members that were added before may be missing, or
+-- one of the tags has changed: nothing was done then, and the same is asked for without 20.
 local windows, counters = KEYS[4], KEYS[5]
 local stamp, covered_by, counting, generation, tag_prefix, longest_life, width, job, progress,
-  slots, positions, seen, tag_slots, tag_positions, tag_seen = unpack(ARGV, 5, 19)
-local BEFORE_KEYS, FIRST_VALUE = 5, 20
+  slots, positions, seen, tag_slots, tag_positions, tag_seen, added, removals, window = unpack(ARGV, 5, 22)
+local BEFORE_KEYS, FIRST_VALUE = 5, 23
 local n = #KEYS - BEFORE_KEYS
 local FIRST_TAG = FIRST_VALUE + 2 * n
 local tags = (#ARGV - FIRST_TAG + 1) / 2
@@ -39,6 +42,20 @@ local function refuse_older(floor, top)
   for tag = 1, tags do
     if less(stamp, slot_stamp(tag_stamps, packed(tag_slots, tag))) then refuse_members(tag) end
   end
+end
+
+-- R8: what an earlier script has added counts only while it is there: Redis was not rolled back since (X37), no member was
+-- removed (X38), no entry outlives the window (X39), and no tag was raised above the stamp (K15).
+local function has_lost_members(top)
+  local found = redis.call('HMGET', meta, 'members:' .. job, 'removals')
+  if tonumber(found[1] or 0) < tonumber(added) or (found[2] or '0') ~= removals then return true end
+  if tonumber(window) < redis.call('TIME')[1] + longest_life then return true end
+  if less(stamp, top) then
+    for tag = 1, #tag_slots / 4 do
+      if less(stamp, slot_stamp(tag_stamps, packed(tag_slots, tag))) then return true end
+    end
+  end
+  return false
 end
 
 -- Nothing whose key or tag was invalidated since the counters were seen.
@@ -102,6 +119,7 @@ local failure, floor, top
 if stamp ~= '' then
   failure, floor, top = check_precondition()
   if failure then return failure end
+  if added ~= '' and has_lost_members(top) then return failed('members') end
   refuse_older(floor, top)
 end
 if counting == 'unchanged' then refuse_moved() end

@@ -2,7 +2,7 @@
 -- clock decides, so that writers whose clocks differ agree. The tags of a window stand in one set, the windows in
 -- `windows`: what is over can be dropped.
 
--- The suffix of this moment's sets. The longest life is announced, so that an invalidation knows the windows.
+-- The suffix of this moment's sets, and the window. The longest life is announced, so that an invalidation knows the windows.
 local function open_window(windows, longest_life, width)
   local window = (math.floor((redis.call('TIME')[1] + longest_life) / width) + 1) * width
   local name = string.format('%d', window)
@@ -11,7 +11,7 @@ local function open_window(windows, longest_life, width)
   if type(span) ~= 'table' and tonumber(span or 0) < tonumber(longest_life) then
     redis.call('HSET', meta, 'span:' .. width, longest_life)
   end
-  return ':' .. name
+  return ':' .. name, window
 end
 
 -- Adds the keys at these positions (4 bytes each), `before` which stand other KEYS, but for those that are `left_out`.
