@@ -18,6 +18,7 @@ mod writes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +28,7 @@ use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::stores::postgres::ErrorKind;
+use cachekeeper_protocol::units::parse_duration;
 use choose::exit_of;
 pub use output::Exit;
 
@@ -56,12 +58,15 @@ enum Verb {
     },
     /// Install or update the schema `cachekeeper` in Postgres
     Migrate {
-        /// Print the SQL instead
+        /// Print what would be done as SQL, for somebody who runs it by hand: schema, triggers, rights of the worker's role
         #[arg(long)]
         print: bool,
         /// Let this role run the worker: rights on the schema, not on your tables
-        #[arg(long, value_name = "ROLE", conflicts_with = "print")]
+        #[arg(long, value_name = "ROLE")]
         grant: Option<String>,
+        /// How long to wait for those who use a table; nobody waits behind us meanwhile
+        #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+        wait: Duration,
         /// Remove what this namespace has in Postgres; where it is the last one, the schema with everything in it
         #[arg(long, conflicts_with_all = ["print", "grant"])]
         uninstall: bool,
@@ -167,10 +172,6 @@ pub async fn main(
                 Ending::NoServers => Exit::Unavailable,
             };
         }
-        Verb::Migrate { print: true, .. } => {
-            migrate::print(&out);
-            return Exit::Ok;
-        }
         verb => match load(arguments.config, &environment, &out) {
             Ok(config) => {
                 let places = (config.postgres.url.redacted(), config.redis.url.redacted());
@@ -197,8 +198,11 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Migrate { uninstall: true, yes, .. } => {
             uninstall::uninstall(&context, &config.postgres.url.redacted(), yes, out).await
         }
+        Verb::Migrate { print: true, grant, .. } => migrate::print(&context, grant.as_deref(), out).await,
         Verb::Purge { yes } => purge::purge(&context, &config, yes, out).await,
-        Verb::Migrate { grant, yes, .. } => migrate::migrate(&context, grant.as_deref(), yes, out).await,
+        Verb::Migrate { grant, wait, yes, .. } => {
+            migrate::migrate(&context, grant.as_deref(), wait, yes, out).await
+        }
         Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,

@@ -25,6 +25,7 @@ use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 use cachekeeper_engine::namespaces;
+use cachekeeper_engine::stores::postgres::ErrorKind;
 
 /// How often a worker that does not lead looks at the one who does.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -204,15 +205,44 @@ impl Feed {
             EngineError::PreconditionFailed(gone) => {
                 debug!(%gone, "the current epoch changed, the feed begins again");
             }
-            error => self.note(Some(chain(error))),
+            error => self.note_error(error).await,
         }
+    }
+
+    /// Says once that the feed cannot go on; where the schema is not as it should be, what is wrong with it.
+    async fn note_error(&mut self, error: &EngineError) {
+        self.note(Some(chain(error)));
+        let EngineError::Source(source) = error else { return };
+        if !source.may_be_of_the_schema() {
+            return;
+        }
+        let flaws = self.context.engine.postgres.schema_flaws().await.unwrap_or_default();
+        let reason = if !flaws.is_empty() {
+            Some(format!(
+                "the schema `cachekeeper` is damaged: {}; run `cachekeeper migrate`",
+                flaws.join("; ")
+            ))
+        } else if source.kind == ErrorKind::Forbidden {
+            let text = "this role has not the rights that it needs in the schema `cachekeeper`";
+            Some(format!("{text}: {}; run `cachekeeper migrate --grant ROLE` as its owner", source.message()))
+        } else {
+            None
+        };
+        let known = self.context.health.facts().schema;
+        if let Some(reason) = reason.as_ref().filter(|_| known != reason) {
+            warn!(reason, "the feed cannot go on before the schema is mended");
+        }
+        self.context.health.update(|facts| facts.schema = reason);
     }
 
     /// Says once that the feed cannot go on, and once that it does.
     fn note(&mut self, trouble: Option<String>) {
         match (&trouble, self.is_failing) {
             (Some(text), false) => warn!(error = text, "the feed cannot go on, trying again"),
-            (None, true) => info!("the feed goes on"),
+            (None, true) => {
+                self.context.health.update(|facts| facts.schema = None);
+                info!("the feed goes on");
+            }
             _ => {}
         }
         self.is_failing = trouble.is_some();
@@ -269,7 +299,7 @@ impl Feed {
                 self.look_at = Instant::now() + self.looks.pause();
             }
             Err(error) => {
-                self.note(Some(chain(&error)));
+                self.note_error(&error).await;
                 self.look_at = Instant::now() + LOOK_AGAIN;
             }
         }

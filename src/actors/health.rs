@@ -21,6 +21,8 @@ pub struct Health {
 pub struct Facts {
     /// Servers and subscriptions that are not reachable, with the reason. Missing: not asked yet.
     pub dependencies: BTreeMap<&'static str, Result<(), String>>,
+    /// What is wrong with the schema in Postgres, where something of ours has failed there.
+    pub schema: Option<String>,
     /// Streams that this worker cannot work off, with the reason.
     pub streams: BTreeMap<&'static str, String>,
     /// Events may have been missed, and it is not written down yet which entries that concerns.
@@ -105,6 +107,7 @@ impl Health {
         if facts.has_gap {
             reasons.push("subscription: events may have been missed before it was open".to_owned());
         }
+        reasons.extend(facts.schema.iter().map(|reason| format!("postgres: {reason}")));
         reasons.extend(facts.streams.iter().map(|(stream, reason)| format!("{stream}: {reason}")));
         reasons.extend(facts.feed_trouble());
         reasons.extend(facts.unmet.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));

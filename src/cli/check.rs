@@ -72,6 +72,14 @@ async fn check_servers(
         Err(error) if error.kind == ErrorKind::Standby => return Err(error.into()),
         Err(_) | Ok(_) => {}
     }
+    let flaws = context.postgres.schema_flaws().await?;
+    if !flaws.is_empty() {
+        let help = "run `cachekeeper migrate` as the schema's owner, which mends it".to_owned();
+        let message =
+            format!("the schema `cachekeeper` is not as this version makes it: {}", flaws.join("; "));
+        problems.push(config.source.problem("postgres.url", message, help));
+        return Ok(());
+    }
     let mut wrong = BTreeSet::new();
     for dataset in context.catalog.iter() {
         let known = problems.len();

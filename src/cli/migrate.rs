@@ -4,23 +4,62 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::output::{Exit, Output};
 use cachekeeper_config::FeedNeed;
+use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::coverage::Coverage;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces;
-use cachekeeper_engine::stores::postgres::Postgres;
+use cachekeeper_engine::stores::postgres::{ErrorKind, Postgres};
+use cachekeeper_protocol::units::show_duration;
 
-const ATTEMPTS: usize = 10;
-const BETWEEN: Duration = Duration::from_secs(1);
+/// Pauses between attempts beside somebody who holds a lock.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Waits for those who hold locks: growing pauses, one message, up to a limit. Nobody waits behind us meanwhile.
+struct Patience<'a> {
+    limit: Duration,
+    until: Instant,
+    pauses: Backoff,
+    is_told: bool,
+    out: &'a Output,
+}
+
+impl<'a> Patience<'a> {
+    fn new(limit: Duration, out: &'a Output) -> Self {
+        let pauses = Backoff::new(RETRY_MIN, RETRY_MAX);
+        Self { limit, until: Instant::now() + limit, pauses, is_told: false, out }
+    }
+
+    /// Pauses before the next attempt; false: the limit is reached.
+    async fn has_waited(&mut self, reason: &str) -> bool {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.out.error(&format!(
+                "not finished within {}: {reason}; run it again once that has ended",
+                show_duration(self.limit)
+            ));
+            return false;
+        }
+        if !self.is_told {
+            self.is_told = true;
+            self.out.note(&format!("{reason}; waiting for it, at most {}", show_duration(self.limit)));
+        }
+        tokio::time::sleep(self.pauses.pause().min(left)).await;
+        true
+    }
+}
 
 /// Installs or updates the schema. Where a publication would copy it to subscribers that do not have it, it asks first.
 pub async fn migrate(
     context: &Context,
     grant: Option<&str>,
+    wait: Duration,
     is_confirmed: bool,
     out: &Output,
 ) -> Result<Exit, EngineError> {
@@ -36,15 +75,33 @@ pub async fn migrate(
             return Ok(exit);
         }
     }
-    let state = context.postgres.migrate().await?;
+    let mut patience = Patience::new(wait, out);
+    let mut mended = Vec::new();
+    let state = loop {
+        match context.postgres.migrate_and_tell(&mut mended).await {
+            Err(error) if error.kind == ErrorKind::Cancelled => {
+                if !patience.has_waited(&error.message()).await {
+                    return Ok(Exit::Failed);
+                }
+            }
+            other => break other?,
+        }
+    };
     let mut text: Vec<String> =
         state.known.iter().map(|(version, name)| format!("{version:04} {name}: applied")).collect();
-    let coverage = install_triggers(context).await?;
+    text.extend(mended.iter().map(|what| format!("mended: {what}")));
+    let coverage = install_triggers(context, &mut patience).await?;
     // Last: what was only just made is granted too.
     if let Some(role) = grant {
         context.postgres.grant(role).await?;
     }
     namespaces::note_watched(context).await?;
+    // What the owner of a type does could be run with those rights, if anything of a type were evaluated (faults C1).
+    for (table, owner, role) in context.postgres.captures_by_others().await? {
+        out.note(&format!(
+            "note: the triggers of {table} run with the rights of {role}, not of its owner {owner}"
+        ));
+    }
     for (dataset, mark) in &coverage.datasets {
         text.push(match mark {
             Ok(_) => format!("dataset {dataset}: changes are captured"),
@@ -52,7 +109,7 @@ pub async fn migrate(
         });
     }
     let gaps: BTreeMap<&String, &String> = coverage.gaps().collect();
-    out.result(&text.join("\n"), &json!({ "applied": state.applied, "not_covered": gaps }));
+    out.result(&text.join("\n"), &json!({ "applied": state.applied, "mended": mended, "not_covered": gaps }));
     // What is watched is to be captured: not done is a failure.
     let is_asked_for = |name: &String| {
         context.catalog.get(name).is_some_and(|dataset| {
@@ -63,16 +120,16 @@ pub async fn migrate(
 }
 
 /// A table that somebody uses for long is waited for, but never so that others have to wait behind us for long.
-async fn install_triggers(context: &Context) -> Result<Coverage, EngineError> {
-    let mut coverage = coverage::install_exactly(context).await?;
-    for _ in 1..ATTEMPTS {
-        if !coverage.gaps().any(|(_, reason)| reason.contains(coverage::TRYING_AGAIN)) {
-            break;
+async fn install_triggers(context: &Context, patience: &mut Patience<'_>) -> Result<Coverage, EngineError> {
+    loop {
+        let coverage = coverage::install_exactly(context).await?;
+        let busy = coverage.gaps().find(|(_, reason)| reason.contains(coverage::TRYING_AGAIN));
+        let Some((_, reason)) = busy else { return Ok(coverage) };
+        let reason = reason.trim_end_matches(coverage::TRYING_AGAIN).trim_end_matches("; ");
+        if !patience.has_waited(reason).await {
+            return Ok(coverage);
         }
-        tokio::time::sleep(BETWEEN).await;
-        coverage = coverage::install_exactly(context).await?;
     }
-    Ok(coverage)
 }
 
 /// Turns the triggers off, without waiting for anybody, or on again.
@@ -90,10 +147,22 @@ pub async fn capture(context: &Context, is_on: bool, out: &Output) -> Result<Exi
     Ok(Exit::Ok)
 }
 
-/// Prints the SQL, for somebody who applies it by hand.
-pub fn print(out: &Output) {
-    out.line("create schema if not exists cachekeeper;");
-    for (version, sql) in Postgres::migration_sql() {
-        out.line(&format!("\n-- {version:04}\n{}", sql.trim_end()));
+/// Prints what it would do, as SQL for somebody who runs it by hand.
+pub async fn print(context: &Context, grant: Option<&str>, out: &Output) -> Result<Exit, EngineError> {
+    let own = context.postgres.own_role().await?;
+    let mut script = coverage::migration_script(context, grant).await?;
+    if let (Some(own), None, false) = (&own, grant, script.is_empty()) {
+        script.extend(Postgres::grant_script(own));
     }
+    if script.is_empty() {
+        out.line("-- nothing is to be done");
+    }
+    for statement in &script {
+        out.line(&if statement.starts_with("-- print") {
+            statement.clone()
+        } else {
+            format!("{statement};\n")
+        });
+    }
+    Ok(Exit::Ok)
 }

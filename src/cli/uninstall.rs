@@ -44,8 +44,9 @@ pub async fn uninstall(
         (true, _) => "the schema cachekeeper is removed".to_owned(),
         (false, []) => format!("the namespace {namespace:?} is removed"),
         (false, busy) => format!(
-            "not finished: {} is in use; run it again once the transactions that use it have ended",
-            busy.join(", ")
+            "not finished: {} is in use ({}); run it again once the transactions that use it have ended",
+            busy.join(", "),
+            removed.holder.as_deref().unwrap_or("others wait for it too")
         ),
     };
     out.result(

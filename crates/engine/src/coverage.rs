@@ -1,6 +1,7 @@
 //! Coverage: whether every relation that a dataset's query reads is watched and captured, so that no committed change
 //! of it can be missed; and what a change of each captured tree of tables touches.
 
+mod script;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,6 +12,7 @@ use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{CatalogScope, CatalogState, Change, Fingerprint, KeyValues};
 use cachekeeper_config::WatchTarget;
 use cachekeeper_protocol::template::Template;
+pub use script::migration_script;
 pub use survey::{TRYING_AGAIN, install_exactly, is_current, look};
 
 /// Which datasets are covered, and what the changes of each capture mean.

@@ -20,8 +20,8 @@ pub const TRYING_AGAIN: &str = "trying again";
 const LOOKS_MAX: usize = 3;
 
 /// What the watch rules ask for, and what the database has.
-#[derive(PartialEq, Eq)]
-struct CoverageSurvey {
+#[derive(Default, PartialEq, Eq)]
+pub(super) struct CoverageSurvey {
     members: Vec<TreeMember>,
     captures: Vec<Capture>,
     /// For each dataset what its query reads, or why that cannot be told.
@@ -93,19 +93,8 @@ async fn install(
     survey: &CoverageSurvey,
     is_exact: bool,
 ) -> Result<BTreeMap<u32, String>, EngineError> {
-    let mut wanted: BTreeMap<u32, WantedCapture> = BTreeMap::new();
-    for dataset in context.catalog.iter() {
-        for rule in &dataset.settings.watch {
-            if let Ok(root) = survey.root_of(&rule.table) {
-                let first = WantedCapture { by_statement: true, ..WantedCapture::default() };
-                let wanted = wanted.entry(root).or_insert(first);
-                wanted.columns.extend(columns_of(&rule.target));
-                wanted.by_statement &= rule.capture == CaptureMode::Statement;
-            }
-        }
-    }
     let mut obstacles = BTreeMap::new();
-    for (root, mut wanted) in wanted {
+    for (root, mut wanted) in survey.wanted(context) {
         let capture = survey.captures.iter().find(|capture| capture.root == root);
         let members: Vec<&TreeMember> = survey.members_of(root);
         // By row beats by statement: another namespace may ask for it.
@@ -130,9 +119,7 @@ async fn install(
             }
             Err(error) => {
                 let text = match error.kind {
-                    ErrorKind::Forbidden => {
-                        "its triggers are missing and only the table's owner may make them: run `cachekeeper migrate` as that user".to_owned()
-                    }
+                    ErrorKind::Forbidden => format!("its triggers are missing, and {}", error.message()),
                     ErrorKind::Cancelled => {
                         let holder = match &*error.source {
                             sqlx::Error::Protocol(holder) => holder.as_str(),
@@ -287,6 +274,25 @@ impl CoverageSurvey {
         tables.into_iter().collect()
     }
 
+    /// Of tables alone.
+    pub(super) fn of_tables(members: Vec<TreeMember>) -> Self {
+        Self { members, ..Self::default() }
+    }
+
+    /// What the watch rules ask for, by the root of each tree.
+    pub(super) fn wanted(&self, context: &Context) -> BTreeMap<u32, WantedCapture> {
+        let mut wanted: BTreeMap<u32, WantedCapture> = BTreeMap::new();
+        for rule in context.catalog.iter().flat_map(|dataset| dataset.settings.watch.iter()) {
+            if let Ok(root) = self.root_of(&rule.table) {
+                let first = WantedCapture { by_statement: true, ..WantedCapture::default() };
+                let wanted = wanted.entry(root).or_insert(first);
+                wanted.columns.extend(columns_of(&rule.target));
+                wanted.by_statement &= rule.capture == CaptureMode::Statement;
+            }
+        }
+        wanted
+    }
+
     fn root_of(&self, table: &str) -> Result<u32, String> {
         let mut roots: Vec<u32> = self
             .members
@@ -303,7 +309,7 @@ impl CoverageSurvey {
         }
     }
 
-    fn members_of(&self, root: u32) -> Vec<&TreeMember> {
+    pub(super) fn members_of(&self, root: u32) -> Vec<&TreeMember> {
         let mut members: Vec<&TreeMember> =
             self.members.iter().filter(|member| member.root == Some(root)).collect();
         members.sort_by_key(|member| (member.oid != root, member.oid));

@@ -114,6 +114,14 @@ impl Postgres {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.server.port)
     }
 
+    /// Where a program of this server's installation is, such as `pg_dump`.
+    ///
+    /// # Errors
+    /// [`ServerError`] where there is none.
+    pub fn program(name: &'static str) -> Result<PathBuf, ServerError> {
+        postgres_program(name)
+    }
+
     /// Runs statements.
     ///
     /// # Errors

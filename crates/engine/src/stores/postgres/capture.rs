@@ -3,14 +3,14 @@
 mod function;
 mod install;
 mod switch;
+mod triggers;
 
-use sqlx::Row as _;
 use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Postgres, SourceError};
 pub use function::CaptureLimits;
 pub(crate) use install::WantedCapture;
-pub(super) use install::forget_copied;
 
 /// One relation of the tree that a table belongs to. Row triggers of a partitioned table are those of its partitions too;
 /// every member of a tree of inheritance has its own.
@@ -22,8 +22,12 @@ pub struct TreeMember {
     pub root: Option<u32>,
     /// This member.
     pub oid: u32,
-    /// Its qualified name.
+    /// Its name, as short as this role may write it.
     pub name: String,
+    /// Its name with the schema, for whoever looks it up otherwise.
+    pub path: String,
+    /// Whose it is.
+    pub owner: String,
     /// `r`, `p`, `f`, `v`, `m`.
     pub kind: char,
     /// A hash of its columns, for statements that rewrite a table fire no trigger; and its file, where no trigger tells that it
@@ -133,9 +137,14 @@ const TREES: &str = "
         array(select concat_ws(' ', t.tgfoid, t.tgenabled, t.oid || '/' || t.xmin, t.tgtype,
                 t.tgqual is not null or t.tgattr::text <> '', t.tgparentid <> 0, t.tgname)
             from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-            where t.tgrelid = d.rel and p.pronamespace = to_regnamespace('cachekeeper') order by t.tgname)
-    from asked a left join down d on d.name = a.name left join pg_class c on c.oid = d.rel
+            where t.tgrelid = d.rel
+                and (p.pronamespace = to_regnamespace('cachekeeper') or t.tgname ~ '^cachekeeper_[0-9]+(_truncate)?$') order by t.tgname),
+        quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner)::text
+    from asked a left join down d on d.name = a.name left join pg_class c on c.oid = d.rel left join pg_namespace n on n.oid = c.relnamespace
     order by a.name, d.root, d.rel";
+
+/// In [`TREES`]: since when the incarnation lives.
+const SINCE: &str = "(select i.since from cachekeeper.incarnation i)";
 
 // An oid of another database, from which this one was copied, means nothing.
 const CAPTURES: &str = "
@@ -149,9 +158,25 @@ const CAPTURES: &str = "
 impl Postgres {
     /// All relations of the trees that these tables belong to. A table that is not there has one member without a root.
     pub(crate) async fn trees(&self, tables: &[String]) -> Result<Vec<TreeMember>, SourceError> {
+        self.read_trees(tables, TREES).await
+    }
+
+    /// The same where the schema is not there: no incarnation is known, so nothing was prepared before it.
+    pub(crate) async fn trees_without_schema(
+        &self,
+        tables: &[String],
+    ) -> Result<Vec<TreeMember>, SourceError> {
+        self.read_trees(tables, &TREES.replace(SINCE, "'-infinity'")).await
+    }
+
+    async fn read_trees(&self, tables: &[String], sql: &str) -> Result<Vec<TreeMember>, SourceError> {
         let what = "look at the watched tables";
         let error = |source| SourceError::new(what, source);
-        let rows = sqlx::query(TREES).bind(tables).fetch_all(&self.pool).await.map_err(error)?;
+        let rows = sqlx::query(AssertSqlSafe(sql.to_owned()))
+            .bind(tables)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(error)?;
         let mut members = Vec::with_capacity(rows.len());
         for row in rows {
             let root: Option<Oid> = row.try_get(1).map_err(error)?;
@@ -164,11 +189,14 @@ impl Postgres {
             let file: Option<Oid> = row.try_get(8).map_err(error)?;
             let is_partition: Option<bool> = row.try_get(9).map_err(error)?;
             let triggers: Vec<String> = row.try_get(10).map_err(error)?;
+            let path: Option<String> = row.try_get(11).map_err(error)?;
             let mut member = TreeMember {
                 asked: row.try_get(0).map_err(error)?,
                 root: root.map(|root| root.0),
                 oid: oid.map(|oid| oid.0).unwrap_or_default(),
                 name: name.unwrap_or_default(),
+                path: path.unwrap_or_default(),
+                owner: row.try_get::<Option<String>, _>(12).map_err(error)?.unwrap_or_default(),
                 kind: kind.and_then(|kind| kind.chars().next()).unwrap_or('?'),
                 shape: shape.unwrap_or_default(),
                 is_partition: is_partition.unwrap_or_default(),
@@ -182,6 +210,22 @@ impl Postgres {
             members.push(member);
         }
         Ok(members)
+    }
+
+    /// Captured tables whose trigger functions run with the rights of another role than the table's owner: the table, its owner, and
+    /// that role.
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub async fn captures_by_others(&self) -> Result<Vec<(String, String, String)>, SourceError> {
+        let sql = "select c.root::regclass::text, pg_get_userbyid(r.relowner)::text, pg_get_userbyid(p.proowner)::text
+            from cachekeeper.capture c join pg_catalog.pg_class r on r.oid = c.root
+            join pg_catalog.pg_proc p on p.proname = 'capture_' || c.id
+            join pg_catalog.pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cachekeeper'
+            where p.proowner <> r.relowner and c.db = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+            order by 1";
+        let found = sqlx::query_as(sql).fetch_all(&self.pool).await;
+        found.map_err(|source| SourceError::new("look whose rights the triggers have", source))
     }
 
     /// What is captured.

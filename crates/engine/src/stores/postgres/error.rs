@@ -79,6 +79,11 @@ pub enum ErrorKind {
     /// Wrong user, password or rights.
     #[error("the user, the password or the user's rights are wrong")]
     Forbidden,
+    /// Something in the schema `cachekeeper` belongs to somebody else.
+    #[error(
+        "things in the schema `cachekeeper` belong to others, and would run with this role's rights; run it as their owner, or drop them"
+    )]
+    Foreign,
     /// The tables have changed since the statement was prepared.
     #[error("the tables have changed since the statement was prepared")]
     Changed,
@@ -131,6 +136,7 @@ impl SourceError {
             | ErrorKind::Standby
             | ErrorKind::Data
             | ErrorKind::Forbidden
+            | ErrorKind::Foreign
             | ErrorKind::Statement
             | ErrorKind::Reply => false,
         }
@@ -140,6 +146,19 @@ impl SourceError {
     #[must_use]
     pub(crate) fn is_of_the_server(&self) -> bool {
         matches!(self.kind, ErrorKind::NoIncarnation | ErrorKind::Standby | ErrorKind::NoSchema)
+    }
+
+    /// Whether what has failed may be missing or changed in the schema `cachekeeper`.
+    #[must_use]
+    pub fn may_be_of_the_schema(&self) -> bool {
+        matches!(
+            self.kind,
+            ErrorKind::NoSchema
+                | ErrorKind::Statement
+                | ErrorKind::Reply
+                | ErrorKind::Data
+                | ErrorKind::Forbidden
+        )
     }
 
     /// Who is to blame for a write that failed (SQLSTATE classes: PostgreSQL manual, appendix A).

@@ -1,13 +1,14 @@
-//! The schema `cachekeeper`.
+//! The schema `cachekeeper`: its migrations, and what is to be mended before and after them.
 
 use std::sync::LazyLock;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Connection, Executor, SqlSafeStr};
+use sqlx::{Connection, Executor, PgConnection, Row as _, SqlSafeStr};
 
-use super::capture::forget_copied;
-use super::statement::quote;
-use super::{Postgres, SourceError};
+use super::holders::held;
+use super::mend::{drop_replaced, drop_strays, grants, mend_rows, rebuild};
+use super::schema::{describe, flaws, is_own};
+use super::{ErrorKind, Postgres, SourceError};
 
 /// Version, description and text. Named here one by one: the macro that reads the folder would bring two crates of
 /// code generation into every application that links the library.
@@ -23,8 +24,16 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let one = |(version, description, text): (i64, &'static str, &'static str)| {
         Migration::new(version, description.into(), MigrationType::Simple, text.into_sql_str(), false)
     };
-    Migrator::with_migrations(FILES.into_iter().map(one).collect())
+    let mut migrator = Migrator::with_migrations(FILES.into_iter().map(one).collect());
+    migrator.dangerous_set_table_name("cachekeeper._sqlx_migrations");
+    migrator
 });
+
+const WHAT: &str = "install the schema `cachekeeper`";
+
+fn error(source: sqlx::Error) -> SourceError {
+    SourceError::new(WHAT, source)
+}
 
 /// What has been applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,29 +45,30 @@ pub struct MigrationState {
 }
 
 impl Postgres {
-    /// Creates or updates the schema, and records the incarnation.
+    /// Creates or updates the schema, mends it where it is not as it should be, and records the incarnation.
     ///
     /// # Errors
-    /// [`SourceError`], for example without the right to create a schema.
+    /// As [`Self::migrate_and_tell`].
     pub async fn migrate(&self) -> Result<MigrationState, SourceError> {
-        let what = "install the schema `cachekeeper`";
-        let error = |source| SourceError::new(what, source);
-        let mut connection = self.open_unlimited().await?;
-        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
-        let exists: Option<bool> =
-            sqlx::query_scalar("select exists (select from pg_namespace where nspname = 'cachekeeper')")
-                .fetch_one(&mut connection)
-                .await
-                .map_err(error)?;
-        if exists != Some(true) {
-            connection.execute("create schema if not exists cachekeeper").await.map_err(error)?;
+        self.migrate_and_tell(&mut Vec::new()).await
+    }
+
+    /// The same; adds to `mended` what was wrong. Where nothing is to be done, nothing is written, and no right to write is needed.
+    ///
+    /// # Errors
+    /// [`SourceError`]: [`ErrorKind::Cancelled`] while others hold locks, with who it is, to be repeated then; [`ErrorKind::Foreign`]
+    /// where something in the schema belongs to somebody else; [`ErrorKind::Forbidden`] without the right to create a schema.
+    pub async fn migrate_and_tell(&self, mended: &mut Vec<String>) -> Result<MigrationState, SourceError> {
+        let mut connection = self.open_for_schema().await?;
+        match bring_up(&mut connection, mended).await {
+            Ok(()) => {}
+            Err(error) => return Err(held(&mut connection, &[], error).await),
         }
-        // The table of applied migrations belongs into the schema too.
-        connection.execute("set search_path = cachekeeper, pg_catalog").await.map_err(error)?;
-        MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|source| error(source.into()))?;
-        forget_copied(&mut connection).await?;
         connection.close().await.map_err(error)?;
-        self.record_incarnation().await?;
+        match self.poll().await {
+            Err(error) if error.kind == ErrorKind::NoIncarnation => self.record_incarnation().await?,
+            other => drop(other?),
+        }
         self.migration_state().await
     }
 
@@ -70,27 +80,14 @@ impl Postgres {
         found.map_err(|source| SourceError::new("look for publications", source))
     }
 
-    /// Gives a role what the worker needs of the schema: to read it, to record the incarnation, and to keep
-    /// the outbox small. Triggers it cannot make: that takes the tables' owner.
+    /// Gives a role what the worker needs of the schema.
     ///
     /// # Errors
     /// [`SourceError`], for example when there is no such role.
     pub async fn grant(&self, role: &str) -> Result<(), SourceError> {
-        let what = "grant rights on the schema `cachekeeper`";
-        let error = |source| SourceError::new(what, source);
-        let mut connection = self.open_unlimited().await?;
-        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
-        let role = quote(role);
-        for statement in [
-            format!("grant usage on schema cachekeeper to {role}"),
-            format!("grant select on cachekeeper._sqlx_migrations to {role}"),
-            format!("grant select, insert, delete on cachekeeper.incarnation to {role}"),
-            format!("grant select, insert, delete on cachekeeper.outbox to {role}"),
-            format!("grant select, update on cachekeeper.feed, cachekeeper.outbox_count to {role}"),
-            format!("grant select on all sequences in schema cachekeeper to {role}"),
-            format!("grant select, insert, update on cachekeeper.capture, cachekeeper.writer to {role}"),
-            format!("grant select, insert, delete on cachekeeper.applied, cachekeeper.used_by to {role}"),
-        ] {
+        let error = |source| SourceError::new("grant rights on the schema `cachekeeper`", source);
+        let mut connection = self.open_for_schema().await?;
+        for statement in grants(role) {
             connection.execute(sqlx::AssertSqlSafe(statement)).await.map_err(error)?;
         }
         Ok(())
@@ -108,8 +105,175 @@ impl Postgres {
         Ok(MigrationState { known, applied })
     }
 
-    /// The SQL of all migrations, for somebody who applies it by hand.
-    pub fn migration_sql() -> impl Iterator<Item = (i64, &'static str)> {
-        MIGRATIONS.iter().map(|step| (step.version, step.sql.as_str()))
+    /// The statements by which [`Self::migrate`] would bring the schema up, for somebody who runs them by hand.
+    ///
+    /// # Errors
+    /// [`SourceError`], also where something is to be mended, which only [`Self::migrate`] does.
+    pub(crate) async fn schema_script(&self) -> Result<SchemaScript, SourceError> {
+        let mut connection = self.open_for_schema().await?;
+        is_own(&mut connection).await?;
+        let damaged = |wrong: &str| {
+            let text = format!("the schema is damaged, which only `cachekeeper migrate` mends: {wrong}");
+            SourceError::with(WHAT, ErrorKind::Reply, text)
+        };
+        let applied = pending(&mut connection).await?.map_err(|wrong| damaged(&wrong))?;
+        let missing: Vec<&Migration> = MIGRATIONS.iter().skip(applied).collect();
+        if missing.is_empty() {
+            let wrong = flaws(&mut connection).await?;
+            let script = SchemaScript { was: Before::Current, statements: Vec::new() };
+            return if wrong.is_empty() { Ok(script) } else { Err(damaged(&wrong.join("; "))) };
+        }
+        let was = if applied == 0 { Before::Nothing } else { Before::Older };
+        let mut statements = vec!["begin".to_owned()];
+        if was == Before::Nothing {
+            statements.extend(["create schema if not exists cachekeeper".to_owned(), RECORD.to_owned()]);
+        }
+        for step in missing {
+            statements.push(format!(
+                "-- {:04} {}\n{}",
+                step.version,
+                step.description,
+                step.sql.as_str().trim_end().trim_end_matches(';')
+            ));
+            statements.push(format!(
+                "insert into cachekeeper._sqlx_migrations (version, description, success, checksum, execution_time) \
+                 values ({}, '{}', true, '\\x{}', -1)",
+                step.version,
+                step.description,
+                step.checksum.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            ));
+        }
+        statements.push("commit".to_owned());
+        Ok(SchemaScript { was, statements })
     }
+
+    /// The role of this connection, where it is not the one that makes the schema: a worker's, which needs rights.
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub async fn own_role(&self) -> Result<Option<String>, SourceError> {
+        let sql = "select r.rolname::text from pg_catalog.pg_roles r where r.rolname = current_user and not r.rolsuper \
+             and not exists (select from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper' and n.nspowner = r.oid)";
+        let found = sqlx::query_scalar(sql).fetch_optional(&self.pool).await;
+        found.map_err(|source| SourceError::new("look at this role", source))
+    }
+
+    /// The statements that give a role what the worker needs.
+    #[must_use]
+    pub fn grant_script(role: &str) -> Vec<String> {
+        grants(role)
+    }
+}
+
+/// What is to be done for the schema.
+#[derive(Debug)]
+pub(crate) struct SchemaScript {
+    /// What is there.
+    pub was: Before,
+    /// In this order.
+    pub statements: Vec<String>,
+}
+
+/// What is there of the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// No schema, or an empty one.
+    Nothing,
+    /// What an earlier version has made.
+    Older,
+    /// What this version makes.
+    Current,
+}
+
+/// The record of applied migrations, as the driver makes it.
+const RECORD: &str = "create table cachekeeper._sqlx_migrations (
+    version bigint primary key,
+    description text not null,
+    installed_on timestamptz not null default now(),
+    success boolean not null,
+    checksum bytea not null,
+    execution_time bigint not null
+)";
+
+/// Applies what is missing. What is there and wrong is made anew.
+async fn bring_up(connection: &mut PgConnection, mended: &mut Vec<String>) -> Result<(), SourceError> {
+    if !is_own(connection).await? {
+        let is_current = pending(connection).await? == Ok(FILES.len());
+        let text = "it belongs to another role, and is of another version";
+        return is_current
+            .then_some(())
+            .ok_or_else(|| SourceError::with(WHAT, ErrorKind::Foreign, text.to_owned()));
+    }
+    let exists: bool = sqlx::query_scalar(
+        "select exists (select from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper')",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(error)?;
+    if !exists {
+        connection.execute("create schema if not exists cachekeeper").await.map_err(error)?;
+    }
+    let mut wrong: Vec<String> = match pending(connection).await? {
+        Err(reason) => vec![reason],
+        Ok(applied) if applied == FILES.len() => Vec::new(),
+        Ok(_) => match MIGRATIONS.run_direct(None, &mut *connection, false).await {
+            Ok(()) => Vec::new(),
+            Err(source) => {
+                let error = error(source.into());
+                // A migration that meets something else than the one before it has left.
+                if !matches!(error.kind, ErrorKind::NoSchema | ErrorKind::Statement) || !exists {
+                    return Err(error);
+                }
+                vec![error.message()]
+            }
+        },
+    };
+    wrong.extend(flaws(connection).await?);
+    if !wrong.is_empty() {
+        mended.append(&mut wrong);
+        rebuild(connection, &MIGRATIONS, mended).await?;
+        let still = flaws(connection).await?;
+        if !still.is_empty() {
+            return Err(SourceError::with(WHAT, ErrorKind::Reply, still.join("; ")));
+        }
+    }
+    drop_replaced(connection).await?;
+    mend_rows(connection, mended).await?;
+    drop_strays(connection, mended).await
+}
+
+/// How many migrations are applied, or why what is recorded of them cannot be true.
+///
+/// # Errors
+/// [`SourceError`], also where a newer version has made the schema.
+async fn pending(connection: &mut PgConnection) -> Result<Result<usize, String>, SourceError> {
+    let found = describe(connection).await?;
+    if found.is_empty() {
+        return Ok(Ok(0));
+    }
+    if !found.contains("table _sqlx_migrations") {
+        return Ok(Err("the record of applied migrations was missing".to_owned()));
+    }
+    let sql = "select version, success from cachekeeper._sqlx_migrations order by version";
+    let rows = match sqlx::query(sql).fetch_all(&mut *connection).await.map_err(error) {
+        Ok(rows) => rows,
+        Err(error) if error.kind == ErrorKind::Statement => return Ok(Err(error.message())),
+        Err(error) => return Err(error),
+    };
+    let mut applied: Vec<(i64, bool)> = Vec::new();
+    for row in &rows {
+        applied.push((row.try_get(0).map_err(error)?, row.try_get(1).map_err(error)?));
+    }
+    let known: Vec<i64> = MIGRATIONS.iter().map(|step| step.version).collect();
+    if let Some((newer, _)) = applied.iter().find(|(version, _)| known.iter().all(|known| known < version)) {
+        let text = format!("a newer version of Cachekeeper has made it (migration {newer}); use that one");
+        return Err(SourceError::with(WHAT, ErrorKind::Reply, text));
+    }
+    let is_beginning =
+        applied.iter().zip(&known).all(|((version, success), known)| version == known && *success);
+    Ok(match applied.len() {
+        0 => Err("the record of applied migrations was empty".to_owned()),
+        _ if !is_beginning => Err("the record of applied migrations has gaps".to_owned()),
+        count => Ok(count),
+    })
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
-use super::statement::quote;
+use super::holders::held;
+use super::mend::{REPLACED, drop_leftover, drop_on};
+use super::schema::is_own;
 use super::{ErrorKind, Postgres, SourceError};
 use crate::backoff::Backoff;
 
-/// Dropping a trigger needs its table alone for a moment; behind whoever waits for that, all others wait too.
-const LOCK_TIMEOUT: &str = "set lock_timeout = '50ms'";
 const ATTEMPTS: usize = 8;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -36,6 +36,8 @@ pub struct Removed {
     pub tables: Vec<String>,
     /// Tables that somebody used for so long that their triggers are still there.
     pub busy: Vec<String>,
+    /// Who used one of them at the last attempt.
+    pub holder: Option<String>,
     /// Whether the schema is gone with everything in it.
     pub has_removed_schema: bool,
 }
@@ -46,20 +48,23 @@ const TRIGGERED: &str = "
         select t.tgrelid, t.tgname from pg_catalog.pg_trigger t
         join pg_catalog.pg_proc p on p.oid = t.tgfoid
         join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-        where n.nspname = 'cachekeeper' and not t.tgisinternal and t.tgparentid = 0
+        where n.nspname in ('cachekeeper', 'cachekeeper_replaced') and not t.tgisinternal and t.tgparentid = 0
     ), up (rel, top) as (
         select distinct tgrelid, tgrelid from ours
         union select u.rel, i.inhparent from up u join pg_catalog.pg_inherits i on i.inhrelid = u.top
     )
-    select u.rel, u.rel::regclass::text, u.top,
-        (select array_agg(o.tgname::text order by o.tgname) from ours o where o.tgrelid = u.rel)
-    from up u where not exists (select from pg_catalog.pg_inherits i where i.inhrelid = u.top)
-    order by 2";
+    select u.rel, u.top, case when n.nspname = 'public' then '' else quote_ident(n.nspname) || '.' end || quote_ident(c.relname),
+        array(select format('drop trigger if exists %I on %I.%I', o.tgname, n.nspname, c.relname)
+            from ours o where o.tgrelid = u.rel order by o.tgname)
+    from up u join pg_catalog.pg_class c on c.oid = u.rel join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where not exists (select from pg_catalog.pg_inherits i where i.inhrelid = u.top)
+    order by 3";
 
 struct Triggered {
-    name: String,
+    oid: Oid,
     root: Oid,
-    triggers: Vec<String>,
+    name: String,
+    drops: Vec<String>,
 }
 
 impl Postgres {
@@ -83,45 +88,28 @@ impl Postgres {
         transaction.commit().await.map_err(error)
     }
 
+    /// The statements that note the same of these trees.
+    #[must_use]
+    pub(crate) fn use_script(namespace: &str, roots: impl Iterator<Item = u32>) -> Vec<String> {
+        let roots: Vec<String> = roots.chain([SCHEMA.0]).map(|root| root.to_string()).collect();
+        let (namespace, roots) = (namespace.replace('\'', "''"), roots.join(", "));
+        vec![
+            format!(
+                "delete from cachekeeper.used_by where namespace = '{namespace}' and root <> all(array[{roots}]::oid[])"
+            ),
+            format!(
+                "insert into cachekeeper.used_by select '{namespace}', unnest(array[{roots}]::oid[]) on conflict do nothing"
+            ),
+        ]
+    }
+
     /// Who uses the schema beside this namespace, and what only this one does.
     ///
     /// # Errors
     /// [`SourceError`], for example without rights on the schema.
     pub async fn users(&self, namespace: &str) -> Result<Users, SourceError> {
-        let error = |source| SourceError::new("look who uses the schema `cachekeeper`", source);
-        let is_installed: bool = sqlx::query_scalar(
-            "select exists (select from pg_catalog.pg_namespace where nspname = 'cachekeeper')",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(error)?;
-        if !is_installed {
-            return Ok(Users::default());
-        }
-        let mut users = Users { is_installed, ..Users::default() };
-        // A schema of an earlier version does not know, and one that was restored by half may know nothing.
-        let knows: bool = sqlx::query_scalar("select to_regclass('cachekeeper.used_by') is not null")
-            .fetch_one(&self.pool)
-            .await
-            .map_err(error)?;
-        let mut watched_by_others = Vec::new();
-        if knows {
-            let sql = "select u.namespace, u.root, c.oid::regclass::text from (
-                    select namespace, root from cachekeeper.used_by
-                    union select namespace, 0 from cachekeeper.writer where namespace <> ''
-                ) u left join pg_catalog.pg_class c on c.oid = u.root where u.namespace <> $1 order by 1, 3";
-            let rows = sqlx::query(sql).bind(namespace).fetch_all(&self.pool).await.map_err(error)?;
-            for row in rows {
-                let tables = users.others.entry(row.try_get(0).map_err(error)?).or_default();
-                watched_by_others.push(row.try_get::<Oid, _>(1).map_err(error)?);
-                tables.extend(row.try_get::<Option<String>, _>(2).map_err(error)?);
-            }
-        }
-        let mut connection = self.pool.acquire().await.map_err(error)?;
-        let triggered = triggered(&mut connection).await?.into_iter();
-        let own = triggered.filter(|table| !watched_by_others.contains(&table.root));
-        users.own = own.map(|table| table.name).collect();
-        Ok(users)
+        let mut connection = self.open_for_schema().await?;
+        Ok(uses(&mut connection, namespace).await?.0)
     }
 
     /// Removes what only this namespace uses; where it is the last one, the schema with everything in it. Writers wait for
@@ -130,29 +118,27 @@ impl Postgres {
     /// # Errors
     /// [`SourceError`], for example without being the owner of the tables or of the schema.
     pub async fn uninstall(&self, namespace: &str) -> Result<Removed, SourceError> {
-        let what = "remove the schema `cachekeeper`";
-        let error = |source| SourceError::new(what, source);
-        let users = self.users(namespace).await?;
+        let mut connection = self.open_for_schema().await?;
+        let (users, mut left) = uses(&mut connection, namespace).await?;
         let mut removed = Removed::default();
         if !users.is_installed {
             return Ok(removed);
         }
-        let mut connection = self.open_unlimited().await?;
-        for setting in ["set default_transaction_read_only = off", LOCK_TIMEOUT] {
-            connection.execute(setting).await.map_err(error)?;
-        }
-        let mut left: Vec<Triggered> = triggered(&mut connection).await?;
-        left.retain(|table| users.own.contains(&table.name));
         let mut pause = Backoff::new(RETRY_MIN, RETRY_MAX);
         for attempt in 0..ATTEMPTS {
             if 0 < attempt {
                 pause.wait().await;
             }
             let mut busy = Vec::new();
+            removed.holder = None;
             for table in left {
-                match drop_triggers(&mut connection, &table).await {
+                match drop_on(&mut connection, table.oid, &table.drops).await {
                     Ok(()) => removed.tables.push(table.name),
-                    Err(error) if error.kind == ErrorKind::Cancelled => busy.push(table),
+                    Err(error) if error.kind == ErrorKind::Cancelled => {
+                        let error = held(&mut connection, &[table.oid], error).await;
+                        removed.holder = Some(error.message());
+                        busy.push(table);
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -166,67 +152,98 @@ impl Postgres {
             return Ok(removed);
         }
         if users.others.is_empty() {
-            self.drop_schema(&mut connection).await?;
+            for schema in ["cachekeeper", REPLACED] {
+                drop_schema(&mut connection, schema).await?;
+            }
             removed.has_removed_schema = true;
         } else {
-            self.forget_namespace(namespace).await?;
+            forget_namespace(&mut connection, namespace).await?;
         }
         Ok(removed)
     }
+}
 
-    /// Nothing of the application's is touched any more; a worker or a backup may use the tables of the schema.
-    async fn drop_schema(&self, connection: &mut PgConnection) -> Result<(), SourceError> {
-        let mut pause = Backoff::new(RETRY_MIN, RETRY_MAX);
-        let mut attempts = 1;
-        loop {
-            let dropped = connection.execute("drop schema cachekeeper cascade").await;
-            let error = match dropped {
-                Ok(_) => return Ok(()),
-                Err(source) => SourceError::new("drop the schema `cachekeeper`", source),
-            };
-            if error.kind != ErrorKind::Cancelled || ATTEMPTS <= attempts {
-                return Err(error);
-            }
-            attempts += 1;
-            pause.wait().await;
+/// Who uses the schema, and the tables that only this namespace watches.
+async fn uses(
+    connection: &mut PgConnection,
+    namespace: &str,
+) -> Result<(Users, Vec<Triggered>), SourceError> {
+    let error = |source| SourceError::new("look who uses the schema `cachekeeper`", source);
+    let sql = "select exists (select from pg_catalog.pg_namespace where nspname = 'cachekeeper')";
+    let is_installed: bool = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.map_err(error)?;
+    let mut users = Users { is_installed, ..Users::default() };
+    if !is_installed {
+        return Ok((users, Vec::new()));
+    }
+    is_own(connection).await?;
+    // A schema of an earlier version does not know, and one that was restored by half may know nothing.
+    let sql = "select to_regclass('cachekeeper.used_by') is not null";
+    let knows: bool = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.map_err(error)?;
+    let mut watched_by_others = Vec::new();
+    if knows {
+        let sql = "select u.namespace, u.root, case when n.nspname = 'public' then '' else quote_ident(n.nspname) || '.' end || quote_ident(c.relname)
+            from (
+                select namespace, root from cachekeeper.used_by
+                union select namespace, 0 from cachekeeper.writer where namespace <> ''
+            ) u left join pg_catalog.pg_class c on c.oid = u.root left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where u.namespace <> $1 order by 1, 3";
+        let rows = sqlx::query(sql).bind(namespace).fetch_all(&mut *connection).await.map_err(error)?;
+        for row in rows {
+            let tables = users.others.entry(row.try_get(0).map_err(error)?).or_default();
+            watched_by_others.push(row.try_get::<Oid, _>(1).map_err(error)?);
+            tables.extend(row.try_get::<Option<String>, _>(2).map_err(error)?);
         }
     }
+    let mut own = triggered(connection).await?;
+    own.retain(|table| !watched_by_others.contains(&table.root));
+    users.own = own.iter().map(|table| table.name.clone()).collect();
+    Ok((users, own))
+}
 
-    /// What is recorded of a namespace in tables that others use too.
-    async fn forget_namespace(&self, namespace: &str) -> Result<(), SourceError> {
-        let error = |source| SourceError::new("remove what is recorded of this namespace", source);
-        let mut transaction = self.begin_write().await?;
-        for table in ["writer", "applied", "used_by"] {
-            let sql = format!("delete from cachekeeper.{table} where namespace = $1");
-            let delete = sqlx::query(AssertSqlSafe(sql)).bind(namespace);
-            delete.execute(&mut *transaction).await.map_err(error)?;
+/// Nothing of the application's is touched any more; a worker or a backup may use the tables of the schema.
+async fn drop_schema(connection: &mut PgConnection, schema: &str) -> Result<(), SourceError> {
+    let mut pause = Backoff::new(RETRY_MIN, RETRY_MAX);
+    let mut attempts = 1;
+    loop {
+        let dropped =
+            connection.execute(AssertSqlSafe(format!("drop schema if exists {schema} cascade"))).await;
+        let error = match dropped {
+            Ok(_) => return Ok(()),
+            Err(source) => SourceError::new("drop the schema `cachekeeper`", source),
+        };
+        if error.kind != ErrorKind::Cancelled || ATTEMPTS <= attempts {
+            return Err(held(connection, &[], error).await);
         }
-        // What no trigger fills any more is no capture. Its function stays with the schema; nothing calls it.
-        let unused = "delete from cachekeeper.capture c where not exists (
-            select from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
-            join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-            where t.tgrelid = c.root and n.nspname = 'cachekeeper')";
-        transaction.execute(unused).await.map_err(error)?;
-        transaction.commit().await.map_err(error)
+        attempts += 1;
+        pause.wait().await;
     }
+}
+
+/// What is recorded of a namespace in tables that others use too, and the captures that nobody else uses.
+async fn forget_namespace(connection: &mut PgConnection, namespace: &str) -> Result<(), SourceError> {
+    let error = |source| SourceError::new("remove what is recorded of this namespace", source);
+    let mut transaction = connection.begin().await.map_err(error)?;
+    for table in ["writer", "applied", "used_by"] {
+        let sql = format!("delete from cachekeeper.{table} where namespace = $1");
+        let delete = sqlx::query(AssertSqlSafe(sql)).bind(namespace);
+        delete.execute(&mut *transaction).await.map_err(error)?;
+    }
+    // What no trigger fills any more is no capture.
+    let unused = "delete from cachekeeper.capture c where not exists (
+        select from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
+        join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+        where t.tgrelid = c.root and n.nspname = 'cachekeeper')";
+    transaction.execute(unused).await.map_err(error)?;
+    drop_leftover(&mut transaction).await?;
+    transaction.commit().await.map_err(error)
 }
 
 async fn triggered(connection: &mut PgConnection) -> Result<Vec<Triggered>, SourceError> {
     let error = |source| SourceError::new("look for triggers", source);
     let rows = sqlx::query(TRIGGERED).fetch_all(connection).await.map_err(error)?;
     let read = |row: &sqlx::postgres::PgRow| {
-        Ok(Triggered { name: row.try_get(1)?, root: row.try_get(2)?, triggers: row.try_get(3)? })
+        let (oid, root, name) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        Ok(Triggered { oid, root, name, drops: row.try_get(3)? })
     };
     rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
-}
-
-/// All or none of one table's.
-async fn drop_triggers(connection: &mut PgConnection, table: &Triggered) -> Result<(), SourceError> {
-    let error = |source| SourceError::new("drop triggers", source);
-    let mut transaction = connection.begin().await.map_err(error)?;
-    for trigger in &table.triggers {
-        let sql = format!("drop trigger if exists {} on {}", quote(trigger), table.name);
-        transaction.execute(AssertSqlSafe(sql)).await.map_err(error)?;
-    }
-    transaction.commit().await.map_err(error)
 }

@@ -1,13 +1,15 @@
 //! Installing a capture: a writer is never kept waiting for longer than a moment.
 
-use std::collections::{BTreeSet, HashSet};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres as Server, Row as _, Transaction};
 
+use super::TreeMember;
 use super::function::{CaptureLimits, Definition, WatchedColumn, name, truncate_name};
-use super::{DELETE, FOR_EACH_ROW, INSERT, TRUNCATE, TreeMember, TriggerState, UPDATE};
+use super::triggers::{Functions, Plan};
+use crate::stores::postgres::holders::{OF_READERS, held, wait_shortly};
+use crate::stores::postgres::statement::quote;
 use crate::stores::postgres::{ErrorKind, Postgres, SourceError};
 
 /// What is to be captured of a tree.
@@ -29,19 +31,18 @@ struct Recorded {
     by_statement: bool,
 }
 
+impl Recorded {
+    /// Of a capture that is not recorded yet.
+    fn new(id: i32) -> Self {
+        let (columns, definition) = (Vec::new(), String::new());
+        Self { id, columns, version: 0, definition, is_on: true, by_statement: false }
+    }
+}
+
 /// How long the lock for triggers may be waited for: whoever writes waits behind us meanwhile.
 const LOCK_WITHIN: &str = "set local statement_timeout = '50ms'";
 const NO_LIMIT: &str = "set local statement_timeout = 0";
-/// Whoever holds a lock for longer than this is not waited for in the lock's queue.
-const LONG: Duration = Duration::from_millis(100);
 const WHAT: &str = "install the triggers";
-
-/// Who holds locks on these relations that keep triggers from being made.
-const HOLDERS: &str = "
-    select l.virtualtransaction || ' ' || coalesce(l.pid::text, 'prepared') from pg_locks l
-    where l.locktype = 'relation' and l.relation = any($1)
-        and l.database = (select d.oid from pg_database d where d.datname = current_database())
-        and l.mode not in ('AccessShareLock', 'RowShareLock') and l.pid is distinct from pg_backend_pid()";
 
 /// Whoever reads the outbox reads the marker of the capture too.
 const READERS: &str = "do $$
@@ -78,86 +79,260 @@ impl Postgres {
         wanted: &WantedCapture,
         limits: &CaptureLimits,
     ) -> Result<usize, SourceError> {
-        // Triggers of a foreign member would keep its server from doing the work of a statement, so such a tree has none.
-        let is_foreign = members.iter().any(|member| member.kind == 'f');
-        let members: Vec<&TreeMember> =
-            members.iter().filter(|member| matches!(member.kind, 'r' | 'p')).copied().collect();
-        if let Some(foreign) = members.iter().find(|member| !member.is_ours) {
-            let text = format!("{} belongs to another role", foreign.name);
-            return Err(SourceError::with(WHAT, ErrorKind::Forbidden, text));
+        let tree = Tree::new(members, root);
+        let mut connection = self.open_for_schema().await?;
+        match install(&mut connection, &tree, wanted, limits).await {
+            Ok(made) => Ok(made),
+            Err(error) => Err(held(&mut connection, &tree.oids(), error).await),
         }
-        let mut connection = self.open_unlimited().await?;
-        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
-        let mut transaction = connection.begin().await.map_err(error)?;
-        let recorded = record(&mut transaction, root).await?;
-        let watched = watched_columns(&mut transaction, root, &wanted.columns, &recorded.columns).await?;
-        // Functions and triggers change together where they change how rows are captured.
-        let is_other = recorded.by_statement != wanted.by_statement;
-        let function =
-            define(&mut transaction, &recorded, &watched, limits, wanted.by_statement, is_other).await?;
-        let by_statement = wanted.by_statement;
-        let plan = Plan { id: recorded.id, root, by_statement, is_foreign, function: function.oid };
-        let missing: Vec<String> = members.iter().flat_map(|member| plan.statements(member)).collect();
-        if !missing.is_empty() {
-            lock(&mut transaction, &members).await?;
-        }
-        for statement in function.statements.iter().chain(&missing) {
-            transaction.execute(AssertSqlSafe(statement.clone())).await.map_err(error)?;
-        }
-        if !function.statements.is_empty() {
-            let readers = READERS.replace("{capture}", &recorded.id.to_string());
-            transaction.execute(AssertSqlSafe(readers)).await.map_err(error)?;
-        }
-        transaction.commit().await.map_err(error)?;
-        Ok(missing.iter().filter(|statement| statement.starts_with("create")).count())
     }
+}
+
+impl Postgres {
+    /// The statements by which [`Self::install_capture`] would capture a tree; none: nothing is to be done. `number` is the
+    /// capture's where none is recorded; `is_installed`: whether the schema is there.
+    ///
+    /// # Errors
+    /// [`SourceError`], for example where the table has not the columns.
+    pub(crate) async fn capture_script(
+        &self,
+        (members, root): (&[&TreeMember], u32),
+        wanted: &WantedCapture,
+        limits: &CaptureLimits,
+        number: i32,
+        is_installed: bool,
+    ) -> Result<Vec<String>, SourceError> {
+        let tree = Tree::new(members, root);
+        let mut connection = self.open_for_schema().await?;
+        let known = if is_installed { recorded(&mut connection, root, "").await? } else { None };
+        let mut script = vec!["begin".to_owned()];
+        if known.is_none() {
+            script.push(format!(
+                "insert into cachekeeper.capture (id, root, columns, mode, db) overriding system value select {number}, {root}, '{{}}', '', \
+                 d.oid from pg_catalog.pg_database d where d.datname = current_database()"
+            ));
+            script.push(format!("select setval('cachekeeper.capture_id_seq', {number})"));
+        }
+        let recorded = known.unwrap_or_else(|| Recorded::new(number));
+        let work = work(&mut connection, &tree, &recorded, wanted, limits).await?;
+        if work.is_done() {
+            return Ok(Vec::new());
+        }
+        if !work.triggers.is_empty() {
+            // Whoever writes waits behind this for a moment at most; where it fails, nothing of the tree is done.
+            script.extend([LOCK_WITHIN.to_owned(), lock_statement(&tree.members), NO_LIMIT.to_owned()]);
+        }
+        script.extend(work.functions);
+        script.extend(work.triggers.into_iter().map(|(_, statement)| statement));
+        script.push("commit".to_owned());
+        Ok(script)
+    }
+
+    /// The number that the next capture gets.
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub(crate) async fn next_capture(&self) -> Result<i32, SourceError> {
+        let sql = "select (last_value + is_called::int4)::int4 from cachekeeper.capture_id_seq";
+        sqlx::query_scalar(sql).fetch_one(&self.pool).await.map_err(error)
+    }
+}
+
+fn lock_statement(members: &[&TreeMember]) -> String {
+    let names: Vec<&str> = members.iter().map(|member| member.path.as_str()).collect();
+    format!("lock table {} in share row exclusive mode", names.join(", "))
+}
+
+/// The tables of a tree that triggers are to be made on.
+struct Tree<'a> {
+    root: u32,
+    members: Vec<&'a TreeMember>,
+    /// Triggers of a foreign member would keep its server from doing the work of a statement, so such a tree has none.
+    is_foreign: bool,
+}
+
+impl<'a> Tree<'a> {
+    fn new(members: &[&'a TreeMember], root: u32) -> Self {
+        let is_foreign = members.iter().any(|member| member.kind == 'f');
+        let members = members.iter().filter(|member| matches!(member.kind, 'r' | 'p')).copied().collect();
+        Self { root, members, is_foreign }
+    }
+
+    fn oids(&self) -> Vec<Oid> {
+        self.members.iter().map(|member| Oid(member.oid)).collect()
+    }
+}
+
+/// What is to be done for a tree: the functions, and then the triggers.
+struct Work {
+    capture: i32,
+    /// Statements that record the definition, and make the functions.
+    functions: Vec<String>,
+    /// Statements that make triggers, each with the owner of its table.
+    triggers: Vec<(String, String)>,
+    /// Whether triggers that are there would call functions that are not meant for them, until they are replaced.
+    is_other: bool,
+}
+
+/// Installs a capture in one transaction: all or nothing. Where nothing is to be done, nothing is written or locked.
+async fn install(
+    connection: &mut PgConnection,
+    tree: &Tree<'_>,
+    wanted: &WantedCapture,
+    limits: &CaptureLimits,
+) -> Result<usize, SourceError> {
+    let mut transaction = connection.begin().await.map_err(error)?;
+    let known = match recorded(&mut transaction, tree.root, "").await? {
+        Some(recorded) => Some(work(&mut transaction, tree, &recorded, wanted, limits).await?),
+        None => None,
+    };
+    if known.as_ref().is_some_and(Work::is_done) {
+        return Ok(0);
+    }
+    let stranger = tree.members.iter().find(|member| !member.is_ours);
+    let needs_functions = known.is_none_or(|work| !work.functions.is_empty());
+    if (stranger.is_some() || needs_functions)
+        && let Some(owner) = owner_of_schema(&mut transaction).await?
+    {
+        let (whose, owner) = match stranger {
+            Some(stranger) => (stranger.name.as_str(), &stranger.owner),
+            None => ("the schema `cachekeeper`", &owner),
+        };
+        let text = format!(
+            "only the owner of {whose} may make them: run `cachekeeper migrate` as that user ({owner})"
+        );
+        return Err(SourceError::with(WHAT, ErrorKind::Forbidden, text));
+    }
+    let held = record(&mut transaction, tree.root).await?;
+    let work = work(&mut transaction, tree, &held, wanted, limits).await?;
+    let is_left_to_owners = stranger.is_some() && !work.triggers.is_empty();
+    if is_left_to_owners && work.is_other {
+        let text = "only the owners of all its tables may replace them: run `cachekeeper migrate` as a member of their roles";
+        return Err(SourceError::with(WHAT, ErrorKind::Forbidden, text.to_owned()));
+    }
+    if !work.triggers.is_empty() && !is_left_to_owners {
+        lock(&mut transaction, &tree.members).await?;
+    }
+    let triggers = work.triggers.iter().filter(|_| !is_left_to_owners).map(|(_, statement)| statement);
+    for statement in work.functions.iter().chain(triggers) {
+        transaction.execute(AssertSqlSafe(statement.clone())).await.map_err(error)?;
+    }
+    if is_left_to_owners {
+        let text = leave_to_owners(&mut transaction, tree, &work).await?;
+        transaction.commit().await.map_err(error)?;
+        return Err(SourceError::with(WHAT, ErrorKind::Forbidden, text));
+    }
+    transaction.commit().await.map_err(error)?;
+    Ok(work.triggers.iter().filter(|(_, statement)| statement.starts_with("create")).count())
+}
+
+/// Whose the schema is, where this role may not make functions in it.
+async fn owner_of_schema(connection: &mut PgConnection) -> Result<Option<String>, SourceError> {
+    let sql = "select pg_get_userbyid(n.nspowner)::text from pg_namespace n \
+         where n.nspname = 'cachekeeper' and not has_schema_privilege(n.oid, 'create')";
+    sqlx::query_scalar(sql).fetch_optional(connection).await.map_err(error)
+}
+
+/// Lets the owners of the tables make the triggers that are missing; says by which statements.
+async fn leave_to_owners(
+    connection: &mut PgConnection,
+    tree: &Tree<'_>,
+    work: &Work,
+) -> Result<String, SourceError> {
+    let mut by_owner: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (owner, statement) in &work.triggers {
+        by_owner.entry(owner).or_default().push(statement);
+    }
+    let mut parts = Vec::new();
+    for (owner, statements) in by_owner {
+        let (capture, truncate) = (name(work.capture), truncate_name(work.capture));
+        let grant = format!("grant execute on function {capture}(), {truncate}() to {}", quote(owner));
+        connection.execute(AssertSqlSafe(grant)).await.map_err(error)?;
+        parts.push(format!("as {owner}, run: set lock_timeout = '50ms'; {}", statements.join("; ")));
+    }
+    let table = tree.members.first().map_or("", |member| member.name.as_str());
+    Ok(format!(
+        "only the owner of {table} may make them; their functions are made; {}",
+        parts.join("; then ")
+    ))
+}
+
+impl Work {
+    fn is_done(&self) -> bool {
+        self.functions.is_empty() && self.triggers.is_empty()
+    }
+}
+
+/// What is to be done that a tree is captured as it is wanted.
+async fn work(
+    connection: &mut PgConnection,
+    tree: &Tree<'_>,
+    recorded: &Recorded,
+    wanted: &WantedCapture,
+    limits: &CaptureLimits,
+) -> Result<Work, SourceError> {
+    let watched = watched_columns(connection, tree.root, &wanted.columns, &recorded.columns).await?;
+    let by_statement = wanted.by_statement;
+    let columns: Vec<&str> = watched.iter().map(|column| column.name.as_str()).collect();
+    let version = recorded.version + i32::from(columns != recorded.columns);
+    let (capture, is_on) = (recorded.id, recorded.is_on);
+    let statements =
+        Definition { capture, version, columns: &watched, limits, is_on, by_statement }.statements();
+    let definition = statements.join(";\n");
+    let (calls, is_whole) = functions_of(connection, recorded).await?;
+    // Functions and triggers change together where they change how rows are captured.
+    let is_other = recorded.by_statement != by_statement;
+    let mut functions = Vec::new();
+    // They are replaced only where they differ: a new version means that something may have slipped past.
+    let is_replaced = !is_whole || is_other || definition != recorded.definition;
+    if is_replaced {
+        let columns: Vec<String> = columns.iter().map(|column| literal(column)).collect();
+        functions.push(format!(
+            "update cachekeeper.capture set columns = array[{}]::pg_catalog.text[], definition = {}, version = {version}, mode = {} \
+             where id = {capture}",
+            columns.join(", "),
+            literal(&definition),
+            literal(if by_statement { "statement" } else { "row" })
+        ));
+        functions.extend(statements);
+        functions.push(READERS.replace("{capture}", &capture.to_string()));
+    }
+    let plan = Plan { id: capture, root: tree.root, by_statement, is_foreign: tree.is_foreign, calls };
+    let statements = |member: &&TreeMember| {
+        let owner = member.owner.clone();
+        plan.statements(member).into_iter().map(move |statement| (owner.clone(), statement))
+    };
+    let triggers = tree.members.iter().flat_map(statements).collect();
+    Ok(Work { capture, functions, triggers, is_other: is_other && !recorded.columns.is_empty() })
+}
+
+/// The functions of a capture; and whether all that belongs to it is there, with the text that is recorded.
+async fn functions_of(
+    connection: &mut PgConnection,
+    recorded: &Recorded,
+) -> Result<(Functions, bool), SourceError> {
+    let sql = "select p.oid, t.oid, 0 < strpos($2, p.prosrc) and 0 < strpos($2, t.prosrc)
+            and exists (select from pg_class s where s.relname = 'uncaptured_' || $1::int4 and s.relnamespace = n.oid)
+         from pg_namespace n join pg_proc p on p.pronamespace = n.oid and p.proname = 'capture_' || $1::int4
+         join pg_proc t on t.pronamespace = n.oid and t.proname = 'truncate_' || $1::int4 where n.nspname = 'cachekeeper'";
+    let found: Option<(Oid, Oid, bool)> = sqlx::query_as(sql)
+        .bind(recorded.id)
+        .bind(&recorded.definition)
+        .fetch_optional(connection)
+        .await
+        .map_err(error)?;
+    let is_whole = found.as_ref().is_some_and(|(_, _, is_whole)| *is_whole);
+    Ok((found.map(|(rows, truncate, _)| (rows.0, truncate.0)), is_whole))
 }
 
 /// Takes the lock that triggers need, on the whole tree, unless somebody holds it for long.
 async fn lock(transaction: &mut Transaction<'_, Server>, members: &[&TreeMember]) -> Result<(), SourceError> {
     let oids: Vec<Oid> = members.iter().map(|member| Oid(member.oid)).collect();
-    let before = holders(transaction, &oids).await?;
-    if !before.is_empty() {
-        tokio::time::sleep(LONG).await;
-        let after = holders(transaction, &oids).await?;
-        if let Some(long) = before.intersection(&after).next() {
-            let pid = long.rsplit(' ').next().unwrap_or_default();
-            let text = format!("process {pid} has held a lock on the table for some time");
-            return Err(SourceError::with(WHAT, ErrorKind::Cancelled, text));
-        }
-    }
-    let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
-    let lock = format!("lock table {} in share row exclusive mode", names.join(", "));
+    wait_shortly(transaction, WHAT, &oids, &OF_READERS).await?;
     transaction.execute(LOCK_WITHIN).await.map_err(error)?;
-    transaction.execute(AssertSqlSafe(lock)).await.map_err(error)?;
+    transaction.execute(AssertSqlSafe(lock_statement(members))).await.map_err(error)?;
     transaction.execute(NO_LIMIT).await.map_err(error)?;
     Ok(())
-}
-
-async fn holders(connection: &mut PgConnection, oids: &[Oid]) -> Result<HashSet<String>, SourceError> {
-    let found: Result<Vec<String>, _> = sqlx::query_scalar(HOLDERS).bind(oids).fetch_all(connection).await;
-    Ok(found.map_err(error)?.into_iter().collect())
-}
-
-/// Forgets what was captured in the database that this one was copied from: its triggers have the names of other tables.
-///
-/// # Errors
-/// [`SourceError`], for example while somebody writes to one of the tables.
-pub(in crate::stores::postgres) async fn forget_copied(
-    connection: &mut PgConnection,
-) -> Result<(), SourceError> {
-    let copied = "delete from cachekeeper.capture c \
-         where c.db <> (select d.oid from pg_database d where d.datname = current_database()) returning c.id";
-    let mut transaction = connection.begin().await.map_err(error)?;
-    let copied: Vec<i32> = sqlx::query_scalar(copied).fetch_all(&mut *transaction).await.map_err(error)?;
-    transaction.execute(LOCK_WITHIN).await.map_err(error)?;
-    for id in copied {
-        for function in [name(id), truncate_name(id)] {
-            let drop = format!("drop function if exists {function}() cascade");
-            transaction.execute(AssertSqlSafe(drop)).await.map_err(error)?;
-        }
-    }
-    transaction.commit().await.map_err(error)
 }
 
 /// Finds or makes the record of a capture, and holds it.
@@ -166,165 +341,36 @@ async fn record(transaction: &mut Transaction<'_, Server>, root: u32) -> Result<
          select $1, '{}', '', d.oid from pg_database d where d.datname = current_database() \
          on conflict (root) do update set db = excluded.db, definition = '' where capture.db <> excluded.db";
     sqlx::query(insert).bind(Oid(root)).execute(&mut **transaction).await.map_err(error)?;
-    let select = "select id, columns, version, definition, is_on, mode from cachekeeper.capture where root = $1 for update";
-    let row = sqlx::query(select).bind(Oid(root)).fetch_one(&mut **transaction).await.map_err(error)?;
+    let found = recorded(transaction, root, "for update").await?;
+    found.ok_or_else(|| error(sqlx::Error::RowNotFound))
+}
+
+/// The record of a capture of this database.
+async fn recorded(
+    connection: &mut PgConnection,
+    root: u32,
+    lock: &'static str,
+) -> Result<Option<Recorded>, SourceError> {
+    let select = format!(
+        "select id, columns, version, definition, is_on, mode from cachekeeper.capture where root = $1 \
+         and db = (select d.oid from pg_database d where d.datname = current_database()) {lock}"
+    );
+    let row = sqlx::query(AssertSqlSafe(select)).bind(Oid(root)).fetch_optional(connection).await;
+    let Some(row) = row.map_err(error)? else { return Ok(None) };
     let mode: String = row.try_get(5).map_err(error)?;
-    Ok(Recorded {
+    Ok(Some(Recorded {
         id: row.try_get(0).map_err(error)?,
         columns: row.try_get(1).map_err(error)?,
         version: row.try_get(2).map_err(error)?,
         definition: row.try_get(3).map_err(error)?,
         is_on: row.try_get(4).map_err(error)?,
         by_statement: mode == "statement",
-    })
+    }))
 }
 
-/// The function that the triggers are to call, and what is to be executed for it.
-struct Function {
-    /// None: it is only made by the statements.
-    oid: Option<u32>,
-    statements: Vec<String>,
-}
-
-/// Records how the functions are to be, and answers what makes them so. They are replaced only where they differ: a new
-/// version means that something may have slipped past.
-async fn define(
-    transaction: &mut Transaction<'_, Server>,
-    recorded: &Recorded,
-    watched: &[WatchedColumn],
-    limits: &CaptureLimits,
-    by_statement: bool,
-    is_other: bool,
-) -> Result<Function, SourceError> {
-    let columns: Vec<&str> = watched.iter().map(|column| column.name.as_str()).collect();
-    let version = recorded.version + i32::from(columns != recorded.columns);
-    let (capture, is_on) = (recorded.id, recorded.is_on);
-    let statements =
-        Definition { capture, version, columns: watched, limits, is_on, by_statement }.statements();
-    let definition = statements.join(";\n");
-    let oid =
-        "select p.oid from pg_proc p where p.proname = $1 and p.pronamespace = 'cachekeeper'::regnamespace";
-    let oid: Option<Oid> = sqlx::query_scalar(oid)
-        .bind(format!("capture_{capture}"))
-        .fetch_optional(&mut **transaction)
-        .await
-        .map_err(error)?;
-    let oid = oid.map(|oid| oid.0);
-    if oid.is_some() && !is_other && definition == recorded.definition {
-        return Ok(Function { oid, statements: Vec::new() });
-    }
-    let update =
-        "update cachekeeper.capture set columns = $2, definition = $3, version = $4, mode = $5 where id = $1";
-    let mode = if by_statement { "statement" } else { "row" };
-    let update = sqlx::query(update).bind(capture).bind(columns).bind(&definition).bind(version).bind(mode);
-    update.execute(&mut **transaction).await.map_err(error)?;
-    Ok(Function { oid, statements })
-}
-
-/// Which triggers a tree is to have.
-struct Plan {
-    id: i32,
-    root: u32,
-    by_statement: bool,
-    is_foreign: bool,
-    function: Option<u32>,
-}
-
-/// A trigger as it is to be.
-struct WantedTrigger {
-    name: String,
-    /// As in `pg_trigger.tgtype`.
-    events: i16,
-    event: &'static str,
-    how: &'static str,
-    run: String,
-}
-
-impl Plan {
-    /// The names hold the root's oid: a table that is attached to a tree may have triggers of its own.
-    fn triggers(&self) -> Vec<WantedTrigger> {
-        let base = self.base();
-        let one = |suffix: &str, events, event, how| WantedTrigger {
-            name: format!("{base}{suffix}"),
-            events,
-            event,
-            how,
-            run: if events == TRUNCATE { truncate_name(self.id) } else { name(self.id) },
-        };
-        let truncate = one("_truncate", TRUNCATE, "truncate", "for each statement");
-        let (new, both, old) = (
-            "referencing new table as new_rows for each statement",
-            "referencing old table as old_rows new table as new_rows for each statement",
-            "referencing old table as old_rows for each statement",
-        );
-        match (self.is_foreign, self.by_statement) {
-            (true, _) => Vec::new(),
-            (false, true) => vec![
-                one("_insert", INSERT, "insert", new),
-                one("_update", UPDATE, "update", both),
-                one("_delete", DELETE, "delete", old),
-                truncate,
-            ],
-            (false, false) => {
-                let events = FOR_EACH_ROW | INSERT | UPDATE | DELETE;
-                vec![one("", events, "insert or update or delete", "for each row"), truncate]
-            }
-        }
-    }
-
-    fn base(&self) -> String {
-        format!("cachekeeper_{}", self.root)
-    }
-
-    fn is_right(&self, found: &TriggerState, wanted: &WantedTrigger) -> bool {
-        found.name == wanted.name
-            && found.events == wanted.events
-            && found.mode == 'A'
-            && !found.is_conditional
-            && (wanted.events == TRUNCATE || Some(found.function) == self.function)
-    }
-
-    /// Whether a trigger is this capture's to judge, and not one of another tree that the table was attached to or detached from.
-    /// Earlier versions named theirs after the event.
-    fn is_of_this(&self, found: &TriggerState) -> bool {
-        let base = self.base();
-        let is_named_after_event =
-            !found.name.trim_start_matches("cachekeeper_").starts_with(|first: char| first.is_ascii_digit());
-        found.name == base
-            || found.name.starts_with(&format!("{base}_"))
-            || Some(found.function) == self.function
-            || is_named_after_event
-    }
-
-    /// What makes a member's triggers as they are to be; nothing where they are.
-    fn statements(&self, member: &TreeMember) -> Vec<String> {
-        let table = &member.name;
-        let wanted = self.triggers();
-        let mut statements = Vec::new();
-        for found in member.triggers.iter().filter(|found| !found.is_clone && self.is_of_this(found)) {
-            if !wanted.iter().any(|wanted| self.is_right(found, wanted)) {
-                statements.push(format!("drop trigger if exists {} on {table}", found.name));
-            }
-        }
-        for wanted in &wanted {
-            if member.triggers.iter().any(|found| self.is_right(found, wanted)) {
-                continue;
-            }
-            let WantedTrigger { name, event, how, run, .. } = wanted;
-            // A partition's row trigger is its parent's.
-            let is_cloned =
-                wanted.events & FOR_EACH_ROW != 0 && member.oid != self.root && member.is_partition;
-            if !is_cloned {
-                statements.push(format!(
-                    "create trigger {name} after {event} on {table} {how} execute function {run}()"
-                ));
-            } else if !member.triggers.iter().any(|found| found.name == *name) {
-                continue;
-            }
-            statements.push(format!("alter table {table} enable always trigger {name}"));
-        }
-        statements
-    }
+/// A text in a statement, whatever the server takes a backslash for.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 /// The columns to capture that the table has, in a fixed order.

@@ -29,7 +29,10 @@ impl Postgres {
         let what = "switch the capture";
         let error = |source| SourceError::new(what, source);
         let mut connection = self.open_unlimited().await?;
-        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
+        // Names that are not qualified are the server's own: whoever owns a schema in the path has no say here.
+        for setting in ["set default_transaction_read_only = off", "set search_path = pg_catalog, pg_temp"] {
+            connection.execute(setting).await.map_err(error)?;
+        }
         let mut transaction = connection.begin().await.map_err(error)?;
         let captures = sqlx::query(
             "select id, root, columns, version, mode = 'statement' from cachekeeper.capture \
