@@ -270,7 +270,7 @@ pub(super) async fn drop_strays(
             mended.push(format!("{table} has triggers of another table; as {owner}: {}", drops.join("; ")));
             continue;
         }
-        drop_on(connection, oid, &drops).await?;
+        drop_on(connection, WHAT, oid, &drops).await?;
         mended.push(format!("{table} had triggers of another table"));
     }
     drop_leftover(connection).await
@@ -289,11 +289,13 @@ pub(super) async fn drop_leftover(connection: &mut PgConnection) -> Result<(), S
 /// Drops triggers of one table, all or none, unless somebody uses it for long.
 pub(super) async fn drop_on(
     connection: &mut PgConnection,
+    what: &'static str,
     table: Oid,
     drops: &[String],
 ) -> Result<(), SourceError> {
+    let error = |source| SourceError::new(what, source);
     let mut transaction = connection.begin().await.map_err(error)?;
-    wait_shortly(&mut transaction, WHAT, &[table], &[]).await?;
+    wait_shortly(&mut transaction, what, &[table], &[]).await?;
     for drop in drops {
         transaction.execute(AssertSqlSafe(drop.clone())).await.map_err(error)?;
     }

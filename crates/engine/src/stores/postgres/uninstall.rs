@@ -42,10 +42,11 @@ pub struct Removed {
     pub has_removed_schema: bool,
 }
 
-/// Every table with triggers of ours, with the top of its tree; those of partitions go with their parent's.
+/// Every table with triggers of ours, with the top of its tree; those of partitions go with their parent's. Who owns the functions but
+/// not the table takes the triggers away with them.
 const TRIGGERED: &str = "
     with recursive ours as (
-        select t.tgrelid, t.tgname from pg_catalog.pg_trigger t
+        select t.tgrelid, t.tgname, t.tgfoid from pg_catalog.pg_trigger t
         join pg_catalog.pg_proc p on p.oid = t.tgfoid
         join pg_catalog.pg_namespace n on n.oid = p.pronamespace
         where n.nspname in ('cachekeeper', 'cachekeeper_replaced') and not t.tgisinternal and t.tgparentid = 0
@@ -54,7 +55,8 @@ const TRIGGERED: &str = "
         union select u.rel, i.inhparent from up u join pg_catalog.pg_inherits i on i.inhrelid = u.top
     )
     select u.rel, u.top, case when n.nspname = 'public' then '' else quote_ident(n.nspname) || '.' end || quote_ident(c.relname),
-        array(select format('drop trigger if exists %I on %I.%I', o.tgname, n.nspname, c.relname)
+        array(select case when pg_has_role(c.relowner, 'usage') then format('drop trigger if exists %I on %I.%I', o.tgname, n.nspname, c.relname)
+            else format('drop function if exists %s cascade', o.tgfoid::pg_catalog.regprocedure) end
             from ours o where o.tgrelid = u.rel order by o.tgname)
     from up u join pg_catalog.pg_class c on c.oid = u.rel join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where not exists (select from pg_catalog.pg_inherits i where i.inhrelid = u.top)
@@ -132,7 +134,7 @@ impl Postgres {
             let mut busy = Vec::new();
             removed.holder = None;
             for table in left {
-                match drop_on(&mut connection, table.oid, &table.drops).await {
+                match drop_on(&mut connection, "drop triggers", table.oid, &table.drops).await {
                     Ok(()) => removed.tables.push(table.name),
                     Err(error) if error.kind == ErrorKind::Cancelled => {
                         let error = held(&mut connection, &[table.oid], error).await;
