@@ -49,6 +49,7 @@ mod oracle;
 mod passes;
 mod process;
 mod readers;
+mod revalidations;
 mod scripts;
 mod slow_database;
 mod support;

@@ -1,8 +1,10 @@
 //! Backfills: every entry of a dataset, from one statement (R7), or the most wanted ones by key.
 
+mod bookmark;
 mod pages;
 mod rest;
 mod scripts;
+mod stored;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,11 +24,14 @@ use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
-use crate::stores::redis::{AddedMembers, Backfilled, Claim, Metadata, Settled};
+use crate::stores::redis::{AddedMembers, Backfilled, Claim, Settled};
+pub use bookmark::interrupted;
+use bookmark::{Bookmark, millis};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::revision::Revision;
 use pages::Pages;
 use scripts::{Scripts, Sent};
+pub(crate) use stored::{KEYS_MAX, StoredKeys};
 
 /// How far a backfill is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,6 +70,24 @@ pub async fn backfill(
     dataset: &Dataset,
     options: &BackfillOptions,
 ) -> Result<LoadReport, EngineError> {
+    backfill_for(context, dataset, options, None).await
+}
+
+/// The job that a backfill is part of, and makes the claim.
+pub(crate) struct Whole<'a> {
+    /// The backfill's scripts are counted with the others.
+    pub(crate) job: &'a mut Job,
+    /// Notes what the backfill has stored.
+    pub(crate) stored: &'a mut StoredKeys,
+}
+
+/// The same as a part of another job. (One with a limit is always a job of its own.)
+pub(crate) async fn backfill_for(
+    context: &Context,
+    dataset: &Dataset,
+    options: &BackfillOptions,
+    whole: Option<Whole<'_>>,
+) -> Result<LoadReport, EngineError> {
     if dataset.is_superseded() {
         return Err(dataset.supersede());
     }
@@ -74,7 +97,7 @@ pub async fn backfill(
     let source = dataset.source(&context.postgres).await?;
     let filled = match context.postgres.first_keys(&source).await {
         Ok(Some(keys)) => backfill_by_keys(context, dataset, keys, options).await,
-        Ok(None) => BackfillStream::run(context, (dataset, revision), &source, options).await,
+        Ok(None) => BackfillStream::run(context, (dataset, revision), &source, options, whole).await,
         Err(error) => Err(error.into()),
     };
     if let Err(EngineError::Source(error)) = &filled
@@ -118,6 +141,8 @@ struct BackfillStream<'a> {
     scripts: Arc<Scripts>,
     report: LoadReport,
     refused: Keys,
+    /// Notes what is stored.
+    stored: Option<StoredKeys>,
     /// Where the last confirmed batch ended; what an interrupted backfill goes on from.
     confirmed: String,
     entries_before: u64,
@@ -140,9 +165,13 @@ impl<'a> BackfillStream<'a> {
         (dataset, revision): (&'a Dataset, Revision),
         source: &DatasetSource,
         options: &BackfillOptions,
+        mut whole: Option<Whole<'a>>,
     ) -> Result<LoadReport, EngineError> {
-        let mut job = Job::new("backfill");
+        let mut job = whole.as_ref().map_or_else(|| Job::new("backfill"), |whole| whole.job.clone());
         let state = epoch::ensure(context, &job.id).await?;
+        if whole.is_some() && state.metadata.counted != job.count + 1 {
+            return Err(rolled_back(context));
+        }
         job.count = state.metadata.counted;
         let interrupted = state.metadata.backfills.get(dataset.name()).filter(|_| options.resume);
         let interrupted = interrupted.and_then(|text| Bookmark::parse(text, dataset));
@@ -173,13 +202,22 @@ impl<'a> BackfillStream<'a> {
             scripts,
             report: LoadReport::default(),
             refused: Vec::new(),
+            stored: whole.as_mut().map(|whole| std::mem::take(whole.stored)),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
             began: interrupted.as_ref().map_or(now, |bookmark| bookmark.began),
             entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
         };
         backfill.stream(source, &mut rows, options).await?;
         drop(rows);
-        backfill.finish().await
+        backfill.load_refused().await?;
+        match whole {
+            None => backfill.finish().await,
+            Some(whole) => {
+                *whole.job = backfill.job;
+                *whole.stored = backfill.stored.unwrap_or_default();
+                Ok(backfill.report)
+            }
+        }
     }
 
     async fn stream(
@@ -294,6 +332,12 @@ impl<'a> BackfillStream<'a> {
         let mut batch = sent.batch;
         let positions = self.context.checked(Some(self.dataset), sent.answer?)?;
         self.job.count += 1;
+        if let Some(stored) = &mut self.stored {
+            let mut refused = positions.iter().copied().peekable();
+            let kept =
+                batch.iter().enumerate().filter(|(position, _)| refused.next_if_eq(position).is_none());
+            kept.for_each(|(_, entry)| stored.add(entry.key));
+        }
         let stored_before = self.report.stored;
         let report = &mut self.report;
         self.refused.extend(note_stored(
@@ -339,8 +383,7 @@ impl<'a> BackfillStream<'a> {
     }
 
     /// The claim that the backfill is whole: every one of its scripts is still in this Redis.
-    async fn finish(mut self) -> Result<LoadReport, EngineError> {
-        self.load_refused().await?;
+    async fn finish(self) -> Result<LoadReport, EngineError> {
         let current = epoch::current(self.context).await?;
         let precondition = self.dataset.store_precondition(&current, &self.poll.incarnation, &self.revision);
         let settled = Settled::Backfill(self.began);
@@ -348,50 +391,14 @@ impl<'a> BackfillStream<'a> {
             self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;
         match self.context.checked(Some(self.dataset), answer)? {
             Claim::Accepted => Ok(self.report),
-            Claim::RolledBack => {
-                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
-                Err(EngineError::RedisRolledBack)
-            }
+            Claim::RolledBack => Err(rolled_back(self.context)),
         }
     }
 }
 
-/// When the backfill of this dataset began that was interrupted, if one was.
-#[must_use]
-pub fn interrupted(metadata: &Metadata, dataset: &Dataset) -> Option<Backfilled> {
-    Some(Bookmark::parse(metadata.backfills.get(dataset.name())?, dataset)?.began)
-}
-
-/// Where an interrupted backfill is.
-struct Bookmark {
-    key: String,
-    values: KeyValues,
-    entries: u64,
-    /// When the one began that was interrupted first.
-    began: Backfilled,
-}
-
-impl Bookmark {
-    fn render(&self) -> String {
-        format!("{} {} {} {}", self.entries, self.began.began_ms, self.began.cause, self.key)
-    }
-
-    fn parse(text: &str, dataset: &Dataset) -> Option<Self> {
-        let (entries, rest) = text.split_once(' ')?;
-        let (began, rest) = rest.split_once(' ')?;
-        let (cause, key) = rest.split_once(' ')?;
-        let values = dataset.read_key(key)?;
-        Some(Self {
-            key: key.to_owned(),
-            values,
-            entries: entries.parse().ok()?,
-            began: Backfilled { began_ms: began.parse().ok()?, cause: cause.parse().ok()? },
-        })
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+fn rolled_back(context: &Context) -> EngineError {
+    context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+    EngineError::RedisRolledBack
 }
 
 fn tell(options: &BackfillOptions, entries: u64, is_resumed: bool) {

@@ -1,5 +1,6 @@
 //! Pending revalidations: every entry of a dataset, or those of some stamp slots, are reloaded or deleted, by a counted scan of
-//! Redis (R14). A scan of the table would miss the entries whose rows are gone.
+//! Redis (R14). A scan of the table would miss the entries whose rows are gone. Where Redis is to hold every row, a backfill comes
+//! first where there are many entries: it is one statement, and the scan then sees to what it has not stored.
 //!
 //! One statement at a time, and none before a probe was answered: what is pending because the database was in trouble must not
 //! be what keeps it there.
@@ -7,6 +8,7 @@
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::backfill::{BackfillOptions, KEYS_MAX, StoredKeys, Whole, backfill_for};
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
@@ -16,13 +18,18 @@ use super::load::{self, Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
 use crate::stores::redis::{
-    Claim, Epoch, PendingRevalidation, PendingSlots, ScannedEntry, Settled, UseSign, Wanted,
+    Claim, Epoch, Missing, PendingRevalidation, PendingSlots, ScannedEntry, Settled, UseSign, Wanted,
 };
 use cachekeeper_config::OnNewEpoch;
 use cachekeeper_protocol::slot_set::SlotSet;
 
 /// Keys of one script of the scan.
 const PAGE: usize = 500;
+/// The same where hardly any of them has to be seen to.
+const PAGE_BEHIND_BACKFILL: usize = 2_000;
+
+/// Keys in Redis from which on a backfill comes first.
+const FILL_MIN: u64 = 20_000;
 
 /// Runs a dataset's pending revalidation; without one, nothing is done.
 ///
@@ -53,12 +60,20 @@ pub async fn run(
         poll: &state.poll,
         job,
         slots: None,
+        stored: None,
         report: LoadReport::default(),
     };
     let settled = if whole.is_some() {
         info!(dataset = dataset.name(), reason, "revalidating every entry");
-        let holds_all = dataset.is_filled_whole();
-        Settled::Revalidation { cause: state.metadata.causes, holds_all }
+        let missing = match dataset.is_filled_whole() {
+            false => Missing::NotWanted,
+            true if policy == OnNewEpoch::Refresh && is_worth_filling(context).await? => {
+                scan.fill_first(cancel).await?;
+                Missing::Filled(state.metadata.now_ms)
+            }
+            true => Missing::Unfilled,
+        };
+        Settled::Revalidation { cause: state.metadata.causes, missing }
     } else {
         info!(dataset = dataset.name(), reason, "revalidating the entries that could not be loaded");
         Settled::Slots { cause: scan.take_slots().await? }
@@ -71,6 +86,12 @@ pub async fn run(
     scan.claim(settled).await
 }
 
+/// Whether one statement for all rows costs less than loads by key. Where little is in Redis, the backfill that follows fills it;
+/// where there is too much, the worker's memory does not hold which entries were stored.
+async fn is_worth_filling(context: &Context) -> Result<bool, EngineError> {
+    Ok((FILL_MIN..=KEYS_MAX).contains(&context.redis.key_count().await?))
+}
+
 struct RevalidationScan<'a> {
     context: &'a Context,
     dataset: &'a Dataset,
@@ -80,6 +101,8 @@ struct RevalidationScan<'a> {
     job: Job,
     /// Only entries of these stamp slots; none: every entry.
     slots: Option<SlotSet>,
+    /// What a backfill of this run has stored, which need not be looked at.
+    stored: Option<StoredKeys>,
     report: LoadReport,
 }
 
@@ -96,6 +119,19 @@ impl RevalidationScan<'_> {
         Ok(seen.cause)
     }
 
+    /// The causes that are settled were read before its statement is sent.
+    async fn fill_first(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
+        let rate = self.dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
+        let options = BackfillOptions { cancel: cancel.clone(), rate, progress: None, resume: false };
+        let mut stored = StoredKeys::default();
+        let whole = Whole { job: &mut self.job, stored: &mut stored };
+        let filled = backfill_for(self.context, self.dataset, &options, Some(whole)).await?;
+        self.report.add(filled);
+        stored.sort();
+        self.stored = Some(stored);
+        Ok(())
+    }
+
     async fn run(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
         let prefix = self.dataset.settings.key.prefix();
         let wanted = [Wanted { prefix, left_max: None }];
@@ -106,7 +142,7 @@ impl RevalidationScan<'_> {
                 return Err(EngineError::Cancelled);
             }
             let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-            let page = (cursor, PAGE);
+            let page = (cursor, if self.stored.is_some() { PAGE_BEHIND_BACKFILL } else { PAGE });
             let answer =
                 self.context.redis.scan(&precondition, &self.job.id, page, UseSign::None, &wanted).await?;
             let page = self.context.checked(Some(self.dataset), answer)?;
@@ -124,7 +160,8 @@ impl RevalidationScan<'_> {
     }
 
     fn of_dataset(&self, entry: ScannedEntry) -> Option<(String, KeyValues)> {
-        if self.slots.as_ref().is_some_and(|slots| !slots.contains(&entry.key)) {
+        let is_elsewhere = self.slots.as_ref().is_some_and(|slots| !slots.contains(&entry.key));
+        if is_elsewhere || self.stored.as_ref().is_some_and(|stored| stored.contains(&entry.key)) {
             return None;
         }
         let (dataset, values) = self.context.catalog.of_key(&entry.key)?;

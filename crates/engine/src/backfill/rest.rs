@@ -3,7 +3,8 @@
 
 use tracing::warn;
 
-use super::{BackfillOptions, BackfillStream, Bookmark, RateLimit, tell};
+use super::bookmark::Bookmark;
+use super::{BackfillOptions, BackfillStream, RateLimit, tell};
 use crate::encode::Failure;
 use crate::error::{EngineError, chain};
 use crate::load::{Cause, Keys, LoadOptions, LoadReport, load};

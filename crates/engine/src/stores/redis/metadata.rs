@@ -195,8 +195,8 @@ pub enum Settled {
     Revalidation {
         /// The newest cause when it began.
         cause: u64,
-        /// Whether Redis is to hold every row: then a backfill must follow.
-        holds_all: bool,
+        /// What is done for the rows that have no entry.
+        missing: Missing,
     },
     /// A revalidation of the pending stamp slots, of all causes up to this one.
     Slots {
@@ -205,6 +205,17 @@ pub enum Settled {
     },
     /// A backfill, so that other workers need not repeat it.
     Backfill(Backfilled),
+}
+
+/// What a revalidation has done for rows that have no entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Nothing: Redis need not hold them.
+    NotWanted,
+    /// Nothing: a backfill must follow.
+    Unfilled,
+    /// A backfill of the same job has stored every row; when it began (Unix milliseconds).
+    Filled(u64),
 }
 
 /// How the claim that every step of a job is in Redis ended.
@@ -268,8 +279,13 @@ impl Redis {
         call.arg(job).number(count);
         match settled {
             Settled::Nothing => call.arg("").arg("").arg("").arg(""),
-            Settled::Revalidation { cause, holds_all } => {
-                call.arg("revalidation").number(cause).arg(if holds_all { "all" } else { "" }).arg("")
+            Settled::Revalidation { cause, missing } => {
+                call.arg("revalidation").number(cause);
+                match missing {
+                    Missing::NotWanted => call.arg("").arg(""),
+                    Missing::Unfilled => call.arg("all").arg(""),
+                    Missing::Filled(began_ms) => call.arg("filled").number(began_ms),
+                }
             }
             Settled::Slots { cause } => call.arg("slots").number(cause).arg("").arg(""),
             Settled::Backfill(Backfilled { began_ms, cause }) => {

@@ -33,7 +33,8 @@ pub struct Wanted<'a> {
 pub struct ScannedEntry {
     /// Its key. Keys that are not UTF-8 belong to no dataset and are passed over.
     pub key: String,
-    /// What remains of its lifetime; none: it does not expire.
+    /// What remains of its lifetime; none: it does not expire, or nobody wanted to know (any is wanted, with
+    /// [`UseSign::None`]).
     pub left: Option<Duration>,
     /// Idle seconds, or the frequency.
     pub used: Option<u64>,

@@ -1,8 +1,8 @@
 -- Ends a counted job (R9): every script of it is still in this Redis, so the revalidation or the backfill is done.
 -- KEYS, ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 what is done: '', 'revalidation' (every entry),
 --       'slots' (those of the pending stamp slots) or 'backfill', 8 the newest cause when it began (what came later it has not
---       seen), 9 of a revalidation 'all' where Redis is to hold every row, which a scan of Redis cannot see to, 10 when the
---       backfill began (Unix milliseconds) or '', 11 prefix of the bitmaps of pending stamp slots.
+--       seen), 9 of a revalidation 'all' where Redis is to hold every row, which a scan of Redis cannot see to, or 'filled' where a
+--       backfill of this job has seen to it, 10 when the backfill began (Unix milliseconds) or '', 11 prefix of the bitmaps of pending stamp slots.
 -- Replies FINISHED, or ROLLED_BACK if Redis lost scripts of the job.
 local job, known, done, seen, holds, began, prefix = unpack(ARGV, 5, 11)
 local failure = check_precondition()
@@ -33,7 +33,8 @@ if done == 'revalidation' then
       redis.call('HSET', meta, 'unfilled:' .. dataset, cause)
     end
   end
-elseif done == 'backfill' then
+end
+if done == 'backfill' or holds == 'filled' then
   redis.call('HDEL', meta, 'backfill:' .. dataset)
   redis.call('HSET', meta, 'backfilled:' .. dataset, began .. ' ' .. seen)
   if cause_of('unfilled:') <= tonumber(seen) then redis.call('HDEL', meta, 'unfilled:' .. dataset) end

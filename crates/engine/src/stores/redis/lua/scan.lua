@@ -2,7 +2,8 @@
 -- KEYS, ARGV: 1 to 4 see the prelude, 5 job or '', 6 cursor, 7 page size, 8 how to tell use: 'idle', 'freq', or ''
 --       (tell nothing), then pairs of an entry's prefix and the remaining milliseconds up to which such an entry is
 --       wanted ('' = any).
--- Replies [cursor, key, remaining milliseconds, idle seconds or frequency, key, …]. PTTL and OBJECT do not count as use.
+-- Replies [cursor, key, remaining milliseconds, idle seconds or frequency, key, …]. PTTL and OBJECT do not count as use. Where any
+-- entry is wanted and nothing of its use, its lifetime is not looked up either (-1).
 local job, cursor, page_size, sign = unpack(ARGV, 5, 8)
 local FIRST_PREFIX = 9
 local failure = check_precondition()
@@ -21,7 +22,7 @@ for _, key in ipairs(page[2]) do
   for i = FIRST_PREFIX, #ARGV, 2 do
     local prefix, left_max = ARGV[i], ARGV[i + 1]
     if string.sub(key, 1, #prefix) == prefix then
-      left = left or redis.call('PTTL', key)
+      left = left or (left_max == '' and sign == '') and -1 or redis.call('PTTL', key)
       if left ~= -2 and (left_max == '' or left <= tonumber(left_max)) then
         local n = #reply
         reply[n + 1], reply[n + 2], reply[n + 3] = key, left, use_of(key)
