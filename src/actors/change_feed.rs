@@ -51,9 +51,14 @@ pub struct ChangeFeed;
 impl Task for ChangeFeed {
     const NAME: &'static str = "change_feed";
 
-    async fn run(context: TaskContext, _wake: Wake) {
+    fn wake(context: &TaskContext) -> Wake {
+        context.change_feed.clone()
+    }
+
+    async fn run(context: TaskContext, wake: Wake) {
         let feed = Feed {
             context,
+            wake,
             looking: None,
             looked_at: Instant::now(),
             look_at: Instant::now(),
@@ -70,6 +75,7 @@ impl Task for ChangeFeed {
 
 struct Feed {
     context: TaskContext,
+    wake: Wake,
     /// Coverage that is computed beside the changes.
     looking: Option<Background<Result<Coverage, EngineError>>>,
     looked_at: Instant,
@@ -153,9 +159,10 @@ impl Feed {
         let mut interval = PollInterval::default();
         // The first step moves the watermark: others wait to know what is covered.
         let mut advanced: Option<Instant> = None;
+        let mut is_woken = false;
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
-            let must_advance = advanced.is_none_or(|advanced| ADVANCE_EVERY < advanced.elapsed());
+            let must_advance = is_woken || advanced.is_none_or(|advanced| ADVANCE_EVERY < advanced.elapsed());
             let is_over = match role {
                 Role::Leader(lease) => lease.lost().is_cancelled(),
                 Role::Substitute => follower.has_met_another(must_advance).await,
@@ -171,6 +178,9 @@ impl Feed {
                 }
             }
             let step = follower.step(must_advance).await;
+            if follower.take_made_pending() {
+                self.context.epoch_keeper.now();
+            }
             match step {
                 Ok(step @ (Step::Idle | Step::Applied(_))) => {
                     self.note(None);
@@ -180,8 +190,10 @@ impl Feed {
                         // There is a watermark now, which the first backfills wait for.
                         self.context.epoch_keeper.now();
                     }
-                    tokio::time::sleep(interval.after(step)).await;
+                    is_woken = self.wake.is_requested_within(interval.after(step)).await;
                 }
+                // It is waited for, and takes no longer than it must.
+                Ok(Step::Waiting) if self.looking.is_some() => tokio::time::sleep(RETRY_MIN).await,
                 Ok(Step::Waiting | Step::Again) => retry.wait().await,
                 Err(error) => {
                     self.on_error(&error).await;

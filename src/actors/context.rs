@@ -30,6 +30,8 @@ pub struct TaskContext {
     pub elector: Elector,
     /// Wakes the epoch keeper: something has become pending, or the epoch may have ended.
     pub epoch_keeper: Wake,
+    /// Wakes the change feed: something is revalidated or filled, so the watermark may name fewer datasets.
+    pub change_feed: Wake,
     /// Backfills that are wanted.
     pub backfills: WantedBackfills,
     /// Misses that are to be filled.
@@ -53,6 +55,7 @@ impl TaskContext {
             renewer,
             elector,
             epoch_keeper: Wake::default(),
+            change_feed: Wake::default(),
             backfills: WantedBackfills::default(),
             misses: MissedKeys::default(),
             seen: SeenEvents::default(),

@@ -260,6 +260,7 @@ impl Keeper {
         match result {
             Some(Ok(report)) => {
                 self.postponed.remove(&name);
+                context.change_feed.now();
                 context.health.update(|facts| drop(facts.broken.remove(&name)));
                 info!(
                     dataset = name,

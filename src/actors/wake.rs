@@ -1,6 +1,7 @@
 //! Wake-ups: the only messages between tasks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -20,6 +21,11 @@ impl Wake {
     /// Waits for a request.
     pub async fn requested(&self) {
         self.notify.notified().await;
+    }
+
+    /// Whether a request is there, or comes within this time; waits so long for it.
+    pub async fn is_requested_within(&self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.requested()).await.is_ok()
     }
 
     /// Waits for a request, or until this moment.

@@ -210,6 +210,7 @@ impl Plan {
 
     fn is_done(&mut self, name: &str) {
         self.context.backfills.done();
+        self.context.change_feed.now();
         self.not_before.remove(name);
         self.retries.remove(name);
         self.context.health.update(|facts| {

@@ -391,7 +391,7 @@ async fn what_was_prepared_before_a_crash_is_waited_for() {
     })
     .await;
     let mut consumer = FeedConsumer::new(&context);
-    steps_until(&mut consumer, "a new incarnation", |step| step == Step::Again).await;
+    steps_until(&mut consumer, "a new incarnation", |step| step == Step::Waiting).await;
     let found = reason(&context, true).await.unwrap();
     // The marker's gap waits for it too, and is told first.
     assert!(found.contains("older transactions to end"), "{found}");

@@ -26,6 +26,10 @@ mod cli_writes;
 mod commands;
 mod config;
 mod coverage;
+mod coverage_dependencies;
+mod coverage_orders;
+mod coverage_tree;
+mod coverage_world;
 mod decision_table;
 #[path = "../decisions/mod.rs"]
 mod decisions;

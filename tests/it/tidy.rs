@@ -414,7 +414,7 @@ fn no_text_uses_a_retired_word() {
     let mut paths = Vec::new();
     for (place, endings) in [
         ("src", &["rs"][..]),
-        ("crates", &["rs", "lua", "toml", "md"]),
+        ("crates", &["rs", "lua", "sql", "toml", "md"]),
         ("tests", &["rs", "py", "mjs"]),
         ("benches", &["rs"]),
         ("examples", &["rs"]),

@@ -4,18 +4,18 @@ mod batch;
 mod loads;
 mod verification;
 
-use std::sync::Arc;
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::context::Context;
-use super::coverage::{AffectedKeys, Coverage};
+use super::coverage::{AffectedKeys, Captures};
+use super::epoch;
 use super::error::EngineError;
 use super::failpoint;
 use super::load::Job;
-use super::{coverage, epoch};
 use crate::stores::postgres::{ErrorKind, FeedPoll, FeedReader, Poll};
 use crate::stores::redis::{Advance, Advanced, Epoch, PreconditionFailed};
 pub(crate) use batch::apply_own;
@@ -51,6 +51,7 @@ pub struct FeedConsumer {
     /// The watermark's snapshot and time when this one last moved it.
     moved_to: Option<(Snapshot, String)>,
     has_met_another: bool,
+    has_made_pending: bool,
 }
 
 /// The position of the feed in Redis.
@@ -82,6 +83,7 @@ impl FeedConsumer {
             verification: Verification::default(),
             moved_to: None,
             has_met_another: false,
+            has_made_pending: false,
         }
     }
 
@@ -97,10 +99,15 @@ impl FeedConsumer {
         self.has_met_another
     }
 
+    /// Whether a step has made something pending since this was asked last: whoever revalidates need not wait for its timer.
+    pub fn take_made_pending(&mut self) -> bool {
+        std::mem::take(&mut self.has_made_pending)
+    }
+
     /// Whether coverage must be computed anew, by somebody who need not hold up the cursor.
     #[must_use]
     pub fn wants_coverage(&self) -> bool {
-        self.verification.has_changes()
+        self.verification.wants_coverage()
     }
 
     /// Looks for changes once, and applies them. With `must_advance` the cursor's script runs also where nothing was
@@ -126,12 +133,15 @@ impl FeedConsumer {
             Some(position) => position,
             None => self.find_position().await?,
         };
+        if self.verification.by(&coverage) {
+            // Sessions read what is set for their role only once.
+            self.reader.renew();
+        }
         if coverage.incarnation.as_ref() != Some(&position.incarnation) {
             // Another database may be behind the same address: nothing of it is known, not even what its captures mean.
-            self.context.set_coverage(coverage::look(&self.context, false).await?);
-            return Ok(Step::Again);
+            self.verification.require_coverage();
+            return Ok(Step::Waiting);
         }
-        self.verification.by(&coverage);
         let verify = self.verification.next(must_advance);
         let polled = self.reader.poll(position.cursor.as_str(), verify.as_ref()).await;
         let polled_at = Instant::now();
@@ -156,8 +166,8 @@ impl FeedConsumer {
             return Ok(Step::Again);
         }
         if poll.outbox.marker.1 != coverage.marker {
-            self.context.set_coverage(coverage::look(&self.context, false).await?);
-            return Ok(Step::Again);
+            // The catalogs of the same snapshot say which captures it concerns.
+            self.verification.require_coverage();
         }
         let is_idle = poll.poll.snapshot == position.cursor;
         self.verification.note(&self.context.catalog, &poll, is_idle);
@@ -172,7 +182,7 @@ impl FeedConsumer {
             self.position = Some(position);
             return Ok(Step::Idle);
         }
-        self.apply(position, poll, polled_at, coverage).await
+        self.apply(position, poll, polled_at, &coverage.captures).await
     }
 
     /// Reads the metadata as a counted step; begins a new epoch where that is due.
@@ -232,8 +242,9 @@ impl FeedConsumer {
         position: FeedPosition,
         mut found: FeedPoll,
         polled_at: Instant,
-        mut coverage: Arc<Coverage>,
+        captures: &Captures,
     ) -> Result<Step, EngineError> {
+        let mut captures = Cow::Borrowed(captures);
         let mut batch = ChangeBatch {
             context: &self.context,
             epoch: position.epoch,
@@ -241,22 +252,23 @@ impl FeedConsumer {
             job: Job { id: self.job.clone(), count: position.count },
             loads: FeedLoads::leaving_out(&self.context, &mut self.troubles),
             affected: AffectedKeys::default(),
+            has_made_pending: &mut self.has_made_pending,
         };
         let mut statements = 0;
         let mut times: Vec<i64> = Vec::new();
         while let Some(group) = found.changes.recv().await {
             let group = group?;
-            if !coverage.can_read(&group) {
-                // Installed since the last look.
-                self.context.set_coverage(coverage::look(&self.context, false).await?);
-                coverage = self.context.coverage().unwrap_or(coverage);
+            if !captures.can_read(&group) {
+                // Installed since the coverage was computed. Only what changes carry is read here; the cursor waits for no more.
+                captures = Cow::Owned(captures.as_installed(&self.context.postgres.captures().await?));
+                self.verification.require_coverage();
             }
             statements += group.len() as u64;
             for change in &group {
                 if times.len() < TIMES_MAX {
                     times.push(change.at_us);
                 }
-                batch.affected.add(&self.context.catalog, &coverage, change);
+                batch.affected.add(&self.context.catalog, &captures, change);
             }
             if GATHERED <= batch.affected.key_count {
                 batch.flush().await?;
@@ -292,7 +304,7 @@ impl FeedConsumer {
         // What this process has left to a newer one it does not follow.
         let is_own =
             |name: &str| self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded());
-        let followed: Vec<_> = self.verification.followed().filter(|(name, _)| is_own(name)).collect();
+        let followed: Vec<_> = self.verification.followed().filter(|one| is_own(one.dataset)).collect();
         let watermark = self.verification.is_at(&poll.snapshot).then_some(as_of);
         let advance = Advance {
             job: (&self.job, position.count),
@@ -303,7 +315,8 @@ impl FeedConsumer {
         };
         let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {
-            Advanced::Done => {
+            answer @ (Advanced::Done | Advanced::MadePending) => {
+                self.has_made_pending |= answer == Advanced::MadePending;
                 failpoint::reach("feed.advanced");
                 if let Some(as_of) = watermark {
                     self.moved_to = Some((poll.snapshot.clone(), as_of.to_owned()));

@@ -1,17 +1,17 @@
 //! Coverage: whether every relation that a dataset's query reads is watched and captured, so that no committed change
 //! of it can be missed; and what a change of each captured tree of tables touches.
 
+mod captures;
+mod growth;
 mod script;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
 use super::catalog::{Catalog, Dataset};
 use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{CatalogScope, CatalogState, Change, Fingerprint, KeyValues};
-use cachekeeper_config::WatchTarget;
-use cachekeeper_protocol::template::Template;
+pub use captures::{Captured, Captures, Rule, Touches};
 pub use script::migration_script;
 pub use survey::{TRYING_AGAIN, install_exactly, is_current, look};
 
@@ -26,7 +26,7 @@ pub struct Coverage {
     /// What is looked at in the catalogs.
     pub(crate) catalogs: WatchedCatalogs,
     /// The columns that a change of a capture carries, and what it touches.
-    pub captures: HashMap<i32, Captured>,
+    pub captures: Captures,
     /// The marker of what triggers could not write, as far as it is taken into account.
     pub marker: i64,
 }
@@ -38,13 +38,21 @@ pub(crate) struct WatchedCatalogs {
     scopes: BTreeMap<String, CatalogScope>,
     /// The fingerprints that belong to this coverage.
     pub(crate) seen: BTreeMap<String, Fingerprint>,
+    /// Of datasets whose trees only grew, by members whose rows are all known: the fingerprint without these members. Where it is the
+    /// recorded one, nothing must be revalidated.
+    pub(crate) replaces: BTreeMap<String, Fingerprint>,
     /// The expression that reads the catalogs.
     pub(crate) expression: String,
 }
 
 impl WatchedCatalogs {
     fn new(scopes: BTreeMap<String, CatalogScope>) -> Self {
-        Self { expression: union(&scopes).expression(), scopes, seen: BTreeMap::new() }
+        Self { expression: union(&scopes).expression(), scopes, ..Self::default() }
+    }
+
+    /// The datasets whose trees have members that are not looked at.
+    pub(crate) fn grown(&self, state: &CatalogState) -> impl Iterator<Item = &str> {
+        self.scopes.iter().filter(|(_, scope)| state.has_grown(scope)).map(|(name, _)| name.as_str())
     }
 
     /// The fingerprints in this state of the catalogs.
@@ -67,68 +75,7 @@ fn union(scopes: &BTreeMap<String, CatalogScope>) -> CatalogScope {
     union
 }
 
-/// What changes of one captured tree mean.
-#[derive(Debug, Default)]
-pub struct Captured {
-    /// The columns of a change's rows.
-    pub columns: Vec<String>,
-    /// Of the columns: it grows when they change.
-    pub version: i32,
-    /// The rules of all datasets that watch it.
-    pub rules: Vec<Rule>,
-}
-
-/// A watch rule, with columns as positions in a change's rows.
-#[derive(Debug, Clone)]
-pub struct Rule {
-    /// The dataset that has it.
-    pub dataset: Arc<Dataset>,
-    /// What a row touches.
-    pub touches: Touches,
-}
-
-/// What a changed row touches.
-#[derive(Debug, Clone)]
-pub enum Touches {
-    /// The entry whose placeholders have these values.
-    Key(Vec<usize>),
-    /// The members of this tag.
-    Tag(Template, Vec<usize>),
-    /// The whole dataset; also where a column is not among the captured ones.
-    Dataset,
-}
-
-impl Touches {
-    pub(super) fn new(dataset: &Dataset, target: &WatchTarget, columns: &[String]) -> Self {
-        let position = |name: &str| columns.iter().position(|column| column == name);
-        let found = match target {
-            WatchTarget::Key(pairs) => {
-                let column = |placeholder: &str| {
-                    let pair = pairs.iter().find(|(name, _)| name == placeholder)?;
-                    position(&pair.1)
-                };
-                dataset.settings.key.columns().map(column).collect::<Option<_>>().map(Self::Key)
-            }
-            WatchTarget::Tag(template) => {
-                let positions = template.columns().map(position).collect::<Option<_>>();
-                positions.map(|positions| Self::Tag(template.clone(), positions))
-            }
-            WatchTarget::Dataset => None,
-        };
-        found.unwrap_or(Self::Dataset)
-    }
-}
-
 impl Coverage {
-    /// Whether these changes can be read by what is known: their captures, and the columns that they carry.
-    #[must_use]
-    pub(crate) fn can_read(&self, changes: &[Change]) -> bool {
-        changes.iter().all(|change| {
-            change.capture == DIRECT
-                || self.captures.get(&change.capture).is_some_and(|known| change.version <= known.version)
-        })
-    }
-
     /// The names of the datasets that are covered.
     pub fn covered(&self) -> impl Iterator<Item = &String> {
         self.datasets.iter().filter_map(|(name, fingerprint)| fingerprint.is_ok().then_some(name))
@@ -150,11 +97,11 @@ pub struct AffectedKeys {
 }
 
 impl AffectedKeys {
-    pub(crate) fn add(&mut self, catalog: &Catalog, coverage: &Coverage, change: &Change) {
+    pub(crate) fn add(&mut self, catalog: &Catalog, captures: &Captures, change: &Change) {
         if change.capture == DIRECT {
             return self.add_directly(catalog, change);
         }
-        let Some(captured) = coverage.captures.get(&change.capture) else {
+        let Some(captured) = captures.get(change.capture) else {
             // Nobody knows what it was: everything is revalidated.
             self.whole.extend(catalog.iter().map(|dataset| dataset.name().to_owned()));
             return;
@@ -231,7 +178,7 @@ impl AffectedKeys {
 #[must_use]
 pub(crate) fn affected_by(catalog: &Catalog, coverage: &Coverage, changes: &[Change]) -> AffectedKeys {
     let mut affected = AffectedKeys::default();
-    changes.iter().for_each(|change| affected.add(catalog, coverage, change));
+    changes.iter().for_each(|change| affected.add(catalog, &coverage.captures, change));
     affected
 }
 

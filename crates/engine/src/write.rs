@@ -222,7 +222,7 @@ async fn apply_others(
 
 /// The coverage, known well enough to read these changes.
 async fn coverage_for(context: &Context, changes: &[Change]) -> Result<Arc<Coverage>, EngineError> {
-    if let Some(coverage) = context.coverage().filter(|coverage| coverage.can_read(changes)) {
+    if let Some(coverage) = context.coverage().filter(|coverage| coverage.captures.can_read(changes)) {
         return Ok(coverage);
     }
     let coverage = coverage::look(context, false).await?;

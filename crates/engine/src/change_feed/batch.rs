@@ -37,6 +37,7 @@ pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Resu
         job: Job::uncounted(),
         loads: FeedLoads::ending(context, &mut troubles),
         affected,
+        has_made_pending: &mut false,
     };
     batch.flush().await
 }
@@ -49,6 +50,8 @@ pub(super) struct ChangeBatch<'a> {
     pub(super) job: Job,
     pub(super) loads: FeedLoads<'a>,
     pub(super) affected: AffectedKeys,
+    /// Set where it makes something pending.
+    pub(super) has_made_pending: &'a mut bool,
 }
 
 impl ChangeBatch<'_> {
@@ -63,6 +66,7 @@ impl ChangeBatch<'_> {
             let older = OlderLoads::Below(self.poll.snapshot.stamp());
             let answer = self.context.redis.mark_pending(at, why, &names, older, &self.job.id).await?;
             self.context.checked(None, answer)?;
+            *self.has_made_pending = true;
             self.job.count += 1;
         }
         if !affected.tags.is_empty() {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::catalog::Catalog;
 use crate::coverage::Coverage;
 use crate::stores::postgres::{FeedPoll, Fingerprint, Verify};
+use crate::stores::redis::Followed;
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// Under load the catalogs are read this often at most. A token waits so much longer.
@@ -25,6 +26,10 @@ pub(super) struct Verification {
     last: BTreeMap<String, Fingerprint>,
     /// Datasets that are not covered as the coverage says.
     changed: BTreeSet<String>,
+    /// Datasets whose trees have grown: whether the new members' rows are known must be looked at.
+    grown: BTreeSet<String>,
+    /// Whether the coverage must be computed anew whatever the catalogs say.
+    is_outdated: bool,
     /// Where they were last seen.
     at: Option<Snapshot>,
     began: Option<Instant>,
@@ -35,12 +40,14 @@ pub(super) struct Verification {
 }
 
 impl Verification {
-    /// Goes by this coverage from now on.
-    pub(super) fn by(&mut self, coverage: &Arc<Coverage>) {
-        if self.coverage.as_ref().is_none_or(|known| !Arc::ptr_eq(known, coverage)) {
+    /// Goes by this coverage from now on. Whether it is another one than before.
+    pub(super) fn by(&mut self, coverage: &Arc<Coverage>) -> bool {
+        let is_new = self.coverage.as_ref().is_none_or(|known| !Arc::ptr_eq(known, coverage));
+        if is_new {
             let (last, cost) = (coverage.catalogs.seen.clone(), self.cost);
             *self = Self { coverage: Some(Arc::clone(coverage)), last, cost, ..Self::default() };
         }
+        is_new
     }
 
     /// What the next poll verifies; with `at_once` whatever it costs.
@@ -66,6 +73,8 @@ impl Verification {
             self.cost = began.elapsed();
         }
         self.at = Some(found.poll.snapshot.clone());
+        let is_covered = |name: &&str| coverage.datasets.get(*name).is_some_and(Result::is_ok);
+        self.grown.extend(coverage.catalogs.grown(state).filter(is_covered).map(str::to_owned));
         for (name, now) in coverage.catalogs.fingerprints(catalog, state) {
             if self.last.get(&name).is_some_and(|last| now.is_unchanged_since(last)) {
                 self.last.insert(name, now);
@@ -80,16 +89,27 @@ impl Verification {
         self.at.as_ref() == Some(snapshot)
     }
 
+    /// The coverage must be computed anew, by somebody who does not hold up the cursor.
+    pub(super) fn require_coverage(&mut self) {
+        self.is_outdated = true;
+    }
+
     /// Whether coverage must be computed anew.
-    pub(super) fn has_changes(&self) -> bool {
-        !self.changed.is_empty()
+    pub(super) fn wants_coverage(&self) -> bool {
+        self.is_outdated || !self.changed.is_empty() || !self.grown.is_empty()
     }
 
     /// The datasets that are followed, each with its fingerprint.
-    pub(super) fn followed(&self) -> impl Iterator<Item = (&str, &str)> {
-        let covered = self.coverage.iter().flat_map(|coverage| coverage.covered());
-        covered
-            .filter(|name| !self.changed.contains(*name))
-            .filter_map(|name| Some((name.as_str(), self.last.get(name)?.as_str())))
+    pub(super) fn followed(&self) -> impl Iterator<Item = Followed<'_>> {
+        let coverages = self.coverage.iter();
+        let covered = coverages.flat_map(|coverage| coverage.covered().map(move |name| (coverage, name)));
+        covered.filter(|(_, name)| !self.changed.contains(*name)).filter_map(|(coverage, name)| {
+            let (known, replaces) = (self.last.get(name)?, coverage.catalogs.replaces.get(name));
+            Some(Followed {
+                dataset: name,
+                fingerprint: if self.grown.contains(name) { "" } else { known.as_str() },
+                replaces: replaces.map_or("", Fingerprint::as_str),
+            })
+        })
     }
 }

@@ -1,11 +1,12 @@
 //! How coverage is found: what the watch rules ask for is compared with what the database has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use super::{Captured, Coverage, Rule, Touches, WatchedCatalogs};
+use super::growth::Growth;
+use super::{Coverage, Rule, WatchedCatalogs};
 use crate::catalog::Dataset;
 use crate::context::Context;
+use crate::epoch;
 use crate::error::{EngineError, chain};
 use crate::stores::postgres::capture::WantedCapture;
 use crate::stores::postgres::{
@@ -56,6 +57,10 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
     if !context.feed.is_on {
         return Ok(Coverage::default());
     }
+    if what != Install::Nothing {
+        // What is found belongs to an incarnation.
+        epoch::poll(context).await?;
+    }
     let marker = context.postgres.marker().await?;
     // Sessions read the settings of roles and databases once; names are resolved by those of now.
     context.postgres.renew_connections();
@@ -84,7 +89,8 @@ pub async fn is_current(context: &Context, coverage: &Coverage) -> Result<bool, 
     let now = catalogs.fingerprints(&context.catalog, &state);
     let is_same =
         |(name, seen): (&String, &Fingerprint)| now.get(name).is_some_and(|now| now.is_unchanged_since(seen));
-    Ok(incarnation == coverage.incarnation && catalogs.seen.iter().all(is_same))
+    let has_grown = catalogs.grown(&state).next().is_some();
+    Ok(incarnation == coverage.incarnation && !has_grown && catalogs.seen.iter().all(is_same))
 }
 
 /// Installs what is missing. The answer says for each root why that was not possible.
@@ -100,12 +106,15 @@ async fn install(
         // By row beats by statement: another namespace may ask for it.
         let is_by_row = capture.is_some_and(|capture| !capture.by_statement && capture.function.is_some());
         wanted.by_statement &= is_exact || !is_by_row;
-        let is_complete = capture.is_some_and(|capture| {
+        let is_captured = capture.is_some_and(|capture| {
             wanted.columns.iter().all(|column| capture.columns.contains(column))
                 && wanted.by_statement == capture.by_statement
                 && members.iter().all(|member| flaw(member, capture).is_none())
         });
-        if is_complete && !is_exact {
+        // A partition that was created later has no trigger that tells when it is emptied; its file tells, and more than that.
+        let tells =
+            |member: &&TreeMember| member.kind != 'r' || !member.is_ours || member.tells_of_truncate();
+        if is_captured && members.iter().all(tells) && !is_exact {
             continue;
         }
         let done = context.postgres.install_capture(&members, root, &wanted, &context.feed.limits).await;
@@ -116,6 +125,9 @@ async fn install(
             }
             Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::NoSchema) => {
                 return Err(error.into());
+            }
+            Err(error) if is_captured => {
+                tracing::debug!(error = %chain(&error), "no trigger tells yet when a partition is emptied");
             }
             Err(error) => {
                 let text = match error.kind {
@@ -186,6 +198,10 @@ fn unreadable(reads: &Inspection, dataset: &Dataset) -> Result<(), String> {
             catalog.name
         ));
     }
+    if reads.has_too_many {
+        let what = "its query calls functions whose texts have the names of thousands of others; write them `begin atomic`";
+        return Err(what.to_owned());
+    }
     match reads.functions.iter().find(|function| function.is_opaque) {
         Some(function) if dataset.settings.reads.is_empty() => Err(format!(
             "its query calls {}, whose body is a text that may read any table; write it `begin atomic`, declare it immutable if \
@@ -220,10 +236,12 @@ impl CoverageSurvey {
         obstacles: &BTreeMap<u32, String>,
     ) -> Result<Coverage, EngineError> {
         for _ in 0..LOOKS_MAX {
-            let catalogs = WatchedCatalogs::new(self.scopes(context));
-            let (state, incarnation) = context.postgres.catalog_state(&catalogs.expression).await?;
+            let mut catalogs = WatchedCatalogs::new(self.scopes(context));
+            let growth = Growth::since(context, &catalogs);
+            let (state, incarnation) = context.postgres.catalog_state(&growth.expression(&catalogs)).await?;
             let again = Self::take(context).await?;
             if self == again {
+                catalogs.replaces = growth.replaced(context, &state, incarnation.as_ref()).await?;
                 return Ok(self.judge(context, obstacles, (catalogs, &state, incarnation)));
             }
             self = again;
@@ -240,6 +258,8 @@ impl CoverageSurvey {
         for dataset in context.catalog.iter() {
             let Some(Ok(inspection)) = self.reads.get(dataset.name()) else { continue };
             let mut scope = inspection.scope.clone();
+            // What the tables of functions have is not inspected.
+            scope.has_row_security |= !dataset.settings.reads.is_empty();
             let watched = dataset.settings.watch.iter().map(|rule| rule.table.as_str());
             let named = dataset.settings.reads.iter().map(String::as_str);
             for table in watched.chain(named).chain(inspection.tables()) {
@@ -326,9 +346,12 @@ impl CoverageSurvey {
         catalogs.seen = catalogs.fingerprints(&context.catalog, state);
         let mut coverage = Coverage { incarnation, catalogs, ..Coverage::default() };
         for capture in &self.captures {
-            let captured =
-                Captured { columns: capture.columns.clone(), version: capture.version, rules: Vec::new() };
-            coverage.captures.insert(capture.id, captured);
+            let rules = context.catalog.iter().flat_map(|dataset| {
+                let watch = dataset.settings.watch.iter();
+                let of_this = watch.filter(|rule| self.root_of(&rule.table) == Ok(capture.root));
+                of_this.map(move |rule| Rule::new(dataset, &rule.target, &capture.columns))
+            });
+            coverage.captures.insert(capture, rules.collect());
         }
         for dataset in context.catalog.iter() {
             let fingerprint = self.check(dataset, obstacles).and_then(|()| {
@@ -336,14 +359,6 @@ impl CoverageSurvey {
                 seen.ok_or_else(|| "what its query reads is not known".to_owned())
             });
             coverage.datasets.insert(dataset.name().to_owned(), fingerprint);
-            for rule in &dataset.settings.watch {
-                let root = self.root_of(&rule.table);
-                let capture = self.captures.iter().find(|capture| Ok(capture.root) == root);
-                if let Some(captured) = capture.and_then(|capture| coverage.captures.get_mut(&capture.id)) {
-                    let touches = Touches::new(dataset, &rule.target, &captured.columns);
-                    captured.rules.push(Rule { dataset: Arc::clone(dataset), touches });
-                }
-            }
         }
         coverage
     }

@@ -24,8 +24,8 @@ pub use epoch::{Creation, NewEpoch, Registration};
 pub use error::{CacheError, Refusal};
 pub use leases::{LeaseAttempt, LeaseGrant};
 pub use metadata::{
-    Advance, Advanced, Backfilled, Claim, Metadata, Missing, OlderLoads, PendingRevalidation, PendingSlots,
-    Settled, Watermark,
+    Advance, Advanced, Backfilled, Claim, Followed, Metadata, Missing, OlderLoads, PendingRevalidation,
+    PendingSlots, Settled, Watermark,
 };
 pub use namespaces::OwnKeys;
 pub use pending_slots::{Failed, SlotsSeen};

@@ -30,9 +30,6 @@ pub struct TreeMember {
     pub owner: String,
     /// `r`, `p`, `f`, `v`, `m`.
     pub kind: char,
-    /// A hash of its columns, for statements that rewrite a table fire no trigger; and its file, where no trigger tells that it
-    /// was emptied.
-    pub shape: String,
     /// Whether it is a partition of another one.
     pub is_partition: bool,
     /// Whether this role may make triggers on it.
@@ -52,8 +49,6 @@ pub struct TriggerState {
     pub function: u32,
     /// `A` always, `O` origin, `R` replica or `D` disabled.
     pub mode: char,
-    /// Moves whenever anything about it was changed, also for a moment.
-    pub version: String,
     /// What it fires on: `pg_trigger.tgtype`.
     pub events: i16,
     /// Whether a condition or a list of columns keeps it from firing.
@@ -109,7 +104,7 @@ impl TreeMember {
     }
 
     /// Whether a trigger tells that it was emptied.
-    fn tells_of_truncate(&self) -> bool {
+    pub(crate) fn tells_of_truncate(&self) -> bool {
         self.triggers
             .iter()
             .any(|trigger| trigger.events & TRUNCATE != 0 && trigger.mode == 'A' && !trigger.is_conditional)
@@ -131,10 +126,8 @@ const TREES: &str = "
             and p.prepared < (select i.since from cachekeeper.incarnation i)
     )
     select a.name, d.root, d.rel, d.rel::regclass::text, c.relkind::text,
-        (select md5(string_agg(a.attname || ' ' || a.atttypid || ' ' || a.atttypmod, ',' order by a.attnum))
-         from pg_attribute a where a.attrelid = d.rel and 0 < a.attnum and not a.attisdropped),
-        pg_has_role(c.relowner, 'usage'), d.rel in (select relation from prepared), c.relfilenode, c.relispartition,
-        array(select concat_ws(' ', t.tgfoid, t.tgenabled, t.oid || '/' || t.xmin, t.tgtype,
+        pg_has_role(c.relowner, 'usage'), d.rel in (select relation from prepared), c.relispartition,
+        array(select concat_ws(' ', t.tgfoid, t.tgenabled, t.tgtype,
                 t.tgqual is not null or t.tgattr::text <> '', t.tgparentid <> 0, t.tgname)
             from pg_trigger t join pg_proc p on p.oid = t.tgfoid
             where t.tgrelid = d.rel
@@ -183,31 +176,24 @@ impl Postgres {
             let oid: Option<Oid> = row.try_get(2).map_err(error)?;
             let name: Option<String> = row.try_get(3).map_err(error)?;
             let kind: Option<String> = row.try_get(4).map_err(error)?;
-            let shape: Option<String> = row.try_get(5).map_err(error)?;
-            let is_ours: Option<bool> = row.try_get(6).map_err(error)?;
-            let is_prepared: Option<bool> = row.try_get(7).map_err(error)?;
-            let file: Option<Oid> = row.try_get(8).map_err(error)?;
-            let is_partition: Option<bool> = row.try_get(9).map_err(error)?;
-            let triggers: Vec<String> = row.try_get(10).map_err(error)?;
-            let path: Option<String> = row.try_get(11).map_err(error)?;
-            let mut member = TreeMember {
+            let is_ours: Option<bool> = row.try_get(5).map_err(error)?;
+            let is_prepared: Option<bool> = row.try_get(6).map_err(error)?;
+            let is_partition: Option<bool> = row.try_get(7).map_err(error)?;
+            let triggers: Vec<String> = row.try_get(8).map_err(error)?;
+            let path: Option<String> = row.try_get(9).map_err(error)?;
+            members.push(TreeMember {
                 asked: row.try_get(0).map_err(error)?,
                 root: root.map(|root| root.0),
                 oid: oid.map(|oid| oid.0).unwrap_or_default(),
                 name: name.unwrap_or_default(),
                 path: path.unwrap_or_default(),
-                owner: row.try_get::<Option<String>, _>(12).map_err(error)?.unwrap_or_default(),
+                owner: row.try_get::<Option<String>, _>(10).map_err(error)?.unwrap_or_default(),
                 kind: kind.and_then(|kind| kind.chars().next()).unwrap_or('?'),
-                shape: shape.unwrap_or_default(),
                 is_partition: is_partition.unwrap_or_default(),
                 is_ours: is_ours.unwrap_or_default(),
                 is_prepared: is_prepared.unwrap_or_default(),
                 triggers: triggers.iter().filter_map(|text| read_trigger(text)).collect(),
-            };
-            if member.kind == 'r' && !member.tells_of_truncate() {
-                member.shape += &format!(" {}", file.map(|file| file.0).unwrap_or_default());
-            }
-            members.push(member);
+            });
         }
         Ok(members)
     }
@@ -256,13 +242,12 @@ impl Postgres {
     }
 }
 
-/// `function mode version events is_conditional is_clone name`.
+/// `function mode events is_conditional is_clone name`.
 fn read_trigger(text: &str) -> Option<TriggerState> {
-    let mut parts = text.splitn(7, ' ');
+    let mut parts = text.splitn(6, ' ');
     Some(TriggerState {
         function: parts.next()?.parse().ok()?,
         mode: parts.next()?.chars().next()?,
-        version: parts.next()?.to_owned(),
         events: parts.next()?.parse().ok()?,
         is_conditional: parts.next()? == "t",
         is_clone: parts.next()? == "t",

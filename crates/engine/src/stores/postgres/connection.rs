@@ -32,6 +32,45 @@ const QUICK_CONNECTIONS: u32 = 6;
 /// How long a statement waits for a lock at most.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 
+/// What every session has, whatever is set for its role or database: what shapes texts and decides what a load sees.
+const PINNED: [(&str, &str); 12] = [
+    // No load may take part in a write, lock rows, or see its own changes.
+    ("default_transaction_read_only", "on"),
+    ("default_transaction_isolation", "read committed"),
+    // A policy hides rows; it does not make the query fail.
+    ("row_security", "on"),
+    // The text of a key must not depend on who loads it.
+    ("TimeZone", "UTC"),
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "iso_8601"),
+    ("extra_float_digits", "1"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    // Nobody needs to know which trigger was not there when it was replaced.
+    ("client_min_messages", "warning"),
+    // The first row of a backfill carries its snapshot, so the parts of its union must run in order.
+    ("enable_parallel_append", "off"),
+    ("jit", "off"),
+];
+
+/// Sets them in a session, in case a pooler has not passed them on. Names are looked up where the role's own setting says, and in
+/// temporary tables last: what a trigger has made in a session must not stand for a table of the query.
+const PIN: &str = r#"
+    select pg_catalog.set_config(s.name, s.value, false) from unnest($1::text[], $2::text[]) s(name, value)
+    union all
+    select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', nullif(p.path, ''), 'pg_temp'), false)
+    from (select pg_catalog.regexp_replace(pg_catalog.regexp_replace(pg_catalog.current_setting('search_path'),
+        '(^|,)\s*"?pg_temp"?\s*(?=,|$)', '', 'g'), '^[\s,]+', '')) p(path)"#;
+
+async fn pin(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let (names, values): (Vec<&str>, Vec<&str>) = PINNED.into_iter().unzip();
+    sqlx::query(PIN).persistent(false).bind(names).bind(values).execute(connection).await.map(drop)
+}
+
+/// In a transaction that may write, names mean what they mean to the application's own sessions: what its triggers make may be
+/// temporary tables that they look for first.
+pub(super) const BEGIN_WRITE: &str = "begin read write; set local search_path to default";
+
 /// What the connections of a pool have in common.
 struct Pooling<'a> {
     options: &'a PgConnectOptions,
@@ -51,6 +90,7 @@ impl Pooling<'_> {
                 let is_fresh = renewed_at.is_none_or(|at| about.age + SESSION_BEGINS_WITHIN < at.elapsed());
                 Box::pin(async move { Ok(is_fresh) })
             })
+            .after_connect(|connection, _| Box::pin(pin(connection)))
             .connect_lazy_with(self.options.clone())
     }
 }
@@ -72,22 +112,8 @@ impl Postgres {
         let lock_limit = format!("{}ms", lock_limit.as_millis());
         let options = options
             .application_name("cachekeeper")
+            .options(PINNED)
             .options([
-                // No load may take part in a write, lock rows, or see its own changes.
-                ("default_transaction_read_only", "on"),
-                ("default_transaction_isolation", "read committed"),
-                // The text of a key must not depend on who loads it.
-                ("TimeZone", "UTC"),
-                ("DateStyle", "ISO, MDY"),
-                ("IntervalStyle", "iso_8601"),
-                ("extra_float_digits", "1"),
-                ("bytea_output", "hex"),
-                ("lc_monetary", "C"),
-                // Nobody needs to know which trigger was not there when it was replaced.
-                ("client_min_messages", "warning"),
-                // The first row of a backfill carries its snapshot, so the parts of its union must run in order.
-                ("enable_parallel_append", "off"),
-                ("jit", "off"),
                 ("statement_timeout", limit.as_str()),
                 ("lock_timeout", lock_limit.as_str()),
                 // A process that is stopped in the middle of a write may not hold its locks for ever.
@@ -141,9 +167,12 @@ impl Postgres {
             Some(socket) => socket.display().to_string(),
             None => format!("{}:{}", options.get_host(), options.get_port()),
         };
-        let source = match tokio::time::timeout(self.connect_timeout, PgConnection::connect_with(options))
-            .await
-        {
+        let connect = async {
+            let mut connection = PgConnection::connect_with(options).await?;
+            pin(&mut connection).await?;
+            Ok(connection)
+        };
+        let source = match tokio::time::timeout(self.connect_timeout, connect).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(sqlx::Error::Io(error))) => {
                 let text = match error.kind() {

@@ -146,6 +146,11 @@ impl FeedReader {
         Self { connection: None, lent: None, postgres: postgres.clone(), keys: KEYS }
     }
 
+    /// The next poll uses a new connection.
+    pub fn renew(&mut self) {
+        (self.connection, self.lent) = (None, None);
+    }
+
     /// Asks what was committed since `cursor`, and for the state of the catalogs, where something is to be verified.
     pub async fn poll(&mut self, cursor: &str, verify: Option<&Verify<'_>>) -> Result<FeedPoll, SourceError> {
         let polled = tokio::time::timeout(ANSWER_WITHIN, self.begin(cursor, verify)).await;

@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 
 use super::statement::INCARNATION;
-use super::{Postgres, SourceError};
+use super::{ErrorKind, Postgres, SourceError};
 use cachekeeper_protocol::revision::hash_of;
 
 /// A coverage fingerprint: the hash of what matters, of the versions of the columns' catalog rows, and of the files. The text is
@@ -49,12 +50,18 @@ pub struct CatalogScope {
     pub types: BTreeSet<u32>,
     /// User-defined functions.
     pub functions: BTreeSet<u32>,
-    /// Names of relations, functions, types and operators.
+    /// Collations, configurations and dictionaries for text search, families of operators.
+    pub others: BTreeSet<u32>,
+    /// Names of relations, functions, types, operators and more.
     pub names: BTreeSet<(NameKind, String)>,
     /// Schemas in which those names are looked up.
     pub schemas: BTreeSet<String>,
+    /// Settings that views, functions and policies read, beside those that always count.
+    pub settings: BTreeSet<String>,
     /// Whether row security decides what the query returns.
     pub has_row_security: bool,
+    /// The owners of views, and of functions that run with their owner's rights: then it is their role that decides.
+    pub owners: BTreeSet<u32>,
 }
 
 /// What a name belongs to.
@@ -68,6 +75,10 @@ pub enum NameKind {
     Type,
     /// An operator.
     Operator,
+    /// A collation.
+    Collation,
+    /// A configuration or dictionary for text search.
+    TextSearch,
 }
 
 impl NameKind {
@@ -77,6 +88,8 @@ impl NameKind {
             Self::Function => "F",
             Self::Type => "T",
             Self::Operator => "O",
+            Self::Collation => "C",
+            Self::TextSearch => "X",
         }
     }
 }
@@ -89,25 +102,50 @@ impl CatalogScope {
         self.roots.extend(&other.roots);
         self.types.extend(&other.types);
         self.functions.extend(&other.functions);
+        self.others.extend(&other.others);
+        self.settings.extend(other.settings.iter().cloned());
+        self.owners.extend(&other.owners);
         self.names.extend(other.names.iter().cloned());
         self.schemas.extend(other.schemas.iter().cloned());
         self.has_row_security |= other.has_row_security;
     }
 
+    /// Every relation, once.
+    pub(crate) fn all_relations(&self) -> impl Iterator<Item = u32> {
+        self.relations.union(&self.members).copied()
+    }
+
+    fn has_relation(&self, oid: u32) -> bool {
+        self.relations.contains(&oid) || self.members.contains(&oid)
+    }
+
+    /// The members that trees have beyond those of `before`, where nothing else differs.
+    pub(crate) fn grown_since(&self, before: &Self) -> Option<BTreeSet<u32>> {
+        let as_before = Self { members: before.members.clone(), ..self.clone() };
+        let is_grown = as_before == *before && before.members.is_subset(&self.members);
+        is_grown.then(|| self.members.difference(&before.members).copied().collect())
+    }
+
     /// An expression of type `text[]`: the state of all this in the catalogs. One text for each object.
     pub(crate) fn expression(&self) -> String {
-        let all: BTreeSet<u32> = self.relations.union(&self.members).copied().collect();
+        let all: BTreeSet<u32> = self.all_relations().collect();
         let names =
             |kind| texts(self.names.iter().filter(|(of, _)| *of == kind).map(|(_, name)| name.as_str()));
-        EXPRESSION
+        let settings = SETTINGS.into_iter().chain(self.settings.iter().map(String::as_str));
+        STATE
             .replace("{relations}", &oids(&all))
             .replace("{shaped}", &oids(&self.relations))
             .replace("{types}", &oids(&self.types))
             .replace("{functions}", &oids(&self.functions))
+            .replace("{others}", &oids(&self.others))
+            .replace("{owners}", &oids(&self.owners))
+            .replace("{settings}", &texts(settings))
             .replace("{relation_names}", &names(NameKind::Relation))
             .replace("{function_names}", &names(NameKind::Function))
             .replace("{type_names}", &names(NameKind::Type))
             .replace("{operator_names}", &names(NameKind::Operator))
+            .replace("{collation_names}", &names(NameKind::Collation))
+            .replace("{search_names}", &names(NameKind::TextSearch))
             .replace("{schemas}", &texts(self.schemas.iter().map(String::as_str)))
             .replace("{row_security}", if self.has_row_security { "true" } else { "false" })
     }
@@ -127,102 +165,39 @@ fn texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 /// Between the parts of an object's text. The first two name the object.
 const BETWEEN: char = '\u{1f}';
 
-/// One text for each object: its kind, its oid or name, and then what is known of it. Sums of hashes, because sorting the columns of
-/// hundreds of tables would take most of the time.
-const EXPRESSION: &str = "array(
-  select concat_ws(E'\\x1f', 'r', c.oid, md5(concat_ws(' ', c.relname, c.relnamespace, c.relkind, c.relpersistence, c.relowner,
-      c.relhastriggers, c.relrowsecurity, c.relforcerowsecurity, c.relispartition,
-      case when c.relkind = 'v' then c.reloptions end, a.shape, d.generated, t.triggers, h.children, u.parents, s.subscriptions,
-      case when c.relkind in ('v', 'm') then (select string_agg(md5(regexp_replace(r.ev_action::text, ':(location|stmt_location|stmt_len) -?[0-9]+', '', 'g')), ',' order by r.oid)
-        from pg_catalog.pg_rewrite r where r.ev_class = c.oid and r.ev_type = '1') end,
-      case when c.relrowsecurity then (select string_agg(concat_ws(' ', p.polname, p.polcmd, p.polpermissive, p.polroles,
-          md5(p.polqual::text)), ',' order by p.polname)
-        from pg_catalog.pg_policy p where p.polrelid = c.oid and p.polcmd in ('r', '*')) end,
-      -- Where no trigger tells that it was emptied, its file does.
-      case when c.relkind = 'r' and t.events & 32 = 0 then c.relfilenode end)),
-    coalesce(a.versions::text, '-'), c.relfilenode)
-  from pg_catalog.pg_class c
-  left join (select a.attrelid, sum(hashtextextended(a.attname::text, hashint8extended(
-        (a.attnum::bigint << 32) + a.atttypid::bigint, (a.atttypmod::bigint << 32) + a.attcollation::bigint
-        + case when a.attgenerated <> '' then 1 else 0 end))) as shape,
-      sum(hashint8extended(a.xmin::text::bigint, a.attnum::bigint)) as versions
-    from pg_catalog.pg_attribute a where a.attrelid = any({shaped}) and 0 < a.attnum and not a.attisdropped
-    group by a.attrelid) a on a.attrelid = c.oid
-  left join (select d.adrelid, string_agg(md5(d.adbin::text), ',' order by d.adnum) as generated
-    from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
-    where d.adrelid = any({shaped}) and a.attgenerated <> '' group by d.adrelid) d on d.adrelid = c.oid
-  left join (select t.tgrelid, bit_or(t.tgtype) as events, string_agg(concat_ws(' ', t.oid, t.xmin, t.tgenabled, t.tgfoid, t.tgtype,
-        t.tgattr, t.tgqual is null), ',' order by t.oid) as triggers
-    from pg_catalog.pg_trigger t where t.tgrelid = any({relations}) and t.tgname like 'cachekeeper%'
-    group by t.tgrelid) t on t.tgrelid = c.oid
-  left join (select h.inhparent, string_agg(concat_ws(' ', h.inhrelid, to_jsonb(h) ->> 'inhdetachpending'), ',' order by h.inhrelid)
-      as children from pg_catalog.pg_inherits h where h.inhparent = any({relations}) group by h.inhparent) h on h.inhparent = c.oid
-  left join (select h.inhrelid, string_agg(h.inhparent::text, ',' order by h.inhparent) as parents
-    from pg_catalog.pg_inherits h where h.inhrelid = any({relations}) group by h.inhrelid) u on u.inhrelid = c.oid
-  left join (select s.srrelid, string_agg(s.srsubid::text, ',' order by s.srsubid) as subscriptions
-    from pg_catalog.pg_subscription_rel s where s.srrelid = any({relations}) group by s.srrelid) s on s.srrelid = c.oid
-  where c.oid = any({relations})
-  union all
-  select concat_ws(E'\\x1f', 't', t.oid, t.typname, t.typnamespace, t.typtype, t.typbasetype, t.typtypmod, t.typelem, t.typrelid,
-      t.typoutput, t.typcollation, case when t.typtype = 'e' then (select md5(string_agg(e.oid || ' ' || e.enumlabel, ','
-      order by e.oid)) from pg_catalog.pg_enum e where e.enumtypid = t.oid) end)
-  from pg_catalog.pg_type t where t.oid = any({types})
-  union all
-  select concat_ws(E'\\x1f', 'f', p.oid, md5(concat_ws(' ', p.proname, p.pronamespace, p.prolang, p.provolatile, p.prosecdef,
-      p.proowner, p.proisstrict, p.prorettype, p.proargtypes, p.proconfig, p.prosrc, p.probin, p.proargdefaults::text, to_jsonb(p) ->> 'prosqlbody',
-      case when p.prokind = 'a' then (select to_jsonb(g)::text from pg_catalog.pg_aggregate g where g.aggfnoid = p.oid) end)))
-  from pg_catalog.pg_proc p where p.oid = any({functions})
-  union all
-  select concat_ws(E'\\x1f', 'R' || c.relname, n.nspname, c.oid)
-  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  where c.relname = any({relation_names}) and c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname = any({schemas})
-  union all
-  select concat_ws(E'\\x1f', 'F' || p.proname, n.nspname, p.oid)
-  from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-  where p.proname = any({function_names}) and 16384 <= p.oid and n.nspname = any({schemas})
-  union all
-  select concat_ws(E'\\x1f', 'T' || t.typname, n.nspname, t.oid)
-  from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
-  where t.typname = any({type_names}) and n.nspname = any({schemas})
-  union all
-  select concat_ws(E'\\x1f', 'O' || r.oprname, n.nspname, r.oid)
-  from pg_catalog.pg_operator r join pg_catalog.pg_namespace n on n.oid = r.oprnamespace
-  where r.oprname = any({operator_names}) and 16384 <= r.oid and n.nspname = any({schemas})
-  union all
-  select concat_ws(E'\\x1f', 'c', c.root, p.oid, p.xmin, c.is_on, c.settling is null, to_jsonb(c) ->> 'gaps')
-  from cachekeeper.capture c left join pg_catalog.pg_proc p on p.proname = 'capture_' || c.id
-    and p.pronamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper')
-  union all
-  select concat_ws(E'\\x1f', 'o', c.relname, c.oid, c.relkind, c.relpersistence, c.relowner, c.relrowsecurity, c.relhastriggers,
-      c.relhasrules, c.relacl::text, n.nspowner)
-  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  where n.nspname = 'cachekeeper' and c.relname in ('outbox', 'outbox_count', 'uncaptured')
-  union all
-  select concat_ws(E'\\x1f', 's', s.setdatabase, s.setrole, s.setconfig)
-  from pg_catalog.pg_db_role_setting s
-  where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
-    and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
-  union all
-  select concat_ws(E'\\x1f', 'k', k.oid) from pg_catalog.pg_cast k where 16384 <= k.oid
-  union all
-  (with recursive role(oid) as (
-    select r.oid from pg_catalog.pg_roles r where {row_security} and r.rolname = current_user
-    union select m.roleid from role join pg_catalog.pg_auth_members m on m.member = role.oid)
-  select concat_ws(E'\\x1f', 'l', r.oid, r.rolsuper, r.rolbypassrls, r.rolinherit)
-  from role join pg_catalog.pg_roles r on r.oid = role.oid)
-)";
+/// An expression of type `text[]`.
+const STATE: &str = include_str!("fingerprint/state.sql");
+
+/// Settings that shape what a query returns and are not pinned: they are what the database's owner wants them to be.
+const SETTINGS: [&str; 8] = [
+    "array_nulls",
+    "default_text_search_config",
+    "lc_numeric",
+    "lc_time",
+    "timezone_abbreviations",
+    "transform_null_equals",
+    "xmlbinary",
+    "xmloption",
+];
+
+/// Whose rights decide where no owner's do.
+const THIS_ROLE: u32 = 0;
 
 /// What the catalogs said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CatalogState {
     /// By kind and oid: what matters; of relations also the versions and the file.
     objects: BTreeMap<String, String>,
+    /// By parent: the children in trees of tables.
+    children: BTreeMap<u32, BTreeMap<u32, String>>,
     /// By kind and name: where objects of that name are.
     names: BTreeMap<String, BTreeSet<(String, String)>>,
     /// What concerns every dataset.
     common: BTreeSet<String>,
-    /// What concerns datasets under row security.
-    roles: BTreeSet<String>,
+    /// Settings by name.
+    settings: BTreeMap<String, String>,
+    /// For whose rights: the roles that decide about them.
+    roles: BTreeSet<(u32, String)>,
 }
 
 impl CatalogState {
@@ -235,10 +210,16 @@ impl CatalogState {
             let (kind, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
             let rest = parts.next().unwrap_or_default();
             match kind {
-                "r" | "t" | "f" | "c" => {
+                "r" | "t" | "f" | "x" | "c" => {
                     state.objects.insert(format!("{kind}{name}"), rest.to_owned());
                 }
-                "l" => drop(state.roles.insert(text)),
+                "h" => {
+                    let (child, is_leaving) = rest.split_once(BETWEEN).unwrap_or((rest, ""));
+                    let children = state.children.entry(name.parse().unwrap_or_default()).or_default();
+                    children.insert(child.parse().unwrap_or_default(), is_leaving.to_owned());
+                }
+                "l" => drop(state.roles.insert((name.parse().unwrap_or_default(), rest.to_owned()))),
+                "g" => drop(state.settings.insert(name.to_owned(), rest.to_owned())),
                 "o" | "s" | "k" => drop(state.common.insert(text)),
                 _ => {
                     let found = state.names.entry(kind.to_owned()).or_default();
@@ -249,19 +230,33 @@ impl CatalogState {
         state
     }
 
-    /// The fingerprint of a dataset with this definition.
+    /// Whether a tree of tables has a member that is not among those which are looked at.
+    #[must_use]
+    pub(crate) fn has_grown(&self, scope: &CatalogScope) -> bool {
+        let mut children = scope.all_relations().filter_map(|oid| self.children.get(&oid)).flatten();
+        children.any(|(child, _)| !scope.has_relation(*child))
+    }
+
+    /// The fingerprint of a dataset with this definition. New members of trees do not count: [`Self::has_grown`].
     #[must_use]
     pub(crate) fn fingerprint(&self, definition: &str, scope: &CatalogScope) -> Fingerprint {
         let mut matters = vec![definition.to_owned()];
         let (mut versions, mut files) = (Vec::new(), Vec::new());
-        for oid in scope.relations.union(&scope.members) {
+        for oid in scope.all_relations() {
+            for (child, is_leaving) in self.children.get(&oid).into_iter().flatten() {
+                if scope.has_relation(*child) {
+                    matters.push(format!("h{oid} {child} {is_leaving}"));
+                }
+            }
             let text = self.objects.get(&format!("r{oid}")).map_or("", String::as_str);
             let mut parts = text.split(BETWEEN);
             matters.push(format!("r{oid} {}", parts.next().unwrap_or_default()));
             versions.push(parts.next().unwrap_or_default());
             files.push(parts.next().unwrap_or_default());
         }
-        for (kind, oids) in [("t", &scope.types), ("f", &scope.functions), ("c", &scope.roots)] {
+        for (kind, oids) in
+            [("t", &scope.types), ("f", &scope.functions), ("x", &scope.others), ("c", &scope.roots)]
+        {
             for oid in oids {
                 let text = self.objects.get(&format!("{kind}{oid}"));
                 matters.push(format!("{kind}{oid} {}", text.map_or("", String::as_str)));
@@ -276,8 +271,13 @@ impl CatalogState {
             }
         }
         matters.extend(self.common.iter().cloned());
+        for name in SETTINGS.into_iter().chain(scope.settings.iter().map(String::as_str)) {
+            matters.push(format!("g{name} {}", self.settings.get(name).map_or("", String::as_str)));
+        }
         if scope.has_row_security {
-            matters.extend(self.roles.iter().cloned());
+            let decides = |whose: u32| whose == THIS_ROLE || scope.owners.contains(&whose);
+            let roles = self.roles.iter().filter(|(whose, _)| decides(*whose));
+            matters.extend(roles.map(|(whose, text)| format!("l{whose} {text}")));
         }
         Fingerprint(format!(
             "{} {} {}",
@@ -288,7 +288,49 @@ impl CatalogState {
     }
 }
 
+/// New members of trees whose rows are all known: each was captured from the moment on in which it joined, its file is still its first
+/// one, and either it was made as a partition of a table that was captured then (`$2`), or it has no rows now. A partition that was made
+/// as one has a column as old as its system columns; those of an attached table were all changed by that.
+const CAME_WITHOUT_ROWS: &str = "
+    select c.oid from pg_class c join pg_inherits h on h.inhrelid = c.oid
+    where c.oid = any($1::oid[]) and c.relispartition and (c.relkind = 'p' or c.relkind = 'r' and c.relfilenode = c.oid)
+        and (select count(*) filter (where t.tgtype & 32 = 0) > 0 and coalesce(bool_and(t.tgtype & 32 <> 0
+                or t.tgenabled = 'A' and t.tgparentid <> 0 and t.xmin::text = h.xmin::text), false)
+            from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+            where t.tgrelid = c.oid and p.pronamespace = 'cachekeeper'::regnamespace)
+        and (h.inhparent = any($2::oid[]) and exists (
+                select from pg_attribute a, pg_attribute s where a.attrelid = c.oid and s.attrelid = c.oid and s.attnum = -1
+                    and 0 < a.attnum and (a.xmin::text, a.cmin::text, a.xmin::text) = (s.xmin::text, s.cmin::text, h.xmin::text))
+            or c.relkind = 'p' or pg_relation_size(c.oid) = 0)";
+
 impl Postgres {
+    /// Which of these new members of trees brought no row that was not captured, where the tables in `known` were captured before.
+    /// One that is locked is none of them.
+    pub(crate) async fn came_without_rows(
+        &self,
+        members: &BTreeSet<u32>,
+        known: &BTreeSet<u32>,
+    ) -> Result<BTreeSet<u32>, SourceError> {
+        let error = |source| SourceError::new("look at new partitions", source);
+        let mut transaction = self.pool.begin().await.map_err(error)?;
+        // A file's size is asked for under a lock.
+        transaction.execute("set local lock_timeout = '50ms'").await.map_err(error)?;
+        let oids = |set: &BTreeSet<u32>| set.iter().copied().map(Oid).collect::<Vec<_>>();
+        let rows = sqlx::query_scalar::<_, Oid>(CAME_WITHOUT_ROWS)
+            .bind(oids(members))
+            .bind(oids(known))
+            .fetch_all(&mut *transaction)
+            .await;
+        match rows.map_err(error) {
+            Ok(rows) => Ok(rows.into_iter().map(|oid| oid.0).collect()),
+            Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "what new partitions brought is not known");
+                Ok(BTreeSet::new())
+            }
+        }
+    }
+
     /// The state of the catalogs now, by the expression of a [`CatalogScope`], and the incarnation, if one is recorded.
     ///
     /// # Errors

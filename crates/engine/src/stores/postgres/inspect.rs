@@ -15,6 +15,8 @@ pub struct Inspection {
     pub relations: Vec<ReadRelation>,
     /// The functions that it calls.
     pub functions: Vec<Function>,
+    /// Whether it depends on more than can be followed: the texts of its functions name thousands of others.
+    pub has_too_many: bool,
     /// Whether it returns or compares system columns (`ctid`, `xmin` and their kin), which change without any change of a row.
     pub has_system_columns: bool,
     /// Everything in the catalogs that decides what it returns.
@@ -45,71 +47,10 @@ pub struct Function {
     pub is_opaque: bool,
 }
 
-// Dependencies on built-in objects are not recorded, so what a view uses is read from its rule's tree. A rule of a table is nothing
-// that a query of it reads.
-const DEPENDENCIES: &str = "
-    with recursive object(class, oid) as (
-        select 'pg_class'::regclass::oid, 'pg_temp.cachekeeper_inspected'::regclass::oid
-        union
-        select found.class, found.oid from object o cross join lateral (
-            select 'pg_class'::regclass::oid as class, m[1]::oid as oid
-            from pg_rewrite r, regexp_matches(r.ev_action::text, ':relid ([0-9]+)', 'g') m
-            where o.class = 'pg_class'::regclass and r.ev_class = o.oid and r.ev_type = '1'
-            union all
-            select 'pg_proc'::regclass, m[1]::oid
-            from pg_rewrite r, regexp_matches(r.ev_action::text, ':(?:funcid|opfuncid|aggfnoid|winfnoid) ([0-9]+)', 'g') m
-            where o.class = 'pg_class'::regclass and r.ev_class = o.oid and r.ev_type = '1'
-            union all
-            select 'pg_type'::regclass, m[1]::oid
-            from pg_rewrite r, regexp_matches(r.ev_action::text, ':(?:vartype|consttype|resulttype|funcresulttype|opresulttype|coerceresulttype) ([0-9]+)', 'g') m
-            where o.class = 'pg_class'::regclass and r.ev_class = o.oid and r.ev_type = '1'
-            union all
-            select 'pg_operator'::regclass, m[1]::oid
-            from pg_rewrite r, regexp_matches(r.ev_action::text, ':opno ([0-9]+)', 'g') m
-            where o.class = 'pg_class'::regclass and r.ev_class = o.oid and r.ev_type = '1'
-            union all
-            select d.refclassid, d.refobjid from pg_depend d
-            where o.class = 'pg_proc'::regclass and d.classid = o.class and d.objid = o.oid
-            union all
-            select d.refclassid, d.refobjid from pg_policy p
-            join pg_class c on c.oid = p.polrelid and c.relrowsecurity
-            join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
-            where o.class = 'pg_class'::regclass and p.polrelid = o.oid and p.polcmd in ('r', '*')
-            union all
-            select 'pg_type'::regclass, a.atttypid from pg_attribute a
-            where o.class = 'pg_class'::regclass and a.attrelid = o.oid and 0 < a.attnum and not a.attisdropped
-            union all
-            select part.class, part.oid from pg_type t cross join lateral (
-                values ('pg_type'::regclass::oid, t.typelem), ('pg_type'::regclass, t.typbasetype),
-                       ('pg_class'::regclass, case when t.typtype = 'c' then t.typrelid end)
-                union all
-                select 'pg_type'::regclass, g.rngsubtype from pg_range g where t.oid::text in (to_jsonb(g) ->> 'rngtypid', to_jsonb(g) ->> 'rngmultitypid')
-            ) part(class, oid)
-            where o.class = 'pg_type'::regclass and t.oid = o.oid and 16384 <= t.oid
-        ) found
-        where found.oid <> 0 and found.class in ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass)
-    )
-    select 'relation' as what, c.oid, c.relname::text as name, c.relkind::text as kind, c.oid::regclass::text as shown,
-        n.nspname in ('pg_catalog', 'information_schema') as is_known, c.relrowsecurity as is_special, n.nspname::text as schema
-    from object o join pg_class c on o.class = 'pg_class'::regclass and c.oid = o.oid join pg_namespace n on n.oid = c.relnamespace
-    where c.oid <> 'pg_temp.cachekeeper_inspected'::regclass and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S', 'c')
-    union all
-    select 'function', p.oid, p.proname, p.provolatile::text, p.oid::regproc::text,
-        to_jsonb(p) ->> 'prosqlbody' is not null, l.lanname not in ('internal', 'c'), n.nspname
-    from object o join pg_proc p on o.class = 'pg_proc'::regclass and p.oid = o.oid
-    join pg_language l on l.oid = p.prolang join pg_namespace n on n.oid = p.pronamespace
-    union all
-    select 'type', t.oid, t.typname, t.typtype::text, '', t.oid < 16384, false, n.nspname
-    from object o join pg_type t on o.class = 'pg_type'::regclass and t.oid = o.oid
-    join pg_namespace n on n.oid = t.typnamespace where 16384 <= t.oid
-    union all
-    select 'operator', r.oid, r.oprname, '', '', r.oid < 16384, false, n.nspname
-    from object o join pg_operator r on o.class = 'pg_operator'::regclass and r.oid = o.oid join pg_namespace n on n.oid = r.oprnamespace
-    union all
-    select 'system column', null, '', '', '', false, false, ''
-    from object o join pg_rewrite r on o.class = 'pg_class'::regclass and r.ev_class = o.oid and r.ev_type = '1'
-    where r.ev_action::text ~ ':varattno -[1-5] '
-    order by 1, 2";
+const DEPENDENCIES: &str = include_str!("inspect/dependencies.sql");
+
+/// So many objects of the catalogs may decide about a query. More would make each poll slow.
+const OBJECTS_MAX: usize = 4_000;
 
 /// Where names are looked up.
 const SCHEMAS: &str = "
@@ -129,8 +70,9 @@ impl Postgres {
         transaction.execute("set transaction read write").await.map_err(error)?;
         let view = format!("create temporary view cachekeeper_inspected as select q.* from (\n{query}\n) q");
         transaction.execute(AssertSqlSafe(view)).await.map_err(error)?;
-        let rows =
-            sqlx::query(DEPENDENCIES).persistent(false).fetch_all(&mut *transaction).await.map_err(error)?;
+        let dependencies = DEPENDENCIES.replace("{most}", &OBJECTS_MAX.to_string());
+        let dependencies = sqlx::query(AssertSqlSafe(dependencies)).persistent(false);
+        let rows = dependencies.fetch_all(&mut *transaction).await.map_err(error)?;
         let schemas: Vec<String> = sqlx::query_scalar(SCHEMAS)
             .persistent(false)
             .fetch_all(&mut *transaction)
@@ -146,9 +88,12 @@ impl Postgres {
                 name: row.try_get(2).map_err(error)?,
                 kind: row.try_get::<String, _>(3).map_err(error)?.chars().next().unwrap_or('?'),
                 shown: row.try_get(4).map_err(error)?,
-                is_known: row.try_get(5).map_err(error)?,
-                is_special: row.try_get(6).map_err(error)?,
-                schema: row.try_get(7).map_err(error)?,
+                schema: row.try_get(5).map_err(error)?,
+                certainty: if row.try_get(6).map_err(error)? { Certainty::Used } else { Certainty::Possible },
+                is_named: row.try_get(7).map_err(error)?,
+                is_known: row.try_get(8).map_err(error)?,
+                is_special: row.try_get(9).map_err(error)?,
+                owner: row.try_get::<Option<Oid>, _>(10).map_err(error)?.map(|oid| oid.0),
             });
         }
         Ok(inspection)
@@ -162,11 +107,23 @@ struct Dependency {
     name: String,
     kind: char,
     shown: String,
+    schema: String,
+    certainty: Certainty,
+    /// Whether it is found by its name, so that another object of that name would take its place.
+    is_named: bool,
     /// Of a relation: whether it is a catalog; of a function: whether its body is parsed.
     is_known: bool,
     /// Of a relation: whether it has row security; of a function: whether it may read tables.
     is_special: bool,
-    schema: String,
+    /// Whose rights it uses, if not the caller's.
+    owner: Option<u32>,
+}
+
+/// Whether a query uses an object. What it only may use counts in the fingerprint, and refuses nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Certainty {
+    Used,
+    Possible,
 }
 
 /// Objects below this came with the server, and do not change.
@@ -175,41 +132,80 @@ const FIRST_USER_OID: u32 = 16_384;
 impl Inspection {
     fn add(&mut self, found: Dependency) {
         let scope = &mut self.scope;
-        let is_user = FIRST_USER_OID <= found.oid;
-        if is_user {
-            scope.schemas.insert(found.schema);
+        if FIRST_USER_OID <= found.oid {
+            scope.schemas.insert(found.schema.clone());
         }
-        match found.what.as_str() {
+        scope.owners.extend(found.owner);
+        let kind = match found.what.as_str() {
             "relation" => {
-                scope.relations.insert(found.oid);
-                if found.kind != 'c' {
-                    scope.names.insert((NameKind::Relation, found.name));
-                    scope.has_row_security |= found.is_special;
-                }
-                if !matches!(found.kind, 'v' | 'c') || found.is_known {
-                    let (name, kind, is_catalog) = (found.shown, found.kind, found.is_known);
-                    self.relations.push(ReadRelation { name, kind, is_catalog });
-                }
+                self.add_relation(&found);
+                (found.kind != 'c').then_some(NameKind::Relation)
             }
             "function" => {
-                if is_user {
-                    scope.functions.insert(found.oid);
-                }
-                scope.names.insert((NameKind::Function, found.name));
-                let is_opaque = is_user && found.is_special && !found.is_known && found.kind != 'i';
-                self.functions.push(Function {
-                    name: found.shown,
-                    volatility: found.kind,
-                    may_read_tables: found.is_special,
-                    is_opaque,
-                });
+                self.add_function(&found);
+                Some(NameKind::Function)
             }
             "type" => {
                 scope.types.insert(found.oid);
-                scope.names.insert((NameKind::Type, found.name));
+                Some(NameKind::Type)
             }
-            "operator" => drop(scope.names.insert((NameKind::Operator, found.name))),
-            _ => self.has_system_columns = true,
+            "operator" => Some(NameKind::Operator),
+            "collation" => {
+                scope.others.insert(found.oid);
+                Some(NameKind::Collation)
+            }
+            "text search" => {
+                scope.others.insert(found.oid);
+                Some(NameKind::TextSearch)
+            }
+            "operator family" => {
+                scope.others.insert(found.oid);
+                None
+            }
+            "setting" => {
+                scope.settings.insert(found.name.clone());
+                None
+            }
+            "schema" => {
+                scope.schemas.insert(found.schema);
+                None
+            }
+            "too many" => {
+                self.has_too_many = true;
+                None
+            }
+            _ => {
+                self.has_system_columns = true;
+                None
+            }
+        };
+        if let Some(kind) = kind.filter(|_| found.is_named) {
+            self.scope.names.insert((kind, found.name));
+        }
+    }
+
+    fn add_relation(&mut self, found: &Dependency) {
+        self.scope.relations.insert(found.oid);
+        self.scope.has_row_security |= found.is_special;
+        let is_read = !matches!(found.kind, 'v' | 'c') || found.is_known;
+        if is_read && found.certainty == Certainty::Used {
+            let (name, kind, is_catalog) = (found.shown.clone(), found.kind, found.is_known);
+            self.relations.push(ReadRelation { name, kind, is_catalog });
+        }
+    }
+
+    fn add_function(&mut self, found: &Dependency) {
+        let is_user = FIRST_USER_OID <= found.oid;
+        if is_user {
+            self.scope.functions.insert(found.oid);
+        }
+        if found.certainty == Certainty::Used {
+            self.functions.push(Function {
+                name: found.shown.clone(),
+                volatility: found.kind,
+                may_read_tables: found.is_special,
+                is_opaque: is_user && found.is_special && !found.is_known && found.kind != 'i',
+            });
         }
     }
 

@@ -11,6 +11,7 @@ use sqlx::{
     TypeInfo as _, ValueRef as _,
 };
 
+use super::connection::BEGIN_WRITE;
 use super::feed::change_of;
 use super::statement::type_name;
 use super::{Change, ErrorKind, Postgres, SourceError};
@@ -46,10 +47,9 @@ pub struct CommandStream<'a> {
 pub(crate) const DIRECT: i32 = -1;
 /// Settings of a transaction that carries out several commands, each as if it were alone: what is checked at the end of a
 /// transaction is checked at the end of each, and nobody waits long for rows that others hold.
-const BEGIN_SHARED: &str =
-    "begin read write; set constraints all immediate; set local lock_timeout = '300ms'";
+const BEGIN_SHARED: &str = "begin read write; set local search_path to default; set constraints all immediate; set local lock_timeout = '300ms'";
 /// A command that goes alone may wait as long as any other statement.
-const BEGIN_ALONE: &str = "begin read write; set constraints all immediate";
+const BEGIN_ALONE: &str = "begin read write; set local search_path to default; set constraints all immediate";
 /// Keys that share a row of the outbox.
 const NOTED_AT_ONCE: usize = 64;
 /// Records of one statement that drops old ones.
@@ -84,7 +84,7 @@ impl Postgres {
 
     /// Begins a transaction that may write.
     pub(crate) async fn begin_write(&self) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
-        self.begin_with("begin read write").await
+        self.begin_with(BEGIN_WRITE).await
     }
 
     pub(super) async fn begin_with(

@@ -329,8 +329,19 @@ pub struct Advance<'a> {
     pub to: &'a Snapshot,
     /// The database's clock then, where the watermark moves too: the fingerprints were verified there.
     pub watermark: Option<&'a str>,
-    /// The datasets whose changes are followed, each with its coverage fingerprint. Any other one becomes pending.
-    pub followed: &'a [(&'a str, &'a str)],
+    /// The datasets whose changes are followed. Any other one becomes pending.
+    pub followed: &'a [Followed<'a>],
+}
+
+/// A dataset whose changes are followed.
+#[derive(Debug, Clone, Copy)]
+pub struct Followed<'a> {
+    /// Its name.
+    pub dataset: &'a str,
+    /// Its coverage fingerprint; empty: not known yet. Then the watermark leaves it out, and nothing is revalidated.
+    pub fingerprint: &'a str,
+    /// A recorded fingerprint that this one takes the place of although nothing needs to be revalidated; empty: none.
+    pub replaces: &'a str,
 }
 
 /// How a move ended.
@@ -338,6 +349,8 @@ pub struct Advance<'a> {
 pub enum Advanced {
     /// The cursor and the watermark have moved.
     Done,
+    /// They have, and datasets became pending.
+    MadePending,
     /// Scripts of the batch are missing: Redis was rolled back.
     RolledBack,
     /// Another worker leads.
@@ -346,7 +359,12 @@ pub enum Advanced {
 
 impl FromRedisValue for Advanced {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let words = [("DONE", Self::Done), ("ROLLED_BACK", Self::RolledBack), ("MOVED", Self::Moved)];
+        let words = [
+            ("DONE", Self::Done),
+            ("PENDING", Self::MadePending),
+            ("ROLLED_BACK", Self::RolledBack),
+            ("MOVED", Self::Moved),
+        ];
         read_word(&value, &words)
     }
 }
@@ -368,8 +386,8 @@ impl Redis {
         call.arg(advance.job.0).number(advance.job.1);
         call.arg(advance.from).arg(advance.to.as_str()).arg(advance.watermark.unwrap_or_default());
         call.arg(NEWLY_COVERED).arg(NO_LONGER_COVERED).arg(epoch.to_string()).arg(nonce());
-        for (dataset, fingerprint) in advance.followed {
-            call.arg(dataset).arg(fingerprint);
+        for followed in advance.followed {
+            call.arg(followed.dataset).arg(followed.fingerprint).arg(followed.replaces);
         }
         call.run(self).await
     }

@@ -2,9 +2,10 @@
 -- KEYS: 1 to 3 see the prelude, 4 watermark.
 -- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 the watermark's time,
 --       or '' where the cursor moves alone, 10 why a dataset is pending that was not covered until now, 11 the same for one that
---       is not covered any more, 12 epoch as text, 13 a nonce, then pairs of a dataset that is followed and the coverage
---       fingerprint that was verified at the new cursor (it says nothing where the cursor moves alone).
--- Replies DONE, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
+--       is not covered any more, 12 epoch as text, 13 a nonce, then for each dataset that is followed three: its name, the coverage
+--       fingerprint that was verified at the new cursor (it says nothing where the cursor moves alone), or '' where that is not known
+--       yet, and one that it takes the place of although nothing needs to be revalidated, or ''.
+-- Replies DONE, PENDING where it is done and something became pending, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
 local watermark = KEYS[4]
 local job, known, from, to, as_of, newly, no_longer, epoch_text, nonce = unpack(ARGV, 5, 13)
 local FIRST_DATASET = 14
@@ -13,9 +14,13 @@ if failure then return failure end
 if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_reply('ROLLED_BACK') end
 if redis.call('HGET', meta, 'cursor') ~= from then return redis.status_reply('MOVED') end
 
-local followed = {}
-for i = FIRST_DATASET, #ARGV, 2 do followed[ARGV[i]] = ARGV[i + 1] end
-local fields, left_out, recorded = redis.call('HGETALL', meta), {}, {}
+local followed, replaced, left_out, recorded = {}, {}, {}, {}
+for i = FIRST_DATASET, #ARGV, 3 do
+  local name, fingerprint = ARGV[i], ARGV[i + 1]
+  followed[name], replaced[name] = fingerprint, ARGV[i + 2]
+  if fingerprint == '' then left_out[name] = true end
+end
+local fields = redis.call('HGETALL', meta)
 for i = 1, #fields, 2 do
   local kind, name = string.match(fields[i], '^(%l+):(.*)$')
   local is_pending = kind == 'pending' or kind == 'slots' or kind == 'unfilled'
@@ -52,8 +57,11 @@ redis.call('HSET', meta, 'cursor', to)
 redis.call('HDEL', meta, 'outage')
 if as_of ~= '' then
   for name, fingerprint in pairs(followed) do
-    if not is_unchanged(recorded[name], fingerprint) then revalidate(name, newly) end
-    if recorded[name] ~= fingerprint then redis.call('HSET', meta, 'covered:' .. name, fingerprint) end
+    if fingerprint ~= '' then
+      local is_known = is_unchanged(recorded[name], fingerprint) or is_unchanged(recorded[name], replaced[name])
+      if not is_known then revalidate(name, newly) end
+      if recorded[name] ~= fingerprint then redis.call('HSET', meta, 'covered:' .. name, fingerprint) end
+    end
   end
   local names = {}
   for name in pairs(left_out) do names[#names + 1] = name end
@@ -63,4 +71,4 @@ if as_of ~= '' then
     .. '","as_of":"' .. as_of .. '","not_covered":' .. list .. '}')
 end
 count(job)
-return redis.status_reply('DONE')
+return redis.status_reply(cause and 'PENDING' or 'DONE')

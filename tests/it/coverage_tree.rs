@@ -1,0 +1,132 @@
+//! A tree of tables that only grew: what is new is looked at, and nothing else is revalidated. What came with rows is a change.
+
+use cachekeeper::app::Worker;
+use cachekeeper_engine::context::Context;
+
+use crate::coverage::{Case, case, is_right_once_fresh, toml};
+use crate::feed::{agrees, ready};
+use crate::support::{Rig, wait_until};
+
+const PARTS: Case = case(
+    "parts",
+    "create table parts (id int primary key, v int) partition by range (id);
+     create table parts_0 partition of parts for values from (0) to (10); insert into parts values (1, 1)",
+    "select id, v from parts",
+    &["parts"],
+    "",
+);
+
+async fn causes(context: &Context) -> u64 {
+    context.redis.metadata("").await.unwrap().causes
+}
+
+/// Waits until a trigger tells that this partition was emptied: then it is known.
+async fn is_known(rig: &Rig, partition: &str) {
+    wait_until(&format!("{partition} is known"), async || {
+        let sql = format!(
+            "select count(*)::text from pg_trigger where tgrelid = '{partition}'::regclass and tgtype & 32 <> 0"
+        );
+        let count = rig.postgres.session().await.unwrap().text(&sql).await.unwrap().unwrap();
+        if count == "0" { Err("no trigger".to_owned()) } else { Ok(()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_partition_without_rows_makes_nothing_pending() {
+    let rig = Rig::start(PARTS.before).await;
+    let worker = Worker::start(rig.config(&toml(&[PARTS]))).await.unwrap();
+    ready(&worker).await;
+    let context = &worker.context;
+    is_right_once_fresh(&rig, context, &PARTS).await;
+    let before = causes(context).await;
+    for (name, grow, row) in [
+        ("parts_1", "create table parts_1 partition of parts for values from (10) to (20)", 10),
+        (
+            "parts_2",
+            "begin; create table parts_2 partition of parts for values from (20) to (30);
+             insert into parts values (21, 21); commit",
+            20,
+        ),
+        // As pg_partman does it.
+        (
+            "parts_3",
+            "create table parts_3 (like parts including all); alter table parts attach partition parts_3 for values from (30) to (40)",
+            30,
+        ),
+    ] {
+        rig.postgres.execute(grow).await.unwrap();
+        is_right_once_fresh(&rig, context, &PARTS).await;
+        assert_eq!(causes(context).await, before, "{grow}");
+        is_known(&rig, name).await;
+        rig.postgres.execute(&format!("insert into parts values ({row}, 1)")).await.unwrap();
+        is_right_once_fresh(&rig, context, &PARTS).await;
+        agrees(&worker).await;
+        assert_eq!(causes(context).await, before, "{grow}");
+    }
+    // And everything that is done to it is noticed.
+    rig.postgres.execute("truncate parts_1").await.unwrap();
+    is_right_once_fresh(&rig, context, &PARTS).await;
+    agrees(&worker).await;
+    assert!(before < causes(context).await);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_partition_that_came_with_rows_is_a_change() {
+    let rig = Rig::start(PARTS.before).await;
+    let worker = Worker::start(rig.config(&toml(&[PARTS]))).await.unwrap();
+    ready(&worker).await;
+    let context = &worker.context;
+    is_right_once_fresh(&rig, context, &PARTS).await;
+    for grow in [
+        "create table parts_1 (like parts including all); insert into parts_1 values (11, 1);
+         alter table parts attach partition parts_1 for values from (10) to (20)",
+        "begin; create table parts_2 (like parts including all); insert into parts_2 values (21, 1);
+         alter table parts attach partition parts_2 for values from (20) to (30); commit",
+        "begin; create table parts_3 partition of parts for values from (30) to (40); alter table parts_3 disable trigger all;
+         insert into parts values (31, 1); alter table parts_3 enable trigger all; commit",
+    ] {
+        let before = causes(context).await;
+        rig.postgres.execute(grow).await.unwrap();
+        is_right_once_fresh(&rig, context, &PARTS).await;
+        agrees(&worker).await;
+        assert!(before < causes(context).await, "{grow}");
+    }
+    worker.stop().await;
+}
+
+/// Upkeep as it is done every day.
+#[tokio::test]
+async fn upkeep_makes_nothing_pending() {
+    let rig = Rig::start(PARTS.before).await;
+    let worker = Worker::start(rig.config(&toml(&[PARTS]))).await.unwrap();
+    ready(&worker).await;
+    let context = &worker.context;
+    is_right_once_fresh(&rig, context, &PARTS).await;
+    let before = causes(context).await;
+    for day in 1..4 {
+        let (from, to) = (day * 10, day * 10 + 10);
+        for statement in [
+            format!("create table day_{day} (like parts including all)"),
+            format!("alter table parts attach partition day_{day} for values from ({from}) to ({to})"),
+            format!("insert into parts values ({from}, 1)"),
+            format!("create index day_{day}_v on day_{day} (v)"),
+            "analyze".to_owned(),
+            "vacuum parts".to_owned(),
+            "vacuum full parts_0".to_owned(),
+            format!("vacuum full day_{day}"),
+            "reindex table parts".to_owned(),
+            format!("cluster day_{day} using day_{day}_v"),
+        ] {
+            rig.postgres.execute(&statement).await.unwrap();
+            is_right_once_fresh(&rig, context, &PARTS).await;
+            assert_eq!(causes(context).await, before, "{statement}");
+            if statement.starts_with("alter table parts attach") {
+                is_known(&rig, &format!("day_{day}")).await;
+            }
+        }
+    }
+    agrees(&worker).await;
+    worker.stop().await;
+}
