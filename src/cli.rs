@@ -26,7 +26,7 @@ use crate::demo::Ending;
 use cachekeeper_config::diagnostic::{Diagnostic, render};
 use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_protocol::units::parse_duration;
 use choose::exit_of;
@@ -181,7 +181,7 @@ pub async fn main(
         },
     };
     result.unwrap_or_else(|error| {
-        out.error(&chain(&error));
+        out.error(&error.told());
         exit_of(&error)
     })
 }
@@ -194,7 +194,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         _ => {}
     }
     let context = Context::new(&config)?;
-    match verb {
+    let done = match verb {
         Verb::Migrate { uninstall: true, yes, .. } => {
             uninstall::uninstall(&context, &config.postgres.url.redacted(), yes, out).await
         }
@@ -218,6 +218,10 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema { .. } | Verb::Demo(_) => {
             Ok(Exit::Usage)
         }
+    };
+    match done {
+        Err(EngineError::Source(error)) => Err(context.postgres.explain(error).await.into()),
+        done => done,
     }
 }
 

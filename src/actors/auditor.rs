@@ -69,6 +69,7 @@ fn note(context: &Context, found: &Comparison) {
         ("extra", &found.extra),
         ("missing", &found.missing),
         ("undecodable", &found.undecodable),
+        ("unreadable", &found.unreadable),
         ("unsure", &found.unsure),
     ] {
         count(outcome, keys.len() as u64);

@@ -1,11 +1,13 @@
 //! `cachekeeper check`: syntax and meaning are checked by now; the servers come next.
 
+mod located;
 mod write;
 
 use std::collections::BTreeSet;
 
 use serde_json::json;
 
+use self::located::located;
 use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::{Diagnostic, Severity};
 use cachekeeper_config::{Config, FeedNeed};
@@ -14,8 +16,8 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
-use cachekeeper_engine::stores::postgres::{ErrorKind, Inspection};
-use cachekeeper_engine::stores::redis::ServerFacts;
+use cachekeeper_engine::stores::postgres::{ErrorKind, Finding, Inspection, Weight, findings_of_reads};
+use cachekeeper_engine::stores::redis::{Refusal, ServerFacts};
 
 /// Checks what only the servers know.
 pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, EngineError> {
@@ -50,8 +52,25 @@ async fn check_servers(
     context: &Context,
     problems: &mut Vec<Diagnostic>,
 ) -> Result<(), EngineError> {
-    context.postgres.ping().await?;
-    let facts = context.redis.facts().await?;
+    match context.postgres.ping().await {
+        Err(error) if matches!(error.kind, ErrorKind::Forbidden | ErrorKind::Statement) => {
+            let help = "a worker needs a role that may log in, and a database that is there".to_owned();
+            problems.push(config.source.problem("postgres.url", error.message(), help));
+            return Ok(());
+        }
+        reached => reached?,
+    }
+    let facts = match context.redis.facts().await {
+        Ok(facts) => facts,
+        Err(error) if error.refusal == Refusal::Forbidden => {
+            let message = "the user may not run INFO: whether this Redis is a replica, a node of a cluster, or evicts anything \
+                           cannot be told, nor that it was rolled back less than a second ago";
+            let help = "give it +info".to_owned();
+            problems.push(config.source.problem("redis.url", message, help).into_warning());
+            ServerFacts { role: "master".to_owned(), ..ServerFacts::default() }
+        }
+        Err(error) => return Err(error.into()),
+    };
     if !check_redis(config, &facts, problems) {
         return Ok(());
     }
@@ -69,7 +88,11 @@ async fn check_servers(
             let message = "the schema `cachekeeper` is not installed";
             problems.push(config.source.problem("postgres.url", message, help));
         }
-        Err(error) if error.kind == ErrorKind::Standby => return Err(error.into()),
+        Err(error) if error.kind == ErrorKind::Standby => {
+            let help = "give the address of the primary".to_owned();
+            problems.push(config.source.problem("postgres.url", error.told(), help));
+            return Ok(());
+        }
         Err(_) | Ok(_) => {}
     }
     let flaws = context.postgres.schema_flaws().await?;
@@ -80,12 +103,20 @@ async fn check_servers(
         problems.push(config.source.problem("postgres.url", message, help));
         return Ok(());
     }
-    let mut wrong = BTreeSet::new();
+    let missing = context.postgres.missing_rights().await?;
+    if let Some(missing) = &missing {
+        let message = format!("the role {} lacks {}", missing.role, missing.rights.join(", "));
+        let help = format!("run `cachekeeper migrate --grant {}` as the owner of the schema", missing.role);
+        problems.push(config.source.problem("postgres.url", message, help));
+    }
+    // Datasets of which is said already why they are not covered, or that they are wrong.
+    let mut told = BTreeSet::new();
     for dataset in context.catalog.iter() {
         let known = problems.len();
-        check_dataset(config, context, dataset, problems).await?;
-        if problems.iter().skip(known).any(|problem| problem.severity == Severity::Error) {
-            wrong.insert(dataset.name().to_owned());
+        let mut is_told = false;
+        check_dataset(config, context, dataset, (&mut *problems, &mut is_told)).await?;
+        if is_told || problems.iter().skip(known).any(|problem| problem.severity == Severity::Error) {
+            told.insert(dataset.name().to_owned());
         }
         write::check(config, context, dataset, problems).await?;
     }
@@ -94,7 +125,8 @@ async fn check_servers(
         let help = CONFLICT_HELP.to_owned();
         problems.push(config.source.problem(&conflict.setting, conflict.message, help));
     }
-    check_coverage(config, context, &wrong, problems).await
+    // Without the rights, what is captured cannot be read.
+    if missing.is_some() { Ok(()) } else { check_coverage(config, context, &told, problems).await }
 }
 
 /// Whether this Redis can be written at all.
@@ -114,7 +146,7 @@ fn check_redis(config: &Config, facts: &ServerFacts, problems: &mut Vec<Diagnost
 async fn check_coverage(
     config: &Config,
     context: &Context,
-    wrong: &BTreeSet<String>,
+    told: &BTreeSet<String>,
     problems: &mut Vec<Diagnostic>,
 ) -> Result<(), EngineError> {
     let coverage = match coverage::look(context, false).await {
@@ -123,8 +155,7 @@ async fn check_coverage(
         Err(EngineError::Source(error)) if error.kind == ErrorKind::NoSchema => return Ok(()),
         Err(error) => return Err(error),
     };
-    // What is wrong with a dataset is said already, and is mostly why it is not covered.
-    for (name, reason) in coverage.gaps().filter(|(name, _)| !wrong.contains(*name)) {
+    for (name, reason) in coverage.gaps().filter(|(name, _)| !told.contains(*name)) {
         let is_required =
             context.catalog.get(name).is_some_and(|dataset| dataset.settings.feed == FeedNeed::Required);
         let message = format!("changes of dataset {name} would be missed: {reason}");
@@ -144,88 +175,48 @@ async fn check_dataset(
     config: &Config,
     context: &Context,
     dataset: &Dataset,
-    problems: &mut Vec<Diagnostic>,
+    (problems, is_told): (&mut Vec<Diagnostic>, &mut bool),
 ) -> Result<(), EngineError> {
     let path = |setting: &str| format!("dataset.{}.{setting}", dataset.name());
     let source = match dataset.source(&context.postgres).await {
         Ok(source) => source,
         Err(EngineError::Dataset { problem, .. }) => {
-            let setting = path(problem.setting);
-            problems.push(config.source.problem_within(
-                &setting,
-                problem.offset,
-                problem.message,
-                problem.help,
-            ));
+            problems.push(located(config, dataset, problem));
             return Ok(());
         }
         Err(error) => return Err(error),
     };
     let query = path("query");
-    let inspection = match context.postgres.inspect(&dataset.settings.query).await {
+    let settings = &dataset.settings;
+    let inspection = match context.postgres.inspect(&settings.query).await {
         Ok(inspection) => inspection,
         Err(error) if error.is_transient() => return Err(error.into()),
         Err(error) => {
             let message = format!("what the query reads cannot be found out: {}", error.message());
-            let help = "grant temporary on the database to the worker's role; until then nothing is covered"
+            let help = "grant temporary on the database to the worker's role, and let no event trigger refuse it; until then the \
+                        dataset is not covered"
                 .to_owned();
             problems.push(config.source.problem(&query, message, help));
             Inspection::default()
         }
     };
     let relations: Vec<String> = inspection.relations.iter().map(|relation| relation.name.clone()).collect();
-    for finding in context.postgres.check_dataset(&dataset.settings, &source, &relations).await? {
+    let mut findings = context.postgres.check_dataset(settings, &source, &relations).await?;
+    findings.extend(findings_of_reads(&inspection, settings));
+    let is_required = settings.feed == FeedNeed::Required;
+    let of_feed = context.postgres.check_watch_rules(settings).await?;
+    let is_weak = |finding: &Finding| match finding.weight {
+        Weight::Odd => true,
+        Weight::NotCovered => !is_required,
+        Weight::Wrong => finding.setting.starts_with("watch") && !context.feed.is_on,
+    };
+    for finding in findings.into_iter().chain(of_feed) {
+        *is_told |= finding.is_not_covered();
+        let is_warning = is_weak(&finding);
         let problem = config.source.problem(&path(&finding.setting), finding.message, finding.help);
-        let is_warning = finding.is_warning || (finding.setting.starts_with("watch") && !context.feed.is_on);
         problems.push(if is_warning { problem.into_warning() } else { problem });
     }
-    for relation in inspection.relations.iter().filter(|relation| relation.kind == 'f') {
-        let message = format!(
-            "the query reads the foreign table {}, which this server's snapshots do not cover",
-            relation.name
-        );
-        problems.push(config.source.problem(
-            &query,
-            message,
-            "copy its rows into a table of this server".to_owned(),
-        ));
-    }
-    if inspection.has_system_columns {
-        let message =
-            "the query uses a system column (ctid, xmin or the like), which changes although no row does"
-                .to_owned();
-        problems.push(config.source.problem(&query, message, "leave it out".to_owned()));
-    }
-    check_functions(config, dataset, &inspection, problems);
     Ok(())
-}
-
-/// Functions whose results do not follow from the rows that are seen.
-fn check_functions(
-    config: &Config,
-    dataset: &Dataset,
-    inspection: &Inspection,
-    problems: &mut Vec<Diagnostic>,
-) {
-    let query = format!("dataset.{}.query", dataset.name());
-    for function in &inspection.functions {
-        let name = &function.name;
-        if function.volatility == 'v' {
-            let message =
-                format!("the query calls {name}, which is volatile: it can return data newer than its stamp");
-            let help = "declare the function stable if it is, or leave it out".to_owned();
-            problems.push(config.source.problem(&query, message, help));
-        } else if matches!(name.as_str(), "now" | "transaction_timestamp" | "statement_timestamp") {
-            let message =
-                format!("the query calls {name}(): its result changes without any change of the data");
-            let help = "give the dataset a short ttl, or leave the time to the readers".to_owned();
-            problems.push(config.source.problem(&query, message, help).into_warning());
-        } else if function.is_opaque && dataset.settings.reads.is_empty() {
-            let message = format!("the query calls {name}, whose body is a text that may read any table");
-            let help = "write it `begin atomic`, or name its tables in `reads` and watch them".to_owned();
-            problems.push(config.source.problem(&query, message, help).into_warning());
-        }
-    }
 }
 
 /// With the types known, whether two datasets' keys can coincide, or one's with a stream, is known too.

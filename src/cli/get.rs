@@ -17,7 +17,7 @@ const SHOWN_MAX: usize = 64 << 20;
 
 /// Shows an entry.
 pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, EngineError> {
-    let mut read = context.redis.read(&[key]).await?;
+    let mut read = context.redis.look_at(&[key]).await?;
     let Some((Some(value), left)) = read.pop() else {
         out.result(&format!("{key} is not in Redis"), &json!({ "key": key, "found": false }));
         return Ok(Exit::Failed);

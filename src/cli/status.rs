@@ -10,7 +10,7 @@ use super::writes::look;
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
-use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lease::LeaseName;
 use cachekeeper_engine::stores::redis::{LeaseAttempt, Metadata, Watermark};
 use cachekeeper_protocol::revision::Revision;
@@ -35,7 +35,7 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             poll.snapshot.as_str(),
             poll.incarnation
         )),
-        Err(error) => lines.push(format!("postgres   {}", chain(error))),
+        Err(error) => lines.push(format!("postgres   {}", error.told())),
     }
     match (&metadata.epoch, metadata.is_whole) {
         (Some(epoch), true) => {
@@ -56,7 +56,7 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             "redis": { "version": facts.version, "role": facts.role, "keys": keys, "used_memory": facts.used_memory, "maxmemory_policy": facts.maxmemory_policy },
             "postgres": match &poll {
                 Ok(poll) => json!({ "up": true, "snapshot": poll.snapshot.as_str(), "incarnation": poll.incarnation }),
-                Err(error) => json!({ "up": false, "reason": chain(error) }),
+                Err(error) => json!({ "up": false, "reason": error.told() }),
             },
             "epoch": metadata.epoch.map(|epoch| epoch.to_string()),
             "whole": metadata.is_whole,

@@ -13,7 +13,7 @@ use super::output::{Exit, Output};
 use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::epoch::with_current_epoch;
-use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::error::EngineError;
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(
@@ -78,7 +78,7 @@ pub async fn warm(
                 return Ok(Exit::Failed);
             }
             Err(error) => {
-                out.error(&format!("{}: {}", dataset.name(), chain(&error)));
+                out.error(&format!("dataset {}: {}", dataset.name(), error.told()));
                 exit = exit_of(&error);
             }
         }

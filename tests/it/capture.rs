@@ -82,7 +82,7 @@ async fn every_gap_in_the_coverage_is_named() {
             "{ table = \"prices\", key = { id = \"id\" } }",
             "materialized view",
         ),
-        ("select id, name from names", "{ table = \"names\", key = { id = \"id\" } }", "reads products"),
+        ("select id, name from names", "{ table = \"names\", key = { id = \"id\" } }", "names is a view"),
         (
             "select id, name from products",
             "{ table = \"product\", key = { id = \"id\" } }",

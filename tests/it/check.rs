@@ -1,5 +1,6 @@
 //! `check` says what `run` will do, one finding for each thing that is wrong, at its place; and what verbs say otherwise.
 
+use cachekeeper_engine::coverage;
 use cachekeeper_testkit::servers::Redis;
 
 use crate::support::{Cli, Rig};
@@ -103,6 +104,97 @@ async fn check_says_which_setting_is_wrong_before_anything_runs() {
     );
 }
 
+/// Whatever `check` refuses is not covered by `run`, which says the same.
+#[tokio::test]
+async fn what_check_refuses_is_not_covered_for_the_same_reason() {
+    let rig = Rig::start(TABLES).await;
+    let tables = "create table people (id int primary key, code char(4), rate numeric, at inet, mail text);
+        create table other (code char(6), rate numeric, at cidr, mail uuid)";
+    rig.postgres.execute(tables).await.unwrap();
+    let of = |query: &str, key: &str, table: &str| {
+        format!(
+            "[dataset.d]\nquery = \"{query}\"\nkey = \"d:{{{key}}}\"\nrows = \"many\"\n\
+             watch = [{{ table = \"people\", key = {{ {key} = \"{key}\" }} }}, {{ table = \"{table}\", key = {{ {key} = \"{key}\" }} }}]"
+        )
+    };
+    let both = "select p.id, p.{} from people p left join other o using ({})";
+    for (toml, says) in [
+        (of(&both.replace("{}", "code"), "code", "other"), "several texts"),
+        (of(&both.replace("{}", "rate"), "rate", "other"), "several texts"),
+        (
+            of(
+                "select id, at from people p where exists (select from other o where o.at = p.at)",
+                "at",
+                "other",
+            ),
+            "their texts differ",
+        ),
+        (of("select id, mail from people p, (select from other) o", "mail", "other"), "their texts differ"),
+        (of("select id, mail from people", "mail", "cheap"), "cheap is a view"),
+        (of("select id, mail from people", "mail", "nowhere"), "there is no table nowhere"),
+        (
+            of("select id, mail, clock_timestamp() as at from people", "mail", "people"),
+            "clock_timestamp, which is volatile",
+        ),
+        (of("select id, mail, ctid::text as at from people", "mail", "people"), "uses a system column"),
+    ] {
+        let text = Cli::new(&rig, &toml).says(&["check"], 78, &[says]);
+        let context = rig.context(&toml);
+        let found = coverage::look(&context, true).await.unwrap();
+        let (_, reason) = found.gaps().next().unwrap_or_else(|| panic!("covered: {toml}"));
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains(reason.as_str()), "{reason:?} is not what check says:\n{text}");
+        assert_eq!(text.matches(reason.as_str()).count(), 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn check_says_where_capture_by_statement_is_not_possible() {
+    let rig = Rig::start(TABLES).await;
+    let toml = DATASETS.replace(
+        "watch = [{ table = \"products\", key = { id = \"id\" } }]",
+        "watch = [{ table = \"products\", capture = \"statement\", key = { id = \"id\" } }]",
+    );
+    let toml = toml.replace(
+        "watch = [{ table = \"products\", key = { price = \"price\" } }]",
+        "watch = [{ table = \"products\", capture = \"statement\", key = { price = \"price\" } }]",
+    );
+    let cli = Cli::new(&rig, &toml);
+    cli.says(&["migrate"], 0, &[]);
+    cli.says(&["check"], 0, &["configuration is right"]);
+    let is_by_statement = async || {
+        let mut session = rig.postgres.session().await.unwrap();
+        session.text("select mode from cachekeeper.capture").await.unwrap().as_deref() == Some("statement")
+    };
+    assert!(is_by_statement().await);
+    let covered = async |may_install: bool| {
+        let found = coverage::look(&rig.context(&toml), may_install).await.unwrap();
+        found.gaps().map(|(_, reason)| reason.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(covered(false).await, Vec::<String>::new());
+
+    let subscribe = "create subscription feed connection 'dbname=nowhere' publication p with (connect = false, slot_name = none);
+        insert into pg_subscription_rel select oid, 'products'::regclass, 'r' from pg_subscription";
+    rig.postgres.execute("create role loader; alter role loader set temp_file_limit = '20MB'").await.unwrap();
+    let says = "products cannot be captured by statement: temp_file_limit of loader is 20MB";
+    let text = cli.says(&["check"], 78, &[says, "2 errors"]);
+    assert_eq!(text.matches("would be missed").count(), 0, "{text}");
+    rig.postgres.execute("alter role loader reset temp_file_limit").await.unwrap();
+    cli.says(&["check"], 0, &[]);
+    let mut session = rig.postgres.session().await.unwrap();
+    session.execute("set allow_system_table_mods = on").await.unwrap();
+    for statement in subscribe.split(';') {
+        session.execute(statement).await.unwrap();
+    }
+    let says = "products receives the changes of the subscription feed, for which no statement trigger fires";
+    cli.says(&["check"], 78, &[says, "the subscription feed, which is disabled"]);
+    let gaps = covered(false).await;
+    assert!(gaps.len() == 2 && gaps[0].contains(says), "{gaps:?}");
+    // A worker captures by row instead, and all is covered again.
+    assert_eq!(covered(true).await, Vec::<String>::new());
+    assert!(!is_by_statement().await);
+}
+
 #[tokio::test]
 async fn check_knows_what_the_role_may_do_and_what_the_servers_are() {
     let rig = Rig::start(TABLES).await;
@@ -132,6 +224,38 @@ async fn check_knows_what_the_role_may_do_and_what_the_servers_are() {
         &["row security of hidden decides which rows the role reader sees"],
     );
 
+    // What a worker needs of the schema, right by right.
+    for right in
+        ["select on cachekeeper.outbox", "delete on cachekeeper.outbox", "update on cachekeeper.feed"]
+    {
+        rig.postgres.execute(&format!("revoke {right} from reader")).await.unwrap();
+        let says = format!("the role reader lacks {right}");
+        as_reader(DATASETS).says(&["check"], 78, &[&says, "migrate --grant reader", "1 error"]);
+        rig.postgres.execute(&format!("grant {right} to reader")).await.unwrap();
+    }
+    as_reader(DATASETS).says(&["check"], 0, &["configuration is right"]);
+    rig.postgres.execute("revoke usage on schema cachekeeper from public, reader").await.unwrap();
+    as_reader(DATASETS).says(
+        &["check"],
+        78,
+        &["the role reader lacks delete on cachekeeper.applied", "1 error"],
+    );
+    rig.postgres.execute("grant usage on schema cachekeeper to reader").await.unwrap();
+    rig.postgres.execute("revoke temporary on database postgres from public").await.unwrap();
+    as_reader(DATASETS).says(
+        &["check"],
+        78,
+        &["cannot be found out: permission denied to create temporary", "2 errors"],
+    );
+    rig.postgres.execute("grant temporary on database postgres to public").await.unwrap();
+    let mut client = rig.client().await;
+    let user = ["SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-info"];
+    let _: () = redis::cmd("ACL").arg(&user).query_async(&mut client).await.unwrap();
+    let mut hidden = Cli::new(&rig, DATASETS);
+    let url = hidden.environment.iter_mut().find(|(name, _)| name.ends_with("REDIS__URL")).unwrap();
+    url.1 = url.1.replace("redis://", "redis://app:pw@");
+    hidden.says(&["check"], 0, &["warning: the user may not run INFO", "configuration is right"]);
+
     // Servers that cannot be written, or not reached.
     let node = Redis::start(&["--cluster-enabled", "yes"]).await.unwrap();
     let with_redis = |url: String| {
@@ -148,16 +272,23 @@ async fn check_knows_what_the_role_may_do_and_what_the_servers_are() {
     let mut closed = Cli::new(&rig, DATASETS);
     closed.environment.iter_mut().find(|(name, _)| name.ends_with("POSTGRES__URL")).unwrap().1 =
         "postgres://nobody@127.0.0.1:1/none".to_owned();
-    for verb in [&["check"][..], &["warm"]] {
-        let text = closed.says(verb, 69, &["connection refused: 127.0.0.1:1"]);
-        assert!(!text.contains("pool timed out"), "{text}");
+    for verb in [&["check"][..], &["warm"], &["audit"], &["migrate"]] {
+        let text = closed.says(verb, 69, &["error: "]);
+        assert!(text.contains("cannot connect to 127.0.0.1:1: connection refused"), "{text}");
+        // Each dataset that was to be warmed says it.
+        let expected = if verb == ["warm"] { 2 } else { 1 };
+        assert_eq!(text.matches("error: ").count(), expected, "{text}");
     }
     let mut nowhere = Cli::new(&rig, DATASETS);
     let url = nowhere.environment.iter_mut().find(|(name, _)| name.ends_with("POSTGRES__URL")).unwrap();
     let (server, _) = url.1.rsplit_once('/').unwrap();
     url.1 = format!("{server}/nowhere");
-    let text = nowhere.run(&["check"]).1;
-    assert!(text.contains("database \"nowhere\" does not exist") && !text.contains("at line"), "{text}");
+    let text = nowhere.says(
+        &["check"],
+        78,
+        &["error: database \"nowhere\" does not exist", "CACHEKEEPER__POSTGRES__URL", "1 error"],
+    );
+    assert!(!text.contains("at line"), "{text}");
 }
 
 #[tokio::test]

@@ -124,7 +124,7 @@ async fn a_write_needs_no_worker_and_says_what_it_did() {
     cli.says(
         &["write", "product", "id=42", "price_cents=9", "--null", "name"],
         69,
-        &["cannot be reached", "postgres is postgres://", &host],
+        &["cannot connect to", "postgres is postgres://", &host],
     );
 }
 
@@ -378,7 +378,7 @@ async fn a_replay_that_is_interrupted_loses_nothing_and_repeats_nothing() {
     cli.says(
         &["writes", "replay", "--all"],
         69,
-        &["0 commands put back", "cannot be reached", "postgres is"],
+        &["0 commands put back", "cannot connect to", "postgres is"],
     );
     assert_eq!(cli.json(&["writes", "status"])["dead_letters"], 1);
 }

@@ -1,9 +1,10 @@
 //! Databases of other encodings: what is no UTF-8 costs the entry that it is in, and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use cachekeeper_config::Config;
+use cachekeeper_engine::audit::{Extent, compare, fix};
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::context::Context;
 use redis::AsyncCommands;
@@ -72,10 +73,28 @@ async fn what_is_no_utf8_costs_its_own_entry() {
         let value: String = client.get("t:1600").await.unwrap();
         assert_eq!(value, "{\"id\":1600,\"name\":\"a1600é\",\"share\":-1}", "{encoding}");
         assert_eq!(client.get::<_, Option<String>>("t:7").await.unwrap(), None);
+        // An audit goes past them too, and finds an entry that is still there.
+        let dataset = context.catalog.get("t").unwrap();
+        let found = compare(&context, dataset, &Extent::default()).await.unwrap();
+        assert!(found.is_clean(), "{encoding}: {found}");
+        assert_eq!((found.checked, found.right, found.unreadable.len()), (2995, 2995, 5), "{encoding}");
+        assert!(found.unreadable.contains(&"t:1700".to_owned()), "{found}");
+        let _: () = client.mset(&[("t:7", "old"), ("t:1700", "old")]).await.unwrap();
+        let _: () = client.del("t:12").await.unwrap();
+        let found = compare(&context, dataset, &Extent::default()).await.unwrap();
+        let stale: BTreeSet<&str> = found.stale.iter().map(String::as_str).collect();
+        assert_eq!(stale, BTreeSet::from(["t:1700", "t:7"]), "{encoding}: {found}");
+        assert_eq!(found.missing, ["t:12"], "{encoding}: {found}");
+        fix(&context, dataset, &found).await.unwrap();
+        assert_eq!(client.get::<_, Option<String>>("t:7").await.unwrap(), None);
         // In the key itself.
         let report = backfill(&context, context.catalog.get("named").unwrap(), &options).await.unwrap();
         assert_eq!(report.failures.len(), 4, "{encoding}: {:?}", report.failures);
         let keys: Vec<String> = client.keys("named:*").await.unwrap();
         assert_eq!(keys.len(), 2996, "{encoding}");
+        let found =
+            compare(&context, context.catalog.get("named").unwrap(), &Extent::default()).await.unwrap();
+        assert!(found.is_clean(), "{encoding}: {found}");
+        assert_eq!(found.unreadable.len(), 4, "{encoding}: {found}");
     }
 }

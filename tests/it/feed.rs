@@ -11,6 +11,7 @@ use cachekeeper_engine::{coverage, revalidation};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::{follower, settle};
 use crate::support::{Rig, wait_until};
 
 pub const TABLES: &str = "
@@ -356,4 +357,52 @@ async fn a_broken_query_does_not_stop_the_feed() {
     }
     let pending = context.redis.metadata("").await.unwrap().slots;
     assert!(pending["product"].reason().contains("cannot be loaded"), "{pending:?}");
+}
+
+/// Many commands, none of them large: what they change is not loaded more often than everything is.
+#[tokio::test]
+async fn more_changes_than_a_backfill_loads_become_a_backfill() {
+    let rig = Rig::start(
+        "create table items (id int primary key, n int default 0);
+         insert into items select n from generate_series(1, 18000) n;",
+    )
+    .await;
+    let context = rig.context(
+        "[dataset.item]\nquery = \"select id, n from items\"\nkey = \"item:{id}\"\nformat = \"json\"\nwarm = {}\n\
+         watch = [{ table = \"items\", key = { id = \"id\" } }]",
+    );
+    let mut follower = follower(&context).await;
+    let item = context.catalog.get("item").unwrap();
+    let options =
+        BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    let refresh = cachekeeper_config::OnNewEpoch::Refresh;
+    revalidation::run(&context, item, refresh, &CancellationToken::new()).await.unwrap();
+    backfill(&context, item, &options).await.unwrap();
+    let rounds = async |rounds: usize| {
+        let update =
+            "update items set n = n + 1 where id <= 9000; update items set n = n + 1 where id > 9000";
+        for _ in 0..rounds {
+            rig.postgres.execute(update).await.unwrap();
+        }
+    };
+    let pending = async || {
+        let metadata = context.redis.metadata("").await.unwrap();
+        metadata.pending.get("item").map(|pending| pending.reason().to_owned())
+    };
+    rounds(2).await;
+    settle(&mut follower).await;
+    assert_eq!(pending().await, None, "two rounds are loaded by key");
+    assert!(compare(&context, item, &Extent::default()).await.unwrap().is_clean());
+
+    rounds(6).await;
+    settle(&mut follower).await;
+    assert_eq!(pending().await.as_deref(), Some("more changes than a backfill loads"));
+    let watermark = context.redis.watermark().await.unwrap().unwrap();
+    assert_eq!(watermark.not_covered, ["item"], "until it has run");
+    revalidation::run(&context, item, refresh, &CancellationToken::new()).await.unwrap();
+    backfill(&context, item, &options).await.unwrap();
+    settle(&mut follower).await;
+    let found = compare(&context, item, &Extent::default()).await.unwrap();
+    assert!(found.is_clean() && found.right == 18_000, "{found}");
+    assert!(context.redis.watermark().await.unwrap().unwrap().not_covered.is_empty());
 }

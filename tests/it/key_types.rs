@@ -17,6 +17,7 @@ const SETUP: &str = "
     create type mood as enum ('sad', 'so so');
     create domain email as text check (value like '%@%');
     create domain flag as boolean;
+    create domain address as inet;
     create domain price as numeric(12, 4);
     create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);";
 
@@ -45,6 +46,9 @@ const TYPES: &[(&str, &[&str], &[&str])] = &[
     ("timestamp", &["2026-11-26 01:02:03.4", "-infinity"], &[]),
     ("timestamptz", &["2026-11-26 01:02:03.456789+05:30", "0044-03-15 12:00:00+00 BC"], &[]),
     ("interval", &["1 day", "1 mon", "24:00:00", "-00:00:01.5", "30 days"], &["1440 mins", "720:00:00"]),
+    ("inet", &["10.0.0.1", "10.0.0.1/8", "::1", "2001:db8::1/64", "::ffff:1.2.3.4"], &[]),
+    ("address", &["10.0.0.2", "10.0.0.2/31"], &[]),
+    ("macaddr8", &["08:00:2b:01:02:03:04:05"], &[]),
     ("cidr", &["10.0.0.0/8", "10.1.2.3", "2001:db8::/32"], &[]),
     ("macaddr", &["08:00:2b:01:02:03", "08:00:2b:01:02:04"], &[]),
     ("bytea", &["\\x00ff", "\\x"], &[]),

@@ -1,10 +1,16 @@
 //! Misses: what applications asked for and did not find is filled, and nothing else.
 
+use std::time::Duration;
+
 use cachekeeper::app::Worker;
+use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_engine::epoch;
 use cachekeeper_engine::metrics::ByDataset;
+use cachekeeper_engine::stores::redis::Answer;
+use futures_util::StreamExt;
 use redis::AsyncCommands;
 
-use crate::support::{Rig, wait_until};
+use crate::support::{Cli, Rig, wait_until};
 
 const TABLES: &str = "
     create table stock (id int primary key, quantity int);
@@ -51,4 +57,35 @@ async fn a_change_of_what_is_not_cached_is_no_miss() {
     // It may have been asked for again before it was there.
     assert!((1..=asked.get()).contains(&filled()), "{} of {} misses", filled(), asked.get());
     worker.stop().await;
+}
+
+/// Whoever only looks makes no misses: an audit, `get`, and what extends entries while Postgres is down.
+#[tokio::test]
+async fn looking_at_what_is_not_there_is_no_miss() {
+    let rig = Rig::start(TABLES).await;
+    let toml = DATASETS.replace("on_miss = \"load\"", "on_miss = \"load\"\n    warm = { on_start = true }");
+    let context = rig.context(&toml);
+    context.redis.enable_miss_events().await.unwrap();
+    let dataset = context.catalog.get("stock").unwrap();
+    let mut client = rig.client().await;
+    let mut events = redis::Client::open(rig.redis.url()).unwrap().get_async_pubsub().await.unwrap();
+    events.psubscribe("__keyevent@*__:keymiss").await.unwrap();
+
+    let found = compare(&context, dataset, &Extent::default()).await.unwrap();
+    assert_eq!(found.missing.len(), 500);
+    Cli::new(&rig, &toml).says(&["get", "stock:7"], 1, &["stock:7 is not in Redis"]);
+    let state = epoch::ensure(&context, "").await.unwrap();
+    let precondition = dataset.precondition(&state.epoch, &state.poll.incarnation);
+    let seen = [("stock:8".to_owned(), Duration::from_secs(1))];
+    let extended = context.redis.extend(&precondition, &seen, Duration::from_secs(9)).await.unwrap();
+    assert!(matches!(extended, Answer::Done(0)), "{extended:?}");
+
+    assert_eq!(client.get::<_, Option<String>>("stock:500").await.unwrap(), None);
+    let mut missed = Vec::new();
+    while missed.last().is_none_or(|key| key != "stock:500") {
+        let event = events.on_message().next().await.unwrap();
+        missed.push(event.get_payload::<String>().unwrap());
+    }
+    missed.retain(|key| key.starts_with("stock:"));
+    assert_eq!(missed, ["stock:500"]);
 }

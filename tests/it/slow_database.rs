@@ -8,11 +8,12 @@ use cachekeeper_config::OnNewEpoch;
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::metrics::ByDataset;
+use cachekeeper_engine::metrics::{ByDataset, ByDatasetCause};
 use cachekeeper_engine::refresh::Outage;
 use cachekeeper_engine::stores::redis::{Answer, Failed, Settled};
 use cachekeeper_engine::{coverage, epoch, revalidation, tokens};
 use cachekeeper_protocol::slot_set::SlotSet;
+use cachekeeper_protocol::token::Token;
 use cachekeeper_testkit::servers::Session;
 use redis::AsyncCommands;
 use tokio::time::Instant;
@@ -189,16 +190,64 @@ async fn a_database_without_free_connections_empties_nothing() {
     }
     let change = "update products set name = 'new' where id <= 100; update notes set note = 'new'";
     sessions[0].execute(change).await.unwrap();
-    wait_until("readiness names the database", async || {
+    let since = sessions[0].text("select cachekeeper.token()").await.unwrap().unwrap();
+    let since: Token = since.parse().unwrap();
+    wait_until("readiness names the database, and why", async || {
         let reasons = worker.health.reasons();
-        let is_named = reasons.iter().any(|reason| reason.contains("postgres"));
+        let is_named = reasons.iter().any(|reason| reason.contains("too many clients already"));
         if is_named { Ok(()) } else { Err(format!("{reasons:?}")) }
     })
     .await;
     assert_eq!((entries(&rig, "product").await, entries(&rig, "note").await), (3000, 10));
+    let (_, is_fresh) = tokens::wait(&worker.context, &since, Some("note"), Duration::ZERO).await.unwrap();
+    assert!(!is_fresh, "the watermark stands");
     drop(sessions);
     ready(&worker).await;
     caught_up(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
+}
+
+/// Processes that use all the time there is, until they are dropped.
+struct Busy(Vec<std::process::Child>);
+
+impl Busy {
+    fn start(count: usize) -> Self {
+        let spin = || std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        Self((0..count).map(|_| spin()).collect())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for process in &mut self.0 {
+            drop(process.kill());
+            drop(process.wait());
+        }
+    }
+}
+
+/// Both cores are busy with other things: all is slower, and nothing else.
+#[tokio::test]
+async fn busy_cores_cost_time_and_no_entry() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    let busy = Busy::start(6);
+    for price in 0..5 {
+        rig.postgres.execute(&format!("update products set price = {price}")).await.unwrap();
+        rig.postgres.execute("update notes set note = note || '.'").await.unwrap();
+        assert_eq!((entries(&rig, "product").await, entries(&rig, "note").await), (3000, 10));
+    }
+    is_fresh(&worker.context, "note").await;
+    is_fresh(&worker.context, "product").await;
+    drop(busy);
+    assert_eq!((entries(&rig, "product").await, entries(&rig, "note").await), (3000, 10));
+    for dataset in ["product", "note"] {
+        let deleted = &worker.context.metrics.deleted;
+        assert_eq!(deleted.get_or_create(&ByDatasetCause::new(dataset, "change")).get(), 0);
+    }
+    ready(&worker).await;
     agrees(&worker).await;
     worker.stop().await;
 }
@@ -207,9 +256,13 @@ async fn a_database_without_free_connections_empties_nothing() {
 #[tokio::test]
 async fn a_query_slower_than_the_statements_limit_costs_its_own_dataset_only() {
     let rig = Rig::start(TABLES).await;
+    // Immutable, as its author says, so that the dataset is covered.
+    let nap = "create function nap(price int) returns text language plpgsql immutable as
+        $$ begin perform pg_sleep(5); return ''; end $$";
+    rig.postgres.execute(nap).await.unwrap();
     let slow = DATASETS.replace(
         "select id, name, price from products",
-        "select id, name, price, case when name = 'slow' then pg_sleep(5)::text end as nap from products",
+        "select id, name, price, case when name = 'slow' then nap(price) end as nap from products",
     );
     let toml = format!("[postgres]\nstatement_timeout = \"1s\"\n{slow}");
     let worker = Worker::start(rig.config(&toml)).await.unwrap();

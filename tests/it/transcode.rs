@@ -286,7 +286,7 @@ async fn numerics_bytes_and_keys() {
 async fn unknown_types_are_named_with_all_their_columns() {
     let rig = Rig::start(
         "create extension cube;
-         create type mixed as (place point, price numeric);
+         create type mixed as (place cube, price numeric);
          create table t (id int, place cube, who aclitem, many cube[], odd mixed)",
     )
     .await;

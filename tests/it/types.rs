@@ -62,10 +62,8 @@ fn schema(samples: &[Sample]) -> String {
     let mut columns = vec!["n int primary key".to_owned()];
     for (number, sample) in samples.iter().enumerate() {
         let kind = sample.kind;
-        // The driver cannot read domains over "char".
-        let base = if kind == "\"char\"" { "text" } else { kind };
         sql.push_str(&format!(
-            "create domain domain_{number} as {base};
+            "create domain domain_{number} as {kind};
              create type pair_{number} as (a {kind}, \"b\"\"\\\" domain_{number}, list {kind}[]);
              create type nested_{number} as (inner_pair pair_{number}, other pair_{number}, label text);"
         ));
@@ -187,4 +185,70 @@ fn compare_json(
         rest = after;
     }
     (rest != "}").then(|| format!("{rest} behind the last column"))
+}
+
+/// A composite of which one part has only a text, beside parts with a form of their own.
+#[tokio::test]
+async fn parts_keep_their_own_form_beside_those_that_are_read_as_text() {
+    let rig = Rig::start(
+        "create extension hstore;
+         create type inner_part as (r int4range, f real, y bytea);
+         create type mixed as (n numeric, m int4multirange, h hstore, y bytea, f double precision, list numeric[], i inner_part, j json, d date);
+         create table t (id int primary key, c mixed, many mixed[], ranges inner_part[]);
+         insert into t values (1,
+            (1.50, '{[1,3)}', 'a=>1', '\\x00ff', 0.1, array[[1.0, null], ['NaN'::numeric, 2]], ('[1,2)', 0.5, '\\x01'), '[1.0 ,{}]', '2026-11-26'),
+            array[row(1.0, null, null, '\\x', 'NaN', '{}', null, null, null)::mixed, null], array[array[('empty', '-0', null)::inner_part]]);
+         insert into t values (2, null, null, null);",
+    )
+    .await;
+    let context = rig.context(
+        "[dataset.json]\nquery = \"select * from t\"\nkey = \"json:{id}\"\nformat = \"json\"\nwarm = {}\n\
+         [dataset.number]\nquery = \"select * from t\"\nkey = \"number:{id}\"\nformat = \"json\"\nnumeric = \"number\"\nwarm = {}\n\
+         [dataset.packed]\nquery = \"select * from t\"\nkey = \"packed:{id}\"\nwarm = {}\n",
+    );
+    let options =
+        BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    for dataset in context.catalog.iter() {
+        assert_eq!(backfill(&context, dataset, &options).await.unwrap().failures, vec![]);
+    }
+    let mut client = rig.client().await;
+    let json: String = client.get("json:1").await.unwrap();
+    let expected = r#"{"id":1,"c":{"n":"1.50","m":"{[1,3)}","h":{"a": "1"},"y":"\\x00ff","f":0.1,"list":[["1.0",null],["NaN","2"]],"i":{"r":"[1,2)","f":0.5,"y":"\\x01"},"j":[1.0 ,{}],"d":"2026-11-26"},"many":[{"n":"1.0","m":null,"h":null,"y":"\\x","f":"NaN","list":[],"i":null,"j":null,"d":null},null],"ranges":[[{"r":"empty","f":-0,"y":null}]]}"#;
+    assert_eq!(json, expected);
+    let number: String = client.get("number:1").await.unwrap();
+    assert_eq!(
+        number,
+        expected.replace("\"1.50\"", "1.50").replace("\"1.0\"", "1.0").replace("\"2\"]]", "2]]")
+    );
+    let packed: Vec<u8> = client.get("packed:1").await.unwrap();
+    let Pack::Map(fields) = rmp_serde::from_slice(&packed).unwrap() else { panic!("no map") };
+    let Pack::Map(parts) = &fields[1].1 else { panic!("{fields:?}") };
+    assert!(is_same(&serde_json::from_str(expected).unwrap(), &Pack::Map(fields.clone())), "{fields:?}");
+    assert_eq!(parts[3].1, Pack::Bytes(vec![0, 255]));
+    assert_eq!(parts[4].1, Pack::Float8(0.1));
+    assert_eq!(
+        client.get::<_, String>("json:2").await.unwrap(),
+        r#"{"id":2,"c":null,"many":null,"ranges":null}"#
+    );
+}
+
+/// What has no form is one message, with all such columns, also beside those that the driver cannot describe.
+#[tokio::test]
+async fn columns_without_a_form_are_named_together() {
+    let rig =
+        Rig::start("create table t (id int, m int4multirange, \"an acl\" aclitem, parts pg_node_tree)").await;
+    let context = rig.context("[dataset.t]\nquery = \"select * from t\"\nkey = \"t:{id}\"");
+    let error = context.catalog.get("t").unwrap().source(&context.postgres).await.unwrap_err();
+    let expected =
+        "column an acl has the type aclitem, column parts has the type pg_node_tree, which has no form";
+    assert!(error.to_string().contains(expected), "{error}");
+    let context = rig.context("[dataset.t]\nquery = \"select id, m from t\"\nkey = \"t:{id}:{m}\"");
+    let error = context.catalog.get("t").unwrap().source(&context.postgres).await.unwrap_err();
+    assert!(
+        error.to_string().contains("column m has the type int4multirange, whose values have no one text"),
+        "{error}"
+    );
+    let context = rig.context("[dataset.t]\nquery = \"select id, m, m as id from t\"\nkey = \"t:{id}\"");
+    let error = context.catalog.get("t").unwrap().source(&context.postgres).await.unwrap_err();
+    assert!(error.to_string().contains("two columns named id"), "{error}");
 }

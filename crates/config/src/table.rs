@@ -99,7 +99,7 @@ const POSTGRES: &[Key] = &[
     Key::new(
         "max_connections",
         Kind::Integer(1, 1_000),
-        "Most connections of one process; each running backfill needs one more.",
+        "Most connections of one process for loads and commands; the change feed has up to 7 more of its own, and each running backfill one.",
     )
     .default("8"),
     Key::new(

@@ -4,69 +4,29 @@
 //! snapshot at which the row was read, and the row is still the same afterwards (the method of Meta's Polaris: Bronson,
 //! "Cache made consistent", 2022). Where it does not, what stays different for a second is accused.
 
+mod comparison;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::time::Instant;
 
+pub use self::comparison::Comparison;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::encode::Encoder;
 use super::epoch;
 use super::error::EngineError;
+use super::key_pages::{KeyPage, KeyPages};
 use super::load::{Cause, Job, LoadOptions, load};
 use super::tokens::{self, WaitError};
 use crate::compress::decompress;
-use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Row};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{UseSign, Wanted};
 use cachekeeper_config::{Format, Scope};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::key_hash;
 use cachekeeper_protocol::token::Token;
-
-/// What was found in one dataset.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Comparison {
-    /// The dataset.
-    pub dataset: String,
-    /// Entries looked at.
-    pub checked: u64,
-    /// Entries that are exactly what the query says.
-    pub right: u64,
-    /// Keys whose bytes are no value of the dataset's format.
-    pub undecodable: Vec<String>,
-    /// Keys that changed too often while they were looked at, or for which the watermark did not come.
-    pub unsure: Vec<String>,
-    /// Whether so many entries were chosen at random, not all looked at.
-    pub is_sample: bool,
-    /// Keys whose value differs.
-    pub stale: Vec<String>,
-    /// Keys without a row.
-    pub extra: Vec<String>,
-    /// Rows without an entry, where Redis is to hold every row.
-    pub missing: Vec<String>,
-}
-
-impl Comparison {
-    /// Whether Redis is as it should be.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        let wrong = [&self.stale, &self.extra, &self.missing, &self.undecodable];
-        wrong.iter().all(|keys| keys.is_empty())
-    }
-
-    /// The share of right entries as a number of nines: 3 means 99.9 %; none: not one was wrong.
-    #[must_use]
-    pub fn nines(&self) -> Option<f64> {
-        let wrong = self.stale.len() + self.extra.len() + self.missing.len() + self.undecodable.len();
-        let all = self.checked + self.missing.len() as u64;
-        #[expect(clippy::cast_precision_loss, reason = "a share for people")]
-        let share = wrong as f64 / all.max(1) as f64;
-        (0 < wrong).then(|| 0.0 - share.log10())
-    }
-}
 
 /// How much is looked at. The default: everything, at once.
 #[derive(Debug, Clone, Copy, Default)]
@@ -75,40 +35,6 @@ pub struct Extent {
     pub sample: Option<u64>,
     /// Most entries a second; a round in the background looks at what is there and remembers nothing.
     pub rate: Option<u64>,
-}
-
-/// Keys of each kind that are named in the text.
-const SHOWN: usize = 10;
-
-impl fmt::Display for Comparison {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.checked == 1 { "entry" } else { "entries" };
-        let how = if self.is_sample { ", chosen at random" } else { "" };
-        write!(
-            formatter,
-            "{}: {} {plural} looked at{how}, {} right",
-            self.dataset, self.checked, self.right
-        )?;
-        if let Some(nines) = self.nines() {
-            write!(formatter, " ({nines:.1} nines)")?;
-        }
-        let kinds = [
-            ("stale", &self.stale),
-            ("extra", &self.extra),
-            ("missing", &self.missing),
-            ("undecodable", &self.undecodable),
-            ("unsure", &self.unsure),
-        ];
-        for (kind, keys) in kinds {
-            if keys.is_empty() {
-                continue;
-            }
-            let shown: Vec<&str> = keys.iter().take(SHOWN).map(String::as_str).collect();
-            let more = if SHOWN < keys.len() { ", …" } else { "" };
-            write!(formatter, "\n  {} {kind}: {}{more}", keys.len(), shown.join(", "))?;
-        }
-        Ok(())
-    }
 }
 
 const PAGE: usize = 500;
@@ -286,34 +212,35 @@ async fn look_at(
     chunk: &[(String, KeyValues)],
     with_care: bool,
 ) -> Result<Vec<Verdict>, EngineError> {
-    let values: Vec<KeyValues> = chunk.iter().map(|(_, values)| values.clone()).collect();
     let names: Vec<&str> = chunk.iter().map(|(key, _)| key.as_str()).collect();
-    let before = context.postgres.load(source, &values).await?;
-    let expected = encode(dataset, source, &before.rows);
+    let expected = expect(context, dataset, source, chunk).await?;
     let mut is_sure = false;
     if with_care && is_covered(context, dataset).await? {
-        let token = Token { incarnation: before.poll.incarnation, snapshot: before.poll.snapshot };
+        let poll = expected.poll.clone();
+        let token = Token { incarnation: poll.incarnation, snapshot: poll.snapshot };
         is_sure = match tokens::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await {
             Ok((_, is_fresh)) => is_fresh,
             Err(WaitError::TooMany) => false,
             Err(WaitError::Flow(error)) => return Err(error),
         };
     }
-    let cached = context.redis.read(&names).await?;
-    let after = if is_sure {
-        encode(dataset, source, &context.postgres.load(source, &values).await?.rows)
-    } else {
-        expected.clone()
-    };
-    let judge = |key: &String, value: Option<Vec<u8>>| match (value, expected.get(key), after.get(key)) {
-        // Gone meanwhile: absence is always right.
-        (None, _, _) => Verdict::Right,
-        (Some(value), Some(row), _) | (Some(value), _, Some(row)) if value == *row => Verdict::Right,
-        (Some(value), None, None) if is_null(&value) => Verdict::Right,
-        (Some(_), row, again) if row != again => Verdict::Changing,
-        (Some(value), Some(_), _) if !is_decodable(dataset, &value) => Verdict::Undecodable,
-        (Some(_), Some(_), _) => Verdict::Stale { is_sure },
-        (Some(_), None, _) => Verdict::Extra { is_sure },
+    let cached = context.redis.look_at(&names).await?;
+    let again = if is_sure { Some(expect(context, dataset, source, chunk).await?) } else { None };
+    let after = again.as_ref().unwrap_or(&expected);
+    let judge = |key: &String, value: Option<Vec<u8>>| {
+        let (row, again) = (expected.values.get(key), after.values.get(key));
+        let is_unreadable = expected.unreadable.contains(key) && after.unreadable.contains(key);
+        match (value, row, again) {
+            // Gone meanwhile: absence is always right.
+            (None, _, _) => Verdict::Right,
+            (Some(value), Some(row), _) | (Some(value), _, Some(row)) if value == *row => Verdict::Right,
+            (Some(_), None, None) if is_unreadable => Verdict::Stale { is_sure },
+            (Some(value), None, None) if is_null(&value) => Verdict::Right,
+            (Some(_), row, again) if row != again => Verdict::Changing,
+            (Some(value), Some(_), _) if !is_decodable(dataset, &value) => Verdict::Undecodable,
+            (Some(_), Some(_), _) => Verdict::Stale { is_sure },
+            (Some(_), None, _) => Verdict::Extra { is_sure },
+        }
     };
     Ok(chunk.iter().zip(cached).map(|((key, _), (value, _))| judge(key, value)).collect())
 }
@@ -338,14 +265,54 @@ fn is_null(value: &[u8]) -> bool {
     value == [0xc0] || value == b"null"
 }
 
-fn encode(dataset: &Dataset, source: &DatasetSource, rows: &[Row]) -> HashMap<String, Vec<u8>> {
-    let mut encoder = Encoder::new(dataset, source);
-    let mut batch = EntryBatch::default();
-    for row in rows {
-        encoder.add(row, &mut batch);
+/// What the rows of some keys say.
+struct Expected {
+    /// Of the last statement.
+    poll: Poll,
+    values: HashMap<String, Vec<u8>>,
+    /// Keys whose rows cannot be sent, or have no form.
+    unreadable: HashSet<String>,
+}
+
+/// Loads keys. A row that makes the statement fail is found by halves.
+async fn expect(
+    context: &Context,
+    dataset: &Dataset,
+    source: &DatasetSource,
+    keys: &[(String, KeyValues)],
+) -> Result<Expected, EngineError> {
+    let (mut values, mut unreadable, mut poll) = (HashMap::new(), HashSet::new(), None);
+    let mut parts = vec![keys];
+    while let Some(part) = parts.pop() {
+        let wanted: Vec<KeyValues> = part.iter().map(|(_, values)| values.clone()).collect();
+        let loaded = match context.postgres.load(source, &wanted).await {
+            Ok(loaded) => loaded,
+            Err(error) if error.kind == ErrorKind::Data && 1 < part.len() => {
+                let (left, right) = part.split_at(part.len() / 2);
+                parts.extend([left, right]);
+                continue;
+            }
+            Err(error) if error.kind == ErrorKind::Data => {
+                unreadable.extend(part.iter().map(|(key, _)| key.clone()));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut encoder = Encoder::new(dataset, source);
+        let mut batch = EntryBatch::default();
+        for row in &loaded.rows {
+            encoder.add(row, &mut batch);
+        }
+        encoder.finish(&mut batch);
+        values.extend(batch.iter().map(|entry| (entry.key.to_owned(), entry.value.to_vec())));
+        unreadable.extend(encoder.failures.into_iter().filter_map(|failure| failure.key));
+        poll = Some(loaded.poll);
     }
-    encoder.finish(&mut batch);
-    batch.iter().map(|entry| (entry.key.to_owned(), entry.value.to_vec())).collect()
+    let poll = match poll {
+        Some(poll) => poll,
+        None => epoch::poll(context).await?,
+    };
+    Ok(Expected { poll, values, unreadable })
 }
 
 async fn find_missing(
@@ -355,6 +322,29 @@ async fn find_missing(
     seen: &HashSet<String>,
     found: &mut Comparison,
 ) -> Result<(), EngineError> {
+    let absent = match absent_rows(context, dataset, source, seen, found).await {
+        Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
+            absent_keys(context, dataset, source, seen, found).await?
+        }
+        absent => absent?,
+    };
+    // Stored between the scan of Redis and the one of the table?
+    for chunk in absent.chunks(PAGE) {
+        let cached = context.redis.look_at(chunk).await?;
+        let missing = chunk.iter().zip(cached).filter(|(_, (value, _))| value.is_none());
+        found.missing.extend(missing.map(|(key, _)| key.clone()));
+    }
+    Ok(())
+}
+
+/// The keys of rows that were not seen in Redis, from one statement.
+async fn absent_rows(
+    context: &Context,
+    dataset: &Dataset,
+    source: &DatasetSource,
+    seen: &HashSet<String>,
+    found: &mut Comparison,
+) -> Result<Vec<String>, EngineError> {
     let mut rows = context.postgres.backfill(source, None).await?;
     let mut encoder = Encoder::new(dataset, source);
     let mut batch = EntryBatch::default();
@@ -372,13 +362,38 @@ async fn find_missing(
     }
     encoder.finish(&mut batch);
     take(&mut batch);
-    // Stored between the scan of Redis and the one of the table?
-    for chunk in absent.chunks(PAGE) {
-        let cached = context.redis.read(chunk).await?;
-        let missing = chunk.iter().zip(cached).filter(|(_, (value, _))| value.is_none());
-        found.missing.extend(missing.map(|(key, _)| key.clone()));
+    let failures = encoder.failures.into_iter();
+    found.unreadable.extend(failures.map(|failure| failure.key.unwrap_or(failure.reason)));
+    Ok(absent)
+}
+
+/// The same key by key, because no statement reads beyond a row that it cannot send.
+async fn absent_keys(
+    context: &Context,
+    dataset: &Dataset,
+    source: &DatasetSource,
+    seen: &HashSet<String>,
+    found: &mut Comparison,
+) -> Result<Vec<String>, EngineError> {
+    let mut absent = Vec::new();
+    let mut pages = KeyPages::behind(None);
+    while let Some(page) = pages.next(&context.postgres, source).await? {
+        let keys = match page {
+            KeyPage::Keys(keys) => keys,
+            KeyPage::Unreadable(error) => {
+                found.unreadable.push(error.message());
+                continue;
+            }
+        };
+        let named = keys.into_iter().filter_map(|values| Some((dataset.key_of(&values)?, values)));
+        let unseen: Vec<(String, KeyValues)> = named.filter(|(key, _)| !seen.contains(key)).collect();
+        for chunk in unseen.chunks(PAGE) {
+            let expected = expect(context, dataset, source, chunk).await?;
+            found.unreadable.extend(expected.unreadable);
+            absent.extend(expected.values.into_keys());
+        }
     }
-    Ok(())
+    Ok(absent)
 }
 
 /// Loads again what was found wrong.

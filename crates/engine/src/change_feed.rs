@@ -5,6 +5,7 @@ mod loads;
 mod verification;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -253,6 +254,7 @@ impl FeedConsumer {
             loads: FeedLoads::leaving_out(&self.context, &mut self.troubles),
             affected: AffectedKeys::default(),
             has_made_pending: &mut self.has_made_pending,
+            shares: BTreeMap::new(),
         };
         let mut statements = 0;
         let mut times: Vec<i64> = Vec::new();

@@ -9,9 +9,9 @@ use super::coverage::Coverage;
 use super::error::EngineError;
 use super::event_scope::EventScope;
 use super::watermark_watch::WatermarkWatch;
-use crate::metrics::Metrics;
+use crate::metrics::{ByReason, Metrics};
 use crate::stores::postgres::{CaptureLimits, Postgres};
-use crate::stores::redis::{Answer, CacheError, Epoch, PreconditionFailed, Redis};
+use crate::stores::redis::{Answer, CacheError, Claim, Epoch, PreconditionFailed, Redis};
 use cachekeeper_config::{Config, FeedMode};
 
 /// Stores, datasets, metrics, and the epoch as this process knows it. Cheap to clone.
@@ -114,6 +114,24 @@ impl Context {
         }
     }
 
+    /// Whether a job may claim to be whole, or must begin again because Redis lost some of its steps.
+    ///
+    /// # Errors
+    /// As [`Self::checked`], and [`EngineError::RedisRolledBack`].
+    pub(super) fn claimed(
+        &self,
+        dataset: Option<&Dataset>,
+        answer: Answer<Claim>,
+    ) -> Result<(), EngineError> {
+        match self.checked(dataset, answer)? {
+            Claim::Accepted => Ok(()),
+            Claim::RolledBack => {
+                self.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+                Err(EngineError::RedisRolledBack)
+            }
+        }
+    }
+
     /// The one place that acts on a failed precondition. A definition that is not the dataset's any more ends this process's
     /// work on it; a revision that changed is read anew before anything is loaded again; else what is known of the epoch is out of date, and is read anew before anything else is tried.
     pub(super) fn on_precondition_failed(
@@ -138,10 +156,7 @@ impl Context {
 
     /// Counts a refusal by Redis and hands the error on.
     pub(crate) fn count_refusal(&self, error: CacheError) -> CacheError {
-        self.metrics
-            .redis_refusals
-            .get_or_create(&crate::metrics::ByReason::new(error.refusal.label()))
-            .inc();
+        self.metrics.redis_refusals.get_or_create(&ByReason::new(error.refusal.label())).inc();
         error
     }
 }

@@ -3,6 +3,7 @@
 
 mod captures;
 mod growth;
+mod refusal;
 mod script;
 mod survey;
 

@@ -42,6 +42,16 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// The whole in one sentence, for people; logs have the chain of causes.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Source(error) => error.told(),
+            Self::Cache(error) => error.told(),
+            other => chain(other),
+        }
+    }
+
     /// Whether Postgres was not reached.
     #[must_use]
     pub fn is_source_down(&self) -> bool {

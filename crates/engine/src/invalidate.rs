@@ -8,9 +8,9 @@ use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
 use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
-use crate::metrics::{ByDatasetCause, ByReason};
+use crate::metrics::ByDatasetCause;
 use crate::stores::postgres::{KeyValues, Poll};
-use crate::stores::redis::{Claim, Epoch, Precondition, Settled};
+use crate::stores::redis::{Epoch, Precondition, Settled};
 use cachekeeper_config::{OnChange, Scope};
 use cachekeeper_protocol::event::Op;
 
@@ -56,13 +56,8 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     let report = members(context, at, tags, op, &mut PlainReload { context }, &mut job).await?;
     // Nothing is pending here, but a rollback in between would have hidden members from the enumeration.
     let answer = context.redis.finish_job(&precondition, &job.id, job.count, Settled::Nothing).await?;
-    match context.checked(None, answer)? {
-        Claim::Accepted => Ok(report),
-        Claim::RolledBack => {
-            context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
-            Err(EngineError::RedisRolledBack)
-        }
-    }
+    context.claimed(None, answer)?;
+    Ok(report)
 }
 
 /// How members of a tag, which exist or have existed, come to be loaded again.

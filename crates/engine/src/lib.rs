@@ -40,6 +40,8 @@ pub mod events;
 pub mod failpoint;
 #[cfg(feature = "postgres")]
 pub mod invalidate;
+#[cfg(feature = "postgres")]
+mod key_pages;
 pub mod lease;
 #[cfg(feature = "postgres")]
 pub mod load;

@@ -21,7 +21,7 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::encode::{Encoder, Failure};
 use super::epoch;
-use super::error::{EngineError, chain};
+use super::error::EngineError;
 use crate::metrics::{ByDataset, ByDatasetCause};
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues};
 use crate::stores::redis::{Failed, Refusal};
@@ -134,7 +134,7 @@ impl Loading<'_> {
                     work.push((right.to_vec(), tries));
                 }
                 Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
-                    self.give_up(&part, Why::RowFails(chain(&error)), &mut report).await?;
+                    self.give_up(&part, Why::RowFails(error.told()), &mut report).await?;
                 }
                 Err(EngineError::Cache(error)) if error.refusal == Refusal::Full => {
                     self.context.count_refusal(error);

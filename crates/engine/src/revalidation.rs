@@ -15,10 +15,9 @@ use super::epoch;
 use super::error::EngineError;
 use super::failpoint;
 use super::load::{self, Cause, Job, Keys, LoadOptions, LoadReport, load};
-use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
 use crate::stores::redis::{
-    Claim, Epoch, Missing, PendingRevalidation, PendingSlots, ScannedEntry, Settled, UseSign, Wanted,
+    Epoch, Missing, PendingRevalidation, PendingSlots, ScannedEntry, Settled, UseSign, Wanted,
 };
 use cachekeeper_config::OnNewEpoch;
 use cachekeeper_protocol::slot_set::SlotSet;
@@ -190,12 +189,7 @@ impl RevalidationScan<'_> {
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let answer =
             self.context.redis.finish_job(&precondition, &self.job.id, self.job.count, settled).await?;
-        match self.context.checked(Some(self.dataset), answer)? {
-            Claim::Accepted => Ok(self.report),
-            Claim::RolledBack => {
-                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
-                Err(EngineError::RedisRolledBack)
-            }
-        }
+        self.context.claimed(Some(self.dataset), answer)?;
+        Ok(self.report)
     }
 }

@@ -1,5 +1,6 @@
 //! The write statements of `cachekeeper check`.
 
+use super::located::located;
 use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::Diagnostic;
 use cachekeeper_engine::catalog::Dataset;
@@ -31,13 +32,7 @@ pub async fn check(
             problems.push(config.source.problem(&setting, message, help.to_owned()));
         }
         Err(problem) => {
-            let setting = path(problem.setting);
-            problems.push(config.source.problem_within(
-                &setting,
-                problem.offset,
-                problem.message,
-                problem.help,
-            ));
+            problems.push(located(config, dataset, problem));
         }
     }
     Ok(())

@@ -41,6 +41,7 @@ pub const SETUP: &str = "
     create table \"odd \"\"table\" (id int);
     create type odd_type as (id int);
     create type mood as enum ('sad', 'quote\" back\\ 🦀', '');
+    create domain letter as \"char\";
     create domain tiny as smallint check (value < 30000);
     create domain tinier as tiny;
     create type pair as (a integer, b text);";
@@ -230,6 +231,11 @@ pub fn samples() -> Vec<Sample> {
         of("tstzrange", &["empty", "[\"2026-01-01 00:00:00+02\",infinity]", "(,)"], |random| format!("[\"{} UTC\",)", moment(random))),
         of("daterange", &["empty", "[2026-01-01,2026-02-01]", "(,infinity]"], |random| format!("[{},)", date(random))),
         of("wordrange", &["empty", "[a,\"b\"\"c\"]", "(\"\\\\\",)"], |random| format!("[{},)", digits(random, 5))),
+        of("int4multirange", &["{}", "{[1,3),[5,9)}", "{(,)}"], |random| format!("{{[{},)}}", integer(random, 30))),
+        of("nummultirange", &["{}", "{[1.50,2.0),[3,)}", "{(,NaN]}"], |random| format!("{{[{}.0,)}}", integer(random, 40))),
+        of("tstzmultirange", &["{}", "{[\"2026-01-01 00:00:00+02\",infinity]}"], |random| format!("{{[\"{} UTC\",)}}", moment(random))),
+        of("wordmultirange", &["{}", "{[a,\"b\"\"c\"],[d,e)}"], |random| format!("{{[{},)}}", digits(random, 5))),
+        of("letter", &["x", "", "\u{7f}"], |random| pick(random, &["a", "Z"])),
         of("point", &["(0,-0)", "(NaN,Infinity)", "(1e300,0.1)"], |random| format!("({},{})", float(random, 90.0), float(random, 90.0))),
         of("lseg", &["[(0,0),(1,1)]"], |random| format!("[({},0),(1,1)]", integer(random, 30))),
         of("box", &["(0,0),(1,1)"], |random| format!("(0,0),({},1)", integer(random, 30))),

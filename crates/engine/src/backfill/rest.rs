@@ -7,11 +7,9 @@ use super::bookmark::Bookmark;
 use super::{BackfillOptions, BackfillStream, RateLimit, tell};
 use crate::encode::Failure;
 use crate::error::{EngineError, chain};
+use crate::key_pages::{KeyPage, KeyPages};
 use crate::load::{Cause, Keys, LoadOptions, LoadReport, load};
-use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, SourceError};
-
-/// Most keys that are read at once.
-const PAGE: usize = 10_000;
+use crate::stores::postgres::{DatasetSource, KeyValues, SourceError};
 
 impl BackfillStream<'_> {
     /// Loads what comes behind the last confirmed entry.
@@ -24,44 +22,23 @@ impl BackfillStream<'_> {
     ) -> Result<(), EngineError> {
         let (dataset, reason) = (self.dataset.name(), chain(reason));
         warn!(dataset, reason, "a row cannot be read; the backfill goes on key by key");
-        let mut behind = Bookmark::parse(&self.confirmed, self.dataset).map(|bookmark| bookmark.values);
+        let behind = Bookmark::parse(&self.confirmed, self.dataset).map(|bookmark| bookmark.values);
         // Keys that are equal to the last one but for their text may be missing.
         self.load_keys(behind.iter().cloned(), options, rate).await?;
-        // Keys behind that one which cannot be read.
-        let mut skipped = 0;
-        let mut count = PAGE;
-        loop {
+        let mut pages = KeyPages::behind(behind);
+        while let Some(page) = pages.next(&self.context.postgres, source).await? {
             if options.cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            let keys = match self.context.postgres.keys_behind(source, behind.as_ref(), skipped, count).await
-            {
-                Ok(keys) => keys,
-                Err(error) if error.kind == ErrorKind::Data && 1 < count => {
-                    count /= 2;
-                    continue;
-                }
-                Err(error) if error.kind == ErrorKind::Data => {
-                    let failure = Failure { key: None, reason: chain(&error) };
+            match page {
+                KeyPage::Keys(keys) => self.load_keys(keys.into_iter(), options, rate).await?,
+                KeyPage::Unreadable(error) => {
+                    let failure = Failure { key: None, reason: error.told() };
                     self.report.add(LoadReport { failures: vec![failure], ..LoadReport::default() });
-                    skipped += 1;
-                    continue;
                 }
-                Err(error) => return Err(error.into()),
-            };
-            self.load_keys(keys.iter().flatten().cloned(), options, rate).await?;
-            if keys.len() < count {
-                return Ok(());
-            }
-            count = PAGE.min(count * 2);
-            match keys.iter().rposition(Option::is_some) {
-                Some(last) => {
-                    skipped = keys.len() - 1 - last;
-                    behind = keys.into_iter().nth(last).flatten();
-                }
-                None => skipped += keys.len(),
             }
         }
+        Ok(())
     }
 
     async fn load_keys(

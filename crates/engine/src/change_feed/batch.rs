@@ -1,5 +1,7 @@
 //! One batch: what is done about what the changes touch.
 
+use std::collections::BTreeMap;
+
 use futures_util::stream::{self, StreamExt};
 use tracing::info;
 
@@ -21,6 +23,19 @@ use cachekeeper_config::OnChange;
 pub(super) const GATHERED: usize = 16_384;
 /// Scripts that delete, under way at once.
 const DELETES_AHEAD: usize = 3;
+/// Fewer keys of one dataset are loaded one by one, whatever they cost.
+const BULK_MIN: u64 = 2 * GATHERED as u64;
+/// A backfill, and the scan before it, load each entry once; so many loads by key cost more than both.
+const LOADS_OF_BACKFILL: u64 = 3;
+
+/// What one batch has of a dataset.
+#[derive(Default)]
+pub(super) struct Share {
+    /// Keys that were loaded by key; one that changed often counts each time.
+    keys: u64,
+    /// Whether a backfill sees to the rest.
+    is_bulk: bool,
+}
 
 /// Applies what this process changed itself, without waiting for the feed, which will find nothing left to do. The cursor
 /// does not move.
@@ -38,6 +53,7 @@ pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Resu
         loads: FeedLoads::ending(context, &mut troubles),
         affected,
         has_made_pending: &mut false,
+        shares: BTreeMap::new(),
     };
     batch.flush().await
 }
@@ -52,6 +68,7 @@ pub(super) struct ChangeBatch<'a> {
     pub(super) affected: AffectedKeys,
     /// Set where it makes something pending.
     pub(super) has_made_pending: &'a mut bool,
+    pub(super) shares: BTreeMap<String, Share>,
 }
 
 impl ChangeBatch<'_> {
@@ -61,13 +78,7 @@ impl ChangeBatch<'_> {
         if !affected.whole.is_empty() {
             let names: Vec<String> = affected.whole.iter().cloned().collect();
             info!(datasets = names.join(", "), "a whole table changed, every entry is revalidated");
-            let why = ("whole table changed", None);
-            let at = (&self.epoch, self.poll.incarnation.as_str());
-            let older = OlderLoads::Below(self.poll.snapshot.stamp());
-            let answer = self.context.redis.mark_pending(at, why, &names, older, &self.job.id).await?;
-            self.context.checked(None, answer)?;
-            *self.has_made_pending = true;
-            self.job.count += 1;
+            self.mark_whole("whole table changed", &names).await?;
         }
         if !affected.tags.is_empty() {
             let tags: Vec<String> = affected.tags.into_iter().collect();
@@ -82,10 +93,51 @@ impl ChangeBatch<'_> {
             };
             let labels = ByDataset::new(&name);
             self.context.metrics.changed_keys.get_or_create(&labels).inc_by(keys.len() as u64);
+            if self.is_left_to_backfill(dataset, keys.len() as u64).await? {
+                continue;
+            }
             let keys: Vec<(String, KeyValues)> = keys.into_iter().collect();
             self.apply_keys(dataset, &keys).await?;
         }
         Ok(())
+    }
+
+    /// Datasets of which every entry is to be loaded again; nothing older is stored any more.
+    async fn mark_whole(&mut self, reason: &str, names: &[String]) -> Result<(), EngineError> {
+        let at = (&self.epoch, self.poll.incarnation.as_str());
+        let older = OlderLoads::Below(self.poll.snapshot.stamp());
+        let answer = self.context.redis.mark_pending(at, (reason, None), names, older, &self.job.id).await?;
+        self.context.checked(None, answer)?;
+        *self.has_made_pending = true;
+        self.job.count += 1;
+        Ok(())
+    }
+
+    /// Whether keys need no load of their own, because so many of their dataset changed in this batch that a backfill costs less
+    /// (R10). The number of all keys in Redis bounds what there is of the dataset.
+    async fn is_left_to_backfill(&mut self, dataset: &Dataset, keys: u64) -> Result<bool, EngineError> {
+        let share = self.shares.entry(dataset.name().to_owned()).or_default();
+        if share.is_bulk {
+            return Ok(true);
+        }
+        share.keys += keys;
+        let loaded = share.keys;
+        let is_reloaded = dataset.settings.on_change == OnChange::Refresh && dataset.is_filled_whole();
+        if loaded < BULK_MIN || self.job.id.is_empty() || !is_reloaded {
+            return Ok(false);
+        }
+        if loaded < LOADS_OF_BACKFILL * self.context.redis.key_count().await? {
+            return Ok(false);
+        }
+        let name = dataset.name().to_owned();
+        info!(
+            dataset = name,
+            changes = loaded,
+            "more changes than a backfill loads: every entry is revalidated"
+        );
+        self.mark_whole("more changes than a backfill loads", std::slice::from_ref(&name)).await?;
+        self.shares.entry(name).or_default().is_bulk = true;
+        Ok(true)
     }
 
     async fn apply_keys(

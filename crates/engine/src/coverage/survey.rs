@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::growth::Growth;
-use super::{Coverage, Rule, WatchedCatalogs};
+use super::{Coverage, Rule, WatchedCatalogs, refusal};
 use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::epoch;
@@ -27,6 +27,10 @@ pub(super) struct CoverageSurvey {
     captures: Vec<Capture>,
     /// For each dataset what its query reads, or why that cannot be told.
     reads: BTreeMap<String, Result<Inspection, String>>,
+    /// For each dataset that `check` refuses, why.
+    refused: BTreeMap<String, String>,
+    /// The roots whose changes cannot be captured by statement, with the reason.
+    by_row_only: BTreeMap<u32, String>,
 }
 
 /// Computes the coverage of every dataset. With `may_install`, what is missing is installed where this role may do so.
@@ -106,6 +110,10 @@ async fn install(
         // By row beats by statement: another namespace may ask for it.
         let is_by_row = capture.is_some_and(|capture| !capture.by_statement && capture.function.is_some());
         wanted.by_statement &= is_exact || !is_by_row;
+        if let Some(reason) = survey.by_row_only.get(&root).filter(|_| wanted.by_statement) {
+            tracing::warn!(reason, "changes cannot be captured by statement, and are captured by row");
+            wanted.by_statement = false;
+        }
         let is_captured = capture.is_some_and(|capture| {
             wanted.columns.iter().all(|column| capture.columns.contains(column))
                 && wanted.by_statement == capture.by_statement
@@ -185,47 +193,38 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
     })
 }
 
-/// What a query uses that no capture can follow.
-fn unreadable(reads: &Inspection, dataset: &Dataset) -> Result<(), String> {
-    if reads.has_system_columns {
-        let what =
-            "its query uses a system column (ctid, xmin or the like), which changes although no row does";
-        return Err(what.to_owned());
-    }
-    if let Some(catalog) = reads.relations.iter().find(|relation| relation.is_catalog) {
-        return Err(format!(
-            "its query reads the catalog {}, whose changes cannot be captured",
-            catalog.name
-        ));
-    }
-    if reads.has_too_many {
-        let what = "its query calls functions whose texts have the names of thousands of others; write them `begin atomic`";
-        return Err(what.to_owned());
-    }
-    match reads.functions.iter().find(|function| function.is_opaque) {
-        Some(function) if dataset.settings.reads.is_empty() => Err(format!(
-            "its query calls {}, whose body is a text that may read any table; write it `begin atomic`, declare it immutable if \
-             it is, or name its tables in `reads`",
-            function.name
-        )),
-        _ => Ok(()),
-    }
-}
-
 impl CoverageSurvey {
     async fn take(context: &Context) -> Result<Self, EngineError> {
-        let mut reads = BTreeMap::new();
+        let (mut reads, mut refused) = (BTreeMap::new(), BTreeMap::new());
         for dataset in context.catalog.iter() {
             let found = match context.postgres.inspect(&dataset.settings.query).await {
                 Ok(inspection) => Ok(inspection),
                 Err(error) if error.kind == ErrorKind::Unavailable => return Err(error.into()),
                 Err(error) => Err(chain(&error)),
             };
+            if let Ok(inspection) = &found {
+                let reason = refusal::of(context, dataset, inspection).await?;
+                refused.extend(reason.map(|reason| (dataset.name().to_owned(), reason)));
+            }
             reads.insert(dataset.name().to_owned(), found);
         }
-        let mut survey = Self { members: Vec::new(), captures: context.postgres.captures().await?, reads };
+        let captures = context.postgres.captures().await?;
+        let mut survey = Self { members: Vec::new(), captures, reads, refused, by_row_only: BTreeMap::new() };
         survey.members = context.postgres.trees(&survey.tables(context)).await?;
+        for root in survey.by_statement(context) {
+            let members: Vec<u32> = survey.members_of(root).iter().map(|member| member.oid).collect();
+            let reason = context.postgres.not_by_statement(&members).await?;
+            survey.by_row_only.extend(reason.map(|reason| (root, reason)));
+        }
         Ok(survey)
+    }
+
+    /// The roots that are captured by statement, or are to be.
+    fn by_statement(&self, context: &Context) -> BTreeSet<u32> {
+        let rules = context.catalog.iter().flat_map(|dataset| dataset.settings.watch.iter());
+        let wanted = rules.filter(|rule| rule.capture == CaptureMode::Statement);
+        let captured = self.captures.iter().filter_map(|it| it.by_statement.then_some(it.root));
+        captured.chain(wanted.filter_map(|rule| self.root_of(&rule.table).ok())).collect()
     }
 
     /// The coverage, with the fingerprints that belong to it: they are read between two surveys that found the same. Else a change
@@ -373,11 +372,13 @@ impl CoverageSurvey {
                 reason.map_or("", String::as_str)
             ));
         };
+        if let Some(reason) = self.refused.get(dataset.name()) {
+            return Err(reason.clone());
+        }
         let mut roots = BTreeSet::new();
         for rule in &dataset.settings.watch {
             roots.insert(self.root_of(&rule.table)?);
         }
-        unreadable(reads, dataset)?;
         let named = dataset.settings.reads.iter().map(String::as_str);
         for table in reads.tables().into_iter().chain(named) {
             // What is no ordinary table is named before a missing rule: no rule would help.
@@ -401,6 +402,9 @@ impl CoverageSurvey {
             let Some(capture) = self.captures.iter().find(|capture| capture.root == root) else {
                 return Err(format!("{table} has no triggers; run `cachekeeper migrate`"));
             };
+            if let Some(reason) = self.by_row_only.get(&root).filter(|_| capture.by_statement) {
+                return Err(format!("{table} is captured by statement: {reason}"));
+            }
             if !capture.is_on {
                 return Err(format!("the capture of {table} is switched off; `cachekeeper capture on`"));
             }

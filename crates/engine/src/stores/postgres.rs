@@ -22,7 +22,7 @@ mod write_check;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use connection::{Postgres, QUICK_MAX};
-pub use dataset_check::Finding;
+pub use dataset_check::{Finding, MissingRights, Weight, findings_of_reads};
 pub use error::{Blame, ErrorKind, SourceError};
 pub use feed::{Change, FeedPoll, FeedReader, OutboxState, Verify};
 pub use fingerprint::{CatalogScope, CatalogState, Fingerprint, NameKind};

@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 use super::SourceError;
+use super::error::CONNECTING;
 use cachekeeper_config as config;
 
 /// A handle to the primary. Cheap to clone.
@@ -142,7 +143,7 @@ impl Postgres {
 
     /// The pool tries again and again and then says only that it took too long. Where that is why a statement failed, one
     /// more attempt tells what is wrong.
-    pub(super) async fn explain(&self, error: SourceError) -> SourceError {
+    pub async fn explain(&self, error: SourceError) -> SourceError {
         if !error.is_out_of_connections() {
             return error;
         }
@@ -172,21 +173,18 @@ impl Postgres {
             pin(&mut connection).await?;
             Ok(connection)
         };
-        let source = match tokio::time::timeout(self.connect_timeout, connect).await {
+        let (kind, text) = match tokio::time::timeout(self.connect_timeout, connect).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(sqlx::Error::Io(error))) => {
-                let text = match error.kind() {
-                    ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-                    _ => error.to_string(),
-                };
-                sqlx::Error::Io(io::Error::new(error.kind(), format!("{text}: {}", place())))
+            Ok(Err(sqlx::Error::Io(error))) if error.kind() == ErrorKind::ConnectionRefused => {
+                (error.kind(), "connection refused".to_owned())
             }
-            Ok(Err(other)) => other,
+            Ok(Err(sqlx::Error::Io(error))) => (error.kind(), error.to_string()),
+            Ok(Err(other)) => return Err(SourceError::new(what, other)),
             Err(_elapsed) => {
-                let text = format!("no answer within {} ms: {}", self.connect_timeout.as_millis(), place());
-                sqlx::Error::Io(io::Error::new(ErrorKind::TimedOut, text))
+                (ErrorKind::TimedOut, format!("no answer within {} ms", self.connect_timeout.as_millis()))
             }
         };
+        let source = sqlx::Error::Io(io::Error::new(kind, format!("{CONNECTING}{}: {text}", place())));
         Err(SourceError::new(what, source))
     }
 

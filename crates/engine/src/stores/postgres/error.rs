@@ -16,6 +16,9 @@ pub struct SourceError {
     pub source: Cause,
 }
 
+/// How a message begins where no connection was made.
+pub(super) const CONNECTING: &str = "cannot connect to ";
+
 /// What the driver reports, as a person reads it: what the server says, without the driver's frame around it and without
 /// the line of the server's own source.
 #[derive(Debug)]
@@ -196,6 +199,26 @@ impl SourceError {
             sqlx::postgres::PgErrorPosition::Internal { .. } => return None,
         };
         Some(sql.char_indices().nth(characters).map_or(sql.len(), |(at, _)| at))
+    }
+
+    /// The whole in one sentence, for people: what was attempted, and why it failed or what to do.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let (what, message) = (self.what, self.message());
+        match &self.kind {
+            ErrorKind::Unavailable | ErrorKind::Forbidden | ErrorKind::Statement
+                if message.starts_with(CONNECTING) =>
+            {
+                message
+            }
+            ErrorKind::Unavailable | ErrorKind::Forbidden | ErrorKind::Statement | ErrorKind::Data => {
+                format!("failed to {what}: {message}")
+            }
+            kind @ (ErrorKind::NoSchema | ErrorKind::Standby | ErrorKind::NoIncarnation) => kind.to_string(),
+            kind @ (ErrorKind::Cancelled | ErrorKind::Changed | ErrorKind::Reply | ErrorKind::Foreign) => {
+                format!("failed to {what}: {kind} ({message})")
+            }
+        }
     }
 
     /// What the server says, where it said anything.

@@ -1,40 +1,25 @@
 //! The statements of a dataset, made from its query once its columns are known.
 
 mod columns;
+mod describe;
 mod sql;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::postgres::PgTypeInfo;
-use sqlx::{Column, Executor, PgConnection, PgPool, SqlSafeStr, Statement, TypeInfo};
+use sqlx::{PgConnection, PgPool, TypeInfo};
 
 use self::columns::{KeyColumn, base_type, is_coarse, key_type};
+pub use self::describe::SourceProblem;
+use self::describe::{CAST, DESCRIBE};
 use self::sql::Statements;
-use super::transcode::{ReadAs, RowPlan};
+use super::transcode::{QueryColumn, ReadAs, RowPlan};
 use super::{Postgres, SourceError};
 use cachekeeper_config::Dataset;
 use cachekeeper_protocol::template::{Alphabet, Template};
 pub(super) use columns::{KeyType, quote, type_name};
 pub(super) use sql::INCARNATION;
-
-/// What fails where a query cannot be described.
-const DESCRIBE: &str = "describe a query";
-/// What helps where a column cannot be read.
-const CAST: &str = "cast the column in the query, for example `column::text as column`";
-
-/// The driver's name of a type that it has not looked up. It loses some where several depend on the same ones, and finds them when
-/// it is asked again.
-const UNRESOLVED: &str = "?";
-/// How often it is asked.
-const RESOLVED_WITHIN: usize = 16;
-
-/// How many queries were described by this process.
-static DESCRIBED: AtomicU64 = AtomicU64::new(0);
-
-/// Names and types of a query's columns.
-type Columns = Vec<(String, PgTypeInfo)>;
 
 /// The texts of a key's placeholders.
 pub type KeyValues = Vec<String>;
@@ -42,8 +27,8 @@ pub type KeyValues = Vec<String>;
 /// A dataset whose query Postgres has described.
 #[derive(Debug)]
 pub struct DatasetSource {
-    /// Names and types of the query's columns.
-    pub columns: Vec<(String, PgTypeInfo)>,
+    /// The query's columns.
+    pub columns: Vec<QueryColumn>,
     /// How a row becomes a value.
     pub plan: RowPlan,
     /// For each placeholder of the key, its column.
@@ -61,26 +46,12 @@ pub struct DatasetSource {
     pub(super) keys_behind: String,
 }
 
-/// What is wrong with a dataset once the database has been asked. `setting` is the key in its section.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct SourceProblem {
-    /// Which setting: `query`, `key`, `tags`.
-    pub setting: &'static str,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub help: String,
-    /// Where in the setting's text.
-    pub offset: Option<usize>,
-}
-
 impl DatasetSource {
     /// What the placeholder of this name can hold, as its column's type says.
     #[must_use]
     pub fn alphabet(&self, column: &str) -> Alphabet {
-        let found = self.columns.iter().find(|(name, _)| name == column);
-        match found.map(|(_, kind)| base_type(kind).name().to_owned()).as_deref() {
+        let found = self.columns.iter().find(|found| found.name == column);
+        match found.map(|found| base_type(&found.info).name().to_owned()).as_deref() {
             Some("INT2" | "INT4" | "INT8") => Alphabet::Integer,
             Some("UUID") => Alphabet::Uuid,
             _ => Alphabet::Any,
@@ -88,7 +59,7 @@ impl DatasetSource {
     }
 
     fn is_text(&self, column: usize) -> bool {
-        let kind = self.columns.get(column).map(|(_, kind)| base_type(kind));
+        let kind = self.columns.get(column).map(|column| base_type(&column.info));
         kind.is_some_and(|kind| matches!(kind.name(), "TEXT" | "VARCHAR"))
     }
 
@@ -146,27 +117,9 @@ impl Postgres {
     ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
         let what = DESCRIBE;
         let mut connection = pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
-        let mut tries = 0;
-        let (number, columns) = loop {
-            let number = DESCRIBED.fetch_add(1, Ordering::Relaxed);
-            let columns = match prepare(&mut connection, dataset, number).await? {
-                Ok(columns) => columns,
-                Err(problem) => return Ok(Err(problem)),
-            };
-            let mut unknown = columns.iter().filter(|(_, kind)| kind.name() == UNRESOLVED).peekable();
-            if unknown.peek().is_none() {
-                break (number, columns);
-            }
-            tries += 1;
-            if tries == RESOLVED_WITHIN {
-                let names: Vec<&str> = unknown.map(|(name, _)| name.as_str()).collect();
-                return Ok(Err(SourceProblem {
-                    setting: "query",
-                    message: format!("the types of {} could not be found out", names.join(", ")),
-                    help: CAST.to_owned(),
-                    offset: None,
-                }));
-            }
+        let (number, columns) = match describe::columns(&mut connection, dataset).await? {
+            Ok(described) => described,
+            Err(problem) => return Ok(Err(problem)),
         };
         match make_source(dataset, columns, number, &BTreeSet::new()) {
             // Only texts have collations, and only those that take different texts for equal make a difference.
@@ -179,50 +132,6 @@ impl Postgres {
     }
 }
 
-/// What the query returns.
-async fn prepare(
-    connection: &mut PgConnection,
-    dataset: &Dataset,
-    number: u64,
-) -> Result<Result<Columns, SourceProblem>, SourceError> {
-    // The parentheses make a second statement, or a statement that is no query, a syntax error. The query
-    // is on lines of its own, so that a comment at its end ends there.
-    // The number makes the text a new one each time: connections keep what they prepared by its text, and after
-    // a change of the tables all of that is worthless.
-    let opening = format!("/* {number} */ select q.* from (\n");
-    let sql = format!("{opening}{}\n) q", dataset.query);
-    let source = match connection.prepare(sqlx::AssertSqlSafe(sql.clone()).into_sql_str()).await {
-        Ok(prepared) => {
-            let columns = prepared.columns().iter();
-            return Ok(Ok(columns
-                .map(|column| (column.name().to_owned(), column.type_info().clone()))
-                .collect()));
-        }
-        Err(source) => source,
-    };
-    // The driver knows no type of that kind.
-    if matches!(&source, sqlx::Error::ColumnDecode { index, .. } if index.contains("typ")) {
-        return Ok(Err(SourceProblem {
-            setting: "query",
-            message: "the query returns a multirange or a domain over \"char\", which cannot be read"
-                .to_owned(),
-            help: CAST.to_owned(),
-            offset: None,
-        }));
-    }
-    let error = SourceError::new(DESCRIBE, source);
-    if error.is_transient() || error.kind == super::ErrorKind::Forbidden {
-        return Err(error);
-    }
-    let offset = error.position_in(&sql).and_then(|at| at.checked_sub(opening.len()));
-    Ok(Err(SourceProblem {
-        setting: "query",
-        message: format!("Postgres does not accept the query: {}", error.message()),
-        help: "the query is used inside a larger statement; try it as `select * from (<query>) q`".to_owned(),
-        offset,
-    }))
-}
-
 /// The columns of the key whose collation takes different texts for equal.
 async fn coarse_columns(
     connection: &mut PgConnection,
@@ -233,7 +142,7 @@ async fn coarse_columns(
         source.key_columns.iter().copied().filter(|column| source.is_text(*column)).collect();
     let names = texts.iter().filter_map(|column| source.columns.get(*column));
     let collations: Vec<String> =
-        names.map(|(name, _)| format!("pg_collation_for(q.{})", quote(name))).collect();
+        names.map(|column| format!("pg_collation_for(q.{})", quote(&column.name))).collect();
     // No row is read: the collation is the column's.
     let sql = format!(
         "select array(select exists (select from pg_collation c where c.oid = to_regcollation(n.name) \
@@ -254,12 +163,12 @@ async fn coarse_columns(
 /// `coarse`: columns whose collation takes different texts for equal.
 fn make_source(
     dataset: &Dataset,
-    columns: Vec<(String, PgTypeInfo)>,
+    columns: Vec<QueryColumn>,
     number: u64,
     coarse: &BTreeSet<usize>,
 ) -> Result<DatasetSource, SourceProblem> {
-    for (index, (name, _)) in columns.iter().enumerate() {
-        if columns.iter().take(index).any(|(earlier, _)| earlier == name) {
+    for (index, QueryColumn { name, .. }) in columns.iter().enumerate() {
+        if columns.iter().take(index).any(|earlier| earlier.name == *name) {
             return Err(SourceProblem {
                 setting: "query",
                 message: format!("the query has two columns named {name}"),
@@ -284,8 +193,8 @@ fn make_source(
     let loaded: Vec<(String, Option<PgTypeInfo>)> = columns
         .iter()
         .enumerate()
-        .map(|(at, (name, kind))| match plan.read_as(at) {
-            ReadAs::Binary => (name.clone(), Some(kind.clone())),
+        .map(|(at, column)| match plan.read_as(at) {
+            ReadAs::Binary => (column.name.clone(), Some(column.info.clone())),
             // Another name, so that the sorting of a list means the column itself.
             ReadAs::Text | ReadAs::Json => (format!("ck_shown_{at}"), None),
         })
@@ -293,9 +202,9 @@ fn make_source(
     let keys: Vec<KeyColumn> = key_columns
         .iter()
         .filter_map(|at| {
-            let (name, kind) = columns.get(*at)?;
-            let is_coarse = coarse.contains(at) || is_coarse(kind);
-            Some(KeyColumn { name: quote(name), kind: key_type(kind), is_coarse })
+            let QueryColumn { name, info, .. } = columns.get(*at)?;
+            let is_coarse = coarse.contains(at) || is_coarse(info);
+            Some(KeyColumn { name: quote(name), kind: key_type(info), is_coarse })
         })
         .collect();
     let statements = Statements { dataset, columns: &columns, loaded: &loaded, plan: &plan, keys: &keys };
@@ -319,7 +228,7 @@ fn make_source(
 fn check_texts(
     setting: &'static str,
     plan: &RowPlan,
-    columns: &[(String, PgTypeInfo)],
+    columns: &[QueryColumn],
     used: &[usize],
 ) -> Result<(), SourceProblem> {
     let wrong: BTreeSet<usize> = used.iter().copied().filter(|at| !plan.can_be_in_keys(*at)).collect();
@@ -327,9 +236,8 @@ fn check_texts(
         return Ok(());
     }
     let named = wrong.into_iter().filter_map(|at| columns.get(at));
-    let list: Vec<String> = named
-        .map(|(name, kind)| format!("column {name} has the type {}", kind.name().to_lowercase()))
-        .collect();
+    let list: Vec<String> =
+        named.map(|column| format!("column {} has the type {}", column.name, column.type_name)).collect();
     Err(SourceProblem {
         setting,
         message: format!(
@@ -344,12 +252,12 @@ fn check_texts(
 fn find_columns(
     setting: &'static str,
     template: &Template,
-    columns: &[(String, PgTypeInfo)],
+    columns: &[QueryColumn],
 ) -> Result<Vec<usize>, SourceProblem> {
     let mut found = Vec::new();
     for placeholder in template.columns() {
-        let Some(index) = columns.iter().position(|(name, _)| name == placeholder) else {
-            let names: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
+        let Some(index) = columns.iter().position(|column| column.name == placeholder) else {
+            let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
             return Err(SourceProblem {
                 setting,
                 message: format!("{template} uses {{{placeholder}}}, but the query has no such column"),

@@ -1,5 +1,6 @@
 //! From Postgres's binary rows straight to the bytes of a value, without a value in between.
 
+mod guided;
 mod json;
 mod kind;
 mod nested;
@@ -10,5 +11,5 @@ mod sink;
 mod text;
 mod time;
 
-pub(super) use kind::ReadAs;
-pub use plan::{EncodeError, RowPlan, UnsupportedType};
+pub(super) use kind::{Kind, ReadAs, kind_of_catalog_name};
+pub use plan::{EncodeError, QueryColumn, RowPlan, UnsupportedType};

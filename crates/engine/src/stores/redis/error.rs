@@ -69,6 +69,23 @@ impl CacheError {
         Self::new(what, std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into())
     }
 
+    /// The whole in one sentence, for people: what was attempted, and why it failed or what to do.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let (what, source) = (self.what, &self.source);
+        match self.refusal {
+            Refusal::Unknown if source.is_connection_refusal() => {
+                "cannot connect to Redis: connection refused".to_owned()
+            }
+            Refusal::Unknown => format!("failed to {what}: no reply from Redis ({source})"),
+            Refusal::Full | Refusal::NotWritable | Refusal::WrongType => {
+                format!("failed to {what}: {}", self.refusal)
+            }
+            Refusal::Forbidden => format!("Redis: {} ({source})", self.refusal),
+            Refusal::Other => format!("failed to {what}: {source}"),
+        }
+    }
+
     /// Whether Redis was not reached, or broke off.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {

@@ -274,10 +274,12 @@ end",
             .iter()
             .map(|column| {
                 let field = format!("{row}.{}", quote(&column.name));
-                let text = if column.is_built_in && column.kind != "character" {
+                let is_cast = !matches!(column.kind.as_str(), "character" | "inet");
+                let text = if column.is_built_in && is_cast {
                     format!("{field}::pg_catalog.text")
                 } else {
-                    // The output function: a cast could be somebody's function, and would lose the blanks of `character`.
+                    // The output function: a cast could be somebody's function, would lose the blanks of `character`, and would
+                    // add a mask to each `inet`.
                     format!(
                         "case when pg_catalog.num_nulls({field}) operator(pg_catalog.=) 0 then pg_catalog.concat({field}) end"
                     )

@@ -3,7 +3,7 @@
 use sqlx::postgres::PgTypeInfo;
 
 use super::columns::{KeyColumn, KeyType, null_of, quote, text_of};
-use crate::stores::postgres::transcode::{ReadAs, RowPlan};
+use crate::stores::postgres::transcode::{QueryColumn, ReadAs, RowPlan};
 use cachekeeper_config::{Dataset, Rows};
 
 /// The id of this server's present life, or null: valid only where the recorded start time and database are this
@@ -14,7 +14,7 @@ pub(crate) const INCARNATION: &str = "(select i.id::text from cachekeeper.incarn
 
 pub(super) struct Statements<'a> {
     pub(super) dataset: &'a Dataset,
-    pub(super) columns: &'a [(String, PgTypeInfo)],
+    pub(super) columns: &'a [QueryColumn],
     pub(super) loaded: &'a [(String, Option<PgTypeInfo>)],
     pub(super) plan: &'a RowPlan,
     pub(super) keys: &'a [KeyColumn],
@@ -75,8 +75,8 @@ impl Statements<'_> {
             return "q.*".to_owned();
         }
         let columns = self.columns.iter().zip(self.loaded).enumerate();
-        let list = columns.map(|(at, ((name, _), (shown, _)))| {
-            let column = format!("q.{}", quote(name));
+        let list = columns.map(|(at, (column, (shown, _)))| {
+            let column = format!("q.{}", quote(&column.name));
             match self.plan.read_as(at) {
                 ReadAs::Binary => column,
                 ReadAs::Text => format!("{} as {shown}", text_of(&column)),

@@ -37,6 +37,9 @@ pub enum Kind {
     Shown,
     /// Read as the JSON that its own cast makes of it.
     ShownAsJson,
+    /// Read as JSON, because a part of it is read as text or JSON; where other parts are written otherwise than JSON has them, it
+    /// says which.
+    Guided(Box<Kind>),
 }
 
 /// How a column is read from the server.
@@ -51,18 +54,36 @@ pub enum ReadAs {
 }
 
 impl Kind {
-    /// How a column of this kind is read; none: not at all, because its parts would have to be read in several ways.
-    pub(crate) fn read_as(&self) -> Option<ReadAs> {
+    /// How a column of this kind is read.
+    pub(crate) fn read_as(&self) -> ReadAs {
         match self {
-            Self::Shown => Some(ReadAs::Text),
-            Self::ShownAsJson => Some(ReadAs::Json),
-            _ if !self.has(&|kind| matches!(kind, Self::Shown | Self::ShownAsJson)) => Some(ReadAs::Binary),
-            _ if self
-                .has(&|kind| matches!(kind, Self::Numeric | Self::Bytes | Self::Float4 | Self::Float8)) =>
-            {
-                None
-            }
-            _ => Some(ReadAs::Json),
+            Self::Shown => ReadAs::Text,
+            Self::ShownAsJson | Self::Guided(_) => ReadAs::Json,
+            _ if self.has(&|kind| matches!(kind, Self::Shown | Self::ShownAsJson)) => ReadAs::Json,
+            _ => ReadAs::Binary,
+        }
+    }
+
+    /// What is left of it when it is read so.
+    pub(crate) fn when_read(self) -> Self {
+        match self.read_as() {
+            ReadAs::Json if matches!(self, Self::Guided(_)) => self,
+            ReadAs::Json if self.needs_guide() => Self::Guided(Box::new(self)),
+            ReadAs::Json => Self::ShownAsJson,
+            ReadAs::Text | ReadAs::Binary => self,
+        }
+    }
+
+    /// Whether a part of it is written otherwise than the JSON that `to_json` makes of it.
+    pub(crate) fn needs_guide(&self) -> bool {
+        self.has(&|kind| matches!(kind, Self::Numeric | Self::Bytes | Self::Float4 | Self::Float8))
+    }
+
+    /// What it is a list of, or a list of lists of.
+    pub(crate) fn leaf(&self) -> &Self {
+        match self {
+            Self::Array(element) => element.leaf(),
+            other => other,
         }
     }
 
@@ -70,7 +91,13 @@ impl Kind {
     pub(crate) fn can_be_in_keys(&self) -> bool {
         !matches!(
             self,
-            Self::Json | Self::Jsonb | Self::Array(_) | Self::Composite(_) | Self::Shown | Self::ShownAsJson
+            Self::Json
+                | Self::Jsonb
+                | Self::Array(_)
+                | Self::Composite(_)
+                | Self::Shown
+                | Self::ShownAsJson
+                | Self::Guided(_)
         )
     }
 
@@ -78,6 +105,7 @@ impl Kind {
         match self {
             Self::Array(element) => element.has(wanted),
             Self::Composite(fields) => fields.iter().any(|(_, kind)| kind.has(wanted)),
+            Self::Guided(whole) => whole.has(wanted),
             other => wanted(other),
         }
     }
@@ -96,6 +124,15 @@ pub(crate) fn kind_of(info: &PgTypeInfo) -> Option<Kind> {
         PgTypeKind::Range(_) => Some(Kind::Shown),
         PgTypeKind::Pseudo => None,
         PgTypeKind::Simple => simple_kind(info.name()),
+    }
+}
+
+/// The kind of a type of the server's or of an extension, by the name that it has in the catalog.
+pub(crate) fn kind_of_catalog_name(name: &str) -> Option<Kind> {
+    match name {
+        "bpchar" => Some(Kind::Text),
+        "char" => Some(Kind::Char),
+        _ => simple_kind(&name.to_uppercase()).or_else(|| simple_kind(name)),
     }
 }
 

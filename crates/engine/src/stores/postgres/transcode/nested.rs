@@ -1,5 +1,6 @@
 //! Values of every kind, lists and composites too.
 
+use super::guided::{write_guided, write_numeric};
 use super::json::jsonb_text;
 use super::kind::Kind;
 use super::number;
@@ -41,6 +42,7 @@ pub(crate) fn write_value<S: Sink>(
         Kind::Bytes => sink.bytes(bytes),
         Kind::Json | Kind::ShownAsJson => sink.json(bytes)?,
         Kind::Jsonb => sink.json(jsonb_text(bytes)?)?,
+        Kind::Guided(kind) => write_guided(kind, bytes, numeric, sink)?,
         Kind::Timestamp | Kind::TimestampTz => with_text(|text| {
             time::write_timestamp(bytes, *kind == Kind::TimestampTz, Style::Json, text)?;
             sink.text(text);
@@ -76,16 +78,6 @@ fn write_float<S: Sink>(sink: &mut S, print: impl FnOnce(&mut String), write: im
     let mut text = String::with_capacity(TEXT_MAX);
     print(&mut text);
     write(sink, &text);
-}
-
-fn write_numeric<S: Sink>(text: &str, numeric: Numeric, sink: &mut S) -> Result<(), Malformed> {
-    let is_special = text.ends_with(['N', 'y']);
-    match numeric {
-        Numeric::Number if !is_special => return sink.number_text(text),
-        Numeric::Number if S::IS_BINARY => sink.float8(text.parse().unwrap_or(f64::NAN), text),
-        Numeric::Number | Numeric::Text => sink.text(text),
-    }
-    Ok(())
 }
 
 /// A list of lists for each dimension (src/backend/utils/adt/arrayfuncs.c, `array_send`).

@@ -30,6 +30,47 @@ struct Column {
     lead: Vec<u8>,
 }
 
+/// A column of a query.
+#[derive(Debug, Clone)]
+pub struct QueryColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type as the driver has it, or `text` where the driver does not know it.
+    pub info: PgTypeInfo,
+    /// Its type as people know it.
+    pub type_name: String,
+    /// How it is written; none: its type has no form here.
+    kind: Option<Kind>,
+}
+
+/// The driver's name of a type that it has not looked up.
+const UNRESOLVED: &str = "?";
+
+impl QueryColumn {
+    /// A column of a type that the driver knows.
+    pub(crate) fn new(name: &str, info: &PgTypeInfo) -> Self {
+        let type_name = info.name().to_lowercase();
+        let kind = if info.name() == UNRESOLVED { None } else { kind_of(info) };
+        Self { name: name.to_owned(), info: info.clone(), type_name, kind }
+    }
+
+    /// Whether the driver has looked its type up.
+    pub(crate) fn is_resolved(&self) -> bool {
+        self.info.name() != UNRESOLVED
+    }
+
+    /// A column of a type that the driver cannot describe.
+    pub(crate) fn of_kind(name: &str, type_name: &str, kind: Option<Kind>) -> Self {
+        let info = <String as sqlx::Type<sqlx::Postgres>>::type_info();
+        // Its binary form would come with its type.
+        let kind = kind.map(|kind| match kind.read_as() {
+            ReadAs::Binary => Kind::Guided(Box::new(kind)),
+            ReadAs::Text | ReadAs::Json => kind,
+        });
+        Self { name: name.to_owned(), info, type_name: type_name.to_owned(), kind }
+    }
+}
+
 /// Columns that cannot be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsupportedType {
@@ -64,20 +105,16 @@ pub struct EncodeError {
 
 impl RowPlan {
     /// Decides how rows with these columns become values.
-    pub fn new(columns: &[(String, PgTypeInfo)], format: &Format) -> Result<Self, UnsupportedType> {
+    pub fn new(columns: &[QueryColumn], format: &Format) -> Result<Self, UnsupportedType> {
         let mut planned = Vec::with_capacity(columns.len());
         let mut unknown = Vec::new();
-        for (position, (name, info)) in columns.iter().enumerate() {
-            let known = kind_of(info).and_then(|kind| Some((kind.read_as()?, kind)));
-            let Some((read_as, kind)) = known else {
-                unknown.push((name.clone(), info.name().to_lowercase()));
+        for (position, QueryColumn { name, type_name, kind, .. }) in columns.iter().enumerate() {
+            let Some(kind) = kind.clone() else {
+                unknown.push((name.clone(), type_name.clone()));
                 continue;
             };
-            let kind = match read_as {
-                ReadAs::Binary => kind,
-                ReadAs::Text => Kind::Shown,
-                ReadAs::Json => Kind::ShownAsJson,
-            };
+            let read_as = kind.read_as();
+            let kind = kind.when_read();
             let mut lead = Vec::new();
             match format {
                 Format::MessagePack { .. } => PackSink(&mut lead).field(name),
@@ -175,7 +212,7 @@ impl RowPlan {
                 reason: "is null, and raw bytes have no null".into(),
             });
         };
-        if matches!(column.kind, Kind::Text | Kind::Bytes | Kind::Json | Kind::Shown | Kind::ShownAsJson) {
+        if column.read_as != ReadAs::Binary || matches!(column.kind, Kind::Text | Kind::Bytes | Kind::Json) {
             output.extend_from_slice(bytes);
             return Ok(());
         }

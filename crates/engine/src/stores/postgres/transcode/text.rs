@@ -40,7 +40,9 @@ pub(crate) fn write_column_text(kind: &Kind, bytes: &[u8], output: &mut String) 
         Kind::Float4 => number::write_f32(f32::from_bits(reader.i32()?.cast_unsigned()), output),
         Kind::Float8 => number::write_f64(f64::from_bits(reader.i64()?.cast_unsigned()), output),
         Kind::Numeric => number::write_numeric(bytes, output)?,
-        Kind::Text | Kind::Json | Kind::Shown | Kind::ShownAsJson => output.push_str(utf8(bytes, "text")?),
+        Kind::Text | Kind::Json | Kind::Shown | Kind::ShownAsJson | Kind::Guided(_) => {
+            output.push_str(utf8(bytes, "text")?);
+        }
         Kind::Jsonb => output.push_str(utf8(jsonb_text(bytes)?, "jsonb")?),
         Kind::Char => write_char(reader.u8()?, output),
         Kind::Bytes => {

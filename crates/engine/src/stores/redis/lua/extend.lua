@@ -9,7 +9,9 @@ if failure then return failure end
 local extended = 0
 for i = 1, #KEYS - BEFORE_KEYS do
   local key, seen = KEYS[BEFORE_KEYS + i], tonumber(ARGV[BEFORE_SEEN + i])
-  local left = redis.call('PTTL', key)
+  -- PTTL of what is gone would be a miss to Redis, and misses are filled.
+  local is_there = redis.call('OBJECT', 'ENCODING', key)
+  local left = is_there and redis.call('PTTL', key) or -2
   if left >= 0 and left <= seen and left < life then
     extended = extended + redis.call('PEXPIRE', key, ARGV[5])
   end

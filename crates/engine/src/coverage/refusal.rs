@@ -1,0 +1,31 @@
+//! What `check` refuses about a dataset, so that it is not covered either.
+
+use crate::catalog::Dataset;
+use crate::context::Context;
+use crate::error::{EngineError, chain};
+use crate::stores::postgres::{ErrorKind, Finding, Inspection, findings_of_reads};
+
+/// Why a dataset that reads this cannot be followed.
+pub(super) async fn of(
+    context: &Context,
+    dataset: &Dataset,
+    reads: &Inspection,
+) -> Result<Option<String>, EngineError> {
+    match first(findings_of_reads(reads, &dataset.settings)) {
+        None => of_watch_rules(context, dataset).await,
+        refusal => Ok(refusal),
+    }
+}
+
+/// The first of these findings by which a dataset is not covered.
+fn first(findings: Vec<Finding>) -> Option<String> {
+    findings.into_iter().find(Finding::is_not_covered).map(|finding| finding.message)
+}
+
+async fn of_watch_rules(context: &Context, dataset: &Dataset) -> Result<Option<String>, EngineError> {
+    match context.postgres.check_watch_rules(&dataset.settings).await {
+        Ok(findings) => Ok(first(findings)),
+        Err(error) if error.kind == ErrorKind::Unavailable => Err(error.into()),
+        Err(error) => Ok(Some(chain(&error))),
+    }
+}
