@@ -13,7 +13,7 @@ use crate::support::{Rig, wait_until};
 const KEYS: &str = "select string_agg(coalesce(array_to_string(keys, ','), 'all'), ' ' order by xid, at) from cachekeeper.outbox";
 
 /// What was captured since the last time.
-async fn captured(rig: &Rig) -> String {
+pub async fn captured(rig: &Rig) -> String {
     let mut session = rig.postgres.session().await.unwrap();
     let found = session.text(KEYS).await.unwrap().unwrap_or_default();
     session.execute("delete from cachekeeper.outbox").await.unwrap();
@@ -21,14 +21,14 @@ async fn captured(rig: &Rig) -> String {
 }
 
 /// Nothing may be told to a writer but that it is done.
-async fn writes(rig: &Rig, sql: &str) {
+pub async fn writes(rig: &Rig, sql: &str) {
     let mut writer = rig.postgres.session().await.unwrap();
     writer.execute("set statement_timeout = '5s'; set lock_timeout = '1s'").await.unwrap();
     writer.execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
 /// Steps until one is as it is expected.
-async fn steps_until(follower: &mut FeedConsumer, what: &str, is_expected: impl Fn(Step) -> bool) {
+pub async fn steps_until(follower: &mut FeedConsumer, what: &str, is_expected: impl Fn(Step) -> bool) {
     let mut last = None;
     for _ in 0..500 {
         match follower.step(true).await {
@@ -41,7 +41,7 @@ async fn steps_until(follower: &mut FeedConsumer, what: &str, is_expected: impl 
 }
 
 /// Steps until the watermark has passed this moment with every dataset in it.
-async fn is_covered_again(context: &Context, follower: &mut FeedConsumer) {
+pub async fn is_covered_again(context: &Context, follower: &mut FeedConsumer) {
     for _ in 0..500 {
         context.set_coverage(coverage::look(context, true).await.unwrap());
         settle(follower).await;
@@ -124,8 +124,16 @@ async fn a_large_statement_needs_no_temporary_file_and_stays_small_in_the_outbox
     writes(&rig, "set temp_file_limit = '100kB'; insert into products select n, 'x', n from generate_series(501, 999) n").await;
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox").await, 101);
     assert!(captured(&rig).await.ends_with("600 all"));
-    // Another command of the same transaction is counted by itself.
-    writes(&rig, "begin; update products set price = 0 where id <= 100; update products set price = 1 where id <= 101; commit").await;
+    // Another statement of the same transaction is counted by itself.
+    let mut session = rig.postgres.session().await.unwrap();
+    for sql in [
+        "begin",
+        "update products set price = 0 where id <= 100",
+        "update products set price = 1 where id <= 101",
+        "commit",
+    ] {
+        session.execute(sql).await.unwrap();
+    }
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox where keys is null").await, 1);
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox").await, 201);
 }
@@ -158,7 +166,7 @@ async fn every_command_of_a_transaction_that_changes_the_table_is_captured() {
             "begin; insert into products values (3, 'c', 3); alter table products rename id to number; \
              insert into products values (4, 'd', 4), (5, 'e', 5); delete from products where number = 3; \
              alter table products rename number to id; insert into products values (6, 'f', 6); commit",
-            "3 all all 6",
+            "3 all",
         ),
         (
             "begin; insert into products values (7, 'g', 7); savepoint a; update products set price = 0; rollback to a; commit",
@@ -241,7 +249,7 @@ async fn a_broken_outbox_stops_no_writer_and_nothing_is_missed() {
         rig.postgres.execute(mend).await.unwrap();
         missed_is_made_good(&context, &mut consumer, &mut client, harm).await;
     }
-    // The sequence that counts may not be used: the whole table is meant.
+    // The sequence that counts may not be used.
     rig.postgres
         .execute(
             "grant select, insert, delete on cachekeeper.outbox to other; revoke all on sequence cachekeeper.outbox_count from other; \
@@ -249,11 +257,9 @@ async fn a_broken_outbox_stops_no_writer_and_nothing_is_missed() {
         )
         .await
         .unwrap();
-    captured(&rig).await;
     writes(&rig, "update products set name = 'uncounted' where id < 20").await;
-    assert_eq!(captured(&rig).await, "all");
     rig.postgres.execute("alter function cachekeeper.capture_1() owner to postgres").await.unwrap();
-    is_covered_again(&context, &mut consumer).await;
+    missed_is_made_good(&context, &mut consumer, &mut client, "the count").await;
     // Somebody holds it for long, as VACUUM FULL does: nobody waits.
     let mut holder = rig.postgres.session().await.unwrap();
     holder.execute("begin; lock table cachekeeper.outbox in access exclusive mode").await.unwrap();

@@ -266,14 +266,14 @@ async fn what_is_uninstalled_leaves_no_rest_and_others_go_on() {
     let url = rig.postgres.url();
     let of_captures = "select string_agg(o, ' ' order by o) from (
         select proname from pg_proc where proname ~ '^(capture|truncate)_[0-9]+$' union all
-        select relname from pg_class where relname ~ '^uncaptured_[0-9]+$' union all
+        select relname from pg_class where relname ~ '^(uncaptured|whole)_[1-9][0-9]*$' union all
         select 'row_' || id from cachekeeper.capture union all
         select distinct 'namespace_' || namespace from cachekeeper.used_by union all
         select 'trigger_' || tgrelid::regclass from pg_trigger where tgname like 'cachekeeper%') v(o)";
     first.says(&["migrate", "--uninstall", "--yes"], 0, &["the namespace \"first\" is removed"]);
     assert_eq!(
         text(&url, of_captures).await,
-        "capture_2 namespace_second row_2 trigger_notes trigger_notes truncate_2 uncaptured_2"
+        "capture_2 namespace_second row_2 trigger_notes trigger_notes truncate_2 uncaptured_2 whole_2"
     );
     rig.postgres
         .execute("insert into notes values (5, 'x', 1); update products set price = 3")

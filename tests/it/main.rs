@@ -11,6 +11,7 @@
     reason = "tests say what went wrong by failing"
 )]
 
+mod broken_outbox;
 mod budgets;
 mod cache;
 mod cache_keys;
@@ -62,4 +63,5 @@ mod tidy;
 mod transcode;
 mod types;
 mod worker;
+mod writers;
 mod writes;

@@ -65,6 +65,7 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
         // What is found belongs to an incarnation.
         epoch::poll(context).await?;
     }
+    context.postgres.note_objects().await?;
     let marker = context.postgres.marker().await?;
     // Sessions read the settings of roles and databases once; names are resolved by those of now.
     context.postgres.renew_connections();
@@ -72,6 +73,8 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
     let mut obstacles = BTreeMap::new();
     if what != Install::Nothing {
         obstacles = install(context, &survey, what == Install::Exactly).await?;
+        // What is installed is seen for the first time.
+        context.postgres.note_objects().await?;
         survey = CoverageSurvey { captures: context.postgres.captures().await?, ..survey };
         survey.members = context.postgres.trees(&survey.tables(context)).await?;
     }

@@ -2,6 +2,7 @@
 
 mod function;
 mod install;
+mod statement_function;
 mod switch;
 mod triggers;
 
@@ -11,6 +12,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::{Postgres, SourceError};
 pub use function::CaptureLimits;
 pub(crate) use install::WantedCapture;
+pub(super) use switch::MARKERS;
 
 /// One relation of the tree that a table belongs to. Row triggers of a partitioned table are those of its partitions too;
 /// every member of a tree of inheritance has its own.

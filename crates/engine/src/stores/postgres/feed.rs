@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row as _, ValueRef as _};
 use tokio::sync::{mpsc, oneshot};
 
+use super::capture::MARKERS;
 use super::load::read_stamped;
 use super::statement::INCARNATION;
 use super::{CatalogState, ErrorKind, Poll, Postgres, SourceError};
@@ -95,7 +96,7 @@ fn poll_sql(keys: &str) -> String {
         "select s.snap::text as snap, {INCARNATION} as incarnation, to_char(statement_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
             (extract(epoch from statement_timestamp()) * 1000000)::bigint,
             f.horizon, f.horizon_in, f.overflow, f.overflow_in, (select last_value from cachekeeper.outbox_count),
-            (select case when is_called then last_value else 0 end from cachekeeper.uncaptured), f.marker,
+            {MARKERS}, f.marker,
             o.capture, {keys}, o.at, o.version
          from (select pg_current_snapshot() as snap) s
          cross join cachekeeper.feed f

@@ -133,6 +133,8 @@ impl CatalogScope {
             |kind| texts(self.names.iter().filter(|(of, _)| *of == kind).map(|(_, name)| name.as_str()));
         let settings = SETTINGS.into_iter().chain(self.settings.iter().map(String::as_str));
         STATE
+            .replace("{own_objects}", OWN_OBJECTS)
+            .replace("{own_sequences}", OWN_SEQUENCES)
             .replace("{relations}", &oids(&all))
             .replace("{shaped}", &oids(&self.relations))
             .replace("{types}", &oids(&self.types))
@@ -182,6 +184,25 @@ const SETTINGS: [&str; 8] = [
 
 /// Whose rights decide where no owner's do.
 const THIS_ROLE: u32 = 0;
+
+/// What all triggers write to. The schema's own row tells that it was renamed and back: then not even a marker could move.
+pub(super) const OWN_OBJECTS: &str = "select concat_ws(E'\\x1f', 'o', c.relname, c.oid, c.relkind, c.relpersistence, c.relowner,
+      c.relrowsecurity, c.relhastriggers, c.relhasrules, c.relchecks, c.relacl::text, n.nspowner, n.oid, n.xmin,
+      (select sum(hashint8extended(a.xmin::text::bigint, a.attnum::bigint)) from pg_catalog.pg_attribute a
+        where c.relname = 'outbox' and a.attrelid = c.oid and 0 < a.attnum),
+      (select string_agg(t.oid || ' ' || t.xmin, ',' order by t.oid) from pg_catalog.pg_trigger t where t.tgrelid = c.oid),
+      (select string_agg(i.indexrelid || ' ' || i.xmin, ',' order by i.indexrelid) from pg_catalog.pg_index i where i.indrelid = c.oid),
+      (select string_agg(r.oid || ' ' || r.xmin, ',' order by r.oid) from pg_catalog.pg_rewrite r where r.ev_class = c.oid),
+      (select q.xmin from pg_catalog.pg_sequence q where q.seqrelid = c.oid)) as text
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = 'cachekeeper' and c.relname in ('outbox', 'outbox_count', 'uncaptured', 'uncaptured_0')";
+
+/// The sequences of capture `c`.
+pub(super) const OWN_SEQUENCES: &str =
+    "(select string_agg(concat_ws(' ', s.oid, q.xmin), ',' order by s.relname)
+    from pg_catalog.pg_class s join pg_catalog.pg_sequence q on q.seqrelid = s.oid
+    where s.relname in ('uncaptured_' || c.id, 'whole_' || c.id)
+      and s.relnamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper'))";
 
 /// What the catalogs said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -100,7 +100,7 @@ const TAKE_OVER: &str = "do $$
             where p.pronamespace = 'cachekeeper_replaced'::pg_catalog.regnamespace and p.proname ~ '^(capture|truncate)_[1-9][0-9]*$'
             union all
             select 'sequence ' || c.oid::pg_catalog.regclass::pg_catalog.text from pg_catalog.pg_class c
-            where c.relnamespace = 'cachekeeper_replaced'::pg_catalog.regnamespace and c.relkind = 'S' and c.relname ~ '^uncaptured_[1-9][0-9]*$'
+            where c.relnamespace = 'cachekeeper_replaced'::pg_catalog.regnamespace and c.relkind = 'S' and c.relname ~ '^(uncaptured|whole)_[1-9][0-9]*$'
         loop
             execute 'alter ' || object.name || ' set schema cachekeeper';
         end loop;
@@ -163,9 +163,9 @@ pub(super) async fn drop_replaced(connection: &mut PgConnection) -> Result<(), S
     let left = "select exists (select from pg_catalog.pg_namespace n where n.nspname = $1)
         and not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
             where n.nspname = $1 and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and c.relname <> all($2)
-                and c.relname !~ '^(uncaptured_[1-9][0-9]*|capture_id_seq)$')
+                and c.relname !~ '^((uncaptured|whole)_[1-9][0-9]*|capture_id_seq)$')
         and not exists (select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-            where n.nspname = $1 and p.proname not in ('token', 'sendable'))";
+            where n.nspname = $1 and p.proname not in ('token', 'sendable', 'outbox_is_sound', 'begin_capture', 'begin_capture_in_old_snapshot', 'move_marker'))";
     let ours: Vec<&str> = relations().collect();
     let is_left: bool = sqlx::query_scalar(left)
         .bind(REPLACED)
@@ -237,8 +237,8 @@ const LEFTOVER: &str = "
         and not exists (select from pg_catalog.pg_trigger t where t.tgfoid = p.oid)
     union all
     select 'sequence cachekeeper.' || s.relname from pg_catalog.pg_class s
-    where s.relnamespace = 'cachekeeper'::regnamespace and s.relkind = 'S' and s.relname ~ '^uncaptured_[1-9][0-9]*$' and pg_has_role(s.relowner, 'usage')
-        and not exists (select from cachekeeper.capture c where s.relname = 'uncaptured_' || c.id)";
+    where s.relnamespace = 'cachekeeper'::regnamespace and s.relkind = 'S' and s.relname ~ '^(uncaptured|whole)_[1-9][0-9]*$' and pg_has_role(s.relowner, 'usage')
+        and not exists (select from cachekeeper.capture c where s.relname in ('uncaptured_' || c.id, 'whole_' || c.id))";
 
 /// Takes away captures, triggers and functions that belong to no table here: tables have other numbers after a restore.
 ///

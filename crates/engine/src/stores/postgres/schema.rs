@@ -16,7 +16,7 @@ const DESCRIBE: &str = "
     ), relation as (
         select c.oid, c.relname::text as name, c.relkind, c.relpersistence, c.relrowsecurity
         from pg_catalog.pg_class c join ours on c.relnamespace = ours.oid
-        where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and c.relname !~ '^uncaptured_[1-9][0-9]*$'
+        where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and c.relname !~ '^(uncaptured|whole)_[1-9][0-9]*$'
             and not (c.relkind = 'S' and exists (select from pg_catalog.pg_depend d
                 where d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid and d.deptype = 'i'))
     )
@@ -58,7 +58,7 @@ const STRANGERS: &str = "
         union all
         select case c.relkind when 'S' then 'sequence' when 'r' then 'table' else 'relation' end || ' cachekeeper.' || c.relname, c.relowner
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = 'cachekeeper' and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and c.relname !~ '^uncaptured_[1-9][0-9]*$'
+        where n.nspname = 'cachekeeper' and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and c.relname !~ '^(uncaptured|whole)_[1-9][0-9]*$'
         union all
         select 'function cachekeeper.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')', p.proowner
         from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace

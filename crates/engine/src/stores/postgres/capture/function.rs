@@ -6,14 +6,19 @@
 //! user defines is evaluated but the output functions of types, which take a superuser to make.
 //!
 //! A writer never fails and never waits because of them: the first row of each command does what could fail in a block that
-//! catches it, without writing, so that no transaction id is used up; the rows after it are written plainly.
+//! catches it, without writing, so that no transaction id is used up; the rows after it are written plainly, because
+//! `cachekeeper.begin_capture` has seen that nothing about the outbox can make that fail.
+//!
+//! What is known of a command stands in settings, which savepoints take back as they take back rows. Any session may set
+//! them, so they are never trusted where a change would be lost: rows are left out only where a sequence, whose value in a
+//! session nobody else can set, says that this transaction has noted the whole table.
 
 use crate::stores::postgres::statement::quote;
 
 /// Limits that are written into the trigger functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptureLimits {
-    /// Rows of one command above which "the whole table" is meant.
+    /// Rows of one statement of an application above which "the whole table" is meant.
     pub max_rows: u64,
     /// Units of 1 KiB in the outbox above which nothing more is written; a row takes at least one.
     pub max_outbox: u64,
@@ -55,14 +60,9 @@ const SHORT: [&str; 5] = ["bigint", "boolean", "integer", "smallint", "uuid"];
 const PINS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, MDY' \
      set intervalstyle = 'iso_8601' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'";
 /// Bytes of the keys of one row above which "the whole table" is meant.
-const KEY_BYTES_MAX: u32 = 8_192;
+pub(super) const KEY_BYTES_MAX: u32 = 8_192;
 /// Bytes of the stored keys of an old and a new row above which they are not even read.
 const STORED_BYTES_MAX: u32 = 2 * KEY_BYTES_MAX;
-/// Most rows of a statement that share a row of the outbox.
-const CHUNK: u32 = 64;
-/// Bytes of keys that a row of the outbox holds at most, where it holds several.
-const CHUNK_BYTES: u32 = 65_536;
-
 /// The function that the triggers of a capture call.
 pub(crate) fn name(capture: i32) -> String {
     format!("cachekeeper.capture_{capture}")
@@ -74,21 +74,27 @@ pub(crate) fn truncate_name(capture: i32) -> String {
 }
 
 impl Definition<'_> {
-    /// The statements that create or replace the functions and the marker that they move where they cannot write.
+    /// The statements that create or replace the functions, the marker that they move where they cannot write, and the sequence
+    /// that says in which transaction of a session the whole table was noted.
     pub(crate) fn statements(&self) -> Vec<String> {
         let (capture, truncate) = (name(self.capture), truncate_name(self.capture));
-        let marker = format!("cachekeeper.uncaptured_{}", self.capture);
-        let unlogged = format!(
-            "do $$ begin if pg_catalog.current_setting('server_version_num')::int >= 150000 \
-             then alter sequence {marker} set unlogged; end if; end $$"
-        );
-        vec![
-            format!("create sequence if not exists {marker}"),
-            unlogged,
+        let sequences = [format!("uncaptured_{}", self.capture), format!("whole_{}", self.capture)];
+        let unlogged = |sequence: &String| {
+            format!(
+                "do $$ begin if pg_catalog.current_setting('server_version_num')::int >= 150000 \
+                 then alter sequence cachekeeper.{sequence} set unlogged; end if; end $$"
+            )
+        };
+        let create =
+            |sequence: &String| format!("create sequence if not exists cachekeeper.{sequence} cycle");
+        let mut statements: Vec<String> = sequences.iter().map(create).collect();
+        statements.extend(sequences.iter().map(unlogged));
+        statements.extend([
             self.function(&capture, &if self.by_statement { self.by_statement() } else { self.by_row() }),
             self.function(&truncate, &self.truncate()),
             format!("revoke all on function {capture}(), {truncate}() from public"),
-        ]
+        ]);
+        statements
     }
 
     fn function(&self, name: &str, body: &str) -> String {
@@ -102,40 +108,59 @@ impl Definition<'_> {
         )
     }
 
-    /// What is done once in a transaction before the first row is written: whatever could keep rows from being written fails
-    /// here. Nobody's lock on the outbox is waited for, and the locks that are taken, on it and on the sequence that counts, keep
-    /// others from changing them until the transaction ends.
-    fn prepare(&self) -> String {
-        "      if pg_catalog.current_setting('cachekeeper.outbox', true) operator(pg_catalog.=) 'held' then
-        null;
-      else
-        lock table cachekeeper.outbox in row exclusive mode nowait;
-        insert into cachekeeper.outbox (capture, version, keys) select 0, 0, null where false;
-        note := pg_catalog.nextval('cachekeeper.outbox_count');
-        note := pg_catalog.set_config('cachekeeper.outbox', 'held', true);
-      end if;"
-            .to_owned()
-    }
+    /// What could keep rows from being written fails here. Nobody's lock on the outbox is waited for; the lock that is taken keeps
+    /// others from changing it until the transaction ends, so `begin_capture` comes after it.
+    pub(super) const PREPARE: &'static str =
+        "      lock table cachekeeper.outbox in row exclusive mode nowait;
+      place := cachekeeper.begin_capture();";
 
-    /// What is done where something failed: the whole table is meant, and if that cannot be written, a marker tells that
-    /// something is missing.
-    fn give_up(&self) -> String {
+    /// What is done where something failed: the whole table is meant, and if that cannot be written, markers tell that something
+    /// is missing; where one of them cannot be moved, a third tells it of all captures. A constraint that is deferred would fail
+    /// later, so nothing is written unless the outbox is as it was made.
+    pub(super) fn give_up(&self) -> String {
         format!(
             "      begin
-        if pg_catalog.current_setting('cachekeeper.outbox', true) operator(pg_catalog.=) 'held' then
-          null;
-        else
-          lock table cachekeeper.outbox in row exclusive mode nowait;
+        if place is null then
+          raise exception 'rows cannot be written to cachekeeper.outbox';
         end if;
-        insert into cachekeeper.outbox (capture, version, keys) values ({0}, {1}, null);
+        {insert}
       exception when others then
         begin
-          note := pg_catalog.nextval('cachekeeper.uncaptured_{0}');
-          note := pg_catalog.nextval('cachekeeper.uncaptured');
+          note := cachekeeper.move_marker('cachekeeper.uncaptured_{id}');
+          note := cachekeeper.move_marker('cachekeeper.uncaptured');
         exception when others then
-          null;
+          begin
+            note := cachekeeper.move_marker('cachekeeper.uncaptured_0');
+          exception when others then
+            null;
+          end;
         end;
+      end;
+{whole}",
+            insert = self.insert("null"),
+            id = self.capture,
+            whole = self.note_whole(),
+        )
+    }
+
+    /// The rest of the transaction need not be captured. Fails for nobody: without the note every row is tried.
+    pub(super) fn note_whole(&self) -> String {
+        format!(
+            "      begin
+        note := pg_catalog.setval('cachekeeper.whole_{0}', pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8);
+        note := pg_catalog.set_config('cachekeeper.command_{0}', 'whole', true);
+      exception when others then
+        null;
       end;",
+            self.capture
+        )
+    }
+
+    /// Every column is given: a default may be anything.
+    pub(super) fn insert(&self, keys: &str) -> String {
+        format!(
+            "insert into cachekeeper.outbox (xid, capture, version, keys, at)
+          values (pg_catalog.pg_current_xact_id(), {}, {}, {keys}, pg_catalog.clock_timestamp());",
             self.capture, self.version
         )
     }
@@ -143,17 +168,18 @@ impl Definition<'_> {
     /// A command is known by its number in the transaction, which its rows carry. Of a row that was inserted in the same
     /// transaction, the number is one of a pair of commands and means nothing beside others, so it is kept apart.
     fn by_row(&self) -> String {
-        let keys = self.keys_of_row();
-        let (id, version, most) = (self.capture, self.version, self.limits.max_rows);
-        let enough = most.saturating_add(1);
+        let (id, most) = (self.capture, self.limits.max_rows);
         format!(
             "declare
   command pg_catalog.text;
   note pg_catalog.text;
+  place pg_catalog.int8;
   seen pg_catalog.int8 := 1;
   size pg_catalog.int8;
   touched pg_catalog.text[];
 begin
+  note := pg_catalog.current_setting('cachekeeper.command_{id}', true);
+{is_whole}
   if tg_op operator(pg_catalog.<>) 'DELETE' then
     command := new.cmin;
   elsif pg_catalog.age(old.xmin) operator(pg_catalog.>) 0 then
@@ -161,52 +187,110 @@ begin
   else
     command := pg_catalog.concat(old.xmin, '.', old.cmax);
   end if;
-  if pg_catalog.current_setting('cachekeeper.command_{id}', true) operator(pg_catalog.=) command then
-    seen := pg_catalog.current_setting('cachekeeper.seen_{id}', true)::pg_catalog.int8 operator(pg_catalog.+) 1;
-    if seen operator(pg_catalog.>) {enough} then
-      return null;
+  if note operator(pg_catalog.=) command then
+    note := pg_catalog.current_setting('cachekeeper.seen_{id}', true);
+    if pg_catalog.octet_length(note) operator(pg_catalog.<) 9
+        and pg_catalog.translate(note, '0123456789', '') operator(pg_catalog.=) '' and note operator(pg_catalog.<>) '' then
+      seen := note::pg_catalog.int8 operator(pg_catalog.+) 1;
+    else
+      seen := {enough};
     end if;
 {keys}
     note := pg_catalog.set_config('cachekeeper.seen_{id}', seen::pg_catalog.text, true);
+    place := pg_catalog.nextval('cachekeeper.outbox_count');
   else
     begin
 {prepare}
+{count_on}
 {keys}
-      note := pg_catalog.set_config('cachekeeper.seen_{id}', '1', true);
-      note := pg_catalog.set_config('cachekeeper.command_{id}', command, true);
     exception when others then
 {give_up}
-      note := pg_catalog.set_config('cachekeeper.seen_{id}', '{enough}', true);
-      note := pg_catalog.set_config('cachekeeper.command_{id}', command, true);
       return null;
     end;
   end if;
-  if seen operator(pg_catalog.>) {most} then
+{bound}
+  if touched is null or seen operator(pg_catalog.>) {most} then
     touched := null;
-  end if;{bound}
-  if pg_catalog.nextval('cachekeeper.outbox_count') operator(pg_catalog.<=) {max_outbox} then
-    insert into cachekeeper.outbox (capture, version, keys) values ({id}, {version}, touched);
+{whole}
+  end if;
+  if place operator(pg_catalog.>) 0 and place operator(pg_catalog.<=) {max_outbox} then
+    {insert}
+  elsif place operator(pg_catalog.<) 0 and place operator(pg_catalog.>=) -{max_outbox} then
+    begin
+      {insert}
+    exception when others then
+{give_up}
+    end;
   end if;
   return null;
 end",
-            prepare = self.prepare(),
+            is_whole = self.is_whole(),
+            enough = most.saturating_add(1),
+            keys = self.keys_of_row(),
+            prepare = Self::PREPARE,
+            count_on = self.count_on(),
             give_up = self.give_up(),
             bound = self.bound(),
+            whole = self.note_whole(),
             max_outbox = self.limits.max_outbox,
+            insert = self.insert("touched"),
+        )
+    }
+
+    /// The end of it where this transaction has noted the whole table. The setting says so for this savepoint, and the
+    /// sequence that the setting is true.
+    pub(super) fn is_whole(&self) -> String {
+        format!(
+            "  if note operator(pg_catalog.=) 'whole' then
+    begin
+      if pg_catalog.currval('cachekeeper.whole_{0}')::pg_catalog.text
+          operator(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.text then
+        return null;
+      end if;
+    exception when others then
+      null;
+    end;
+  end if;",
+            self.capture
+        )
+    }
+
+    /// Goes on with the count of the application's statement, of which there may be many commands: those of functions, of triggers
+    /// (which stand between the rows of the command that they belong to), and of cascades.
+    fn count_on(&self) -> String {
+        format!(
+            "      if pg_catalog.current_setting('cachekeeper.statement_{0}', true) operator(pg_catalog.=) {statement} then
+        seen := pg_catalog.current_setting('cachekeeper.seen_{0}', true)::pg_catalog.int8 operator(pg_catalog.+) 1;
+      end if;
+      note := pg_catalog.concat(
+        pg_catalog.set_config('cachekeeper.statement_{0}', {statement}, true),
+        pg_catalog.set_config('cachekeeper.seen_{0}', seen::pg_catalog.text, true),
+        pg_catalog.set_config('cachekeeper.command_{0}', command, true));",
+            self.capture,
+            statement = "pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()), 'hex')",
         )
     }
 
     /// `touched`: the watched columns of the old and of the new row, once where they are equal; null where they are too large.
     fn keys_of_row(&self) -> String {
         let (old, new) = (self.values("old"), self.values("new"));
-        let changed = format!(
-            "    if tg_op operator(pg_catalog.=) 'DELETE' then
-      touched := {old};
-    else
+        let unchanged = self.unchanged().map_or_else(String::new, |same| {
+            format!(
+                "tg_op operator(pg_catalog.=) 'UPDATE' and {same} then
       touched := {new};
-      if tg_op operator(pg_catalog.=) 'UPDATE' and {old} operator(pg_catalog.<>) touched then
+    elsif "
+            )
+        });
+        let changed = format!(
+            "    if {unchanged}tg_op operator(pg_catalog.=) 'UPDATE' then
+      touched := {new};
+      if {old} operator(pg_catalog.<>) touched then
         touched := {old} operator(pg_catalog.||) touched;
       end if;
+    elsif tg_op operator(pg_catalog.=) 'INSERT' then
+      touched := {new};
+    else
+      touched := {old};
     end if;"
         );
         let (old, new) = (self.stored_size("old"), self.stored_size("new"));
@@ -229,7 +313,17 @@ end",
         }
     }
 
-    /// Counts what a large key takes of the outbox; one that is too large means the whole table, and the rest of its command too.
+    /// A quicker look than at their texts, whether the watched columns of both rows are equal; none: only the texts tell.
+    fn unchanged(&self) -> Option<String> {
+        let one = |column: &WatchedColumn| {
+            let name = quote(&column.name);
+            format!("old.{name} operator(pg_catalog.=) new.{name}")
+        };
+        let all = self.columns.iter().map(one).collect::<Vec<_>>().join(" and ");
+        (!all.is_empty() && self.columns.iter().all(is_short)).then_some(all)
+    }
+
+    /// Counts what a large key takes of the outbox, and of the rows of its statement; one that is too large means the whole table.
     fn bound(&self) -> String {
         if self.columns.iter().all(is_short) {
             return String::new();
@@ -240,15 +334,16 @@ end",
     touched := null;
   end if;
   if touched is null then
-    note := pg_catalog.set_config('cachekeeper.seen_{id}', '{enough}', true);
     size := 0;
+  elsif size operator(pg_catalog.>) 1024 then
+    seen := seen operator(pg_catalog.+) (size operator(pg_catalog./) 1024);
+    note := pg_catalog.set_config('cachekeeper.seen_{id}', seen::pg_catalog.text, true);
   end if;
   while size operator(pg_catalog.>) 1024 loop
     note := pg_catalog.nextval('cachekeeper.outbox_count');
     size := size operator(pg_catalog.-) 1024;
   end loop;",
             id = self.capture,
-            enough = self.limits.max_rows.saturating_add(1),
         )
     }
 
@@ -268,7 +363,7 @@ end",
     }
 
     /// The texts of the watched columns, compared byte by byte.
-    fn values(&self, row: &str) -> String {
+    pub(super) fn values(&self, row: &str) -> String {
         let texts: Vec<String> = self
             .columns
             .iter()
@@ -294,69 +389,18 @@ end",
         format!(
             "declare
   note pg_catalog.text;
-begin
-{}
-  return null;
-end",
-            self.give_up()
-        )
-    }
-
-    /// Removing equal rows from both sides leaves the same change, whichever old row is paired with whichever new one. Above
-    /// the limit the rows are not looked at any further. `row(o.*)`, because a bare `o` would be a column of that name, where
-    /// there is one.
-    fn by_statement(&self) -> String {
-        let (id, version, most) = (self.capture, self.version, self.limits.max_rows);
-        let enough = most.saturating_add(1);
-        let (old, new) = (self.values("o"), self.values("n"));
-        format!(
-            "declare
-  seen bigint := 0;
-  size bigint;
-  step int;
-  touched text[];
-  note text;
+  place pg_catalog.int8;
 begin
   begin
-    if tg_op = 'UPDATE' then
-      select count(*), array_agg(distinct k.touched) filter (where not p.is_same) into seen, touched
-      from (select o.touched as before, n.touched as after, o.image *= n.image as is_same
-            from (select row_number() over () as place, row(o.*) as image, {old} as touched from old_rows o limit {enough}) o
-            join (select row_number() over () as place, row(n.*) as image, {new} as touched from new_rows n limit {enough}) n
-            using (place)) p
-      cross join lateral (select p.before as touched union all select p.after where p.after <> p.before) k;
-    elsif tg_op = 'INSERT' then
-      select count(*), array_agg(distinct s.touched) into seen, touched
-      from (select {new} as touched from new_rows n limit {enough}) s;
-    else
-      select count(*), array_agg(distinct s.touched) into seen, touched
-      from (select {old} as touched from old_rows o limit {enough}) s;
-    end if;
-    if seen <= {most} and touched is null then
-      return null;
-    end if;
-    select max(octet_length(array_to_string(touched[i:i][:], ''))) into size
-    from generate_series(1, case when seen <= {most} then array_length(touched, 1) else 0 end) i;
 {prepare}
   exception when others then
-{give_up}
-    return null;
+    place := null;
   end;
-  if seen > {most} or size > {KEY_BYTES_MAX} then
-    insert into cachekeeper.outbox (capture, version, keys) select {id}, {version}, null
-    where nextval('cachekeeper.outbox_count') <= {max_outbox};
-    return null;
-  end if;
-  step := least({CHUNK}, {CHUNK_BYTES} / greatest(size, 1));
-  insert into cachekeeper.outbox (capture, version, keys)
-  select {id}, {version}, array(select k from unnest(touched[i:i + step - 1][:]) k)
-  from generate_series(1, array_length(touched, 1), step) i
-  where (select max(nextval('cachekeeper.outbox_count')) from generate_series(i, least(i + step - 1, array_length(touched, 1)))) <= {max_outbox};
+{give_up}
   return null;
 end",
-            prepare = self.prepare(),
+            prepare = Self::PREPARE,
             give_up = self.give_up(),
-            max_outbox = self.limits.max_outbox,
         )
     }
 }

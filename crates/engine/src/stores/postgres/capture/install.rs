@@ -312,7 +312,7 @@ async fn functions_of(
     recorded: &Recorded,
 ) -> Result<(Functions, bool), SourceError> {
     let sql = "select p.oid, t.oid, 0 < strpos($2, p.prosrc) and 0 < strpos($2, t.prosrc)
-            and exists (select from pg_class s where s.relname = 'uncaptured_' || $1::int4 and s.relnamespace = n.oid)
+            and 2 = (select count(*) from pg_class s where s.relname in ('uncaptured_' || $1::int4, 'whole_' || $1::int4) and s.relnamespace = n.oid)
          from pg_namespace n join pg_proc p on p.pronamespace = n.oid and p.proname = 'capture_' || $1::int4
          join pg_proc t on t.pronamespace = n.oid and t.proname = 'truncate_' || $1::int4 where n.nspname = 'cachekeeper'";
     let found: Option<(Oid, Oid, bool)> = sqlx::query_as(sql)

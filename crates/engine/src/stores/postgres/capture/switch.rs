@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
 use super::function::{CaptureLimits, Definition};
 use super::install::watched_columns;
+use crate::stores::postgres::fingerprint::{OWN_OBJECTS, OWN_SEQUENCES};
 use crate::stores::postgres::outbox::ENDED_BY;
 use crate::stores::postgres::statement::INCARNATION;
 use crate::stores::postgres::{Postgres, SourceError};
@@ -22,6 +23,10 @@ const HOLDERS: &str = "array(
     where l.locktype = 'relation' and l.pid is distinct from pg_backend_pid()
         and l.database = (select d.oid from pg_database d where d.datname = current_database())
         and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))";
+
+/// What triggers move where they could not write: one marker together with that of a capture, one for all captures.
+pub(in crate::stores::postgres) const MARKERS: &str = "(select case when is_called then last_value else 0 end from cachekeeper.uncaptured) \
+     + (select case when is_called then last_value else 0 end from cachekeeper.uncaptured_0)";
 
 impl Postgres {
     /// The kill switch: without any lock on a table the triggers do nothing from now on, or something again.
@@ -96,21 +101,54 @@ impl Postgres {
         let mut transaction = connection.begin().await.map_err(error)?;
         // The order matters: the markers, then the transactions that may have moved them. A marker that moves later is seen
         // by the next poll.
-        let marker: i64 = sqlx::query_scalar(
-            "select case when is_called then last_value else 0 end from cachekeeper.uncaptured",
-        )
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(error)?;
+        let markers = format!(
+            "select {MARKERS}, case when is_called then last_value else 0 end from cachekeeper.uncaptured_0"
+        );
+        let (marker, of_all): (i64, i64) =
+            sqlx::query_as(AssertSqlSafe(markers)).fetch_one(&mut *transaction).await.map_err(error)?;
         let missed = "update cachekeeper.capture c set gaps = c.gaps + 1, marker = coalesce(m.value, 0), settling = 'pending', settling_in = null \
-             from (select c.id, case when has_sequence_privilege(s.oid, 'select') then pg_sequence_last_value(s.oid::regclass) else $1 end as value from cachekeeper.capture c \
-                join pg_class s on s.relname = 'uncaptured_' || c.id and s.relnamespace = 'cachekeeper'::regnamespace) m \
-             where m.id = c.id and coalesce(m.value, 0) <> c.marker";
-        // A capture whose marker this role may not read counts as having missed something.
-        sqlx::query(missed).bind(marker).execute(&mut *transaction).await.map_err(error)?;
-        let update = "update cachekeeper.feed set marker = $1";
-        sqlx::query(update).bind(marker).execute(&mut *transaction).await.map_err(error)?;
+             from (select c.id, s.oid is null as is_lost, case when has_sequence_privilege(s.oid, 'select') then pg_sequence_last_value(s.oid::regclass) else $1 end as value from cachekeeper.capture c \
+                left join pg_class s on s.relname = 'uncaptured_' || c.id and s.relnamespace = 'cachekeeper'::regnamespace) m \
+             where m.id = c.id and (m.is_lost or coalesce(m.value, 0) <> c.marker \
+             or $2 <> (select f.marker_of_all from cachekeeper.feed f))";
+        // A capture whose marker this role may not read, or is not there, counts as having missed something.
+        sqlx::query(missed).bind(marker).bind(of_all).execute(&mut *transaction).await.map_err(error)?;
+        let update = "update cachekeeper.feed set marker = $1, marker_of_all = $2";
+        sqlx::query(update).bind(marker).bind(of_all).execute(&mut *transaction).await.map_err(error)?;
         transaction.commit().await.map_err(error)?;
+        note_settling(&mut connection, "is_on and settling = 'pending'").await
+    }
+
+    /// Notes that captures may have missed something where what is Cachekeeper's own in the catalogs is not as it was: while a
+    /// schema has another name, triggers cannot even move a marker. Whoever wrote meanwhile may still be open.
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub(crate) async fn note_objects(&self) -> Result<(), SourceError> {
+        let what = "look at the outbox and what belongs to it";
+        let error = |source| SourceError::new(what, source);
+        let now = format!(
+            "select c.id, md5(concat((select string_agg(o.text, ',' order by o.text) from ({OWN_OBJECTS}) o), {OWN_SEQUENCES})) as text \
+             from cachekeeper.capture c"
+        );
+        let is_other = format!(
+            "select exists (select from cachekeeper.capture c join ({now}) o using (id) where c.objects is distinct from o.text)"
+        );
+        let is_other: bool =
+            sqlx::query_scalar(AssertSqlSafe(is_other)).fetch_one(&self.pool).await.map_err(error)?;
+        if !is_other {
+            return Ok(());
+        }
+        let mut connection = self.open_unlimited().await?;
+        connection.execute("set default_transaction_read_only = off").await.map_err(error)?;
+        // What is seen for the first time has missed nothing.
+        let note = format!(
+            "update cachekeeper.capture c set objects = o.text, gaps = c.gaps + case when c.objects is null then 0 else 1 end, \
+             settling = case when c.objects is null then c.settling else 'pending' end, \
+             settling_in = case when c.objects is null then c.settling_in end \
+             from ({now}) o where o.id = c.id and c.objects is distinct from o.text"
+        );
+        connection.execute(AssertSqlSafe(note)).await.map_err(error)?;
         note_settling(&mut connection, "is_on and settling = 'pending'").await
     }
 

@@ -91,14 +91,11 @@ array(
     union all select d.dictname, d.dictnamespace, d.oid from pg_catalog.pg_ts_dict d where d.dictname = any({search_names})) c
   join pg_catalog.pg_namespace n on n.oid = c.namespace where n.nspname = any({schemas})
   union all
-  select concat_ws(E'\x1f', 'c', c.root, p.oid, p.xmin, c.is_on, c.settling is null, to_jsonb(c) ->> 'gaps')
+  select concat_ws(E'\x1f', 'c', c.root, p.oid, p.xmin, c.is_on, c.settling is null, to_jsonb(c) ->> 'gaps', {own_sequences})
   from cachekeeper.capture c left join pg_catalog.pg_proc p on p.proname = 'capture_' || c.id
     and p.pronamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper')
   union all
-  select concat_ws(E'\x1f', 'o', c.relname, c.oid, c.relkind, c.relpersistence, c.relowner, c.relrowsecurity, c.relhastriggers,
-      c.relhasrules, c.relacl::text, n.nspowner)
-  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  where n.nspname = 'cachekeeper' and c.relname in ('outbox', 'outbox_count', 'uncaptured')
+  {own_objects}
   union all
   select concat_ws(E'\x1f', 's', s.setdatabase, s.setrole, s.setconfig)
   from pg_catalog.pg_db_role_setting s
