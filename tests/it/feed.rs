@@ -379,10 +379,10 @@ async fn more_changes_than_a_backfill_loads_become_a_backfill() {
     revalidation::run(&context, item, refresh, &CancellationToken::new()).await.unwrap();
     backfill(&context, item, &options).await.unwrap();
     let rounds = async |rounds: usize| {
-        let update =
-            "update items set n = n + 1 where id <= 9000; update items set n = n + 1 where id > 9000";
         for _ in 0..rounds {
-            rig.postgres.execute(update).await.unwrap();
+            for half in ["id <= 9000", "id > 9000"] {
+                rig.postgres.execute(&format!("update items set n = n + 1 where {half}")).await.unwrap();
+            }
         }
     };
     let pending = async || {
