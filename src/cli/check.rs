@@ -60,17 +60,7 @@ async fn check_servers(
         }
         reached => reached?,
     }
-    let facts = match context.redis.facts().await {
-        Ok(facts) => facts,
-        Err(error) if error.refusal == Refusal::Forbidden => {
-            let message = "the user may not run INFO: whether this Redis is a replica, a node of a cluster, or evicts anything \
-                           cannot be told, nor that it was rolled back less than a second ago";
-            let help = "give it +info".to_owned();
-            problems.push(config.source.problem("redis.url", message, help).into_warning());
-            ServerFacts { role: "master".to_owned(), ..ServerFacts::default() }
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let facts = redis_facts(config, context, problems).await?;
     if !check_redis(config, &facts, problems) {
         return Ok(());
     }
@@ -127,6 +117,24 @@ async fn check_servers(
     }
     // Without the rights, what is captured cannot be read.
     if missing.is_some() { Ok(()) } else { check_coverage(config, context, &told, problems).await }
+}
+
+/// What Redis says of itself, if it may.
+async fn redis_facts(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<ServerFacts, EngineError> {
+    match context.redis.facts().await {
+        Err(error) if error.refusal == Refusal::Forbidden => {
+            let message = "the user may not run INFO: whether this Redis is a replica, a node of a cluster, or evicts anything \
+                           cannot be told, nor that it was rolled back less than a second ago";
+            let help = "give it +info".to_owned();
+            problems.push(config.source.problem("redis.url", message, help).into_warning());
+            Ok(ServerFacts { role: "master".to_owned(), ..ServerFacts::default() })
+        }
+        facts => Ok(facts?),
+    }
 }
 
 /// Whether this Redis can be written at all.
