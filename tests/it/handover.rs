@@ -58,6 +58,7 @@ async fn programs_hand_over_twenty_thousand_writes_while_workers_are_killed() {
         toml: DATASETS,
         postgres_url: rig.postgres.url().replace("postgres@", &format!("{role}@")),
         redis_url: rig.redis.url(),
+        environment: Vec::new(),
     };
     let mut workers = WORKERS.map(|role| WorkerProcess::start(&Arc::new(launch(role)), ""));
     let mut programs = Vec::new();

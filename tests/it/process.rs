@@ -1,7 +1,8 @@
 //! Workers as processes of their own, which can be killed and stopped like any process.
 
 use std::io::Write as _;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
 /// What a worker is started with.
@@ -10,28 +11,48 @@ pub struct Launch {
     pub toml: &'static str,
     pub postgres_url: String,
     pub redis_url: String,
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Launch {
+    fn command(&self, verb: &str, file: &Path) -> Command {
+        std::fs::File::create(file).unwrap().write_all(self.toml.as_bytes()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        command.arg(verb).arg("-c").arg(file).stdin(Stdio::null());
+        command.env("CACHEKEEPER__POSTGRES__URL", &self.postgres_url);
+        command.env("CACHEKEEPER__REDIS__URL", &self.redis_url);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.env("CACHEKEEPER__SERVICE__NAMESPACE", "test").env("CACHEKEEPER__ADMIN__LISTEN", "");
+        command
+    }
+
+    /// `cachekeeper migrate`
+    pub fn migrate(&self) -> Output {
+        let file = new_file();
+        let output = self.command("migrate", &file).output().unwrap();
+        drop(std::fs::remove_file(file));
+        output
+    }
+}
+
+fn new_file() -> PathBuf {
+    std::env::temp_dir().join(format!("cachekeeper-process-{:016x}.toml", rand::random::<u64>()))
 }
 
 pub struct WorkerProcess {
     child: Child,
-    file: std::path::PathBuf,
+    file: PathBuf,
     launch: Arc<Launch>,
 }
 
 impl WorkerProcess {
     /// `fail_at` names the point at which it ends by itself.
     pub fn start(launch: &Arc<Launch>, fail_at: &str) -> Self {
-        let file =
-            std::env::temp_dir().join(format!("cachekeeper-process-{:016x}.toml", rand::random::<u64>()));
-        std::fs::File::create(&file).unwrap().write_all(launch.toml.as_bytes()).unwrap();
+        let file = new_file();
         let log = std::fs::File::create(file.with_extension("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
-        command.arg("run").arg("-c").arg(&file);
-        command.env("CACHEKEEPER__POSTGRES__URL", &launch.postgres_url);
-        command.env("CACHEKEEPER__REDIS__URL", &launch.redis_url);
-        command.env("CACHEKEEPER__SERVICE__NAMESPACE", "test").env("CACHEKEEPER__ADMIN__LISTEN", "");
+        let mut command = launch.command("run", &file);
         command.env("CACHEKEEPER_FAIL_AT", fail_at).env("RUST_BACKTRACE", "0");
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Self { child, file, launch: Arc::clone(launch) }
     }
 

@@ -1,5 +1,6 @@
 //! Private Postgres and Redis servers, for the demo and the tests: own directory, own free port, gone with us.
 
+mod clock;
 mod postgres;
 mod redis;
 
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use postgres::{Postgres, Session};
+pub use clock::Clock;
+pub use postgres::{Postgres, Refusal, Session};
 pub use redis::Redis;
 
 /// Why a server does not run.

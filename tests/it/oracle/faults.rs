@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cachekeeper_testkit::servers::Session;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::verdict::Lives;
-use super::{Arena, database_faults, writer_faults};
+use super::{Arena, bulk_faults, clock_faults, database_faults, rights_faults, shape_faults, writer_faults};
 use crate::process::WorkerProcess;
 use crate::support::wait_until;
 
@@ -42,6 +43,32 @@ pub enum Fault {
     LockedOutbox,
     LockedTable,
     FullConnections,
+    UncapturedWrite,
+    SplitPartition,
+    DroppedPartition,
+    DetachedConcurrently,
+    VacuumedOutbox,
+    PoisonedRow,
+    MigratedMeanwhile,
+    SwappedSchema,
+    RenamedLabel,
+    ReplacedFunction,
+    ReplacedView,
+    OtherSearchPath,
+    ChangedPolicy,
+    RevokedSelect,
+    RevokedOutbox,
+    RevokedTemporary,
+    ChangedOwner,
+    ChangedRole,
+    CopiedRows,
+    TruncatedAndCopied,
+    InsertedInBulk,
+    AppliedBySubscription,
+    PreparedOverCrash,
+    ClockOfRedis,
+    ClockOfWorkers,
+    ClockOfPostgres,
     KillRedis,
     FlushRedis,
     OldDump,
@@ -103,6 +130,36 @@ impl Fault {
         Self::LockedTable,
         Self::FullConnections,
     ];
+    const ON_TABLES: &[Self] = &[
+        Self::UncapturedWrite,
+        Self::SplitPartition,
+        Self::DroppedPartition,
+        Self::DetachedConcurrently,
+        Self::VacuumedOutbox,
+        Self::PoisonedRow,
+        Self::MigratedMeanwhile,
+    ];
+    const ON_SHAPES: &[Self] = &[
+        Self::SwappedSchema,
+        Self::RenamedLabel,
+        Self::ReplacedFunction,
+        Self::ReplacedView,
+        Self::OtherSearchPath,
+        Self::ChangedPolicy,
+    ];
+    const ON_RIGHTS: &[Self] = &[
+        Self::RevokedSelect,
+        Self::RevokedOutbox,
+        Self::RevokedTemporary,
+        Self::ChangedOwner,
+        Self::ChangedRole,
+    ];
+    const IN_BULK: &[Self] =
+        &[Self::CopiedRows, Self::TruncatedAndCopied, Self::InsertedInBulk, Self::AppliedBySubscription];
+    const ON_CLOCKS: &[Self] = &[Self::ClockOfRedis, Self::ClockOfWorkers, Self::ClockOfPostgres];
+    /// What makes a pair with any other.
+    pub const CRASHES: &[Self] =
+        &[Self::KillBothWorkers, Self::KillPostgres, Self::KillOneBackend, Self::KillRedis, Self::OldDump];
     const ON_REDIS: &[Self] = &[
         Self::KillRedis,
         Self::FlushRedis,
@@ -121,16 +178,25 @@ impl Fault {
         Self::LostValues,
     ];
 
-    pub fn all() -> impl Iterator<Item = Self> {
-        let kinds = [
-            Self::ON_WORKERS,
-            Self::IN_A_WRITE,
-            Self::ON_WRITERS,
-            Self::ON_POSTGRES,
-            Self::ON_DATABASE,
-            Self::ON_REDIS,
-        ];
-        kinds.into_iter().flatten().copied()
+    /// What `make test` tries.
+    pub fn of_the_short_form() -> Vec<Self> {
+        let servers =
+            [Self::ON_WORKERS, Self::IN_A_WRITE, Self::ON_WRITERS, Self::ON_POSTGRES, Self::ON_REDIS];
+        [servers.concat(), Self::ON_DATABASE.to_vec()].concat()
+    }
+
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        let more =
+            [Self::ON_TABLES, Self::ON_SHAPES, Self::ON_RIGHTS, Self::IN_BULK, Self::ON_CLOCKS].concat();
+        [Self::of_the_short_form(), more, vec![Self::PreparedOverCrash]].concat()
+    }
+
+    /// Whether it is something that owners and operators do to a database.
+    fn is_of_the_world(self) -> bool {
+        [Self::ON_DATABASE, Self::ON_TABLES, Self::ON_SHAPES, Self::ON_RIGHTS, Self::IN_BULK, Self::ON_CLOCKS]
+            .iter()
+            .any(|kinds| kinds.contains(&self))
     }
 
     pub async fn inject(
@@ -147,12 +213,34 @@ impl Fault {
             self.on_worker(arena, workers, random).await;
         } else if Self::ON_WRITERS.contains(&self) {
             writer_faults::inject(self, arena, some_time).await;
-        } else if Self::ON_DATABASE.contains(&self) {
-            database_faults::inject(self, arena, some_time).await;
-        } else if Self::ON_POSTGRES.contains(&self) {
+        } else if self.is_of_the_world() {
+            // Where both workers die meanwhile, their successors find what was done.
+            let dies = random.random_bool(0.4);
+            let kill = async {
+                if dies {
+                    tokio::time::sleep(some_time / 2).await;
+                    workers.iter_mut().for_each(|worker| worker.replace(""));
+                }
+            };
+            tokio::join!(kill, self.on_the_world(arena, some_time, random, lives));
+        } else if Self::ON_POSTGRES.contains(&self) || self == Self::PreparedOverCrash {
             self.on_postgres(arena, some_time, lives).await;
         } else {
             self.on_redis(arena, some_time, random).await;
+        }
+    }
+
+    async fn on_the_world(self, arena: &Arena, some_time: Duration, random: &mut StdRng, lives: &mut Lives) {
+        if Self::ON_DATABASE.contains(&self) || Self::ON_TABLES.contains(&self) {
+            database_faults::inject(self, arena, some_time).await;
+        } else if Self::ON_SHAPES.contains(&self) {
+            shape_faults::inject(self, arena, some_time).await;
+        } else if Self::ON_RIGHTS.contains(&self) {
+            rights_faults::inject(self, arena, some_time).await;
+        } else if Self::ON_CLOCKS.contains(&self) {
+            clock_faults::inject(self, arena, random).await;
+        } else {
+            bulk_faults::inject(self, arena, some_time, random, lives).await;
         }
     }
 
@@ -231,6 +319,7 @@ impl Fault {
                     end $$";
                 postgres(arena, sql).await;
             }
+            Self::PreparedOverCrash => prepare_over_crash(arena, some_time, lives).await,
             _ => panic!("{self:?} is not done to Postgres"),
         }
     }
@@ -332,8 +421,39 @@ async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
     }
 }
 
+/// A transaction that was prepared before a crash is committed after it: what was captured of it is lost.
+async fn prepare_over_crash(arena: &Arena, some_time: Duration, lives: &mut Lives) {
+    // Whoever locks the whole table would wait for it, and everybody behind them.
+    arena.is_gentle.store(true, Ordering::SeqCst);
+    let mut writer = Session::open(&arena.writer_url).await.unwrap();
+    let prepare = format!("begin; {} prepare transaction 'over'", super::load::put(5, 2));
+    while writer.execute(&prepare).await.is_err() {
+        writer.execute("rollback").await.unwrap();
+    }
+    kill_one_backend(arena, lives).await;
+    let context = arena.context().await;
+    wait_until("what was prepared is waited for", async || {
+        let now = context.postgres.poll().await.map_err(|error| error.to_string())?;
+        let watermark = context.redis.watermark().await.map_err(|error| error.to_string())?;
+        match watermark {
+            Some(one)
+                if one.incarnation == now.incarnation
+                    && one.not_covered.iter().any(|name| name == "item") =>
+            {
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    tokio::time::sleep(some_time * 3).await;
+    postgres(arena, "commit prepared 'over'").await;
+    arena.is_gentle.store(false, Ordering::SeqCst);
+    context.postgres.close().await;
+}
+
 /// As the out-of-memory killer does: the postmaster starts all processes anew, and xids may be used again.
-async fn kill_one_backend(arena: &Arena, lives: &mut Lives) {
+pub async fn kill_one_backend(arena: &Arena, lives: &mut Lives) {
     let rig = arena.rig.lock().await;
     let mut session = rig.postgres.session().await.unwrap();
     let pid = session.text("select pg_backend_pid()::text").await.unwrap().unwrap();

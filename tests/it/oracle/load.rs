@@ -1,21 +1,25 @@
 //! Writers that leave a history, readers that log what they see, and fills that stall.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cachekeeper_engine::context::Context;
-use cachekeeper_testkit::servers::Session;
+use cachekeeper_testkit::servers::{Refusal, Session};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 
 use super::Arena;
 use super::producers::Acknowledged;
+use super::schema::SHAPES;
 use crate::ledger::Ledger;
 
 pub const ITEMS: i64 = 300;
+/// Rows with ids from [`ITEMS`] on that only faults write.
+pub const EXTRA: i64 = 20;
 pub const GROUPS: i64 = 10;
 
 /// One value as a reader saw it, with the watermark of the same moment.
@@ -25,6 +29,7 @@ pub struct Seen {
     pub version: i64,
     pub group: i64,
     pub group_version: i64,
+    pub shapes: [i64; SHAPES.len()],
     pub incarnation: String,
     pub snapshot: String,
     /// Whether the watermark held for the dataset.
@@ -64,8 +69,10 @@ pub fn start(arena: &Arc<Arena>, seed: u64) -> Vec<JoinHandle<()>> {
         )));
     }
     for number in 0..2 {
-        tasks.push(tokio::spawn(read(Arc::clone(arena), StdRng::seed_from_u64(seed ^ (100 + number)))));
+        let random = StdRng::seed_from_u64(seed ^ (100 + number));
+        tasks.push(tokio::spawn(read(Arc::clone(arena), random, 0..ITEMS + EXTRA)));
     }
+    tasks.push(tokio::spawn(write_alone(Arc::clone(arena))));
     tasks
 }
 
@@ -73,17 +80,18 @@ async fn write(arena: Arc<Arena>, mut random: StdRng, number: u64) {
     let mut session: Option<Session> = None;
     while !arena.is_over.load(Ordering::SeqCst) {
         let Some(open) = &mut session else {
-            session = connect(&arena.launch.postgres_url).await;
+            session = connect(&arena.writer_url).await;
             if let Some(open) = &mut session {
                 // Prepared before the server was killed, and still holding its locks.
                 drop(open.execute(&format!("commit prepared 'p{number}'")).await);
             }
             continue;
         };
-        let sql = statement(&mut random, number);
+        let sql = statement(&mut random, number, arena.is_gentle.load(Ordering::SeqCst));
         // A server that was killed: the transaction happened or did not, and the history happened with it.
         for part in sql.split('|') {
-            if open.execute(part).await.is_err() {
+            if let Err(refusal) = open.attempt(part).await {
+                arena.judge_refusal(&refusal, BY_OTHERS, part);
                 if open.execute("rollback").await.is_err() {
                     session = None;
                 } else {
@@ -97,6 +105,47 @@ async fn write(arena: Arc<Arena>, mut random: StdRng, number: u64) {
     }
 }
 
+/// The server stops or starts, or this session was ended.
+const BY_SERVER: &[&str] = &["57P01", "57P02", "57P03", "53300"];
+/// What writers and faults do to each other where they meet: a deadlock, a table that was swapped meanwhile.
+const BY_OTHERS: &[&str] = &["40P01", "42P01", "XX000", "23514"];
+
+impl Arena {
+    /// Writers come first: what they are refused must have another reason than Cachekeeper (promise 7).
+    pub fn judge_refusal(&self, refusal: &Refusal, expected: &[&str], sql: &str) {
+        let Some(code) = refusal.code.as_deref() else { return };
+        if BY_SERVER.contains(&code) {
+            return;
+        }
+        if !expected.contains(&code) || refusal.text.contains("cachekeeper") {
+            self.break_promise(format!("P7: a writer was refused: {code} {}: {sql}", refusal.text));
+        }
+    }
+}
+
+/// Writes a table that nobody else writes: whatever it waits for or is refused by is Cachekeeper's.
+async fn write_alone(arena: Arc<Arena>) {
+    let mut session: Option<Session> = None;
+    let mut id = 0;
+    while !arena.is_over.load(Ordering::SeqCst) {
+        let Some(open) = &mut session else {
+            session = connect(&arena.writer_url).await;
+            if let Some(open) = &mut session {
+                // Waiting for a lock is what is limited; a server may be paused for longer.
+                drop(open.attempt("set lock_timeout = '1s'").await);
+            }
+            continue;
+        };
+        id = (id + 1) % 20;
+        let sql = format!("update canary set version = version + 1 where id = {id}");
+        if let Err(refusal) = open.attempt(&sql).await {
+            arena.judge_refusal(&refusal, &[], &sql);
+            session = None;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 async fn connect(url: &str) -> Option<Session> {
     let session = Session::open(url).await.ok();
     if session.is_none() {
@@ -106,11 +155,13 @@ async fn connect(url: &str) -> Option<Session> {
 }
 
 /// A transaction that bumps the version of what it writes and notes it in the history.
-fn statement(random: &mut StdRng, writer: u64) -> String {
+fn statement(random: &mut StdRng, writer: u64, is_gentle: bool) -> String {
     let id = random.random_range(0..ITEMS);
     let group = random.random_range(0..GROUPS);
     let pause = if random.random_bool(0.1) { "select pg_sleep(0.03);" } else { "" };
-    match random.random_range(0..100) {
+    let chosen = random.random_range(0..100);
+    match chosen {
+        97 | 98 if is_gentle => format!("begin; {} commit", put(id, group)),
         0..55 => format!("begin; {} {pause} commit", put(id, group)),
         55..65 => format!("begin; {} {pause} commit", delete(id)),
         65..75 => format!(
@@ -157,7 +208,7 @@ const READ: &str = "local epoch = redis.pcall('HGET', KEYS[3], 'epoch')
 
 type Reply = (Option<String>, Option<String>, Option<Vec<u8>>);
 
-async fn read(arena: Arc<Arena>, mut random: StdRng) {
+async fn read(arena: Arc<Arena>, mut random: StdRng, ids: Range<i64>) {
     let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
     let mut newest: HashMap<(Vec<u8>, u64, i64), i64> = HashMap::new();
     let mut connection = None;
@@ -169,7 +220,7 @@ async fn read(arena: Arc<Arena>, mut random: StdRng) {
             connection = client.get_multiplexed_async_connection_with_config(&limit).await.ok();
             continue;
         };
-        let id = random.random_range(0..ITEMS);
+        let id = random.random_range(ids.clone());
         let life = arena.redis_life.load(Ordering::SeqCst);
         let reply: Result<Reply, _> = redis::cmd("EVAL")
             .arg(READ)
@@ -187,6 +238,11 @@ async fn read(arena: Arc<Arena>, mut random: StdRng) {
         };
         let value: serde_json::Value = serde_json::from_str(&value).unwrap();
         let number = |name: &str| value[name].as_i64().unwrap_or(-1);
+        let shape = |name: &str| match &value[name] {
+            // A label of an enum: v7.
+            serde_json::Value::String(text) => text.trim_start_matches('v').parse().unwrap(),
+            other => other.as_i64().unwrap_or(-1),
+        };
         let version = number("version");
         // A Redis that was made to go back shows older values until a worker has noticed.
         let is_same_life = life == arena.redis_life.load(Ordering::SeqCst);
@@ -209,6 +265,7 @@ async fn read(arena: Arc<Arena>, mut random: StdRng) {
                 version,
                 group: number("grp"),
                 group_version: number("group_version"),
+                shapes: SHAPES.map(shape),
                 incarnation: text("incarnation"),
                 snapshot: text("snapshot"),
                 is_covered,
@@ -217,13 +274,22 @@ async fn read(arena: Arc<Arena>, mut random: StdRng) {
     }
 }
 
+/// Few entries, of which much is seen.
+pub const FEW: Range<i64> = 0..20;
+
+/// More readers, of few entries.
+pub fn start_readers_of_few(arena: &Arc<Arena>, seed: u64) -> Vec<JoinHandle<()>> {
+    let random = |number: u64| StdRng::seed_from_u64(seed ^ (200 + number));
+    (0..3).map(|number| tokio::spawn(read(Arc::clone(arena), random(number), FEW))).collect()
+}
+
 /// Loads whose store comes late, as those of a stalled process do.
-pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context) -> Vec<JoinHandle<()>> {
-    let fill = |arena: Arc<Arena>, context: Context| async move {
+pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context, of: Range<i64>) -> Vec<JoinHandle<()>> {
+    let fill = |arena: Arc<Arena>, context: Context, of: Range<i64>| async move {
         let dataset = Arc::clone(context.catalog.get("item").unwrap());
         while !arena.is_over.load(Ordering::SeqCst) {
             let ids: Vec<Vec<String>> =
-                (0..20).map(|_| vec![rand::rng().random_range(0..ITEMS).to_string()]).collect();
+                (0..20).map(|_| vec![rand::rng().random_range(of.clone()).to_string()]).collect();
             let source = dataset.source(&context.postgres).await.unwrap();
             let loaded = context.postgres.load(&source, &ids).await.unwrap();
             tokio::time::sleep(Duration::from_millis(5 + rand::random::<u64>() % 55)).await;
@@ -240,5 +306,5 @@ pub fn start_stalled_fills(arena: &Arc<Arena>, context: &Context) -> Vec<JoinHan
             drop(context.redis.store(&standing, stamp, &batch, life, mode).await);
         }
     };
-    (0..3).map(|_| tokio::spawn(fill(Arc::clone(arena), context.clone()))).collect()
+    (0..3).map(|_| tokio::spawn(fill(Arc::clone(arena), context.clone(), of.clone()))).collect()
 }

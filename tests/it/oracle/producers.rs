@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::Arena;
 use super::load::{GROUPS, ITEMS};
-use super::{Arena, DATASETS};
 use crate::ledger::Told;
 
 /// Keys that each producer writes; all write the same ones, and plain SQL writes them too.
@@ -48,7 +48,7 @@ pub async fn start(arena: &Arc<Arena>, seed: u64) -> Vec<JoinHandle<()>> {
         }
     }
     for (number, producer) in numbers.zip(["library one", "library two"]) {
-        let config = arena.rig.lock().await.config(DATASETS);
+        let config = arena.config().await;
         let cache = Cache::open(&config).unwrap().build();
         let random = StdRng::seed_from_u64(seed ^ number);
         tasks.push(tokio::spawn(write(Arc::clone(arena), cache, producer, random)));
@@ -65,7 +65,7 @@ impl Arena {
         self.is_over.load(Ordering::SeqCst)
     }
 
-    fn break_promise(&self, text: String) {
+    pub fn break_promise(&self, text: String) {
         self.observed.broken.lock().unwrap().push(text);
     }
 

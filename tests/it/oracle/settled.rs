@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Arena, DATASETS, producers};
+use super::{Arena, producers};
 use crate::support::wait_until;
 
 /// Waits until the watermark has passed what is committed now, holds for everything, and nothing is pending.
@@ -31,7 +31,7 @@ async fn who_waits_for_whom(arena: &Arena) -> String {
 }
 
 async fn try_caught_up(arena: &Arena) -> Result<(), String> {
-    let context = arena.rig.lock().await.context(DATASETS);
+    let context = arena.context().await;
     let text = |error: &dyn std::error::Error| error.to_string();
     let now = context.postgres.poll().await.map_err(|error| text(&error))?;
     for _ in 0..100 {
@@ -54,7 +54,7 @@ async fn try_caught_up(arena: &Arena) -> Result<(), String> {
 
 /// Everybody has been answered; what was sent twice may still be in the stream.
 pub async fn no_command_is_left(arena: &Arena) {
-    let context = arena.rig.lock().await.context(DATASETS);
+    let context = arena.context().await;
     wait_until("no command is left", || async {
         let state = context.redis.stream_state("cache:writes", "cachekeeper:test").await;
         let state = state.map_err(|error| error.to_string())?;

@@ -5,8 +5,9 @@ use std::fmt;
 
 use cachekeeper_engine::audit::{Extent, compare};
 
+use super::Arena;
 use super::load::Seen;
-use super::{Arena, DATASETS};
+use super::schema::SHAPES;
 use crate::ledger::{Logged, Told};
 use crate::support::wait_until;
 
@@ -122,6 +123,7 @@ pub async fn judge(arena: &Arena, lives: &Lives) -> Verdict {
     let seen = arena.observed.all();
     let items = history(arena, lives, "history", "is_deleted").await;
     let groups = history(arena, lives, "group_history", "false").await;
+    let shapes = history(arena, lives, "shape_history", "false").await;
     let mut verdict = Verdict {
         commits: items.values().map(BTreeMap::len).sum(),
         violations: arena.observed.broken.lock().unwrap().clone(),
@@ -152,6 +154,9 @@ pub async fn judge(arena: &Arena, lives: &Lives) -> Verdict {
         // C3, C6: nothing newer is visible at the watermark, a delete least of all.
         check(&mut verdict, "item", one, items.get(&one.id), one.version, &is_seen);
         check(&mut verdict, "group", one, groups.get(&one.group), one.group_version, &is_seen);
+        for (number, (what, version)) in (0..).zip(SHAPES.into_iter().zip(one.shapes)) {
+            check(&mut verdict, what, one, shapes.get(&number), version, &is_seen);
+        }
     }
     judge_handed_over(arena, lives, &mut verdict).await;
     verdict
@@ -254,7 +259,7 @@ fn check(
 
 /// C5: at rest Redis is what the query says, without anybody's help.
 pub async fn agrees(arena: &Arena) {
-    let context = arena.rig.lock().await.context(DATASETS);
+    let context = arena.context().await;
     for dataset in context.catalog.iter() {
         let found = compare(&context, dataset, &Extent::default()).await.unwrap();
         assert!(found.stale.is_empty() && found.extra.is_empty(), "{found}");

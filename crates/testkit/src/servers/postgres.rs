@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sqlx::postgres::PgDatabaseError;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::time::Instant;
 
@@ -17,11 +18,31 @@ pub struct Postgres {
     server: Server,
     data: PathBuf,
     settings: Vec<String>,
+    environment: Vec<String>,
 }
 
 /// A session.
 #[derive(Debug)]
 pub struct Session(PgConnection);
+
+/// Why a statement was not carried out.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// The `SQLSTATE`; none: the connection is gone.
+    pub code: Option<String>,
+    /// The message, its detail and its context.
+    pub text: String,
+}
+
+impl From<sqlx::Error> for Refusal {
+    fn from(error: sqlx::Error) -> Self {
+        let told = error.as_database_error().and_then(|told| told.try_downcast_ref::<PgDatabaseError>());
+        let Some(told) = told else { return Self { code: None, text: error.to_string() } };
+        let parts = [Some(told.message()), told.detail(), told.r#where()];
+        let text = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
+        Self { code: Some(told.code().to_owned()), text }
+    }
+}
 
 impl Session {
     /// Connects.
@@ -38,6 +59,26 @@ impl Session {
         done.map(drop).map_err(|error| failed("a statement", error))
     }
 
+    /// Runs statements, as a program that looks at what went wrong.
+    ///
+    /// # Errors
+    /// [`Refusal`]
+    pub async fn attempt(&mut self, sql: &str) -> Result<(), Refusal> {
+        let done = self.0.execute(AssertSqlSafe(sql.to_owned())).await;
+        done.map(drop).map_err(Refusal::from)
+    }
+
+    /// Copies rows, as text, into a table: `copy … from stdin`.
+    ///
+    /// # Errors
+    /// [`Refusal`]
+    pub async fn copy(&mut self, sql: &str, rows: &str) -> Result<(), Refusal> {
+        let mut copy = self.0.copy_in_raw(sql).await?;
+        copy.send(rows.as_bytes()).await?;
+        copy.finish().await?;
+        Ok(())
+    }
+
     /// The one text that a statement returns.
     ///
     /// # Errors
@@ -51,14 +92,22 @@ impl Session {
 impl Postgres {
     /// Starts a server with further settings as `name=value`.
     pub async fn start(settings: &[&str]) -> Result<Self, ServerError> {
+        Self::start_with(settings, &[]).await
+    }
+
+    /// The same with environment variables.
+    pub async fn start_with(settings: &[&str], environment: &[(&str, String)]) -> Result<Self, ServerError> {
         let directory = new_directory("postgres")?;
         let template = template()?;
         let data = directory.join("data");
         run_as_server(&["cp", "-a", &template.display().to_string(), &data.display().to_string()])?;
         let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        let environment: Vec<String> =
+            environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         for _ in 0..PORT_TRIES {
             let server = Server { pid: None, port: free_port()?, directory: directory.clone() };
-            let mut postgres = Self { server, data: data.clone(), settings: settings.clone() };
+            let (settings, environment) = (settings.clone(), environment.clone());
+            let mut postgres = Self { server, data: data.clone(), settings, environment };
             if postgres.launch().await.is_ok() {
                 return Ok(postgres);
             }
@@ -70,8 +119,9 @@ impl Postgres {
 
     async fn launch(&mut self) -> Result<(), ServerError> {
         let program = postgres_program("postgres")?;
-        let mut command =
-            vec![program.display().to_string(), "-D".to_owned(), self.data.display().to_string()];
+        let mut command = vec!["env".to_owned()];
+        command.extend(self.environment.iter().cloned());
+        command.extend([program.display().to_string(), "-D".to_owned(), self.data.display().to_string()]);
         let port = format!("port={}", self.server.port);
         let fixed = [
             port.as_str(),
@@ -120,6 +170,12 @@ impl Postgres {
     /// [`ServerError`] where there is none.
     pub fn program(name: &'static str) -> Result<PathBuf, ServerError> {
         postgres_program(name)
+    }
+
+    /// The URL with which another role comes to the database of [`Self::url`].
+    #[must_use]
+    pub fn url_as(&self, role: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/postgres?sslmode=disable", self.server.port)
     }
 
     /// Runs statements.
