@@ -107,9 +107,14 @@ impl Scripts {
             let (job, redis) = ((self.job.as_str(), before + scripts), &self.context.redis);
             let answer = redis.add_members(&self.precondition(), job, self.longest_life, &page).await;
             let answer = answer.map_err(|error| EngineError::Cache(self.context.count_refusal(error)))?;
-            let Some(added) = self.context.checked(None, answer)? else {
-                self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
-                return Err(EngineError::RedisRolledBack);
+            let added = match answer {
+                Answer::Done(Some(added)) => added,
+                Answer::Done(None) => {
+                    self.context.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
+                    return Err(EngineError::RedisRolledBack);
+                }
+                // The stores fail the same way, and whoever looks at their replies knows the dataset: it may be superseded.
+                Answer::Failed(_) => return Ok(Added { members: None, scripts: scripts - 1, batches }),
             };
             // Removals, or another window, between the scripts of a page: the stores could not tell which of them count.
             let is_same =
