@@ -1,6 +1,7 @@
 //! What following changes costs, and how long a change takes to show up in Redis.
 //!
-//! `make bench`. Timings are of this machine and this moment: look at the ratios. `ROWS=100000` makes it shorter.
+//! `make bench`. Timings are of this machine and this moment: look at the ratios. `ROWS=100000` makes it shorter, `PARTS=lag,drain`
+//! runs these parts alone.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -46,14 +47,27 @@ async fn main() {
     )
     .unwrap();
     let bench = Bench { postgres, redis, rows };
-    bench.fill().await;
-    for fsync in ["on", "off"] {
+    let parts = std::env::var("PARTS").unwrap_or_default();
+    let is_asked = |part: &str| parts.is_empty() || parts.split(',').any(|asked| asked == part);
+    for fsync in ["on", "off"].into_iter().filter(|_| is_asked("writers")) {
         writers(fsync).await;
     }
-    bench.lag().await;
-    bench.drain().await;
-    bench.whole_table().await;
-    bench.poll_under_a_long_transaction().await;
+    bench.fill().await;
+    if is_asked("lag") {
+        bench.lag().await;
+    }
+    if is_asked("drain") {
+        bench.drain().await;
+    }
+    if is_asked("whole") {
+        bench.whole_table().await;
+    }
+    if is_asked("open") {
+        bench.poll_under_a_long_transaction().await;
+    }
+    if is_asked("idle") {
+        idle_with_many_tables().await;
+    }
 }
 
 impl Bench {
@@ -151,19 +165,49 @@ impl Bench {
             at(1.0),
             lags.len()
         );
-        let pid: u32 = self.feed_backend().await;
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let before = (cpu_ms(std::process::id()), cpu_ms(pid));
+        let before = (cpu_ms(std::process::id()), self.sessions_cpu_ms().await);
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let after = (cpu_ms(std::process::id()), cpu_ms(pid));
+        let after = (cpu_ms(std::process::id()), self.sessions_cpu_ms().await);
         println!(
-            "idle: worker {:.1} % of a core, its Postgres session {:.1} %\n",
+            "idle: worker {:.2} % of a core, its Postgres sessions {:.2} %\n",
             (after.0 - before.0) / 100.0,
             (after.1 - before.1) / 100.0
         );
         let ended = tokio::time::timeout(Duration::from_millis(1), worker.ended()).await;
         assert!(ended.is_err());
         worker.stop().await;
+    }
+
+    /// Transactions a second.
+    fn pgbench(&self, arguments: &[&str]) -> f64 {
+        let done = Command::new("pgbench").args(arguments).arg(self.postgres.url()).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        text.lines()
+            .find_map(|line| line.strip_prefix("tps = "))
+            .and_then(|rest| rest.split_whitespace().next())
+            .map_or(0.0, |number| number.parse::<f64>().unwrap())
+    }
+
+    async fn switch_triggers(&self, table: &str, is_on: bool) {
+        let triggers = format!(
+            "select string_agg(format('enable always trigger %I', tgname), ', ') from pg_trigger \
+             where tgrelid = '{table}'::regclass and tgname like 'cachekeeper%'"
+        );
+        let mode = match is_on {
+            true => self.postgres.session().await.unwrap().text(&triggers).await.unwrap().unwrap(),
+            false => "disable trigger all".to_owned(),
+        };
+        self.postgres.execute(&format!("alter table {table} {mode}")).await.unwrap();
+    }
+
+    /// CPU time of the worker's sessions in milliseconds.
+    async fn sessions_cpu_ms(&self) -> f64 {
+        let sql =
+            "select string_agg(pid::text, ' ') from pg_stat_activity where application_name = 'cachekeeper'";
+        let pids = self.postgres.session().await.unwrap().text(sql).await.unwrap().unwrap();
+        pids.split(' ').map(|pid| cpu_ms(pid.parse().unwrap())).sum()
     }
 
     /// What Redis has used of its core, in seconds.
@@ -173,12 +217,6 @@ impl Bench {
             info.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
         };
         number("used_cpu_user:") + number("used_cpu_sys:")
-    }
-
-    async fn feed_backend(&self) -> u32 {
-        let mut session = self.postgres.session().await.unwrap();
-        let sql = "select pid::text from pg_stat_activity where query like '%cachekeeper.outbox_count%' and pid <> pg_backend_pid() limit 1";
-        session.text(sql).await.unwrap().unwrap().parse().unwrap()
     }
 
     async fn caught_up(&self, context: &Context) {
@@ -214,14 +252,16 @@ impl Bench {
                 format!("update items set price = price + 1 where id > {first} and id <= {}", first + 10_000);
             self.postgres.execute(&sql).await.unwrap();
         }
-        let (began, before) = (Instant::now(), (cpu_ms(std::process::id()), self.redis_cpu().await));
+        let before = (cpu_ms(std::process::id()), self.redis_cpu().await, self.sessions_cpu_ms().await);
+        let began = Instant::now();
         while follower.step(false).await.unwrap() != Step::Idle {}
         let seconds = began.elapsed().as_secs_f64();
         println!(
-            "{changed} changed cached keys applied in {seconds:.2} s: {:.0} a second (CPU: worker {:.1} s, Redis {:.1} s)",
+            "{changed} changed cached keys applied in {seconds:.2} s: {:.0} a second (CPU: worker {:.1} s, Redis {:.1} s, Postgres {:.1} s)",
             changed as f64 / seconds,
             (cpu_ms(std::process::id()) - before.0) / 1e3,
-            self.redis_cpu().await - before.1
+            self.redis_cpu().await - before.1,
+            (self.sessions_cpu_ms().await - before.2) / 1e3
         );
         // Single commits that waited, as after a restart.
         self.postgres
@@ -305,60 +345,120 @@ impl Bench {
 /// Pairs of which the median counts.
 const PAIRS: usize = 7;
 
-/// pgbench's simple update, and one large update, with and without the triggers, in turns.
+/// Statements of an application, each with the table whose capture they meet.
+const STATEMENTS: [(&str, &str, &str); 3] = [
+    (
+        "update of 50,000 rows by row (above max_rows, so one row is captured)",
+        "pgbench_accounts",
+        "update pgbench_accounts set abalance = abalance + 1 where aid <= 50000",
+    ),
+    (
+        "update of 50,000 rows by statement",
+        "bulk",
+        "update bulk set abalance = abalance + 1 where aid <= 50000",
+    ),
+    ("update of 1,000 rows with 200 KB out of line", "wide", "update wide set price = price + 1"),
+];
+
+/// What the statements are run against.
+const TABLES: &str = "create table bulk (like pgbench_accounts including all); insert into bulk select * from pgbench_accounts; \
+     create table wide (id int primary key, price int, body text); alter table wide alter body set storage external; \
+     insert into wide select n, n, repeat(md5(n::text), 6400) from generate_series(1, 1000) n; vacuum analyze";
+
+/// pgbench's simple update, and statements that change much, with and without the triggers, in turns.
 async fn writers(fsync: &str) {
     let fsync_setting = format!("fsync={fsync}");
-    let settings = ["shared_buffers=256MB", "max_wal_size=4GB", fsync_setting.as_str()];
+    let settings = ["shared_buffers=512MB", "max_wal_size=4GB", "autovacuum=off", fsync_setting.as_str()];
     let (postgres, redis) = tokio::try_join!(Postgres::start(&settings), Redis::start(&[])).unwrap();
     let bench = Bench { postgres, redis, rows: 0 };
-    let postgres = &bench.postgres;
-    let pgbench = |arguments: &[&str]| {
-        let url = bench.postgres.url();
-        let done = Command::new("pgbench").args(arguments).arg(&url).output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let text = String::from_utf8_lossy(&done.stdout).into_owned();
-        text.lines()
-            .find_map(|line| line.strip_prefix("tps = "))
-            .and_then(|rest| rest.split_whitespace().next())
-            .map_or(0.0, |number| number.parse::<f64>().unwrap())
+    bench.pgbench(&["-i", "-q", "-s", "5"]);
+    bench.postgres.execute(TABLES).await.unwrap();
+    let watched = |table: &str, id: &str, capture: &str| {
+        format!(
+            "[dataset.{table}]\nquery = \"select {id} from {table}\"\nkey = \"{table}:{{{id}}}\"\n\
+             watch = [{{ table = \"{table}\", key = {{ {id} = \"{id}\" }}{capture} }}]\n"
+        )
     };
-    pgbench(&["-i", "-q", "-s", "5"]);
-    let watched = "[dataset.account]\nquery = \"select aid, abalance from pgbench_accounts\"\nkey = \"account:{aid}\"\n\
-             watch = [{ table = \"pgbench_accounts\", key = { aid = \"aid\" } }]\n";
-    let context = bench.context_of(watched);
+    let by_statement = watched("bulk", "aid", ", capture = \"statement\"");
+    let datasets = watched("pgbench_accounts", "aid", "") + &by_statement + &watched("wide", "id", "");
+    let context = bench.context_of(&datasets);
     context.postgres.migrate().await.unwrap();
     let coverage = coverage::look(&context, true).await.unwrap();
     assert!(coverage.gaps().next().is_none());
-    let (mut rates, mut bulk) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    let triggers = "select string_agg(format('enable always trigger %I', tgname), ', ') from pg_trigger \
-                    where tgrelid = 'pgbench_accounts'::regclass and tgname like 'cachekeeper%'";
-    let enable = postgres.session().await.unwrap().text(triggers).await.unwrap().unwrap();
+    let mut rates = [Vec::new(), Vec::new()];
+    let mut times = STATEMENTS.map(|_| [Vec::new(), Vec::new()]);
     for _ in 0..PAIRS {
-        for (with, mode) in ["disable trigger all", enable.as_str()].into_iter().enumerate() {
-            bench.postgres.execute(&format!("alter table pgbench_accounts {mode}")).await.unwrap();
-            rates[with].push(pgbench(&["-N", "-n", "-c", "4", "-j", "2", "-T", "5"]));
-            let began = Instant::now();
-            bench
-                .postgres
-                .execute("update pgbench_accounts set abalance = abalance + 1 where aid <= 50000")
-                .await
-                .unwrap();
-            bulk[with].push(began.elapsed().as_secs_f64());
-            bench.postgres.execute("vacuum pgbench_accounts").await.unwrap();
+        for with in [0, 1] {
+            for (_, table, _) in STATEMENTS {
+                bench.switch_triggers(table, with == 1).await;
+            }
+            rates[with].push(bench.pgbench(&["-N", "-n", "-c", "4", "-j", "2", "-T", "5"]));
+            for ((_, table, statement), times) in STATEMENTS.iter().zip(&mut times) {
+                let began = Instant::now();
+                bench.postgres.execute(statement).await.unwrap();
+                times[with].push(began.elapsed().as_secs_f64());
+                bench.postgres.execute(&format!("vacuum {table}")).await.unwrap();
+            }
         }
     }
     let (without, with) = (median(&mut rates[0]), median(&mut rates[1]));
     println!(
-        "pgbench -N, 4 clients: {without:.0} tps without capture, {with:.0} with: {:.2}",
+        "fsync {fsync}: pgbench -N, 4 clients: {without:.0} tps without capture, {with:.0} with: {:.2}",
         with / without
     );
-    let (without, with) = (median(&mut bulk[0]), median(&mut bulk[1]));
+    for ((name, _, _), times) in STATEMENTS.iter().zip(&mut times) {
+        let (without, with) = (median(&mut times[0]), median(&mut times[1]));
+        let (without_ms, with_ms) = (without * 1e3, with * 1e3);
+        println!("{name}: {without_ms:.0} ms without, {with_ms:.0} ms with: {:.2}", with / without);
+    }
+    println!();
+}
+
+/// What a worker costs that has nothing to do, with 50 datasets on 200 tables.
+async fn idle_with_many_tables() {
+    let (postgres, redis) = tokio::try_join!(Postgres::start(&[]), Redis::start(&[])).unwrap();
+    let bench = Bench { postgres, redis, rows: 0 };
+    let mut datasets = String::from("[admin]\nlisten = \"\"\n[log]\nlevel = \"error\"\n");
+    for first in (0..200).step_by(4) {
+        for table in first..first + 4 {
+            let sql = format!("create table t{table} (id int primary key, a int, b text, c timestamptz)");
+            bench.postgres.execute(&sql).await.unwrap();
+        }
+        let watch: Vec<String> = (first..first + 4)
+            .map(|table| format!("{{ table = \"t{table}\", key = {{ id = \"id\" }} }}"))
+            .collect();
+        datasets += &format!(
+            "[dataset.d{first}]\nquery = \"select x.id, x.a, y.b, z.c, w.a as aa from t{first} x join t{} y using (id) join t{} z using (id) \
+             join t{} w using (id)\"\nkey = \"d{first}:{{id}}\"\nwatch = [{}]\n",
+            first + 1,
+            first + 2,
+            first + 3,
+            watch.join(", ")
+        );
+    }
+    let config = bench.config_of(&format!("[service]\nnamespace = \"bench\"\n{datasets}"));
+    Context::new(&config).unwrap().postgres.migrate().await.unwrap();
+    let mut worker = Worker::start(config).await.unwrap();
+    loop {
+        let watermark = worker.context.redis.watermark().await.unwrap();
+        if watermark.is_some_and(|watermark| watermark.not_covered.is_empty()) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = (cpu_ms(std::process::id()), bench.sessions_cpu_ms().await, bench.redis_cpu().await);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let after = (cpu_ms(std::process::id()), bench.sessions_cpu_ms().await, bench.redis_cpu().await);
     println!(
-        "update of 50,000 rows (above max_rows, so one row is captured): {:.0} ms without, {:.0} ms with: {:.2}\n",
-        without * 1e3,
-        with * 1e3,
-        with / without
+        "idle with 50 datasets on 200 tables: worker {:.2} % of a core, its Postgres sessions {:.2} %, Redis {:.2} %\n",
+        (after.0 - before.0) / 200.0,
+        (after.1 - before.1) / 200.0,
+        (after.2 - before.2) * 5.0
     );
+    let ended = tokio::time::timeout(Duration::from_millis(1), worker.ended()).await;
+    assert!(ended.is_err());
+    worker.stop().await;
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -294,7 +294,7 @@ fn loading(context: &Context) -> tokio::task::JoinHandle<Result<LoadReport, Engi
     tokio::spawn(async move {
         let dataset = context.catalog.get("product").unwrap();
         let keys = vec![("product:1".to_owned(), vec!["1".to_owned()])];
-        load(&context, dataset, keys, LoadOptions::because(Cause::Refresh), &mut Job::uncounted()).await
+        load(&context, dataset, &keys, LoadOptions::because(Cause::Refresh), &mut Job::uncounted()).await
     })
 }
 

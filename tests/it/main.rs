@@ -39,6 +39,7 @@ mod event_log;
 mod event_scope;
 mod example;
 mod feed;
+mod feed_cost;
 mod flows;
 mod handover;
 mod installing;

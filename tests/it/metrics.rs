@@ -82,8 +82,8 @@ async fn entries_that_expire_unread_are_counted_once() {
     let context = rig.context(toml);
     epoch::ensure(&context, "").await.unwrap();
     let dataset = context.catalog.get("product").unwrap();
-    let keys = (1..=20).map(|n| (format!("product:{n}"), vec![n.to_string()])).collect();
-    load(&context, dataset, keys, LoadOptions::because(Cause::Backfill), &mut Job::uncounted())
+    let keys: Vec<_> = (1..=20).map(|n| (format!("product:{n}"), vec![n.to_string()])).collect();
+    load(&context, dataset, &keys, LoadOptions::because(Cause::Backfill), &mut Job::uncounted())
         .await
         .unwrap();
     // As if the first second of their lives had passed without a read: the rest of it they are due.

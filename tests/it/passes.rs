@@ -150,7 +150,7 @@ async fn a_poison_row_fails_alone() {
         let is_there: bool = client.exists(key).await.unwrap();
         assert!(!is_there, "{key}: an older value may not stay");
         let keys: Vec<_> = (1..=20).map(|id| (format!("{name}:{id}"), vec![id.to_string()])).collect();
-        let report = load(&context, dataset, keys, CHANGED, &mut Job::uncounted()).await.unwrap();
+        let report = load(&context, dataset, &keys, CHANGED, &mut Job::uncounted()).await.unwrap();
         assert_eq!((report.stored, report.failures.len()), (19, 1), "{name}: {report:?}");
     }
     // One row makes the whole statement fail: by key, the others are stored all the same, in a pass too.
@@ -162,7 +162,7 @@ async fn a_poison_row_fails_alone() {
     assert!(!is_there);
     let _: () = client.set("divided:50", "an older value").await.unwrap();
     let keys: Vec<_> = (1..=100).map(|id| (format!("divided:{id}"), vec![id.to_string()])).collect();
-    let report = load(&context, dataset, keys, CHANGED, &mut Job::uncounted()).await.unwrap();
+    let report = load(&context, dataset, &keys, CHANGED, &mut Job::uncounted()).await.unwrap();
     assert_eq!((report.stored, report.failures.len(), report.invalidated), (99, 1, 1), "{report:?}");
     let is_there: bool = client.exists("divided:50").await.unwrap();
     assert!(!is_there);
@@ -271,7 +271,7 @@ async fn a_newer_definition_displaces_the_older_process() {
         rig.context(&DATASET.replace("select id, name, part", "select id, upper(name) as name, part"));
     backfill(&newer, newer.catalog.get("t").unwrap(), &options()).await.unwrap();
     let keys = vec![("t:1".to_owned(), vec!["1".to_owned()])];
-    let error = load(&older, older.catalog.get("t").unwrap(), keys, CHANGED, &mut Job::uncounted()).await;
+    let error = load(&older, older.catalog.get("t").unwrap(), &keys, CHANGED, &mut Job::uncounted()).await;
     assert!(matches!(error, Err(EngineError::Superseded { .. })), "{error:?}");
     let mut client = rig.client().await;
     let value: String = client.get("t:1").await.unwrap();

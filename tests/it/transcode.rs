@@ -175,13 +175,13 @@ async fn json_is_what_to_json_says_and_text_is_what_postgres_prints() {
                 backfill(&context, dataset, &options).await.unwrap_or_else(|error| panic!("{kind}: {error}"));
             assert_eq!(report.failures, vec![], "{kind}");
             // By key too: the same bytes by the other way.
-            let keys = (0..values.len())
+            let keys: Vec<_> = (0..values.len())
                 .map(|at| (dataset.key_of(&[at.to_string()]).unwrap(), vec![at.to_string()]))
                 .collect();
             let before: Vec<u8> = client.get(format!("{name}{number}:0")).await.unwrap();
             let mut job = cachekeeper_engine::load::Job::uncounted();
             let because = LoadOptions::because(Cause::Backfill);
-            cachekeeper_engine::load::load(&context, dataset, keys, because, &mut job).await.unwrap();
+            cachekeeper_engine::load::load(&context, dataset, &keys, because, &mut job).await.unwrap();
             let after: Vec<u8> = client.get(format!("{name}{number}:0")).await.unwrap();
             assert_eq!(before, after, "{kind}");
         }

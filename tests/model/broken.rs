@@ -250,6 +250,13 @@ worlds! {
     k14_kept_entries_lie_under_the_watermark breaks I2:
         World { faults: &[(LoadFails, 1)], ..kept([1, 0, 0]) }
         .under(|rules| rules.left_out = LeftOut::Never);
+    // R10.
+    k16_what_is_left_out_without_being_raised breaks I2:
+        World { loaders: &[FILL0], faults: &[(LoadFails, 1), (EvictEntry, 1)], ..kept([1, 0, 0]) }
+        .under(|rules| {
+            rules.feed_raises_first = false;
+            rules.left_out_is_raised = false;
+        });
     // R8.
     k15_members_first_and_no_look_at_the_tag breaks I2:
         World { loaders: &[FILL0], ..members_first([0, 0, 1]) }

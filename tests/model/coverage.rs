@@ -169,6 +169,25 @@ impl Protocol {
         }
     }
 
+    /// The same, once they are raised.
+    pub(crate) fn leave_out_raised(
+        &self,
+        state: &mut State,
+        worker: usize,
+        batch: Batch,
+        keys: Set,
+    ) -> Stage {
+        let rules = &self.world.rules;
+        if !rules.feed_raises_first && rules.left_out_is_raised {
+            let named = Some((batch.place.epoch, batch.place.incarnation));
+            if self.raise(state, named, keys, batch.to.stamp(), false).is_none() {
+                return Stage::Start;
+            }
+            state.count(worker);
+        }
+        self.leave_out(batch, keys)
+    }
+
     /// R10, R14a: one more cause that makes the entries of these keys' stamp slots pending. Their stamps were raised, so
     /// the revision stays.
     pub(crate) fn record_slots(&self, state: &mut State, keys: Set) {

@@ -128,7 +128,7 @@ impl Protocol {
             Fault::LoadFails => {
                 if let Stage::Load { batch, keys, .. } = state.workers[target] {
                     say(format_args!("** W{target} cannot load {keys}, and leaves them out"));
-                    state.workers[target] = self.leave_out(batch, keys);
+                    state.workers[target] = self.leave_out_raised(state, target, batch, keys);
                 }
             }
             Fault::DropWindow => {

@@ -105,6 +105,32 @@ worlds! {
     j14_left_out_and_a_reader_with_a_token:
         World { has_reader: true, faults: &[(LoadFails, 1), (Failover, 1)], ..kept([1, 0, 0]) };
 
+    // The feed loads every key that changed, and raises by its stores alone.
+    l01_loads_unraised_beside_a_page_and_a_fill:
+        World { loaders: &[WARM, FILL0], faults: &[(EvictEntry, 1)], ..crowd([1, 1, 1]) }
+        .under(|rules| rules.feed_raises_first = false);
+    l02_loads_unraised_with_deleted_rows:
+        World { loaders: &[WARM, FILL1], faults: &[(EvictEntry, 1)], ..crowd([1, 2, 0]) }
+        .under(|rules| rules.feed_raises_first = false);
+    l03_loads_unraised_under_two_workers_and_a_failover:
+        World { workers: 2, faults: &[(Failover, 1)], ..row([1, 1, 0]) }
+        .under(|rules| rules.feed_raises_first = false);
+    l04_loads_unraised_by_tag:
+        World { tags: true, loaders: &[WARM, FILL0], faults: &[(EvictEntry, 1)], ..crowd([1, 0, 1]) }
+        .under(|rules| rules.feed_raises_first = false);
+    l05_loads_unraised_and_left_out_beside_a_fill:
+        World { loaders: &[FILL0], faults: &[(LoadFails, 1), (EvictEntry, 1)], ..kept([1, 1, 0]) }
+        .under(|rules| rules.feed_raises_first = false);
+    l06_loads_unraised_left_out_and_killed:
+        World { loaders: &[WARM0], faults: &[(LoadFails, 1), (Kill, 1)], ..kept([2, 0, 0]) }
+        .under(|rules| rules.feed_raises_first = false);
+    l07_loads_unraised_over_a_crash:
+        World { loaders: &[WARM], faults: &[(CrashLosing, 1)], ..row([2, 1, 0]) }
+        .under(|rules| rules.feed_raises_first = false);
+    l08_loads_unraised_beside_ddl:
+        World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..ddl([1, 0, 1]) }
+        .under(|rules| rules.feed_raises_first = false);
+
     // Members of tags by a script before the stores.
     m01_members_first_and_a_failover:
         World { loaders: &[FILL0], faults: &[(Failover, 1)], ..members_first([0, 0, 2]) };

@@ -92,6 +92,11 @@ pub(crate) struct Rules {
     pub(crate) late_writers: LateWriters,
     /// R10: what the feed could not load is recorded with the move of the cursor.
     pub(crate) left_out: LeftOut,
+    /// R10: the feed raises what changed before it loads. Where it loads every key, whether it has an entry or not, its stores
+    /// raise early enough (allowed).
+    pub(crate) feed_raises_first: bool,
+    /// R10: then what it could not load is raised before the cursor moves.
+    pub(crate) left_out_is_raised: bool,
     /// R10, R14a: stamp slots that are added to what is pending take a new cause.
     pub(crate) slots_take_a_new_cause: bool,
     /// R8: where members are added by an earlier script, the store names its job's count.
@@ -150,6 +155,8 @@ impl Default for Rules {
             prepared_are_awaited: true,
             late_writers: LateWriters::Transactions,
             left_out: LeftOut::WithAdvance,
+            feed_raises_first: true,
+            left_out_is_raised: true,
             slots_take_a_new_cause: true,
             store_names_count: true,
             store_names_removals: true,

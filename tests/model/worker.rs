@@ -284,6 +284,10 @@ impl Protocol {
             say(format_args!("W{worker} has no key to raise"));
             return Stage::Advance(batch);
         }
+        if !self.world.rules.feed_raises_first && self.world.on_change == OnChange::Refresh {
+            say(format_args!("W{worker} has {keys} to load, with or without an entry"));
+            return Stage::Load { batch, keys, job: Job::Feed };
+        }
         if !self.world.rules.raise_answers {
             let existing = keys.iter().filter(|key| state.redis.entries[*key].is_some()).collect();
             say(format_args!("W{worker} asks which of {keys} exist: {existing}"));

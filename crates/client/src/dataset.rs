@@ -187,7 +187,7 @@ async fn load_entries(
     let wanted: Keys =
         keys.iter().filter_map(|key| Some((key.to_string(), dataset.read_key(key)?))).collect();
     let options = LoadOptions::for_reader(may_store);
-    let read = || async { load(context, dataset, wanted.clone(), options, &mut Job::uncounted()).await };
+    let read = || async { load(context, dataset, &wanted, options, &mut Job::uncounted()).await };
     let report = with_current_epoch(context, read).await?;
     let mut values = report.loaded.by_key;
     let found = |key: &Arc<str>| match values.remove(&**key) {

@@ -18,11 +18,10 @@ use super::encode::Encoder;
 use super::epoch;
 use super::error::EngineError;
 use super::key_pages::{KeyPage, KeyPages};
-use super::load::{Cause, Job, LoadOptions, load};
+use super::load::{Cause, Job, Keys, LoadOptions, load};
 use super::tokens::{self, WaitError};
 use crate::compress::decompress;
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Poll};
-use crate::stores::redis::{UseSign, Wanted};
 use cachekeeper_config::{Format, Scope};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::key_hash;
@@ -99,14 +98,14 @@ async fn page_of(
     let poll = epoch::poll(context).await?;
     let current = epoch::current(context).await?;
     let precondition = dataset.precondition(&current, &poll.incarnation);
-    let wanted = [Wanted { prefix: dataset.settings.key.prefix(), left_max: None }];
-    let answer = context.redis.scan(&precondition, "", (cursor, PAGE), UseSign::None, &wanted).await?;
-    let page = context.checked(Some(dataset), answer)?;
-    let entries = page.entries.into_iter().filter_map(|entry| {
-        let (owner, values) = context.catalog.of_key(&entry.key)?;
-        (owner.name() == dataset.name()).then_some((entry.key, values))
+    let prefix = dataset.settings.key.prefix();
+    let answer = context.redis.scan_keys(&precondition, "", (cursor, PAGE), prefix).await?;
+    let (cursor, keys) = context.checked(Some(dataset), answer)?;
+    let entries = keys.into_iter().filter_map(|key| {
+        let (owner, values) = context.catalog.of_key(&key)?;
+        (owner.name() == dataset.name()).then_some((key, values))
     });
-    Ok((entries.collect(), page.cursor))
+    Ok((entries.collect(), cursor))
 }
 
 /// So many keys of a dataset, chosen at random: those with the smallest hashes. A scan may show a key twice, and then its hash
@@ -399,8 +398,8 @@ async fn absent_keys(
 /// Loads again what was found wrong.
 pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, EngineError> {
     let wrong = found.stale.iter().chain(&found.extra).chain(&found.missing).chain(&found.undecodable);
-    let keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();
+    let keys: Keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();
     let because = LoadOptions::because(Cause::Change);
-    let report = load(context, dataset, keys, because, &mut Job::uncounted()).await?;
+    let report = load(context, dataset, &keys, because, &mut Job::uncounted()).await?;
     Ok(report.stored + report.gone + report.invalidated)
 }

@@ -123,7 +123,7 @@ async fn backfill_by_keys(
         }
         let named = chunk.iter().filter_map(|values| Some((dataset.key_of(values)?, values.clone())));
         let because = LoadOptions::because(Cause::Backfill);
-        let done = load(context, dataset, named.collect(), because, &mut Job::uncounted()).await?;
+        let done = load(context, dataset, &named.collect::<Keys>(), because, &mut Job::uncounted()).await?;
         rate.spend(done.stored).await;
         report.add(done);
         tell(options, report.stored, false);
@@ -369,7 +369,7 @@ impl<'a> BackfillStream<'a> {
     async fn load_refused(&mut self) -> Result<(), EngineError> {
         let refused = std::mem::take(&mut self.refused);
         let because = LoadOptions::because(Cause::Backfill);
-        self.report.add(load(self.context, self.dataset, refused, because, &mut self.job).await?);
+        self.report.add(load(self.context, self.dataset, &refused, because, &mut self.job).await?);
         Ok(())
     }
 

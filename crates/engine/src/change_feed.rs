@@ -1,10 +1,10 @@
 //! The change feed: what was committed since the cursor is applied to Redis, and the cursor moves (R10 to R12).
 
 mod batch;
+mod gather;
 mod loads;
 mod verification;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,16 +12,17 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::context::Context;
-use super::coverage::{AffectedKeys, Captures};
+use super::coverage::Captures;
 use super::epoch;
 use super::error::EngineError;
 use super::failpoint;
 use super::load::Job;
 use crate::stores::postgres::{ErrorKind, FeedPoll, FeedReader, Poll};
 use crate::stores::redis::{Advance, Advanced, Epoch, PreconditionFailed};
+use batch::ChangeBatch;
 pub(crate) use batch::apply_own;
-use batch::{ChangeBatch, GATHERED};
 use cachekeeper_protocol::stamp::Snapshot;
+use gather::Gatherer;
 use loads::{FeedLoads, Troubles};
 use verification::Verification;
 
@@ -64,8 +65,6 @@ struct FeedPosition {
     count: u64,
 }
 
-/// Changes of one batch whose delay is observed.
-const TIMES_MAX: usize = 65_536;
 const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
 /// Fewer keys in the outbox are not worth a transaction.
 const COUNT_MIN: i64 = 1_000;
@@ -143,6 +142,13 @@ impl FeedConsumer {
             self.verification.require_coverage();
             return Ok(Step::Waiting);
         }
+        if !must_advance
+            && self.is_known_at(&position.cursor)
+            && !self.reader.has_moved(position.cursor.as_str()).await
+        {
+            self.position = Some(position);
+            return Ok(Step::Idle);
+        }
         let verify = self.verification.next(must_advance);
         let polled = self.reader.poll(position.cursor.as_str(), verify.as_ref()).await;
         let polled_at = Instant::now();
@@ -184,6 +190,13 @@ impl FeedConsumer {
             return Ok(Step::Idle);
         }
         self.apply(position, poll, polled_at, &coverage.captures).await
+    }
+
+    /// Whether the last poll found nothing new at this snapshot, and the watermark is there: then a poll at the same one has nothing
+    /// to say.
+    fn is_known_at(&self, snapshot: &Snapshot) -> bool {
+        let has_moved = self.moved_to.as_ref().is_some_and(|(moved_to, _)| moved_to == snapshot);
+        has_moved && self.verification.is_idle_at(snapshot)
     }
 
     /// Reads the metadata as a counted step; begins a new epoch where that is due.
@@ -245,48 +258,37 @@ impl FeedConsumer {
         polled_at: Instant,
         captures: &Captures,
     ) -> Result<Step, EngineError> {
-        let mut captures = Cow::Borrowed(captures);
         let mut batch = ChangeBatch {
             context: &self.context,
             epoch: position.epoch,
             poll: found.poll.clone(),
             job: Job { id: self.job.clone(), count: position.count },
             loads: FeedLoads::leaving_out(&self.context, &mut self.troubles),
-            affected: AffectedKeys::default(),
             has_made_pending: &mut self.has_made_pending,
             shares: BTreeMap::new(),
         };
-        let mut statements = 0;
-        let mut times: Vec<i64> = Vec::new();
-        while let Some(group) = found.changes.recv().await {
-            let group = group?;
-            if !captures.can_read(&group) {
-                // Installed since the coverage was computed. Only what changes carry is read here; the cursor waits for no more.
-                captures = Cow::Owned(captures.as_installed(&self.context.postgres.captures().await?));
-                self.verification.require_coverage();
-            }
-            statements += group.len() as u64;
-            for change in &group {
-                if times.len() < TIMES_MAX {
-                    times.push(change.at_us);
-                }
-                batch.affected.add(&self.context.catalog, &captures, change);
-            }
-            if GATHERED <= batch.affected.key_count {
-                batch.flush().await?;
-            }
+        let mut gatherer = Gatherer::new(&self.context, captures);
+        let mut portion = gatherer.next(&mut found).await?;
+        while let Some(affected) = portion {
+            // While one is applied, the next is read.
+            let (applied, next) = tokio::join!(batch.apply(affected), gatherer.next(&mut found));
+            applied?;
+            portion = next?;
         }
-        batch.flush().await?;
+        if gatherer.met_unknown {
+            self.verification.require_coverage();
+        }
+        let (changes, times) = (gatherer.changes, gatherer.times);
         // Before the cursor moves past what could not be loaded.
         batch.loads.record((&batch.epoch, &batch.poll.incarnation), &mut batch.job).await?;
         let count = batch.job.count;
         failpoint::reach("feed.stored");
         let as_of = found.as_of;
         let counted = found.outbox.counted;
-        let step = self.advance(FeedPosition { count, ..position }, found.poll, &as_of.0, statements).await?;
+        let step = self.advance(FeedPosition { count, ..position }, found.poll, &as_of.0, changes).await?;
         if matches!(step, Step::Applied(_)) {
             let since_poll = polled_at.elapsed();
-            self.context.metrics.changes.inc_by(statements);
+            self.context.metrics.changes.inc_by(changes);
             for at in times {
                 let before = Duration::from_micros(u64::try_from(as_of.1 - at).unwrap_or_default());
                 self.context.metrics.feed_lag_seconds.observe((before + since_poll).as_secs_f64());

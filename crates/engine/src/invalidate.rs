@@ -36,7 +36,7 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
     for (dataset, keys) in sorted.to_reload.into_values() {
         let raised = raise_keys(context, &dataset, &poll, &keys, &mut Job::uncounted()).await?;
         let because = LoadOptions::because(Cause::Change);
-        report.add(load(context, &dataset, raised.wanted(), because, &mut Job::uncounted()).await?);
+        report.add(load(context, &dataset, &raised.wanted(), because, &mut Job::uncounted()).await?);
     }
     Ok(report)
 }
@@ -86,7 +86,7 @@ impl ReloadMembers for PlainReload<'_> {
         job: &mut Job,
     ) -> Result<LoadReport, EngineError> {
         let raised = raise_keys(self.context, dataset, poll, &keys, job).await?;
-        load(self.context, dataset, raised.existing, LoadOptions::because(Cause::Change), job).await
+        load(self.context, dataset, &raised.existing, LoadOptions::because(Cause::Change), job).await
     }
 }
 

@@ -6,7 +6,6 @@
 
 mod store;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +48,7 @@ pub(super) const BATCH_BYTES: usize = 1 << 20;
 pub async fn load(
     context: &Context,
     dataset: &Dataset,
-    keys: Keys,
+    keys: &[(String, KeyValues)],
     mut options: LoadOptions,
     job: &mut Job,
 ) -> Result<LoadReport, EngineError> {
@@ -73,12 +72,11 @@ pub async fn load(
         Some(limit) => dataset.source_within(&context.postgres, limit).await?,
         None => dataset.source(&context.postgres).await?,
     };
-    let mut seen = HashSet::with_capacity(keys.len());
-    let unique: Keys = keys.into_iter().filter(|(key, _)| seen.insert(key.clone())).collect();
     let mut loading = Loading { context, dataset, revision, source, options, job };
     let mut report = LoadReport::default();
-    for chunk in unique.chunks(dataset.settings.batch) {
-        report.add(loading.see_through(chunk).await?);
+    for chunk in keys.chunks(dataset.settings.batch) {
+        let chunk: Vec<&(String, KeyValues)> = chunk.iter().collect();
+        report.add(loading.see_through(&chunk, 0).await?);
     }
     Ok(report)
 }
@@ -90,7 +88,8 @@ pub async fn load(
 /// [`EngineError`]: why not.
 pub(crate) async fn probe(context: &Context, dataset: &Dataset, limit: Duration) -> Result<(), EngineError> {
     let source = dataset.source_within(&context.postgres, limit).await?;
-    let probed = context.postgres.load_within(&source, &[], limit).await;
+    let no_keys: [KeyValues; 0] = [];
+    let probed = context.postgres.load_within(&source, &no_keys, limit).await;
     if let Err(error) = &probed
         && error.kind == ErrorKind::Changed
     {
@@ -110,49 +109,50 @@ struct Loading<'a> {
 }
 
 impl Loading<'_> {
-    /// Loads one statement's keys until each of them is stored, deleted or given up.
-    async fn see_through(&mut self, keys: &[(String, KeyValues)]) -> Result<LoadReport, EngineError> {
+    /// Loads one statement's keys until each of them is stored, deleted or given up. So many loads have refused them before.
+    async fn see_through(
+        &mut self,
+        keys: &[&(String, KeyValues)],
+        refusals: usize,
+    ) -> Result<LoadReport, EngineError> {
         let mut report = LoadReport::default();
-        // Parts that still have to be loaded, each with how often it was tried.
-        let mut work: Vec<(Keys, usize)> = vec![(keys.to_vec(), 0)];
-        while let Some((part, tries)) = work.pop() {
-            if tries == LOADS_MAX {
-                self.give_up(&part, Why::NotStored("refused three times"), &mut report).await?;
-                continue;
+        if refusals == LOADS_MAX {
+            self.give_up(keys, Why::NotStored("refused three times"), &mut report).await?;
+            return Ok(report);
+        }
+        match self.load_once(keys).await {
+            Ok((done, refused)) => {
+                report.add(done);
+                if !refused.is_empty() {
+                    let refused: Vec<_> = refused.iter().collect();
+                    report.add(Box::pin(self.see_through(&refused, refusals + 1)).await?);
+                }
             }
-            match self.load_once(&part).await {
-                Ok((done, refused)) => {
-                    report.add(done);
-                    if !refused.is_empty() {
-                        work.push((refused, tries + 1));
-                    }
-                }
-                // One row makes the whole statement fail: find it by halves.
-                Err(EngineError::Source(error)) if error.kind == ErrorKind::Data && 1 < part.len() => {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    work.push((left.to_vec(), tries));
-                    work.push((right.to_vec(), tries));
-                }
-                Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
-                    self.give_up(&part, Why::RowFails(error.told()), &mut report).await?;
-                }
-                Err(EngineError::Cache(error)) if error.refusal == Refusal::Full => {
-                    self.context.count_refusal(error);
-                    self.give_up(&part, Why::NotStored("Redis is full"), &mut report).await?;
-                }
-                Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
-                    self.dataset.forget_source();
-                    return Err(EngineError::Source(error));
-                }
-                Err(error) => return Err(error),
+            // One row makes the whole statement fail: find it by halves.
+            Err(EngineError::Source(error)) if error.kind == ErrorKind::Data && 1 < keys.len() => {
+                let (left, right) = keys.split_at(keys.len() / 2);
+                report.add(Box::pin(self.see_through(right, refusals)).await?);
+                report.add(Box::pin(self.see_through(left, refusals)).await?);
             }
+            Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
+                self.give_up(keys, Why::RowFails(error.told()), &mut report).await?;
+            }
+            Err(EngineError::Cache(error)) if error.refusal == Refusal::Full => {
+                self.context.count_refusal(error);
+                self.give_up(keys, Why::NotStored("Redis is full"), &mut report).await?;
+            }
+            Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
+                self.dataset.forget_source();
+                return Err(EngineError::Source(error));
+            }
+            Err(error) => return Err(error),
         }
         Ok(report)
     }
 
     /// One statement and its stores; answers what was refused and has to be loaded again.
-    async fn load_once(&mut self, keys: &[(String, KeyValues)]) -> Result<(LoadReport, Keys), EngineError> {
-        let values: Vec<KeyValues> = keys.iter().map(|(_, values)| values.clone()).collect();
+    async fn load_once(&mut self, keys: &[&(String, KeyValues)]) -> Result<(LoadReport, Keys), EngineError> {
+        let values: Vec<&KeyValues> = keys.iter().map(|(_, values)| values).collect();
         let began = Instant::now();
         let postgres = &self.context.postgres;
         let loaded = match self.options.within {
@@ -185,7 +185,7 @@ impl Loading<'_> {
     /// These keys cannot be stored. Where the old value may not stay, it is deleted under a fresh stamp.
     async fn give_up(
         &mut self,
-        keys: &[(String, KeyValues)],
+        keys: &[&(String, KeyValues)],
         why: Why,
         report: &mut LoadReport,
     ) -> Result<(), EngineError> {
@@ -196,7 +196,7 @@ impl Loading<'_> {
         };
         let cause = self.options.cause.label();
         warn!(dataset = dataset.name(), entries = keys.len(), reason, cause, "entries could not be stored");
-        let failed = |(key, _): &(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
+        let failed = |(key, _): &&(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
         report.add(LoadReport { failures: keys.iter().map(failed).collect(), ..LoadReport::default() });
         if !must_go || self.options.storing != Storing::Always {
             report.left += keys.len() as u64;

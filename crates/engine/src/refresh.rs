@@ -8,7 +8,7 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
-use super::load::{self, Cause, Job, LoadOptions, load};
+use super::load::{self, Cause, Job, Keys, LoadOptions, load};
 use crate::metrics::ByDataset;
 use crate::stores::postgres::{KeyValues, QUICK_MAX};
 use crate::stores::redis::{Epoch, Metadata, Precondition, ScannedEntry, ServerFacts, UseSign, Wanted};
@@ -70,7 +70,7 @@ impl RefreshScan {
             .iter()
             .map(|dataset| Wanted {
                 prefix: dataset.settings.key.prefix(),
-                left_max: Some(dataset.lifetimes.due_within()),
+                left_max: dataset.lifetimes.due_within(),
             })
             .collect();
         let (current, incarnation) = epoch_of(context, outage.as_ref()).await?;
@@ -78,7 +78,7 @@ impl RefreshScan {
             Precondition { epoch: &current, incarnation: &incarnation, dataset: "", revision: "" };
         let page = (self.cursor, SCAN_PAGE);
         let page =
-            context.checked(None, context.redis.scan(&precondition, "", page, self.sign, &wanted).await?)?;
+            context.checked(None, context.redis.scan(&precondition, page, self.sign, &wanted).await?)?;
         self.cursor = page.cursor;
         let mut due: BTreeMap<&str, (&Arc<Dataset>, Vec<Due>)> = BTreeMap::new();
         for entry in page.entries {
@@ -190,9 +190,9 @@ impl RefreshScan {
         dataset: &Dataset,
         entries: &[Due],
     ) -> Result<(), EngineError> {
-        let keys = entries.iter().map(|due| (due.key.clone(), due.values.clone())).collect();
+        let keys: Keys = entries.iter().map(|due| (due.key.clone(), due.values.clone())).collect();
         let because = LoadOptions::because(Cause::Refresh);
-        let report = load(context, dataset, keys, because, &mut Job::uncounted()).await?;
+        let report = load(context, dataset, &keys, because, &mut Job::uncounted()).await?;
         self.report.refreshed += report.stored;
         context.metrics.refreshed.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
         Ok(())
@@ -293,7 +293,7 @@ pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, En
     let mut filled = 0;
     for (dataset, keys) in by_dataset.into_values() {
         let because = LoadOptions::because(Cause::Miss);
-        let report = load(context, &dataset, keys, because, &mut Job::uncounted()).await?;
+        let report = load(context, &dataset, &keys, because, &mut Job::uncounted()).await?;
         context.metrics.misses.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
         filled += report.stored;
     }

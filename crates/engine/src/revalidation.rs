@@ -15,10 +15,8 @@ use super::epoch;
 use super::error::EngineError;
 use super::failpoint;
 use super::load::{self, Cause, Job, Keys, LoadOptions, LoadReport, load};
-use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
-use crate::stores::redis::{
-    Epoch, Missing, PendingRevalidation, PendingSlots, ScannedEntry, Settled, UseSign, Wanted,
-};
+use crate::stores::postgres::{Poll, QUICK_MAX};
+use crate::stores::redis::{Epoch, Missing, PendingRevalidation, PendingSlots, Settled};
 use cachekeeper_config::OnNewEpoch;
 use cachekeeper_protocol::slot_set::SlotSet;
 
@@ -131,40 +129,48 @@ impl RevalidationScan<'_> {
         Ok(())
     }
 
+    /// Sees to one page while the next is read.
     async fn run(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
-        let prefix = self.dataset.settings.key.prefix();
-        let wanted = [Wanted { prefix, left_max: None }];
-        let mut cursor = 0;
         let mut gathered: Keys = Vec::new();
+        let (mut cursor, mut keys) = self.page(0).await?;
         loop {
             if cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
-            let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-            let page = (cursor, if self.stored.is_some() { PAGE_BEHIND_BACKFILL } else { PAGE });
-            let answer =
-                self.context.redis.scan(&precondition, &self.job.id, page, UseSign::None, &wanted).await?;
-            let page = self.context.checked(Some(self.dataset), answer)?;
-            self.job.count += 1;
             failpoint::reach("revalidation.page");
-            gathered.extend(page.entries.into_iter().filter_map(|entry| self.of_dataset(entry)));
-            cursor = page.cursor;
-            if self.dataset.settings.batch <= gathered.len() || cursor == 0 {
+            let next = async { if cursor == 0 { Ok(None) } else { self.page(cursor).await.map(Some) } };
+            // The reply is on its way while this looks at the keys.
+            let (next, wanted) = tokio::join!(next, async { self.wanted(keys) });
+            gathered.extend(wanted);
+            self.job.count += 1;
+            let next = next?;
+            if self.dataset.settings.batch <= gathered.len() || next.is_none() {
                 self.revalidate(std::mem::take(&mut gathered)).await?;
             }
-            if cursor == 0 {
-                return Ok(());
-            }
+            let Some(page) = next else { return Ok(()) };
+            (cursor, keys) = page;
         }
     }
 
-    fn of_dataset(&self, entry: ScannedEntry) -> Option<(String, KeyValues)> {
-        let is_elsewhere = self.slots.as_ref().is_some_and(|slots| !slots.contains(&entry.key));
-        if is_elsewhere || self.stored.as_ref().is_some_and(|stored| stored.contains(&entry.key)) {
-            return None;
-        }
-        let (dataset, values) = self.context.catalog.of_key(&entry.key)?;
-        (dataset.name() == self.dataset.name()).then_some((entry.key, values))
+    async fn page(&self, cursor: u64) -> Result<(u64, Vec<String>), EngineError> {
+        let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
+        let page = (cursor, if self.stored.is_some() { PAGE_BEHIND_BACKFILL } else { PAGE });
+        let prefix = self.dataset.settings.key.prefix();
+        let answer = self.context.redis.scan_keys(&precondition, &self.job.id, page, prefix).await?;
+        self.context.checked(Some(self.dataset), answer)
+    }
+
+    /// Those that must be seen to.
+    fn wanted(&self, keys: Vec<String>) -> Keys {
+        let wanted = keys.into_iter().filter_map(|key| {
+            let is_elsewhere = self.slots.as_ref().is_some_and(|slots| !slots.contains(&key));
+            if is_elsewhere || self.stored.as_ref().is_some_and(|stored| stored.contains(&key)) {
+                return None;
+            }
+            let (dataset, values) = self.context.catalog.of_key(&key)?;
+            (dataset.name() == self.dataset.name()).then_some((key, values))
+        });
+        wanted.collect()
     }
 
     async fn revalidate(&mut self, keys: Keys) -> Result<(), EngineError> {
@@ -173,7 +179,7 @@ impl RevalidationScan<'_> {
         }
         if self.policy == OnNewEpoch::Refresh {
             let because = LoadOptions::because(Cause::Revalidation);
-            self.report.add(load(self.context, self.dataset, keys, because, &mut self.job).await?);
+            self.report.add(load(self.context, self.dataset, &keys, because, &mut self.job).await?);
             return Ok(());
         }
         let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();

@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::catalog::Dataset;
 use super::context::Context;
-use super::coverage::{self, Coverage};
+use super::coverage::{self, Coverage, TouchedKeys};
 use super::epoch::with_current_epoch;
 use super::error::{EngineError, chain};
 use super::load::{Cause, Job, LoadOptions, load};
@@ -169,14 +169,11 @@ impl WriteEffects {
     }
 }
 
-/// Keys of one dataset.
-type Keys = HashMap<String, KeyValues>;
-
 /// Loads and stores what was written, after the commit. What cannot be done now is left to the feed.
 pub async fn settle(context: &Context, effects: WriteEffects) -> Written {
     let mut written =
         Written { rows: effects.rows, values: HashMap::new(), token: None, cache: CacheState::Stored };
-    let mut keys: HashMap<String, Keys> = HashMap::new();
+    let mut keys: HashMap<String, TouchedKeys> = HashMap::new();
     if !effects.changes.is_empty()
         && let Err(error) = apply_others(context, &effects, &mut keys).await
     {
@@ -207,7 +204,7 @@ pub async fn settle(context: &Context, effects: WriteEffects) -> Written {
 async fn apply_others(
     context: &Context,
     effects: &WriteEffects,
-    keys: &mut HashMap<String, Keys>,
+    keys: &mut HashMap<String, TouchedKeys>,
 ) -> Result<(), EngineError> {
     let coverage = coverage_for(context, &effects.changes).await?;
     let mut all = coverage::affected_by(&context.catalog, &coverage, &effects.changes);
@@ -232,7 +229,7 @@ async fn coverage_for(context: &Context, changes: &[Change]) -> Result<Arc<Cover
 
 async fn store(context: &Context, dataset: &Dataset, part: &[(String, KeyValues)], written: &mut Written) {
     let options = LoadOptions { keeps_values: true, ..LoadOptions::because(Cause::Change) };
-    let store = || async { load(context, dataset, part.to_vec(), options, &mut Job::uncounted()).await };
+    let store = || async { load(context, dataset, part, options, &mut Job::uncounted()).await };
     let loaded = match with_current_epoch(context, store).await {
         Ok(report) => report.loaded,
         Err(error) => {
@@ -240,7 +237,7 @@ async fn store(context: &Context, dataset: &Dataset, part: &[(String, KeyValues)
             written.cache = CacheState::Pending;
             // The caller gets the new value all the same.
             let only_read = LoadOptions::for_reader(false);
-            let read = load(context, dataset, part.to_vec(), only_read, &mut Job::uncounted()).await;
+            let read = load(context, dataset, part, only_read, &mut Job::uncounted()).await;
             read.map(|report| report.loaded).unwrap_or_default()
         }
     };

@@ -53,7 +53,7 @@ impl BackfillStream<'_> {
                 return Err(EngineError::Cancelled);
             }
             let because = LoadOptions::because(Cause::Backfill);
-            let done = load(self.context, self.dataset, chunk.to_vec(), because, &mut self.job).await?;
+            let done = load(self.context, self.dataset, chunk, because, &mut self.job).await?;
             rate.spend(done.stored).await;
             self.report.add(done);
             tell(options, self.entries_before + self.report.stored, 0 < self.entries_before);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::stream::{self, StreamExt};
 use tracing::info;
 
+use super::gather::GATHERED;
 use super::loads::{FeedLoads, Troubles};
 use crate::catalog::Dataset;
 use crate::context::Context;
@@ -19,8 +20,6 @@ use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Epoch, OlderLoads};
 use cachekeeper_config::OnChange;
 
-/// Keys that are gathered before they are applied.
-pub(super) const GATHERED: usize = 16_384;
 /// Scripts that delete, under way at once.
 const DELETES_AHEAD: usize = 3;
 /// Fewer keys of one dataset are loaded one by one, whatever they cost.
@@ -51,11 +50,10 @@ pub(crate) async fn apply_own(context: &Context, affected: AffectedKeys) -> Resu
         poll: state.poll,
         job: Job::uncounted(),
         loads: FeedLoads::ending(context, &mut troubles),
-        affected,
         has_made_pending: &mut false,
         shares: BTreeMap::new(),
     };
-    batch.flush().await
+    batch.apply(affected).await
 }
 
 /// One batch under way.
@@ -65,7 +63,6 @@ pub(super) struct ChangeBatch<'a> {
     pub(super) poll: Poll,
     pub(super) job: Job,
     pub(super) loads: FeedLoads<'a>,
-    pub(super) affected: AffectedKeys,
     /// Set where it makes something pending.
     pub(super) has_made_pending: &'a mut bool,
     pub(super) shares: BTreeMap<String, Share>,
@@ -73,8 +70,7 @@ pub(super) struct ChangeBatch<'a> {
 
 impl ChangeBatch<'_> {
     /// Applies what was gathered: whole datasets first, because they raise the floor.
-    pub(super) async fn flush(&mut self) -> Result<(), EngineError> {
-        let affected = std::mem::take(&mut self.affected);
+    pub(super) async fn apply(&mut self, affected: AffectedKeys) -> Result<(), EngineError> {
         if !affected.whole.is_empty() {
             let names: Vec<String> = affected.whole.iter().cloned().collect();
             info!(datasets = names.join(", "), "a whole table changed, every entry is revalidated");

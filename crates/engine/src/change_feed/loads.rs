@@ -2,7 +2,7 @@
 //! unreachable, out of connections) deletes nothing: the dataset is left out of the watermark, and the stamp slots of its
 //! changed entries become pending (R10). Their stamps are raised all the same, so nothing older than the change is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
 use crate::stores::redis::{Epoch, Failed};
+use cachekeeper_config::Scope;
 
 /// Loads under way at once.
 const LOADS_AHEAD: usize = 3;
@@ -77,9 +78,7 @@ impl Troubles {
                 let mut pause = Backoff::new(PROBE_MIN, PROBE_MAX);
                 loop {
                     pause.wait().await;
-                    match load(&context, &dataset, keys.clone(), within(QUICK_MAX), &mut Job::uncounted())
-                        .await
-                    {
+                    match load(&context, &dataset, &keys, within(QUICK_MAX), &mut Job::uncounted()).await {
                         Ok(_) => return dataset.name().to_owned(),
                         Err(error) => {
                             debug!(error = %chain(&error), "changed entries still cannot be loaded");
@@ -98,6 +97,8 @@ pub(super) struct FeedLoads<'a> {
     /// What could not be loaded, by dataset; none: whatever cannot be loaded ends the batch.
     failed: Option<BTreeMap<String, Failed>>,
     patience: Duration,
+    /// Datasets of which a part was loaded.
+    loaded: BTreeSet<String>,
 }
 
 /// What became of a part of the keys.
@@ -113,12 +114,12 @@ impl<'a> FeedLoads<'a> {
     pub fn leaving_out(context: &'a Context, troubles: &'a mut Troubles) -> Self {
         troubles.look();
         let failed = Some(BTreeMap::new());
-        Self { context, troubles, failed, patience: PATIENCE }
+        Self { context, troubles, failed, patience: PATIENCE, loaded: BTreeSet::new() }
     }
 
     /// A batch that ends with the first failure: somebody else applies it again.
     pub fn ending(context: &'a Context, troubles: &'a mut Troubles) -> Self {
-        Self { context, troubles, failed: None, patience: PATIENCE }
+        Self { context, troubles, failed: None, patience: PATIENCE, loaded: BTreeSet::new() }
     }
 
     /// Raises changed keys and loads them again.
@@ -135,17 +136,19 @@ impl<'a> FeedLoads<'a> {
         let mut parts = keys.chunks(dataset.settings.batch.max(1)).map(|keys| {
             let mut job = Job { id: id.clone(), count: 0 };
             async move {
-                let raised = raise_keys(context, dataset, poll, keys, &mut job).await?;
                 let patience = (!is_left_out.load(Ordering::Relaxed)).then_some(patience);
-                let part = see_to(context, dataset, raised, patience, &mut job).await?;
+                let part = apply(context, dataset, (poll, keys), patience, &mut job).await?;
                 is_left_out.fetch_or(part.unloaded.is_some(), Ordering::Relaxed);
                 Ok::<_, EngineError>(part)
             }
         });
-        // The first one alone: a database in trouble is asked once.
-        if let Some(first) = parts.next() {
+        // The first one of the batch alone: a database in trouble is asked once.
+        if !self.loaded.contains(dataset.name())
+            && let Some(first) = parts.next()
+        {
             let part = first.await?;
             self.note(dataset, part, job)?;
+            self.loaded.insert(dataset.name().to_owned());
         }
         let mut parts = stream::iter(parts.collect::<Vec<_>>()).buffer_unordered(LOADS_AHEAD);
         while let Some(part) = parts.next().await {
@@ -207,6 +210,30 @@ impl ReloadMembers for FeedLoads<'_> {
     }
 }
 
+/// Sees to changed keys. Those of a dataset that has an entry for every row are all loaded, so their stores raise them, and they are
+/// raised before that only where there is no patience or no answer. Of another dataset only those that exist are loaded, which the
+/// raise tells (R10).
+async fn apply(
+    context: &Context,
+    dataset: &Dataset,
+    (poll, keys): (&Poll, &[(String, KeyValues)]),
+    patience: Option<Duration>,
+    job: &mut Job,
+) -> Result<Part, EngineError> {
+    let (Scope::All, Some(limit)) = (dataset.settings.scope, patience) else {
+        let raised = raise_keys(context, dataset, poll, keys, job).await?;
+        return see_to(context, dataset, raised, patience, job).await;
+    };
+    match load_patiently(context, dataset, keys, limit, job).await {
+        Ok(()) => Ok(Part { count: job.count, unloaded: None }),
+        Err(error) if error.is_of_many() => {
+            let raised = raise_keys(context, dataset, poll, keys, job).await?;
+            Ok(Part { count: job.count, unloaded: Some((raised, Some(error))) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Loads raised keys, unless there is no patience for that; answers what was not loaded.
 async fn see_to(
     context: &Context,
@@ -234,7 +261,7 @@ async fn see_to(
 async fn load_patiently(
     context: &Context,
     dataset: &Dataset,
-    keys: &Keys,
+    keys: &[(String, KeyValues)],
     patience: Duration,
     job: &mut Job,
 ) -> Result<(), EngineError> {
@@ -243,7 +270,7 @@ async fn load_patiently(
     let mut failure = None;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let Err(error) = load(context, dataset, keys.clone(), within(left), job).await else {
+        let Err(error) = load(context, dataset, keys, within(left), job).await else {
             return Ok(());
         };
         if !error.is_of_many() {

@@ -89,6 +89,11 @@ impl Verification {
         self.at.as_ref() == Some(snapshot)
     }
 
+    /// Whether the last poll found nothing new, at this snapshot, and the catalogs were seen there.
+    pub(super) fn is_idle_at(&self, snapshot: &Snapshot) -> bool {
+        self.is_idle && self.is_at(snapshot)
+    }
+
     /// The coverage must be computed anew, by somebody who does not hold up the cursor.
     pub(super) fn require_coverage(&mut self) {
         self.is_outdated = true;

@@ -24,6 +24,8 @@ pub struct Postgres {
     renewed_at: Arc<RwLock<Option<Instant>>>,
 }
 
+/// A connection that nobody used for longer is asked whether it lives before it is used again.
+const ASKED_AFTER: Duration = Duration::from_millis(100);
 /// How long before the moment at which it counts as open a session may have read its settings.
 const SESSION_BEGINS_WITHIN: Duration = Duration::from_millis(200);
 /// The longest that a quick statement may take.
@@ -86,10 +88,14 @@ impl Pooling<'_> {
             .max_connections(most)
             .acquire_timeout(wait)
             .idle_timeout(Duration::from_secs(300))
-            .before_acquire(move |_, about| {
+            // A connection that was just used is not asked whether it lives: that would cost each load a round trip.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, about| {
                 let renewed_at = *renewed.read().unwrap_or_else(PoisonError::into_inner);
                 let is_fresh = renewed_at.is_none_or(|at| about.age + SESSION_BEGINS_WITHIN < at.elapsed());
-                Box::pin(async move { Ok(is_fresh) })
+                Box::pin(async move {
+                    Ok(is_fresh && (about.idle_for < ASKED_AFTER || connection.ping().await.is_ok()))
+                })
             })
             .after_connect(|connection, _| Box::pin(pin(connection)))
             .connect_lazy_with(self.options.clone())

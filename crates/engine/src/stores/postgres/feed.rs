@@ -1,5 +1,6 @@
 //! The feed's side of Postgres: what was committed between two snapshots (R10).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -22,6 +23,10 @@ pub struct FeedReader {
     postgres: Postgres,
     /// How the keys are read.
     keys: &'static str,
+    /// The text of a poll that verifies nothing.
+    plain: Arc<str>,
+    /// The text of one that does, and the expression that it was made of.
+    verifying: Option<(String, Arc<str>)>,
 }
 
 /// One row of the outbox: one captured row of a table, or several of one statement.
@@ -88,10 +93,26 @@ const GROUPS_AHEAD: usize = 4;
 /// A poll that takes longer is given up: the network may be gone without a word.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// While the snapshot is the same nothing was committed, and the outbox is not read at all (R11). Rows whose xid is
-/// above the snapshot came with a restored dump.
+/// The rows of the outbox that a snapshot sees and the cursor, `$1`, does not (R10). Rows whose xid is above the snapshot came with
+/// a restored dump. Two ranges of the index, because the planner reads the whole outbox for one condition with an `or`.
+fn changed_rows(columns: &str, xmax: &str, condition: &str) -> String {
+    format!(
+        "select {columns} from cachekeeper.outbox o where {condition}
+           o.xid >= pg_snapshot_xmax($1::text::pg_snapshot) and o.xid < {xmax}
+         union all
+         select {columns} from cachekeeper.outbox o where {condition}
+           o.xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot)))"
+    )
+}
+
+/// While the snapshot is the same nothing was committed, and the outbox is not read at all (R11).
 fn poll_sql(keys: &str) -> String {
     let limit = GROUP + 1;
+    let changed = changed_rows(
+        "o.capture, o.version, o.keys, o.at",
+        "pg_snapshot_xmax(s.snap)",
+        "s.snap::text <> $1::text and",
+    );
     format!(
         "select s.snap::text as snap, {INCARNATION} as incarnation, to_char(statement_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
             (extract(epoch from statement_timestamp()) * 1000000)::bigint,
@@ -100,13 +121,7 @@ fn poll_sql(keys: &str) -> String {
             o.capture, {keys}, o.at, o.version
          from (select pg_current_snapshot() as snap) s
          cross join cachekeeper.feed f
-         left join lateral (
-            select b.capture, b.version, b.keys, b.at from cachekeeper.outbox b
-            where s.snap::text <> $1::text and b.xid < pg_snapshot_xmax(s.snap)
-              and (b.xid >= pg_snapshot_xmax($1::text::pg_snapshot)
-                   or b.xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot))))
-            limit {limit}
-         ) o on true"
+         left join lateral ({changed} limit {limit}) o on true"
     )
 }
 
@@ -132,11 +147,10 @@ impl Verify<'_> {
 
 /// The changes that are visible at one snapshot and not at another.
 fn changes_sql(keys: &str) -> String {
-    format!(
-        "select o.capture, {keys}, o.at, o.version from cachekeeper.outbox o
-         where o.xid < pg_snapshot_xmax($2::text::pg_snapshot)
-           and (o.xid >= pg_snapshot_xmax($1::text::pg_snapshot)
-                or o.xid = any(array(select pg_snapshot_xip($1::text::pg_snapshot))))"
+    changed_rows(
+        &format!("o.capture, {keys}, o.at, o.version"),
+        "pg_snapshot_xmax($2::text::pg_snapshot)",
+        "",
     )
 }
 
@@ -144,7 +158,35 @@ impl FeedReader {
     /// Nothing connects yet.
     #[must_use]
     pub fn new(postgres: &Postgres) -> Self {
-        Self { connection: None, lent: None, postgres: postgres.clone(), keys: KEYS }
+        let (postgres, plain) = (postgres.clone(), poll_sql(KEYS).into());
+        Self { connection: None, lent: None, postgres, keys: KEYS, plain, verifying: None }
+    }
+
+    /// Whether anything was committed since the cursor. It is asked for nothing else, which costs much less than a poll. What is
+    /// not known counts as committed: the poll that follows says what is wrong.
+    pub async fn has_moved(&mut self, cursor: &str) -> bool {
+        let Some(connection) = &mut self.connection else { return true };
+        let asked =
+            sqlx::query_scalar::<_, String>("select pg_current_snapshot()::text").fetch_one(connection);
+        match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+            Ok(Ok(snapshot)) => snapshot != cursor,
+            Ok(Err(_)) | Err(_) => {
+                self.connection = None;
+                true
+            }
+        }
+    }
+
+    fn text(&mut self, verify: Option<&Verify<'_>>) -> Arc<str> {
+        let Some(verify) = verify else { return Arc::clone(&self.plain) };
+        match &self.verifying {
+            Some((catalogs, text)) if catalogs == verify.catalogs => Arc::clone(text),
+            _ => {
+                let text: Arc<str> = verify.sql(&self.plain).into();
+                self.verifying = Some((verify.catalogs.to_owned(), Arc::clone(&text)));
+                text
+            }
+        }
     }
 
     /// The next poll uses a new connection.
@@ -161,6 +203,8 @@ impl FeedReader {
             self.connection = None;
             if error.kind == ErrorKind::Data {
                 self.keys = SENDABLE_KEYS;
+                self.plain = poll_sql(SENDABLE_KEYS).into();
+                self.verifying = None;
             }
         }
         polled
@@ -190,9 +234,7 @@ impl FeedReader {
         let mut first: Option<PollHeader> = None;
         let mut catalogs: Option<CatalogState> = None;
         let mut changes = Vec::new();
-        let sql = poll_sql(self.keys);
-        let sql = verify.map_or_else(|| sql.clone(), |verify| verify.sql(&sql));
-        let mut statement = sqlx::query(AssertSqlSafe(sql)).bind(cursor.to_owned());
+        let mut statement = sqlx::query(AssertSqlSafe(self.text(verify))).bind(cursor.to_owned());
         if let Some(verify) = verify {
             statement = statement.bind(verify.verified_at.to_owned());
         }

@@ -110,15 +110,19 @@ impl DatasetSource {
 
 impl Postgres {
     /// Loads the entries of these keys in one statement.
-    pub async fn load(&self, source: &DatasetSource, keys: &[KeyValues]) -> Result<Loaded, SourceError> {
+    pub async fn load<K: AsRef<[String]>>(
+        &self,
+        source: &DatasetSource,
+        keys: &[K],
+    ) -> Result<Loaded, SourceError> {
         load_from(&self.pool, source, keys).await
     }
 
     /// The same, given up after a limit of at most [`super::QUICK_MAX`]; where the server can be reached it ends the statement too.
-    pub(crate) async fn load_within(
+    pub(crate) async fn load_within<K: AsRef<[String]>>(
         &self,
         source: &DatasetSource,
-        keys: &[KeyValues],
+        keys: &[K],
         limit: Duration,
     ) -> Result<Loaded, SourceError> {
         let loading = load_from(&self.quick, source, keys);
@@ -239,7 +243,11 @@ impl DatasetSource {
     }
 }
 
-async fn load_from(pool: &PgPool, source: &DatasetSource, keys: &[KeyValues]) -> Result<Loaded, SourceError> {
+async fn load_from<K: AsRef<[String]>>(
+    pool: &PgPool,
+    source: &DatasetSource,
+    keys: &[K],
+) -> Result<Loaded, SourceError> {
     let what = LOAD;
     let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
     let statement = sqlx::query_with(AssertSqlSafe(source.by_key.clone()), arguments);
@@ -324,8 +332,9 @@ fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {
 }
 
 /// One array for each placeholder. Keys that no row can have are left out.
-fn bind_keys(source: &DatasetSource, keys: &[KeyValues]) -> Result<PgArguments, sqlx::Error> {
-    let possible: Vec<&KeyValues> = keys.iter().filter(|values| source.can_hold(values)).collect();
+fn bind_keys<K: AsRef<[String]>>(source: &DatasetSource, keys: &[K]) -> Result<PgArguments, sqlx::Error> {
+    let possible: Vec<&[String]> =
+        keys.iter().map(AsRef::as_ref).filter(|values| source.can_hold(values)).collect();
     let mut arguments = PgArguments::default();
     for (position, kind) in source.key_types.iter().enumerate() {
         let texts = possible.iter().filter_map(|values| values.get(position));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::entries::millis;
-use super::script::{Call, SCAN};
+use super::script::{Call, SCAN, SCAN_KEYS};
 use super::{Answer, CacheError, Precondition, Redis};
 
 /// How Redis tells whether an entry was used.
@@ -24,8 +24,8 @@ pub enum UseSign {
 pub struct Wanted<'a> {
     /// The beginning of the key.
     pub prefix: &'a str,
-    /// The most that may remain; none: any.
-    pub left_max: Option<Duration>,
+    /// The most that may remain.
+    pub left_max: Duration,
 }
 
 /// One entry that a scan met.
@@ -33,8 +33,7 @@ pub struct Wanted<'a> {
 pub struct ScannedEntry {
     /// Its key. Keys that are not UTF-8 belong to no dataset and are passed over.
     pub key: String,
-    /// What remains of its lifetime; none: it does not expire, or nobody wanted to know (any is wanted, with
-    /// [`UseSign::None`]).
+    /// What remains of its lifetime; none: it does not expire.
     pub left: Option<Duration>,
     /// Idle seconds, or the frequency.
     pub used: Option<u64>,
@@ -50,31 +49,60 @@ pub struct ScanPage {
 }
 
 impl Redis {
-    /// One page of a scan, as a step of a counted job where `job` is not empty.
-    pub async fn scan(
+    /// One page of a scan over the keys that begin with a prefix, as a step of a counted job where `job` is not empty. Answers where
+    /// the next page begins (0: the scan is over) and the keys. One may come twice; those that are not UTF-8 belong to no dataset.
+    pub async fn scan_keys(
         &self,
         precondition: &Precondition<'_>,
         job: &str,
+        (cursor, page): (u64, usize),
+        prefix: &str,
+    ) -> Result<Answer<(u64, Vec<String>)>, CacheError> {
+        let mut call = Call::namespace(&SCAN_KEYS, self, precondition);
+        call.arg(job).number(cursor).number(page as u64).arg(beginning_with(prefix));
+        let answer: Answer<(u64, Vec<Vec<u8>>)> = call.run(self).await?;
+        Ok(match answer {
+            Answer::Failed(failed) => Answer::Failed(failed),
+            Answer::Done((cursor, keys)) => Answer::Done((
+                cursor,
+                keys.into_iter().filter_map(|key| String::from_utf8(key).ok()).collect(),
+            )),
+        })
+    }
+
+    /// One page of a scan over the entries that end soon.
+    pub async fn scan(
+        &self,
+        precondition: &Precondition<'_>,
         (cursor, page): (u64, usize),
         sign: UseSign,
         wanted: &[Wanted<'_>],
     ) -> Result<Answer<ScanPage>, CacheError> {
         let mut call = Call::namespace(&SCAN, self, precondition);
-        call.arg(job).number(cursor).number(page as u64);
+        call.number(cursor).number(page as u64);
         call.arg(match sign {
             UseSign::Idle => "idle",
             UseSign::Frequency => "freq",
             UseSign::None => "",
         });
         for wanted in wanted {
-            call.arg(wanted.prefix);
-            match wanted.left_max {
-                Some(left) => call.number(millis(left)),
-                None => call.arg(""),
-            };
+            call.arg(wanted.prefix).number(millis(wanted.left_max));
         }
         call.run(self).await
     }
+}
+
+/// The pattern of keys that begin with this text (Redis's `KEYS`: what means something in a pattern stands behind a backslash).
+fn beginning_with(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 1);
+    for one in prefix.chars() {
+        if matches!(one, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+            pattern.push('\\');
+        }
+        pattern.push(one);
+    }
+    pattern.push('*');
+    pattern
 }
 
 impl FromRedisValue for ScanPage {

@@ -182,6 +182,7 @@ scripts! {
     RAISE_TAGS = "raise_tags", ALLOW_OOM, PRELUDE, TAG_SETS;
     MEMBERS = "members", ALLOW_OOM, PRELUDE;
     SCAN = "scan", ALLOW_OOM, PRELUDE;
+    SCAN_KEYS = "scan_keys", ALLOW_OOM, PRELUDE;
     EXTEND = "extend", ALLOW_OOM, PRELUDE;
     MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE, CAUSES;
     FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;

@@ -39,10 +39,9 @@ local function slot_stamp(table_key, slot)
   return redis.call('GETRANGE', table_key, 8 + slot * 8, 15 + slot * 8)
 end
 
--- Raises one slot, never lowers it.
-local function raise_slot(table_key, slot, stamp, top)
-  -- Nothing is above `top`.
-  if not less(stamp, top) or less(slot_stamp(table_key, slot), stamp) then
+-- Raises one slot, never lowers it. Nothing is above `top`, so a stamp that reaches it, which is the newest, is not compared.
+local function raise_slot(table_key, slot, stamp, is_newest)
+  if is_newest or less(slot_stamp(table_key, slot), stamp) then
     redis.call('SETRANGE', table_key, 8 + slot * 8, stamp)
   end
 end

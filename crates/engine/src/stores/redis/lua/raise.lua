@@ -9,7 +9,8 @@ local BEFORE_KEYS = 3
 local n = #KEYS - BEFORE_KEYS
 local failure, _, top = check_precondition()
 if not failure then
-  for i = 1, n do raise_slot(stamps, packed(slots, i), stamp, top) end
+  local is_newest = not less(stamp, top)
+  for i = 1, n do raise_slot(stamps, packed(slots, i), stamp, is_newest) end
   raise_top(top, stamp)
 end
 local reply

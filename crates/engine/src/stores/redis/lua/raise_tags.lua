@@ -5,10 +5,10 @@ local windows, stamp, job, tag_prefix = KEYS[4], ARGV[5], ARGV[6], ARGV[7]
 local FIRST_TAG = 8
 local failure, _, top = check_precondition()
 if failure then return failure end
-local names = {}
+local names, is_newest = {}, not less(stamp, top)
 for i = FIRST_TAG, #ARGV, 2 do
   local name, slot = ARGV[i], tonumber(ARGV[i + 1])
-  raise_slot(tag_stamps, slot, stamp, top)
+  raise_slot(tag_stamps, slot, stamp, is_newest)
   names[#names + 1] = name
 end
 raise_top(top, stamp)

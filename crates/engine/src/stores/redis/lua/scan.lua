@@ -1,11 +1,9 @@
--- One page of a scan over the entries in Redis, as a counted step (X22).
--- KEYS, ARGV: 1 to 4 see the prelude, 5 job or '', 6 cursor, 7 page size, 8 how to tell use: 'idle', 'freq', or ''
---       (tell nothing), then pairs of an entry's prefix and the remaining milliseconds up to which such an entry is
---       wanted ('' = any).
--- Replies [cursor, key, remaining milliseconds, idle seconds or frequency, key, …]. PTTL and OBJECT do not count as use. Where any
--- entry is wanted and nothing of its use, its lifetime is not looked up either (-1).
-local job, cursor, page_size, sign = unpack(ARGV, 5, 8)
-local FIRST_PREFIX = 9
+-- One page of a scan over the entries in Redis that end soon.
+-- KEYS, ARGV: 1 to 4 see the prelude, 5 cursor, 6 page size, 7 how to tell use: 'idle', 'freq', or '' (tell nothing), then pairs of
+--       an entry's prefix and the remaining milliseconds up to which such an entry is wanted.
+-- Replies [cursor, key, remaining milliseconds, idle seconds or frequency, key, …]. PTTL and OBJECT do not count as use.
+local cursor, page_size, sign = unpack(ARGV, 5, 7)
+local FIRST_PREFIX = 8
 local failure = check_precondition()
 if failure then return failure end
 
@@ -22,8 +20,8 @@ for _, key in ipairs(page[2]) do
   for i = FIRST_PREFIX, #ARGV, 2 do
     local prefix, left_max = ARGV[i], ARGV[i + 1]
     if string.sub(key, 1, #prefix) == prefix then
-      left = left or (left_max == '' and sign == '') and -1 or redis.call('PTTL', key)
-      if left ~= -2 and (left_max == '' or left <= tonumber(left_max)) then
+      left = left or redis.call('PTTL', key)
+      if left ~= -2 and left <= tonumber(left_max) then
         local n = #reply
         reply[n + 1], reply[n + 2], reply[n + 3] = key, left, use_of(key)
         -- Another dataset may share the beginning and want the key for itself: the caller tells them apart.
@@ -32,5 +30,4 @@ for _, key in ipairs(page[2]) do
     end
   end
 end
-count(job)
 return reply

@@ -76,8 +76,9 @@ local function cover(floor, top)
   if covered_by == 'floor' then
     if less(floor, stamp) then redis.call('HSET', meta, 'floor', stamp) end
   else
+    local is_newest = not less(stamp, top)
     for i = 1, n do
-      if not refused[i] then raise_slot(stamps, packed(slots, i), stamp, top) end
+      if not refused[i] then raise_slot(stamps, packed(slots, i), stamp, is_newest) end
     end
   end
   raise_top(top, stamp)
