@@ -149,6 +149,7 @@ impl Bench {
                 lags
             }));
         }
+        let before = (cpu_ms(std::process::id()), self.sessions_cpu_ms().await, self.redis_cpu().await);
         let began = Instant::now();
         let mut lags = Vec::new();
         for task in tasks {
@@ -164,6 +165,12 @@ impl Bench {
             at(0.99),
             at(1.0),
             lags.len()
+        );
+        println!(
+            "meanwhile of a core: worker with these writers and readers {:.0} %, its Postgres sessions {:.0} %, Redis {:.0} %",
+            (cpu_ms(std::process::id()) - before.0) / (seconds * 10) as f64,
+            (self.sessions_cpu_ms().await - before.1) / (seconds * 10) as f64,
+            (self.redis_cpu().await - before.2) / seconds as f64 * 100.0
         );
         tokio::time::sleep(Duration::from_secs(2)).await;
         let before = (cpu_ms(std::process::id()), self.sessions_cpu_ms().await);
@@ -263,6 +270,11 @@ impl Bench {
             self.redis_cpu().await - before.1,
             (self.sessions_cpu_ms().await - before.2) / 1e3
         );
+        let plain = self.rows as f64 / self.plain_backfill(&context).await;
+        println!(
+            "that is {:.2} of the {plain:.0} rows a second of a plain backfill",
+            changed as f64 / seconds / plain
+        );
         // Single commits that waited, as after a restart.
         self.postgres
             .execute("do $$ begin for n in 1..20000 loop update items set price = price + 1 where id = n; commit; end loop; end $$")
@@ -277,7 +289,16 @@ impl Bench {
         );
     }
 
-    /// One statement that changes every row, beside a plain pass.
+    /// Seconds that a backfill of all rows takes.
+    async fn plain_backfill(&self, context: &Context) -> f64 {
+        let options =
+            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+        let began = Instant::now();
+        backfill(context, context.catalog.get("item").unwrap(), &options).await.unwrap();
+        began.elapsed().as_secs_f64()
+    }
+
+    /// One statement that changes every row, beside a plain backfill.
     async fn whole_table(&self) {
         let context = self.context("");
         context.set_coverage(coverage::look(&context, true).await.unwrap());
@@ -291,14 +312,10 @@ impl Bench {
         let policy = cachekeeper_config::OnNewEpoch::Refresh;
         revalidation::run(&context, dataset, policy, &CancellationToken::new()).await.unwrap();
         let drained = began.elapsed().as_secs_f64();
-        let options =
-            BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
-        let began = Instant::now();
-        backfill(&context, dataset, &options).await.unwrap();
-        let warmed = began.elapsed().as_secs_f64();
+        let warmed = self.plain_backfill(&context).await;
         println!(
             "an update of all {} rows in one statement: revalidated in {drained:.1} s ({:.0} rows a second), \
-             a plain pass {warmed:.1} s: {:.2}\n",
+             a plain backfill {warmed:.1} s: {:.2}\n",
             self.rows,
             self.rows as f64 / drained,
             drained / warmed
