@@ -10,8 +10,9 @@ use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetCause};
 use cachekeeper_engine::refresh::Outage;
-use cachekeeper_engine::stores::redis::{Answer, Failed, Settled};
+use cachekeeper_engine::stores::redis::{Answer, Failed, Settled, StoreMode};
 use cachekeeper_engine::{coverage, epoch, revalidation, tokens};
+use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::slot_set::SlotSet;
 use cachekeeper_protocol::token::Token;
 use cachekeeper_testkit::servers::Session;
@@ -19,6 +20,7 @@ use redis::AsyncCommands;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::follower;
 use crate::feed::{agrees, caught_up, ready};
 use crate::support::{Rig, wait_until};
 
@@ -481,6 +483,30 @@ async fn only_slots_that_were_seen_are_settled() {
     let _: () = client.del(&evicted).await.unwrap();
     assert_eq!(revalidate().await.stored, 3000);
     assert!(context.redis.metadata("").await.unwrap().slots.is_empty());
+}
+
+/// Every changed key of the dataset is to be loaded, so none is raised before that. What could not be loaded is raised then: a load of
+/// before the change, of a key that has no entry, would not be found by the revalidation (K16).
+#[tokio::test]
+async fn what_is_left_out_takes_nothing_that_was_loaded_before_the_change() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(DATASETS);
+    let mut feed = follower(&context).await;
+    let state = epoch::ensure(&context, "").await.unwrap();
+    let dataset = context.catalog.get("product").unwrap();
+    // Somebody has loaded an entry that is not in Redis, and is slow to store it.
+    let before = context.postgres.poll().await.unwrap();
+    let mut entries = EntryBatch::default();
+    entries.push("product:1", br#"{"id":1,"name":"old","price":1}"#, 60_000);
+    let locked = Locked::behind(&rig, "update products set name = 'new' where id = 1", "products").await;
+    while feed.step(true).await.unwrap() != Step::Idle {}
+    assert!(context.redis.metadata("").await.unwrap().unfilled.contains_key("product"));
+    let precondition = dataset.precondition(&state.epoch, &state.poll.incarnation);
+    let stamp = before.snapshot.stamp();
+    let stored =
+        context.redis.store(&precondition, stamp, &entries, Duration::from_secs(60), StoreMode::Slots);
+    assert_eq!(stored.await.unwrap(), Answer::Done(vec![0]), "the old value is refused");
+    locked.release().await;
 }
 
 /// The figure of faults.md A7, with the other dataset's tokens measured once a second. It holds the table for 45 s, so it runs only
