@@ -181,7 +181,7 @@ pub async fn main(
         },
     };
     result.unwrap_or_else(|error| {
-        out.error(&error.told());
+        out.failure(&error.told());
         exit_of(&error)
     })
 }

@@ -153,5 +153,8 @@ impl Consumer<'_> {
 }
 
 fn read_event(entry: &StreamEntry) -> Result<Event, InvalidEvent> {
+    if entry.is_too_large() {
+        return Err(InvalidEvent::TooLarge { bytes: entry.size() });
+    }
     Event::from_fields(entry.fields.iter().map(|(name, value)| (name, value.as_slice())))
 }

@@ -23,7 +23,7 @@ pub(super) fn choose<'a>(
             let close = did_you_mean(name, known.iter().copied());
             let rest =
                 close.map_or("; there are".to_owned(), |close| format!(", did you mean {close}? There are"));
-            out.error(&format!("no dataset is named {name}{rest} {}", known.join(", ")));
+            out.failure(&format!("no dataset is named {name}{rest} {}", known.join(", ")));
             return Err(Exit::Usage);
         };
         chosen.push(dataset);

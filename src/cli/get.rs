@@ -28,7 +28,7 @@ pub async fn get(context: &Context, key: &str, out: &Output) -> Result<Exit, Eng
     let shown = match shown(&value, dataset.map(|dataset| &dataset.settings.format)) {
         Ok(shown) => shown,
         Err(error) => {
-            out.error(&format!("{key}: {error}"));
+            out.failure(&format!("{key}: {error}"));
             return Ok(Exit::Failed);
         }
     };

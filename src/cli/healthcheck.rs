@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Asks the admin listener.
 pub async fn healthcheck(config: &Config, ready: bool, out: &Output) -> Exit {
     let Some(listen) = &config.admin.listen else {
-        out.error("the admin listener is off: set [admin] listen");
+        out.failure("the admin listener is off: set [admin] listen");
         return Exit::Configuration;
     };
     let path = if ready { "/readyz" } else { "/livez" };
@@ -26,11 +26,11 @@ pub async fn healthcheck(config: &Config, ready: bool, out: &Output) -> Exit {
             if is_ok { Exit::Ok } else { Exit::Failed }
         }
         Ok(Err(error)) => {
-            out.error(&format!("{listen} does not answer: {error}"));
+            out.failure(&format!("{listen} does not answer: {error}"));
             Exit::Unavailable
         }
         Err(_elapsed) => {
-            out.error(&format!("{listen} does not answer in time"));
+            out.failure(&format!("{listen} does not answer in time"));
             Exit::Unavailable
         }
     }

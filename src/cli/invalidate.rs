@@ -41,7 +41,7 @@ pub async fn invalidate(
     out: &Output,
 ) -> Result<Exit, EngineError> {
     if targets.keys.is_empty() && targets.tags.is_empty() && targets.datasets.is_empty() {
-        out.error("nothing is named: give keys, --tag or --dataset");
+        out.failure("nothing is named: give keys, --tag or --dataset");
         return Ok(Exit::Usage);
     }
     let op = if targets.delete { Some(Op::Delete) } else { op };

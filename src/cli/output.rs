@@ -65,6 +65,14 @@ impl Output {
         eprintln!("error: {text}");
     }
 
+    /// Why there is no result. Who asked for JSON gets some all the same.
+    pub fn failure(&self, text: &str) {
+        self.error(text);
+        if self.json {
+            self.line(&serde_json::json!({ "ok": false, "error": text }).to_string());
+        }
+    }
+
     /// Asks whether to do what was said, unless the command line has answered. An error: it is not to be done.
     pub fn confirm(&self, is_confirmed: bool) -> Result<(), Exit> {
         use std::io::{IsTerminal, Write};
@@ -72,7 +80,7 @@ impl Output {
             return Ok(());
         }
         if !std::io::stdin().is_terminal() {
-            self.error("nothing is done: say --yes, because nobody can be asked here");
+            self.failure("nothing is done: say --yes, because nobody can be asked here");
             return Err(Exit::Usage);
         }
         eprint!("go on? [yes/no] ");

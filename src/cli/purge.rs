@@ -22,7 +22,7 @@ pub async fn purge(
     let leases = [LeaseName::FEED, LeaseName::COMMANDS, LeaseName::REVALIDATION, LeaseName::AUDIT];
     let names: Vec<String> = leases.into_iter().map(|lease| lease.name.into_owned()).collect();
     if let Some(LeaseAttempt::Held { owner, .. }) = redis.lock_holder(&names).await? {
-        out.error(&format!("the worker {owner} runs in the namespace {namespace:?}: stop it first"));
+        out.failure(&format!("the worker {owner} runs in the namespace {namespace:?}: stop it first"));
         return Ok(Exit::Failed);
     }
     let server = config.redis.url.redacted();

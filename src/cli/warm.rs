@@ -78,7 +78,7 @@ pub async fn warm(
                 return Ok(Exit::Failed);
             }
             Err(error) => {
-                out.error(&format!("dataset {}: {}", dataset.name(), error.told()));
+                out.failure(&format!("dataset {}: {}", dataset.name(), error.told()));
                 exit = exit_of(&error);
             }
         }

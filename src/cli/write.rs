@@ -47,7 +47,7 @@ pub async fn write(context: &Context, request: &Request, out: &Output) -> Result
     let given = match request.parameters() {
         Ok(given) => given,
         Err(problem) => {
-            out.error(&problem);
+            out.failure(&problem);
             return Ok(Exit::Usage);
         }
     };
@@ -56,7 +56,7 @@ pub async fn write(context: &Context, request: &Request, out: &Output) -> Result
         // Not this write is wrong, but what the file says.
         Err(WriteError::Refused(text)) => {
             let name = dataset.name();
-            out.error(&format!(
+            out.failure(&format!(
                 "the write statement of dataset {name} is wrong: {text}; see `cachekeeper check`"
             ));
             return Ok(Exit::Configuration);
@@ -67,7 +67,7 @@ pub async fn write(context: &Context, request: &Request, out: &Output) -> Result
     let wrong = wrong_parameters(&known, &given);
     let wrong = wrong.or_else(|| bind(&statement, &given).err().map(|error| error.to_string()));
     if let Some(wrong) = wrong {
-        out.error(&wrong);
+        out.failure(&wrong);
         let list: Vec<String> = known.iter().map(|(name, kind)| format!("{name} ({kind})")).collect();
         let list = if list.is_empty() { "none".to_owned() } else { list.join(", ") };
         out.note(&format!("parameters of dataset {}: {list}", dataset.name()));
@@ -221,17 +221,17 @@ fn refused(error: WriteError, out: &Output) -> Result<Exit, EngineError> {
         WriteError::Unavailable(error) => Err(error.into()),
         WriteError::Unknown(error) => {
             let error = chain(&error);
-            out.error(&format!(
+            out.failure(&format!(
                 "the connection broke during the commit, so the write may or may not be in Postgres; look before you run it again: {error}"
             ));
             Ok(Exit::Failed)
         }
         error @ (WriteError::Dataset(_) | WriteError::NoStatement(_) | WriteError::Parameter { .. }) => {
-            out.error(&error.to_string());
+            out.failure(&error.to_string());
             Ok(Exit::Usage)
         }
         error @ (WriteError::Refused(_) | WriteError::NothingTouched) => {
-            out.error(&error.to_string());
+            out.failure(&error.to_string());
             Ok(Exit::Failed)
         }
     }

@@ -56,7 +56,7 @@ pub async fn writes(
             out.result(text, &json!({ "stream": null }));
             return Ok(Exit::Ok);
         }
-        out.error(text);
+        out.failure(text);
         return Ok(Exit::Configuration);
     };
     match action {
@@ -152,7 +152,7 @@ async fn put_back(
         let is_known = |id: &String| found.iter().any(|one| is_meant_by(one, id));
         let unknown: Vec<&str> = chosen.ids.iter().filter(|id| !is_known(id)).map(String::as_str).collect();
         if !unknown.is_empty() {
-            out.error(&format!(
+            out.failure(&format!(
                 "no rejected command has the id {}; nothing was put back, see `cachekeeper writes dead-letters`",
                 unknown.join(", ")
             ));

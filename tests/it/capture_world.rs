@@ -531,3 +531,88 @@ async fn a_table_that_is_written_in_bulk_can_be_captured_by_statement() {
     writes(&rig, "update products set price = 1 where id in (1, 2)").await;
     assert_eq!(captured(&rig).await, "1,2");
 }
+
+/// What a row holds out of line is not read for the sake of capture, unless it is part of a key (faults B3).
+#[tokio::test]
+async fn values_that_are_out_of_line_are_not_read() {
+    let rig = Rig::start(
+        "create table products (id int primary key, name text, price int); alter table products alter column name set storage external;
+         insert into products select n, repeat(md5(n::text), 6250), n from generate_series(1, 50) n",
+    )
+    .await;
+    let context = rig.context(&plain());
+    let _follower = follower(&context).await;
+    let mut session = rig.postgres.session().await.unwrap();
+    // A session reads its own counts once a transaction.
+    let blocks = async |session: &mut Session| {
+        session.execute("select pg_stat_force_next_flush()").await.unwrap();
+        let sql = "select (toast_blks_read + toast_blks_hit)::text from pg_statio_user_tables where relname = 'products'";
+        session.text(sql).await.unwrap().unwrap().parse::<i64>().unwrap()
+    };
+    let before = blocks(&mut session).await;
+    session.execute("update products set price = price + 1").await.unwrap();
+    let after = blocks(&mut session).await;
+    assert_eq!(captured(&rig).await.split(' ').count(), 50);
+    assert_eq!(after, before, "blocks of the values were read");
+    session.execute("update products set price = price + 1 where length(name || '') > 7").await.unwrap();
+    assert!(after < blocks(&mut session).await, "the test looks at the wrong place");
+}
+
+/// Rows that were restored from a server with higher transaction ids are of no snapshot here (design-review-2.md 19).
+#[tokio::test]
+async fn rows_with_ids_that_were_not_given_out_yet_are_not_read() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(&plain());
+    let mut consumer = follower(&context).await;
+    let high = "insert into cachekeeper.outbox (xid, capture, version, keys) select '4000000000', id, version, '{5}' from cachekeeper.capture";
+    rig.postgres.execute(high).await.unwrap();
+    let before = context.redis.metadata("").await.unwrap().cursor;
+    writes(&rig, "update products set price = 0 where id = 7").await;
+    settle(&mut consumer).await;
+    assert_eq!(context.metrics.changes.get(), 1);
+    assert_ne!(context.redis.metadata("").await.unwrap().cursor, before);
+}
+
+/// A trigger that reads the outbox would make two thirds of the serializable transactions fail (design-review-2.md 11). The
+/// control is an application's own trigger that does.
+#[tokio::test]
+async fn serializable_writers_do_not_meet_in_the_outbox() {
+    let rig = Rig::start(
+        "create table products (id int primary key, name text, price int); insert into products values (1, 'a', 1);
+         create table notes (id int primary key, text text); insert into notes values (1, 'a');
+         create function reads() returns trigger language plpgsql as 'begin perform count(*) from cachekeeper.outbox; return null; end';",
+    )
+    .await;
+    let notes = "[dataset.note]\nquery = \"select id, text from notes\"\nkey = \"note:{id}\"\nwatch = [{ table = \"notes\", key = { id = \"id\" } }]\n";
+    let context = rig.context(&format!("{}{notes}", plain()));
+    let _follower = follower(&context).await;
+    let both = async |round: i32| {
+        let mut sessions = [rig.postgres.session().await.unwrap(), rig.postgres.session().await.unwrap()];
+        for session in &mut sessions {
+            session.execute("begin isolation level serializable").await.unwrap();
+        }
+        let (mut failed, statements) = (
+            0,
+            [format!("update products set price = {round}"), format!("update notes set text = '{round}'")],
+        );
+        for _ in 0..2 {
+            for (session, statement) in sessions.iter_mut().zip(&statements) {
+                failed += i32::from(session.execute(statement).await.is_err());
+            }
+        }
+        for session in &mut sessions {
+            failed += i32::from(session.execute("commit").await.is_err());
+        }
+        failed
+    };
+    for round in 0..20 {
+        assert_eq!(both(round).await, 0, "round {round}");
+    }
+    assert_eq!(captured(&rig).await.split(' ').count(), 80);
+    for table in ["products", "notes"] {
+        let reads =
+            format!("create trigger reads after update on {table} for each row execute function reads()");
+        rig.postgres.execute(&reads).await.unwrap();
+    }
+    assert!(0 < both(100).await, "the control does not fail");
+}

@@ -42,14 +42,34 @@ async fn rows_of_a_bulk_load_arrive_and_nothing_is_called_fresh_before() {
     ready(&worker).await;
     let context = &worker.context;
     let mut redis = rig.client().await;
+    let file = std::env::temp_dir().join(format!("cachekeeper-copy-{:016x}", rand::random::<u64>()));
+    let to_file =
+        format!("copy (select n, 'copied', n from generate_series(30000, 40000) n) to '{}'", file.display());
+    rig.postgres.execute(&to_file).await.unwrap();
+    let from_file = format!("copy products from '{}'", file.display());
     for (statement, first) in [
-        ("insert into products select n, 'new ' || n, n from generate_series(1000, 11000) n", "product:1000"),
         (
-            "begin; truncate products; insert into products select n, 'again', n from generate_series(20000, 20100) n; commit",
+            "insert into products select n, 'new ' || n, n from generate_series(1000, 11000) n".to_owned(),
+            "product:1000",
+        ),
+        (from_file.clone(), "product:30000"),
+        (
+            "begin; truncate products; insert into products select n, 'again', n from generate_series(20000, 20100) n; commit".to_owned(),
             "product:20000",
         ),
+        (format!("begin; truncate products; {from_file}; commit"), "product:30001"),
+        (
+            "begin; alter table products disable trigger all; insert into products select n, 'unseen', n from generate_series(50000, 60000) n; \
+             alter table products enable trigger all; commit".to_owned(),
+            "product:50000",
+        ),
+        (
+            "create table fresh (like products including all); insert into fresh select n, 'swapped', n from generate_series(70000, 80000) n; \
+             begin; alter table products rename to products_old; alter table fresh rename to products; commit".to_owned(),
+            "product:70000",
+        ),
     ] {
-        rig.postgres.execute(statement).await.unwrap();
+        rig.postgres.execute(&statement).await.unwrap();
         let token = tokens::token(context).await.unwrap();
         wait_until("the watermark has passed the load", async || {
             let (_, is_fresh) = tokens::wait(context, &token, Some("product"), Duration::ZERO)
@@ -62,6 +82,7 @@ async fn rows_of_a_bulk_load_arrive_and_nothing_is_called_fresh_before() {
         .await;
         agrees(&worker).await;
     }
+    rig.postgres.execute(&format!("copy (select 1) to program 'rm {}'", file.display())).await.unwrap();
     let gone: bool = redis.exists("product:1000").await.unwrap();
     assert!(!gone);
     worker.stop().await;

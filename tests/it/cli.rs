@@ -155,6 +155,41 @@ async fn a_wrong_password_is_said_to_be_one() {
     assert!(code == 1 && text.contains("password"), "{code} {text}");
 }
 
+/// Whoever asked for JSON gets JSON, also where there is no result.
+#[tokio::test]
+async fn what_fails_is_told_in_json_too() {
+    let mut rig = Rig::start(TABLES).await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut cli = Cli::new(&rig, DATASETS);
+    let off = cli.json(&["healthcheck"]);
+    assert!(off["error"].as_str().unwrap().contains("the admin listener is off"), "{off}");
+    cli.environment.retain(|(name, _)| !name.contains("ADMIN"));
+    cli.environment.push(("CACHEKEEPER__ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{port}")));
+    let found = cli.json(&["healthcheck", "--ready"]);
+    assert_eq!(found["ok"], false);
+    assert!(found["error"].as_str().unwrap().contains("does not answer"), "{found}");
+    cli.says(&["healthcheck", "--json"], 69, &["{\"error\":", "error: "]);
+    for (arguments, part) in [
+        (&["warm", "nosuch"][..], "no dataset is named nosuch"),
+        (&["audit", "nosuch"], "no dataset is named nosuch"),
+        (&["invalidate", "--delete"], "nothing is named"),
+        (&["write", "product", "id=1"], "statement"),
+        (&["writes", "replay", "1-1"], "no rejected command"),
+        (&["purge"], "say --yes"),
+    ] {
+        let found = cli.json(arguments);
+        assert!(found["error"].as_str().is_some_and(|error| error.contains(part)), "{arguments:?}: {found}");
+    }
+    rig.redis.kill();
+    for verb in ["status", "audit", "warm", "purge"] {
+        let found = cli.json(&[verb]);
+        assert!(found["ok"] == false && found["error"].is_string(), "{verb}: {found}");
+    }
+    rig.postgres.stop();
+    let found = cli.json(&["migrate"]);
+    assert!(found["error"].as_str().unwrap().contains("cannot connect to"), "{found}");
+}
+
 #[tokio::test]
 async fn a_signal_stops_the_worker_in_order() {
     let rig = Rig::start(TABLES).await;

@@ -215,6 +215,74 @@ fn secrets_are_never_shown() {
     assert!(!problems.contains("sesame"), "{problems}");
 }
 
+/// Whatever is wrong, no line that may hold a secret is repeated (faults C7).
+#[test]
+fn no_mistake_shows_a_secret() {
+    let lines = [
+        "[postgres]\nurl = \"postgres://u@127.0.0.1:1/d?pasword=sesame\"",
+        "[postgres]\nurl = \"postgres://u@127.0.0.1:1/d?sslpassword=sesame&sslmode=bad\"",
+        "[postgres]\nurl = \"postgres://u:sesame/sesame@127.0.0.1:1/d\"",
+        "[postgres]\nurl = \"postgres://u:sesame@127.0.0.1:1/d?sslmode=sesame\"",
+        "[postgres]\nurl = \"postgres://u:ses@sesame@127.0.0.1:1/d\"",
+        "[postgres]\nurl = \"postgres://u:sesame%zz@127.0.0.1:port/d\"",
+        "[postgres]\nurl = \"host=127.0.0.1 password=sesame\"",
+        "[postgres]\nurl = [\"postgres://u:sesame@127.0.0.1:1/d\"]",
+        "[postgres]\npassword = \"sesame\"",
+        "[postgres]\nPassword = \"sesame\"",
+        "[postgres]\npassword_file = \"/nowhere/sesame\"\nurll = \"postgres://u:sesame@h/d\"",
+        "[service]\npassword = \"sesame\"",
+        "[redis]\npassword = \"sesame\"",
+        "[redis]\nauth = \"sesame\"",
+        "[redis]\nurl = \"redis://:sesame/x@127.0.0.1:1/0\"",
+        "[redis]\nurl = \"redis://:sesame@127.0.0.1:1/sesame\"",
+        "[redis]\nurl = \"rediss:/:sesame@127.0.0.1:1\"",
+        "[redis]\nurl = \"redis://127.0.0.1:1/0?password=sesame\"",
+        "[redis]\nurl = { password = \"sesame\" }",
+        "password = \"sesame\"",
+        "[secrets]\npostgres = \"sesame\"",
+        "[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"sesame\"",
+        "[dataset.q]\nquery = \"select 1\"\nkey = \"q:{id}\"\npassword = \"sesame\"",
+        "[postgres]\nurl = \"postgres://u:sesame@127.0.0.1:1/d",
+        "[postgres]\nurl = postgres://u:sesame@127.0.0.1:1/d",
+        "[postgres]\nurl = \"postgres://u:sesame@127.0.0.1:1/d\" x",
+        "[postgres]\nurl = \"a\"\nurl = \"postgres://u:sesame@127.0.0.1:1/d\"",
+        "[postgres]\npassword = sesame",
+        "[service]\npassword = 'sesame",
+        "[service]\npassword = sesame\nnamespace = \"a b\"",
+    ];
+    let environments = [
+        ("CACHEKEEPER__POSTGRES__PASSWORD", "sesame"),
+        ("CACHEKEEPER__POSTGRES__PASWORD_FILE", "sesame"),
+        ("CACHEKEEPER__REDIS__PASSWORD", "sesame"),
+        ("CACHEKEEPER__POSTGRES__URL", "sesame"),
+        ("CACHEKEEPER__POSTGRES__URL", "postgres://u:sesame/@127.0.0.1:1/d"),
+        ("CACHEKEEPER__REDIS__URL", "sesame"),
+        ("CACHEKEEPER__SERVICE__SECRET", "sesame"),
+    ];
+    let mut shown = Vec::new();
+    let file = std::env::temp_dir().join(format!("cachekeeper-secrets-{}.toml", std::process::id()));
+    let mut look = |what: &str, text: &str, environment: &[(&str, &str)]| {
+        let (Ok((_, told)) | Err(told)) = load(text, environment);
+        std::fs::write(&file, text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        command.args(["check", "-c"]).arg(&file).envs(environment.iter().copied());
+        let said = command.output().unwrap();
+        for told in [told, String::from_utf8(said.stdout).unwrap(), String::from_utf8(said.stderr).unwrap()] {
+            if told.replace("/nowhere/sesame", "").contains("sesame") {
+                shown.push(format!("{what}\n{told}"));
+            }
+        }
+    };
+    for line in lines {
+        look(line, &format!("{GOOD}{line}\n"), &[]);
+    }
+    for variable in environments {
+        look(&format!("{variable:?}"), GOOD, &[variable]);
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(shown.is_empty(), "{} of them are shown:\n{}", shown.len(), shown.join("\n\n"));
+}
+
 /// One wrong value is one problem: what depends on it is not told as well.
 #[test]
 fn a_wrong_value_has_no_followers() {

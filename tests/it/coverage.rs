@@ -508,3 +508,79 @@ async fn no_token_is_fresh_before_what_row_security_changed_was_revalidated() {
     }
     worker.stop().await;
 }
+
+/// `relhastriggers` alone decides whether triggers are looked for (design-review-2.md 16). Nobody sets it by hand; a restore that
+/// broke off, or a tool that edits the catalogs, may.
+#[tokio::test]
+async fn a_table_that_forgot_its_triggers_is_not_covered() {
+    let case = case(
+        "plain",
+        "create table plain (id int primary key, v int); insert into plain values (1, 1)",
+        "select id, v from plain",
+        &["plain"],
+        "",
+    );
+    let cases = [case];
+    let rig = Rig::start(cases[0].before).await;
+    let worker = Worker::start(rig.config(&toml(&cases))).await.unwrap();
+    ready(&worker).await;
+    let context = &worker.context;
+    is_right_once_fresh(&rig, context, &cases[0]).await;
+    let forget = |has: bool| format!("update pg_class set relhastriggers = {has} where relname = 'plain'");
+    rig.postgres.execute(&format!("{}; update plain set v = 2", forget(false))).await.unwrap();
+    let token = tokens::token(context).await.unwrap();
+    wait_until("the watermark has passed the update", async || {
+        let (watermark, is_fresh) =
+            tokens::wait(context, &token, Some("plain"), Duration::ZERO).await.unwrap();
+        let found = in_redis(&rig.client().await, &cases[0]).await;
+        assert!(!is_fresh || found.is_some_and(|value| value["v"] == 2), "called fresh: {watermark:?}");
+        let is_left_out = watermark.as_ref().is_some_and(|watermark| {
+            let snapshot: cachekeeper_protocol::stamp::Snapshot = watermark.snapshot.parse().unwrap();
+            token.snapshot.stamp() <= snapshot.stamp() && watermark.not_covered == ["plain"]
+        });
+        if is_left_out { Ok(()) } else { Err(format!("{watermark:?}")) }
+    })
+    .await;
+    rig.postgres.execute(&format!("update plain set v = 3; {}", forget(true))).await.unwrap();
+    is_right_once_fresh(&rig, context, &cases[0]).await;
+    rig.postgres.execute("update plain set v = 4").await.unwrap();
+    is_right_once_fresh(&rig, context, &cases[0]).await;
+    worker.stop().await;
+}
+
+/// The temporary view of a query is DDL, on which event triggers fire (design-review-2.md 18).
+#[tokio::test]
+async fn event_triggers_that_refuse_ddl_are_named_and_the_dataset_comes_back() {
+    let case = case(
+        "plain",
+        "create table plain (id int primary key, v int); insert into plain values (1, 1);
+         create function refuses() returns event_trigger language plpgsql as 'begin raise exception ''no DDL on weekdays''; end'",
+        "select id, v from plain",
+        &["plain"],
+        "",
+    );
+    let cases = [case];
+    let rig = Rig::start(cases[0].before).await;
+    let worker = Worker::start(rig.config(&toml(&cases))).await.unwrap();
+    ready(&worker).await;
+    is_right_once_fresh(&rig, &worker.context, &cases[0]).await;
+    // Nothing asks for another view, so all goes on.
+    rig.postgres
+        .execute("create event trigger refuses on ddl_command_start execute function refuses()")
+        .await
+        .unwrap();
+    rig.postgres.execute("update plain set v = 2").await.unwrap();
+    is_right_once_fresh(&rig, &worker.context, &cases[0]).await;
+    worker.stop().await;
+    let worker = Worker::start(rig.config(&toml(&cases))).await.unwrap();
+    wait_until("the reason is told", async || {
+        let uncovered = worker.health.facts().uncovered;
+        let is_named = uncovered.get("plain").is_some_and(|reason| reason.contains("no DDL on weekdays"));
+        if is_named { Ok(()) } else { Err(format!("{uncovered:?}")) }
+    })
+    .await;
+    rig.postgres.execute("update plain set v = 3").await.unwrap();
+    rig.postgres.execute("drop event trigger refuses").await.unwrap();
+    is_right_once_fresh(&rig, &worker.context, &cases[0]).await;
+    worker.stop().await;
+}

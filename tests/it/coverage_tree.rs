@@ -2,6 +2,7 @@
 
 use cachekeeper::app::Worker;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::coverage;
 
 use crate::coverage::{Case, case, is_right_once_fresh, toml};
 use crate::feed::{agrees, ready};
@@ -128,5 +129,69 @@ async fn upkeep_makes_nothing_pending() {
         }
     }
     agrees(&worker).await;
+    worker.stop().await;
+}
+
+/// Row triggers are cloned to a new partition, those that tell of a truncate are not. A worker that may not make one looks at the
+/// partition's file instead (design-review-2.md 14).
+#[tokio::test]
+async fn a_new_partition_that_nobody_may_watch_is_seen_to_be_emptied() {
+    let rig = Rig::start(
+        "create role loader login; create table parts (id int primary key, v int) partition by range (id);
+         create table parts_0 partition of parts for values from (10) to (20);
+         grant select on parts to loader; grant temporary on database postgres to loader",
+    )
+    .await;
+    coverage::look(&rig.context(&toml(&[PARTS])), true).await.unwrap();
+    rig.context("").postgres.grant("loader").await.unwrap();
+    let mut config = rig.config(&toml(&[PARTS]));
+    config.postgres.url = cachekeeper_config::Secret::new(rig.postgres.url().replace("postgres@", "loader@"));
+    let worker = Worker::start(config).await.unwrap();
+    ready(&worker).await;
+    for statement in [
+        "create table parts_1 partition of parts for values from (0) to (10)",
+        "insert into parts values (1, 1)",
+        "update parts set v = 2",
+        "truncate parts_1",
+        "insert into parts values (1, 3)",
+        "truncate parts",
+    ] {
+        rig.postgres.execute(statement).await.unwrap();
+        is_right_once_fresh(&rig, &worker.context, &PARTS).await;
+    }
+    let watched =
+        "select count(*)::text from pg_trigger where tgrelid = 'parts_1'::regclass and tgtype & 32 <> 0";
+    let found = rig.postgres.session().await.unwrap().text(watched).await.unwrap();
+    assert_eq!(found.as_deref(), Some("0"), "the test is about partitions without");
+    worker.stop().await;
+}
+
+/// A table that has Cachekeeper's triggers of its own becomes a partition of one that has them too (design-review-2.md 13).
+#[tokio::test]
+async fn a_captured_table_can_be_attached_to_a_captured_tree() {
+    let rig = Rig::start(PARTS.before).await;
+    rig.postgres
+        .execute("create table loose (like parts including all); insert into loose values (11, 1)")
+        .await
+        .unwrap();
+    let loose = case("loose", "", "select id, v from loose", &["loose"], "");
+    let worker = Worker::start(rig.config(&toml(&[PARTS, loose]))).await.unwrap();
+    ready(&worker).await;
+    is_right_once_fresh(&rig, &worker.context, &loose).await;
+    for statement in [
+        "alter table parts attach partition loose for values from (10) to (20)",
+        "update loose set v = v + 1",
+        "update parts set v = v + 1",
+        "alter table parts detach partition loose",
+        "update loose set v = v + 1",
+        "update parts set v = v + 1",
+        "alter table parts attach partition loose for values from (10) to (20)",
+        "update parts set v = v + 1",
+    ] {
+        rig.postgres.execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        is_right_once_fresh(&rig, &worker.context, &PARTS).await;
+        is_right_once_fresh(&rig, &worker.context, &loose).await;
+        agrees(&worker).await;
+    }
     worker.stop().await;
 }

@@ -92,6 +92,36 @@ async fn migrate_beside_an_open_transaction_waits_for_it_and_nobody_waits_for_mi
     assert!(said.contains("dataset products: changes are captured"), "{said}");
 }
 
+/// Removing has the same rule. What it could not have keeps its triggers, and the schema stays with them.
+#[tokio::test]
+async fn uninstall_beside_an_open_transaction_keeps_no_writer_waiting() {
+    let rig = Rig::start(TABLES).await;
+    let cli = Cli::new(&rig, &dataset("products"));
+    cli.says(&["migrate"], 0, &["changes are captured"]);
+    let mut idle = rig.postgres.session().await.unwrap();
+    idle.execute("set application_name = 'reports'; begin; update products set price = 0 where id = 1")
+        .await
+        .unwrap();
+    let mut writer = rig.postgres.session().await.unwrap();
+    writer.execute("set lock_timeout = '100ms'").await.unwrap();
+    let mut command = cli.command(&["migrate", "--uninstall", "--yes"]);
+    let mut removing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let code = loop {
+        writer.execute("update products set price = price + 1 where id = 2").await.unwrap();
+        if let Some(status) = removing.try_wait().unwrap() {
+            break status.code().unwrap();
+        }
+    };
+    let mut said = String::new();
+    removing.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    removing.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(code == 1 && said.contains("reports"), "{code}: {said}");
+    let captured = "select count(*)::text from cachekeeper.outbox";
+    assert_ne!(text(&rig.postgres.url(), captured).await, "0", "what has triggers has its outbox");
+    idle.execute("commit").await.unwrap();
+    cli.says(&["migrate", "--uninstall", "--yes"], 0, &["the schema cachekeeper is removed"]);
+}
+
 /// The blocks of code of a section of `docs/installing.md`: the language, and the text.
 fn blocks(section: &str) -> Vec<(String, String)> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/installing.md");

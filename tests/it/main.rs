@@ -11,6 +11,7 @@
     reason = "tests say what went wrong by failing"
 )]
 
+mod backlog;
 mod broken_outbox;
 mod budgets;
 mod cache;
@@ -44,6 +45,7 @@ mod flows;
 mod handover;
 mod installing;
 mod key_types;
+mod large_commands;
 mod leases;
 mod ledger;
 mod locks;
@@ -60,9 +62,12 @@ mod scripts;
 mod slow_database;
 mod support;
 mod tag_members;
+mod tag_windows;
 mod tidy;
 mod transcode;
 mod types;
+mod use_signs;
+mod wal;
 mod worker;
 mod writers;
 mod writes;

@@ -168,6 +168,25 @@ async fn a_poison_row_fails_alone() {
     assert!(!is_there);
 }
 
+/// A row that is refused however often it is loaded is missing, and Redis says so until a later backfill has stored it.
+#[tokio::test]
+async fn a_row_that_a_backfill_cannot_store_is_not_called_filled() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(DATASET);
+    let state = epoch::ensure(&context, "").await.unwrap();
+    let dataset = context.catalog.get("t").unwrap();
+    let standing = dataset.precondition(&state.epoch, &state.poll.incarnation);
+    let ahead = Stamp::new(1 << 40, 0).unwrap();
+    context.redis.raise(&standing, ahead, &["t:7"], "").await.unwrap();
+    let report = backfill(&context, dataset, &options()).await.unwrap();
+    assert_eq!((report.left, report.failures.len()), (1, 1), "{report:?}");
+    let metadata = context.redis.metadata("").await.unwrap();
+    assert!(metadata.backfilled["t"].cause < metadata.unfilled["t"], "{metadata:?}");
+    let mut client = rig.client().await;
+    let is_there: bool = client.exists("t:7").await.unwrap();
+    assert!(!is_there);
+}
+
 #[tokio::test]
 async fn two_hundred_thousand_tagged_keys_leave_nothing_behind() {
     let rig = Rig::start("").await;

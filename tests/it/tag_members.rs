@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
-use cachekeeper_engine::backfill::{BackfillOptions, backfill};
-use cachekeeper_engine::invalidate;
+use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::stores::redis::{
     AddedMembers, Answer, Claim, Epoch, Precondition, PreconditionFailed, Redis, Settled, StoreMode,
 };
+use cachekeeper_engine::{epoch, events, invalidate};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::event::Op;
 use cachekeeper_protocol::stamp::Stamp;
@@ -15,7 +18,7 @@ use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
 use crate::scripts::begin;
-use crate::support::{RedisRig, Rig};
+use crate::support::{RedisRig, Rig, wait_until};
 
 const LIFE: Duration = Duration::from_secs(600);
 
@@ -138,7 +141,8 @@ async fn x39_no_entry_outlives_the_window_that_its_members_are_in() {
     let windows = job.store.keys().metadata().windows.clone();
     let _: i64 = client.sadd(format!("{windows}:1000"), "old").await.unwrap();
     let _: i64 = client.zadd(&windows, "1000", 1_000).await.unwrap();
-    assert_eq!(job.store.drop_old_windows(10).await.unwrap(), 1);
+    let dropped = job.store.drop_old_windows(10).await.unwrap();
+    assert_eq!((dropped.sets, dropped.has_more), (1, false));
     assert_eq!(job.store_with(added).await, LOST);
 }
 
@@ -152,38 +156,120 @@ async fn k15_a_tag_that_was_raised_refuses_whoever_added_the_members() {
     assert_eq!(job.values().await, [None, None]);
 }
 
+/// The script that adds members is the first of a page to notice that the dataset was defined anew.
 #[tokio::test]
-async fn a_backfill_with_spread_tags_reaches_every_member_under_removals() {
-    let rig = Rig::start(
-        "create table t (id int primary key, name text, part int);
-         insert into t select n, 'name ' || n, n % 97 from generate_series(1, 40000) n;",
-    )
-    .await;
-    let context = rig.context(
-        "[dataset.t]\nquery = \"select id, name, part from t\"\nkey = \"t:{id}\"\nformat = \"json\"\nwarm = {}\n\
-         tags = [\"part:{part}\", \"all\"]",
-    );
-    let dataset = context.catalog.get("t").unwrap();
-    let (progress, mut told) = tokio::sync::watch::channel(cachekeeper_engine::backfill::Progress::default());
+async fn members_of_a_former_definition_are_not_added() {
+    let job = Job::start().await;
+    let former = Precondition { revision: "r0", ..job.precondition() };
+    let members = [("red", vec!["k:1"])];
+    let answer = job.store.add_members(&former, ("job", 1), LIFE, &members).await.unwrap();
+    assert_eq!(answer, Answer::Failed(PreconditionFailed::Revision));
+    let mut client = job.rig.client().await;
+    let sets: Vec<String> = client.keys("ck:{test:0}:tag:*").await.unwrap();
+    assert!(sets.is_empty(), "{sets:?}");
+}
+
+const SPREAD: &str = "create table t (id int primary key, name text, part int);
+    insert into t select n, 'name ' || n, n % 499 from generate_series(1, 40000) n;";
+
+const TAGGED: &str = "[dataset.t]\nquery = \"select id, name, part from t\"\nkey = \"t:{id}\"\nformat = \"json\"\nwarm = {}\n\
+    tags = [\"part:{part}\", \"all\"]";
+
+/// A backfill that is slow enough for something to happen in its middle.
+async fn interrupted(context: &Context, middle: impl Future<Output = ()>) -> Result<LoadReport, EngineError> {
+    let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
     let options = BackfillOptions {
         cancel: CancellationToken::new(),
         rate: Some(40_000),
         progress: Some(progress),
         resume: false,
     };
-    // Members of a page are removed while it is being stored.
-    let deleting = async {
+    let happening = async {
         told.wait_for(|progress| 2_000 < progress.entries).await.unwrap();
-        invalidate::tags(&context, &["part:5".to_owned()], Some(Op::Delete)).await.unwrap();
+        middle.await;
     };
-    let (filled, ()) = tokio::join!(backfill(&context, dataset, &options), deleting);
-    filled.unwrap();
+    tokio::join!(backfill(context, context.catalog.get("t").unwrap(), &options), happening).0
+}
+
+/// A backfill whose statement waits for a lock, so that what happens meanwhile is met by its first script: the one that adds members.
+async fn behind_a_lock(
+    rig: &Rig,
+    context: &Context,
+    meanwhile: impl Future<Output = ()>,
+) -> Result<LoadReport, EngineError> {
+    let dataset = context.catalog.get("t").unwrap();
+    epoch::ensure(context, "").await.unwrap();
+    // The description of the query would wait too.
+    dataset.source(&context.postgres).await.unwrap();
+    let mut locker = rig.postgres.session().await.unwrap();
+    locker.execute("begin; lock table t in access exclusive mode").await.unwrap();
+    let options =
+        BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    let happening = async {
+        wait_until("the statement waits", async || {
+            let mut look = rig.postgres.session().await.unwrap();
+            let waits = look.text("select count(*)::text from pg_locks where not granted").await.unwrap();
+            if waits.as_deref() == Some("1") { Ok(()) } else { Err(format!("{waits:?}")) }
+        })
+        .await;
+        meanwhile.await;
+        locker.execute("commit").await.unwrap();
+    };
+    tokio::join!(backfill(context, dataset, &options), happening).0
+}
+
+/// A newer worker defines the dataset anew while an older one fills it: the older one is superseded, and knows it.
+#[tokio::test]
+async fn a_backfill_that_is_superseded_meanwhile_says_so() {
+    let rig = Rig::start(SPREAD).await;
+    let older = rig.context(TAGGED);
+    let newer = rig.context(&TAGGED.replace("select id, name, part", "select id, upper(name) as name, part"));
+    let ended = behind_a_lock(&rig, &older, async {
+        epoch::ensure(&newer, "").await.unwrap();
+    })
+    .await;
+    assert!(matches!(ended, Err(EngineError::Superseded { .. })), "{ended:?}");
+    assert!(older.catalog.get("t").unwrap().is_superseded());
+    let mut client = rig.client().await;
+    let stored: Vec<String> = client.keys("t:*").await.unwrap();
+    assert!(stored.is_empty(), "{} entries", stored.len());
+}
+
+/// Something was lost meanwhile: the backfill ends, and the one after it reads the revision anew.
+#[tokio::test]
+async fn a_backfill_whose_revision_is_outdated_meanwhile_ends_and_the_next_one_is_whole() {
+    let rig = Rig::start(SPREAD).await;
+    let context = rig.context(TAGGED);
+    epoch::ensure(&context, "").await.unwrap();
+    let cause = context.redis.next_cause().await.unwrap();
+    let ended = behind_a_lock(&rig, &context, async {
+        events::mark_pending(&context, &["t".to_owned()], "events lost", Some(cause)).await.unwrap();
+    })
+    .await;
+    let outdated = EngineError::PreconditionFailed(PreconditionFailed::Outdated);
+    assert_eq!(ended.map_err(|error| error.to_string()), Err(outdated.to_string()));
+    let options =
+        BackfillOptions { cancel: CancellationToken::new(), rate: None, progress: None, resume: false };
+    let whole = backfill(&context, context.catalog.get("t").unwrap(), &options).await.unwrap();
+    assert_eq!(whole.stored, 40_000);
+}
+
+#[tokio::test]
+async fn a_backfill_with_spread_tags_reaches_every_member_under_removals() {
+    let rig = Rig::start(SPREAD).await;
+    let context = rig.context(TAGGED);
+    // Members of a page are removed while it is being stored.
+    interrupted(&context, async {
+        invalidate::tags(&context, &["part:5".to_owned()], Some(Op::Delete)).await.unwrap();
+    })
+    .await
+    .unwrap();
     // Whatever is there is a member: an invalidation by tag leaves none of them.
     let mut client = rig.client().await;
     for part in [5_u32, 6, 96] {
         invalidate::tags(&context, &[format!("part:{part}")], Some(Op::Delete)).await.unwrap();
         let keys: Vec<String> =
-            (1..=40_000_u32).filter(|id| id % 97 == part).map(|id| format!("t:{id}")).collect();
+            (1..=40_000_u32).filter(|id| id % 499 == part).map(|id| format!("t:{id}")).collect();
         let left: u64 = client.exists(&keys).await.unwrap();
         assert_eq!(left, 0, "part {part}");
     }

@@ -3,13 +3,13 @@
 //! The first invariant named is what a reader of the cache would notice; the others are broken on the way.
 
 use crate::faults::Fault::{
-    ClockBack, Crash, CrashLosing, DropWindow, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover, Kill,
-    LoadFails,
+    ClockBack, Crash, CrashLosing, DropWindow, EvictCursor, EvictEntry, EvictTable, EvictTag, Failover,
+    Flush, Kill, LoadFails,
 };
 use crate::rules::{LateWriters, LeftOut, Page, Refusal, TokenRead};
 use crate::worlds::{
-    FILL0, OnChange, TagScripts, WARM, WARM0, WARM1, World, crowd, ddl, kept, members_first, prepared, row,
-    switched, worlds,
+    FILL0, Growth, OnChange, TagScripts, WARM, WARM0, WARM1, World, crowd, ddl, filled, filled_rows, kept,
+    members_first, prepared, row, switched, worlds,
 };
 
 worlds! {
@@ -193,6 +193,29 @@ worlds! {
     // R12: a statement runs the trigger function as it was when it began, and takes its id with its first row.
     x45_late_writer_has_no_id_yet breaks I2, I11:
         switched([1, 0, 0]).under(|rules| rules.late_writers = LateWriters::Ids);
+
+    // R14: what the backfill of a revalidation could not store, the scan must see to.
+    x46_refused_rows_of_a_backfill_are_passed_over breaks I2, I11:
+        filled([0, 1, 1]).under(|rules| rules.refused_rows_are_loaded = false);
+    // R9: the scan relies on the scripts of the backfill.
+    x47_backfill_of_a_revalidation_is_not_counted breaks I2, I11:
+        World { faults: &[(Failover, 1)], ..filled([0, 0, 1]) }
+        .under(|rules| rules.fills_are_counted = false);
+    // R14: a scan of Redis does not find what is missing there.
+    x48_scan_settles_what_is_missing breaks I14:
+        World { faults: &[(Flush, 1)], ..filled_rows([0, 0, 0]) }
+        .under(|rules| rules.missing_is_filled = false);
+    // R14a: the statement of the backfill is the first one, so the cause is read before it.
+    x49_backfill_settles_what_came_after_its_statement breaks I2, I11:
+        filled([0, 0, 2]).under(|rules| rules.cause_is_read_first = false);
+    // R12: what a tree has grown by is not all that may be new.
+    x50_growth_hides_a_ddl breaks I2, I11:
+        World { grows: Some(Growth::Empty), ..ddl([0, 0, 1]) }
+        .under(|rules| rules.growth_is_compared = false);
+    // R12.
+    x51_partition_with_rows_is_taken_for_growth breaks I2, I11:
+        World { grows: Some(Growth::WithRows), ..ddl([0, 0, 0]) }
+        .under(|rules| rules.rows_are_a_change = false);
 
     // Controls: a model that does not see these is blind.
     k01_no_stamps breaks I2:

@@ -1,6 +1,6 @@
 //! The move of the cursor (R12): the coverage fingerprint, causes of pending revalidations (R14a), the watermark.
 
-use crate::database::{Capture, Database, Rows, Snapshot, Version};
+use crate::database::{Capture, Database, Rows, Snapshot, Tree, Version};
 use crate::invariants::Invariant;
 use crate::protocol::{Protocol, Say};
 use crate::rules::{LateWriters, LeftOut};
@@ -15,6 +15,7 @@ pub(crate) struct Fingerprint {
     incarnation: Incarnation,
     /// Whether the capture was off before.
     was_off: bool,
+    tree: Tree,
 }
 
 impl Protocol {
@@ -38,7 +39,7 @@ impl Protocol {
         let definition = if is_definition { database.rows[SHARED] } else { Version::default() };
         let incarnation = if rules.fingerprint_names_incarnation { database.incarnation } else { 0 };
         let was_off = rules.fingerprint_names_capture && database.capture != Capture::On;
-        Some(Fingerprint { definition, incarnation, was_off })
+        Some(Fingerprint { definition, incarnation, was_off, tree: database.tree })
     }
 
     /// A batch up to `to`, by a statement that verifies the fingerprint.
@@ -125,14 +126,25 @@ impl Protocol {
         }
     }
 
-    /// Whether the fingerprint is not the one that the feed followed by.
+    /// Whether the fingerprint is not the one that the feed followed by, and there is more to it than that the tree grew.
     fn replace_fingerprint(&self, state: &mut State, place: &mut Place, found: Option<Fingerprint>) -> bool {
         if self.world.rules.fingerprint_is_recorded {
-            std::mem::replace(&mut state.redis.covered, found) != found
+            let recorded = std::mem::replace(&mut state.redis.covered, found);
+            recorded != found && !self.is_growth(recorded, found)
         } else {
             // A worker that begins takes what it finds for what it has followed.
             std::mem::replace(&mut place.known, found).is_some_and(|known| Some(known) != found)
         }
+    }
+
+    /// R12: the recorded fingerprint is that of now without the partition that is new.
+    fn is_growth(&self, recorded: Option<Fingerprint>, found: Option<Fingerprint>) -> bool {
+        let rules = &self.world.rules;
+        let (Some(recorded), Some(found)) = (recorded, found) else { return false };
+        let has_grown = recorded.tree != found.tree;
+        let is_harmless = found.tree == Tree::Grown || !rules.rows_are_a_change;
+        let is_same = recorded == Fingerprint { tree: recorded.tree, ..found };
+        has_grown && is_harmless && (is_same || !rules.growth_is_compared)
     }
 
     /// R14a: one more cause that makes every entry pending.

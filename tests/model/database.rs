@@ -101,6 +101,16 @@ pub(crate) enum Capture {
     },
 }
 
+/// The tree of tables that the rows are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Tree {
+    AsBefore,
+    /// A partition was added that had no rows.
+    Grown,
+    /// One that came with rows, which no outbox tells of: p0 is another one.
+    GrownWithRows,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Database {
     next: Xid,
@@ -118,6 +128,7 @@ pub(crate) struct Database {
     prepared: Set,
     pub(crate) unknown: Set,
     pub(crate) capture: Capture,
+    pub(crate) tree: Tree,
     /// In the order of commit.
     outbox: [Change; 4],
     pub(crate) rows: Rows,
@@ -140,6 +151,7 @@ impl Database {
             prepared: Set::default(),
             unknown: Set::default(),
             capture: Capture::On,
+            tree: Tree::AsBefore,
             outbox: [Change::default(); 4],
             rows: [Version::new(1, 1); 3],
             incarnation: 1,
@@ -200,6 +212,24 @@ impl Database {
                 Capture::Back { next: self.next, xmax: self.max_finished + 1, open }
             }
         };
+    }
+
+    pub(crate) fn can_grow(&self) -> bool {
+        self.tree == Tree::AsBefore && self.running[0] == 0
+    }
+
+    /// A partition is added.
+    pub(crate) fn grow(&mut self, has_rows: bool) {
+        if has_rows {
+            self.tree = Tree::GrownWithRows;
+            self.todo[0] += 1;
+            self.begin(0, false);
+            self.commit(0);
+        } else {
+            self.tree = Tree::Grown;
+            self.max_finished = self.max_finished.max(self.next);
+            self.next += 1;
+        }
     }
 
     pub(crate) fn can_prepare(&self, row: usize) -> bool {

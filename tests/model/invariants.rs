@@ -1,7 +1,8 @@
-//! What must hold: I1 to I10 in every state, I11 and I12 at rest, I13 of the graph (see `rest`).
+//! What must hold: I1 to I10 in every state, I11, I12 and I14 at rest, I13 of the graph (see `rest`).
 
 use stateright::Property;
 
+use crate::faults::Fault;
 use crate::protocol::Protocol;
 use crate::state::{State, Table};
 
@@ -21,10 +22,11 @@ pub(crate) enum Invariant {
     I11,
     I12,
     I13,
+    I14,
 }
 
 /// Those that stateright checks as properties: all but I13.
-pub(crate) const ALL: [Invariant; 12] = [
+pub(crate) const ALL: [Invariant; 13] = [
     Invariant::I1,
     Invariant::I2,
     Invariant::I3,
@@ -37,6 +39,7 @@ pub(crate) const ALL: [Invariant; 12] = [
     Invariant::I10,
     Invariant::I11,
     Invariant::I12,
+    Invariant::I14,
 ];
 
 pub(crate) const COMES_TO_REST: &str = "some state is at rest";
@@ -71,6 +74,7 @@ impl Invariant {
             Self::I11 => "I11 at rest every readable value is that of the database",
             Self::I12 => "I12 at rest the watermark is that of the database and nothing is pending",
             Self::I13 => "I13 from every state a state at rest can be reached",
+            Self::I14 => "I14 at rest every row is there, where Redis is to hold every row",
         }
     }
 
@@ -89,6 +93,7 @@ impl Invariant {
             Self::I11 => values_are_right_at_rest,
             Self::I12 => watermark_has_arrived_at_rest,
             Self::I13 => |_, _| true,
+            Self::I14 => nothing_is_missing_at_rest,
         };
         Property::always(self.name(), holds)
     }
@@ -204,4 +209,18 @@ fn watermark_has_arrived_at_rest(protocol: &Protocol, state: &State) -> bool {
         mark.is_some_and(|mark| mark.seen == state.database.rows)
     });
     protocol.world.workers == 0 || has_arrived && redis.is_settled() || !protocol.is_at_rest(state)
+}
+
+/// What Redis evicts comes again only when somebody asks for it.
+fn nothing_is_missing_at_rest(protocol: &Protocol, state: &State) -> bool {
+    let world = &protocol.world;
+    let evicts = world.faults.iter().any(|(fault, _)| *fault == Fault::EvictEntry);
+    let is_there = |(key, entry): (usize, &Option<_>)| {
+        entry.is_some()
+            || crate::database::Database::query(&state.database.rows, key, world.deleted).is_none()
+    };
+    !world.fills_first
+        || evicts
+        || state.redis.entries.iter().enumerate().all(is_there)
+        || !protocol.is_at_rest(state)
 }

@@ -1,11 +1,12 @@
-//! Revalidations beside the feed (R14): a counted scan of Redis whose claim settles what was pending before it began.
+//! Revalidations beside the feed (R14): a counted scan of Redis whose claim settles what was pending before it began. Where Redis is to
+//! hold every row, a backfill comes first, as steps of the same job, and the scan passes over what it has stored.
 
 use crate::database::Database;
 use crate::invariants::Invariant;
 use crate::protocol::{Protocol, Say};
 use crate::rules::Page;
 use crate::scripts::{Answer, Load, Statement, StoreMode, TagPart};
-use crate::state::{Cause, Epoch, Incarnation, Set, State, Words};
+use crate::state::{Cause, Epoch, Incarnation, KEYS, Set, State, Words};
 
 /// One revalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,16 +17,44 @@ pub(crate) struct Run {
     newest: Cause,
     /// The stamp slots whose entries it revalidates.
     slots: Set,
+    /// Its backfill has not ended.
+    is_filling: bool,
+    /// What that has stored.
+    stored: Set,
 }
 
 /// The next step of a revalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Keeper {
     Idle,
+    /// The backfill: its statement, which takes a snapshot, and a script for each row.
+    Fill(Run),
+    FillAnswer {
+        run: Run,
+        statement: Statement,
+    },
+    FillStore {
+        run: Run,
+        load: Load,
+        left: Set,
+        again: Set,
+    },
     Scan(Run),
-    Load { run: Run, keys: Set },
-    Answer { run: Run, keys: Set, statement: Statement },
-    Store { run: Run, load: Load, left: Set, again: Set },
+    Load {
+        run: Run,
+        keys: Set,
+    },
+    Answer {
+        run: Run,
+        keys: Set,
+        statement: Statement,
+    },
+    Store {
+        run: Run,
+        load: Load,
+        left: Set,
+        again: Set,
+    },
     Claim(Run),
 }
 
@@ -44,6 +73,27 @@ impl Protocol {
     pub(crate) fn keeper_step(&self, state: &mut State, keeper: usize, say: Say<'_>) {
         state.keepers[keeper] = match state.keepers[keeper] {
             Keeper::Idle => self.begin_revalidation(state, keeper, say),
+            Keeper::Fill(run) => {
+                let revision = state.redis.revision;
+                say(format_args!("K{keeper} reads revision {revision} and sends a statement for every row"));
+                Keeper::FillAnswer { run, statement: Self::send(state) }
+            }
+            Keeper::FillAnswer { run, statement } => {
+                let load = self.answer(state, statement);
+                say(format_args!("K{keeper} loads every row at {}", state.database.snapshot()));
+                let has_row = |key: &usize| Database::query(&load.rows, *key, self.world.deleted).is_some();
+                let left: Set = KEYS.into_iter().filter(has_row).collect();
+                if load.incarnation != run.incarnation {
+                    Keeper::Idle
+                } else if left.is_empty() {
+                    Keeper::Scan(Run { is_filling: false, ..run })
+                } else {
+                    Keeper::FillStore { run, load, left, again: Set::default() }
+                }
+            }
+            Keeper::FillStore { run, load, left, again } => {
+                self.store_filled(state, keeper, run, load, (left, again), say)
+            }
             Keeper::Scan(run) => self.scan_pending(state, keeper, run, say),
             Keeper::Load { run, keys } => {
                 let statement = Self::send(state);
@@ -83,12 +133,56 @@ impl Protocol {
         say(format_args!("K{keeper} begins to revalidate; the newest cause is {newest}"));
         let is_wanted = |slot: &usize| state.redis.pending != 0 || state.redis.pending_slots[*slot] != 0;
         let slots = [0, 1].into_iter().filter(is_wanted).collect();
-        Keeper::Scan(Run { epoch: table.epoch, incarnation: table.incarnation, newest, slots })
+        let stored = Set::default();
+        let is_filled = self.world.fills_first && self.world.rules.missing_is_filled;
+        let is_filling = is_filled && state.redis.pending != 0;
+        let run =
+            Run { epoch: table.epoch, incarnation: table.incarnation, newest, slots, is_filling, stored };
+        if is_filling { Keeper::Fill(run) } else { Keeper::Scan(run) }
+    }
+
+    /// R7: a backfill raises the floor, and loads again by key what was refused. Only what it has stored need not be looked at
+    /// afterwards.
+    fn store_filled(
+        &self,
+        state: &mut State,
+        keeper: usize,
+        mut run: Run,
+        load: Load,
+        (left, mut again): (Set, Set),
+        say: Say<'_>,
+    ) -> Keeper {
+        let key = left.first().unwrap();
+        let mode = StoreMode { raises_slot: false, tag: TagPart::Whole };
+        let answer = self.store(state, run.epoch, &load, key, mode);
+        let entry = Database::query(&load.rows, key, self.world.deleted);
+        say(format_args!("K{keeper} fills k{key} = {} at {}: {answer}", Words(entry), load.stamp));
+        if answer == Answer::Failed {
+            return Keeper::Idle;
+        }
+        if self.world.rules.fills_are_counted {
+            state.count(job_of(keeper));
+        }
+        if answer == Answer::Stored || !self.world.rules.refused_rows_are_loaded {
+            run.stored = run.stored.with(key);
+        } else {
+            again = again.with(key);
+        }
+        let left = left.without(key);
+        if !left.is_empty() {
+            Keeper::FillStore { run, load, left, again }
+        } else if again.is_empty() {
+            Keeper::Scan(Run { is_filling: false, ..run })
+        } else {
+            Keeper::Load { run, keys: again }
+        }
     }
 
     fn scan_pending(&self, state: &mut State, keeper: usize, run: Run, say: Say<'_>) -> Keeper {
         let existing = state.redis.existing();
-        let keys: Set = existing.iter().filter(|key| run.slots.contains(self.world.slots[*key])).collect();
+        let is_wanted =
+            |key: &usize| run.slots.contains(self.world.slots[*key]) && !run.stored.contains(*key);
+        let keys: Set = existing.iter().filter(is_wanted).collect();
         say(format_args!("K{keeper} scans and finds {keys}"));
         self.count_read(state, job_of(keeper));
         if keys.is_empty() { Keeper::Claim(run) } else { Keeper::Load { run, keys } }
@@ -119,6 +213,8 @@ impl Protocol {
         let left = left.without(key);
         if !left.is_empty() {
             Keeper::Store { run, load, left, again }
+        } else if again.is_empty() && run.is_filling {
+            Keeper::Scan(Run { is_filling: false, ..run })
         } else if again.is_empty() {
             Keeper::Claim(run)
         } else {

@@ -12,7 +12,7 @@ use crate::loaders::Loader;
 use crate::signals::{Event, Reader, TagEvent};
 use crate::state::{Cursor, KEYS, Redis, SHARED, Set, State, Table, Watermark};
 use crate::worker::Stage;
-use crate::worlds::{Shared, World};
+use crate::worlds::{Growth, Shared, World};
 
 /// Takes a step in words; silent but for traces.
 pub(crate) type Say<'a> = &'a mut dyn FnMut(Arguments<'_>);
@@ -34,6 +34,8 @@ pub(crate) enum Action {
     Commit(u8),
     /// Somebody switches the capture off, and on again.
     Switch,
+    /// A partition is added to the tree.
+    Grow,
     Worker(u8),
     /// A poll that does not verify the fingerprint.
     QuickPoll(u8),
@@ -119,6 +121,9 @@ impl Protocol {
         if self.world.has_switch && !matches!(state.database.capture, Capture::Back { .. }) {
             actions.push(Action::Switch);
         }
+        if self.world.grows.is_some() && state.database.can_grow() {
+            actions.push(Action::Grow);
+        }
         for (keeper, index) in (0..self.world.keepers).zip(0..) {
             if self.keeper_can_step(state, keeper) {
                 actions.push(Action::Keeper(index));
@@ -171,6 +176,12 @@ impl Protocol {
                 state.database.switch();
                 let is_off = state.database.capture == Capture::Off;
                 say(format_args!("the capture is switched {}", if is_off { "off" } else { "on" }));
+            }
+            Action::Grow => {
+                let has_rows = self.world.grows == Some(Growth::WithRows);
+                state.database.grow(has_rows);
+                let rows = if has_rows { state.database.rows[0].to_string() } else { "no rows".to_owned() };
+                say(format_args!("a partition is added, with {rows}"));
             }
             Action::Begin(row) => self.begin(&mut state, usize::from(row), say),
             Action::Commit(row) => Self::commit(&mut state, usize::from(row), say),

@@ -5,8 +5,8 @@ use crate::faults::Fault::{
 };
 use crate::rules::{LeftOut, Page, TokenRead};
 use crate::worlds::{
-    FILL0, FILL1, OnChange, TagScripts, WARM, WARM0, World, crowd, ddl, kept, members_first, prepared, row,
-    switched, worlds,
+    FILL0, FILL1, Growth, OnChange, TagScripts, WARM, WARM0, World, crowd, ddl, filled, filled_rows, kept,
+    members_first, prepared, row, switched, worlds,
 };
 
 worlds! {
@@ -160,6 +160,29 @@ worlds! {
             tags: true, removes_members: true, on_change: OnChange::Delete, loaders: &[WARM, FILL0],
             ..row([1, 0, 1])
         };
+
+    // Redis is to hold every row: a revalidation begins with a backfill, and a scan sees to the rest.
+    f01_fill_first_beside_ddl: filled([1, 1, 1]);
+    f02_fill_first_beside_a_page: World { loaders: &[WARM0], ..filled([0, 1, 1]) };
+    f03_fill_first_beside_a_fill:
+        World { loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..filled([0, 1, 1]) };
+    f04_fill_first_and_a_failover: World { faults: &[(Failover, 1)], ..filled([0, 1, 1]) };
+    f05_fill_first_and_the_worker_killed: World { faults: &[(Kill, 1)], ..filled([1, 0, 2]) };
+    f06_fill_first_with_a_row_that_is_gone_and_comes_again:
+        World { faults: &[(EvictTable, 1)], ..filled_rows([1, 2, 0]) };
+    f07_fill_first_after_a_flush: World { faults: &[(Flush, 1)], ..filled_rows([1, 1, 0]) };
+    f08_fill_first_and_a_crash: World { faults: &[(CrashLosing, 1)], ..filled_rows([2, 1, 0]) };
+    f09_fill_first_beside_loads_that_fail: World { faults: &[(LoadFails, 1)], ..filled([1, 0, 1]) };
+
+    // A tree of tables that grows.
+    t01_tree_grows_beside_ddl: World { grows: Some(Growth::Empty), ..ddl([1, 0, 1]) };
+    t02_partition_comes_with_rows:
+        World { grows: Some(Growth::WithRows), loaders: &[FILL0], faults: &[(EvictEntry, 1)], ..ddl([1, 0, 0]) };
+    t03_tree_grows_and_the_worker_is_killed:
+        World { grows: Some(Growth::Empty), faults: &[(Kill, 1)], ..ddl([0, 0, 2]) };
+    t04_tree_grows_and_a_failover:
+        World { grows: Some(Growth::Empty), faults: &[(Failover, 1)], ..ddl([0, 0, 1]) };
+    t05_partition_comes_with_rows_beside_ddl: World { grows: Some(Growth::WithRows), ..ddl([0, 0, 1]) };
 
     // Prepared transactions across a crash.
     p01_prepared_transaction_and_a_crash: prepared([1, 0, 0]);

@@ -86,6 +86,10 @@ pub(crate) struct Rules {
     pub(crate) fingerprint_names_incarnation: bool,
     /// R12: the fingerprint tells a capture that was off for a while from one that never was.
     pub(crate) fingerprint_names_capture: bool,
+    /// R12: where a tree only grew, the recorded fingerprint is replaced only if it is that of now without what is new.
+    pub(crate) growth_is_compared: bool,
+    /// R12: a partition that came with rows is a change.
+    pub(crate) rows_are_a_change: bool,
     /// R12: a dataset is not covered while a prepared transaction of before the crash is open.
     pub(crate) prepared_are_awaited: bool,
     /// R12: nor while somebody may still write without capture.
@@ -105,6 +109,12 @@ pub(crate) struct Rules {
     pub(crate) store_names_removals: bool,
     /// R8: and, as any store, it checks the tag's stamp.
     pub(crate) store_checks_tag: bool,
+    /// R14: where Redis is to hold every row, only a backfill settles what may be missing.
+    pub(crate) missing_is_filled: bool,
+    /// R14: what a backfill could not store is loaded again by key, and the scan behind it does not pass over that.
+    pub(crate) refused_rows_are_loaded: bool,
+    /// R9: the scripts of such a backfill are counted with the scan that relies on them.
+    pub(crate) fills_are_counted: bool,
     /// R19: a failover is a legal step back. Promise 1 as first worded did not say so.
     pub(crate) failover_may_go_back: bool,
 }
@@ -152,6 +162,8 @@ impl Default for Rules {
             revisions_are_unique: true,
             fingerprint_names_incarnation: true,
             fingerprint_names_capture: true,
+            growth_is_compared: true,
+            rows_are_a_change: true,
             prepared_are_awaited: true,
             late_writers: LateWriters::Transactions,
             left_out: LeftOut::WithAdvance,
@@ -161,6 +173,9 @@ impl Default for Rules {
             store_names_count: true,
             store_names_removals: true,
             store_checks_tag: true,
+            missing_is_filled: true,
+            refused_rows_are_loaded: true,
+            fills_are_counted: true,
             failover_may_go_back: true,
         }
     }

@@ -305,7 +305,8 @@ impl Protocol {
             }
             None => say(format_args!("W{worker} raises: of another epoch")),
         }
-        self.after_raise(state, worker, batch, existing)
+        let to_load = existing.map(|existing| if self.world.fills_first { keys } else { existing });
+        self.after_raise(state, worker, batch, to_load)
     }
 
     fn after_raise(&self, state: &mut State, worker: usize, batch: Batch, existing: Option<Set>) -> Stage {

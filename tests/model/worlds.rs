@@ -1,7 +1,7 @@
 //! A world: who takes part, what may go wrong, and which rules are kept.
 
 use crate::faults::Fault;
-use crate::rules::Rules;
+use crate::rules::{Page, Rules};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnChange {
@@ -34,6 +34,13 @@ pub(crate) enum Shared {
     /// What the query means: DDL changes it, and no row of the outbox says so. A statement may have been planned
     /// before it and see data of after it (a function that was inlined).
     Definition,
+}
+
+/// A partition that is added to the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Growth {
+    Empty,
+    WithRows,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +90,9 @@ pub(crate) struct World {
     pub(crate) has_switch: bool,
     /// Transactions may be prepared.
     pub(crate) has_prepared: bool,
+    pub(crate) grows: Option<Growth>,
+    /// Redis is to hold every row, so a revalidation begins with a backfill, and the feed loads what is absent too.
+    pub(crate) fills_first: bool,
     /// A worker of an older definition, which does not watch the shared row.
     pub(crate) blind: Option<usize>,
     /// Redis Cluster: k1 and its slot are on a shard that fails over alone.
@@ -112,6 +122,8 @@ impl Default for World {
             shared: Shared::Row,
             has_switch: false,
             has_prepared: false,
+            grows: None,
+            fills_first: false,
             blind: None,
             is_sharded: false,
             rules: Rules::default(),
@@ -127,6 +139,16 @@ pub(crate) fn ddl(todo: [u8; 3]) -> World {
 /// A world whose transactions are one step each, with a revalidation beside the feed and two stamp slots.
 pub(crate) fn kept(todo: [u8; 3]) -> World {
     World { keepers: 1, slots: [0, 1], ..row(todo) }
+}
+
+/// A world with DDL, in which a revalidation begins with a backfill.
+pub(crate) fn filled(todo: [u8; 3]) -> World {
+    World { fills_first: true, ..ddl(todo) }.under(|rules| rules.page = Page::FloorInEachScript)
+}
+
+/// A world without DDL, in which a revalidation begins with a backfill. The row of `k1` may be deleted, and come again.
+pub(crate) fn filled_rows(todo: [u8; 3]) -> World {
+    World { shared: Shared::Row, deleted: [0, 2], ..filled(todo) }
 }
 
 /// A world whose capture is switched off and on again, with open transactions and a revalidation beside the feed.
@@ -157,7 +179,7 @@ pub(crate) fn row(todo: [u8; 3]) -> World {
 impl World {
     /// Coverage may change, so polls that verify it and others differ.
     pub(crate) fn changes_coverage(&self) -> bool {
-        self.shared == Shared::Definition || self.has_switch || self.has_prepared
+        self.shared == Shared::Definition || self.has_switch || self.has_prepared || self.grows.is_some()
     }
 
     /// The same world under other rules.

@@ -12,6 +12,7 @@ mod environment;
 mod forms;
 #[cfg(feature = "file")]
 mod key;
+mod postgres_url;
 #[cfg(feature = "file")]
 mod raw;
 #[cfg(feature = "file")]

@@ -83,12 +83,13 @@ impl Source {
         problem.position = span.map(|span| {
             let span =
                 offset.filter(|_| shown == path).map_or(span.clone(), |offset| self.inside(&span, offset));
-            self.position(span)
+            self.position(span, |line| may_hold_secret(path, line))
         });
         problem
     }
 
-    /// A problem at a place of the file.
+    /// A problem at a place of the file where something stands that is not understood. It may be a secret, whatever it is called,
+    /// so no more than its name is shown.
     #[cfg(feature = "file")]
     #[must_use]
     pub(crate) fn problem_at(
@@ -98,7 +99,7 @@ impl Source {
         help: impl Into<Option<String>>,
     ) -> Diagnostic {
         let mut problem = Diagnostic::error(message, help);
-        problem.position = Some(self.position(span));
+        problem.position = Some(self.position(span, |_line| true));
         problem
     }
 
@@ -121,7 +122,8 @@ impl Source {
         start..start + word.max(1)
     }
 
-    fn position(&self, span: Range<usize>) -> Position {
+    /// Of a line that may hold a secret only what stands before the value is shown.
+    fn position(&self, span: Range<usize>, may_hold_secret: impl Fn(&str) -> bool) -> Position {
         let start = (0..=span.start.min(self.text.len()))
             .rev()
             .find(|at| self.text.is_char_boundary(*at))
@@ -133,23 +135,25 @@ impl Source {
         let column = before.get(line_start..).unwrap_or_default().chars().count() + 1;
         let marked = self.text.get(start..span.end.min(self.text.len())).unwrap_or_default();
         let width = marked.lines().next().unwrap_or_default().chars().count();
-        Position {
-            file: self.file.clone(),
-            line: before.matches('\n').count() + 1,
-            column,
-            width: width.max(1),
-            excerpt: without_password(excerpt),
-        }
+        let excerpt = if may_hold_secret(excerpt) { without_value(excerpt) } else { excerpt.to_owned() };
+        // Nor does the mark tell how long it is.
+        let room = (excerpt.chars().count() + 1).saturating_sub(column);
+        let width = width.min(room).max(1);
+        Position { file: self.file.clone(), line: before.matches('\n').count() + 1, column, width, excerpt }
     }
 }
 
-/// A line as it may be shown: `scheme://user:password@host` loses its password.
-fn without_password(line: &str) -> String {
-    let Some((before, behind)) = line.split_once("://") else { return line.to_owned() };
-    let end = behind.find(['/', '?', '"', '\'', ' ']).unwrap_or(behind.len());
-    let (authority, rest) = behind.split_at(end);
-    match authority.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?.0, host))) {
-        Some((user, host)) => format!("{before}://{user}:***@{host}{rest}"),
-        None => line.to_owned(),
+/// Whether the line of a known setting may hold a secret: a URL, or what stands beside one in an inline table.
+fn may_hold_secret(path: &str, line: &str) -> bool {
+    let of_server = path.split('.').next().is_some_and(|section| matches!(section, "postgres" | "redis"));
+    line.contains("://") || of_server && (path.ends_with(".url") || line.contains('{'))
+}
+
+/// `name = …`; the heading of a section as it is.
+fn without_value(line: &str) -> String {
+    match line.split_once('=') {
+        Some((name, _value)) if !name.contains(['"', '\'', ':']) => format!("{name}= …"),
+        None if line.trim_start().starts_with('[') && !line.contains("://") => line.to_owned(),
+        _ => "…".to_owned(),
     }
 }

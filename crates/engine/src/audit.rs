@@ -5,6 +5,7 @@
 //! "Cache made consistent", 2022). Where it does not, what stays different for a second is accused.
 
 mod comparison;
+mod unread;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -68,10 +69,14 @@ pub async fn compare(
     }
     // Only then every key is remembered.
     let is_whole = extent.rate.is_none();
+    let unread = if is_whole { None } else { unread::sign_of(context, dataset).await? };
     let mut seen: HashSet<String> = HashSet::new();
     let mut cursor = 0;
     loop {
-        let (mut keys, next) = page_of(context, dataset, cursor).await?;
+        let (mut keys, next) = match unread {
+            None => page_of(context, dataset, cursor).await?,
+            Some(sign) => unread::page_without(context, dataset, (cursor, PAGE), sign).await?,
+        };
         keys.retain(|(key, _)| !is_whole || seen.insert(key.clone()));
         check_or_forget(context, dataset, &source, keys, &mut found).await?;
         if let Some(rate) = extent.rate {

@@ -79,7 +79,7 @@ impl Rejected {
             None => String::new(),
         };
         let reason = take(b"reason");
-        let command = StreamEntry { id: take(b"entry"), fields };
+        let command = StreamEntry::new(take(b"entry"), fields);
         Self { reason, id: record_id(&command), command, letter }
     }
 

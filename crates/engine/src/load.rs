@@ -32,8 +32,10 @@ enum Why {
     /// Their rows make the statement fail, each alone: what stands in Redis is not what the query says any more, and nothing
     /// can be stored until another change.
     RowFails(String),
-    /// They cannot be stored now; a later load may succeed.
-    NotStored(&'static str),
+    /// Something newer touched their stamp slots each time; a later load may succeed.
+    Refused,
+    /// Redis is full.
+    Full,
 }
 
 /// Loads that a key may be refused before it is invalidated instead (R10).
@@ -117,7 +119,7 @@ impl Loading<'_> {
     ) -> Result<LoadReport, EngineError> {
         let mut report = LoadReport::default();
         if refusals == LOADS_MAX {
-            self.give_up(keys, Why::NotStored("refused three times"), &mut report).await?;
+            self.give_up(keys, Why::Refused, &mut report).await?;
             return Ok(report);
         }
         match self.load_once(keys).await {
@@ -139,7 +141,7 @@ impl Loading<'_> {
             }
             Err(EngineError::Cache(error)) if error.refusal == Refusal::Full => {
                 self.context.count_refusal(error);
-                self.give_up(keys, Why::NotStored("Redis is full"), &mut report).await?;
+                self.give_up(keys, Why::Full, &mut report).await?;
             }
             Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
                 self.dataset.forget_source();
@@ -192,13 +194,17 @@ impl Loading<'_> {
         let (context, dataset) = (self.context, self.dataset);
         let (must_go, may_come_back, reason) = match &why {
             Why::RowFails(reason) => (true, false, reason.as_str()),
-            Why::NotStored(reason) => (self.options.cause.must_go(), true, *reason),
+            Why::Refused => (self.options.cause.must_go(), true, "refused three times"),
+            Why::Full => (self.options.cause.must_go(), true, "Redis is full"),
         };
         let cause = self.options.cause.label();
         warn!(dataset = dataset.name(), entries = keys.len(), reason, cause, "entries could not be stored");
         let failed = |(key, _): &&(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
         report.add(LoadReport { failures: keys.iter().map(failed).collect(), ..LoadReport::default() });
-        if !must_go || self.options.storing != Storing::Always {
+        let must_go = must_go && self.options.storing == Storing::Always;
+        // What was refused in a backfill may be missing. (Where Redis is full, another one at once would not help.)
+        let is_refused_row = self.options.cause == Cause::Backfill && matches!(why, Why::Refused);
+        if !must_go && (!is_refused_row || !dataset.is_filled_whole()) {
             report.left += keys.len() as u64;
             return Ok(());
         }
@@ -214,6 +220,10 @@ impl Loading<'_> {
             let why = (dataset.name(), reason);
             context.checked(None, context.redis.mark_slots(at, why, &missing, &self.job.id).await?)?;
             self.job.count += 1;
+        }
+        if !must_go {
+            report.left += keys.len() as u64;
+            return Ok(());
         }
         let answer = context.redis.invalidate(&precondition, stamp, &names, &self.job.id, "").await?;
         context.checked(Some(dataset), answer)?;

@@ -48,8 +48,13 @@ impl RefreshScan {
     /// Begins a scan.
     #[must_use]
     pub fn new(facts: &ServerFacts, next_scan: Duration) -> Self {
-        let sign = if facts.counts_use() { UseSign::Frequency } else { UseSign::Idle };
-        Self { cursor: 0, sign, next_scan, asked: BTreeMap::new(), report: RefreshReport::default() }
+        Self {
+            cursor: 0,
+            sign: facts.use_sign(),
+            next_scan,
+            asked: BTreeMap::new(),
+            report: RefreshReport::default(),
+        }
     }
 
     /// Looks at the next page. True: the scan is over.
@@ -111,15 +116,7 @@ impl RefreshScan {
         outage: Option<&Outage>,
     ) -> Option<Due> {
         let left = entry.left?;
-        let idle = match self.sign {
-            UseSign::Idle => entry.used.map(Duration::from_secs),
-            // Used often enough: as if used just now; else as if never since it was stored.
-            UseSign::Frequency => {
-                let is_used = entry.used.is_none_or(|count| FREQUENCY_USED <= count);
-                Some(if is_used { Duration::ZERO } else { Duration::MAX / 2 })
-            }
-            UseSign::None => None,
-        };
+        let idle = idle_for(self.sign, entry.used);
         let verdict = dataset.lifetimes.judge(&entry.key, left, idle);
         let holds_all = dataset.settings.scope == Scope::All;
         let is_wanted = match (verdict, outage) {
@@ -221,6 +218,19 @@ impl RefreshScan {
         self.report.extended += extended;
         context.metrics.extended.get_or_create(&ByDataset::new(dataset.name())).inc_by(extended);
         Ok(())
+    }
+}
+
+/// For how long an entry was not used, by the sign that a scan asked for; none: nobody knows.
+pub(crate) fn idle_for(sign: UseSign, used: Option<u64>) -> Option<Duration> {
+    match sign {
+        UseSign::Idle => used.map(Duration::from_secs),
+        // Used often enough: as if used just now; else as if never since it was stored.
+        UseSign::Frequency => {
+            let is_used = used.is_none_or(|count| FREQUENCY_USED <= count);
+            Some(if is_used { Duration::ZERO } else { Duration::MAX / 2 })
+        }
+        UseSign::None => None,
     }
 }
 

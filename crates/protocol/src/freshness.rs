@@ -49,11 +49,14 @@ impl Lifetimes {
         if life.mul_f64(self.ahead) < left {
             return Verdict::Fresh;
         }
-        let age = life.saturating_sub(left);
-        match idle {
-            Some(idle) if age <= idle + IDLE_SLACK => Verdict::Unread,
-            Some(_) | None => Verdict::Due,
-        }
+        if self.is_unread(key, left, idle) { Verdict::Unread } else { Verdict::Due }
+    }
+
+    /// Whether nobody read an entry since it was loaded, as far as the time since its last use tells.
+    #[must_use]
+    pub fn is_unread(&self, key: &str, left: Duration, idle: Option<Duration>) -> bool {
+        let age = self.of(key).saturating_sub(left);
+        idle.is_some_and(|idle| age <= idle + IDLE_SLACK)
     }
 
     /// The lifetime that an extension gives: short enough that the entry stays due.

@@ -6,11 +6,9 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::error::EngineError;
-use crate::stores::redis::{Finished, StreamEntry};
+use crate::stores::redis::{ENTRY_BYTES_MAX, Finished, StreamEntry};
 use crate::write::{CacheState, Parameters, PreparedWrite, decode};
 
-/// Bytes of a command, all of its fields.
-const COMMAND_MAX: usize = 1 << 20;
 /// Bytes of an id.
 const ID_MAX: usize = 200;
 /// Bytes of the name of a list for replies.
@@ -64,8 +62,8 @@ impl Command {
     /// Reads the fields of an entry: `dataset`, `params`, and perhaps `id` and `reply`. An error says why it cannot be
     /// carried out.
     pub fn read(context: &Context, entry: &StreamEntry) -> Result<Self, String> {
-        if COMMAND_MAX < entry.size() {
-            return Err(format!("it has {} bytes, at most {COMMAND_MAX}", entry.size()));
+        if entry.is_too_large() {
+            return Err(format!("it has {} bytes, at most {ENTRY_BYTES_MAX}", entry.size()));
         }
         let text = |name: &str| {
             let bytes = entry.field(name).ok_or_else(|| format!("field `{name}` is missing"))?;
@@ -186,6 +184,7 @@ impl CommandOutcome {
             });
             (list.to_owned(), reply.to_string())
         });
-        Finished { id: entry.id.clone(), reply, rejected: self.error.clone() }
+        let kept = entry.is_too_large().then(|| entry.fields.clone());
+        Finished { id: entry.id.clone(), reply, rejected: self.error.clone(), kept }
     }
 }

@@ -32,6 +32,8 @@ pub use pending_slots::{Failed, SlotsSeen};
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;
-pub use stream::{Finished, StreamConsumer, StreamEntry, StreamReader, StreamState, dead_of};
+pub use stream::{
+    ENTRY_BYTES_MAX, Finished, StreamConsumer, StreamEntry, StreamReader, StreamState, dead_of,
+};
 pub use subscription::{Notice, Subscription};
-pub use tags::{AddedMembers, TagMembers};
+pub use tags::{AddedMembers, DroppedWindows, TagMembers};

@@ -109,7 +109,7 @@ impl Postgres {
     /// [`SourceError`] when the URL cannot be used.
     pub fn new(settings: &config::Postgres) -> Result<Self, SourceError> {
         let error = |source| SourceError::new("read the URL", source);
-        let mut options = PgConnectOptions::from_str(settings.url.reveal()).map_err(error)?;
+        let mut options = PgConnectOptions::from_str(settings.driver_url().reveal()).map_err(error)?;
         if let Some(password) = &settings.password {
             options = options.password(password.reveal());
         }

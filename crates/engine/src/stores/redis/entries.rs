@@ -273,18 +273,44 @@ impl Redis {
 
     /// The values of keys with their remaining lifetimes.
     pub async fn read(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
+        self.read_as(keys, false).await
+    }
+
+    /// Commands of other tasks do not come in between: a pipeline is sent as one.
+    async fn read_as(
+        &self,
+        keys: &[impl AsRef<str>],
+        is_unnoticed: bool,
+    ) -> Result<Vec<ValueAndLife>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipeline = redis::pipe();
+        if is_unnoticed {
+            pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("ON").ignore();
+        }
         for key in keys {
             pipeline.cmd("GET").arg(key.as_ref()).cmd("PTTL").arg(key.as_ref());
+        }
+        if is_unnoticed {
+            pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("OFF").ignore();
         }
         let mut replies = self.pipeline("read entries", &pipeline, 2 * keys.len()).await?;
         keys.iter().map(|_| Ok((replies.next()?, replies.next()?))).collect()
     }
 
-    /// The same for whoever only looks: what is not there is no miss to Redis, so that nobody fills it.
+    /// Whether [`Self::look_at`] does not count as use: from Redis 7.2 on, where the user may say `CLIENT NO-TOUCH`.
+    pub async fn can_look_unnoticed(&self) -> Result<bool, CacheError> {
+        let command = redis::cmd("CLIENT").arg("NO-TOUCH").arg("OFF").to_owned();
+        match self.command::<()>("look without a trace", &command).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_unreachable() => Err(error),
+            Err(_does_not_know_it) => Ok(false),
+        }
+    }
+
+    /// The same for whoever only looks: what is not there is no miss to Redis, so that nobody fills it, and to look is no use of an
+    /// entry, where the server can tell it apart.
     pub async fn look_at(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -295,6 +321,7 @@ impl Redis {
         }
         let mut replies = self.pipeline("look for entries", &pipeline, keys.len()).await?;
         let mut present = Vec::new();
+        let is_unnoticed = self.can_look_unnoticed().await?;
         for (position, key) in keys.iter().enumerate() {
             let encoding: Option<String> = replies.next()?;
             if encoding.is_some() {
@@ -303,7 +330,7 @@ impl Redis {
         }
         let names: Vec<&str> = present.iter().map(|(_, key)| *key).collect();
         let mut found = vec![(None, NOT_THERE); keys.len()];
-        for ((position, _), entry) in present.iter().zip(self.read(&names).await?) {
+        for ((position, _), entry) in present.iter().zip(self.read_as(&names, is_unnoticed).await?) {
             if let Some(place) = found.get_mut(*position) {
                 *place = entry;
             }

@@ -1,6 +1,6 @@
 //! What the server is: version, run id, eviction policy, role.
 
-use super::{CacheError, Redis};
+use super::{CacheError, Redis, UseSign};
 
 /// Facts about a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,10 +28,10 @@ impl ServerFacts {
         self.maxmemory_policy.starts_with("allkeys-")
     }
 
-    /// Whether use is counted instead of timed.
+    /// How it tells whether an entry was used: under an LFU policy use is counted instead of timed.
     #[must_use]
-    pub(crate) fn counts_use(&self) -> bool {
-        self.maxmemory_policy.ends_with("-lfu")
+    pub(crate) fn use_sign(&self) -> UseSign {
+        if self.maxmemory_policy.ends_with("-lfu") { UseSign::Frequency } else { UseSign::Idle }
     }
 
     /// The major version, 0 if it cannot be told.

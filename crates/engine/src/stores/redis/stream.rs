@@ -15,11 +15,23 @@ use super::{CacheError, Redis};
 pub struct StreamEntry {
     /// `<milliseconds>-<number>`
     pub id: String,
-    /// Its fields.
-    pub fields: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Its fields; of one that is too large the small ones.
+    pub fields: Fields,
+    /// Bytes of all of its fields.
+    bytes: usize,
 }
 
+/// Bytes of the largest entry that is read. A larger one is not even transferred: it is known by its small fields alone.
+pub const ENTRY_BYTES_MAX: usize = 1 << 20;
+
 impl StreamEntry {
+    /// An entry with all of its fields.
+    #[must_use]
+    pub fn new(id: String, fields: Fields) -> Self {
+        let bytes = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+        Self { id, fields, bytes }
+    }
+
     /// The value of a field.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&[u8]> {
@@ -33,10 +45,16 @@ impl StreamEntry {
         position(&self.id)
     }
 
-    /// Bytes of its fields.
+    /// Bytes of all of its fields.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.fields.iter().map(|(name, value)| name.len() + value.len()).sum()
+        self.bytes
+    }
+
+    /// Whether it is too large to be read.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        ENTRY_BYTES_MAX < self.bytes
     }
 }
 
@@ -73,6 +91,8 @@ pub struct Finished {
     pub reply: Option<(String, String)>,
     /// Why it was rejected; then it is kept apart.
     pub rejected: Option<String>,
+    /// What is kept of it then; none: all of its fields.
+    pub kept: Option<Fields>,
 }
 
 /// The state of a stream.
@@ -105,7 +125,9 @@ const DEAD_MAX: u64 = 10_000;
 /// Bytes of entries that are taken at once; one entry may be larger.
 const TAKE_BYTES: u64 = 4 << 20;
 type Streams = Vec<(String, Vec<RawEntry>)>;
-type RawEntry = (String, Option<Vec<(Vec<u8>, Vec<u8>)>>);
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+/// One that was deleted while somebody had it has no fields.
+type RawEntry = (String, Option<Fields>);
 
 /// Where entries of a stream that were rejected are kept.
 #[must_use]
@@ -179,6 +201,17 @@ impl Redis {
             let reply = one.reply.as_ref().map_or("", |(_, reply)| reply.as_str());
             let reason = one.rejected.as_deref().unwrap_or_default();
             call.arg(&one.id).number(position as u64).arg(reply).arg(reason);
+            match &one.kept {
+                None => {
+                    call.arg("-1");
+                }
+                Some(fields) => {
+                    call.number(2 * fields.len() as u64);
+                    for (name, value) in fields {
+                        call.arg(name).arg(value);
+                    }
+                }
+            }
         }
         let (_, undelivered): (u64, Vec<String>) = call.run(self).await?;
         Ok(undelivered)
@@ -215,7 +248,8 @@ impl Redis {
         let mut command = redis::cmd("XRANGE");
         command.arg(dead_of(stream)).arg("-").arg("+").arg("COUNT").arg(most);
         let entries: Vec<RawEntry> = self.command("read rejected entries", &command).await?;
-        Ok(entries.into_iter().filter_map(read_entry).collect())
+        let read = |(id, fields): RawEntry| Some(StreamEntry::new(id, fields?));
+        Ok(entries.into_iter().filter_map(read).collect())
     }
 
     /// Puts a rejected entry into the stream again.
@@ -278,6 +312,11 @@ impl StreamReader {
         most: usize,
         waits: Duration,
     ) -> Result<Option<Vec<StreamEntry>>, CacheError> {
+        let Some((_, entries)) = self.take(">", Duration::ZERO, most).await? else { return Ok(None) };
+        if !entries.is_empty() {
+            self.saw(&entries);
+            return Ok(Some(entries));
+        }
         // A look that takes nothing, so that it may block: a script may not.
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(waits)).arg("STREAMS");
@@ -330,9 +369,11 @@ impl StreamReader {
         call.arg(self.redis.keys.writer(&self.stream)).arg(&self.stream);
         call.arg(&self.token).arg(&self.group).arg(&self.consumer);
         call.number(most as u64).number(TAKE_BYTES).arg(cursor).number(millis(idle));
+        call.number(ENTRY_BYTES_MAX as u64);
         match call.run(&self.redis).await {
             Ok(TakeReply::Taken { next, entries }) => {
-                Ok(Some((next, entries.into_iter().filter_map(read_entry).collect())))
+                let read = |(id, fields, bytes)| StreamEntry { id, fields, bytes };
+                Ok(Some((next, entries.into_iter().map(read).collect())))
             }
             Ok(TakeReply::Superseded) => Ok(None),
             // A stream that was deleted, with its group, is made again.
@@ -348,7 +389,7 @@ impl StreamReader {
 
 /// What the script that takes entries replies.
 enum TakeReply {
-    Taken { next: String, entries: Vec<RawEntry> },
+    Taken { next: String, entries: Vec<(String, Fields, usize)> },
     Superseded,
 }
 
@@ -359,14 +400,9 @@ impl FromRedisValue for TakeReply {
         {
             return Ok(Self::Superseded);
         }
-        let (next, entries) = <(String, Vec<RawEntry>)>::from_redis_value(value)?;
+        let (next, entries) = FromRedisValue::from_redis_value(value)?;
         Ok(Self::Taken { next, entries })
     }
-}
-
-/// An entry that was deleted while somebody had it has no fields.
-fn read_entry((id, fields): RawEntry) -> Option<StreamEntry> {
-    Some(StreamEntry { id, fields: fields? })
 }
 
 /// A consumer of a stream's group.

@@ -24,6 +24,15 @@ pub struct AddedMembers {
     pub window: u64,
 }
 
+/// What one script has dropped of the windows that are over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DroppedWindows {
+    /// Tag sets that are gone.
+    pub sets: u64,
+    /// Whether there is more to drop.
+    pub has_more: bool,
+}
+
 /// What a script that adds members answers.
 enum Addition {
     Added { removals: u64, window: u64 },
@@ -104,11 +113,15 @@ impl Redis {
         call.run(self).await
     }
 
-    /// Drops up to `most` tag sets in whose window nothing can be alive; answers how many.
-    pub async fn drop_old_windows(&self, most: usize) -> Result<usize, CacheError> {
+    /// Drops tag sets whose window is over, looking at up to `most` members and sets.
+    ///
+    /// # Errors
+    /// [`CacheError`]; it may be said again.
+    pub async fn drop_old_windows(&self, most: usize) -> Result<DroppedWindows, CacheError> {
         let on = self.keys.metadata();
         let mut call = Call::new(&DROP_WINDOWS, 2);
         call.arg(&on.windows).arg(&on.meta).arg(&on.tag_prefix).number(most as u64);
-        call.run(self).await
+        let (sets, has_more) = call.run(self).await?;
+        Ok(DroppedWindows { sets, has_more })
     }
 }
