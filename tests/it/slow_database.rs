@@ -1,6 +1,7 @@
 //! A slow, locked or unreachable database never empties the cache: old values stay readable, the watermark leaves the dataset
 //! out, other datasets go on, and what changed is revalidated once the database can be read again.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
@@ -48,9 +49,17 @@ const DATASETS: &str = r#"
 /// How many entries of a dataset are readable.
 async fn entries(rig: &Rig, prefix: &str) -> usize {
     let mut client = rig.client().await;
-    let keys: Vec<String> =
-        redis::cmd("KEYS").arg(format!("{prefix}:*")).query_async(&mut client).await.unwrap();
-    keys.len()
+    let (mut cursor, mut found) = (0_u64, HashSet::<String>::new());
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(format!("{prefix}:*")).arg("COUNT").arg(5_000);
+        let (next, keys): (u64, Vec<String>) = scan.query_async(&mut client).await.unwrap();
+        found.extend(keys);
+        cursor = next;
+        if cursor == 0 {
+            return found.len();
+        }
+    }
 }
 
 /// Waits until what was committed until now is visible, and the watermark says so of this dataset.
