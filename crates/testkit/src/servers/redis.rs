@@ -90,9 +90,18 @@ impl Redis {
         self.server.kill("KILL");
     }
 
-    /// Starts it again on the same port, after [`Self::kill`].
+    /// Starts it again on the same port, after [`Self::kill`]. Meanwhile the port may be another's for a moment, a server's of another
+    /// test that asks for a free one.
     pub async fn start_again(&mut self) -> Result<(), ServerError> {
-        self.launch().await
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            match self.launch().await {
+                Err(ServerError::Failed { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                started => return started,
+            }
+        }
     }
 
     /// Stops it from running without ending it.
