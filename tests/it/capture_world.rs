@@ -376,7 +376,22 @@ async fn a_key_that_is_no_utf8_does_not_stop_the_others() {
 
 #[tokio::test]
 async fn what_was_prepared_before_a_crash_is_waited_for() {
-    let rig = Rig::start_with(TABLES, &["max_prepared_transactions=5"], &[]).await;
+    crash_over_a_prepared_transaction(0).await;
+}
+
+#[tokio::test]
+async fn what_was_prepared_before_a_crash_is_waited_for_although_the_clock_went_back() {
+    crash_over_a_prepared_transaction(-3_600).await;
+}
+
+#[tokio::test]
+async fn what_was_prepared_before_a_crash_is_waited_for_although_the_clock_ran_ahead() {
+    crash_over_a_prepared_transaction(3_600).await;
+}
+
+/// Around the crash the server's clock is so many seconds ahead.
+async fn crash_over_a_prepared_transaction(ahead: i64) {
+    let (rig, clock) = Rig::start_with_clock(TABLES, &["max_prepared_transactions=5"]).await;
     let context = rig.context(&plain());
     let _follower = follower(&context).await;
     rig.postgres
@@ -384,12 +399,15 @@ async fn what_was_prepared_before_a_crash_is_waited_for() {
         .await
         .unwrap();
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox").await, 0);
-    // A crash sets the markers back, which are unlogged.
-    rig.postgres
-        .execute("select nextval('cachekeeper.uncaptured'), nextval('cachekeeper.uncaptured_1')")
-        .await
-        .unwrap();
-    context.postgres.note_uncaptured().await.unwrap();
+    if ahead == 0 {
+        // A crash sets the markers back, which are unlogged.
+        rig.postgres
+            .execute("select nextval('cachekeeper.uncaptured'), nextval('cachekeeper.uncaptured_1')")
+            .await
+            .unwrap();
+        context.postgres.note_uncaptured().await.unwrap();
+    }
+    clock.set(ahead).unwrap();
     // One backend is killed: the server starts all others anew, and empties unlogged tables.
     let mut session = rig.postgres.session().await.unwrap();
     let pid = session.text("select pg_backend_pid()::text").await.unwrap().unwrap();
@@ -403,7 +421,9 @@ async fn what_was_prepared_before_a_crash_is_waited_for() {
     steps_until(&mut consumer, "a new incarnation", |step| step == Step::Waiting).await;
     let found = reason(&context, true).await.unwrap();
     // The marker's gap waits for it too, and is told first.
-    assert!(found.contains("older transactions to end"), "{found}");
+    let why =
+        if ahead == 0 { "older transactions to end" } else { "prepared before the server's last crash" };
+    assert!(found.contains(why), "{found}");
     // A revalidation has run, and only then it commits: nothing but what is covered anew tells of it (X41).
     let mut client = rig.client().await;
     let pending: i64 = redis::cmd("HDEL")
@@ -416,6 +436,7 @@ async fn what_was_prepared_before_a_crash_is_waited_for() {
     rig.postgres.execute("commit prepared 'held'").await.unwrap();
     is_covered_again(&context, &mut consumer).await;
     assert!(context.redis.metadata("").await.unwrap().pending.contains_key("product"));
+    clock.set(0).unwrap();
     // One that was prepared in this incarnation is captured whole.
     rig.postgres
         .execute("begin; update products set name = 'again' where id = 6; prepare transaction 'new'")

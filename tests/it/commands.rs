@@ -334,6 +334,35 @@ statement = "update products set price_cents = :price, f = :f, history = history
     worker.stop().await;
 }
 
+/// As if the stream had been led for so long more.
+async fn lead_for_hours(rig: &Rig) {
+    rig.postgres.execute("update cachekeeper.writer set led_ms = led_ms + 2 * 3600000").await.unwrap();
+}
+
+/// Waits until the leader has looked for old records once more, and dropped those that are.
+async fn housekeeping(rig: &Rig) {
+    let led = async || {
+        let mut session = rig.postgres.session().await.unwrap();
+        let led = session.text("select led_ms::text from cachekeeper.writer").await.unwrap().unwrap();
+        led.parse::<i64>().unwrap()
+    };
+    // The last one may have begun before, so two.
+    for _ in 0..2 {
+        let before = led().await;
+        wait_until("the leader has counted on", async || {
+            let now = led().await;
+            if before < now { Ok(()) } else { Err(now.to_string()) }
+        })
+        .await;
+    }
+}
+
+async fn records(rig: &Rig) -> String {
+    let mut session = rig.postgres.session().await.unwrap();
+    let records = "select coalesce(string_agg(id, ' ' order by id), '') from cachekeeper.applied";
+    session.text(records).await.unwrap().unwrap()
+}
+
 /// A record is needed as long as its command may stand in the stream a second time.
 #[tokio::test]
 async fn a_command_sent_again_is_known_although_nobody_worked_for_hours() {
@@ -345,13 +374,65 @@ async fn a_command_sent_again_is_known_although_nobody_worked_for_hours() {
     // Its producer has not seen the reply, and sends it again; the worker is down meanwhile, for two hours.
     worker.stop().await;
     send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
-    rig.postgres.execute("update cachekeeper.applied set at = at - interval '2 hours'").await.unwrap();
+    lead_for_hours(&rig).await;
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     send(&context, "product", "two", json!({ "id": 2, "price": 1 })).await;
     replied(&rig, "two").await;
     let mut session = rig.postgres.session().await.unwrap();
     let history = session.text("select history from products where id = 1").await.unwrap();
     assert_eq!(history.as_deref(), Some(",1"));
+    worker.stop().await;
+}
+
+/// Somebody sets the server's clock: no record is dropped for it.
+#[tokio::test]
+async fn a_command_sent_again_is_known_although_the_servers_clock_jumped() {
+    let (rig, clock) = Rig::start_with_clock(&format!("{TABLES}; {SLOW}"), &[]).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+    replied(&rig, "one").await;
+    // The leader counts as long as there is a record.
+    let any = "insert into cachekeeper.applied (namespace, stream, id, digest, entry_ms, entry_seq, rows, at)
+        values ('test', 'cache:writes', 'any', '', 1, 0, 1, 'infinity')";
+    rig.postgres.execute(any).await.unwrap();
+    for seconds in [2 * 3_600, 10 * 365 * 86_400, -2 * 3_600] {
+        clock.set(seconds).unwrap();
+        housekeeping(&rig).await;
+        send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+        let next = format!("next at {seconds}");
+        send(&context, "product", &next, json!({ "id": 1, "price": 2 })).await;
+        replied(&rig, &next).await;
+    }
+    let mut session = rig.postgres.session().await.unwrap();
+    let history = session.text("select history from products where id = 1").await.unwrap();
+    assert_eq!(history.as_deref(), Some(",1,2,2,2"));
+    worker.stop().await;
+}
+
+/// Records are dropped after the retention in which somebody led: also those of an earlier version, which do not say how old they
+/// are, and those that look younger than the stream, as after a restore.
+#[tokio::test]
+async fn no_record_stays_for_ever() {
+    let (rig, clock) = Rig::start_with_clock(&format!("{TABLES}; {SLOW}"), &[]).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let context = rig.context(DATASETS);
+    clock.set(10 * 365 * 86_400).unwrap();
+    send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+    replied(&rig, "one").await;
+    let others = "insert into cachekeeper.applied (namespace, stream, id, digest, entry_ms, entry_seq, rows, led_ms) values
+        ('test', 'cache:writes', 'earlier', '', 1, 0, 1, null), ('', 'cache:writes', 'older', '', 1, 0, 1, null),
+        ('test', 'cache:writes', 'restored', '', 1, 0, 1, 1000000000000), ('other', 'cache:writes', 'other', '', 1, 0, 1, 0)";
+    rig.postgres.execute(others).await.unwrap();
+    clock.set(0).unwrap();
+    housekeeping(&rig).await;
+    assert_eq!(records(&rig).await, "earlier older one other restored");
+    lead_for_hours(&rig).await;
+    wait_until("what is ours is dropped", async || {
+        let left = records(&rig).await;
+        if left == "other" { Ok(()) } else { Err(left) }
+    })
+    .await;
     worker.stop().await;
 }
 
@@ -414,8 +495,9 @@ async fn a_write_whose_entries_nobody_knows_reaches_redis_all_the_same() {
 async fn housekeeping_that_waits_for_a_lock_holds_up_no_command() {
     let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
     let context = rig.context(DATASETS);
-    let old = "insert into cachekeeper.applied (stream, id, digest, entry_ms, entry_seq, rows, at)
-        values ('cache:writes', 'old', '', 1, 0, 1, now() - interval '2 days')";
+    let old = "insert into cachekeeper.writer (namespace, stream, token, led_ms) values ('test', 'cache:writes', 0, 7200000);
+        insert into cachekeeper.applied (namespace, stream, id, digest, entry_ms, entry_seq, rows, led_ms)
+        values ('test', 'cache:writes', 'old', '', 1, 0, 1, 0)";
     rig.postgres.execute(old).await.unwrap();
     let mut locker = rig.postgres.session().await.unwrap();
     locker.execute("begin; select from cachekeeper.applied where id = 'old' for update").await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
-use cachekeeper_testkit::servers::{Postgres, Redis};
+use cachekeeper_testkit::servers::{Clock, Postgres, Redis};
 use tokio::time::Instant;
 
 /// Servers of one test, and how to reach them.
@@ -24,7 +24,19 @@ impl Rig {
 
     pub async fn start_with(sql: &str, postgres: &[&str], redis: &[&str]) -> Self {
         let (postgres, redis) = tokio::join!(Postgres::start(postgres), Redis::start(redis));
-        let rig = Self { postgres: postgres.unwrap(), redis: redis.unwrap() };
+        Self::with_schema(sql, postgres.unwrap(), redis.unwrap()).await
+    }
+
+    /// The same with a clock of Postgres that can be set.
+    pub async fn start_with_clock(sql: &str, postgres: &[&str]) -> (Self, Clock) {
+        let clock = Clock::new().unwrap();
+        let environment = clock.environment();
+        let (postgres, redis) = tokio::join!(Postgres::start_with(postgres, &environment), Redis::start(&[]));
+        (Self::with_schema(sql, postgres.unwrap(), redis.unwrap()).await, clock)
+    }
+
+    async fn with_schema(sql: &str, postgres: Postgres, redis: Redis) -> Self {
+        let rig = Self { postgres, redis };
         rig.postgres.execute(sql).await.unwrap();
         let context = rig.context("");
         context.postgres.migrate().await.unwrap();

@@ -6,7 +6,8 @@ use super::commands::command::record_id;
 use super::context::Context;
 use super::error::EngineError;
 use super::failpoint;
-use crate::stores::postgres::write::{CommandStream, forget_rejections};
+use crate::stores::postgres::records::forget_rejections;
+use crate::stores::postgres::write::CommandStream;
 use crate::stores::redis::{CacheError, StreamEntry};
 
 /// A write command that was rejected.

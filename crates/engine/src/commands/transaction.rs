@@ -11,9 +11,8 @@ use crate::context::Context;
 use crate::error::chain;
 use crate::failpoint;
 use crate::metrics::ByReason;
-use crate::stores::postgres::write::{
-    CommandStream, IdempotencyRecord, add_records, is_leader, keep_last, records_of, undo_last,
-};
+use crate::stores::postgres::records::{IdempotencyRecord, add_records, records_of};
+use crate::stores::postgres::write::{CommandStream, is_leader, keep_last, undo_last};
 use crate::stores::postgres::{Blame, SourceError};
 use crate::stores::redis::{CacheError, Finished, StreamEntry};
 use crate::write::{CacheState, WriteEffects, WriteError, Written, settle};

@@ -12,6 +12,7 @@ mod load;
 mod mend;
 mod migrate;
 mod outbox;
+pub(crate) mod records;
 mod schema;
 mod spelling;
 mod statement;

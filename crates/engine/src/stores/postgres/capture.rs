@@ -125,7 +125,7 @@ const TREES: &str = "
         select l.relation from pg_locks l join pg_prepared_xacts p on l.virtualtransaction = '-1/' || p.transaction
         where l.locktype = 'relation' and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
             and l.database = (select d.oid from pg_database d where d.datname = current_database())
-            and p.prepared < (select i.since from cachekeeper.incarnation i)
+            and {before}
     )
     select a.name, d.root, d.rel, d.rel::regclass::text, c.relkind::text,
         pg_has_role(c.relowner, 'usage'), d.rel in (select relation from prepared), c.relispartition,
@@ -138,8 +138,10 @@ const TREES: &str = "
     from asked a left join down d on d.name = a.name left join pg_class c on c.oid = d.rel left join pg_namespace n on n.oid = c.relnamespace
     order by a.name, d.root, d.rel";
 
-/// In [`TREES`]: since when the incarnation lives.
-const SINCE: &str = "(select i.since from cachekeeper.incarnation i)";
+/// Whether the transaction `p` of `pg_prepared_xacts` may have been prepared in an earlier incarnation. Its id tells; the server's
+/// clock may have been set meanwhile.
+const WAS_PREPARED_BEFORE: &str = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint - age(p.transaction) \
+    < (select i.first_xid::text::bigint from cachekeeper.incarnation i)";
 
 // An oid of another database, from which this one was copied, means nothing.
 const CAPTURES: &str = "
@@ -153,7 +155,7 @@ const CAPTURES: &str = "
 impl Postgres {
     /// All relations of the trees that these tables belong to. A table that is not there has one member without a root.
     pub(crate) async fn trees(&self, tables: &[String]) -> Result<Vec<TreeMember>, SourceError> {
-        self.read_trees(tables, TREES).await
+        self.read_trees(tables, &TREES.replace("{before}", WAS_PREPARED_BEFORE)).await
     }
 
     /// The same where the schema is not there: no incarnation is known, so nothing was prepared before it.
@@ -161,7 +163,7 @@ impl Postgres {
         &self,
         tables: &[String],
     ) -> Result<Vec<TreeMember>, SourceError> {
-        self.read_trees(tables, &TREES.replace(SINCE, "'-infinity'")).await
+        self.read_trees(tables, &TREES.replace("{before}", "false")).await
     }
 
     async fn read_trees(&self, tables: &[String], sql: &str) -> Result<Vec<TreeMember>, SourceError> {

@@ -87,7 +87,8 @@ pub(super) fn grants(role: &str) -> Vec<String> {
         format!("grant select, update on cachekeeper.feed, cachekeeper.outbox_count to {role}"),
         format!("grant select on all sequences in schema cachekeeper to {role}"),
         format!("grant select, insert, update on cachekeeper.capture, cachekeeper.writer to {role}"),
-        format!("grant select, insert, delete on cachekeeper.applied, cachekeeper.used_by to {role}"),
+        format!("grant select, insert, update, delete on cachekeeper.applied to {role}"),
+        format!("grant select, insert, delete on cachekeeper.used_by to {role}"),
     ]
 }
 

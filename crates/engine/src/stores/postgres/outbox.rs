@@ -56,7 +56,8 @@ impl Postgres {
     }
 
     /// Deletes the oldest rows of the outbox that every reader has seen (those before `cursor`) and that are older than the
-    /// retention (R17); answers how many. Beyond half of `max_outbox` KiB the retention is not kept.
+    /// retention (R17); answers how many. Beyond half of `max_outbox` KiB the retention is not kept, nor for rows whose date is as
+    /// far ahead: the server's clock was set, and they would stay for as long.
     pub async fn trim_outbox(
         &self,
         cursor: &Snapshot,
@@ -75,7 +76,7 @@ impl Postgres {
                 where o.xid < pg_snapshot_xmin($1::pg_snapshot) order by o.xid limit $4
             ), gone as (
                 delete from cachekeeper.outbox o using old where o.ctid = old.ctid
-                    and (old.at < now() - $2 * interval '1 microsecond'
+                    and (old.at not between now() - $2 * interval '1 microsecond' and now() + $2 * interval '1 microsecond'
                         or pg_relation_size('cachekeeper.outbox'::regclass) / 512 > $3) returning 1
             ) select count(*), (select count(*) from old) from gone";
         for _ in 0..ROUNDS {

@@ -1,8 +1,6 @@
 //! The SQL of the write path: write statements with typed parameters, what they changed, and the commands of a stream: who may
 //! carry them out, and which were.
 
-use std::time::Duration;
-
 use futures_util::TryStreamExt;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
@@ -52,8 +50,6 @@ const BEGIN_SHARED: &str = "begin read write; set local search_path to default; 
 const BEGIN_ALONE: &str = "begin read write; set local search_path to default; set constraints all immediate";
 /// Keys that share a row of the outbox.
 const NOTED_AT_ONCE: usize = 64;
-/// Records of one statement that drops old ones.
-const PRUNE_AT_ONCE: i64 = 5_000;
 
 impl Postgres {
     /// Asks the database for the types of a write statement's parameters.
@@ -259,43 +255,6 @@ impl Postgres {
         transaction.commit().await.map_err(error)?;
         Ok(token)
     }
-
-    /// Drops records of commands that are older than this, and came so long before the oldest entry that is left in the
-    /// stream (its milliseconds): a command that was sent again in time is known, however long nobody worked. Answers how
-    /// many.
-    pub(crate) async fn prune_records(
-        &self,
-        stream: CommandStream<'_>,
-        oldest_ms: Option<i64>,
-        older_than: Duration,
-    ) -> Result<u64, SourceError> {
-        let error = |source| SourceError::new("drop old records of commands", source);
-        let age_ms = i64::try_from(older_than.as_millis()).unwrap_or(i64::MAX);
-        let before_ms = oldest_ms.map_or(i64::MAX, |oldest| oldest.saturating_sub(age_ms));
-        let mut dropped = 0;
-        loop {
-            let mut transaction = self.begin_write().await?;
-            let done = sqlx::query(
-                "delete from cachekeeper.applied where ctid = any(array(
-                   select ctid from cachekeeper.applied where namespace in ($1, '') and stream = $2
-                   and at < now() - make_interval(secs => $3) and entry_ms < $4 order by at limit $5))",
-            )
-            .bind(stream.namespace)
-            .bind(stream.name)
-            .bind(older_than.as_secs_f64())
-            .bind(before_ms)
-            .bind(PRUNE_AT_ONCE)
-            .execute(&mut *transaction)
-            .await
-            .map_err(error)?
-            .rows_affected();
-            transaction.commit().await.map_err(error)?;
-            dropped += done;
-            if i64::try_from(done).unwrap_or(i64::MAX) < PRUNE_AT_ONCE {
-                return Ok(dropped);
-            }
-        }
-    }
 }
 
 /// Between two commands of a transaction: what the last one did stays, whatever becomes of the next.
@@ -312,21 +271,6 @@ pub(crate) async fn keep_last(connection: &mut PgConnection, is_first: bool) -> 
 pub(crate) async fn undo_last(connection: &mut PgConnection) -> Result<(), SourceError> {
     let done = connection.execute("rollback to savepoint command").await;
     done.map(drop).map_err(|source| SourceError::new("take back what a command did", source))
-}
-
-/// A command's record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct IdempotencyRecord {
-    /// The command's id.
-    pub id: String,
-    /// A hash of its contents.
-    pub digest: String,
-    /// The stream entry that brought it.
-    pub entry: (i64, i64),
-    /// Rows that it touched.
-    pub rows: i64,
-    /// Why it was rejected; none: it was applied.
-    pub error: Option<String>,
 }
 
 /// Whether the holder of this token may still apply commands of the stream; until this transaction ends, nobody else can
@@ -354,86 +298,4 @@ pub async fn is_leader(
             .await
             .map_err(error)?;
     Ok(newest == Some(token))
-}
-
-/// The records of these commands, as far as there are any.
-pub(crate) async fn records_of(
-    connection: &mut PgConnection,
-    stream: CommandStream<'_>,
-    ids: &[String],
-) -> Result<Vec<IdempotencyRecord>, SourceError> {
-    let what = "look for a command's record";
-    let error = |source| SourceError::new(what, source);
-    let rows = sqlx::query(
-        "select id, digest, entry_ms, entry_seq, rows, error from cachekeeper.applied
-         where namespace in ($1, '') and stream = $2 and id = any($3)",
-    )
-    .bind(stream.namespace)
-    .bind(stream.name)
-    .bind(ids)
-    .fetch_all(connection)
-    .await
-    .map_err(error)?;
-    let read = |row: &PgRow| {
-        Ok(IdempotencyRecord {
-            id: row.try_get(0)?,
-            digest: row.try_get(1)?,
-            entry: (row.try_get(2)?, row.try_get(3)?),
-            rows: row.try_get(4)?,
-            error: row.try_get(5)?,
-        })
-    };
-    rows.iter().map(read).collect::<Result<_, _>>().map_err(error)
-}
-
-/// Records commands in the transaction that applies them.
-///
-/// # Errors
-/// [`SourceError`]; the transaction is over then.
-pub(crate) async fn add_records(
-    connection: &mut PgConnection,
-    stream: CommandStream<'_>,
-    records: &[IdempotencyRecord],
-) -> Result<(), SourceError> {
-    let (mut ids, mut digests, mut ms, mut seqs, mut rows, mut errors) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for record in records {
-        ids.push(record.id.clone());
-        digests.push(record.digest.clone());
-        ms.push(record.entry.0);
-        seqs.push(record.entry.1);
-        rows.push(record.rows);
-        errors.push(record.error.clone());
-    }
-    let done = sqlx::query(
-        "insert into cachekeeper.applied (namespace, stream, id, digest, entry_ms, entry_seq, rows, error)
-         select $1, $2, u.* from unnest($3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[]) u",
-    )
-    .bind(stream.namespace)
-    .bind(stream.name)
-    .bind(ids)
-    .bind(digests)
-    .bind(ms)
-    .bind(seqs)
-    .bind(rows)
-    .bind(errors)
-    .execute(connection)
-    .await;
-    done.map(drop).map_err(|source| SourceError::new("record commands", source))
-}
-
-/// Forgets rejections, so that the commands can be tried again; answers how many there were.
-pub(crate) async fn forget_rejections(
-    postgres: &Postgres,
-    stream: CommandStream<'_>,
-    ids: &[String],
-) -> Result<u64, SourceError> {
-    let error = |source| SourceError::new("forget rejections", source);
-    let mut transaction = postgres.begin_write().await?;
-    let sql = "delete from cachekeeper.applied where namespace in ($1, '') and stream = $2 and id = any($3)
-        and error is not null";
-    let forget = sqlx::query(sql).bind(stream.namespace).bind(stream.name).bind(ids);
-    let done = forget.execute(&mut *transaction).await.map_err(error)?;
-    transaction.commit().await.map_err(error)?;
-    Ok(done.rows_affected())
 }

@@ -104,6 +104,8 @@ pub struct StreamState {
     pub pending: u64,
     /// The oldest entry's id.
     pub oldest: Option<String>,
+    /// The newest entry's id.
+    pub newest: Option<String>,
     /// For how long the oldest entry has been there, by Redis's clock, which made its id.
     pub oldest_age: Duration,
     /// Entries kept apart.
@@ -115,6 +117,12 @@ impl StreamState {
     #[must_use]
     pub(crate) fn oldest_position(&self) -> Option<(i64, i64)> {
         self.oldest.as_deref().map(position)
+    }
+
+    /// The newest entry as two numbers.
+    #[must_use]
+    pub(crate) fn newest_position(&self) -> Option<(i64, i64)> {
+        self.newest.as_deref().map(position)
     }
 }
 
@@ -225,6 +233,9 @@ impl Redis {
         let first: Vec<RawEntry> = self
             .command(what, redis::cmd("XRANGE").arg(stream).arg("-").arg("+").arg("COUNT").arg(1))
             .await?;
+        let last: Vec<RawEntry> = self
+            .command(what, redis::cmd("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1))
+            .await?;
         let pending: Result<(u64, Value, Value, Value), _> =
             self.command(what, redis::cmd("XPENDING").arg(stream).arg(group)).await;
         let pending = match pending {
@@ -233,14 +244,15 @@ impl Redis {
             Err(error) if error.source.code() == Some("NOGROUP") => 0,
             Err(error) => return Err(error),
         };
-        let oldest = first.into_iter().next().map(|(id, _)| id);
+        let id_of = |entries: Vec<RawEntry>| entries.into_iter().next().map(|(id, _)| id);
+        let (oldest, newest) = (id_of(first), id_of(last));
         let mut oldest_age = Duration::ZERO;
         if let Some(id) = &oldest {
             let (seconds, micros): (u64, u64) = self.command(what, &redis::cmd("TIME")).await?;
             let since = u64::try_from(position(id).0).unwrap_or_default();
             oldest_age = Duration::from_millis((seconds * 1000 + micros / 1000).saturating_sub(since));
         }
-        Ok(StreamState { length, pending, oldest, oldest_age, dead })
+        Ok(StreamState { length, pending, oldest, newest, oldest_age, dead })
     }
 
     /// Entries that were rejected, the oldest first.

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
+use super::WAS_PREPARED_BEFORE;
 use super::function::{CaptureLimits, Definition};
 use super::install::watched_columns;
 use crate::stores::postgres::fingerprint::{OWN_OBJECTS, OWN_SEQUENCES};
@@ -83,9 +84,11 @@ impl Postgres {
 
     /// Whether a transaction is open that was prepared in an earlier incarnation: what it captured is lost.
     pub(crate) async fn has_old_prepared(&self) -> Result<bool, SourceError> {
-        let sql = "select exists (select from pg_prepared_xacts p where p.database = current_database() \
-             and p.prepared < (select i.since from cachekeeper.incarnation i))";
-        let found = sqlx::query_scalar(sql).fetch_one(&self.pool).await;
+        let sql = format!(
+            "select exists (select from pg_prepared_xacts p where p.database = current_database() \
+             and {WAS_PREPARED_BEFORE})"
+        );
+        let found = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await;
         found.map_err(|source| SourceError::new("look for prepared transactions", source))
     }
 

@@ -12,7 +12,7 @@ const NEEDED: [(&str, &[&str]); 9] = [
     ("feed", &["select", "update"]),
     ("capture", &["select", "insert", "update"]),
     ("used_by", &["select", "insert", "delete"]),
-    ("applied", &["select", "insert", "delete"]),
+    ("applied", &["select", "insert", "update", "delete"]),
     ("writer", &["select", "insert", "update"]),
     ("uncaptured", &["select"]),
 ];
