@@ -41,8 +41,11 @@ pub struct Arena {
     pub writer_url: String,
     pub clocks: Clocks,
     pub is_over: AtomicBool,
-    /// While it is raised nobody writes or locks a whole table.
+    /// While it is raised nobody writes or locks a whole table, or writes what many entries are made of: entries stay as they are
+    /// until their own rows change, or a backfill comes.
     pub is_gentle: AtomicBool,
+    /// Told when a fault for which everything else has to be at rest has happened.
+    pub has_struck: tokio::sync::Notify,
     /// Raised when Redis was made to go back: from then on older values may be seen until a worker notices.
     pub redis_life: std::sync::atomic::AtomicU64,
     pub observed: Observed,
@@ -86,6 +89,7 @@ impl Arena {
             clocks,
             is_over: AtomicBool::new(false),
             is_gentle: AtomicBool::new(false),
+            has_struck: tokio::sync::Notify::new(),
             redis_life: std::sync::atomic::AtomicU64::new(0),
             observed: Observed::default(),
         });

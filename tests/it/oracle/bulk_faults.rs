@@ -1,15 +1,17 @@
 //! Many rows at once: by COPY, by one statement, by a subscription.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cachekeeper_testkit::servers::Session;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::Arena;
 use super::database_faults::{self, EXTRA_ROWS};
 use super::faults::{Fault, kill_one_backend};
+use super::load::{EXTRA, ITEMS};
 use super::verdict::Lives;
+use super::{Arena, settled};
 use crate::support::wait_until;
 
 pub async fn inject(
@@ -77,6 +79,7 @@ async fn copy(arena: &Arena, empty: &str) {
 
 /// The watched table is the target of a subscription: it is filled by its first copy, follows, is broken and goes on.
 async fn subscribe(arena: &Arena, some_time: Duration, random: &mut StdRng, lives: &mut Lives) {
+    arena.is_gentle.store(true, Ordering::SeqCst);
     let mut target = arena.rig.lock().await.postgres.session().await.unwrap();
     let exists = "select count(*)::text from pg_database where datname = 'source'";
     if target.text(exists).await.unwrap().unwrap() == "0" {
@@ -110,8 +113,7 @@ async fn subscribe(arena: &Arena, some_time: Duration, random: &mut StdRng, live
         }
     })
     .await;
-    source.execute(&publish(last + 2)).await.unwrap();
-    applied(arena, last + 2).await;
+    publish_alone(arena, &mut source, last + 2).await;
     target.execute("alter subscription oracle disable").await.unwrap();
     source.execute(&publish(last + 3)).await.unwrap();
     tokio::time::sleep(some_time).await;
@@ -121,8 +123,9 @@ async fn subscribe(arena: &Arena, some_time: Duration, random: &mut StdRng, live
         source = Session::open(&source_url).await.unwrap();
     }
     target.execute("alter subscription oracle enable").await.unwrap();
-    source.execute(&publish(last + 4)).await.unwrap();
-    applied(arena, last + 4).await;
+    applied(arena, last + 3).await;
+    publish_alone(arena, &mut source, last + 4).await;
+    arena.is_gentle.store(false, Ordering::SeqCst);
     for end in ["disable", "set (slot_name = none)"] {
         target.execute(&format!("alter subscription oracle {end}")).await.unwrap();
     }
@@ -144,15 +147,25 @@ fn publish(version: i64) -> String {
     )
 }
 
-async fn applied(arena: &Arena, version: i64) {
+/// Nothing else has the rows loaded again, so that readers see whether what is applied has.
+async fn publish_alone(arena: &Arena, source: &mut Session, version: i64) {
+    settled::caught_up(arena).await;
+    let others = arena.observed.len();
+    source.execute(&publish(version)).await.unwrap();
+    let xid = applied(arena, version).await;
+    settled::looked_at(arena, others, ITEMS..ITEMS + EXTRA, xid).await;
+}
+
+/// Answers the transaction that has applied it.
+async fn applied(arena: &Arena, version: i64) -> u64 {
     wait_until("the subscription has applied it", async || {
         let mut session =
             arena.rig.lock().await.postgres.session().await.map_err(|error| error.to_string())?;
-        let sql = "select coalesce(max(version), 0)::text from history where 300 <= id";
-        match session.text(sql).await.map_err(|error| error.to_string())? {
-            Some(now) if now == version.to_string() => Ok(()),
-            other => Err(format!("{other:?}, not {version}")),
+        let sql = format!("select coalesce(max(xid::text::bigint), 0)::text from history where 300 <= id and version = {version}");
+        match session.text(&sql).await.map_err(|error| error.to_string())?.as_deref() {
+            None | Some("0") => Err(format!("version {version} is not there")),
+            Some(xid) => Ok(xid.parse().unwrap()),
         }
     })
-    .await;
+    .await
 }

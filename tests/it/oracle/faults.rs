@@ -218,6 +218,9 @@ impl Fault {
             let dies = random.random_bool(0.4);
             let kill = async {
                 if dies {
+                    if Self::ON_SHAPES.contains(&self) {
+                        arena.has_struck.notified().await;
+                    }
                     tokio::time::sleep(some_time / 2).await;
                     workers.iter_mut().for_each(|worker| worker.replace(""));
                 }
@@ -234,7 +237,7 @@ impl Fault {
         if Self::ON_DATABASE.contains(&self) || Self::ON_TABLES.contains(&self) {
             database_faults::inject(self, arena, some_time).await;
         } else if Self::ON_SHAPES.contains(&self) {
-            shape_faults::inject(self, arena, some_time).await;
+            shape_faults::inject(self, arena).await;
         } else if Self::ON_RIGHTS.contains(&self) {
             rights_faults::inject(self, arena, some_time).await;
         } else if Self::ON_CLOCKS.contains(&self) {

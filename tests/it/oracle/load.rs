@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::Arena;
 use super::producers::Acknowledged;
 use super::schema::SHAPES;
+use super::verdict::is_visible;
 use crate::ledger::Ledger;
 
 pub const ITEMS: i64 = 300;
@@ -52,6 +53,13 @@ pub struct Observed {
 impl Observed {
     pub fn len(&self) -> usize {
         self.seen.lock().unwrap().len()
+    }
+
+    /// How many values of these entries were seen, after so many others, at watermarks that hold and have passed a transaction.
+    pub fn past(&self, others: usize, ids: &Range<i64>, xid: u64) -> usize {
+        let seen = self.seen.lock().unwrap();
+        let is_past = |one: &&Seen| ids.contains(&one.id) && one.is_covered && is_visible(xid, &one.snapshot);
+        seen.iter().skip(others).filter(is_past).count()
     }
 
     pub fn all(&self) -> Vec<Seen> {
@@ -161,7 +169,7 @@ fn statement(random: &mut StdRng, writer: u64, is_gentle: bool) -> String {
     let pause = if random.random_bool(0.1) { "select pg_sleep(0.03);" } else { "" };
     let chosen = random.random_range(0..100);
     match chosen {
-        97 | 98 if is_gentle => format!("begin; {} commit", put(id, group)),
+        65..75 | 97 | 98 if is_gentle => format!("begin; {} commit", put(id, group)),
         0..55 => format!("begin; {} {pause} commit", put(id, group)),
         55..65 => format!("begin; {} {pause} commit", delete(id)),
         65..75 => format!(
@@ -220,7 +228,9 @@ async fn read(arena: Arc<Arena>, mut random: StdRng, ids: Range<i64>) {
             connection = client.get_multiplexed_async_connection_with_config(&limit).await.ok();
             continue;
         };
-        let id = random.random_range(ids.clone());
+        // What only faults write is looked at more often: there is little time to see it.
+        let is_extra = ids.contains(&ITEMS) && random.random_bool(0.2);
+        let id = random.random_range(if is_extra { ITEMS..ITEMS + EXTRA } else { ids.clone() });
         let life = arena.redis_life.load(Ordering::SeqCst);
         let reply: Result<Reply, _> = redis::cmd("EVAL")
             .arg(READ)

@@ -1,5 +1,6 @@
 //! Until when a run waits after a fault.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -50,6 +51,17 @@ async fn try_caught_up(arena: &Arena) -> Result<(), String> {
     let watermark = context.redis.watermark().await.map_err(|error| text(&error))?;
     context.postgres.close().await;
     Err(format!("now {now:?}, watermark {watermark:?}, metadata {metadata:?}"))
+}
+
+/// Waits until readers have seen enough of these entries at watermarks that have passed a transaction. While `others` were all that
+/// was seen, it was not committed yet.
+pub async fn looked_at(arena: &Arena, others: usize, ids: Range<i64>, xid: u64) {
+    const ENOUGH: usize = 30;
+    wait_until("readers have looked at what a fault has changed", || async {
+        let past = arena.observed.past(others, &ids, xid);
+        if ENOUGH <= past { Ok(()) } else { Err(format!("{past} of {ENOUGH}")) }
+    })
+    .await;
 }
 
 /// Everybody has been answered; what was sent twice may still be in the stream.

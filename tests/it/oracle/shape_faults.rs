@@ -1,15 +1,15 @@
 //! What a query returns becomes something else, and no row changes: no trigger tells of it.
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-use super::Arena;
 use super::database_faults::done;
 use super::faults::Fault;
+use super::load::ITEMS;
 use super::schema::{SHAPES, WORKER};
+use super::{Arena, settled};
+use std::sync::atomic::Ordering;
 
-/// Nothing else has all entries loaded again meanwhile, so that readers see whether the change has.
-pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
+/// Nothing else has all entries loaded again meanwhile, so that readers see whether the change has: nothing is pending when it
+/// comes, and it has been looked at before anything else happens.
+pub async fn inject(fault: Fault, arena: &Arena) {
     let shape = match fault {
         Fault::SwappedSchema => "rate",
         Fault::RenamedLabel => "mood",
@@ -20,24 +20,28 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
         _ => panic!("{fault:?} changes no shape"),
     };
     arena.is_gentle.store(true, Ordering::SeqCst);
-    tokio::time::sleep(some_time).await;
-    change(arena, shape).await;
-    tokio::time::sleep(some_time).await;
+    settled::caught_up(arena).await;
+    let others = arena.observed.len();
+    let xid = change(arena, shape).await;
+    arena.has_struck.notify_one();
+    settled::looked_at(arena, others, 0..ITEMS, xid).await;
     arena.is_gentle.store(false, Ordering::SeqCst);
 }
 
-/// The next version of a shape, and its history, in one transaction.
-pub async fn change(arena: &Arena, shape: &str) {
+/// The next version of a shape, and its history, in one transaction, which is answered.
+pub async fn change(arena: &Arena, shape: &str) -> u64 {
     let number = SHAPES.iter().position(|one| *one == shape).unwrap();
     let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
     let now = format!("select max(version)::text from shape_history where id = {number}");
     let now: i64 = session.text(&now).await.unwrap().unwrap().parse().unwrap();
     let next = now + 1;
+    // The old table stays what it was, but for its schema's name: nothing but the name tells that it is another one now.
+    done(arena, "drop schema if exists shop_old cascade").await;
     let change = match shape {
         "rate" => format!(
             "create schema shop_new; create table shop_new.rates (version bigint not null);
              insert into shop_new.rates values ({next});
-             alter schema shop rename to shop_old; alter schema shop_new rename to shop; drop schema shop_old cascade"
+             alter schema shop rename to shop_old; alter schema shop_new rename to shop"
         ),
         "mood" => format!("alter type mood rename value 'v{now}' to 'v{next}'"),
         "body" => format!(
@@ -56,4 +60,6 @@ pub async fn change(arena: &Arena, shape: &str) {
     let sql =
         format!("begin; {change}; insert into shape_history (id, version) values ({number}, {next}); commit");
     done(arena, &sql).await;
+    let xid = format!("select xid::text from shape_history where id = {number} and version = {next}");
+    session.text(&xid).await.unwrap().unwrap().parse().unwrap()
 }

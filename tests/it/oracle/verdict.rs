@@ -112,7 +112,7 @@ async fn history(arena: &Arena, lives: &Lives, table: &str, deleted: &str) -> Hi
 }
 
 /// `xmin:xmax:running,…`
-fn is_visible(xid: u64, snapshot: &str) -> bool {
+pub fn is_visible(xid: u64, snapshot: &str) -> bool {
     let parts: Vec<&str> = snapshot.split(':').collect();
     let xmax: u64 = parts[1].parse().unwrap();
     xid < xmax && !parts[2].split(',').any(|running| running == xid.to_string())
@@ -129,9 +129,9 @@ pub async fn judge(arena: &Arena, lives: &Lives) -> Verdict {
         violations: arena.observed.broken.lock().unwrap().clone(),
         ..Verdict::default()
     };
-    let mut known: HashSet<(i64, i64, String)> = HashSet::new();
+    let mut known = HashSet::new();
     for one in &seen {
-        if !known.insert((one.id, one.version, one.snapshot.clone())) {
+        if !known.insert((one.id, one.version, one.group_version, one.shapes, one.snapshot.as_str())) {
             continue;
         }
         verdict.checked += 1;
