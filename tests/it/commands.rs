@@ -384,6 +384,22 @@ async fn a_command_sent_again_is_known_although_nobody_worked_for_hours() {
     worker.stop().await;
 }
 
+/// A transaction of an earlier leader that nothing ends is ended: the server's own limits do not, where its clock went back.
+#[tokio::test]
+async fn whoever_leads_ends_what_an_earlier_leader_has_left_open() {
+    let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;
+    let context = rig.context(DATASETS);
+    let mut left = rig.postgres.session().await.unwrap();
+    let lock = "begin; select pg_advisory_xact_lock_shared(hashtextextended('cachekeeper.writer:test cache:writes', 0));
+        select from products where id = 1 for update";
+    left.execute(lock).await.unwrap();
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    send(&context, "product", "one", json!({ "id": 1, "price": 1 })).await;
+    assert_eq!(replied(&rig, "one").await["ok"], true);
+    assert!(left.execute("commit").await.is_err(), "it was ended");
+    worker.stop().await;
+}
+
 /// Somebody sets the server's clock: no record is dropped for it.
 #[tokio::test]
 async fn a_command_sent_again_is_known_although_the_servers_clock_jumped() {

@@ -14,10 +14,13 @@ pub async fn inject(fault: Fault, arena: &Arena, random: &mut StdRng) {
         Fault::ClockOfPostgres => &arena.clocks.postgres,
         _ => panic!("{fault:?} is done to no clock"),
     };
-    let seconds = if random.random_bool(0.5) { 3_600 } else { -3_600 };
+    let seconds = [3_600, -3_600, 10 * 365 * 86_400][random.random_range(0..3)];
     println!("  by {seconds} s");
     clock.set(seconds).unwrap();
     settled::caught_up(arena).await;
     settled::writes_go_on(arena).await;
+    if fault == Fault::ClockOfPostgres {
+        settled::housekeeping(arena).await;
+    }
     clock.set(0).unwrap();
 }

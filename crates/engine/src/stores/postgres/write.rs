@@ -230,19 +230,45 @@ impl Postgres {
         self.begin_with(if is_alone { BEGIN_ALONE } else { BEGIN_SHARED }).await
     }
 
-    /// Takes the right to apply commands of a stream from whoever had it; answers the token of the right.
+    /// Ends the sessions of this role that carry out commands of a stream: whoever leads now has waited for them in vain. The
+    /// server ends them itself where they wait for too long, but not where its clock went back meanwhile.
+    async fn end_superseded(&self, stream: CommandStream<'_>) -> Result<(), SourceError> {
+        let ended = sqlx::query(
+            "select pg_terminate_backend(l.pid) from pg_locks l join pg_stat_activity a on a.pid = l.pid
+             where l.locktype = 'advisory' and l.pid <> pg_backend_pid() and a.usename = current_user
+             and l.database = (select d.oid from pg_database d where d.datname = current_database())
+             and l.classid::bigint << 32 | l.objid::bigint = hashtextextended('cachekeeper.writer:' || $1 || ' ' || $2, 0)",
+        )
+        .bind(stream.namespace)
+        .bind(stream.name)
+        .execute(&self.pool)
+        .await;
+        ended
+            .map(drop)
+            .map_err(|source| SourceError::new("end the transactions of an earlier leader", source))
+    }
+
+    /// Takes the right to apply commands of a stream from whoever had it; answers the token of the right. Where transactions of
+    /// an earlier leader do not end within `lock_timeout`, they are ended, and it is to be tried again.
     pub async fn take_over_writes(&self, stream: CommandStream<'_>) -> Result<i64, SourceError> {
         let error = |source| SourceError::new("take over the write commands", source);
         let mut transaction = self.begin_write().await?;
         // Waits for transactions that are under way; later ones of an older holder see the new token.
-        sqlx::query(
+        let locked = sqlx::query(
             "select pg_advisory_xact_lock(hashtextextended('cachekeeper.writer:' || $1 || ' ' || $2, 0))",
         )
         .bind(stream.namespace)
         .bind(stream.name)
         .execute(&mut *transaction)
-        .await
-        .map_err(error)?;
+        .await;
+        if let Err(source) = locked {
+            let error = error(source);
+            drop(transaction);
+            if error.kind == ErrorKind::Cancelled {
+                self.end_superseded(stream).await?;
+            }
+            return Err(error);
+        }
         let token: i64 = sqlx::query_scalar(
             "insert into cachekeeper.writer as w (namespace, stream, token) values ($1, $2, 1)
              on conflict (namespace, stream) do update set token = w.token + 1 returning token",
