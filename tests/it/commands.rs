@@ -384,7 +384,7 @@ async fn a_command_sent_again_is_known_although_nobody_worked_for_hours() {
     worker.stop().await;
 }
 
-/// A transaction of an earlier leader that nothing ends is ended: the server's own limits do not, where its clock went back.
+/// A transaction of an earlier leader that nothing ends is ended: the server's own limits do not, where its clock was set back.
 #[tokio::test]
 async fn whoever_leads_ends_what_an_earlier_leader_has_left_open() {
     let rig = Rig::start(&format!("{TABLES}; {SLOW}")).await;

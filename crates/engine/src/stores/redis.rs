@@ -14,6 +14,7 @@ mod scan;
 mod script;
 mod server;
 mod stream;
+mod stream_state;
 mod subscription;
 mod tags;
 
@@ -32,8 +33,7 @@ pub use pending_slots::{Failed, SlotsSeen};
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;
-pub use stream::{
-    ENTRY_BYTES_MAX, Finished, StreamConsumer, StreamEntry, StreamReader, StreamState, dead_of,
-};
+pub use stream::{ENTRY_BYTES_MAX, Finished, StreamEntry, StreamReader, dead_of};
+pub use stream_state::{StreamConsumer, StreamState};
 pub use subscription::{Notice, Subscription};
 pub use tags::{AddedMembers, DroppedWindows, TagMembers};

@@ -231,7 +231,7 @@ impl Postgres {
     }
 
     /// Ends the sessions of this role that carry out commands of a stream: whoever leads now has waited for them in vain. The
-    /// server ends them itself where they wait for too long, but not where its clock went back meanwhile.
+    /// server ends them itself where they wait for too long, but not where its clock was set back meanwhile.
     async fn end_superseded(&self, stream: CommandStream<'_>) -> Result<(), SourceError> {
         let ended = sqlx::query(
             "select pg_terminate_backend(l.pid) from pg_locks l join pg_stat_activity a on a.pid = l.pid
