@@ -380,7 +380,7 @@ const STATEMENTS: [(&str, &str, &str); 3] = [
 /// What the statements are run against.
 const TABLES: &str = "create table bulk (like pgbench_accounts including all); insert into bulk select * from pgbench_accounts; \
      create table wide (id int primary key, price int, body text); alter table wide alter body set storage external; \
-     insert into wide select n, n, repeat(md5(n::text), 6400) from generate_series(1, 1000) n; vacuum analyze";
+     insert into wide select n, n, repeat(md5(n::text), 6400) from generate_series(1, 1000) n";
 
 /// pgbench's simple update, and statements that change much, with and without the triggers, in turns.
 async fn writers(fsync: &str) {
@@ -390,6 +390,7 @@ async fn writers(fsync: &str) {
     let bench = Bench { postgres, redis, rows: 0 };
     bench.pgbench(&["-i", "-q", "-s", "5"]);
     bench.postgres.execute(TABLES).await.unwrap();
+    bench.postgres.execute("vacuum analyze").await.unwrap();
     let watched = |table: &str, id: &str, capture: &str| {
         format!(
             "[dataset.{table}]\nquery = \"select {id} from {table}\"\nkey = \"{table}:{{{id}}}\"\n\

