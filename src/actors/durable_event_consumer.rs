@@ -82,14 +82,19 @@ impl Consumer<'_> {
     async fn consume(&mut self, retry: &mut Backoff) -> Result<Infallible, EngineError> {
         // What was left before an error first; what another worker has just taken too, which is harmless.
         self.claim(Duration::ZERO).await?;
-        let mut claimed = Instant::now();
+        let (mut claimed, mut oldest) = (Instant::now(), None);
         loop {
             let entries = self.reader.read(AT_ONCE, WAITS).await?.unwrap_or_default();
             self.apply(entries).await?;
             self.context.health.note_stream(STREAM, Ok(()));
             retry.reset();
             if TAKEN_FOR_DEAD <= claimed.elapsed() {
-                self.claim(TAKEN_FOR_DEAD).await?;
+                // How long somebody has had an entry Redis tells by its clock. Where that was set back, it tells of no entry of
+                // before; but one that was the oldest at two looks has been had for as long as the time between them.
+                let taken = self.reader.oldest_taken().await?;
+                let is_left = taken.is_some() && taken == oldest;
+                self.claim(if is_left { Duration::ZERO } else { TAKEN_FOR_DEAD }).await?;
+                oldest = taken;
                 self.reader.forget_consumers(REMOVED_AFTER).await?;
                 claimed = Instant::now();
             }

@@ -60,7 +60,7 @@ async fn check_servers(
         }
         reached => reached?,
     }
-    let facts = redis_facts(config, context, problems).await?;
+    let Some(facts) = redis_facts(config, context, problems).await? else { return Ok(()) };
     if !check_redis(config, &facts, problems) {
         return Ok(());
     }
@@ -110,7 +110,6 @@ async fn check_servers(
         }
         write::check(config, context, dataset, problems).await?;
     }
-    check_overlaps(config, context, problems);
     for conflict in namespaces::conflicts(context, config).await? {
         let help = CONFLICT_HELP.to_owned();
         problems.push(config.source.problem(&conflict.setting, conflict.message, help));
@@ -119,21 +118,26 @@ async fn check_servers(
     if missing.is_some() { Ok(()) } else { check_coverage(config, context, &told, problems).await }
 }
 
-/// What Redis says of itself, if it may.
+/// What Redis says of itself, if it may; none: it says nothing to anybody whom it does not know.
 async fn redis_facts(
     config: &Config,
     context: &Context,
     problems: &mut Vec<Diagnostic>,
-) -> Result<ServerFacts, EngineError> {
+) -> Result<Option<ServerFacts>, EngineError> {
     match context.redis.facts().await {
+        Err(error) if error.is_of_login() => {
+            let help = "give the user and the password in the address, redis://user:password@host".to_owned();
+            problems.push(config.source.problem("redis.url", error.told(), help));
+            Ok(None)
+        }
         Err(error) if error.refusal == Refusal::Forbidden => {
             let message = "the user may not run INFO: whether this Redis is a replica, a node of a cluster, or evicts anything \
                            cannot be told, nor that it was rolled back less than a second ago";
             let help = "give it +info".to_owned();
             problems.push(config.source.problem("redis.url", message, help).into_warning());
-            Ok(ServerFacts { role: "master".to_owned(), ..ServerFacts::default() })
+            Ok(Some(ServerFacts { role: "master".to_owned(), ..ServerFacts::default() }))
         }
-        facts => Ok(facts?),
+        facts => Ok(Some(facts?)),
     }
 }
 
@@ -225,29 +229,4 @@ async fn check_dataset(
         problems.push(if is_warning { problem.into_warning() } else { problem });
     }
     Ok(())
-}
-
-/// With the types known, whether two datasets' keys can coincide, or one's with a stream, is known too.
-fn check_overlaps(config: &Config, context: &Context, problems: &mut Vec<Diagnostic>) {
-    let datasets: Vec<_> = context.catalog.iter().collect();
-    for (position, later) in datasets.iter().enumerate() {
-        let Some(left) = later.known_source() else { continue };
-        let (key, setting) = (&later.settings.key, format!("dataset.{}.key", later.name()));
-        for earlier in datasets.iter().take(position) {
-            let Some(right) = earlier.known_source() else { continue };
-            let other = &earlier.settings.key;
-            if key.overlaps(|column| left.alphabet(column), other, |column| right.alphabet(column)) {
-                let message = format!("keys {key} and {other} of dataset {} could coincide", earlier.name());
-                let help = "begin each dataset's keys with a prefix of its own".to_owned();
-                problems.push(config.source.problem(&setting, message, help));
-            }
-        }
-        for (user, used) in config.stream_keys() {
-            if key.could_be(|column| left.alphabet(column), &used) {
-                let message = format!("keys {key} could coincide with {used}, which {user} uses");
-                let help = "give the stream another name, or the dataset's keys another prefix".to_owned();
-                problems.push(config.source.problem(&setting, message, help));
-            }
-        }
-    }
 }

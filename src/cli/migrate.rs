@@ -63,6 +63,9 @@ pub async fn migrate(
     is_confirmed: bool,
     out: &Output,
 ) -> Result<Exit, EngineError> {
+    if let Some(exit) = unknown_role(context, grant, out).await? {
+        return Ok(exit);
+    }
     let publications = context.postgres.publications_of_a_new_schema().await?;
     if !publications.is_empty() {
         out.note(&format!(
@@ -75,6 +78,7 @@ pub async fn migrate(
             return Ok(exit);
         }
     }
+    let before = context.postgres.migration_state().await.map(|state| state.applied).unwrap_or_default();
     let mut patience = Patience::new(wait, out);
     let mut mended = Vec::new();
     let state = loop {
@@ -87,8 +91,11 @@ pub async fn migrate(
             other => break other?,
         }
     };
-    let mut text: Vec<String> =
-        state.known.iter().map(|(version, name)| format!("{version:04} {name}: applied")).collect();
+    let new = state.known.iter().filter(|(version, _)| !before.contains(version));
+    let mut text: Vec<String> = new.map(|(version, name)| format!("{version:04} {name}: applied")).collect();
+    if text.is_empty() {
+        text.push("the schema is up to date".to_owned());
+    }
     text.extend(mended.iter().map(|what| format!("mended: {what}")));
     let coverage = install_triggers(context, &mut patience).await?;
     // Last: what was only just made is granted too.
@@ -117,6 +124,20 @@ pub async fn migrate(
         })
     };
     Ok(if gaps.keys().any(|name| is_asked_for(name)) { Exit::Failed } else { Exit::Ok })
+}
+
+/// Before anything is done: a role that is to have rights must be there.
+async fn unknown_role(
+    context: &Context,
+    grant: Option<&str>,
+    out: &Output,
+) -> Result<Option<Exit>, EngineError> {
+    let Some(role) = grant else { return Ok(None) };
+    if context.postgres.has_role(role).await? {
+        return Ok(None);
+    }
+    out.failure(&format!("no role is named {role}: create it first, or name another one; nothing was done"));
+    Ok(Some(Exit::Usage))
 }
 
 /// A table that somebody uses for long is waited for, but never so that others have to wait behind us for long.
@@ -149,6 +170,9 @@ pub async fn capture(context: &Context, is_on: bool, out: &Output) -> Result<Exi
 
 /// Prints what it would do, as SQL for somebody who runs it by hand.
 pub async fn print(context: &Context, grant: Option<&str>, out: &Output) -> Result<Exit, EngineError> {
+    if let Some(exit) = unknown_role(context, grant, out).await? {
+        return Ok(exit);
+    }
     let own = context.postgres.own_role().await?;
     let mut script = coverage::migration_script(context, grant).await?;
     if let (Some(own), None, false) = (&own, grant, script.is_empty()) {

@@ -1,9 +1,11 @@
 //! `check` says what `run` will do, one finding for each thing that is wrong, at its place; and what verbs say otherwise.
 
+use cachekeeper::app::Worker;
 use cachekeeper_engine::coverage;
 use cachekeeper_testkit::servers::Redis;
+use redis::AsyncCommands;
 
-use crate::support::{Cli, Rig};
+use crate::support::{Cli, Rig, wait_until};
 
 const TABLES: &str = "
     create table products (id int primary key, name text, email text, token uuid, price int);
@@ -326,4 +328,68 @@ async fn verbs_say_what_they_did_and_what_stands() {
         0,
         &["dataset    product (product:{id})", "cannot work: Postgres does not accept the query"],
     );
+}
+
+/// Where only the types tell that keys can coincide, nothing that works with them goes on as if they could not.
+#[tokio::test]
+async fn keys_that_only_types_tell_apart_are_refused_by_every_verb() {
+    let rig = Rig::start(TABLES).await;
+    let dataset = |name: &str, columns: &str, key: &str| {
+        format!(
+            "[dataset.{name}]\nquery = \"select {columns} from products\"\nkey = \"by:{key}\"\nformat = \"json\"\nwarm = {{}}\n\
+             watch = [{{ table = \"products\", tag = \"all\" }}]\ntags = [\"all\"]\n"
+        )
+    };
+    let both = dataset("one", "id, name", "{name}") + &dataset("two", "id, name, price", "{name}:{id}");
+    rig.postgres.execute("update products set name = 'n1:1' where id = 2").await.unwrap();
+    let cli = Cli::new(&rig, &both);
+    let says = "keys by:{name}:{id} and by:{name} of dataset one could coincide";
+    cli.says(&["check"], 78, &[says, "begin each dataset's keys with a prefix of its own"]);
+    cli.says(&["migrate"], 1, &[says, "dataset one: changes are captured"]);
+    cli.says(&["status"], 1, &[says]);
+    cli.says(&["warm", "two"], 78, &[says]);
+    let worker = Worker::start(rig.config(&both)).await.unwrap();
+    wait_until("the worker says so", || async {
+        let coverage = worker.context.coverage().ok_or("nothing is known yet")?;
+        let gaps: Vec<_> = coverage.gaps().collect();
+        match gaps.as_slice() {
+            [(name, reason)] if *name == "two" && *reason == says => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let mut client = rig.client().await;
+    wait_until("the other dataset is there", || {
+        let mut client = client.clone();
+        async move {
+            let keys: Vec<String> = client.keys("by:*").await.map_err(|error| error.to_string())?;
+            if keys.len() == 200 { Ok(()) } else { Err(format!("{}", keys.len())) }
+        }
+    })
+    .await;
+    let value: String = client.get("by:n1:1").await.unwrap();
+    assert!(!value.contains("price"), "{value}");
+    // A change of either: the entry stays that of the first.
+    rig.postgres.execute("update products set price = price + 1 where id <= 2").await.unwrap();
+    let now = worker.context.postgres.poll().await.unwrap();
+    wait_until("the watermark passes without the second", || async {
+        let watermark = worker.context.redis.watermark().await.unwrap().ok_or("no watermark")?;
+        let at: cachekeeper_protocol::stamp::Snapshot = watermark.snapshot.parse().unwrap();
+        if now.snapshot.stamp() <= at.stamp() && watermark.not_covered == ["two"] {
+            Ok(())
+        } else {
+            Err(format!("{watermark:?}"))
+        }
+    })
+    .await;
+    let value: String = client.get("by:n1:1").await.unwrap();
+    assert!(!value.contains("price"), "{value}");
+    assert!(worker.stop().await);
+    // Types that can hold no colon keep such keys apart.
+    let apart = dataset("one", "id, name", "{id}") + &dataset("two", "id, name, price", "{id}:{price}");
+    let dates = dataset("one", "price::numeric as n, id", "{n}")
+        + &dataset("two", "price::numeric as n, id", "{n}:{id}");
+    for toml in [apart, dates] {
+        Cli::new(&rig, &toml).says(&["check"], 0, &["configuration is right"]);
+    }
 }

@@ -92,6 +92,23 @@ async fn migrate_beside_an_open_transaction_waits_for_it_and_nobody_waits_for_mi
     assert!(said.contains("dataset products: changes are captured"), "{said}");
 }
 
+/// A transaction that was prepared holds its locks without a session.
+#[tokio::test]
+async fn who_holds_a_lock_is_named_also_where_it_is_prepared() {
+    let rig = Rig::start_with(TABLES, &["max_prepared_transactions=5"], &[]).await;
+    let cli = Cli::new(&rig, &dataset("products"));
+    let mut session = rig.postgres.session().await.unwrap();
+    let prepare = "begin; update products set price = 0 where id = 1; prepare transaction 'nightly run'";
+    session.execute(prepare).await.unwrap();
+    cli.says(
+        &["migrate", "--wait", "1s"],
+        1,
+        &["the prepared transaction nightly run has held a lock on products since"],
+    );
+    session.execute("rollback prepared 'nightly run'").await.unwrap();
+    cli.says(&["migrate", "--wait", "60s"], 0, &["changes are captured"]);
+}
+
 /// Removing has the same rule. What it could not have keeps its triggers, and the schema stays with them.
 #[tokio::test]
 async fn uninstall_beside_an_open_transaction_keeps_no_writer_waiting() {

@@ -9,6 +9,8 @@ use cachekeeper_engine::audit::{Extent, compare};
 use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
+use cachekeeper_engine::stores::redis::LeaseAttempt;
+use cachekeeper_testkit::servers::{Clock, Postgres, Redis};
 use redis::AsyncCommands;
 
 use crate::feed::{DATASETS, TABLES, ready};
@@ -80,7 +82,9 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     ready(&worker).await;
     assert!(worker.stop().await);
     let context = rig.context(DATASETS);
-    context.redis.acquire_locks(&["feed"], "the leader", Duration::from_secs(600)).await.unwrap();
+    let (renewer, leader) = elector(&context, "the leader");
+    let renewing = tokio::spawn(async move { renewer.run().await });
+    let _lease = leader.lead(&LeaseName::FEED).await;
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
     let applied_by_worker = || worker.context.metrics.changed_keys.get_or_create(&labels()).get();
     wait_until("another worker follows in its place", async || {
@@ -128,6 +132,7 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
     })
     .await;
     assert!(worker.stop().await);
+    renewing.abort();
 }
 
 fn labels() -> cachekeeper_engine::metrics::ByDataset {
@@ -214,4 +219,33 @@ async fn who_waits_to_lead_is_woken_by_the_release() {
     assert!(holder.await.is_err());
     assert!(token < waiting.await.unwrap());
     running.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Redis ends the lease of a dead worker by its clock, which somebody may set back just then.
+#[tokio::test]
+async fn a_dead_worker_leaves_no_lease_behind_although_the_clock_of_redis_went_back() {
+    let clock = Clock::new().unwrap();
+    let environment = clock.environment();
+    let (postgres, redis) = tokio::join!(Postgres::start(&[]), Redis::start_with(&[], &environment));
+    let rig = Rig { postgres: postgres.unwrap(), redis: redis.unwrap() };
+    let context = rig.context("");
+    let ((first, ours), (second, theirs)) = (elector(&context, "one"), elector(&context, "other"));
+    let first = tokio::spawn(async move { first.run().await });
+    let second = tokio::spawn(async move { second.run().await });
+    for (name, seconds) in [(LeaseName::COMMANDS, -3_600), (LeaseName::FEED, -10 * 365 * 86_400)] {
+        let dead = context.redis.acquire_locks(&[&name.name], "dead", name.life, true).await.unwrap();
+        assert!(matches!(dead, LeaseAttempt::Granted(_)), "{dead:?}");
+        clock.set(seconds).unwrap();
+        let lease = tokio::time::timeout(Duration::from_secs(60), ours.lead(&name)).await.unwrap();
+        // The one who lives keeps it: whoever looks cuts it to what it renews in any case.
+        clock.set(seconds - 3_600).unwrap();
+        let LeaseReply::Held { owner, left, .. } = theirs.try_lead(&name).await else {
+            panic!("it was free")
+        };
+        assert!(owner == "one" && left <= name.life, "{owner} {left:?}");
+        assert!(!lease.lost().is_cancelled());
+        assert!(lease.release().await.unwrap());
+    }
+    first.abort();
+    second.abort();
 }

@@ -42,6 +42,7 @@ mod example;
 mod feed;
 mod feed_cost;
 mod flows;
+mod full_outbox;
 mod handover;
 mod installing;
 mod key_types;

@@ -1,5 +1,8 @@
 //! What writers do that capture must bear: settings of their own, nested commands, savepoints, functions of several owners.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use crate::capture::{TABLES, count, dataset, follower, plain};
 use crate::capture_world::{captured, writes};
 use crate::support::Rig;
@@ -35,6 +38,55 @@ async fn what_one_owner_of_functions_may_do_says_nothing_of_another() {
         )
         .await,
         1
+    );
+}
+
+/// Revoking waits for no lock, so it comes between what a trigger asks and what it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_revoked_just_then_fails_no_writer() {
+    let rig = Rig::start(TABLES).await;
+    let context = rig.context(&plain());
+    let _follower = follower(&context).await;
+    rig.postgres
+        .execute(
+            "create role other; grant usage on schema cachekeeper to other; \
+             grant usage, update, select on all sequences in schema cachekeeper to other; \
+             grant insert on cachekeeper.outbox to other; alter function cachekeeper.capture_1 owner to other",
+        )
+        .await
+        .unwrap();
+    let mut owner = rig.postgres.session().await.unwrap();
+    let count_written = Arc::new(AtomicI64::new(0));
+    let seen = Arc::clone(&count_written);
+    let revoking = tokio::spawn(async move {
+        for _ in 0..400 {
+            for statement in
+                ["revoke insert on cachekeeper.outbox from", "grant insert on cachekeeper.outbox to"]
+            {
+                owner.execute(&format!("{statement} other")).await.unwrap();
+                // Those who write have made their plans anew by then.
+                let enough = seen.load(Ordering::Relaxed) + 2;
+                while seen.load(Ordering::Relaxed) < enough {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+    let mut writer = rig.postgres.session().await.unwrap();
+    while !revoking.is_finished() {
+        writer
+            .execute("begin; update products set price = price + 1 where id = 1; update products set price = price + 1 where id in (2, 3); commit")
+            .await
+            .unwrap();
+        count_written.fetch_add(1, Ordering::Relaxed);
+    }
+    let written = count_written.load(Ordering::Relaxed);
+    revoking.await.unwrap();
+    let noted = count(&rig, "select count(distinct xid) from cachekeeper.outbox").await;
+    let told = count(&rig, "select last_value from cachekeeper.uncaptured").await;
+    assert!(
+        0 < noted && noted < written && written <= noted + told,
+        "{written} written, {noted} noted, {told} told"
     );
 }
 

@@ -331,7 +331,7 @@ async fn take_free(
         if of_wanted.is_empty() {
             break;
         }
-        if let LeaseAttempt::Granted(grants) = redis.acquire_locks(&of_wanted, owner, life).await? {
+        if let LeaseAttempt::Granted(grants) = redis.acquire_locks(&of_wanted, owner, life, false).await? {
             let others = (0..names.len()).filter(|at| wanted.binary_search(at).is_err()).collect();
             return Ok((grants, others));
         }

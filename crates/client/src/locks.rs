@@ -163,7 +163,7 @@ impl Locks {
         let Ok(turns) = turns.await else { return Err(self.held(names).await) };
         let owner = unique_owner();
         let LockOptions { life, is_renewed, max_hold, .. } = options;
-        let terms = Terms { life, is_renewed, max_hold };
+        let terms = Terms { life, is_renewed, max_hold, is_common: false };
         let mut wakeup: Option<Wakeup> = None;
         loop {
             let heard = wakeup.as_ref().map_or(0, Wakeup::begin);

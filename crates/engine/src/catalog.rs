@@ -1,9 +1,12 @@
 //! The datasets as the engine uses them: definition, revision, lifetimes, and what the database said about the query.
 
+mod rivals;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use self::rivals::Rivals;
 use super::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
 use crate::stores::postgres::{DatasetSource, KeyValues, Postgres, SourceProblem};
@@ -33,6 +36,7 @@ pub struct Dataset {
     source: RwLock<Option<DescribedUnder>>,
     /// The same, but never forgotten: which dataset a key belongs to must not change while a query is described again.
     described: RwLock<Option<Arc<DatasetSource>>>,
+    rivals: Rivals,
     pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
     /// Whether this process has made its definition known.
     pub(super) is_registered: AtomicBool,
@@ -67,6 +71,7 @@ impl Dataset {
             settings,
             source: RwLock::default(),
             described: RwLock::default(),
+            rivals: Rivals::default(),
             write: RwLock::default(),
             is_registered: AtomicBool::new(false),
             is_superseded: AtomicBool::new(false),
@@ -103,25 +108,40 @@ impl Dataset {
     }
 
     /// What the database says about the query; asked once, and again after [`Self::forget_source`].
+    ///
+    /// # Errors
+    /// [`EngineError::Dataset`] where the dataset cannot work as it is configured, also because somebody else could have its keys.
     pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, EngineError> {
-        if let Some(source) = self.current_source() {
-            return Ok(source);
-        }
-        let revision = self.known_revision();
-        self.note_source(revision, postgres.describe(&self.settings).await?)
+        let source = self.described(postgres, None).await?;
+        self.rivals.check(self, &source, (postgres, None)).await?;
+        Ok(source)
     }
 
-    /// The same, given up after a limit of at most a second.
+    /// The same; each question is given up after a limit of at most a second.
     pub(crate) async fn source_within(
         &self,
         postgres: &Postgres,
         limit: Duration,
     ) -> Result<Arc<DatasetSource>, EngineError> {
+        let source = self.described(postgres, Some(limit)).await?;
+        self.rivals.check(self, &source, (postgres, Some(limit))).await?;
+        Ok(source)
+    }
+
+    async fn described(
+        &self,
+        postgres: &Postgres,
+        limit: Option<Duration>,
+    ) -> Result<Arc<DatasetSource>, EngineError> {
         if let Some(source) = self.current_source() {
             return Ok(source);
         }
         let revision = self.known_revision();
-        self.note_source(revision, postgres.describe_within(&self.settings, limit).await?)
+        let described = match limit {
+            Some(limit) => postgres.describe_within(&self.settings, limit).await?,
+            None => postgres.describe(&self.settings).await?,
+        };
+        self.note_source(revision, described)
     }
 
     /// A type that changed leaves the query's columns alone: what was described under another revision is not used.
@@ -205,10 +225,15 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Prepares all datasets.
+    /// Prepares all datasets. `streams` are keys that none of them may have: who uses one, and the key.
     #[must_use]
-    pub fn new(settings: Vec<config::Dataset>) -> Self {
-        Self { datasets: settings.into_iter().map(|settings| Arc::new(Dataset::new(settings))).collect() }
+    pub fn new(settings: Vec<config::Dataset>, streams: &[(&'static str, String)]) -> Self {
+        let mut datasets: Vec<Arc<Dataset>> = Vec::new();
+        for settings in settings {
+            let rivals = Rivals::of(&settings.key, &datasets, streams);
+            datasets.push(Arc::new(Dataset { rivals, ..Dataset::new(settings) }));
+        }
+        Self { datasets }
     }
 
     /// All of them.

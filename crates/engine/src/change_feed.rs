@@ -168,8 +168,13 @@ impl FeedConsumer {
             return Ok(step);
         }
         if poll.outbox.marker.0 != poll.outbox.marker.1 {
-            warn!("triggers could not write to the outbox; what they missed is revalidated");
+            warn!(
+                keys = poll.outbox.counted,
+                "triggers could not write to the outbox, or it was full; what they left out is revalidated"
+            );
             self.context.postgres.note_uncaptured().await?;
+            // Where it was full, writers may write again. Else each of them would move the marker once more.
+            self.count_anew().await;
             return Ok(Step::Again);
         }
         if poll.outbox.marker.1 != coverage.marker {
@@ -226,27 +231,18 @@ impl FeedConsumer {
             return Ok(Some(Step::Again));
         }
         let postgres = &self.context.postgres;
-        match &outbox.overflow {
+        match &outbox.lost {
             None => {}
             Some((snapshot, life))
                 if snapshot == "pending" || life.as_ref() != Some(&position.incarnation) =>
             {
-                postgres.begin_overflow().await?;
+                postgres.note_lost_rows().await?;
                 return Ok(Some(Step::Waiting));
             }
             Some(_) => {
-                postgres.end_overflow().await?;
+                postgres.end_lost_rows().await?;
                 return Ok(Some(Step::Waiting));
             }
-        }
-        let most = i64::try_from(self.context.feed.limits.max_outbox).unwrap_or(i64::MAX);
-        if most < outbox.counted {
-            warn!(
-                keys = outbox.counted,
-                "the outbox was full while no worker applied it; everything is revalidated"
-            );
-            postgres.begin_overflow().await?;
-            return Ok(Some(Step::Waiting));
         }
         Ok(None)
     }
@@ -342,9 +338,12 @@ impl FeedConsumer {
     async fn reset_count(&mut self, counted: i64) {
         let most = i64::try_from(self.context.feed.limits.max_outbox).unwrap_or(i64::MAX);
         let is_due = COUNT_RESET_EVERY < self.count_reset.elapsed() && COUNT_MIN < counted;
-        if !is_due && counted < most / 4 {
-            return;
+        if is_due || most / 4 <= counted {
+            self.count_anew().await;
         }
+    }
+
+    async fn count_anew(&mut self) {
         match self.context.postgres.reset_outbox_count().await {
             Ok(()) => self.count_reset = Instant::now(),
             Err(error) => debug!(%error, "the outbox is counted anew later"),

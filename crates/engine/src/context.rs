@@ -57,7 +57,7 @@ impl Context {
         Ok(Self {
             postgres: Postgres::new(&config.postgres)?,
             redis: Redis::new(&config.redis, &config.service.namespace)?,
-            catalog: Arc::new(Catalog::new(config.datasets.clone())),
+            catalog: Arc::new(Catalog::new(config.datasets.clone(), &config.stream_keys())),
             metrics: Arc::new(Metrics::new()),
             feed: FeedSettings {
                 is_on: config.feed.mode == FeedMode::Outbox,

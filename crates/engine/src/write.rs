@@ -163,7 +163,7 @@ impl WriteEffects {
         let unseen: Vec<(&str, Option<&str>)> =
             named.chain(unnamed).filter(|(dataset, _)| !self.is_covered(context, dataset)).collect();
         if !unseen.is_empty() {
-            note_keys(connection, &unseen, context.feed.limits.max_outbox).await?;
+            note_keys(connection, &unseen).await?;
         }
         Ok(())
     }

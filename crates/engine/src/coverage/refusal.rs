@@ -11,9 +11,22 @@ pub(super) async fn of(
     dataset: &Dataset,
     reads: &Inspection,
 ) -> Result<Option<String>, EngineError> {
+    if let Some(refusal) = of_source(context, dataset).await? {
+        return Ok(Some(refusal));
+    }
     match first(findings_of_reads(reads, &dataset.settings)) {
         None => of_watch_rules(context, dataset).await,
         refusal => Ok(refusal),
+    }
+}
+
+/// Why it cannot be loaded at all.
+async fn of_source(context: &Context, dataset: &Dataset) -> Result<Option<String>, EngineError> {
+    match dataset.source(&context.postgres).await {
+        Err(EngineError::Dataset { problem, .. }) => Ok(Some(problem.message)),
+        Err(EngineError::Source(error)) if error.kind == ErrorKind::Unavailable => Err(error.into()),
+        // Whether it can be loaded now is for whoever loads.
+        Err(_) | Ok(_) => Ok(None),
     }
 }
 

@@ -69,6 +69,7 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
     let marker = context.postgres.marker().await?;
     // Sessions read the settings of roles and databases once; names are resolved by those of now.
     context.postgres.renew_connections();
+    context.catalog.iter().for_each(|dataset| dataset.forget_source());
     let mut survey = CoverageSurvey::take(context).await?;
     let mut obstacles = BTreeMap::new();
     if what != Install::Nothing {
@@ -119,6 +120,7 @@ async fn install(
         }
         let is_captured = capture.is_some_and(|capture| {
             wanted.columns.iter().all(|column| capture.columns.contains(column))
+                && !capture.is_outdated
                 && wanted.by_statement == capture.by_statement
                 && members.iter().all(|member| flaw(member, capture).is_none())
         });
@@ -411,6 +413,11 @@ impl CoverageSurvey {
             if !capture.is_on {
                 return Err(format!("the capture of {table} is switched off; `cachekeeper capture on`"));
             }
+            if capture.is_outdated {
+                return Err(format!(
+                    "{table} is captured by functions of an earlier version; run `cachekeeper migrate`"
+                ));
+            }
             if capture.settling.is_some() {
                 return Err(format!(
                     "changes of {table} may not have been captured for a while; waiting for older transactions to end"
@@ -442,5 +449,6 @@ static NO_CAPTURE: Capture = Capture {
     is_on: false,
     settling: None,
     gaps: 0,
+    is_outdated: false,
     function: None,
 };

@@ -69,11 +69,12 @@ impl Renewer {
         let (renewer, owner) = (self.clone(), owner.to_owned());
         drop(tokio::spawn(async move {
             let asked = Instant::now();
-            let reply = match renewer.shared.redis.acquire_locks(&names, &owner, terms.life).await {
-                Ok(LeaseAttempt::Granted(grants)) => renewer.keep(grants, terms, asked),
-                Ok(LeaseAttempt::Held { name, owner, left }) => LeaseReply::Held { name, owner, left },
-                Err(error) => LeaseReply::Unavailable(error),
-            };
+            let reply =
+                match renewer.shared.redis.acquire_locks(&names, &owner, terms.life, terms.is_common).await {
+                    Ok(LeaseAttempt::Granted(grants)) => renewer.keep(grants, terms, asked),
+                    Ok(LeaseAttempt::Held { name, owner, left }) => LeaseReply::Held { name, owner, left },
+                    Err(error) => LeaseReply::Unavailable(error),
+                };
             drop(sender.send(reply));
         }));
         receiver.await.unwrap_or_else(|_gone| LeaseReply::Unavailable(CacheError::timed_out("take a lock")))

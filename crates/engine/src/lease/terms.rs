@@ -12,13 +12,16 @@ pub struct Terms {
     pub is_renewed: bool,
     /// How long it may be held in any case.
     pub max_hold: Option<Duration>,
+    /// Whether everybody takes it for the same life. Then what has longer to live was left over by a clock of Redis that was set back
+    /// before its holder died, and whoever waits for it cuts it short.
+    pub is_common: bool,
 }
 
 impl Terms {
-    /// Renewed for as long as it is held.
+    /// Those of a worker's lease: renewed for as long as it is held.
     #[must_use]
     pub const fn renewed(life: Duration) -> Self {
-        Self { life, is_renewed: true, max_hold: None }
+        Self { life, is_renewed: true, max_hold: None, is_common: true }
     }
 }
 

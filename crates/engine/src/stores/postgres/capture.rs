@@ -85,6 +85,8 @@ pub struct Capture {
     pub settling: Option<(String, String)>,
     /// How often something may have slipped past.
     pub gaps: i64,
+    /// Whether its functions are of an earlier form, which cannot be relied on.
+    pub is_outdated: bool,
     /// The trigger function and its version, if it is there.
     pub function: Option<(u32, String)>,
 }
@@ -122,8 +124,10 @@ const TREES: &str = "
         select u.name, u.rel, u.rel from up u where not exists (select from pg_inherits i where i.inhrelid = u.rel)
         union select d.name, d.root, i.inhrelid from down d join pg_inherits i on i.inhparent = d.rel
     ), prepared as (
-        select l.relation from pg_locks l join pg_prepared_xacts p on l.virtualtransaction = '-1/' || p.transaction
-        where l.locktype = 'relation' and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+        select l.relation from pg_locks l
+        join pg_locks own on own.virtualtransaction = l.virtualtransaction and own.pid is null and own.locktype = 'transactionid'
+        join pg_prepared_xacts p on p.transaction = own.transactionid
+        where l.pid is null and l.locktype = 'relation' and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
             and l.database = (select d.oid from pg_database d where d.datname = current_database())
             and {before}
     )
@@ -143,10 +147,10 @@ const TREES: &str = "
 const WAS_PREPARED_BEFORE: &str = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint - age(p.transaction) \
     < (select i.first_xid::text::bigint from cachekeeper.incarnation i)";
 
-// An oid of another database, from which this one was copied, means nothing.
+/// `$1`: what says the form of their functions. An oid of another database, from which this one was copied, means nothing.
 const CAPTURES: &str = "
     select c.id, c.root, c.columns, c.is_on, c.settling, c.settling_in, p.oid, p.xmin::text, c.version,
-        c.mode = 'statement', c.gaps
+        c.mode = 'statement', c.gaps, c.is_on and p.oid is not null and strpos(p.prosrc, $1) = 0
     from cachekeeper.capture c
     left join pg_proc p on p.proname = 'capture_' || c.id and p.pronamespace = 'cachekeeper'::regnamespace
     where c.db = (select d.oid from pg_database d where d.datname = current_database())
@@ -222,7 +226,7 @@ impl Postgres {
     pub async fn captures(&self) -> Result<Vec<Capture>, SourceError> {
         let what = "read what is captured";
         let error = |source| SourceError::new(what, source);
-        let rows = sqlx::query(CAPTURES).fetch_all(&self.pool).await.map_err(error)?;
+        let rows = sqlx::query(CAPTURES).bind(function::FORM).fetch_all(&self.pool).await.map_err(error)?;
         let mut captures = Vec::with_capacity(rows.len());
         for row in rows {
             let root: Oid = row.try_get(1).map_err(error)?;
@@ -239,6 +243,7 @@ impl Postgres {
                 is_on: row.try_get(3).map_err(error)?,
                 settling: settling.0.zip(settling.1),
                 gaps: row.try_get(10).map_err(error)?,
+                is_outdated: row.try_get(11).map_err(error)?,
                 function: function.0.map(|oid| oid.0).zip(function.1),
             });
         }

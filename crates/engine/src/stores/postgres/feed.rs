@@ -62,8 +62,8 @@ pub struct FeedPoll {
 pub struct OutboxState {
     /// Changes that this snapshot sees may be gone; a cursor that is older must begin anew. With its incarnation.
     pub horizon: Option<(String, String)>,
-    /// The outbox was full: `pending`, or the snapshot of transactions that may not have been captured.
-    pub overflow: Option<(String, Option<String>)>,
+    /// Rows of it were lost, because it was made anew: `pending`, or the snapshot of transactions that may have written them.
+    pub lost: Option<(String, Option<String>)>,
     /// Units of 1 KiB captured since a worker last caught up.
     pub counted: i64,
     /// How often a trigger could not write, and as far as that was noted: where they differ, something is missing.
@@ -285,11 +285,11 @@ fn read_header(row: &PgRow) -> Result<PollHeader, SourceError> {
     let poll = read_stamped(what, &snapshot, incarnation)?;
     let horizon: (Option<String>, Option<String>) =
         (row.try_get(4).map_err(error)?, row.try_get(5).map_err(error)?);
-    let overflow: (Option<String>, Option<String>) =
+    let lost: (Option<String>, Option<String>) =
         (row.try_get(6).map_err(error)?, row.try_get(7).map_err(error)?);
     let outbox = OutboxState {
         horizon: horizon.0.zip(horizon.1),
-        overflow: overflow.0.map(|text| (text, overflow.1)),
+        lost: lost.0.map(|text| (text, lost.1)),
         counted: row.try_get(8).map_err(error)?,
         marker: (row.try_get(9).map_err(error)?, row.try_get(10).map_err(error)?),
     };

@@ -10,6 +10,7 @@ use super::{ErrorKind, SourceError};
 /// Locks that triggers can be made beside.
 pub(super) const OF_READERS: [&str; 2] = ["AccessShareLock", "RowShareLock"];
 
+/// A transaction that was prepared keeps the number that it had in its session, without the process; only its own id tells which it is.
 /// Sessions of other users tell their start to members of `pg_read_all_stats` only.
 const HOLDERS: &str = "
     select distinct on (l.virtualtransaction) l.virtualtransaction || ' ' || coalesce(l.pid::text, 'prepared'),
@@ -19,7 +20,9 @@ const HOLDERS: &str = "
         || coalesce(' since ' || to_char(coalesce(a.xact_start, x.prepared), 'YYYY-MM-DD HH24:MI:SS TZ'), ' for some time')
     from pg_catalog.pg_locks l
     left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-    left join pg_catalog.pg_prepared_xacts x on l.virtualtransaction = '-1/' || x.transaction
+    left join pg_catalog.pg_locks own on l.pid is null and own.pid is null and own.locktype = 'transactionid'
+        and own.virtualtransaction = l.virtualtransaction
+    left join pg_catalog.pg_prepared_xacts x on x.transaction = own.transactionid
     join pg_catalog.pg_class c on c.oid = l.relation
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where l.locktype = 'relation' and l.granted and (l.relation = any($1) or cardinality($1) = 0 and n.nspname like 'cachekeeper%')

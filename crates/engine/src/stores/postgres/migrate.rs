@@ -95,8 +95,21 @@ impl Postgres {
         Ok(())
     }
 
+    /// Whether there is a role of this name.
+    ///
+    /// # Errors
+    /// [`SourceError`] if the database does not answer.
+    pub async fn has_role(&self, role: &str) -> Result<bool, SourceError> {
+        let sql = "select exists (select from pg_catalog.pg_roles where rolname = $1)";
+        let found = sqlx::query_scalar(sql).bind(role).fetch_one(&self.pool).await;
+        found.map_err(|source| SourceError::new("look for a role", source))
+    }
+
     /// What has been applied.
-    pub(crate) async fn migration_state(&self) -> Result<MigrationState, SourceError> {
+    ///
+    /// # Errors
+    /// [`SourceError`], also where nothing was.
+    pub async fn migration_state(&self) -> Result<MigrationState, SourceError> {
         let what = "read which migrations are applied";
         let applied =
             sqlx::query_scalar("select version from cachekeeper._sqlx_migrations where success order by 1")

@@ -23,28 +23,23 @@ impl Postgres {
         self.write("count the outbox anew", "select setval('cachekeeper.outbox_count', 1, false)").await
     }
 
-    /// The outbox was full. From now on it takes changes again; what ran before that may be missing from it.
+    /// Rows of the outbox were lost: notes which transactions may have written to it, and still be open.
     ///
     /// # Errors
     /// [`SourceError`]; to be repeated then.
-    pub(crate) async fn begin_overflow(&self) -> Result<(), SourceError> {
-        let what = "take up a full outbox again";
-        // The order matters: the note of the overflow; the count, a sequence, which writers see before anything commits; the
-        // snapshot of the transactions that may have missed it.
-        self.write(what, "update cachekeeper.feed set overflow = 'pending', overflow_in = null").await?;
-        self.reset_outbox_count().await?;
+    pub(crate) async fn note_lost_rows(&self) -> Result<(), SourceError> {
         let note = format!("update cachekeeper.feed set overflow = {ENDED_BY}, overflow_in = {INCARNATION}");
-        self.write(what, &note).await
+        self.write("note whose changes were lost", &note).await
     }
 
     /// Everything that may have missed the outbox has ended: what came before now is not in it.
-    pub(crate) async fn end_overflow(&self) -> Result<(), SourceError> {
+    pub(crate) async fn end_lost_rows(&self) -> Result<(), SourceError> {
         let sql = format!(
             "update cachekeeper.feed set horizon = pg_current_snapshot()::text, horizon_in = {INCARNATION}, \
              overflow = null, overflow_in = null where overflow <> 'pending' \
              and pg_snapshot_xmin(pg_current_snapshot()) >= pg_snapshot_xmax(overflow::pg_snapshot)"
         );
-        self.write("end the overflow of the outbox", &sql).await
+        self.write("end the wait for those whose changes were lost", &sql).await
     }
 
     async fn write(&self, what: &'static str, sql: &str) -> Result<(), SourceError> {

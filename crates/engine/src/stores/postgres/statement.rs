@@ -54,6 +54,7 @@ impl DatasetSource {
         match found.map(|found| base_type(&found.info).name().to_owned()).as_deref() {
             Some("INT2" | "INT4" | "INT8") => Alphabet::Integer,
             Some("UUID") => Alphabet::Uuid,
+            Some("BOOL" | "DATE" | "FLOAT4" | "FLOAT8" | "NUMERIC" | "OID") => Alphabet::Segment,
             _ => Alphabet::Any,
         }
     }

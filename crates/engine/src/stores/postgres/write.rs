@@ -186,26 +186,24 @@ pub(crate) async fn has_outbox(connection: &mut PgConnection) -> Result<bool, So
 }
 
 /// Notes keys of datasets in the outbox, so that the feed sees to them if this process does not: dataset and key of each; no
-/// key stands for the whole dataset.
-/// The outbox stays bounded as for triggers.
+/// key stands for the whole dataset. They are noted also where the outbox is full: no trigger watches what they are about, so there
+/// is nothing else that could tell it.
 ///
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
 pub(crate) async fn note_keys(
     connection: &mut PgConnection,
     keys: &[(&str, Option<&str>)],
-    max_outbox: u64,
 ) -> Result<(), SourceError> {
     for chunk in keys.chunks(NOTED_AT_ONCE) {
         let values: Vec<Option<&str>> =
             chunk.iter().flat_map(|(dataset, key)| [Some(*dataset), *key]).collect();
         let done = sqlx::query(
             "insert into cachekeeper.outbox (capture, version, keys)
-             select $1, 0, $2 where nextval('cachekeeper.outbox_count') <= $3",
+             select $1, 0, $2 where 0 < nextval('cachekeeper.outbox_count')",
         )
         .bind(DIRECT)
         .bind(values)
-        .bind(i64::try_from(max_outbox).unwrap_or(i64::MAX))
         .execute(&mut *connection)
         .await;
         done.map_err(|source| SourceError::new("note what a write touched", source))?;

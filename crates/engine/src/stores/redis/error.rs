@@ -86,6 +86,13 @@ impl CacheError {
         }
     }
 
+    /// Whether the user or the password was not accepted, or one is needed.
+    #[must_use]
+    pub fn is_of_login(&self) -> bool {
+        self.source.kind() == ErrorKind::AuthenticationFailed
+            || matches!(self.source.code(), Some("NOAUTH" | "WRONGPASS"))
+    }
+
     /// Whether Redis was not reached, or broke off.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {

@@ -69,7 +69,8 @@ impl FromRedisValue for AcquireReply {
 }
 
 impl Redis {
-    /// Takes all of these locks if all are free.
+    /// Takes all of these locks if all are free. `is_common`: everybody takes them for this life, so one that has longer to live was
+    /// left over by a clock of Redis that was set back, and is cut to it.
     ///
     /// # Errors
     /// [`CacheError`]; after [`super::Refusal::Unknown`] they may be held until `life` is over.
@@ -78,13 +79,14 @@ impl Redis {
         names: &[impl AsRef<str>],
         owner: &str,
         life: Duration,
+        is_common: bool,
     ) -> Result<LeaseAttempt, CacheError> {
         let mut call = Call::new(&LOCK_ACQUIRE, 1 + names.len());
         call.arg(self.keys.last_token());
         for name in names {
             call.arg(self.keys.lock(name.as_ref()));
         }
-        call.arg(owner).number(millis(life));
+        call.arg(owner).number(millis(life)).number(u64::from(is_common));
         Ok(match call.run(self).await? {
             AcquireReply::Granted { token } => {
                 let grant = |name: &_| LeaseGrant {

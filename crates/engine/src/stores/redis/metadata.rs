@@ -315,8 +315,8 @@ pub struct Watermark {
 
 /// Why a dataset is pending that was not covered until now, or had another fingerprint.
 const NEWLY_COVERED: &str = "newly covered";
-/// The same for one that is not covered any more.
-const NO_LONGER_COVERED: &str = "no longer covered";
+/// The same for one that is not followed any more as it was.
+const NO_LONGER_COVERED: &str = "what its query reads, or what captures its changes, has changed";
 
 /// A move of the cursor.
 #[derive(Debug)]

@@ -253,6 +253,22 @@ impl StreamReader {
         Ok(claimed)
     }
 
+    /// The oldest entry that somebody has and has not finished.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn oldest_taken(&self) -> Result<Option<String>, CacheError> {
+        let command = redis::cmd("XPENDING").arg(&self.stream).arg(&self.group).to_owned();
+        let asked: Result<(u64, Option<String>, Value, Value), _> =
+            self.redis.command("look at what is taken of a stream", &command).await;
+        match asked {
+            Ok((_, oldest, ..)) => Ok(oldest),
+            // The stream was deleted with its group.
+            Err(error) if error.source.code() == Some("NOGROUP") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// New entries, waiting a little for them; none: somebody else has the right now.
     ///
     /// # Errors

@@ -59,6 +59,9 @@ const PLAIN: [&str; 8] =
 const SHORT: [&str; 5] = ["bigint", "boolean", "integer", "smallint", "uuid"];
 const PINS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, MDY' \
      set intervalstyle = 'iso_8601' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'";
+/// Says in a function's text what it can be relied on for: those of an earlier form are replaced before their tables are covered.
+/// Since form 2 they tell when the outbox was full.
+pub(super) const FORM: &str = "cachekeeper capture, form 2";
 /// Bytes of the keys of one row above which "the whole table" is meant.
 pub(super) const KEY_BYTES_MAX: u32 = 8_192;
 /// Bytes of the stored keys of an old and a new row above which they are not even read.
@@ -104,7 +107,7 @@ impl Definition<'_> {
         let pins = if is_plain && !self.by_statement { "" } else { PINS };
         format!(
             "create or replace function {name}() returns trigger language plpgsql security definer {pins}\n\
-             as $capture$\n{body}\n$capture$"
+             as $capture$\n-- {FORM}\n{body}\n$capture$"
         )
     }
 
@@ -114,9 +117,13 @@ impl Definition<'_> {
         "      lock table cachekeeper.outbox in row exclusive mode nowait;
       place := cachekeeper.begin_capture();";
 
+    /// Whether the outbox may be written, asked right before it is: revoking a right waits for no lock, and a session hears of it
+    /// whenever it takes one.
+    pub(super) const IS_ALLOWED: &'static str =
+        "pg_catalog.has_table_privilege('cachekeeper.outbox'::pg_catalog.regclass, 'insert')";
+
     /// What is done where something failed: the whole table is meant, and if that cannot be written, markers tell that something
-    /// is missing; where one of them cannot be moved, a third tells it of all captures. A constraint that is deferred would fail
-    /// later, so nothing is written unless the outbox is as it was made.
+    /// is missing. A constraint that is deferred would fail later, so nothing is written unless the outbox is as it was made.
     pub(super) fn give_up(&self) -> String {
         format!(
             "      begin
@@ -125,7 +132,25 @@ impl Definition<'_> {
         end if;
         {insert}
       exception when others then
-        begin
+{tell}
+      end;
+{whole}",
+            insert = self.insert("null"),
+            tell = self.tell(),
+            whole = self.note_whole(),
+        )
+    }
+
+    /// What is done where the outbox may not be written any more, or is full: nothing more is written to it, so that it fills no
+    /// disk while no worker reads it.
+    pub(super) fn leave_out(&self) -> String {
+        format!("{}\n{}", self.tell(), self.note_whole())
+    }
+
+    /// Moves the markers that tell that something is missing; where one of them cannot be moved, a third tells it of all captures.
+    fn tell(&self) -> String {
+        format!(
+            "        begin
           note := cachekeeper.move_marker('cachekeeper.uncaptured_{id}');
           note := cachekeeper.move_marker('cachekeeper.uncaptured');
         exception when others then
@@ -134,12 +159,8 @@ impl Definition<'_> {
           exception when others then
             null;
           end;
-        end;
-      end;
-{whole}",
-            insert = self.insert("null"),
+        end;",
             id = self.capture,
-            whole = self.note_whole(),
         )
     }
 
@@ -213,7 +234,7 @@ begin
     touched := null;
 {whole}
   end if;
-  if place operator(pg_catalog.>) 0 and place operator(pg_catalog.<=) {max_outbox} then
+  if place operator(pg_catalog.>) 0 and place operator(pg_catalog.<=) {max_outbox} and {is_allowed} then
     {insert}
   elsif place operator(pg_catalog.<) 0 and place operator(pg_catalog.>=) -{max_outbox} then
     begin
@@ -221,6 +242,8 @@ begin
     exception when others then
 {give_up}
     end;
+  else
+{leave_out}
   end if;
   return null;
 end",
@@ -232,6 +255,8 @@ end",
             give_up = self.give_up(),
             bound = self.bound(),
             whole = self.note_whole(),
+            leave_out = self.leave_out(),
+            is_allowed = Self::IS_ALLOWED,
             max_outbox = self.limits.max_outbox,
             insert = self.insert("touched"),
         )

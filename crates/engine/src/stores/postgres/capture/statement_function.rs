@@ -77,15 +77,19 @@ end",
             "  if touched is null then
 {whole}
   end if;
-  if touched is null and abs(place) <= {max_outbox} then
+  if touched is null and abs(place) <= {max_outbox} and {is_allowed} then
     {insert_whole}
-  elsif touched is not null then
+  elsif abs(place) + array_length(touched, 1) <= {max_outbox} and {is_allowed} then
     insert into cachekeeper.outbox (xid, capture, version, keys, at)
     select pg_current_xact_id(), {id}, {version}, array(select k from unnest(touched[i:i + step - 1][:]) k), clock_timestamp()
     from generate_series(1, array_length(touched, 1), step) i
-    where (select max(nextval('cachekeeper.outbox_count')) from generate_series(i, least(i + step - 1, array_length(touched, 1)))) <= {max_outbox};
+    where 0 < (select max(nextval('cachekeeper.outbox_count')) from generate_series(i, least(i + step - 1, array_length(touched, 1))));
+  else
+{leave_out}
   end if;",
             whole = self.note_whole(),
+            leave_out = self.leave_out(),
+            is_allowed = Self::IS_ALLOWED,
             insert_whole = self.insert("null"),
         )
     }
