@@ -437,7 +437,7 @@ async fn a_wrong_write_statement_is_found_before_it_is_used() {
     Cli::new(&rig, &format!("{toml}[writes]\nstream = \"cache:a:b\"")).says(
         &["check"],
         78,
-        &["could coincide with cache:a:b, which [writes] stream uses"],
+        &["with cache:a:b, which [writes] stream uses"],
     );
 }
 

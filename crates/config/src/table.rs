@@ -166,8 +166,8 @@ const FEED: &[Key] = &[
         "max_outbox",
         Kind::Integer(1, 1_000_000_000),
         "Units of 1 KiB that wait in the outbox while no worker applies them; a changed row takes at least one. Beyond \
-         it nothing more is written, so that an absent worker does not fill the disk; once it is back, everything is \
-         revalidated.",
+         it nothing more is written, so that an absent worker does not fill the disk; once it is back, the entries of \
+         what was left out are revalidated. The trigger functions have the limits of the last `migrate`.",
     )
     .default("5000000"),
     Key::new(

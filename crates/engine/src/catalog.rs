@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use self::rivals::Rivals;
+use self::rivals::UsedStream;
 use super::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
 use crate::stores::postgres::{DatasetSource, KeyValues, Postgres, SourceProblem};
@@ -36,7 +36,9 @@ pub struct Dataset {
     source: RwLock<Option<DescribedUnder>>,
     /// The same, but never forgotten: which dataset a key belongs to must not change while a query is described again.
     described: RwLock<Option<Arc<DatasetSource>>>,
-    rivals: Rivals,
+    /// Datasets before it in the configuration, and streams, that only types tell apart from its keys.
+    rivals: Vec<Arc<Self>>,
+    streams: Vec<UsedStream>,
     pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
     /// Whether this process has made its definition known.
     pub(super) is_registered: AtomicBool,
@@ -71,7 +73,8 @@ impl Dataset {
             settings,
             source: RwLock::default(),
             described: RwLock::default(),
-            rivals: Rivals::default(),
+            rivals: Vec::new(),
+            streams: Vec::new(),
             write: RwLock::default(),
             is_registered: AtomicBool::new(false),
             is_superseded: AtomicBool::new(false),
@@ -112,9 +115,7 @@ impl Dataset {
     /// # Errors
     /// [`EngineError::Dataset`] where the dataset cannot work as it is configured, also because somebody else could have its keys.
     pub async fn source(&self, postgres: &Postgres) -> Result<Arc<DatasetSource>, EngineError> {
-        let source = self.described(postgres, None).await?;
-        self.rivals.check(self, &source, (postgres, None)).await?;
-        Ok(source)
+        self.unrivalled(postgres, None).await
     }
 
     /// The same; each question is given up after a limit of at most a second.
@@ -123,9 +124,34 @@ impl Dataset {
         postgres: &Postgres,
         limit: Duration,
     ) -> Result<Arc<DatasetSource>, EngineError> {
-        let source = self.described(postgres, Some(limit)).await?;
-        self.rivals.check(self, &source, (postgres, Some(limit))).await?;
-        Ok(source)
+        self.unrivalled(postgres, Some(limit)).await
+    }
+
+    /// What the database says, where nobody else could have its keys.
+    async fn unrivalled(
+        &self,
+        postgres: &Postgres,
+        limit: Option<Duration>,
+    ) -> Result<Arc<DatasetSource>, EngineError> {
+        let source = self.described(postgres, limit).await?;
+        let key = &self.settings.key;
+        let mut found = rivals::with_streams(key, &source, &self.streams);
+        for rival in &self.rivals {
+            match rival.described(postgres, limit).await {
+                Ok(theirs) => {
+                    let rival = (rival.name(), &rival.settings.key, &*theirs);
+                    found = found.or_else(|| rivals::with_dataset((key, &source), rival));
+                }
+                // It has no entries, and its own trouble is told.
+                Err(EngineError::Dataset { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        found.map_or(Ok(source), |problem| Err(self.problem(problem)))
+    }
+
+    fn problem(&self, problem: SourceProblem) -> EngineError {
+        EngineError::Dataset { dataset: self.name().to_owned(), problem }
     }
 
     async fn described(
@@ -155,8 +181,7 @@ impl Dataset {
         revision: Option<Revision>,
         described: Result<DatasetSource, SourceProblem>,
     ) -> Result<Arc<DatasetSource>, EngineError> {
-        let source =
-            described.map_err(|problem| EngineError::Dataset { dataset: self.name().to_owned(), problem })?;
+        let source = described.map_err(|problem| self.problem(problem))?;
         let source = Arc::new(source);
         *self.source.write().unwrap_or_else(PoisonError::into_inner) = Some((revision, Arc::clone(&source)));
         *self.described.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&source));
@@ -230,8 +255,10 @@ impl Catalog {
     pub fn new(settings: Vec<config::Dataset>, streams: &[(&'static str, String)]) -> Self {
         let mut datasets: Vec<Arc<Dataset>> = Vec::new();
         for settings in settings {
-            let rivals = Rivals::of(&settings.key, &datasets, streams);
-            datasets.push(Arc::new(Dataset { rivals, ..Dataset::new(settings) }));
+            let key = &settings.key;
+            let rivals = datasets.iter().filter(|other| rivals::is_to_tell_apart(key, &other.settings.key));
+            let (rivals, streams) = (rivals.cloned().collect(), rivals::streams_to_tell_apart(key, streams));
+            datasets.push(Arc::new(Dataset { rivals, streams, ..Dataset::new(settings) }));
         }
         Self { datasets }
     }

@@ -1,67 +1,50 @@
-//! Who else could claim a dataset's keys. Which texts a placeholder can hold is known from the types, once Postgres has told them;
-//! the configuration alone tells only what coincides whatever they are.
+//! Whether somebody else could claim a dataset's keys. Which texts a placeholder can hold is known from the types, once Postgres has
+//! told them; the configuration alone tells only what coincides whatever they are.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use super::Dataset;
-use crate::error::EngineError;
-use crate::stores::postgres::{DatasetSource, Postgres, SourceProblem};
+use crate::stores::postgres::{DatasetSource, SourceProblem};
 use cachekeeper_protocol::template::{Alphabet, Template};
 
-/// What must not have a key of a dataset.
-#[derive(Debug, Default)]
-pub(super) struct Rivals {
-    /// Datasets before it in the configuration.
-    datasets: Vec<Arc<Dataset>>,
-    /// Streams: who uses one, and its key.
-    streams: Vec<(&'static str, String)>,
+/// A stream: who uses it, and its key.
+pub(super) type UsedStream = (&'static str, String);
+
+/// The streams that types could tell apart from these keys; of others the configuration knows.
+pub(super) fn streams_to_tell_apart(key: &Template, streams: &[UsedStream]) -> Vec<UsedStream> {
+    let could_be = |(_, stream): &&UsedStream| key.could_be(|_| Alphabet::Any, stream);
+    streams.iter().filter(could_be).cloned().collect()
 }
 
-impl Rivals {
-    /// Those that types could tell apart from these keys; of the others the configuration knows.
-    pub(super) fn of(key: &Template, earlier: &[Arc<Dataset>], streams: &[(&'static str, String)]) -> Self {
-        let any = |_: &str| Alphabet::Any;
-        let datasets = earlier.iter().filter(|other| key.overlaps(any, &other.settings.key, any));
-        let streams = streams.iter().filter(|(_, stream)| key.could_be(any, stream));
-        Self { datasets: datasets.cloned().collect(), streams: streams.cloned().collect() }
-    }
-
-    /// Fails where a text could be a key of the dataset and of somebody else: the entry would change between the two.
-    pub(super) async fn check(
-        &self,
-        dataset: &Dataset,
-        source: &DatasetSource,
-        (postgres, limit): (&Postgres, Option<Duration>),
-    ) -> Result<(), EngineError> {
-        let key = &dataset.settings.key;
-        let own = |column: &str| source.alphabet(column);
-        for (user, stream) in &self.streams {
-            if key.could_be(own, stream) {
-                let message = format!("keys {key} could coincide with {stream}, which {user} uses");
-                let help = "give the stream another name, or the dataset's keys another prefix";
-                return Err(problem(dataset, message, help));
-            }
-        }
-        for other in &self.datasets {
-            let theirs = match other.described(postgres, limit).await {
-                Ok(theirs) => theirs,
-                // It has no entries, and its own trouble is told.
-                Err(EngineError::Dataset { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            if key.overlaps(own, &other.settings.key, |column| theirs.alphabet(column)) {
-                let other = (&other.settings.key, other.name());
-                let message = format!("keys {key} and {} of dataset {} could coincide", other.0, other.1);
-                let help = "begin each dataset's keys with a prefix of its own";
-                return Err(problem(dataset, message, help));
-            }
-        }
-        Ok(())
-    }
+/// Whether types could tell these keys apart from those.
+pub(super) fn is_to_tell_apart(key: &Template, other: &Template) -> bool {
+    key.overlaps(|_| Alphabet::Any, other, |_| Alphabet::Any)
 }
 
-fn problem(dataset: &Dataset, message: String, help: &str) -> EngineError {
-    let problem = SourceProblem { setting: "key", message, help: help.to_owned(), offset: None };
-    EngineError::Dataset { dataset: dataset.name().to_owned(), problem }
+/// What is wrong where a stream could have a key of the dataset: an entry would take its place.
+pub(super) fn with_streams(
+    key: &Template,
+    source: &DatasetSource,
+    streams: &[UsedStream],
+) -> Option<SourceProblem> {
+    let could_be = |(_, stream): &&UsedStream| key.could_be(|column| source.alphabet(column), stream);
+    let found = streams.iter().filter(could_be).map(|(user, stream)| format!("{stream}, which {user} uses"));
+    let found: Vec<String> = found.collect();
+    let message = format!("keys {key} could coincide with {}", found.join(", and with "));
+    let help = "give the streams other names, or the dataset's keys another prefix";
+    (!found.is_empty()).then(|| problem(message, help))
+}
+
+/// What is wrong where a text could be a key of this dataset and of another one, which has a name: the entry would change between
+/// the two.
+pub(super) fn with_dataset(
+    (key, source): (&Template, &DatasetSource),
+    other: (&str, &Template, &DatasetSource),
+) -> Option<SourceProblem> {
+    let (name, theirs, their_source) = other;
+    let own = |column: &str| source.alphabet(column);
+    let message = format!("keys {key} and {theirs} of dataset {name} could coincide");
+    let help = "begin each dataset's keys with a prefix of its own";
+    key.overlaps(own, theirs, |column| their_source.alphabet(column)).then(|| problem(message, help))
+}
+
+fn problem(message: String, help: &str) -> SourceProblem {
+    SourceProblem { setting: "key", message, help: help.to_owned(), offset: None }
 }

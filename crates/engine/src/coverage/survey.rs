@@ -169,19 +169,27 @@ fn columns_of(target: &WatchTarget) -> Vec<String> {
     }
 }
 
+/// What cannot be captured, whatever is installed.
+fn flaw_of_kind(member: &TreeMember) -> Option<String> {
+    let table = &member.name;
+    match member.kind {
+        'r' | 'p' => None,
+        'm' => Some(format!(
+            "{table} is a materialized view, whose changes cannot be captured; watch its tables and publish an event after each refresh"
+        )),
+        'v' => Some(format!("{table} is a view; watch its tables")),
+        'f' => Some(format!("{table} is a foreign table, whose changes cannot be captured")),
+        'S' => Some(format!("{table} is a sequence, whose changes cannot be captured")),
+        _ => Some(format!("{table} is no table")),
+    }
+}
+
 /// What is wrong with a member of a captured tree.
 fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
     let table = &member.name;
-    if !matches!(member.kind, 'r' | 'p') {
-        return Some(match member.kind {
-            'm' => format!(
-                "{table} is a materialized view, whose changes cannot be captured; watch its tables and publish an event after each refresh"
-            ),
-            'v' => format!("{table} is a view; watch its tables"),
-            'f' => format!("{table} is a foreign table, whose changes cannot be captured"),
-            'S' => format!("{table} is a sequence, whose changes cannot be captured"),
-            _ => format!("{table} is no table"),
-        });
+    let of_kind = flaw_of_kind(member);
+    if of_kind.is_some() {
+        return of_kind;
     }
     if member.is_prepared {
         return Some(format!(
@@ -387,9 +395,8 @@ impl CoverageSurvey {
         let named = dataset.settings.reads.iter().map(String::as_str);
         for table in reads.tables().into_iter().chain(named) {
             // What is no ordinary table is named before a missing rule: no rule would help.
-            let odd =
-                self.members.iter().find(|member| member.asked == table && !matches!(member.kind, 'r' | 'p'));
-            if let Some(flaw) = odd.and_then(|member| flaw(member, &NO_CAPTURE)) {
+            let mut members = self.members.iter().filter(|member| member.asked == table);
+            if let Some(flaw) = members.find_map(flaw_of_kind) {
                 return Err(flaw);
             }
             if !roots.contains(&self.root_of(table)?) {
@@ -439,16 +446,3 @@ impl CoverageSurvey {
         Ok(())
     }
 }
-
-static NO_CAPTURE: Capture = Capture {
-    id: 0,
-    root: 0,
-    columns: Vec::new(),
-    version: 0,
-    by_statement: false,
-    is_on: false,
-    settling: None,
-    gaps: 0,
-    is_outdated: false,
-    function: None,
-};
