@@ -103,11 +103,11 @@ impl Bench {
     }
 
     fn context(&self, more: &str) -> Context {
-        Context::new(&self.config(more)).unwrap()
+        Context::of_worker(&self.config(more)).unwrap()
     }
 
     fn context_of(&self, datasets: &str) -> Context {
-        Context::new(&self.config_of(&format!("[service]\nnamespace = \"bench\"\n{datasets}"))).unwrap()
+        Context::of_worker(&self.config_of(&format!("[service]\nnamespace = \"bench\"\n{datasets}"))).unwrap()
     }
 
     async fn client(&self) -> redis::aio::MultiplexedConnection {
@@ -455,7 +455,7 @@ async fn idle_with_many_tables() {
         );
     }
     let config = bench.config_of(&format!("[service]\nnamespace = \"bench\"\n{datasets}"));
-    Context::new(&config).unwrap().postgres.migrate().await.unwrap();
+    Context::of_worker(&config).unwrap().postgres.migrate().await.unwrap();
     let mut worker = Worker::start(config).await.unwrap();
     loop {
         let watermark = worker.context.redis.watermark().await.unwrap();

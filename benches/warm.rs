@@ -79,7 +79,7 @@ impl Bench {
         ]
         .into();
         let (config, _) = Config::load(Path::new("bench.toml"), text, &environment).unwrap();
-        Context::new(&config).unwrap()
+        Context::of_worker(&config).unwrap()
     }
 
     async fn client(&self) -> redis::aio::MultiplexedConnection {

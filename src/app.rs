@@ -89,7 +89,7 @@ pub enum StartError {
 impl Worker {
     /// Starts the worker. Servers that are down are waited for, not ready; what waiting cannot mend is an error.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let context = Context::new(&config)?;
+        let context = Context::of_worker(&config)?;
         Self::start_with(config, context).await
     }
 

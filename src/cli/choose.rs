@@ -36,7 +36,7 @@ pub(super) fn exit_of(error: &EngineError) -> Exit {
     match error {
         EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
         EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
-        EngineError::Dataset { .. } => Exit::Configuration,
+        EngineError::Dataset { .. } | EngineError::Superseded { .. } => Exit::Configuration,
         _ => Exit::Failed,
     }
 }

@@ -213,7 +213,7 @@ async fn writers_are_never_refused_for_the_sake_of_capture() {
         .unwrap();
     let mut config = rig.config(&dataset("select id, name from products", PRODUCTS));
     config.postgres.url = cachekeeper_config::Secret::new(rig.postgres.url().replace("postgres@", "shop@"));
-    let limited = Context::new(&config).unwrap();
+    let limited = Context::of_worker(&config).unwrap();
     let found = reason(&limited, true).await.unwrap();
     assert!(found.contains("run `cachekeeper migrate` as that user"), "{found}");
 }

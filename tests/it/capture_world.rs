@@ -361,7 +361,7 @@ async fn a_key_that_is_no_utf8_does_not_stop_the_others() {
     config.postgres.url = cachekeeper_config::Secret::new(rig.postgres.url_of("old"));
     let mut session = Session::open(&rig.postgres.url_of("old")).await.unwrap();
     session.execute("create table items (code text primary key, price int)").await.unwrap();
-    let context = Context::new(&config).unwrap();
+    let context = Context::of_worker(&config).unwrap();
     context.postgres.migrate().await.unwrap();
     let mut consumer = follower(&context).await;
     session

@@ -456,7 +456,7 @@ async fn what_cannot_be_followed_is_not_covered_and_says_why() {
     let mut config = rig.config(&toml("select id, v from plain", ""));
     config.postgres.url =
         cachekeeper_config::Secret::new(rig.postgres.url().replace("postgres@", "limited@"));
-    let limited = Context::new(&config).unwrap();
+    let limited = Context::of_worker(&config).unwrap();
     rig.context("").postgres.grant("limited").await.unwrap();
     let coverage = coverage::look(&limited, false).await.unwrap();
     let (_, reason) = coverage.gaps().next().unwrap();

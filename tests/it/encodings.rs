@@ -33,7 +33,7 @@ async fn context_of(rig: &Rig, database: &str) -> Context {
     environment.insert("CACHEKEEPER__POSTGRES__URL".to_owned(), rig.postgres.url_of(database));
     environment.insert("CACHEKEEPER__SERVICE__NAMESPACE".to_owned(), database.to_owned());
     let (config, _) = Config::load(Path::new("test.toml"), DATASET.to_owned(), &environment).unwrap();
-    let context = Context::new(&config).unwrap();
+    let context = Context::of_worker(&config).unwrap();
     context.postgres.migrate().await.unwrap();
     context
 }

@@ -35,6 +35,7 @@ mod coverage_world;
 mod decision_table;
 #[path = "../decisions/mod.rs"]
 mod decisions;
+mod definitions;
 mod encodings;
 mod event_log;
 mod event_scope;

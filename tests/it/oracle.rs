@@ -105,7 +105,7 @@ impl Arena {
     }
 
     async fn context(&self) -> Context {
-        Context::new(&self.config().await).unwrap()
+        Context::of_worker(&self.config().await).unwrap()
     }
 }
 
@@ -174,7 +174,7 @@ async fn without_stamps_the_oracle_finds_violations() {
     let seed = seed_of_run();
     let arena = Arena::start().await;
     let config = arena.config().await;
-    let mut context = Context::new(&config).unwrap();
+    let mut context = Context::of_worker(&config).unwrap();
     context.redis = context.redis.without_stamps();
     let worker = cachekeeper::app::Worker::start_with(config, context.clone()).await.unwrap();
     // Few entries: on a busy machine, too little is seen of many.
@@ -202,7 +202,7 @@ async fn stalled_fills_break_nothing() {
     let seed = seed_of_run();
     let arena = Arena::start().await;
     let config = arena.config().await;
-    let context = Context::new(&config).unwrap();
+    let context = Context::of_worker(&config).unwrap();
     let worker = cachekeeper::app::Worker::start_with(config, context.clone()).await.unwrap();
     let tasks = load::start(&arena, seed);
     let fills = load::start_stalled_fills(&arena, &context, 0..load::ITEMS);

@@ -65,7 +65,7 @@ impl Rig {
     }
 
     pub fn context(&self, toml: &str) -> Context {
-        Context::new(&self.config(toml)).unwrap()
+        Context::of_worker(&self.config(toml)).unwrap()
     }
 
     /// A plain client, as an application has one.

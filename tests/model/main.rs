@@ -17,6 +17,7 @@ mod coverage;
 mod database;
 #[path = "../decisions/mod.rs"]
 mod decisions;
+mod definitions;
 mod epochs;
 mod faults;
 mod invariants;

@@ -57,6 +57,8 @@ pub async fn compare(
     extent: &Extent,
 ) -> Result<Comparison, EngineError> {
     let began = Instant::now();
+    // By another definition than the registered one every entry would look wrong.
+    epoch::revision(context, dataset).await?;
     let source = dataset.source(&context.postgres).await?;
     let mut found = Comparison { dataset: dataset.name().to_owned(), ..Comparison::default() };
     if let Some(sample) = extent.sample {

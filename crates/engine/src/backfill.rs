@@ -88,7 +88,7 @@ pub(crate) async fn backfill_for(
     options: &BackfillOptions,
     whole: Option<Whole<'_>>,
 ) -> Result<LoadReport, EngineError> {
-    if dataset.is_superseded() {
+    if epoch::is_superseded(context, dataset).await {
         return Err(dataset.supersede());
     }
     // Not the one that is known: what it changed for is why the backfill is wanted.

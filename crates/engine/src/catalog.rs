@@ -217,7 +217,9 @@ impl Dataset {
     /// What a script that concerns this dataset's entries must find unchanged, where nothing is stored that was loaded before.
     #[must_use]
     pub fn precondition<'a>(&'a self, epoch: &'a Epoch, incarnation: &'a str) -> Precondition<'a> {
-        Precondition { epoch, incarnation, dataset: self.name(), revision: &self.definition }
+        let is_registered = self.known_revision().is_none_or(|revision| !revision.is_none());
+        let revision = if is_registered { &self.definition } else { "" };
+        Precondition { epoch, incarnation, dataset: self.name(), revision }
     }
 
     /// What a script that stores entries must find unchanged: also the revision that was read before they were loaded.
@@ -231,10 +233,21 @@ impl Dataset {
         Precondition { epoch, incarnation, dataset: self.name(), revision: revision.as_str() }
     }
 
-    /// Whether a newer process has redefined this dataset.
+    /// Whether another definition of this dataset is registered than this process has.
     #[must_use]
     pub fn is_superseded(&self) -> bool {
         self.is_superseded.load(Ordering::Relaxed)
+    }
+
+    /// Notes which definition is registered, for a process that registers none itself. Answers whether it is another one now.
+    pub(super) fn note_registered(&self, revision: Option<&Revision>) -> bool {
+        let is_other = revision.is_some_and(|revision| revision.definition() != self.definition);
+        self.set_revision(if is_other {
+            None
+        } else {
+            Some(revision.cloned().unwrap_or_else(Revision::none))
+        });
+        self.is_superseded.swap(is_other, Ordering::Relaxed) != is_other && is_other
     }
 
     pub(super) fn supersede(&self) -> EngineError {

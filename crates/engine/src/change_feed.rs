@@ -304,7 +304,8 @@ impl FeedConsumer {
         // What this process has left to a newer one it does not follow.
         let is_own =
             |name: &str| self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded());
-        let followed: Vec<_> = self.verification.followed().filter(|one| is_own(one.dataset)).collect();
+        let followed: Vec<_> =
+            self.verification.followed(&self.context.catalog).filter(|one| is_own(one.dataset)).collect();
         let watermark = self.verification.is_at(&poll.snapshot).then_some(as_of);
         let advance = Advance {
             job: (&self.job, position.count),

@@ -1,8 +1,10 @@
 //! What every flow is given.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::catalog::{Catalog, Dataset};
 use super::coverage::Coverage;
@@ -13,6 +15,9 @@ use crate::metrics::{ByReason, Metrics};
 use crate::stores::postgres::{CaptureLimits, Postgres};
 use crate::stores::redis::{Answer, CacheError, Claim, Epoch, PreconditionFailed, Redis};
 use cachekeeper_config::{Config, FeedMode};
+
+/// Between two looks at definitions that were not this process's.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Stores, datasets, metrics, and the epoch as this process knows it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -29,9 +34,13 @@ pub struct Context {
     pub feed: FeedSettings,
     /// What events may touch.
     pub event_scope: Arc<EventScope>,
+    /// Whether this process registers the definitions of its datasets (R16). One that does not goes by those that are registered.
+    pub(super) registers: bool,
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
     has_outbox: Arc<AtomicBool>,
+    /// When it was last looked whether the registered definitions are this process's again.
+    looked_again: Arc<Mutex<Option<Instant>>>,
     pub(super) watermark_watch: Arc<WatermarkWatch>,
 }
 
@@ -49,6 +58,14 @@ pub struct FeedSettings {
 }
 
 impl Context {
+    /// That of a worker, which registers the definitions of its datasets. Nothing connects yet.
+    ///
+    /// # Errors
+    /// [`EngineError`] when a URL cannot be used.
+    pub fn of_worker(config: &Config) -> Result<Self, EngineError> {
+        Ok(Self { registers: true, ..Self::new(config)? })
+    }
+
     /// Prepares the stores; nothing connects yet.
     ///
     /// # Errors
@@ -66,9 +83,11 @@ impl Context {
                 max_lag: config.feed.max_lag,
             },
             event_scope: Arc::new(EventScope::new(config)),
+            registers: false,
             epoch: Arc::default(),
             coverage: Arc::default(),
             has_outbox: Arc::default(),
+            looked_again: Arc::default(),
             watermark_watch: Arc::default(),
         })
     }
@@ -101,6 +120,16 @@ impl Context {
 
     pub(super) fn set_has_outbox(&self) {
         self.has_outbox.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is time to look again; then it counts as done.
+    pub(super) fn may_look_again(&self) -> bool {
+        let mut looked = self.looked_again.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = looked.is_none_or(|looked| LOOK_AGAIN <= looked.elapsed());
+        if is_due {
+            *looked = Some(Instant::now());
+        }
+        is_due
     }
 
     /// What a script answered, or the error that its caller must begin again with.
@@ -140,6 +169,14 @@ impl Context {
         failed: PreconditionFailed,
     ) -> EngineError {
         match (failed, dataset) {
+            // What was known is out of date: a worker may have registered the same definition meanwhile.
+            (PreconditionFailed::Revision, Some(dataset))
+                if !self.registers && dataset.known_revision().is_some() =>
+            {
+                dataset.set_revision(None);
+                self.set_epoch(None);
+                EngineError::PreconditionFailed(failed)
+            }
             (PreconditionFailed::Revision, Some(dataset)) => dataset.supersede(),
             (PreconditionFailed::Outdated, Some(dataset)) => {
                 dataset.set_revision(None);

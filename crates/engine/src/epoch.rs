@@ -28,7 +28,7 @@ pub struct EpochState {
 const ATTEMPTS: usize = 10;
 
 /// Reads the metadata and takes a snapshot; begins a new epoch where the tables are missing or the database has another
-/// incarnation; makes this process's definitions known. `job` is counted, if it is not empty.
+/// incarnation; makes the definitions of a worker known. `job` is counted, if it is not empty.
 ///
 /// # Errors
 /// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
@@ -123,6 +123,10 @@ async fn register_all(
     poll: &Poll,
     metadata: &Metadata,
 ) -> Result<(), EngineError> {
+    if !context.registers {
+        note_registered(context, metadata);
+        return Ok(());
+    }
     let mut is_other = false;
     for dataset in context.catalog.iter() {
         let revision = metadata.revisions.get(dataset.name());
@@ -154,6 +158,28 @@ async fn register_all(
         context.postgres.renew_connections();
     }
     Ok(())
+}
+
+/// Verbs and libraries may have any configuration file: they go by what workers have registered.
+fn note_registered(context: &Context, metadata: &Metadata) {
+    for dataset in context.catalog.iter() {
+        if dataset.note_registered(metadata.revisions.get(dataset.name())) {
+            warn!(
+                dataset = dataset.name(),
+                "workers have another definition of this dataset; nothing is stored under this one"
+            );
+        }
+    }
+}
+
+/// Whether another definition of the dataset is registered. A process that registers none looks again, at most once a second: the
+/// workers may have been replaced since.
+pub(crate) async fn is_superseded(context: &Context, dataset: &Dataset) -> bool {
+    if dataset.is_superseded() && !context.registers && context.may_look_again() {
+        // Where Redis does not answer, nothing is stored either way.
+        drop(ensure(context, "").await);
+    }
+    dataset.is_superseded()
 }
 
 /// The dataset's revision, for a load whose statement is sent afterwards (R14a).

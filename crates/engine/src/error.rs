@@ -27,8 +27,11 @@ pub enum EngineError {
     /// This server's incarnation was replaced by another primary's.
     #[error("another primary has taken this server's place; point the worker at the new primary")]
     Retired,
-    /// A newer process has redefined the dataset.
-    #[error("dataset {dataset} was redefined by a newer process; this one stores nothing of it any more")]
+    /// Another definition of the dataset is registered.
+    #[error(
+        "dataset {dataset} is registered with another definition, by a newer worker or from another configuration file; this \
+         process stores nothing of it"
+    )]
     Superseded {
         /// Which.
         dataset: String,

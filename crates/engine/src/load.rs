@@ -54,7 +54,7 @@ pub async fn load(
     mut options: LoadOptions,
     job: &mut Job,
 ) -> Result<LoadReport, EngineError> {
-    if dataset.is_superseded() {
+    if epoch::is_superseded(context, dataset).await {
         match options.storing {
             Storing::Always => return Err(dataset.supersede()),
             // Reading does no harm.

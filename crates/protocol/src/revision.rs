@@ -12,6 +12,18 @@ use xxhash_rust::xxh3::Xxh3;
 pub struct Revision(Arc<str>);
 
 impl Revision {
+    /// That of a dataset that no worker has registered: what is stored under it is pending as soon as one does.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Arc::from(""))
+    }
+
+    /// Whether no worker has registered the dataset.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The whole text.
     #[must_use]
     pub fn as_str(&self) -> &str {

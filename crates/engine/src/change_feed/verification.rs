@@ -104,14 +104,16 @@ impl Verification {
         self.is_outdated || !self.changed.is_empty() || !self.grown.is_empty()
     }
 
-    /// The datasets that are followed, each with its fingerprint.
-    pub(super) fn followed(&self) -> impl Iterator<Item = Followed<'_>> {
+    /// The datasets that are followed, each with its definition and its fingerprint.
+    pub(super) fn followed<'a>(&'a self, catalog: &'a Catalog) -> impl Iterator<Item = Followed<'a>> {
         let coverages = self.coverage.iter();
         let covered = coverages.flat_map(|coverage| coverage.covered().map(move |name| (coverage, name)));
         covered.filter(|(_, name)| !self.changed.contains(*name)).filter_map(|(coverage, name)| {
+            let definition = &catalog.get(name)?.definition;
             let (known, replaces) = (self.last.get(name)?, coverage.catalogs.replaces.get(name));
             Some(Followed {
                 dataset: name,
+                definition,
                 fingerprint: if self.grown.contains(name) { "" } else { known.as_str() },
                 replaces: replaces.map_or("", Fingerprint::as_str),
             })

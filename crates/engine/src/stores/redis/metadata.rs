@@ -338,6 +338,8 @@ pub struct Advance<'a> {
 pub struct Followed<'a> {
     /// Its name.
     pub dataset: &'a str,
+    /// The definition by which it is followed; where another one is registered it is not.
+    pub definition: &'a str,
     /// Its coverage fingerprint; empty: not known yet. Then the watermark leaves it out, and nothing is revalidated.
     pub fingerprint: &'a str,
     /// A recorded fingerprint that this one takes the place of although nothing needs to be revalidated; empty: none.
@@ -387,7 +389,10 @@ impl Redis {
         call.arg(advance.from).arg(advance.to.as_str()).arg(advance.watermark.unwrap_or_default());
         call.arg(NEWLY_COVERED).arg(NO_LONGER_COVERED).arg(epoch.to_string()).arg(nonce());
         for followed in advance.followed {
-            call.arg(followed.dataset).arg(followed.fingerprint).arg(followed.replaces);
+            call.arg(followed.dataset)
+                .arg(followed.definition)
+                .arg(followed.fingerprint)
+                .arg(followed.replaces);
         }
         call.run(self).await
     }

@@ -2,9 +2,10 @@
 -- KEYS: 1 to 3 see the prelude, 4 watermark.
 -- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 the watermark's time,
 --       or '' where the cursor moves alone, 10 why a dataset is pending that was not covered until now, 11 the same for one that
---       is not covered any more, 12 epoch as text, 13 a nonce, then for each dataset that is followed three: its name, the coverage
---       fingerprint that was verified at the new cursor (it says nothing where the cursor moves alone), or '' where that is not known
---       yet, and one that it takes the place of although nothing needs to be revalidated, or ''.
+--       is not covered any more, 12 epoch as text, 13 a nonce, then for each dataset that is followed four: its name, the
+--       definition by which it is followed (where another one is registered it is not), the coverage fingerprint that was
+--       verified at the new cursor (it says nothing where the cursor moves alone), or '' where that is not known yet, and one
+--       that it takes the place of although nothing needs to be revalidated, or ''.
 -- Replies DONE, PENDING where it is done and something became pending, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
 local watermark = KEYS[4]
 local job, known, from, to, as_of, newly, no_longer, epoch_text, nonce = unpack(ARGV, 5, 13)
@@ -15,10 +16,13 @@ if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_rep
 if redis.call('HGET', meta, 'cursor') ~= from then return redis.status_reply('MOVED') end
 
 local followed, replaced, left_out, recorded = {}, {}, {}, {}
-for i = FIRST_DATASET, #ARGV, 3 do
-  local name, fingerprint = ARGV[i], ARGV[i + 1]
-  followed[name], replaced[name] = fingerprint, ARGV[i + 2]
-  if fingerprint == '' then left_out[name] = true end
+for i = FIRST_DATASET, #ARGV, 4 do
+  local name, definition, fingerprint = unpack(ARGV, i, i + 2)
+  -- Whoever follows by an older definition may not know of every table that the registered one reads (R16).
+  if string.match(redis.call('HGET', meta, 'rev:' .. name) or definition, '^%S*') == definition then
+    followed[name], replaced[name] = fingerprint, ARGV[i + 3]
+    if fingerprint == '' then left_out[name] = true end
+  end
 end
 local fields = redis.call('HGETALL', meta)
 for i = 1, #fields, 2 do
