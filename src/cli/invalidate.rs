@@ -46,9 +46,12 @@ pub async fn invalidate(
     }
     let op = if targets.delete { Some(Op::Delete) } else { op };
     let mut report = LoadReport::default();
-    // The query's types decide to which dataset a key belongs.
+    // The query's types decide to which dataset a key belongs. One that cannot work has no keys.
     for dataset in context.catalog.iter() {
-        dataset.source(&context.postgres).await?;
+        match dataset.source(&context.postgres).await {
+            Ok(_) | Err(EngineError::Dataset { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     let mut keys = targets.keys.clone();
     let left_out = events::leave_out(context, &mut keys).await?;

@@ -113,12 +113,15 @@ async fn who_follows_by_an_older_definition_claims_nothing_of_the_dataset() {
     let rig = Rig::start(TABLES).await;
     let (older, newer) = (rig.context(&plain()), rig.context(&other()));
     let mut feed = follower(&older).await;
+    let mut client = rig.client().await;
+    // As if it had been filled.
+    let _: () = client.hdel("ck:{test:0}:meta", "pending:product").await.unwrap();
+    feed.step(true).await.unwrap();
     assert_eq!(watermark(&older).await.not_covered, Vec::<String>::new());
     epoch::ensure(&newer, "").await.unwrap();
     let registered = registered(&rig).await.unwrap();
     assert!(registered.starts_with(&newer.catalog.get("product").unwrap().definition), "{registered}");
     // The newer one has seen to what was pending.
-    let mut client = rig.client().await;
     let _: () = client.hdel("ck:{test:0}:meta", "pending:product").await.unwrap();
     assert!(older.catalog.iter().all(|dataset| !dataset.is_superseded()), "it has not looked");
     feed.step(true).await.unwrap();

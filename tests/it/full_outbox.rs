@@ -1,12 +1,17 @@
 //! An outbox that no worker reads is full one day: it takes nothing more, and nothing is missed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use cachekeeper::app::Worker;
+use cachekeeper_client::CacheState;
 use cachekeeper_engine::coverage;
 use redis::AsyncCommands;
 
 use crate::capture::{TABLES, count, plain, reason};
 use crate::feed::{agrees, caught_up, ready};
 use crate::support::{Rig, wait_until};
+use crate::writes::{parameters, prepared};
 
 /// A dataset of another table than `plain()`.
 const NOTES: &str = "[dataset.note]\nquery = \"select id, text from notes\"\nkey = \"note:{id}\"\nformat = \"json\"\nwarm = {}\n\
@@ -37,30 +42,9 @@ async fn nothing_is_missed(capture: &str, statements: &str) {
     assert!(count(&rig, ROWS).await <= 101);
     open.execute("begin; update products set name = 'uncaptured' where id = 450").await.unwrap();
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
-    wait_until("the dataset waits for what may have slipped past", || async {
-        let coverage = worker.context.coverage().ok_or("nothing is known yet")?;
-        let mut gaps = coverage.gaps();
-        match gaps.next() {
-            Some((_, reason)) if reason.contains("older transactions") => Ok(()),
-            gap => Err(format!("{gap:?}")),
-        }
-    })
-    .await;
+    waits_for_older(&worker).await;
     // The others go on, also with changes that are made now.
-    rig.postgres.execute("update notes set text = 'new' where id = 2").await.unwrap();
-    let now = worker.context.postgres.poll().await.unwrap();
-    wait_until("the watermark passes", || async {
-        let watermark = worker.context.redis.watermark().await.unwrap();
-        let Some(watermark) = watermark else { return Err("no watermark".to_owned()) };
-        let at: cachekeeper_protocol::stamp::Snapshot = watermark.snapshot.parse().unwrap();
-        let left_out: Vec<&String> = watermark.not_covered.iter().collect();
-        if now.snapshot.stamp() <= at.stamp() && left_out == ["product"] {
-            Ok(())
-        } else {
-            Err(format!("{watermark:?}"))
-        }
-    })
-    .await;
+    others_go_on(&rig, &worker).await;
     let mut client = rig.client().await;
     for (key, expected) in [("note:1", "taken"), ("note:2", "new")] {
         let value: String = client.get(key).await.unwrap();
@@ -153,4 +137,117 @@ async fn functions_of_an_earlier_form_are_replaced() {
     context.postgres.switch_capture(false, &context.feed.limits).await.unwrap();
     let found = coverage::look(&context, false).await.unwrap();
     assert!(found.gaps().all(|(_, reason)| reason.contains("switched off")));
+}
+
+/// Whether this worker knows that the dataset waits for older transactions.
+async fn waits_for_older(worker: &Worker) {
+    wait_until("the dataset waits for what may have slipped past", || async {
+        let coverage = worker.context.coverage().ok_or("nothing is known yet")?;
+        let mut gaps = coverage.gaps();
+        match gaps.next() {
+            Some((_, reason)) if reason.contains("older transactions") => Ok(()),
+            gap => Err(format!("{gap:?}")),
+        }
+    })
+    .await;
+}
+
+/// The watermark passes this moment, and leaves out the products alone.
+async fn others_go_on(rig: &Rig, worker: &Worker) {
+    rig.postgres.execute("update notes set text = 'new' where id = 2").await.unwrap();
+    let now = worker.context.postgres.poll().await.unwrap();
+    wait_until("the watermark passes", || async {
+        let watermark = worker.context.redis.watermark().await.unwrap();
+        let Some(watermark) = watermark else { return Err("no watermark".to_owned()) };
+        let at: cachekeeper_protocol::stamp::Snapshot = watermark.snapshot.parse().unwrap();
+        if now.snapshot.stamp() <= at.stamp() && watermark.not_covered == ["product"] {
+            Ok(())
+        } else {
+            Err(format!("{watermark:?}"))
+        }
+    })
+    .await;
+    let value: String = rig.client().await.get("note:2").await.unwrap();
+    assert!(value.contains("new"), "{value}");
+}
+
+async fn with_notes() -> Rig {
+    let rig = Rig::start(TABLES).await;
+    rig.postgres
+        .execute("insert into notes select n, n, 'note' from generate_series(1, 100) n")
+        .await
+        .unwrap();
+    rig
+}
+
+/// A crash sets the markers back. As many moves as were noted before it must not look like none.
+#[tokio::test]
+async fn what_is_left_out_after_a_crash_is_not_taken_for_what_was_noted_before() {
+    let mut rig = with_notes().await;
+    let toml = format!("[feed]\nmax_outbox = 20\n{}{NOTES}", plain());
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    rig.postgres.execute("update products set name = 'many' where id <= 30").await.unwrap();
+    caught_up(&worker).await;
+    ready(&worker).await;
+    assert!(worker.stop().await);
+    let noted = count(&rig, "select marker from cachekeeper.feed").await;
+    assert_eq!(noted, 1);
+    rig.postgres.kill();
+    rig.postgres.start_again().await.unwrap();
+    rig.postgres.execute("update notes set text = 'x' where id <= 20").await.unwrap();
+    let mut open = rig.postgres.session().await.unwrap();
+    open.execute("begin; update products set name = 'late' where id = 5").await.unwrap();
+    assert_eq!(count(&rig, "select last_value from cachekeeper.uncaptured").await, noted);
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    waits_for_older(&worker).await;
+    open.execute("commit").await.unwrap();
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
+
+/// Where the outbox is full again at each look, what others touch goes on all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outbox_that_is_full_all_the_time_stops_nobody_else() {
+    let rig = with_notes().await;
+    let toml = format!("[feed]\nmax_outbox = 20\n{}{NOTES}", plain());
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    let mut session = rig.postgres.session().await.unwrap();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&is_over);
+    let writing = tokio::spawn(async move {
+        while !seen.load(Ordering::Relaxed) {
+            session.execute("update products set price = price + 1 where id <= 30").await.unwrap();
+        }
+    });
+    for _ in 0..5 {
+        others_go_on(&rig, &worker).await;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    writing.await.unwrap();
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}
+
+/// Whoever writes through the library is not told that Redis has what its triggers have left out.
+#[tokio::test]
+async fn a_write_that_fills_the_outbox_is_pending() {
+    let rig = with_notes().await;
+    let write =
+        "[dataset.product.write]\nstatement = \"update products set name = :name where price <= :price\"\n";
+    let toml = format!("[feed]\nmax_outbox = 20\n{}{write}{NOTES}", plain());
+    let (context, _cache, products) = prepared(&rig, &toml).await;
+    let given = |name: &str| parameters(serde_json::json!({ "name": name, "price": 10 }));
+    let written = products.write(&given("fits")).await.unwrap();
+    assert_eq!((written.rows, written.cache), (10, CacheState::Stored));
+    rig.postgres.execute("update notes set text = 'x' where id <= 5").await.unwrap();
+    let written = products.write(&given("does not")).await.unwrap();
+    assert_eq!((written.rows, written.cache), (10, CacheState::Pending));
+    let pending = context.redis.metadata("").await.unwrap().pending;
+    assert!(pending.contains_key("product"), "{pending:?}");
 }

@@ -192,6 +192,19 @@ async fn what_is_lost_of_the_schema_is_mended() {
     .await;
 }
 
+/// What was replaced and holds something that is not ours is in nobody's way when the schema is damaged again.
+#[tokio::test]
+async fn a_second_damage_is_mended_too() {
+    let rig = Rig::start("").await;
+    let shop = Shop::installed(&rig, "twice").await;
+    shop.execute("alter table cachekeeper.outbox rename to outbox_gone").await;
+    shop.is_mended(&["table outbox was missing"]).await;
+    for name in ["cachekeeper_replaced_2", "cachekeeper_replaced_3"] {
+        shop.execute("create table cachekeeper.mine (n int); drop table cachekeeper.outbox").await;
+        shop.is_mended(&["table outbox was missing", name]).await;
+    }
+}
+
 #[tokio::test]
 async fn what_is_changed_in_the_schema_is_mended() {
     are_mended(&[

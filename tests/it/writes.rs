@@ -43,7 +43,7 @@ watch = [{ table = "categories", key = { id = "id" } }]
 statement = "update categories set name = :name where id = any(:ids)"
 "#;
 
-fn parameters(value: Value) -> Parameters {
+pub fn parameters(value: Value) -> Parameters {
     let Value::Object(fields) = value else { panic!("an object") };
     fields.into_iter().map(|(name, value)| (name, Parameter::Value(value))).collect()
 }

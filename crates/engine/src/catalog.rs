@@ -39,6 +39,8 @@ pub struct Dataset {
     /// Datasets before it in the configuration, and streams, that only types tell apart from its keys.
     rivals: Vec<Arc<Self>>,
     streams: Vec<UsedStream>,
+    /// Whether one of them could have its keys, as was last found.
+    is_refused: AtomicBool,
     pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
     /// Whether this process has made its definition known.
     pub(super) is_registered: AtomicBool,
@@ -75,6 +77,7 @@ impl Dataset {
             described: RwLock::default(),
             rivals: Vec::new(),
             streams: Vec::new(),
+            is_refused: AtomicBool::new(false),
             write: RwLock::default(),
             is_registered: AtomicBool::new(false),
             is_superseded: AtomicBool::new(false),
@@ -147,6 +150,7 @@ impl Dataset {
                 Err(error) => return Err(error),
             }
         }
+        self.is_refused.store(found.is_some(), Ordering::Relaxed);
         found.map_or(Ok(source), |problem| Err(self.problem(problem)))
     }
 
@@ -295,7 +299,7 @@ impl Catalog {
     }
 
     /// The position of the dataset that this key belongs to. Where the text fits several templates, types decide: the
-    /// values must be ones that the columns can hold. Before Postgres was asked for the types, the more literal template
+    /// values must be ones that the columns can hold; a dataset whose keys another one could have has none. Before Postgres was asked for the types, the more literal template
     /// is the likelier one.
     #[must_use]
     pub fn position_of_key(&self, key: &str) -> Option<usize> {
@@ -303,6 +307,9 @@ impl Catalog {
             return None;
         }
         let fitting = self.datasets.iter().enumerate().filter_map(|(at, dataset)| {
+            if dataset.is_refused.load(Ordering::Relaxed) {
+                return None;
+            }
             let values = dataset.settings.key.read(key)?;
             let source = dataset.described.read().unwrap_or_else(PoisonError::into_inner);
             if source.as_ref().is_some_and(|source| !source.can_hold(&values)) {

@@ -17,7 +17,7 @@ use super::epoch;
 use super::error::EngineError;
 use super::failpoint;
 use super::load::Job;
-use crate::stores::postgres::{ErrorKind, FeedPoll, FeedReader, Poll};
+use crate::stores::postgres::{ErrorKind, FeedPoll, FeedReader, OutboxState, Poll};
 use crate::stores::redis::{Advance, Advanced, Epoch, PreconditionFailed};
 use batch::ChangeBatch;
 pub(crate) use batch::apply_own;
@@ -33,7 +33,7 @@ pub enum Step {
     Idle,
     /// Something was committed, and the cursor has moved; so many captured statements were applied.
     Applied(u64),
-    /// Not possible now (no coverage yet, or a full outbox); the watermark does not move.
+    /// Not possible now (no coverage yet, or rows of the outbox are lost); the watermark does not move.
     Waiting,
     /// The epoch, the incarnation or the cursor changed; the next step reads them again.
     Again,
@@ -50,6 +50,10 @@ pub struct FeedConsumer {
     troubles: Troubles,
     count_reset: Instant,
     verification: Verification,
+    /// When it was last noted what triggers had left out.
+    noted: Option<Instant>,
+    /// Whether they have left out something since: then the cursor moves without the watermark.
+    is_uncertain: bool,
     /// The watermark's snapshot and time when this one last moved it.
     moved_to: Option<(Snapshot, String)>,
     has_met_another: bool,
@@ -66,6 +70,9 @@ struct FeedPosition {
 }
 
 const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
+/// While triggers go on leaving something out, it is noted this often, and told so often.
+const NOTE_EVERY: Duration = Duration::from_millis(100);
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Fewer keys in the outbox are not worth a transaction.
 const COUNT_MIN: i64 = 1_000;
 
@@ -81,6 +88,8 @@ impl FeedConsumer {
             troubles: Troubles::default(),
             count_reset: Instant::now(),
             verification: Verification::default(),
+            noted: None,
+            is_uncertain: false,
             moved_to: None,
             has_met_another: false,
             has_made_pending: false,
@@ -167,15 +176,9 @@ impl FeedConsumer {
         if let Some(step) = self.look_at_outbox(&position, &poll).await? {
             return Ok(step);
         }
+        self.is_uncertain = false;
         if poll.outbox.marker.0 != poll.outbox.marker.1 {
-            warn!(
-                keys = poll.outbox.counted,
-                "triggers could not write to the outbox, or it was full; what they left out is revalidated"
-            );
-            self.context.postgres.note_uncaptured().await?;
-            // Where it was full, writers may write again. Else each of them would move the marker once more.
-            self.count_anew().await;
-            return Ok(Step::Again);
+            self.note_uncaptured(&poll.outbox, &coverage.captures).await?;
         }
         if poll.outbox.marker.1 != coverage.marker {
             // The catalogs of the same snapshot say which captures it concerns.
@@ -195,6 +198,31 @@ impl FeedConsumer {
             return Ok(Step::Idle);
         }
         self.apply(position, poll, polled_at, &coverage.captures).await
+    }
+
+    /// Triggers have left something out. The datasets that it may concern are left out of the watermark from this step on; all others
+    /// go on.
+    async fn note_uncaptured(
+        &mut self,
+        outbox: &OutboxState,
+        captures: &Captures,
+    ) -> Result<(), EngineError> {
+        if self.noted.is_some_and(|noted| noted.elapsed() < NOTE_EVERY) {
+            // Which ones it concerns is looked up a little later. Until then the cursor moves alone.
+            self.is_uncertain = true;
+            return Ok(());
+        }
+        let gaps = self.context.postgres.note_uncaptured().await?;
+        if self.noted.replace(Instant::now()).is_none_or(|noted| TELL_EVERY < noted.elapsed()) {
+            warn!(
+                keys = outbox.counted,
+                "triggers could not write to the outbox, or it was full; what they left out is revalidated"
+            );
+        }
+        self.verification.leave_out(captures.with_gaps(&gaps));
+        // Where it was full, writers may write again.
+        self.count_anew().await;
+        Ok(())
     }
 
     /// Whether the last poll found nothing new at this snapshot, and the watermark is there: then a poll at the same one has nothing
@@ -306,7 +334,8 @@ impl FeedConsumer {
             |name: &str| self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded());
         let followed: Vec<_> =
             self.verification.followed(&self.context.catalog).filter(|one| is_own(one.dataset)).collect();
-        let watermark = self.verification.is_at(&poll.snapshot).then_some(as_of);
+        let is_certain = !self.is_uncertain && self.verification.is_at(&poll.snapshot);
+        let watermark = is_certain.then_some(as_of);
         let advance = Advance {
             job: (&self.job, position.count),
             from: position.cursor.as_str(),

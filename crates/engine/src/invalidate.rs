@@ -34,9 +34,9 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
         report.invalidated += delete(context, dataset, &poll, keys, None).await?;
     }
     for (dataset, keys) in sorted.to_reload.into_values() {
-        let raised = raise_keys(context, &dataset, &poll, &keys, &mut Job::uncounted()).await?;
-        let because = LoadOptions::because(Cause::Change);
-        report.add(load(context, &dataset, &raised.wanted(), because, &mut Job::uncounted()).await?);
+        let mut job = Job::uncounted();
+        let wanted = raise_keys(context, &dataset, &poll, &keys, &mut job).await?.wanted();
+        report.add(load_or_delete(context, &dataset, &poll, &wanted, &mut job).await?);
     }
     Ok(report)
 }
@@ -58,6 +58,23 @@ pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<
     let answer = context.redis.finish_job(&precondition, &job.id, job.count, Settled::Nothing).await?;
     context.claimed(None, answer)?;
     Ok(report)
+}
+
+/// Loads what was raised; by a definition that is not the registered one nothing may be stored, so it is deleted then.
+async fn load_or_delete(
+    context: &Context,
+    dataset: &Dataset,
+    poll: &Poll,
+    keys: &[(String, KeyValues)],
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    match load(context, dataset, keys, LoadOptions::because(Cause::Change), job).await {
+        Err(EngineError::Superseded { .. }) => {
+            let invalidated = delete_keys(context, poll, keys, job).await?;
+            Ok(LoadReport { invalidated, ..LoadReport::default() })
+        }
+        loaded => loaded,
+    }
 }
 
 /// How members of a tag, which exist or have existed, come to be loaded again.
@@ -86,7 +103,7 @@ impl ReloadMembers for PlainReload<'_> {
         job: &mut Job,
     ) -> Result<LoadReport, EngineError> {
         let raised = raise_keys(self.context, dataset, poll, &keys, job).await?;
-        load(self.context, dataset, &raised.existing, LoadOptions::because(Cause::Change), job).await
+        load_or_delete(self.context, dataset, poll, &raised.existing, job).await
     }
 }
 
@@ -244,7 +261,7 @@ pub(super) async fn raise_keys(
 ) -> Result<RaisedKeys, EngineError> {
     let mut raised = RaisedKeys::default();
     for page in keys.chunks(PAGE) {
-        let mut positions = raise(context, dataset, poll, page, job).await?.into_iter().peekable();
+        let mut positions = raise(context, poll, page, job).await?.into_iter().peekable();
         for (position, key) in page.iter().enumerate() {
             if positions.next_if_eq(&position).is_some() {
                 raised.existing.push(key.clone());
@@ -258,17 +275,16 @@ pub(super) async fn raise_keys(
 
 async fn raise(
     context: &Context,
-    dataset: &Dataset,
     poll: &Poll,
     page: &[(String, KeyValues)],
     job: &mut Job,
 ) -> Result<Vec<usize>, EngineError> {
     let names: Vec<&str> = page.iter().map(|(key, _)| key.as_str()).collect();
     let current = epoch::current(context).await?;
-    let precondition = dataset.precondition(&current, &poll.incarnation);
+    let precondition = of_no_dataset(&current, poll);
     let answer = context.redis.raise(&precondition, poll.snapshot.stamp(), &names, &job.id).await?;
     job.count += u64::from(!job.id.is_empty());
-    context.checked(Some(dataset), answer)
+    context.checked(None, answer)
 }
 
 /// Raises and deletes keys, as steps of a counted job.

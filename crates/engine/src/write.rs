@@ -153,7 +153,8 @@ impl WriteEffects {
             }
             context.set_has_outbox();
         }
-        self.changes = captured_here(connection).await?;
+        let captures = context.coverage().map(|coverage| coverage.captures.ids()).unwrap_or_default();
+        self.changes = captured_here(connection, &captures).await?;
         if !context.feed.is_on {
             return Ok(());
         }
@@ -174,11 +175,15 @@ pub async fn settle(context: &Context, effects: WriteEffects) -> Written {
     let mut written =
         Written { rows: effects.rows, values: HashMap::new(), token: None, cache: CacheState::Stored };
     let mut keys: HashMap<String, TouchedKeys> = HashMap::new();
-    if !effects.changes.is_empty()
-        && let Err(error) = apply_others(context, &effects, &mut keys).await
-    {
-        debug!(error = %chain(&error), "what a write changed is left to the feed");
-        written.cache = CacheState::Pending;
+    if !effects.changes.is_empty() {
+        match apply_others(context, &effects, &mut keys).await {
+            Ok(Applied::ByKey) => {}
+            Ok(Applied::Whole) => written.cache = CacheState::Pending,
+            Err(error) => {
+                debug!(error = %chain(&error), "what a write changed is left to the feed");
+                written.cache = CacheState::Pending;
+            }
+        }
     }
     // Entries that nobody has named are left to the feed.
     if effects.unnamed.iter().any(|dataset| !effects.is_covered(context, dataset)) {
@@ -205,16 +210,26 @@ async fn apply_others(
     context: &Context,
     effects: &WriteEffects,
     keys: &mut HashMap<String, TouchedKeys>,
-) -> Result<(), EngineError> {
+) -> Result<Applied, EngineError> {
     let coverage = coverage_for(context, &effects.changes).await?;
     let mut all = coverage::affected_by(&context.catalog, &coverage, &effects.changes);
     for dataset in &effects.datasets {
         keys.insert(dataset.clone(), all.take_keys(dataset));
     }
     if all.is_empty() {
-        return Ok(());
+        return Ok(Applied::ByKey);
     }
-    with_current_epoch(context, || change_feed::apply_own(context, all.clone())).await
+    let is_whole = !all.whole.is_empty();
+    with_current_epoch(context, || change_feed::apply_own(context, all.clone())).await?;
+    Ok(if is_whole { Applied::Whole } else { Applied::ByKey })
+}
+
+/// How what a write changed was seen to.
+enum Applied {
+    /// Each entry.
+    ByKey,
+    /// Whole datasets are pending.
+    Whole,
 }
 
 /// The coverage, known well enough to read these changes.

@@ -99,6 +99,11 @@ impl Verification {
         self.is_outdated = true;
     }
 
+    /// These datasets may have missed changes.
+    pub(super) fn leave_out<'a>(&mut self, datasets: impl Iterator<Item = &'a str>) {
+        self.changed.extend(datasets.map(str::to_owned));
+    }
+
     /// Whether coverage must be computed anew.
     pub(super) fn wants_coverage(&self) -> bool {
         self.is_outdated || !self.changed.is_empty() || !self.grown.is_empty()

@@ -29,6 +29,18 @@ impl Captures {
         })
     }
 
+    /// Their numbers.
+    #[must_use]
+    pub(crate) fn ids(&self) -> Vec<i32> {
+        self.0.keys().copied().collect()
+    }
+
+    /// The datasets that watch a capture which has missed something since.
+    pub(crate) fn with_gaps<'a>(&'a self, now: &'a HashMap<i32, i64>) -> impl Iterator<Item = &'a str> {
+        let missed = self.0.iter().filter(|(id, known)| now.get(*id) != Some(&known.gaps));
+        missed.flat_map(|(_, known)| known.rules.iter().map(|rule| rule.dataset.name()))
+    }
+
     /// The same rules for the captures as they are now.
     #[must_use]
     pub(crate) fn as_installed(&self, now: &[Capture]) -> Self {
@@ -48,7 +60,8 @@ impl Captures {
 
 impl Captured {
     fn new(capture: &Capture, rules: Vec<Rule>) -> Self {
-        Self { root: capture.root, columns: capture.columns.clone(), version: capture.version, rules }
+        let (root, version, gaps) = (capture.root, capture.version, capture.gaps);
+        Self { root, columns: capture.columns.clone(), version, gaps, rules }
     }
 }
 
@@ -61,6 +74,8 @@ pub struct Captured {
     pub columns: Vec<String>,
     /// Of the columns: it grows when they change.
     pub version: i32,
+    /// How often it had missed something.
+    pub gaps: i64,
     /// The rules of all datasets that watch it.
     pub rules: Vec<Rule>,
 }

@@ -44,6 +44,7 @@ pub(super) async fn rebuild(
             kept.push(table);
         }
     }
+    set_aside(&mut transaction, mended).await?;
     let rename = format!("alter schema cachekeeper rename to {REPLACED}");
     transaction.execute(AssertSqlSafe(rename)).await.map_err(error)?;
     transaction.execute("create schema cachekeeper").await.map_err(error)?;
@@ -154,6 +155,20 @@ async fn copy(
          select {columns} from {REPLACED}.{table} on conflict do nothing"
     );
     connection.execute(AssertSqlSafe(copy)).await.map(drop).map_err(error)
+}
+
+/// Where a schema that was replaced earlier holds things of somebody's own, it is kept under another name.
+async fn set_aside(connection: &mut PgConnection, mended: &mut Vec<String>) -> Result<(), SourceError> {
+    let free = "select $1 || '_' || n from generate_series(2, 1000) n
+        where exists (select from pg_catalog.pg_namespace s where s.nspname = $1)
+            and not exists (select from pg_catalog.pg_namespace s where s.nspname = $1 || '_' || n) order by n limit 1";
+    let name: Option<String> =
+        sqlx::query_scalar(free).bind(REPLACED).fetch_optional(&mut *connection).await.map_err(error)?;
+    let Some(name) = name else { return Ok(()) };
+    let rename = format!("alter schema {REPLACED} rename to {name}");
+    connection.execute(AssertSqlSafe(rename)).await.map_err(error)?;
+    mended.push(format!("the schema {REPLACED} holds things that are not ours, and is called {name} now"));
+    Ok(())
 }
 
 /// Takes the old schema away, unless somebody has things of his own in it.

@@ -153,17 +153,24 @@ fn uuid(row: &PgRow, index: usize) -> Option<String> {
     Some(parts.join("-"))
 }
 
-/// What this transaction has changed so far, as the triggers captured it; empty without the schema.
+/// What this transaction has changed so far, as the triggers captured it; empty without the schema. Where one of these captures has
+/// left rows out, because the outbox is full or may not be written, that is a change of the whole table.
 ///
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
-pub(crate) async fn captured_here(connection: &mut PgConnection) -> Result<Vec<Change>, SourceError> {
+pub(crate) async fn captured_here(
+    connection: &mut PgConnection,
+    captures: &[i32],
+) -> Result<Vec<Change>, SourceError> {
     let what = "read what a write touched";
     let error = |source| SourceError::new(what, source);
     let rows = sqlx::query(
         "select capture, keys, at, version
-         from cachekeeper.outbox where xid = pg_current_xact_id()",
+         from cachekeeper.outbox where xid = pg_current_xact_id()
+         union all select c.id, null, clock_timestamp(), 0 from unnest($1::int4[]) c(id)
+         where current_setting('cachekeeper.command_' || c.id, true) = 'whole'",
     )
+    .bind(captures)
     .fetch_all(connection)
     .await
     .map_err(error)?;

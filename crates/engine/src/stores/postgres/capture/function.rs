@@ -218,7 +218,9 @@ begin
     end if;
 {keys}
     note := pg_catalog.set_config('cachekeeper.seen_{id}', seen::pg_catalog.text, true);
-    place := pg_catalog.nextval('cachekeeper.outbox_count');
+    if pg_catalog.has_sequence_privilege('cachekeeper.outbox_count'::pg_catalog.regclass, 'usage, update') then
+      place := pg_catalog.nextval('cachekeeper.outbox_count');
+    end if;
   else
     begin
 {prepare}

@@ -1,7 +1,7 @@
 //! What was not captured for a while: the kill switch, and triggers that could not write. It is made good only once nobody
 //! is left who may have written uncaptured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
@@ -92,11 +92,11 @@ impl Postgres {
         found.map_err(|source| SourceError::new("look for prepared transactions", source))
     }
 
-    /// Notes which captures' triggers could not write since the last time.
+    /// Notes which captures' triggers could not write since the last time. Answers how often each capture has missed something by now.
     ///
     /// # Errors
     /// [`SourceError`]; to be repeated then.
-    pub async fn note_uncaptured(&self) -> Result<(), SourceError> {
+    pub async fn note_uncaptured(&self) -> Result<HashMap<i32, i64>, SourceError> {
         let what = "note what was not captured";
         let error = |source| SourceError::new(what, source);
         let mut connection = self.open_unlimited().await?;
@@ -118,8 +118,13 @@ impl Postgres {
         sqlx::query(missed).bind(marker).bind(of_all).execute(&mut *transaction).await.map_err(error)?;
         let update = "update cachekeeper.feed set marker = $1, marker_of_all = $2";
         sqlx::query(update).bind(marker).bind(of_all).execute(&mut *transaction).await.map_err(error)?;
+        let gaps: Vec<(i32, i64)> = sqlx::query_as("select id, gaps from cachekeeper.capture")
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(error)?;
         transaction.commit().await.map_err(error)?;
-        note_settling(&mut connection, "is_on and settling = 'pending'").await
+        note_settling(&mut connection, "is_on and settling = 'pending'").await?;
+        Ok(gaps.into_iter().collect())
     }
 
     /// Notes that captures may have missed something where what is Cachekeeper's own in the catalogs is not as it was: while a
