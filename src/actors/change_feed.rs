@@ -33,7 +33,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Pauses between two computations: at least this while the catalogs change, growing while a dataset is not covered.
 const LOOK_MIN: Duration = Duration::from_millis(100);
-const LOOK_MAX: Duration = LOOK_EVERY;
+const LOOK_MAX: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often the outbox is trimmed.
 const TRIM_EVERY: Duration = Duration::from_secs(60);

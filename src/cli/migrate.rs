@@ -68,12 +68,7 @@ pub async fn migrate(
     }
     let publications = context.postgres.publications_of_a_new_schema().await?;
     if !publications.is_empty() {
-        out.note(&format!(
-            "the publication {} is for all tables, so those of the schema cachekeeper would be in it too. Subscribers that do not \
-             have them stop applying changes, of every table. Let the publication name its tables or schemas, and run this again; \
-             or go on, where nobody subscribes.",
-            publications.join(", ")
-        ));
+        out.note(&would_be_published(&publications));
         if let Err(exit) = out.confirm(is_confirmed) {
             return Ok(exit);
         }
@@ -126,6 +121,15 @@ pub async fn migrate(
     Ok(if gaps.keys().any(|name| is_asked_for(name)) { Exit::Failed } else { Exit::Ok })
 }
 
+fn would_be_published(publications: &[String]) -> String {
+    format!(
+        "the publication {} is for all tables, so those of the schema cachekeeper would be in it too. Subscribers that do not have \
+         them stop applying changes, of every table. Let the publication name its tables or schemas, and run this again; or go on, \
+         where nobody subscribes.",
+        publications.join(", ")
+    )
+}
+
 /// Before anything is done: a role that is to have rights must be there.
 async fn unknown_role(
     context: &Context,
@@ -155,15 +159,23 @@ async fn install_triggers(context: &Context, patience: &mut Patience<'_>) -> Res
 
 /// Turns the triggers off, without waiting for anybody, or on again.
 pub async fn capture(context: &Context, is_on: bool, out: &Output) -> Result<Exit, EngineError> {
-    let switched = context.postgres.switch_capture(is_on, &context.feed.limits).await?;
+    let (namespaces, owner) = context.postgres.who_uses_captures().await?;
+    let switched = match context.postgres.switch_capture(is_on, &context.feed.limits).await {
+        Err(error) if error.kind == ErrorKind::Forbidden => {
+            let who = format!("only {owner}, who installed them, or a superuser may switch the captures");
+            out.failure(&format!("{}; {who}", error.told()));
+            return Ok(Exit::Failed);
+        }
+        switched => switched?,
+    };
     let text = if is_on {
         "changes are captured again; what may have been missed is loaded again once older transactions have ended"
     } else {
         "no change is captured from now on; the watermark leaves the datasets out"
     };
     out.result(
-        &format!("{switched} captures switched: {text}"),
-        &json!({ "switched": switched, "on": is_on }),
+        &format!("{switched} captures switched, of namespace {}: {text}", namespaces.join(", ")),
+        &json!({ "switched": switched, "on": is_on, "namespaces": namespaces }),
     );
     Ok(Exit::Ok)
 }
@@ -172,6 +184,10 @@ pub async fn capture(context: &Context, is_on: bool, out: &Output) -> Result<Exi
 pub async fn print(context: &Context, grant: Option<&str>, out: &Output) -> Result<Exit, EngineError> {
     if let Some(exit) = unknown_role(context, grant, out).await? {
         return Ok(exit);
+    }
+    let publications = context.postgres.publications_of_a_new_schema().await?;
+    if !publications.is_empty() {
+        out.note(&would_be_published(&publications));
     }
     let own = context.postgres.own_role().await?;
     let mut script = coverage::migration_script(context, grant).await?;

@@ -409,3 +409,14 @@ async fn keys_that_only_types_tell_apart_are_refused_by_every_verb() {
         Cli::new(&rig, &toml).says(&["check"], 0, &["configuration is right"]);
     }
 }
+
+#[tokio::test]
+async fn a_query_with_parameters_is_named_at_its_place() {
+    let rig = Rig::start(TABLES).await;
+    let toml = DATASETS.replace("price from products\"", "price from products where id > $1\"");
+    Cli::new(&rig, &toml).says(
+        &["check"],
+        78,
+        &["the query has parameters ($1)", "test.toml", "where id > $1"],
+    );
+}

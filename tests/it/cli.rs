@@ -45,12 +45,20 @@ async fn verbs_do_their_work_without_a_running_worker() {
     let mut client = rig.client().await;
     let _: () = client.set("product:7", "planted").await.unwrap();
     let _: () = client.set("product:7777", "planted").await.unwrap();
-    let _: () = client.del("product:8").await.unwrap();
+    let _: () = client.del(&["product:8", "product:9"]).await.unwrap();
+    // What is no string at all is looked at like any other wrong value.
+    let _: () = client.rpush("product:9", "a list").await.unwrap();
+    let _: () = client.sadd("product:9999", "a set").await.unwrap();
     let (code, text) = cli.run(&["audit", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(code, 1);
-    assert_eq!(found["stale"], serde_json::json!(["product:7"]));
-    assert_eq!(found["extra"], serde_json::json!(["product:7777"]));
+    let keys = |outcome: &str| {
+        let mut keys: Vec<String> = serde_json::from_value(found[outcome].clone()).unwrap();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(keys("stale"), ["product:7", "product:9"]);
+    assert_eq!(keys("extra"), ["product:7777", "product:9999"]);
     assert_eq!(found["missing"], serde_json::json!(["product:8"]));
     assert_eq!(cli.run(&["audit", "--fix"]).0, 0);
     assert_eq!(cli.run(&["audit"]).0, 0);
@@ -307,7 +315,7 @@ async fn capture_is_installed_checked_switched_and_removed() {
     says(&["check"], 0, "configuration is right: 1 dataset, servers asked");
     assert!(!cli.run(&["check"]).1.contains("would be missed"));
     says(&["status"], 1, "watermark  none");
-    says(&["capture", "off"], 0, "1 captures switched");
+    says(&["capture", "off"], 0, "1 captures switched, of namespace test");
     says(&["check"], 0, "switched off");
     says(&["capture", "on"], 0, "captured again");
     says(&["capture", "perhaps"], 2, "possible values: on, off");

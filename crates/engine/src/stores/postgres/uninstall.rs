@@ -70,6 +70,17 @@ struct Triggered {
 }
 
 impl Postgres {
+    /// The namespaces whose tables are captured, and the role that owns the schema.
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub async fn who_uses_captures(&self) -> Result<(Vec<String>, String), SourceError> {
+        let sql = "select array(select distinct u.namespace from cachekeeper.used_by u join cachekeeper.capture c using (root) order by 1),
+            (select pg_get_userbyid(n.nspowner)::text from pg_catalog.pg_namespace n where n.nspname = 'cachekeeper')";
+        let found = sqlx::query_as(sql).fetch_one(&self.pool).await;
+        found.map_err(|source| SourceError::new("look who uses the captures", source))
+    }
+
     /// Notes that a namespace uses the schema, and that it watches these tables; those that it does not watch any more are
     /// forgotten.
     ///

@@ -310,7 +310,7 @@ impl Redis {
     }
 
     /// The same for whoever only looks: what is not there is no miss to Redis, so that nobody fills it, and to look is no use of an
-    /// entry, where the server can tell it apart.
+    /// entry, where the server can tell it apart. What is no string is no value that an entry could have, and is shown as an empty one.
     pub async fn look_at(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());
@@ -320,16 +320,23 @@ impl Redis {
             pipeline.cmd("OBJECT").arg("ENCODING").arg(key.as_ref());
         }
         let mut replies = self.pipeline("look for entries", &pipeline, keys.len()).await?;
-        let mut present = Vec::new();
+        let (mut present, mut others) = (Vec::new(), Vec::new());
         let is_unnoticed = self.can_look_unnoticed().await?;
         for (position, key) in keys.iter().enumerate() {
             let encoding: Option<String> = replies.next()?;
-            if encoding.is_some() {
-                present.push((position, key.as_ref()));
+            match encoding.as_deref() {
+                None => {}
+                Some("int" | "embstr" | "raw") => present.push((position, key.as_ref())),
+                Some(_other_type) => others.push(position),
             }
         }
         let names: Vec<&str> = present.iter().map(|(_, key)| *key).collect();
         let mut found = vec![(None, NOT_THERE); keys.len()];
+        for position in others {
+            if let Some(place) = found.get_mut(position) {
+                *place = (Some(Vec::new()), NO_END);
+            }
+        }
         for ((position, _), entry) in present.iter().zip(self.read_as(&names, is_unnoticed).await?) {
             if let Some(place) = found.get_mut(*position) {
                 *place = entry;
@@ -341,6 +348,8 @@ impl Redis {
 
 /// What Redis answers when it is asked for the remaining lifetime of a key that is not there.
 const NOT_THERE: i64 = -2;
+/// And of one that has none.
+const NO_END: i64 = -1;
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::postgres::types::Oid;
-use sqlx::{Column, Executor, PgConnection, Row as _, SqlSafeStr, Statement};
+use sqlx::{Column, Either, Executor, PgConnection, Row as _, SqlSafeStr, Statement};
 
 use super::columns::quote;
 use crate::stores::postgres::transcode::{Kind, QueryColumn, kind_of_catalog_name};
@@ -76,6 +76,20 @@ async fn prepare(
     let sql = format!("{opening}{query}\n) q");
     let source = match connection.prepare(sqlx::AssertSqlSafe(sql.clone()).into_sql_str()).await {
         Ok(prepared) => {
+            let parameters = match prepared.parameters() {
+                Some(Either::Left(types)) => types.len(),
+                Some(Either::Right(count)) => count,
+                None => 0,
+            };
+            if 0 < parameters {
+                return Ok(Err(SourceProblem {
+                    setting: "query",
+                    message: "the query has parameters ($1), and nobody gives them values".to_owned(),
+                    help: "select every row that Redis may hold; those of a key are chosen around the query"
+                        .to_owned(),
+                    offset: query.find('$'),
+                }));
+            }
             let columns = prepared.columns().iter();
             return Ok(Ok(columns
                 .map(|column| QueryColumn::new(column.name(), column.type_info()))
