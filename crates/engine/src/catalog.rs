@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tracing::warn;
+
 use self::rivals::UsedStream;
 use super::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
@@ -204,12 +206,9 @@ impl Dataset {
         self.revision.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes the revision that was read, or that the known one is out of date; answers whether it is another than before.
-    pub(super) fn set_revision(&self, revision: Option<Revision>) -> bool {
-        let mut known = self.revision.write().unwrap_or_else(PoisonError::into_inner);
-        let is_other = *known != revision;
-        *known = revision;
-        is_other
+    /// Notes the revision that was read, or that the known one is out of date.
+    pub(super) fn set_revision(&self, revision: Option<Revision>) {
+        *self.revision.write().unwrap_or_else(PoisonError::into_inner) = revision;
     }
 
     /// Forgets what the database said, because its tables have changed.
@@ -243,15 +242,28 @@ impl Dataset {
         self.is_superseded.load(Ordering::Relaxed)
     }
 
-    /// Notes which definition is registered, for a process that registers none itself. Answers whether it is another one now.
-    pub(super) fn note_registered(&self, revision: Option<&Revision>) -> bool {
+    /// Whether this registered revision is the dataset's, and another than the known one.
+    pub(super) fn is_news(&self, revision: Option<&Revision>) -> bool {
+        revision.is_some_and(|revision| {
+            revision.definition() == self.definition && self.known_revision().as_ref() != Some(revision)
+        })
+    }
+
+    /// Notes which revision is registered, for a process that registers none itself.
+    pub(super) fn note_registered(&self, revision: Option<&Revision>) {
         let is_other = revision.is_some_and(|revision| revision.definition() != self.definition);
+        if is_other && !self.is_superseded() {
+            warn!(
+                dataset = self.name(),
+                "workers have another definition of this dataset; nothing is stored under this one"
+            );
+        }
+        self.is_superseded.store(is_other, Ordering::Relaxed);
         self.set_revision(if is_other {
             None
         } else {
             Some(revision.cloned().unwrap_or_else(Revision::none))
         });
-        self.is_superseded.swap(is_other, Ordering::Relaxed) != is_other && is_other
     }
 
     pub(super) fn supersede(&self) -> EngineError {

@@ -123,16 +123,22 @@ async fn register_all(
     poll: &Poll,
     metadata: &Metadata,
 ) -> Result<(), EngineError> {
-    if !context.registers {
-        note_registered(context, metadata);
-        return Ok(());
+    let registered = |dataset: &Dataset| metadata.revisions.get(dataset.name());
+    if context.catalog.iter().any(|dataset| dataset.is_news(registered(dataset))) {
+        // What a session knows of settings, names and types may be older than the revision. Before the revision is known, so that
+        // nobody loads under it through such a session.
+        context.postgres.renew_connections();
     }
-    let mut is_other = false;
     for dataset in context.catalog.iter() {
-        let revision = metadata.revisions.get(dataset.name());
+        let revision = registered(dataset);
+        if !context.registers {
+            // Verbs and libraries may have any configuration file: they go by what workers have registered.
+            dataset.note_registered(revision);
+            continue;
+        }
         let seen = revision.map_or("", Revision::definition);
         if seen == dataset.definition && !dataset.is_superseded() {
-            is_other |= dataset.set_revision(revision.cloned());
+            dataset.set_revision(revision.cloned());
         }
         let is_known = dataset.is_registered.load(Ordering::Relaxed);
         if is_known && !seen.is_empty() {
@@ -153,23 +159,7 @@ async fn register_all(
             Answer::Done(Registration::Lost) | Answer::Failed(_) => {}
         }
     }
-    if is_other {
-        // What a session knows of settings, names and types may be older than the revision.
-        context.postgres.renew_connections();
-    }
     Ok(())
-}
-
-/// Verbs and libraries may have any configuration file: they go by what workers have registered.
-fn note_registered(context: &Context, metadata: &Metadata) {
-    for dataset in context.catalog.iter() {
-        if dataset.note_registered(metadata.revisions.get(dataset.name())) {
-            warn!(
-                dataset = dataset.name(),
-                "workers have another definition of this dataset; nothing is stored under this one"
-            );
-        }
-    }
 }
 
 /// Whether another definition of the dataset is registered. A process that registers none looks again, at most once a second: the

@@ -236,17 +236,7 @@ begin
     touched := null;
 {whole}
   end if;
-  if place operator(pg_catalog.>) 0 and place operator(pg_catalog.<=) {max_outbox} and {is_allowed} then
-    {insert}
-  elsif place operator(pg_catalog.<) 0 and place operator(pg_catalog.>=) -{max_outbox} then
-    begin
-      {insert}
-    exception when others then
-{give_up}
-    end;
-  else
-{leave_out}
-  end if;
+{write}
   return null;
 end",
             is_whole = self.is_whole(),
@@ -257,10 +247,30 @@ end",
             give_up = self.give_up(),
             bound = self.bound(),
             whole = self.note_whole(),
+            write = self.write_row(),
+        )
+    }
+
+    /// Writes a row of the outbox, if there is room and it may be written. Below 0 is the place of a transaction with an old snapshot,
+    /// in which not everything could be seen.
+    fn write_row(&self) -> String {
+        format!(
+            "  if place operator(pg_catalog.>) 0 and place operator(pg_catalog.<=) {max_outbox} and {is_allowed} then
+    {insert}
+  elsif place operator(pg_catalog.<) 0 and place operator(pg_catalog.>=) -{max_outbox} then
+    begin
+      {insert}
+    exception when others then
+{give_up}
+    end;
+  else
+{leave_out}
+  end if;",
             leave_out = self.leave_out(),
             is_allowed = Self::IS_ALLOWED,
             max_outbox = self.limits.max_outbox,
             insert = self.insert("touched"),
+            give_up = self.give_up(),
         )
     }
 
