@@ -417,6 +417,6 @@ async fn a_query_with_parameters_is_named_at_its_place() {
     Cli::new(&rig, &toml).says(
         &["check"],
         78,
-        &["the query has parameters ($1)", "test.toml", "where id > $1"],
+        &["the query has parameters ($1)", ":3:62", "where id > $1"],
     );
 }
