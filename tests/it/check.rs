@@ -414,9 +414,5 @@ async fn keys_that_only_types_tell_apart_are_refused_by_every_verb() {
 async fn a_query_with_parameters_is_named_at_its_place() {
     let rig = Rig::start(TABLES).await;
     let toml = DATASETS.replace("price from products\"", "price from products where id > $1\"");
-    Cli::new(&rig, &toml).says(
-        &["check"],
-        78,
-        &["the query has parameters ($1)", ":3:62", "where id > $1"],
-    );
+    Cli::new(&rig, &toml).says(&["check"], 78, &["the query has parameters ($1)", ":3:62", "where id > $1"]);
 }

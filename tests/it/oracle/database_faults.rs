@@ -52,15 +52,13 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
         Fault::RewrittenTable => done(arena, "vacuum full items").await,
         Fault::SwitchedCapture => switch_capture(arena, some_time).await,
         Fault::LockedOutbox => {
-            let mut session = session(arena).await;
             // Writers do not wait for it, but it waits for them.
-            session.execute("begin; lock table cachekeeper.outbox in access exclusive mode").await.unwrap();
+            let mut session = locked(arena, "cachekeeper.outbox").await;
             tokio::time::sleep(some_time).await;
             session.execute("commit").await.unwrap();
         }
         Fault::LockedTable => {
-            let mut session = session(arena).await;
-            session.execute("begin; lock table items in access exclusive mode").await.unwrap();
+            let mut session = locked(arena, "items").await;
             tokio::time::sleep(some_time * 8).await;
             session.execute("commit").await.unwrap();
         }
@@ -80,6 +78,19 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
         }
         _ => panic!("{fault:?} is not done to a database"),
     }
+}
+
+/// A transaction that holds a table. Writers that wait for each other and for it are one circle, of which it may be the victim.
+async fn locked(arena: &Arena, table: &str) -> Session {
+    let mut last = None;
+    for _ in 0..20 {
+        let mut session = session(arena).await;
+        match session.execute(&format!("begin; lock table {table} in access exclusive mode")).await {
+            Ok(()) => return session,
+            Err(error) => last = Some(error),
+        }
+    }
+    panic!("{table}: {last:?}");
 }
 
 async fn session(arena: &Arena) -> Session {
