@@ -17,6 +17,7 @@ pub mod inbox;
 pub mod invalidation_listener;
 pub mod lock_renewer;
 pub mod metrics_reporter;
+pub mod poll_interval;
 pub mod refresher;
 pub mod runner;
 pub mod seen_events;

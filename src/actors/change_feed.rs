@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,19 +14,23 @@ use tracing::{debug, info, warn};
 
 use super::background::Background;
 use super::context::TaskContext;
+use super::poll_interval::PollInterval;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::change_feed::{FeedConsumer, Step};
+use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::coverage::Coverage;
+use cachekeeper_engine::definitions;
 use cachekeeper_engine::epoch;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 use cachekeeper_engine::namespaces;
 use cachekeeper_engine::stores::postgres::ErrorKind;
+use cachekeeper_engine::stores::redis::Registered;
 
 /// How often a worker that does not lead looks at the one who does.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -56,8 +61,11 @@ impl Task for ChangeFeed {
     }
 
     async fn run(context: TaskContext, wake: Wake) {
+        let (engine, followed) = (context.engine.clone(), context.engine.registered());
         let feed = Feed {
             context,
+            engine,
+            followed,
             wake,
             looking: None,
             looked_at: Instant::now(),
@@ -75,9 +83,12 @@ impl Task for ChangeFeed {
 
 struct Feed {
     context: TaskContext,
+    /// With every registered definition, as of `followed`.
+    engine: Context,
+    followed: Arc<Registered>,
     wake: Wake,
     /// Coverage that is computed beside the changes.
-    looking: Option<Background<Result<Coverage, EngineError>>>,
+    looking: Option<Background<Result<Looked, EngineError>>>,
     looked_at: Instant,
     /// When it is computed again, while a dataset is not covered; and by whom does not lead, when the catalogs are asked.
     look_at: Instant,
@@ -91,6 +102,13 @@ struct Feed {
     may_install: bool,
     /// Whether it is noted which tables are watched.
     is_noted: bool,
+}
+
+/// What is followed, and its coverage.
+struct Looked {
+    engine: Context,
+    followed: Arc<Registered>,
+    coverage: Coverage,
 }
 
 /// In whose place changes are followed.
@@ -139,7 +157,7 @@ impl Feed {
     /// Whether the watermark stands still although somebody has the lease.
     async fn is_leaderless(&mut self) -> bool {
         let engine = &self.context.engine;
-        if engine.coverage().is_none() || is_superseded(&self.context) {
+        if engine.coverage().is_none() {
             return false;
         }
         let Ok(watermark) = engine.redis.watermark().await else { return false };
@@ -151,10 +169,9 @@ impl Feed {
     }
 
     async fn follow(&mut self, role: Role<'_>) {
-        let engine = self.context.engine.clone();
         // What is known may be from before somebody else followed.
         self.look().await;
-        let mut follower = FeedConsumer::new(&engine);
+        let mut follower = FeedConsumer::new(&self.engine);
         let mut trim_at = Instant::now();
         let mut interval = PollInterval::default();
         // The first step moves the watermark: others wait to know what is covered.
@@ -164,13 +181,15 @@ impl Feed {
         loop {
             let must_advance = is_woken || advanced.is_none_or(|advanced| ADVANCE_EVERY < advanced.elapsed());
             let is_over = match role {
-                Role::Leader(lease) => lease.lost().is_cancelled(),
+                Role::Leader(lease) => lease.lost().is_cancelled() || !self.may_lead(),
                 Role::Substitute => follower.has_met_another(must_advance).await,
             };
-            if is_over || is_superseded(&self.context) {
+            if is_over {
                 return;
             }
-            self.look_beside(&follower).await;
+            if self.look_beside(&follower).await {
+                follower = FeedConsumer::new(&self.engine);
+            }
             if trim_at <= Instant::now() {
                 trim_at = Instant::now() + TRIM_EVERY;
                 if let Err(error) = follower.trim().await {
@@ -261,47 +280,81 @@ impl Feed {
         self.is_failing = trouble.is_some();
     }
 
-    /// Computes the coverage where it is due, beside the changes: the cursor does not wait for it.
-    async fn look_beside(&mut self, follower: &FeedConsumer) {
+    /// Computes the coverage where it is due, beside the changes: the cursor does not wait for it. Whether other definitions are
+    /// followed from now on.
+    async fn look_beside(&mut self, follower: &FeedConsumer) -> bool {
+        let mut is_new = false;
         if let Some(looking) = self.looking.as_mut().filter(|looking| looking.has_ended()) {
             let looked = looking.result().await;
             self.looking = None;
+            let catalog = Arc::clone(&self.engine.catalog);
             match looked {
                 Some(looked) => self.on_looked(looked).await,
                 None => warn!("computing the coverage panicked, trying again"),
             }
+            is_new = !Arc::ptr_eq(&catalog, &self.engine.catalog);
         }
         let has_gaps =
             || self.context.engine.coverage().is_none_or(|coverage| coverage.gaps().next().is_some());
-        let is_due = follower.wants_coverage() && LOOK_MIN < self.looked_at.elapsed()
+        let is_due = (follower.wants_coverage() || self.follows_others())
+            && LOOK_MIN < self.looked_at.elapsed()
             || self.look_at <= Instant::now() && has_gaps();
         if self.looking.is_none() && is_due {
-            let (engine, may_install) = (self.context.engine.clone(), self.may_install);
-            self.looking = Some(Background::spawn(async move { coverage::look(&engine, may_install).await }));
+            self.looking = Some(Background::spawn(self.compute()));
         }
+        is_new
     }
 
     /// Computes the coverage.
     async fn look(&mut self) {
         self.looking = None;
-        let looked = coverage::look(&self.context.engine, self.may_install).await;
+        let looked = self.compute().await;
         self.on_looked(looked).await;
+    }
+
+    /// What is registered, and the coverage of it.
+    fn compute(&self) -> impl Future<Output = Result<Looked, EngineError>> + Send + 'static {
+        let (own, may_install) = (self.context.engine.clone(), self.may_install);
+        let known = (!self.follows_others()).then(|| (self.engine.clone(), Arc::clone(&self.followed)));
+        async move {
+            let (engine, followed) = match known {
+                Some(known) => known,
+                None => {
+                    let followed = own.registered();
+                    (definitions::following(&own).await?, followed)
+                }
+            };
+            let coverage = coverage::look(&engine, may_install).await?;
+            Ok(Looked { engine, followed, coverage })
+        }
+    }
+
+    /// Whether other definitions are registered than those that are followed.
+    fn follows_others(&self) -> bool {
+        let now = self.context.engine.registered();
+        !Arc::ptr_eq(&now, &self.followed) && !now.has_same_definitions(&self.followed)
+    }
+
+    /// Whether nobody else is fitter to lead: another worker has every definition that counts, and this one has not.
+    fn may_lead(&self) -> bool {
+        self.context.engine.may_lead()
     }
 
     /// Whether the catalogs are as they were when the coverage was computed.
     async fn is_current(&self) -> bool {
         match self.context.engine.coverage() {
-            Some(coverage) if coverage.gaps().next().is_none() => {
-                coverage::is_current(&self.context.engine, &coverage).await.unwrap_or(false)
+            Some(coverage) if coverage.gaps().next().is_none() && !self.follows_others() => {
+                coverage::is_current(&self.engine, &coverage).await.unwrap_or(false)
             }
             _ => false,
         }
     }
 
-    async fn on_looked(&mut self, looked: Result<Coverage, EngineError>) {
+    async fn on_looked(&mut self, looked: Result<Looked, EngineError>) {
         self.looked_at = Instant::now();
         match looked {
-            Ok(coverage) => {
+            Ok(Looked { engine, followed, coverage }) => {
+                (self.engine, self.followed) = (engine, followed);
                 let before = self.reasons.clone();
                 self.tell(&coverage);
                 self.context.engine.set_coverage(coverage);
@@ -324,7 +377,7 @@ impl Feed {
             return;
         }
         self.is_noted = true;
-        if let Err(error) = namespaces::note_watched(&self.context.engine).await {
+        if let Err(error) = namespaces::note_watched(&self.engine).await {
             debug!(error = %chain(&error), "it is not noted which tables are watched; `migrate` notes it");
         }
     }
@@ -358,55 +411,14 @@ impl Feed {
     }
 }
 
-/// Whether a newer process has registered another definition. Then this one must not move the cursor past what it does not
-/// know (R16).
-fn is_superseded(context: &TaskContext) -> bool {
-    context.engine.catalog.iter().any(|dataset| dataset.is_superseded())
-}
-
 async fn wait_to_lead(context: &TaskContext) -> Lease {
     loop {
-        while is_superseded(context) {
+        while !context.engine.may_lead() {
             tokio::time::sleep(WATCH_EVERY).await;
         }
         let lease = context.elector.lead(&LeaseName::FEED).await;
-        if !is_superseded(context) {
+        if context.engine.may_lead() {
             return lease;
         }
-    }
-}
-
-/// How long to wait between two polls: hardly at all while there is something to do, and longer and longer when not.
-#[derive(Debug)]
-struct PollInterval {
-    idle: u32,
-    pause: Duration,
-}
-
-impl Default for PollInterval {
-    fn default() -> Self {
-        Self { idle: 0, pause: Self::BUSY }
-    }
-}
-
-impl PollInterval {
-    const BUSY: Duration = Duration::from_millis(1);
-    const IDLE: Duration = Duration::from_millis(25);
-    /// Idle polls before the pauses grow: about a fifth of a second.
-    const PATIENCE: u32 = 100;
-
-    fn after(&mut self, step: Step, took: Duration) -> Duration {
-        if let Step::Applied(statements) = step
-            && 0 < statements
-        {
-            *self = Self::default();
-            // More was committed while that was applied; a timer would add up to two milliseconds to each change.
-            return self.pause.saturating_sub(took);
-        }
-        self.idle += 1;
-        if Self::PATIENCE < self.idle {
-            self.pause = (self.pause * 5 / 4).min(Self::IDLE);
-        }
-        self.pause
     }
 }

@@ -19,6 +19,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::Scope;
 use cachekeeper_engine::backoff::Backoff;
+use cachekeeper_engine::definitions::former;
 use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
@@ -141,7 +142,7 @@ impl Keeper {
                     warn!(error = text, "redis does not answer as it should, trying again");
                 }
             }
-            EngineError::Source(_) | EngineError::Retired => {
+            EngineError::Source(_) | EngineError::OtherLife => {
                 // The metadata was read before Postgres was asked.
                 if health.note("redis", Ok(())) {
                     info!("redis answers");
@@ -222,13 +223,25 @@ impl Keeper {
             engine.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
         });
         let Some(dataset) = next.cloned() else {
-            self.lease = None;
+            match former::left_behind(&engine) {
+                Some(former) => self.delete_former(&former).await,
+                None => self.lease = None,
+            }
             return;
         };
         let Some(lost) = self.lead().await else { return };
         let (name, policy) = (dataset.name().to_owned(), self.context.config.service.on_new_epoch);
         let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
         self.running = Some(Running { dataset: name, work: Background::spawn(work) });
+    }
+
+    /// Nothing renders these keys any more, and the last worker that did is gone.
+    async fn delete_former(&mut self, (name, definition): &(String, String)) {
+        let Some(lost) = self.lead().await else { return };
+        let engine = &self.context.engine;
+        if let Err(error) = former::delete_entries(engine, (name, definition), &lost).await {
+            debug!(dataset = name, error = %chain(&error), "entries of a former definition are deleted later");
+        }
     }
 
     /// Cancelled when this worker does not lead any more; none: it does not.

@@ -238,7 +238,7 @@ impl Plan {
             | EngineError::Source(_)
             | EngineError::Cache(_)
             | EngineError::PreconditionFailed(_)
-            | EngineError::Retired
+            | EngineError::OtherLife
             | EngineError::Cancelled => {}
         }
         let retry = self.retries.entry(name.to_owned()).or_insert(Backoff::new(RETRY_MIN, RETRY_MAX));

@@ -13,7 +13,7 @@ use cachekeeper_protocol::stamp::{Snapshot, Stamp};
 use redis::AsyncCommands;
 
 use crate::decisions::{Answer, Broken, Case, Kind, Outcome, Raised, Value, cases, differences};
-use crate::support::RedisRig;
+use crate::support::{RedisRig, register};
 
 const KEY: &str = "k:1";
 const TAG: &str = "red";
@@ -82,11 +82,13 @@ async fn begin(store: &Redis, client: &mut redis::aio::MultiplexedConnection, fl
         reason: "test",
         datasets: &[],
         is_renewal: false,
+        place: "",
+        grace: None,
         was_covered: true,
     };
     let seen = store.metadata("").await.unwrap();
     let Creation::Created(epoch) = store.create_epoch(&seen, &new).await.unwrap() else { panic!() };
-    store.register(&epoch, "first", "d", ("", "r1"), LIFE).await.unwrap();
+    register(store, (&epoch, "first"), "d", ("r1", 1)).await;
     epoch
 }
 

@@ -8,6 +8,7 @@ mod faults;
 mod load;
 mod producers;
 mod rights_faults;
+mod rollout_faults;
 mod schema;
 mod settled;
 mod shape_faults;

@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redis::AsyncCommands;
 
-use crate::support::{RedisRig, Rig};
+use crate::support::{RedisRig, Rig, register};
 
 /// What the scripts must do, in a few lines.
 #[derive(Default)]
@@ -71,12 +71,14 @@ pub(crate) async fn begin(redis: &Redis) -> Epoch {
         reason: "test",
         datasets: &[],
         is_renewal: false,
+        place: "",
+        grace: None,
         was_covered: true,
     };
     let Creation::Created(epoch) = redis.create_epoch(&seen, &new).await.unwrap() else {
         panic!("not created")
     };
-    redis.register(&epoch, "life", "d", ("", "r1"), Duration::from_secs(600)).await.unwrap();
+    register(redis, (&epoch, "life"), "d", ("r1", 1)).await;
     epoch
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::stores::redis::{Answer, Declared, Epoch, Registered};
 use cachekeeper_testkit::servers::{Clock, Postgres, Redis};
 use tokio::time::Instant;
 
@@ -182,5 +183,25 @@ impl Cli {
 impl Drop for Cli {
     fn drop(&mut self) {
         drop(std::fs::remove_file(&self.file));
+    }
+}
+
+/// Registers one definition (its hash and its number), as a worker of its own.
+pub async fn register(
+    redis: &cachekeeper_engine::stores::redis::Redis,
+    at: (&Epoch, &str),
+    dataset: &str,
+    (definition, serial): (&str, u64),
+) -> Registered {
+    let declared = Declared {
+        dataset,
+        definition,
+        order: (0, serial),
+        longest_life: Duration::from_secs(600),
+        text: r#"{"key":"d:{id}"}"#,
+    };
+    match redis.register_worker(at, (definition, ""), &[declared]).await.unwrap() {
+        Answer::Done(registered) => registered,
+        Answer::Failed(failed) => panic!("{failed}"),
     }
 }

@@ -108,6 +108,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
     Config {
         service: Service {
             namespace: reader.text("service.namespace"),
+            release: reader.number("service.release"),
             shutdown_timeout: reader.duration("service.shutdown_timeout"),
             on_new_epoch: reader.choice("service.on_new_epoch"),
         },

@@ -63,6 +63,8 @@ pub struct Config {
 pub struct Service {
     /// Prefix of Cachekeeper's own keys.
     pub namespace: String,
+    /// Orders definitions before the order in which they were first seen.
+    pub release: u64,
     /// How long a stop may take.
     pub shutdown_timeout: Duration,
     /// What happens to entries whose history is unknown.

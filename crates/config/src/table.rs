@@ -71,6 +71,14 @@ const SERVICE: &[Key] = &[
     )
     .default("shop"),
     Key::new(
+        "release",
+        Kind::Integer(0, 99_999_999_999_999),
+        "Which release of the configuration this is. Where workers have different definitions of a dataset, the highest release with \
+         a living worker wins, then the definition that was first seen last. Raise it with each deployment where one may bring an \
+         earlier definition back.",
+    )
+    .default("0"),
+    Key::new(
         "shutdown_timeout",
         duration(SECOND, seconds(600)),
         "How long a stop may take. Keep it below your platform's kill delay.",

@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tracing::warn;
-
 use self::rivals::UsedStream;
 use super::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
@@ -44,8 +42,8 @@ pub struct Dataset {
     /// Whether one of them could have its keys, as was last found.
     is_refused: AtomicBool,
     pub(super) write: RwLock<Option<Arc<WriteStatement>>>,
-    /// Whether this process has made its definition known.
-    pub(super) is_registered: AtomicBool,
+    /// Whether it is another worker's, followed and never loaded.
+    is_foreign: bool,
     is_superseded: AtomicBool,
 }
 
@@ -81,9 +79,20 @@ impl Dataset {
             streams: Vec::new(),
             is_refused: AtomicBool::new(false),
             write: RwLock::default(),
-            is_registered: AtomicBool::new(false),
+            is_foreign: false,
             is_superseded: AtomicBool::new(false),
         }
+    }
+
+    /// One that another worker has registered. Its changes are followed by raising and deleting.
+    pub(crate) fn foreign(settings: config::Dataset, definition: &str) -> Self {
+        let is_superseded = AtomicBool::new(true);
+        Self { definition: definition.to_owned(), is_foreign: true, is_superseded, ..Self::new(settings) }
+    }
+
+    /// Whether it is another worker's, or a former one.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.is_foreign
     }
 
     /// Its name.
@@ -249,21 +258,10 @@ impl Dataset {
         })
     }
 
-    /// Notes which revision is registered, for a process that registers none itself.
-    pub(super) fn note_registered(&self, revision: Option<&Revision>) {
-        let is_other = revision.is_some_and(|revision| revision.definition() != self.definition);
-        if is_other && !self.is_superseded() {
-            warn!(
-                dataset = self.name(),
-                "workers have another definition of this dataset; nothing is stored under this one"
-            );
-        }
-        self.is_superseded.store(is_other, Ordering::Relaxed);
-        self.set_revision(if is_other {
-            None
-        } else {
-            Some(revision.cloned().unwrap_or_else(Revision::none))
-        });
+    /// Notes whether another definition is registered, and its revision where it is this one.
+    pub(super) fn note_registered(&self, is_superseded: bool, revision: Option<Revision>) {
+        self.is_superseded.store(is_superseded, Ordering::Relaxed);
+        self.set_revision(revision);
     }
 
     pub(super) fn supersede(&self) -> EngineError {
@@ -289,6 +287,11 @@ impl Catalog {
             let (rivals, streams) = (rivals.cloned().collect(), rivals::streams_to_tell_apart(key, streams));
             datasets.push(Arc::new(Dataset { rivals, streams, ..Dataset::new(settings) }));
         }
+        Self { datasets }
+    }
+
+    /// Of these.
+    pub(crate) fn of(datasets: Vec<Arc<Dataset>>) -> Self {
         Self { datasets }
     }
 

@@ -58,6 +58,8 @@ pub struct FeedConsumer {
     moved_to: Option<(Snapshot, String)>,
     has_met_another: bool,
     has_made_pending: bool,
+    /// Since when a former definition was found that is not followed.
+    unfollowed: Option<Instant>,
 }
 
 /// The position of the feed in Redis.
@@ -73,6 +75,8 @@ const COUNT_RESET_EVERY: Duration = Duration::from_secs(10);
 /// While triggers go on leaving something out, it is noted this often, and told so often.
 const NOTE_EVERY: Duration = Duration::from_millis(100);
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// A definition that has become a former one is followed so soon, or its entries go.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(2);
 /// Fewer keys in the outbox are not worth a transaction.
 const COUNT_MIN: i64 = 1_000;
 
@@ -93,6 +97,7 @@ impl FeedConsumer {
             moved_to: None,
             has_met_another: false,
             has_made_pending: false,
+            unfollowed: None,
         }
     }
 
@@ -329,11 +334,7 @@ impl FeedConsumer {
         as_of: &str,
         statements: u64,
     ) -> Result<Step, EngineError> {
-        // What this process has left to a newer one it does not follow.
-        let is_own =
-            |name: &str| self.context.catalog.get(name).is_some_and(|dataset| !dataset.is_superseded());
-        let followed: Vec<_> =
-            self.verification.followed(&self.context.catalog).filter(|one| is_own(one.dataset)).collect();
+        let followed: Vec<_> = self.verification.followed(&self.context.catalog).collect();
         let is_certain = !self.is_uncertain && self.verification.is_at(&poll.snapshot);
         let watermark = is_certain.then_some(as_of);
         let advance = Advance {
@@ -341,6 +342,7 @@ impl FeedConsumer {
             from: position.cursor.as_str(),
             to: &poll.snapshot,
             watermark,
+            waits_for_former: self.unfollowed.is_none_or(|since| since.elapsed() < FOLLOWED_WITHIN),
             followed: &followed,
         };
         let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
@@ -358,6 +360,12 @@ impl FeedConsumer {
             Advanced::Moved => {
                 debug!("another worker moved the cursor");
                 self.has_met_another = true;
+                Ok(Step::Again)
+            }
+            Advanced::Unfollowed => {
+                self.unfollowed.get_or_insert_with(Instant::now);
+                // What is registered is read anew, so that it can be followed.
+                epoch::ensure(&self.context, "").await?;
                 Ok(Step::Again)
             }
             Advanced::RolledBack => Err(EngineError::RedisRolledBack),

@@ -10,10 +10,12 @@ use super::catalog::{Catalog, Dataset};
 use super::coverage::Coverage;
 use super::error::EngineError;
 use super::event_scope::EventScope;
+use super::lease::unique_owner;
+use super::registrar::Registrar;
 use super::watermark_watch::WatermarkWatch;
 use crate::metrics::{ByReason, Metrics};
 use crate::stores::postgres::{CaptureLimits, Postgres};
-use crate::stores::redis::{Answer, CacheError, Claim, Epoch, PreconditionFailed, Redis};
+use crate::stores::redis::{Answer, CacheError, Claim, Epoch, PreconditionFailed, Redis, Registered};
 use cachekeeper_config::{Config, FeedMode};
 
 /// Between two looks at definitions that were not this process's.
@@ -34,8 +36,9 @@ pub struct Context {
     pub feed: FeedSettings,
     /// What events may touch.
     pub event_scope: Arc<EventScope>,
-    /// Whether this process registers the definitions of its datasets (R16). One that does not goes by those that are registered.
-    pub(super) registers: bool,
+    /// Registers the definitions of a worker (R16). A process that has none goes by those that are registered.
+    pub(super) registrar: Option<Arc<Registrar>>,
+    registered: Arc<RwLock<Arc<Registered>>>,
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
     has_outbox: Arc<AtomicBool>,
@@ -63,7 +66,9 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn of_worker(config: &Config) -> Result<Self, EngineError> {
-        Ok(Self { registers: true, ..Self::new(config)? })
+        let context = Self::new(config)?;
+        let registrar = Registrar::new(unique_owner(), config.service.release, Arc::clone(&context.catalog));
+        Ok(Self { registrar: Some(Arc::new(registrar)), ..context })
     }
 
     /// Prepares the stores; nothing connects yet.
@@ -83,13 +88,19 @@ impl Context {
                 max_lag: config.feed.max_lag,
             },
             event_scope: Arc::new(EventScope::new(config)),
-            registers: false,
+            registrar: None,
+            registered: Arc::default(),
             epoch: Arc::default(),
             coverage: Arc::default(),
             has_outbox: Arc::default(),
             looked_again: Arc::default(),
             watermark_watch: Arc::default(),
         })
+    }
+
+    /// The same with other datasets.
+    pub(super) fn with(&self, catalog: Catalog) -> Self {
+        Self { catalog: Arc::new(catalog), ..self.clone() }
     }
 
     /// The epoch, as it was last read.
@@ -100,6 +111,23 @@ impl Context {
 
     pub(super) fn set_epoch(&self, epoch: Option<Epoch>) {
         *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    /// What is registered, as a worker has last seen it.
+    #[must_use]
+    pub fn registered(&self) -> Arc<Registered> {
+        Arc::clone(&self.registered.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether nobody else is fitter to lead the feed (R16).
+    #[must_use]
+    pub fn may_lead(&self) -> bool {
+        let registered = self.registered();
+        registered.may_lead || registered.revisions.is_empty()
+    }
+
+    pub(super) fn set_registered(&self, registered: Registered) {
+        *self.registered.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(registered);
     }
 
     /// What the feed follows, as it was last looked at.
@@ -169,10 +197,8 @@ impl Context {
         failed: PreconditionFailed,
     ) -> EngineError {
         match (failed, dataset) {
-            // What was known is out of date: a worker may have registered the same definition meanwhile.
-            (PreconditionFailed::Revision, Some(dataset))
-                if !self.registers && dataset.known_revision().is_some() =>
-            {
+            // What was known is out of date. The next look tells whose definition counts.
+            (PreconditionFailed::Revision, Some(dataset)) if dataset.known_revision().is_some() => {
                 dataset.set_revision(None);
                 self.set_epoch(None);
                 EngineError::PreconditionFailed(failed)

@@ -1,15 +1,15 @@
 //! Epochs: notice that one has ended, and begin the next (R13, R16).
 
-use std::sync::atomic::Ordering;
-
 use tracing::{debug, info, warn};
 
 use super::catalog::Dataset;
 use super::context::Context;
+use super::definitions;
 use super::error::EngineError;
+use super::life;
 use crate::metrics::ByReason;
 use crate::stores::postgres::{ErrorKind, OutboxState, Poll, SourceError};
-use crate::stores::redis::{Answer, Creation, Epoch, Metadata, NewEpoch, PreconditionFailed, Registration};
+use crate::stores::redis::{Creation, Epoch, Metadata, NewEpoch, PreconditionFailed};
 use cachekeeper_protocol::revision::Revision;
 use cachekeeper_protocol::stamp::Snapshot;
 
@@ -31,18 +31,15 @@ const ATTEMPTS: usize = 10;
 /// incarnation; makes the definitions of a worker known. `job` is counted, if it is not empty.
 ///
 /// # Errors
-/// [`EngineError`]; [`EngineError::Retired`] where this server was replaced.
+/// [`EngineError`]; [`EngineError::OtherLife`] where another server is served.
 pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineError> {
     for _ in 0..ATTEMPTS {
         let metadata = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
         let poll = poll(context).await?;
-        if metadata.retired.contains(&poll.incarnation) {
-            return Err(EngineError::Retired);
-        }
         let is_same = metadata.incarnation.as_deref() == Some(poll.incarnation.as_str());
         if let (true, true, Some(epoch)) = (metadata.is_whole, is_same, metadata.epoch) {
+            note_definitions(context, &epoch, &poll, &metadata).await?;
             context.set_epoch(Some(epoch));
-            register_all(context, &epoch, &poll, &metadata).await?;
             return Ok(EpochState { epoch, poll, metadata });
         }
         let reason = if !metadata.is_whole { "tables lost" } else { "another incarnation" };
@@ -85,7 +82,16 @@ async fn begin(
         was_covered = false;
         poll = context.postgres.poll().await?;
     }
+    let is_other = metadata.incarnation.as_ref().is_some_and(|recorded| *recorded != poll.incarnation);
+    let life = if is_other { Some(context.postgres.life().await?) } else { None };
+    if life.as_ref().is_some_and(|life| life.incarnation != poll.incarnation) {
+        // Another server answers than a moment ago.
+        return Ok(());
+    }
+    let before = metadata.incarnation.as_deref().unwrap_or_default();
     let new = NewEpoch {
+        place: &life::write(life.as_ref().and_then(|life| life.place.as_ref())),
+        grace: life.as_ref().and_then(|life| life::grace(metadata.life.as_deref(), before, life)),
         incarnation: &poll.incarnation,
         snapshot: &poll.snapshot,
         reason,
@@ -101,7 +107,7 @@ async fn begin(
             Ok(())
         }
         Creation::Lost => Ok(()),
-        Creation::Retired => Err(EngineError::Retired),
+        Creation::OtherLife => Err(EngineError::OtherLife),
     }
 }
 
@@ -117,55 +123,25 @@ pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     }
 }
 
-async fn register_all(
+async fn note_definitions(
     context: &Context,
     epoch: &Epoch,
     poll: &Poll,
     metadata: &Metadata,
 ) -> Result<(), EngineError> {
-    let registered = |dataset: &Dataset| metadata.revisions.get(dataset.name());
-    if context.catalog.iter().any(|dataset| dataset.is_news(registered(dataset))) {
-        // What a session knows of settings, names and types may be older than the revision. Before the revision is known, so that
-        // nobody loads under it through such a session.
-        context.postgres.renew_connections();
-    }
-    for dataset in context.catalog.iter() {
-        let revision = registered(dataset);
-        if !context.registers {
-            // Verbs and libraries may have any configuration file: they go by what workers have registered.
-            dataset.note_registered(revision);
-            continue;
-        }
-        let seen = revision.map_or("", Revision::definition);
-        if seen == dataset.definition && !dataset.is_superseded() {
-            dataset.set_revision(revision.cloned());
-        }
-        let is_known = dataset.is_registered.load(Ordering::Relaxed);
-        if is_known && !seen.is_empty() {
-            if seen != dataset.definition && !dataset.is_superseded() {
-                warn!(dataset = dataset.name(), "{}", dataset.supersede());
-            }
-            continue;
-        }
-        let longest = dataset.lifetimes.longest();
-        let definitions = (seen, dataset.definition.as_str());
-        match context.redis.register(epoch, &poll.incarnation, dataset.name(), definitions, longest).await? {
-            Answer::Done(Registration::Registered) => {
-                info!(dataset = dataset.name(), definition = %dataset.definition, "definition registered, entries are pending");
-                dataset.is_registered.store(true, Ordering::Relaxed);
-            }
-            Answer::Done(Registration::Same) => dataset.is_registered.store(true, Ordering::Relaxed),
-            // The next look decides.
-            Answer::Done(Registration::Lost) | Answer::Failed(_) => {}
+    match &context.registrar {
+        Some(registrar) => registrar.register(context, (epoch, poll), metadata).await,
+        None => {
+            definitions::note_others(context, metadata);
+            Ok(())
         }
     }
-    Ok(())
 }
 
 /// Whether another definition of the dataset is registered. A process that registers none looks again, at most once a second: the
 /// workers may have been replaced since.
 pub(crate) async fn is_superseded(context: &Context, dataset: &Dataset) -> bool {
-    if dataset.is_superseded() && !context.registers && context.may_look_again() {
+    if dataset.is_superseded() && context.registrar.is_none() && context.may_look_again() {
         // Where Redis does not answer, nothing is stored either way.
         drop(ensure(context, "").await);
     }

@@ -24,9 +24,12 @@ pub enum EngineError {
     /// A script found another epoch, incarnation or definition than the caller's: begin again with the present ones.
     #[error("{0}")]
     PreconditionFailed(PreconditionFailed),
-    /// This server's incarnation was replaced by another primary's.
-    #[error("another primary has taken this server's place; point the worker at the new primary")]
-    Retired,
+    /// Another server is served than the one that answers.
+    #[error(
+        "this server is not the primary that Redis was filled from, nor its successor; it is served once that one was not seen for \
+         20 s (70 s where this one's timeline is earlier)"
+    )]
+    OtherLife,
     /// Another definition of the dataset is registered.
     #[error(
         "dataset {dataset} is registered with another definition, by a newer worker or from another configuration file; this \
@@ -70,7 +73,7 @@ impl EngineError {
             Self::Source(error) => !error.is_of_the_server(),
             Self::Cache(_)
             | Self::PreconditionFailed(_)
-            | Self::Retired
+            | Self::OtherLife
             | Self::Superseded { .. }
             | Self::RedisRolledBack
             | Self::Cancelled => false,

@@ -27,6 +27,8 @@ pub mod coverage;
 #[cfg(feature = "postgres")]
 pub mod dead_letters;
 #[cfg(feature = "postgres")]
+pub mod definitions;
+#[cfg(feature = "postgres")]
 pub mod encode;
 #[cfg(feature = "postgres")]
 pub mod epoch;
@@ -44,12 +46,16 @@ pub mod invalidate;
 mod key_pages;
 pub mod lease;
 #[cfg(feature = "postgres")]
+mod life;
+#[cfg(feature = "postgres")]
 pub mod load;
 pub mod metrics;
 #[cfg(feature = "postgres")]
 pub mod namespaces;
 #[cfg(feature = "postgres")]
 pub mod refresh;
+#[cfg(feature = "postgres")]
+mod registrar;
 #[cfg(feature = "postgres")]
 pub mod revalidation;
 pub mod stores;

@@ -67,6 +67,10 @@ pub struct ShardKeys {
     /// Sorted set: the windows of tag sets, each the second from which no member can be alive. Behind the same name and
     /// `:<window>` stands the set of a window's tags.
     pub windows: String,
+    /// Hash: the workers that live, each with the definitions that it has.
+    pub workers: String,
+    /// Hash: definitions of datasets in full, for whoever leads and has others.
+    pub definitions: String,
     /// What stands before a tag's name and window in the key of its set.
     pub tag_prefix: String,
     /// What stands before a dataset's name and the number of a cause in the key of a bitmap of pending stamp slots.
@@ -83,6 +87,8 @@ impl ShardKeys {
             watermark: format!("{prefix}watermark"),
             counters: format!("{prefix}counters"),
             windows: format!("{prefix}windows"),
+            workers: format!("{prefix}workers"),
+            definitions: format!("{prefix}definitions"),
             tag_prefix: format!("{prefix}tag:"),
             pending_prefix: format!("{prefix}pending:"),
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use clock::Clock;
-pub use postgres::{Postgres, Refusal, Session};
+pub use postgres::{Copied, Postgres, Refusal, Session};
 pub use redis::Redis;
 
 /// Why a server does not run.

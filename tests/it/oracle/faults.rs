@@ -8,7 +8,10 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::verdict::Lives;
-use super::{Arena, bulk_faults, clock_faults, database_faults, rights_faults, shape_faults, writer_faults};
+use super::{
+    Arena, bulk_faults, clock_faults, database_faults, rights_faults, rollout_faults, shape_faults,
+    writer_faults,
+};
 use crate::process::WorkerProcess;
 use crate::support::wait_until;
 
@@ -21,6 +24,7 @@ pub enum Fault {
     KillInTags,
     KillInRevalidation,
     StopWorker,
+    Rollout,
     KillInWrite(&'static str),
     TerminateWriter,
     CancelWriter,
@@ -95,6 +99,7 @@ impl Fault {
         Self::KillInTags,
         Self::KillInRevalidation,
         Self::StopWorker,
+        Self::Rollout,
     ];
     /// Each step of a command's way. Points that the code does not have yet are added here.
     const IN_A_WRITE: &[Self] = &[
@@ -275,6 +280,7 @@ impl Fault {
                 tokio::time::sleep(Duration::from_secs(11)).await;
                 workers[one].signal("CONT");
             }
+            Self::Rollout => rollout_faults::inject(arena, random).await,
             _ => panic!("{self:?} is not done to a worker"),
         }
     }

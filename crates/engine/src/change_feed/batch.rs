@@ -1,6 +1,7 @@
 //! One batch: what is done about what the changes touch.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt};
 use tracing::info;
@@ -81,12 +82,12 @@ impl ChangeBatch<'_> {
             failpoint::reach("feed.tags");
             let at = (&self.epoch, &self.poll);
             members(self.context, at, &tags, None, &mut self.loads, &mut self.job).await?;
+            self.loads.note_foreign_members();
         }
         for (name, keys) in affected.keys {
-            let Some(dataset) = self.context.catalog.get(&name).filter(|dataset| !dataset.is_superseded())
-            else {
-                continue;
-            };
+            // What this process has lost to another worker is left to whoever leads.
+            let is_followed = |dataset: &&Arc<Dataset>| dataset.is_foreign() || !dataset.is_superseded();
+            let Some(dataset) = self.context.catalog.get(&name).filter(is_followed) else { continue };
             let labels = ByDataset::new(&name);
             self.context.metrics.changed_keys.get_or_create(&labels).inc_by(keys.len() as u64);
             if self.is_left_to_backfill(dataset, keys.len() as u64).await? {
@@ -141,6 +142,9 @@ impl ChangeBatch<'_> {
         dataset: &Dataset,
         keys: &[(String, KeyValues)],
     ) -> Result<(), EngineError> {
+        if dataset.is_foreign() {
+            return self.loads.discard(dataset, &self.poll, keys, &mut self.job).await;
+        }
         if dataset.settings.on_change == OnChange::Refresh {
             return self.loads.reload_changed(dataset, &self.poll, keys, &mut self.job).await;
         }

@@ -3,6 +3,7 @@
 //! changed entries become pending (R10). Their stamps are raised all the same, so nothing older than the change is stored.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::backoff::Backoff;
 use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::error::{EngineError, chain};
-use crate::invalidate::{RaisedKeys, ReloadMembers, raise_keys};
+use crate::invalidate::{RaisedKeys, ReloadMembers, delete_keys, raise_keys};
 use crate::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
@@ -155,6 +156,34 @@ impl<'a> FeedLoads<'a> {
             self.note(dataset, part?, job)?;
         }
         Ok(())
+    }
+
+    /// Raises and deletes changed keys of a dataset whose definition this worker has not. Where Redis is to hold every row, they are
+    /// pending for a worker that has.
+    pub async fn discard(
+        &mut self,
+        dataset: &Dataset,
+        poll: &Poll,
+        keys: &[(String, KeyValues)],
+        job: &mut Job,
+    ) -> Result<(), EngineError> {
+        delete_keys(self.context, poll, keys, job).await?;
+        self.note_discarded(dataset);
+        Ok(())
+    }
+
+    /// Members of tags were invalidated: those of such datasets were deleted.
+    pub fn note_foreign_members(&mut self) {
+        let catalog = Arc::clone(&self.context.catalog);
+        let foreign =
+            catalog.iter().filter(|dataset| dataset.is_foreign() && !dataset.settings.tags.is_empty());
+        foreign.for_each(|dataset| self.note_discarded(dataset));
+    }
+
+    fn note_discarded(&mut self, dataset: &Dataset) {
+        if let Some(failed) = self.failed.as_mut().filter(|_| dataset.is_filled_whole()) {
+            failed.entry(dataset.name().to_owned()).or_default().is_missing = true;
+        }
     }
 
     fn note(&mut self, dataset: &Dataset, part: Part, job: &mut Job) -> Result<(), EngineError> {

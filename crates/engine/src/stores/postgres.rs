@@ -3,11 +3,13 @@
 pub mod capture;
 mod connection;
 mod dataset_check;
+mod definitions;
 mod error;
 mod feed;
 mod fingerprint;
 mod holders;
 mod inspect;
+pub(crate) mod life;
 mod load;
 mod mend;
 mod migrate;

@@ -2,6 +2,7 @@
 
 mod connection;
 mod counters;
+mod definitions;
 mod entries;
 mod epoch;
 mod error;
@@ -20,8 +21,9 @@ mod tags;
 
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
+pub use definitions::{Declared, Registered};
 pub use entries::{CounterRule, StoreMode, ValueAndLife};
-pub use epoch::{Creation, NewEpoch, Registration};
+pub use epoch::{Creation, NewEpoch};
 pub use error::{CacheError, Refusal};
 pub use leases::{LeaseAttempt, LeaseGrant};
 pub use metadata::{

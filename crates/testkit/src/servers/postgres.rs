@@ -21,6 +21,15 @@ pub struct Postgres {
     environment: Vec<String>,
 }
 
+/// How a copy comes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// As the server itself would.
+    Restored,
+    /// As a standby that is promoted: on the next timeline.
+    Promoted,
+}
+
 /// A session.
 #[derive(Debug)]
 pub struct Session(PgConnection);
@@ -233,6 +242,43 @@ impl Postgres {
         let copy = self.server.directory.join("copy");
         run_as_server(&["rm", "-rf", &self.data.display().to_string()])?;
         run_as_server(&["mv", &copy.display().to_string(), &self.data.display().to_string()])
+    }
+}
+
+impl Postgres {
+    /// Another server from a copy of this one's data, which is stopped.
+    ///
+    /// # Errors
+    /// [`ServerError`]
+    pub async fn start_copy(&self, how: Copied) -> Result<Self, ServerError> {
+        let directory = new_directory("postgres")?;
+        let data = directory.join("data");
+        let text = |path: &Path| path.display().to_string();
+        run_as_server(&["cp", "-a", &text(&self.data), &text(&data)])?;
+        run_as_server(&["rm", "-f", &text(&data.join("postmaster.pid"))])?;
+        if how == Copied::Promoted {
+            run_as_server(&["touch", &text(&data.join("standby.signal"))])?;
+        }
+        for _ in 0..PORT_TRIES {
+            let server = Server { pid: None, port: free_port()?, directory: directory.clone() };
+            let (settings, environment) = (self.settings.clone(), self.environment.clone());
+            let mut postgres = Self { server, data: data.clone(), settings, environment };
+            if postgres.launch().await.is_ok() {
+                if how == Copied::Promoted {
+                    postgres.execute("select pg_promote(true, 30)").await?;
+                }
+                return Ok(postgres);
+            }
+            postgres.server.directory = PathBuf::new();
+        }
+        let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+        Err(failed("starting a copy of postgres", log))
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.server.port
     }
 }
 

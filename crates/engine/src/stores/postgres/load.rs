@@ -41,36 +41,6 @@ impl Postgres {
         let incarnation: Option<String> = row.try_get(1).map_err(|source| SourceError::new(what, source))?;
         read_stamped(what, &snapshot, incarnation)
     }
-
-    /// Records a new incarnation where the present one is missing. Whoever is first decides; the others read it. A crash sets the
-    /// markers of what was not captured back to their beginning, so what was noted of them means nothing any more: whatever they show
-    /// in this incarnation is news.
-    pub(crate) async fn record_incarnation(&self) -> Result<(), SourceError> {
-        let what = "record the incarnation";
-        let error = |source| SourceError::new(what, source);
-        let mut transaction = self.pool.begin().await.map_err(error)?;
-        let mut recorded = 0;
-        for statement in [
-            "set transaction read write",
-            "delete from cachekeeper.incarnation i where i.started <> pg_postmaster_start_time() \
-             or i.db <> (select d.oid from pg_database d where d.datname = current_database())",
-            "insert into cachekeeper.incarnation (id, started, db) \
-             select gen_random_uuid(), pg_postmaster_start_time(), d.oid from pg_database d \
-             where d.datname = current_database() on conflict do nothing",
-        ] {
-            recorded =
-                sqlx::query(statement).execute(&mut *transaction).await.map_err(error)?.rows_affected();
-        }
-        if 0 < recorded {
-            for statement in [
-                "update cachekeeper.feed set marker = 0, marker_of_all = 0",
-                "update cachekeeper.capture set marker = 0 where marker <> 0",
-            ] {
-                sqlx::query(statement).execute(&mut *transaction).await.map_err(error)?;
-            }
-        }
-        transaction.commit().await.map_err(error)
-    }
 }
 
 pub(super) fn read_stamped(

@@ -14,7 +14,7 @@ use super::schema::{NO_FEED, is_feed_empty, relations};
 use super::statement::quote;
 
 /// What is known in these tables is kept. Rows of the outbox are not: those of open transactions could not be.
-const KEPT: [&str; 4] = ["capture", "writer", "applied", "used_by"];
+const KEPT: [&str; 6] = ["capture", "writer", "applied", "used_by", "definition", "life"];
 /// The old schema, until nobody uses it any more.
 pub(super) const REPLACED: &str = "cachekeeper_replaced";
 
@@ -90,6 +90,8 @@ pub(super) fn grants(role: &str) -> Vec<String> {
         format!("grant select, insert, update on cachekeeper.capture, cachekeeper.writer to {role}"),
         format!("grant select, insert, update, delete on cachekeeper.applied to {role}"),
         format!("grant select, insert, delete on cachekeeper.used_by to {role}"),
+        format!("grant select, insert on cachekeeper.definition to {role}"),
+        format!("grant select, insert, update on cachekeeper.life to {role}"),
     ]
 }
 

@@ -236,7 +236,7 @@ async fn drop_schema(connection: &mut PgConnection, schema: &str) -> Result<(), 
 async fn forget_namespace(connection: &mut PgConnection, namespace: &str) -> Result<(), SourceError> {
     let error = |source| SourceError::new("remove what is recorded of this namespace", source);
     let mut transaction = connection.begin().await.map_err(error)?;
-    for table in ["writer", "applied", "used_by"] {
+    for table in ["writer", "applied", "used_by", "definition"] {
         let sql = format!("delete from cachekeeper.{table} where namespace = $1");
         let delete = sqlx::query(AssertSqlSafe(sql)).bind(namespace);
         delete.execute(&mut *transaction).await.map_err(error)?;

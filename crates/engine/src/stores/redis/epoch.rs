@@ -1,13 +1,16 @@
-//! Epochs: how one begins, and which definitions are registered in it.
+//! Epochs: how one begins.
 
 use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
-use super::script::{CREATE_EPOCH, Call, REGISTER, nonce, read_word};
-use super::{Answer, CacheError, Epoch, Metadata, Precondition, Redis};
+use super::entries::millis;
+use super::script::{CREATE_EPOCH, Call, read_word};
+use super::{CacheError, Epoch, Metadata, Redis};
 use cachekeeper_protocol::stamp::Snapshot;
-use cachekeeper_protocol::window::window_width;
+
+/// The life of the primary that Redis is filled from holds a lease for so long after a worker has last renewed it.
+pub(super) const PRIMARY_LEASE: Duration = Duration::from_secs(10);
 
 /// What a new epoch begins with.
 #[derive(Debug)]
@@ -22,6 +25,10 @@ pub struct NewEpoch<'a> {
     pub datasets: &'a [String],
     /// Whether the stamps are still good and only the epoch's id changes, because Redis was rolled back as a whole.
     pub is_renewal: bool,
+    /// The place of this life among others, as it is recorded.
+    pub place: &'a str,
+    /// How long the lease of the recorded life must have been over; none: that is no question.
+    pub grace: Option<Duration>,
     /// False: changes of before may come to light after the revalidations of this epoch have begun.
     pub was_covered: bool,
 }
@@ -33,25 +40,8 @@ pub enum Creation {
     Created(Epoch),
     /// Somebody was faster: read the metadata again.
     Lost,
-    /// This server's incarnation is over: another primary has taken its place.
-    Retired,
-}
-
-/// How the registration of a definition ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Registration {
-    /// It was another one; a revalidation is pending.
-    Registered,
-    /// It was this one already.
-    Same,
-    /// Somebody else changed it meanwhile.
-    Lost,
-}
-
-impl FromRedisValue for Registration {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        read_word(&value, &[("REGISTERED", Self::Registered), ("SAME", Self::Same), ("LOST", Self::Lost)])
-    }
+    /// The server that Redis was filled from may still be served, and this one is not its successor.
+    OtherLife,
 }
 
 /// What the script that begins an epoch replies.
@@ -59,12 +49,13 @@ impl FromRedisValue for Registration {
 enum CreationReply {
     Created,
     Lost,
-    Retired,
+    OtherLife,
 }
 
 impl FromRedisValue for CreationReply {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        read_word(&value, &[("CREATED", Self::Created), ("LOST", Self::Lost), ("RETIRED", Self::Retired)])
+        let words = [("CREATED", Self::Created), ("LOST", Self::Lost), ("OTHER_LIFE", Self::OtherLife)];
+        read_word(&value, &words)
     }
 }
 
@@ -85,29 +76,18 @@ impl Redis {
             (false, true) => "new",
             (false, false) => "uncovered",
         });
+        call.arg(new.place).number(millis(PRIMARY_LEASE));
+        match new.grace {
+            Some(grace) => call.number(millis(grace)),
+            None => call.arg(""),
+        };
         for dataset in new.datasets {
             call.arg(dataset);
         }
         Ok(match call.run(self).await? {
             CreationReply::Created => Creation::Created(epoch),
             CreationReply::Lost => Creation::Lost,
-            CreationReply::Retired => Creation::Retired,
+            CreationReply::OtherLife => Creation::OtherLife,
         })
-    }
-
-    /// Registers a dataset's definition by compare-and-set (R16), and announces its longest lifetime.
-    pub async fn register(
-        &self,
-        epoch: &Epoch,
-        incarnation: &str,
-        dataset: &str,
-        (seen, revision): (&str, &str),
-        longest_life: Duration,
-    ) -> Result<Answer<Registration>, CacheError> {
-        let mut call = Call::namespace(&REGISTER, self, &Precondition::of_epoch(epoch, incarnation));
-        call.arg(seen).arg(revision);
-        call.number(longest_life.as_secs() + 1).number(window_width(longest_life));
-        call.arg("redefined").arg(dataset).arg(nonce());
-        call.run(self).await
     }
 }

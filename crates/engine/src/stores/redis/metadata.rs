@@ -42,8 +42,8 @@ pub struct Metadata {
     pub backfilled: BTreeMap<String, Backfilled>,
     /// The number of the newest cause that made a dataset pending (R14a).
     pub causes: u64,
-    /// Incarnations that are over.
-    pub retired: Vec<String>,
+    /// The place of the life that it belongs to, as workers have recorded it.
+    pub life: Option<String>,
     /// Since when Postgres has not answered, in Unix milliseconds; it ends also where another worker moves the watermark.
     pub outage_since: Option<u64>,
     /// Since when the entries of datasets cannot be loaded, likewise.
@@ -126,7 +126,7 @@ impl Metadata {
                 self.unfilled.insert(dataset.to_owned(), text.parse().unwrap_or(u64::MAX));
             }
             ("causes", _) => self.causes = text.parse().unwrap_or_default(),
-            ("retired", incarnation) => self.retired.push(incarnation.to_owned()),
+            ("life", _) => self.life = text.split_once(' ').map(|(_, place)| place.to_owned()),
             ("outage", "") => self.outage_since = text.parse().ok(),
             ("outage", dataset) => {
                 self.outages.extend(text.parse().ok().map(|since| (dataset.to_owned(), since)));
@@ -329,6 +329,8 @@ pub struct Advance<'a> {
     pub to: &'a Snapshot,
     /// The database's clock then, where the watermark moves too: the fingerprints were verified there.
     pub watermark: Option<&'a str>,
+    /// Whether it is to wait for former definitions that are not followed. Else their entries are to go.
+    pub waits_for_former: bool,
     /// The datasets whose changes are followed. Any other one becomes pending.
     pub followed: &'a [Followed<'a>],
 }
@@ -357,6 +359,8 @@ pub enum Advanced {
     RolledBack,
     /// Another worker leads.
     Moved,
+    /// Nothing has moved: a former definition is not followed yet.
+    Unfollowed,
 }
 
 impl FromRedisValue for Advanced {
@@ -366,6 +370,7 @@ impl FromRedisValue for Advanced {
             ("PENDING", Self::MadePending),
             ("ROLLED_BACK", Self::RolledBack),
             ("MOVED", Self::Moved),
+            ("UNFOLLOWED", Self::Unfollowed),
         ];
         read_word(&value, &words)
     }
@@ -388,6 +393,7 @@ impl Redis {
         call.arg(advance.job.0).number(advance.job.1);
         call.arg(advance.from).arg(advance.to.as_str()).arg(advance.watermark.unwrap_or_default());
         call.arg(NEWLY_COVERED).arg(NO_LONGER_COVERED).arg(epoch.to_string()).arg(nonce());
+        call.arg(if advance.waits_for_former { "1" } else { "" });
         for followed in advance.followed {
             call.arg(followed.dataset)
                 .arg(followed.definition)

@@ -2,20 +2,22 @@
 -- KEYS: 1 to 3 see the prelude, 4 watermark.
 -- ARGV: 1 to 4 see the prelude, 5 job, 6 the count the job knows, 7 the cursor it read from, 8 the new one, 9 the watermark's time,
 --       or '' where the cursor moves alone, 10 why a dataset is pending that was not covered until now, 11 the same for one that
---       is not covered any more, 12 epoch as text, 13 a nonce, then for each dataset that is followed four: its name, the
+--       is not covered any more, 12 epoch as text, 13 a nonce, 14 '1' where the cursor is not to pass changes of a former definition
+--       that is not followed (yet), then for each dataset that is followed four: its name, the
 --       definition by which it is followed (where another one is registered it is not), the coverage fingerprint that was
 --       verified at the new cursor (it says nothing where the cursor moves alone), or '' where that is not known yet, and one
 --       that it takes the place of although nothing needs to be revalidated, or ''.
--- Replies DONE, PENDING where it is done and something became pending, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor.
+-- Replies DONE, PENDING where it is done and something became pending, or ROLLED_BACK if Redis lost scripts of the job, or MOVED if somebody else moved the cursor, or
+-- UNFOLLOWED if a former definition is not followed.
 local watermark = KEYS[4]
-local job, known, from, to, as_of, newly, no_longer, epoch_text, nonce = unpack(ARGV, 5, 13)
-local FIRST_DATASET = 14
+local job, known, from, to, as_of, newly, no_longer, epoch_text, nonce, waits = unpack(ARGV, 5, 14)
+local FIRST_DATASET = 15
 local failure = check_precondition()
 if failure then return failure end
 if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_reply('ROLLED_BACK') end
 if redis.call('HGET', meta, 'cursor') ~= from then return redis.status_reply('MOVED') end
 
-local followed, replaced, left_out, recorded = {}, {}, {}, {}
+local followed, replaced, left_out, recorded, former = {}, {}, {}, {}, {}
 for i = FIRST_DATASET, #ARGV, 4 do
   local name, definition, fingerprint = unpack(ARGV, i, i + 2)
   -- Whoever follows by an older definition may not know of every table that the registered one reads (R16).
@@ -32,11 +34,24 @@ for i = 1, #fields, 2 do
     left_out[name] = true
   elseif kind == 'covered' then
     recorded[name] = fields[i + 1]
+  elseif kind == 'former' then
+    former[name] = fields[i + 1]
+    if fields[i + 1] ~= 'stale' and not followed[name] and waits ~= '' then return redis.status_reply('UNFOLLOWED') end
   end
+end
+for name in pairs(followed) do
+  -- Nothing is left of it, which whoever leads does not know yet.
+  if string.find(name, '@', 1, true) and not former[name] then followed[name] = nil end
 end
 
 local cause
 local function revalidate(name, reason)
+  if string.find(name, '@', 1, true) then
+    -- Nobody loads the entries of a former definition: whoever has the dataset now deletes them.
+    if former[name] then redis.call('HSET', meta, 'former:' .. name, 'stale') end
+    left_out[name] = former[name]
+    return
+  end
   cause = cause or next_cause()
   make_pending(name, reason, cause)
   refuse_older_loads(name, nonce)
@@ -50,6 +65,9 @@ local function is_unchanged(before, now)
 end
 -- What this move does not follow, or what has other triggers, columns or views than before, may have missed changes: all its
 -- entries must be revalidated (R14).
+for name, state in pairs(former) do
+  if state == 'stale' or not followed[name] then revalidate(name) end
+end
 for name in pairs(recorded) do
   if not followed[name] then
     redis.call('HDEL', meta, 'covered:' .. name)
@@ -62,7 +80,8 @@ redis.call('HDEL', meta, 'outage')
 if as_of ~= '' then
   for name, fingerprint in pairs(followed) do
     if fingerprint ~= '' then
-      local is_known = is_unchanged(recorded[name], fingerprint) or is_unchanged(recorded[name], replaced[name])
+      local is_new_former = former[name] and not recorded[name]
+      local is_known = is_new_former or is_unchanged(recorded[name], fingerprint) or is_unchanged(recorded[name], replaced[name])
       if not is_known then revalidate(name, newly) end
       if recorded[name] ~= fingerprint then redis.call('HSET', meta, 'covered:' .. name, fingerprint) end
     end

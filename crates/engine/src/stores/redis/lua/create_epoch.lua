@@ -2,11 +2,13 @@
 -- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags, 4 watermark, 5 counters.
 -- ARGV: 1 the epoch that was read or '', 2 its incarnation or '', 3 new epoch, 4 incarnation, 5 floor, 6 cursor,
 --       7 the reason why everything is pending, 8 'new' (the stamps are worthless) or 'renew' (Redis was rolled back, but its
---       tables are whole: only the epoch's id changes) or 'uncovered' (as 'new', and no dataset was covered until now), 9… datasets.
--- Replies CREATED, or LOST if somebody was faster, or RETIRED if the incarnation is over.
+--       tables are whole: only the epoch's id changes) or 'uncovered' (as 'new', and no dataset was covered until now), 9 the place
+--       of the new life among others or '', 10 the life of the lease of a life, 11 how long the recorded one's must have been over
+--       (both in milliseconds), or '' where that is no question, 12… datasets.
+-- Replies CREATED, or LOST if somebody was faster, or OTHER_LIFE while the server that Redis was filled from may still be served.
 local meta, stamps, tag_stamps, watermark, counters = unpack(KEYS, 1, 5)
-local seen_epoch, seen_incarnation, epoch, incarnation, floor, cursor, reason, mode = unpack(ARGV, 1, 8)
-local FIRST_DATASET = 9
+local seen_epoch, seen_incarnation, epoch, incarnation, floor, cursor, reason, mode, place, life, grace = unpack(ARGV, 1, 11)
+local FIRST_DATASET = 12
 local SLOTS_BYTES = 1048576
 local kind = redis.call('TYPE', meta).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('UNLINK', meta) end
@@ -14,7 +16,17 @@ local old_incarnation = redis.call('HGET', meta, 'inc') or ''
 if (redis.call('HGET', meta, 'epoch') or '') ~= seen_epoch or old_incarnation ~= seen_incarnation then
   return redis.status_reply('LOST')
 end
-if redis.call('HEXISTS', meta, 'retired:' .. incarnation) == 1 then return redis.status_reply('RETIRED') end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local ends, place_before = string.match(redis.call('HGET', meta, 'life') or '', '^(%d+) (.*)$')
+if ends and grace ~= '' and incarnation ~= old_incarnation then
+  -- A clock that was set back must not lengthen it.
+  if now + life < tonumber(ends) then
+    ends = now + life
+    redis.call('HSET', meta, 'life', string.format('%d', ends) .. ' ' .. place_before)
+  end
+  if now < ends + grace then return redis.status_reply('OTHER_LIFE') end
+end
 
 local cause = redis.call('HINCRBY', meta, 'causes', 1)
 -- A cursor that was rolled back together with the entries makes the feed apply again what it covers.
@@ -25,11 +37,11 @@ end
 for _, field in ipairs(redis.call('HKEYS', meta)) do
   local kind, name = string.match(field, '^(%l+):(.*)$')
   if kind == 'rev' then mark_pending(name) end
-  if kind == 'job' or kind == 'members' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
+  if kind == 'retired' or kind == 'job' or kind == 'members' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
   if kind == 'covered' and mode == 'uncovered' then redis.call('HDEL', meta, field) end
 end
 for i = FIRST_DATASET, #ARGV do mark_pending(ARGV[i]) end
-if old_incarnation ~= '' and old_incarnation ~= incarnation then redis.call('HSET', meta, 'retired:' .. old_incarnation, 1) end
+if incarnation ~= old_incarnation then redis.call('HSET', meta, 'life', string.format('%d', now + life) .. ' ' .. place) end
 
 if mode == 'renew' then
   redis.call('HSET', meta, 'epoch', epoch)

@@ -1,0 +1,306 @@
+//! Rollouts (R16): two versions of the configuration side by side, one that is taken back, restarts in a loop. The newest definition
+//! with a living worker counts; other datasets never notice.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use cachekeeper::app::Worker;
+use cachekeeper_engine::epoch;
+use cachekeeper_protocol::revision::Revision;
+use redis::AsyncCommands;
+
+use crate::capture::{TABLES, plain, watermark};
+use crate::feed::{agrees, caught_up, ready};
+use crate::support::{Rig, wait_until};
+
+const MEMOS: &str = "create table memos (id int primary key, text text not null);
+    insert into memos select n, 'note ' || n from generate_series(1, 50) n";
+
+fn notes(key: &str, text: &str) -> String {
+    format!(
+        r#"
+        [dataset.note]
+        query = "select id, {text} from memos"
+        key = "{key}"
+        format = "json"
+        watch = [{{ table = "memos", key = {{ id = "id" }} }}]
+        warm = {{}}
+    "#
+    )
+}
+
+/// Both datasets, each as it was or anew.
+fn both(product: bool, note: bool) -> String {
+    let products = plain().replace("select id, name, price", "select id, upper(name) as name, price");
+    let product = if product { products } else { plain() };
+    product + &notes("note:{id}", if note { "upper(text) as text" } else { "text" })
+}
+
+async fn rig() -> Rig {
+    Rig::start(&format!("{TABLES}\n{MEMOS}")).await
+}
+
+async fn start(rig: &Rig, toml: &str) -> Worker {
+    Worker::start(rig.config(toml)).await.unwrap()
+}
+
+/// The hash of the definition that counts.
+async fn registered(rig: &Rig, dataset: &str) -> String {
+    let revision: Option<String> =
+        rig.client().await.hget("ck:{test:0}:meta", format!("rev:{dataset}")).await.unwrap();
+    Revision::from(revision.unwrap_or_default()).definition().to_owned()
+}
+
+fn definition(worker: &Worker, dataset: &str) -> String {
+    worker.context.catalog.get(dataset).unwrap().definition.clone()
+}
+
+async fn counts(rig: &Rig, worker: &Worker, dataset: &str) {
+    let own = definition(worker, dataset);
+    wait_until("its definition counts", async || {
+        let found = registered(rig, dataset).await;
+        if found == own { Ok(()) } else { Err(format!("{found} instead of {own}")) }
+    })
+    .await;
+}
+
+/// Waits until what is cached of a key is this, or nothing is.
+async fn shows(rig: &Rig, key: &str, text: &str) {
+    wait_until("the change is seen", async || {
+        let value: Option<String> = rig.client().await.get(key).await.map_err(|error| error.to_string())?;
+        match value {
+            Some(value) if !value.contains(text) => Err(format!("{key} is {value}, not {text}")),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
+
+async fn update(rig: &Rig, table: &str, text: &str) {
+    let column = if table == "memos" { "text" } else { "name" };
+    rig.postgres.execute(&format!("update {table} set {column} = '{text}' where id = 7")).await.unwrap();
+}
+
+/// The datasets that any watermark has left out, until it is dropped.
+struct Watched {
+    left_out: Arc<Mutex<BTreeSet<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watched {
+    fn start(worker: &Worker) -> Self {
+        let (left_out, redis) = (Arc::<Mutex<BTreeSet<String>>>::default(), worker.context.redis.clone());
+        let found = Arc::clone(&left_out);
+        let task = tokio::spawn(async move {
+            loop {
+                if let Ok(Some(watermark)) = redis.watermark().await {
+                    found.lock().unwrap().extend(watermark.not_covered);
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        });
+        Self { left_out, task }
+    }
+
+    fn left_out(self) -> BTreeSet<String> {
+        self.task.abort();
+        self.left_out.lock().unwrap().clone()
+    }
+}
+
+/// Faults D1: the older worker followed nothing any more, for any dataset, until it was restarted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_that_is_taken_back_leaves_other_datasets_alone() {
+    let rig = rig().await;
+    let older = start(&rig, &both(false, false)).await;
+    ready(&older).await;
+    let watched = Watched::start(&older);
+    let newer = start(&rig, &both(true, false)).await;
+    counts(&rig, &newer, "product").await;
+    ready(&newer).await;
+    agrees(&newer).await;
+    assert!(older.context.catalog.get("product").unwrap().is_superseded());
+    for (table, key) in [("memos", "note:7"), ("products", "product:7")] {
+        update(&rig, table, "FIRST").await;
+        shows(&rig, key, "FIRST").await;
+    }
+    assert!(newer.stop().await);
+    let ended = std::time::Instant::now();
+    update(&rig, "memos", "second").await;
+    shows(&rig, "note:7", "second").await;
+    println!("changes of the other dataset are seen {:?} after the newer worker has ended", ended.elapsed());
+    counts(&rig, &older, "product").await;
+    ready(&older).await;
+    println!("the older worker serves again after {:?}", ended.elapsed());
+    agrees(&older).await;
+    update(&rig, "products", "third").await;
+    caught_up(&older).await;
+    shows(&rig, "product:7", "third").await;
+    agrees(&older).await;
+    let left_out = watched.left_out();
+    assert!(!left_out.contains("note"), "{left_out:?}");
+    assert!(older.stop().await);
+}
+
+/// Each of two workers has the newer definition of one dataset: neither has all that count, and still both are followed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leads_follows_definitions_that_it_has_not() {
+    let rig = rig().await;
+    // The order in which definitions are first seen.
+    epoch::ensure(&rig.context(&both(false, false)), "").await.unwrap();
+    let one = start(&rig, &both(true, false)).await;
+    counts(&rig, &one, "product").await;
+    let two = start(&rig, &both(false, true)).await;
+    counts(&rig, &two, "note").await;
+    counts(&rig, &one, "product").await;
+    ready(&two).await;
+    agrees_of(&one, "product").await;
+    agrees_of(&two, "note").await;
+    for round in 0..3 {
+        let text = format!("ROUND {round}");
+        for (table, key) in [("memos", "note:7"), ("products", "product:7")] {
+            update(&rig, table, &text).await;
+            shows(&rig, key, &text).await;
+        }
+        caught_up(&one).await;
+        agrees_of(&one, "product").await;
+        agrees_of(&two, "note").await;
+    }
+    assert_eq!(registered(&rig, "product").await, definition(&one, "product"));
+    assert_eq!(registered(&rig, "note").await, definition(&two, "note"));
+    assert!(one.stop().await && two.stop().await);
+}
+
+/// What is cached of one dataset is what the database has, and nothing is missing.
+async fn agrees_of(worker: &Worker, name: &str) {
+    use cachekeeper_engine::audit::{Extent, compare};
+    let dataset = worker.context.catalog.get(name).unwrap();
+    wait_until("entries and rows agree", async || {
+        let report = compare(&worker.context, dataset, &Extent::default()).await;
+        let report = report.map_err(|error| error.to_string())?;
+        if report.is_clean() { Ok(()) } else { Err(format!("{report:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_older_worker_takes_nothing_back_while_a_newer_one_lives() {
+    let rig = rig().await;
+    let older = start(&rig, &both(false, false)).await;
+    ready(&older).await;
+    let newer = start(&rig, &both(true, false)).await;
+    ready(&newer).await;
+    assert!(older.stop().await);
+    let watched = Watched::start(&newer);
+    let again = start(&rig, &both(false, false)).await;
+    // It has registered, and it has looked again after that: a second later.
+    for _ in 0..3 {
+        let before = newer.context.redis.metadata("").await.unwrap().now_ms;
+        wait_until("another look", async || {
+            let now = newer.context.redis.metadata("").await.unwrap().now_ms;
+            if before + 1_000 < now { Ok(()) } else { Err(format!("{now} ms")) }
+        })
+        .await;
+        epoch::ensure(&again.context, "").await.unwrap();
+        assert_eq!(registered(&rig, "product").await, definition(&newer, "product"));
+    }
+    assert!(again.context.catalog.get("product").unwrap().is_superseded());
+    assert_eq!(watched.left_out(), BTreeSet::new());
+    assert!(newer.stop().await);
+    counts(&rig, &again, "product").await;
+    ready(&again).await;
+    agrees(&again).await;
+    assert!(again.stop().await);
+}
+
+/// Faults D3: a worker that is restarted often took itself for superseded by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_restarted_in_a_loop_is_never_superseded_by_itself() {
+    let rig = rig().await;
+    ready_and_stopped(&rig, &both(false, false)).await;
+    for _ in 0..5 {
+        let worker = start(&rig, &both(true, true)).await;
+        counts(&rig, &worker, "product").await;
+        assert!(worker.context.catalog.iter().all(|dataset| !dataset.is_superseded()));
+        assert!(worker.stop().await);
+    }
+    // Everything that Redis knew of the order is gone.
+    let worker = start(&rig, &both(true, true)).await;
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut rig.client().await).await.unwrap();
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.context.catalog.iter().all(|dataset| !dataset.is_superseded()));
+    assert!(worker.stop().await);
+}
+
+async fn ready_and_stopped(rig: &Rig, toml: &str) {
+    let worker = start(rig, toml).await;
+    ready(&worker).await;
+    assert!(worker.stop().await);
+}
+
+/// An earlier definition that is brought back on purpose, beside a worker with the later one that was forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_higher_release_counts_whatever_was_seen_first() {
+    let rig = rig().await;
+    ready_and_stopped(&rig, &both(false, false)).await;
+    let forgotten = start(&rig, &both(true, false)).await;
+    ready(&forgotten).await;
+    let reverted = start(&rig, &format!("[service]\nrelease = 20261126\n{}", both(false, false))).await;
+    counts(&rig, &reverted, "product").await;
+    ready(&reverted).await;
+    agrees(&reverted).await;
+    assert!(forgotten.context.catalog.get("product").unwrap().is_superseded());
+    assert!(reverted.stop().await && forgotten.stop().await);
+}
+
+/// Entries under the keys of a former definition stay right while a worker that has it lives, and then go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_under_former_keys_are_followed_and_then_deleted() {
+    let rig = rig().await;
+    let older = start(&rig, &(plain() + &notes("note:{id}", "text"))).await;
+    ready(&older).await;
+    let newer = start(&rig, &(plain() + &notes("memo:{id}", "text"))).await;
+    counts(&rig, &newer, "note").await;
+    ready(&newer).await;
+    let mut client = rig.client().await;
+    let both_are_there: u64 = client.exists(&["note:7", "memo:7", "note:8", "memo:8"]).await.unwrap();
+    assert_eq!(both_are_there, 4, "one beside the other");
+    update(&rig, "memos", "changed").await;
+    shows(&rig, "memo:7", "changed").await;
+    shows(&rig, "note:7", "changed").await;
+    let untouched: bool = client.exists("note:8").await.unwrap();
+    assert!(untouched, "what has not changed stays");
+    assert!(older.stop().await);
+    wait_until("nothing is left under former keys", async || {
+        let left: Vec<String> = rig.client().await.keys("note:*").await.map_err(|error| error.to_string())?;
+        if left.is_empty() { Ok(()) } else { Err(format!("{} keys", left.len())) }
+    })
+    .await;
+    ready(&newer).await;
+    agrees(&newer).await;
+    let fields: Vec<String> = client.hkeys("ck:{test:0}:meta").await.unwrap();
+    assert!(!fields.iter().any(|field| field.contains('@')), "{fields:?}");
+    assert_eq!(watermark(&newer.context).await.not_covered, Vec::<String>::new());
+    assert!(newer.stop().await);
+}
+
+/// A dataset that only one of two workers has is followed whoever leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dataset_that_is_added_is_served_while_older_workers_live() {
+    let rig = rig().await;
+    let older = start(&rig, &plain()).await;
+    ready(&older).await;
+    let newer = start(&rig, &both(false, false)).await;
+    counts(&rig, &newer, "note").await;
+    ready(&newer).await;
+    agrees(&newer).await;
+    update(&rig, "memos", "changed").await;
+    caught_up(&newer).await;
+    agrees(&newer).await;
+    assert!(newer.stop().await);
+    // Now nobody has it: what changes of it goes.
+    update(&rig, "memos", "again").await;
+    shows(&rig, "note:7", "again").await;
+    assert!(older.stop().await);
+}
