@@ -19,6 +19,7 @@ use super::life;
 use super::registrar::{Registrar, RegistrarState};
 use crate::stores::postgres::Poll;
 use crate::stores::redis::{Answer, Declared, Epoch, Metadata, PreconditionFailed, Registered};
+use cachekeeper_config::Scope;
 use cachekeeper_protocol::revision::Revision;
 
 /// A worker registers this often; whoever looks more often finds what was registered last.
@@ -190,7 +191,11 @@ pub async fn following(context: &Context) -> Result<Context, EngineError> {
         context.catalog.iter().filter(|dataset| !lost.contains(dataset.name())).cloned().collect();
     for ((is_former, (name, definition)), text) in foreign.into_iter().zip(texts) {
         let name = if is_former { former_name(name, definition) } else { name.to_owned() };
-        let Some(settings) = text.as_deref().and_then(|text| text::read(&name, text)) else { continue };
+        let Some(mut settings) = text.as_deref().and_then(|text| text::read(&name, text)) else { continue };
+        if is_former {
+            // Nothing fills it any more.
+            settings.scope = Scope::Cached;
+        }
         // Keys that another definition renders too are seen to by the one that is loaded.
         let is_rendered = |other: &Arc<Dataset>| other.settings.key.to_string() == settings.key.to_string();
         if !datasets.iter().any(is_rendered) {

@@ -41,17 +41,13 @@ for i = 1, #fields, 2 do
 end
 for name in pairs(followed) do
   -- Nothing is left of it, which whoever leads does not know yet.
-  if string.find(name, '@', 1, true) and not former[name] then followed[name] = nil end
+  if is_former(name) and not former[name] then followed[name] = nil end
 end
 
 local cause
 local function revalidate(name, reason)
-  if string.find(name, '@', 1, true) then
-    -- Nobody loads the entries of a former definition: whoever has the dataset now deletes them.
-    if former[name] then redis.call('HSET', meta, 'former:' .. name, 'stale') end
-    left_out[name] = former[name]
-    return
-  end
+  -- One that nothing is left of is no dataset any more.
+  if is_former(name) and not former[name] then return end
   cause = cause or next_cause()
   make_pending(name, reason, cause)
   refuse_older_loads(name, nonce)

@@ -2,8 +2,15 @@
 -- statement is sent, and settles only causes up to it. Numbers, not dates: a clock may go back.
 local function next_cause() return redis.call('HINCRBY', meta, 'causes', 1) end
 
--- Makes a dataset pending by this cause, unless a later one has.
+-- A former definition, whose name among the datasets that are followed is `<dataset>@<definition>` (R16).
+local function is_former(name) return string.find(name, '@', 1, true) ~= nil end
+
+-- Makes a dataset pending by this cause, unless a later one has. Nobody loads the entries of a former definition: they are to go.
 local function make_pending(name, reason, cause)
+  if is_former(name) then
+    if redis.call('HEXISTS', meta, 'former:' .. name) == 1 then redis.call('HSET', meta, 'former:' .. name, 'stale') end
+    return
+  end
   local known = redis.call('HGET', meta, 'pending:' .. name)
   if known and tonumber(cause) < tonumber(string.match(known, ' (%d+)$') or 0) then return end
   redis.call('HSET', meta, 'pending:' .. name, string.format('%s %d', reason, cause))

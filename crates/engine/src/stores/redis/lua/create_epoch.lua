@@ -31,12 +31,15 @@ end
 local cause = redis.call('HINCRBY', meta, 'causes', 1)
 -- A cursor that was rolled back together with the entries makes the feed apply again what it covers.
 local function mark_pending(dataset)
+  if string.find(dataset, '@', 1, true) then return end
   if mode == 'renew' and redis.call('HEXISTS', meta, 'covered:' .. dataset) == 1 then return end
   redis.call('HSET', meta, 'pending:' .. dataset, string.format('%s %d', reason, cause))
 end
 for _, field in ipairs(redis.call('HKEYS', meta)) do
   local kind, name = string.match(field, '^(%l+):(.*)$')
   if kind == 'rev' then mark_pending(name) end
+  -- Nobody loads the entries of a former definition.
+  if kind == 'former' then redis.call('HSET', meta, field, 'stale') end
   if kind == 'retired' or kind == 'job' or kind == 'members' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
   if kind == 'covered' and mode == 'uncovered' then redis.call('HDEL', meta, field) end
 end
