@@ -198,7 +198,7 @@ impl Feed {
                 Ok(Step::Waiting | Step::Again) => retry.wait().await,
                 Err(error) => {
                     self.on_error(&error).await;
-                    retry.wait().await;
+                    retry.wait_or(engine.redis.connected_again()).await;
                 }
             }
         }

@@ -2,9 +2,11 @@
 
 mod connection;
 mod counters;
+mod endpoint;
 mod entries;
 mod epoch;
 mod error;
+mod hello;
 mod leases;
 mod metadata;
 mod namespaces;
@@ -12,11 +14,15 @@ mod pending_slots;
 mod prefixes;
 mod scan;
 mod script;
+mod sentinels;
 mod server;
+mod shared;
 mod stream;
 mod stream_state;
 mod subscription;
 mod tags;
+mod tls;
+mod trouble;
 
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
@@ -37,3 +43,4 @@ pub use stream::{ENTRY_BYTES_MAX, Finished, StreamEntry, StreamReader, dead_of};
 pub use stream_state::{StreamConsumer, StreamState};
 pub use subscription::{Notice, Subscription};
 pub use tags::{AddedMembers, DroppedWindows, TagMembers};
+pub use trouble::Trouble;
