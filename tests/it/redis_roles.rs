@@ -257,3 +257,56 @@ async fn a_connection_that_falls_silent_is_given_up() {
     })
     .await;
 }
+
+/// A replica that lags is promoted: what was stored since is lost, and a new epoch begins, whoever looks.
+async fn a_lagging_replica_is_promoted(is_worker_alive: bool) {
+    let rig = Rig::start(TABLES).await;
+    let replication = Proxy::start(rig.redis.port()).await.unwrap();
+    let replica = Redis::start(&["--replicaof", &format!("127.0.0.1 {}", replication.port())]).await.unwrap();
+    let proxy = Proxy::start(rig.redis.port()).await.unwrap();
+    let pair = Pair { rig, replica, proxy };
+    pair.wait_for_replica().await;
+    let worker = pair.worker(DATASETS).await;
+    let mut copy = connect(pair.replica.port()).await;
+    wait_for_value(&copy, "product:5", "product 5").await;
+    replication.hold();
+    let epoch = worker.context.redis.metadata("").await.unwrap().epoch;
+    pair.rig.postgres.execute("update products set price = 4711 where id <= 100").await.unwrap();
+    caught_up(&worker).await;
+    let alive = if is_worker_alive {
+        Some(worker)
+    } else {
+        worker.stop().await;
+        None
+    };
+    let _: () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut copy).await.unwrap();
+    let value: String = copy.get("product:5").await.unwrap();
+    assert!(!value.contains("4711"), "the replica did not lag: {value}");
+    pair.proxy.aim(pair.replica.port());
+    let mut demoted = pair.rig.client().await;
+    let _: () = redis::cmd("REPLICAOF")
+        .arg("127.0.0.1")
+        .arg(pair.replica.port())
+        .query_async(&mut demoted)
+        .await
+        .unwrap();
+    let worker = match alive {
+        Some(worker) => worker,
+        None => pair.worker(DATASETS).await,
+    };
+    wait_for_value(&copy, "product:5", "4711").await;
+    wait_until("a new epoch has begun", async || {
+        let now = worker.context.redis.metadata("").await.map_err(|error| error.to_string())?.epoch;
+        if now.is_some() && now != epoch { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await;
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_lagging_replica_that_is_promoted_under_a_worker_begins_a_new_epoch() {
+    a_lagging_replica_is_promoted(true).await;
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper_client::Cache;
 use cachekeeper_config::{Secret, Tls, TlsIdentity};
-use cachekeeper_testkit::servers::{Certificate, Certificates, Redis, free_port};
+use cachekeeper_testkit::servers::{Certificate, Certificates, Redis, SERVICE, Sentinels, free_port};
 
 use crate::feed::{DATASETS, TABLES, agrees, caught_up, ready};
 use crate::support::{Cli, Rig, wait_until};
@@ -138,4 +138,46 @@ async fn what_is_wrong_with_a_certificate_is_told_where_it_is_mended() {
     cli.environment.retain(|(name, _)| !name.ends_with("REDIS__URL"));
     cli.environment.push(("SSL_CERT_FILE".to_owned(), authority.authority().display().to_string()));
     cli.says(&["check"], 0, &["configuration is right"]);
+}
+
+/// Sentinels and servers that speak TLS, also among themselves.
+#[tokio::test]
+async fn sentinels_and_their_master_are_spoken_to_over_tls() {
+    let authority = Certificates::new().unwrap();
+    let own = authority.issue("server", HOSTS).unwrap();
+    let files = [
+        ("tls-cert-file", own.cert.display().to_string()),
+        ("tls-key-file", own.key.display().to_string()),
+        ("tls-ca-cert-file", authority.authority().display().to_string()),
+        ("tls-auth-clients", "no".to_owned()),
+        ("tls-replication", "yes".to_owned()),
+    ];
+    let start = async |port: u16, further: &[&str]| {
+        let mut arguments = vec!["--tls-port".to_owned(), port.to_string()];
+        for (name, value) in &files {
+            arguments.extend([format!("--{name}"), value.clone()]);
+        }
+        arguments.extend(further.iter().map(ToString::to_string));
+        Redis::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await.unwrap()
+    };
+    let (first, second) = (free_port().unwrap(), free_port().unwrap());
+    let mut master = start(first, &[]).await;
+    let _replica = start(second, &["--replicaof", &format!("127.0.0.1 {first}")]).await;
+    let lines: Vec<String> = files.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let sentinels = Sentinels::start_with_tls(first, &lines).await.unwrap();
+    let nodes: Vec<String> = sentinels.tls_ports().iter().map(|port| format!("localhost:{port}")).collect();
+
+    let rig = Rig::start(TABLES).await;
+    let mut config = rig.config(DATASETS);
+    config.redis.url = Secret::new(format!("rediss+sentinel://{}/{SERVICE}/0", nodes.join(",")));
+    config.redis.tls.ca_file = Some(authority.authority());
+    let worker = Worker::start(config).await.unwrap();
+    ready(&worker).await;
+    master.kill();
+    rig.postgres.execute("update products set price = 4711 where id = 5").await.unwrap();
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
 }

@@ -11,6 +11,7 @@ use super::{READY_WITHIN, Server, ServerError, failed, find_program, free_port, 
 #[derive(Debug)]
 pub struct Sentinels {
     servers: Vec<Server>,
+    tls_ports: Vec<u16>,
     password: Option<String>,
 }
 
@@ -21,27 +22,43 @@ impl Sentinels {
     /// Three of them, that find a server down which does not answer for a second. `settings` are further lines of their
     /// configuration, such as `requirepass secret`; one that begins with `auth-pass` is about the master.
     pub async fn start(master: u16, settings: &[&str]) -> Result<Self, ServerError> {
-        let sentinels = Self::launch(master, settings)?;
+        Self::launch(master, settings)?.settled().await
+    }
+
+    /// The same with a port for TLS each, where `settings` name the certificates.
+    pub async fn start_with_tls(master: u16, settings: &[&str]) -> Result<Self, ServerError> {
+        let ports = [free_port()?, free_port()?, free_port()?];
+        Self::launch_all(master, settings, ports.map(Some))?.settled().await
+    }
+
+    async fn settled(self) -> Result<Self, ServerError> {
         let began = Instant::now();
         // Each must know the two others and a replica, or it agrees to nothing.
-        while !sentinels.know_each_other().await {
+        while !self.know_each_other().await {
             if READY_WITHIN < began.elapsed() {
                 return Err(failed("starting sentinels", "they do not find each other"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(sentinels)
+        Ok(self)
     }
 
     /// The same without waiting until they know each other and a replica.
     pub fn launch(master: u16, settings: &[&str]) -> Result<Self, ServerError> {
+        Self::launch_all(master, settings, [None; 3])
+    }
+
+    fn launch_all(master: u16, settings: &[&str], tls_ports: [Option<u16>; 3]) -> Result<Self, ServerError> {
         let password = settings.iter().find_map(|line| line.strip_prefix("requirepass ")).map(str::to_owned);
-        let mut sentinels = Self { servers: Vec::new(), password };
-        for _ in 0..3 {
+        let known = tls_ports.into_iter().flatten().collect();
+        let mut sentinels = Self { servers: Vec::new(), tls_ports: known, password };
+        for tls_port in tls_ports {
             let server = Server { pid: None, port: free_port()?, directory: new_directory("sentinel")? };
             sentinels.servers.push(server);
             if let Some(server) = sentinels.servers.last_mut() {
-                run(server, master, settings)?;
+                let mut lines: Vec<String> = settings.iter().map(ToString::to_string).collect();
+                lines.extend(tls_port.map(|port| format!("tls-port {port}")));
+                run(server, master, &lines)?;
             }
         }
         Ok(sentinels)
@@ -59,6 +76,12 @@ impl Sentinels {
     #[must_use]
     pub fn ports(&self) -> Vec<u16> {
         self.servers.iter().map(|server| server.port).collect()
+    }
+
+    /// Their ports for TLS, where they have any.
+    #[must_use]
+    pub fn tls_ports(&self) -> &[u16] {
+        &self.tls_ports
     }
 
     /// Has another server made the master.
@@ -125,11 +148,11 @@ impl Sentinels {
     }
 }
 
-fn run(server: &mut Server, master: u16, settings: &[&str]) -> Result<(), ServerError> {
+fn run(server: &mut Server, master: u16, settings: &[String]) -> Result<(), ServerError> {
     let program = find_program("redis-server", &[])
         .or_else(|| find_program("valkey-server", &[]))
         .ok_or(ServerError::Missing { program: "redis-server" })?;
-    let (about_master, own): (Vec<&str>, Vec<&str>) =
+    let (about_master, own): (Vec<&String>, Vec<&String>) =
         settings.iter().partition(|line| line.starts_with("auth-pass"));
     let mut lines = vec![
         format!("port {}", server.port),

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use redis::aio::ConnectionLike;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{
     AsyncConnectionConfig, Cmd, Pipeline, ProtocolVersion, RedisError, RedisFuture, RedisResult, Value,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -56,7 +57,7 @@ enum State {
 
 #[derive(Clone)]
 struct Open {
-    session: Session,
+    session: Arc<Session>,
     given_up: CancellationToken,
 }
 
@@ -98,8 +99,8 @@ impl SharedConnection {
         config: AsyncConnectionConfig,
         protocol: ProtocolVersion,
     ) -> RedisResult<Session> {
-        let master = self.open().await?.session.master;
-        self.endpoint().open(master.as_ref(), config, protocol).await
+        let open = self.open().await?;
+        self.endpoint().open(open.session.master.as_ref(), config, protocol).await
     }
 
     /// Whether the commands of the process go to another server than this connection.
@@ -157,14 +158,15 @@ impl SharedConnection {
 
     async fn ask<T>(
         &self,
-        question: impl AsyncFnOnce(&mut Session) -> RedisResult<T>,
+        question: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
         is_refused: impl FnOnce(&T) -> bool,
     ) -> RedisResult<T> {
-        let Open { mut session, given_up } = self.open().await?;
+        let Open { session, given_up } = self.open().await?;
+        let mut connection = session.connection.clone();
         let reply = tokio::select! {
             // Replies that are there are taken.
             biased;
-            reply = question(&mut session) => reply,
+            reply = question(&mut connection) => reply,
             () = given_up.cancelled() => Err(gone()),
         };
         let is_useless = match &reply {
@@ -180,7 +182,8 @@ impl SharedConnection {
 
 impl ConnectionLike for SharedConnection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        let send = async |session: &mut Session| session.connection.send_packed_command(command).await;
+        let send =
+            async |connection: &mut MultiplexedConnection| connection.send_packed_command(command).await;
         async move { self.ask(send, is_refusal).await }.boxed()
     }
 
@@ -190,8 +193,8 @@ impl ConnectionLike for SharedConnection {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        let send = async move |session: &mut Session| {
-            session.connection.send_packed_commands(pipeline, offset, count).await
+        let send = async move |connection: &mut MultiplexedConnection| {
+            connection.send_packed_commands(pipeline, offset, count).await
         };
         async move { self.ask(send, |replies| replies.iter().any(is_refusal)).await }.boxed()
     }
@@ -230,11 +233,16 @@ async fn keep(inner: Arc<Inner>) {
         inner.state.send_replace(State::Opening);
         match open(&inner.endpoint, pool.as_mut()).await {
             Ok((session, master)) => {
-                let open = Open { session, given_up: CancellationToken::new() };
+                let open = Open { session: Arc::new(session), given_up: CancellationToken::new() };
                 inner.state.send_replace(State::Open(open.clone()));
-                let began = tokio::time::Instant::now();
+                let began = Instant::now();
                 let reason = useless(&open, pool.as_mut(), master.as_ref()).await;
-                info!(reason, address = open.session.address, "the connection to redis is opened again");
+                // What repeats is said once.
+                if RETRY_MAX_UNKNOWN < began.elapsed() {
+                    info!(reason, address = open.session.address, "the connection to redis is opened again");
+                } else {
+                    debug!(reason, address = open.session.address, "the connection to redis is opened again");
+                }
                 open.given_up.cancel();
                 retry.reset_after(began.elapsed());
                 rare.reset();
@@ -296,7 +304,7 @@ async fn moved(pool: Option<&mut Pool>, master: Option<&Master>) {
 /// Waits until the connection is of no use any more; answers why.
 async fn useless(open: &Open, pool: Option<&mut Pool>, master: Option<&Master>) -> String {
     let looks = async {
-        let (mut session, mut ticks) = (open.session.clone(), every(LOOK_EVERY));
+        let (mut session, mut ticks) = (Session::clone(&open.session), every(LOOK_EVERY));
         loop {
             ticks.tick().await;
             if let Err(error) = session.look().await {
