@@ -217,7 +217,7 @@ impl Feed {
                 Ok(Step::Waiting | Step::Again) => retry.wait().await,
                 Err(error) => {
                     self.on_error(&error).await;
-                    retry.wait().await;
+                    retry.wait_or(self.engine.redis.connected_again()).await;
                 }
             }
         }

@@ -53,7 +53,7 @@ impl Task for CommandProcessor {
             warn!(error = text, "write commands wait, they are carried out later");
             health.note_stream(STREAM, Err(text));
             retry.reset_after(began.elapsed());
-            retry.wait().await;
+            retry.wait_or(context.engine.redis.connected_again()).await;
         }
     }
 }

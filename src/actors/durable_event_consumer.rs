@@ -63,10 +63,16 @@ impl Task for DurableEventConsumer {
             warn!(error = text, "events of the stream wait, they are applied later");
             context.health.note_stream(STREAM, Err(text));
             let until = Instant::now() + retry.pause();
-            if let Some(mut consumer) = reader {
-                consumer.delete_early(until).await;
+            let pause = async {
+                if let Some(mut consumer) = reader {
+                    consumer.delete_early(until).await;
+                }
+                tokio::time::sleep_until(until).await;
+            };
+            tokio::select! {
+                () = pause => {}
+                () = context.engine.redis.connected_again() => {}
             }
-            tokio::time::sleep_until(until).await;
         }
     }
 }

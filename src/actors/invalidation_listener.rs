@@ -26,7 +26,8 @@ use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{CacheError, Notice};
 use cachekeeper_protocol::event::Event;
 
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often the server is asked whether it is still the one: a subscription to a replica hears no misses.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -274,7 +275,7 @@ impl Reader<'_> {
             }
             self.context.engine.metrics.gaps.get_or_create(&ByReason::new("subscription")).inc();
             retry.reset_after(began.elapsed());
-            retry.wait().await;
+            retry.wait_or(self.context.engine.redis.connected_again()).await;
         }
     }
 

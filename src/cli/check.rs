@@ -124,7 +124,14 @@ async fn redis_facts(
     context: &Context,
     problems: &mut Vec<Diagnostic>,
 ) -> Result<Option<ServerFacts>, EngineError> {
-    match context.redis.facts().await {
+    let facts = context.redis.facts().await;
+    if let Err(error) = &facts
+        && let Some(trouble) = error.trouble()
+    {
+        problems.push(config.source.problem(trouble.setting, error.told(), trouble.help.to_owned()));
+        return Ok(None);
+    }
+    match facts {
         Err(error) if error.is_of_login() => {
             let help = "give the user and the password in the address, redis://user:password@host".to_owned();
             problems.push(config.source.problem("redis.url", error.told(), help));

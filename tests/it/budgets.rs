@@ -45,6 +45,7 @@ fn the_client_brings_no_worker_into_an_application() {
         &crates,
         &["clap", "axum", "ractor", "indicatif", "cron", "tracing-subscriber", "cachekeeper"],
     );
+    has_none_of(&crates, &["aws-lc-rs", "aws-lc-sys", "openssl", "native-tls"]);
     assert!(crates.len() <= WITH_POSTGRES, "{} crates: {crates:?}", crates.len());
 }
 
@@ -53,5 +54,7 @@ fn without_its_postgres_feature_the_client_is_small() {
     let crates = crates(&["--no-default-features"]);
     assert!(crates.iter().any(|one| one.starts_with("redis ")), "{crates:?}");
     has_none_of(&crates, &["sqlx", "sqlx-core", "sqlx-postgres", "clap", "axum", "ractor", "cron", "toml"]);
+    // TLS has its one provider here too: without any, `rediss://` would panic.
+    assert!(crates.iter().any(|one| one.starts_with("ring ")), "{crates:?}");
     assert!(crates.len() <= WITHOUT_POSTGRES, "{} crates: {crates:?}", crates.len());
 }

@@ -21,10 +21,9 @@ type Failure = std::io::Error;
 fn impatient(rig: &RedisRig) -> Cache {
     let limit = Duration::from_millis(100);
     let settings = config::Redis {
-        url: config::Secret::new(rig.redis.url()),
-        password: None,
         connect_timeout: limit,
         response_timeout: limit,
+        ..config::Redis::new(config::Secret::new(rig.redis.url()))
     };
     let breaker = BreakerSettings { failures: 3, pause: Duration::from_millis(20) };
     Cache::connect_with(&settings, "test").unwrap().breaker(breaker).loads_without_redis(4).build()

@@ -102,12 +102,7 @@ impl RedisRig {
     }
 
     pub fn store(&self) -> cachekeeper_engine::stores::redis::Redis {
-        let settings = cachekeeper_config::Redis {
-            url: cachekeeper_config::Secret::new(self.redis.url()),
-            password: None,
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(5),
-        };
+        let settings = cachekeeper_config::Redis::new(cachekeeper_config::Secret::new(self.redis.url()));
         cachekeeper_engine::stores::redis::Redis::new(&settings, "test").unwrap()
     }
 

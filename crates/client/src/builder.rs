@@ -48,19 +48,24 @@ impl Cache {
     /// A cache over Redis alone. Nothing is sent until the first command. `namespace` is that of the worker, if there is
     /// one: counters, tags and locks are kept under it.
     ///
+    /// `url` is `redis://host:port/database`, `rediss://…` for TLS, or names sentinels:
+    /// `redis+sentinel://host:port,host:port/service/database` (`rediss+sentinel://…` for TLS to both). The connection is
+    /// opened again by itself, also where the server has become a replica or the sentinels name another master; no reply of
+    /// a replica is taken for longer than a second.
+    ///
     /// # Errors
     /// [`ClientError`] when the URL cannot be used.
     pub fn connect(url: &str, namespace: &str) -> Result<CacheBuilder, ClientError> {
         let settings = config::Redis {
-            url: config::Secret::new(url.to_owned()),
-            password: None,
             connect_timeout: CONNECT_TIMEOUT,
             response_timeout: RESPONSE_TIMEOUT,
+            ..config::Redis::new(config::Secret::new(url.to_owned()))
         };
         Self::connect_with(&settings, namespace)
     }
 
-    /// The same with a password of its own and other time limits.
+    /// The same with everything that the worker's file can say of Redis: passwords that stand in files, certificates, those of
+    /// sentinels, time limits. Files are read for each new connection.
     ///
     /// # Errors
     /// [`ClientError`] when the URL cannot be used.

@@ -2,6 +2,7 @@
 
 mod dataset;
 mod reader;
+mod redis;
 mod writes;
 
 use std::collections::BTreeMap;
@@ -13,8 +14,8 @@ use super::key::Kind;
 use super::source::Source;
 use super::table;
 use super::{
-    Admin, Config, Feed, Invalidation, Log, Postgres, Redis, ScheduleCheck, Secret, Service, Writes,
-    environment, raw, values,
+    Admin, Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, environment,
+    raw, values,
 };
 use cachekeeper_protocol::glob::Glob;
 
@@ -119,12 +120,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             statement_timeout: reader.duration("postgres.statement_timeout"),
             connect_timeout: reader.duration("postgres.connect_timeout"),
         },
-        redis: Redis {
-            url: url(reader, "redis"),
-            password: reader.secret_file("redis.password_file"),
-            connect_timeout: reader.duration("redis.connect_timeout"),
-            response_timeout: reader.duration("redis.response_timeout"),
-        },
+        redis: redis::read(reader),
         admin: Admin { listen: reader.text_unless_empty("admin.listen") },
         feed,
         invalidation: Invalidation {

@@ -1,5 +1,6 @@
 //! Texts with a form of their own: the check, and the pattern by which an editor sees the same.
 
+use crate::Sentinels;
 use crate::postgres_url::{DRIVER_PARAMETERS, is_known};
 use std::net::SocketAddr;
 
@@ -133,10 +134,15 @@ fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
         return Some(Flaw::new(format!("this is not a {first} URL"), help));
     }
     let help = "write special characters of user and password as %XX";
+    match Sentinels::parse(text) {
+        Err(flaw) => return Some(Flaw { offset: flaw.offset, ..Flaw::new(flaw.message, flaw.help) }),
+        Ok(Some(_)) => return None,
+        Ok(None) => {}
+    }
     match url::Url::parse(text) {
         Err(_not_repeated) => Some(Flaw::new("this URL cannot be read", help)),
         Ok(url) if schemes.contains(&"postgres") => postgres_parameters(&url),
-        Ok(_) => None,
+        Ok(url) => redis_parts(&url),
     }
 }
 
@@ -159,6 +165,19 @@ fn postgres_parameters(url: &url::Url) -> Option<Flaw> {
         }
     }
     None
+}
+
+/// What the driver would refuse later, or take for something else.
+fn redis_parts(url: &url::Url) -> Option<Flaw> {
+    if url.fragment().is_some() {
+        let help = "certificates are always checked; name the authority of a private one in `ca_file`";
+        return Some(Flaw::new("this URL has a part behind a `#`", help));
+    }
+    let database = url.path().trim_matches('/');
+    let is_number = database.is_empty() || database.parse::<u32>().is_ok();
+    (url.scheme().starts_with("rediss") || url.scheme() == "redis").then_some(())?;
+    let help = "end it in the number of a database, as redis://host:6379/0; write special characters of user and password as %XX";
+    (!is_number).then(|| Flaw::new("this URL does not end in the number of a database", help))
 }
 
 fn reserved(text: &str, help: &str) -> Option<Flaw> {

@@ -15,10 +15,13 @@ mod key;
 mod postgres_url;
 #[cfg(feature = "file")]
 mod raw;
+mod redis;
+mod redis_url;
 #[cfg(feature = "file")]
 pub mod reference;
 #[cfg(feature = "file")]
 pub mod schema;
+mod secret;
 pub mod source;
 #[cfg(feature = "file")]
 mod table;
@@ -26,9 +29,11 @@ mod table;
 mod values;
 mod words;
 
-use std::fmt;
 use std::time::Duration;
 
+pub use self::redis::{Redis, Tls, TlsIdentity};
+pub use self::redis_url::{AddressFlaw, Sentinels};
+pub use self::secret::{Password, Secret};
 use self::words::words;
 use cachekeeper_protocol::glob::Glob;
 use cachekeeper_protocol::template::Template;
@@ -94,19 +99,6 @@ pub struct Postgres {
     pub statement_timeout: Duration,
     /// Time limit for a connection attempt.
     pub connect_timeout: Duration,
-}
-
-/// `[redis]`
-#[derive(Clone, Debug)]
-pub struct Redis {
-    /// Where Redis is. May hold a password.
-    pub url: Secret,
-    /// Overrides the password of the URL.
-    pub password: Option<Secret>,
-    /// Time limit for a connection attempt.
-    pub connect_timeout: Duration,
-    /// Time limit for the reply to one command.
-    pub response_timeout: Duration,
 }
 
 /// `[admin]`
@@ -401,43 +393,6 @@ pub enum ScheduleProblem {
 /// Says what is wrong with a schedule. The loader takes it as an argument, because only the worker knows cron.
 #[cfg(feature = "file")]
 pub(crate) type ScheduleCheck = fn(&ScheduleText) -> Result<(), ScheduleProblem>;
-
-/// A password, or a URL that may hold one. Never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps it.
-    #[must_use]
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text itself, for the driver only.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// A URL without its password and query, for logs; `***` where it is not a URL.
-    #[must_use]
-    pub fn redacted(&self) -> String {
-        let Ok(mut url) = url::Url::parse(&self.0) else {
-            return "***".to_owned();
-        };
-        if url.password().is_some() && url.set_password(Some("***")).is_err() {
-            return "***".to_owned();
-        }
-        url.set_query(None);
-        url.to_string()
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("***")
-    }
-}
 
 impl Config {
     /// The dataset of this name.

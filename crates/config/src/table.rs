@@ -127,14 +127,42 @@ const POSTGRES: &[Key] = &[
 const REDIS: &[Key] = &[
     Key::new(
         "url",
-        Kind::Text(Form::Url(&["redis", "rediss", "redis+unix", "unix"])),
-        "Where Redis is: redis://host:port/database, rediss:// for TLS.",
+        Kind::Text(Form::Url(&["redis", "rediss", "redis+unix", "unix", "redis+sentinel", "rediss+sentinel"])),
+        "Where Redis is: redis://host:port/database, rediss:// for TLS, or who knows it: \
+         redis+sentinel://host:port,host:port/service/database (rediss+sentinel:// for TLS to both). User and password are those of \
+         the server.",
     )
     .default("redis://localhost:6379/0"),
     Key::new("url_file", Kind::Text(Form::Filled), "A file that holds the URL, instead of `url`.")
         .example("\"/run/secrets/redis_url\""),
-    Key::new("password_file", Kind::Text(Form::Filled), "A file that holds the password.")
-        .example("\"/run/secrets/redis_password\""),
+    Key::new(
+        "password_file",
+        Kind::Text(Form::Filled),
+        "A file that holds the password. It is read for each new connection, so another password needs no restart.",
+    )
+    .example("\"/run/secrets/redis_password\""),
+    Key::new("sentinel_username", Kind::Text(Form::Filled), "The user of the sentinels, where they have users.")
+        .example("\"cachekeeper\""),
+    Key::new(
+        "sentinel_password_file",
+        Kind::Text(Form::Filled),
+        "A file that holds the password of the sentinels, where they ask for one.",
+    )
+    .example("\"/run/secrets/sentinel_password\""),
+    Key::new(
+        "ca_file",
+        Kind::Text(Form::Filled),
+        "For TLS: the certificates of the authorities to trust (PEM), instead of the system's. Read for each new connection.",
+    )
+    .example("\"/etc/cachekeeper/redis-ca.pem\""),
+    Key::new(
+        "cert_file",
+        Kind::Text(Form::Filled),
+        "For TLS: the certificate by which the server knows this client (PEM); it needs `key_file`. Read for each new connection.",
+    )
+    .example("\"/etc/cachekeeper/redis-client.pem\""),
+    Key::new("key_file", Kind::Text(Form::Filled), "The key of `cert_file` (PEM, not encrypted).")
+        .example("\"/etc/cachekeeper/redis-client.key\""),
     Key::new("connect_timeout", duration(TENTH, MINUTE), "Time limit for a connection attempt.")
         .default("2s"),
     Key::new("response_timeout", duration(TENTH, MINUTE), "Time limit for the reply to one command.")

@@ -32,6 +32,12 @@ impl Backoff {
         tokio::time::sleep(self.pause()).await;
     }
 
+    /// Waits for the next pause, or until something happens by which an attempt is worth it.
+    pub async fn wait_or(&mut self, happens: impl Future<Output = ()>) {
+        // It or the time: whoever waits tries again in both cases.
+        drop(tokio::time::timeout(self.pause(), happens).await);
+    }
+
     /// An attempt has succeeded: the next failure begins with the first pause again.
     pub fn reset(&mut self) {
         self.next = self.first;

@@ -1,8 +1,11 @@
 //! Private Postgres and Redis servers, for the demo and the tests: own directory, own free port, gone with us.
 
+mod certificates;
 mod clock;
 mod postgres;
+mod proxy;
 mod redis;
+mod sentinels;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,9 +15,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use certificates::{Certificate, Certificates};
 pub use clock::Clock;
 pub use postgres::{Copied, Postgres, Refusal, Session};
+pub use proxy::Proxy;
 pub use redis::Redis;
+pub use sentinels::{SERVICE, Sentinels};
 
 /// Why a server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +196,10 @@ fn new_directory(kind: &str) -> Result<PathBuf, ServerError> {
 }
 
 /// A port below those that the system gives to outgoing connections: nothing takes it while its server is down.
-fn free_port() -> Result<u16, ServerError> {
+///
+/// # Errors
+/// None was found.
+pub fn free_port() -> Result<u16, ServerError> {
     for _ in 0..100 {
         let port = rand::random_range(15_000..32_000);
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {

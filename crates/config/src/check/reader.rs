@@ -6,7 +6,7 @@ use crate::diagnostic::Diagnostic;
 use crate::raw::{Leaf, Leaves};
 use crate::source::Source;
 use crate::words::Words;
-use crate::{ScheduleCheck, Secret, table};
+use crate::{Password, ScheduleCheck, Secret, table};
 use cachekeeper_protocol::units::{parse_duration, parse_share, parse_size};
 
 /// The settings, and the problems found so far.
@@ -147,6 +147,12 @@ impl Reader<'_> {
     pub(crate) fn choice<T: Words>(&mut self, path: &str) -> T {
         let word = self.optional_choice(path);
         self.always(path, word, T::FIRST)
+    }
+
+    /// A password in a file that can be read now, and will be again.
+    pub(crate) fn password_file(&mut self, path: &str) -> Option<Password> {
+        self.secret_file(path)?;
+        self.optional_text(path).map(|file| Password::InFile(file.into()))
     }
 
     /// A file's content without the line break at its end.

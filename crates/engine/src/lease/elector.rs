@@ -87,7 +87,7 @@ impl Elector {
                         None => wakeup = Some(self.wakeups.of(&lease.name)),
                     }
                 }
-                LeaseReply::Unavailable(_) => retry.wait().await,
+                LeaseReply::Unavailable(_) => retry.wait_or(self.wakeups.redis().connected_again()).await,
             }
         }
     }

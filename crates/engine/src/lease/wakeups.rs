@@ -57,6 +57,11 @@ impl Wakeups {
         Self { state: Arc::new(State { redis, table: Mutex::default() }) }
     }
 
+    /// Where the locks are.
+    pub(super) fn redis(&self) -> &Redis {
+        &self.state.redis
+    }
+
     /// Listens for releases of this lock.
     #[must_use]
     pub fn of(&self, name: &str) -> Wakeup {

@@ -90,6 +90,11 @@ impl Redis {
         self.server.kill("KILL");
     }
 
+    /// The same without waiting until it is gone.
+    pub fn crash(&self) {
+        self.server.signal("KILL");
+    }
+
     /// Starts it again on the same port, after [`Self::kill`]. Meanwhile the port may be another's for a moment, a server's of another
     /// test that asks for a free one.
     pub async fn start_again(&mut self) -> Result<(), ServerError> {

@@ -1,20 +1,17 @@
-//! The connection that commands share.
+//! The handle to Redis, and how commands are sent.
 
-use std::time::Duration;
-
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::io::tcp::TcpSettings;
-use redis::{Client, FromRedisValue, IntoConnectionInfo, Value};
+use redis::{FromRedisValue, Value};
 
 use super::CacheError;
+use super::endpoint::Endpoint;
+use super::shared::SharedConnection;
 use cachekeeper_config as config;
 use cachekeeper_protocol::keyspace::Keyspace;
 
 /// A handle to one Redis database and namespace. Cheap to clone; reconnects by itself.
 #[derive(Clone)]
 pub struct Redis {
-    pub(super) client: Client,
-    pub(super) connection: ConnectionManager,
+    pub(super) connection: SharedConnection,
     pub(super) keys: Keyspace,
     pub(super) compares_stamps: bool,
 }
@@ -25,35 +22,14 @@ impl std::fmt::Debug for Redis {
     }
 }
 
-/// Reconnect attempts that one command waits for; the command after that tries again.
-const RETRIES: usize = 2;
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
-
 impl Redis {
     /// Prepares a handle; nothing is sent until the first command.
     ///
     /// # Errors
     /// [`CacheError`] when the URL cannot be used.
     pub fn new(settings: &config::Redis, namespace: &str) -> Result<Self, CacheError> {
-        let error = |source| CacheError::new("read the URL", source);
-        let info = settings.url.reveal().into_connection_info().map_err(error)?;
-        // Without this, replies to small pipelined commands wait for the delayed-acknowledgement timer.
-        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let info = match &settings.password {
-            Some(password) => {
-                let with_password = info.redis_settings().clone().set_password(password.reveal());
-                info.set_redis_settings(with_password)
-            }
-            None => info,
-        };
-        let client = Client::open(info).map_err(error)?;
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(RETRIES)
-            .set_max_delay(RETRY_DELAY_MAX)
-            .set_connection_timeout(Some(settings.connect_timeout))
-            .set_response_timeout(Some(settings.response_timeout));
-        let connection = client.get_connection_manager_lazy(manager).map_err(error)?;
-        Ok(Self { client, connection, keys: Keyspace::new(namespace), compares_stamps: true })
+        let connection = SharedConnection::new(Endpoint::new(settings)?);
+        Ok(Self { connection, keys: Keyspace::new(namespace), compares_stamps: true })
     }
 
     /// The same, but no stamps are compared: nothing keeps an old value from replacing a newer one. For the control
@@ -79,6 +55,11 @@ impl Redis {
         let mut connection = self.connection.clone();
         let reply: Result<String, _> = redis::cmd("PING").query_async(&mut connection).await;
         reply.map(drop).map_err(|source| CacheError::new("reach the server", source))
+    }
+
+    /// Waits until a connection was opened after this call: whoever waits to try again need not wait longer.
+    pub async fn connected_again(&self) {
+        self.connection.opened_again().await;
     }
 
     pub(super) async fn command<T: FromRedisValue>(

@@ -2,6 +2,8 @@
 
 use redis::{ErrorKind, RedisError};
 
+use super::trouble::Trouble;
+
 /// A command or script that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("redis: failed to {what}: {refusal}")]
@@ -63,6 +65,12 @@ impl CacheError {
         Self::new(what, std::io::Error::new(std::io::ErrorKind::TimedOut, "a fault on purpose").into())
     }
 
+    /// Commands go to another server now.
+    pub(super) fn moved(what: &'static str) -> Self {
+        let kind = std::io::ErrorKind::ConnectionReset;
+        Self::new(what, std::io::Error::new(kind, "commands go to another server now").into())
+    }
+
     /// No answer within a limit.
     #[must_use]
     pub fn timed_out(what: &'static str) -> Self {
@@ -73,6 +81,9 @@ impl CacheError {
     #[must_use]
     pub fn told(&self) -> String {
         let (what, source) = (self.what, &self.source);
+        if let Some(trouble) = self.trouble() {
+            return format!("cannot connect to Redis: {trouble}");
+        }
         match self.refusal {
             Refusal::Unknown if source.is_connection_refusal() => {
                 "cannot connect to Redis: connection refused".to_owned()
@@ -84,6 +95,12 @@ impl CacheError {
             Refusal::Forbidden => format!("Redis: {} ({source})", self.refusal),
             Refusal::Other => format!("failed to {what}: {source}"),
         }
+    }
+
+    /// Why no connection can be had, where that is more than a server that does not answer.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&Trouble> {
+        Trouble::of(&self.source)
     }
 
     /// Whether the user or the password was not accepted, or one is needed.
@@ -113,6 +130,15 @@ impl Refusal {
             Self::Other => "other",
         }
     }
+}
+
+/// Whether a server refused this because it is a replica.
+pub(super) fn is_of_replica(error: &RedisError) -> bool {
+    let errors = error.clone().into_server_errors();
+    errors.iter().flat_map(|errors| errors.iter()).any(|(_, error)| {
+        matches!(error.code(), "READONLY" | "MASTERDOWN")
+            || error.details().is_some_and(|detail| detail.contains("READONLY"))
+    })
 }
 
 fn refusal(error: &RedisError) -> Refusal {

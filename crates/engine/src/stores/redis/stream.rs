@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, FromRedisValue, ParsingError, Value};
+use redis::{AsyncConnectionConfig, FromRedisValue, ParsingError, ProtocolVersion, Value};
+use tokio::time::Instant;
 
+use super::endpoint::Session;
 use super::entries::millis;
 use super::script::{Call, STREAM_FINISH, STREAM_OPEN, STREAM_TAKE};
 use super::{CacheError, Redis};
@@ -65,7 +66,9 @@ pub(super) fn position(id: &str) -> (i64, i64) {
 /// A consumer of a group, on a connection of its own, because it waits.
 pub struct StreamReader {
     redis: Redis,
-    connection: MultiplexedConnection,
+    /// The connection that waits.
+    session: Session,
+    looked: Instant,
     stream: String,
     group: String,
     consumer: String,
@@ -94,6 +97,8 @@ pub struct Finished {
     pub kept: Option<Fields>,
 }
 
+/// How often the server is asked whether it is still the one.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long replies are kept.
 const REPLY_LIFE: Duration = Duration::from_secs(3600);
 /// Most entries that are kept apart; beyond it the oldest go.
@@ -123,18 +128,18 @@ impl Redis {
         token: Option<i64>,
     ) -> Result<StreamReader, CacheError> {
         let what = "open a stream";
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(waits + Duration::from_secs(5)));
-        let opened = tokio::time::timeout(
-            Duration::from_secs(5),
-            self.client.get_multiplexed_async_connection_with_config(&config),
-        );
-        let connection = opened.await.map_err(|_elapsed| CacheError::timed_out(what))?;
+        let limits = self.connection.endpoint();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(limits.connect_timeout()))
+            .set_response_timeout(Some(waits + limits.response_timeout()));
+        let opened = self.connection.open_another(config, ProtocolVersion::RESP2).await;
         let token = token.map(|token| token.to_string()).unwrap_or_default();
         let reader = StreamReader {
             redis: self.clone(),
             token,
             last: "0-0".to_owned(),
-            connection: connection.map_err(|source| CacheError::new(what, source))?,
+            session: opened.map_err(|source| CacheError::new(what, source))?,
+            looked: Instant::now(),
             stream: stream.to_owned(),
             group: group.to_owned(),
             consumer: consumer.to_owned(),
@@ -283,11 +288,12 @@ impl StreamReader {
             self.saw(&entries);
             return Ok(Some(entries));
         }
+        self.look().await?;
         // A look that takes nothing, so that it may block: a script may not.
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(waits)).arg("STREAMS");
         command.arg(&self.stream).arg(&self.last);
-        let looked: Result<Option<Streams>, _> = command.query_async(&mut self.connection).await;
+        let looked: Result<Option<Streams>, _> = command.query_async(&mut self.session.connection).await;
         let looked = match looked {
             Ok(looked) => looked.unwrap_or_default(),
             Err(error) if error.code() == Some("UNBLOCKED") => Vec::new(),
@@ -303,6 +309,19 @@ impl StreamReader {
         }
         self.saw(&entries);
         Ok(Some(entries))
+    }
+
+    /// Looks now and then whether the connection that waits goes to where entries are added.
+    async fn look(&mut self) -> Result<(), CacheError> {
+        let failed = |source| CacheError::new("wait for stream entries", source);
+        if self.redis.connection.has_moved_from(&self.session) {
+            return Err(CacheError::moved("wait for stream entries"));
+        }
+        if LOOK_EVERY <= self.looked.elapsed() {
+            self.session.look().await.map_err(failed)?;
+            self.looked = Instant::now();
+        }
+        Ok(())
     }
 
     /// Consumers that have nothing and have not been seen for so long are forgotten: each life of a worker is one.

@@ -2,14 +2,21 @@
 //!
 //! The driver's own resubscription gives up silently, so this is a plain connection: it ends with an error, and the
 //! caller opens the next one and knows that messages may have been lost in between. Redis also cuts a subscriber
-//! that falls 32 MiB behind; that looks the same from here.
+//! that falls 32 MiB behind; that looks the same from here, and so does a server that has become a replica (it hears
+//! messages, and no misses), one that knows nothing of the subscription, and one to which the other commands do not go.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use redis::aio::{PubSubSink, PubSubStream};
+use redis::{AsyncConnectionConfig, Msg, ProtocolVersion, PushInfo, PushKind, Value};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::Interval;
 
+use super::endpoint::Session;
+use super::shared::SharedConnection;
 use super::{CacheError, Redis};
+use crate::backoff::every;
 
 /// What came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +33,18 @@ pub enum Notice {
         /// The key.
         key: String,
     },
-    /// Nothing for a while, and the server still answers.
+    /// The server was asked, and is still the one.
     Quiet,
 }
 
 /// An open subscription.
 pub struct Subscription {
-    sink: PubSubSink,
-    stream: PubSubStream,
-    heartbeat: Duration,
-    reply_limit: Duration,
+    session: Session,
+    messages: UnboundedReceiver<PushInfo>,
+    /// Bytes of messages that wait.
+    waiting: Arc<AtomicUsize>,
+    commands: SharedConnection,
+    looks: Interval,
 }
 
 impl std::fmt::Debug for Subscription {
@@ -45,9 +54,13 @@ impl std::fmt::Debug for Subscription {
 }
 
 const MISS_PATTERN: &str = "__keyevent@*__:keymiss";
+const KEEP: &str = "keep the subscription";
+/// Bytes of messages that may wait; as many as Redis keeps for a subscriber.
+const WAITING_MAX: usize = 32 << 20;
 
 impl Redis {
-    /// Subscribes. When this returns, every later message arrives or the subscription ends.
+    /// Subscribes. When this returns, every later message arrives or the subscription ends. Each `heartbeat` the server is
+    /// asked whether it is still the one, for at most `reply_limit`.
     pub async fn subscribe(
         &self,
         channels: &[String],
@@ -55,22 +68,44 @@ impl Redis {
         heartbeat: Duration,
         reply_limit: Duration,
     ) -> Result<Subscription, CacheError> {
-        let what = "subscribe";
-        let opened = tokio::time::timeout(reply_limit, self.client.get_async_pubsub()).await;
-        let pubsub = opened
-            .map_err(|_elapsed| CacheError::timed_out(what))?
-            .map_err(|source| CacheError::new(what, source))?;
-        let (mut sink, stream) = pubsub.split();
+        let failed = |source| CacheError::new("subscribe", source);
+        let (sender, messages) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(reply_limit))
+            .set_response_timeout(Some(reply_limit))
+            .set_push_sender(bounded(sender, waiting.clone()));
+        let opened = self.connection.open_another(config, ProtocolVersion::RESP3);
+        let mut session = opened.await.map_err(failed)?;
         if !channels.is_empty() {
-            sink.subscribe(channels).await.map_err(|source| CacheError::new(what, source))?;
+            session.connection.subscribe(channels).await.map_err(failed)?;
         }
         if with_misses {
-            let database = self.client.get_connection_info().redis_settings().db();
-            let pattern = MISS_PATTERN.replace('*', &database.to_string());
-            sink.subscribe(&[pattern]).await.map_err(|source| CacheError::new(what, source))?;
+            let pattern = MISS_PATTERN.replace('*', &self.connection.endpoint().database().to_string());
+            session.connection.psubscribe(pattern).await.map_err(failed)?;
         }
-        Ok(Subscription { sink, stream, heartbeat, reply_limit })
+        let commands = self.connection.clone();
+        Ok(Subscription { session, messages, waiting, commands, looks: every(heartbeat) })
     }
+}
+
+/// Hands messages over as long as not too many wait. Whoever reads sees by their number that some are missing.
+fn bounded(
+    sender: UnboundedSender<PushInfo>,
+    waiting: Arc<AtomicUsize>,
+) -> impl Fn(PushInfo) -> Result<(), redis::aio::SendError> {
+    move |message| {
+        let bytes = size(&message);
+        if waiting.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_MAX || bytes == 0 {
+            return sender.send(message).map_err(|_closed| redis::aio::SendError);
+        }
+        Err(redis::aio::SendError)
+    }
+}
+
+fn size(message: &PushInfo) -> usize {
+    let bytes = |value: &Value| if let Value::BulkString(bytes) = value { bytes.len() } else { 0 };
+    message.data.iter().map(bytes).sum()
 }
 
 impl Subscription {
@@ -79,26 +114,48 @@ impl Subscription {
     /// # Errors
     /// [`CacheError`] when the connection ended or does not answer: from here on messages may be lost.
     pub async fn next(&mut self) -> Result<Notice, CacheError> {
-        match tokio::time::timeout(self.heartbeat, self.stream.next()).await {
-            Ok(Some(message)) => {
-                let channel = message.get_channel_name().to_owned();
-                let body = message.get_payload_bytes().to_vec();
-                if channel.starts_with("__keyevent@") {
-                    return Ok(Notice::Miss { key: String::from_utf8_lossy(&body).into_owned() });
+        loop {
+            tokio::select! {
+                message = self.messages.recv() => {
+                    let Some(message) = message else { return Err(ended("the connection ended")) };
+                    if message.kind == PushKind::Disconnection {
+                        return Err(ended("the server closed the connection"));
+                    }
+                    // What came when too much waited was not kept.
+                    if WAITING_MAX < self.waiting.fetch_sub(size(&message), Ordering::Relaxed) {
+                        return Err(ended("more messages wait than are kept"));
+                    }
+                    if let Some(notice) = read(message) {
+                        return Ok(notice);
+                    }
                 }
-                Ok(Notice::Event { channel, body })
-            }
-            Ok(None) => Err(CacheError::new("keep the subscription", ended())),
-            Err(_quiet) => {
-                let ping = tokio::time::timeout(self.reply_limit, self.sink.ping::<redis::Value>()).await;
-                ping.map_err(|_elapsed| CacheError::timed_out("keep the subscription"))?
-                    .map_err(|source| CacheError::new("keep the subscription", source))?;
-                Ok(Notice::Quiet)
+                _ = self.looks.tick() => {
+                    self.look().await?;
+                    return Ok(Notice::Quiet);
+                }
             }
         }
     }
+
+    async fn look(&mut self) -> Result<(), CacheError> {
+        if self.commands.has_moved_from(&self.session) {
+            return Err(CacheError::moved(KEEP));
+        }
+        self.session.look().await.map_err(|source| CacheError::new(KEEP, source))
+    }
 }
 
-fn ended() -> redis::RedisError {
-    std::io::Error::new(std::io::ErrorKind::ConnectionReset, "the server closed the connection").into()
+/// None: not a message, but the confirmation of a subscription.
+fn read(message: PushInfo) -> Option<Notice> {
+    let message = Msg::from_push_info(message)?;
+    let channel = message.get_channel_name().to_owned();
+    let body = message.get_payload_bytes().to_vec();
+    if channel.starts_with("__keyevent@") {
+        return Some(Notice::Miss { key: String::from_utf8_lossy(&body).into_owned() });
+    }
+    Some(Notice::Event { channel, body })
+}
+
+fn ended(reason: &'static str) -> CacheError {
+    CacheError::new(KEEP, std::io::Error::new(std::io::ErrorKind::ConnectionReset, reason).into())
 }

@@ -1,0 +1,223 @@
+//! How a connection is opened: with the passwords and certificates as they are now, and only to a master.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    RedisError,
+};
+
+use super::hello::{Hello, greet};
+use super::trouble::Trouble;
+use super::{CacheError, tls};
+use cachekeeper_config::{self as config, Password, Sentinels};
+
+/// Where Redis is, and with what a connection to it begins.
+#[derive(Debug, Clone)]
+pub(super) struct Endpoint {
+    settings: Arc<config::Redis>,
+    sentinels: Option<Arc<Sentinels>>,
+    /// The server of the URL; where it names sentinels, the address is not the server's.
+    server: ConnectionInfo,
+}
+
+/// Host and port of a master.
+pub(super) type Address = (String, u16);
+
+/// A connection to a master.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub connection: MultiplexedConnection,
+    /// What the server said first; none: it does not tell.
+    hello: Option<Hello>,
+    /// Where it goes, for messages.
+    pub address: String,
+    /// The master that sentinels named.
+    pub master: Option<Address>,
+}
+
+impl Endpoint {
+    pub fn new(settings: &config::Redis) -> Result<Self, CacheError> {
+        const WHAT: &str = "read the URL";
+        let wrong = |flaw: config::AddressFlaw| {
+            CacheError::new(WHAT, Trouble::new("redis.url", flaw.message, flaw.help).into())
+        };
+        let sentinels = settings.sentinels().map_err(wrong)?.map(Arc::new);
+        // The address is replaced by what the sentinels say.
+        let url = match &sentinels {
+            Some(known) => known.server("localhost", 1),
+            None => settings.url.reveal().to_owned(),
+        };
+        let server = url.into_connection_info().map_err(|source| CacheError::new(WHAT, source))?;
+        Ok(Self { settings: Arc::new(settings.clone()), sentinels, server })
+    }
+
+    pub fn sentinels(&self) -> Option<&Arc<Sentinels>> {
+        self.sentinels.as_ref()
+    }
+
+    pub fn database(&self) -> i64 {
+        self.server.redis_settings().db()
+    }
+
+    pub fn connect_timeout(&self) -> Duration {
+        self.settings.connect_timeout
+    }
+
+    pub fn response_timeout(&self) -> Duration {
+        self.settings.response_timeout
+    }
+
+    /// Whether the host of the URL is known: then it is worth asking again soon.
+    pub async fn resolves(&self) -> bool {
+        match self.server.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                tokio::net::lookup_host((host.as_str(), *port)).await.is_ok()
+            }
+            _ => true,
+        }
+    }
+
+    /// Opens a connection to the server of the URL, or to the master that sentinels told, and looks whether it is one. Its limits
+    /// are those of `config`.
+    pub async fn open(
+        &self,
+        master: Option<&Address>,
+        config: AsyncConnectionConfig,
+        protocol: ProtocolVersion,
+    ) -> Result<Session, RedisError> {
+        let info = match master {
+            Some((host, port)) => {
+                self.server.clone().set_addr(with_host(self.server.addr(), host.clone(), *port))
+            }
+            None => self.server.clone(),
+        };
+        let settings = info.redis_settings().clone().set_protocol(protocol);
+        let settings = match &self.settings.password {
+            Some(password) => settings.set_password(read("redis.password_file", password)?),
+            None => settings,
+        };
+        let (mut connection, address) = self.connect(info.set_redis_settings(settings), config).await?;
+        let hello = greet(&mut connection).await.map_err(|error| in_words(error, &address, "redis.url"))?;
+        let session = Session { connection, hello, address, master: master.cloned() };
+        match session.hello {
+            Some(hello) if !hello.is_master => Err(session.replica().into()),
+            _ => Ok(session),
+        }
+    }
+
+    /// Opens a connection to a sentinel.
+    pub async fn open_sentinel(
+        &self,
+        (host, port): &Address,
+        limit: Duration,
+    ) -> Result<MultiplexedConnection, RedisError> {
+        let Some(sentinels) = &self.sentinels else { return Err(timed_out()) };
+        let info = sentinels.sentinel(host, *port).into_connection_info()?;
+        let mut settings = info.redis_settings().clone();
+        if let Some(password) = &self.settings.sentinel_password {
+            settings = settings.set_password(read("redis.sentinel_password_file", password)?);
+        }
+        if let Some(user) = &self.settings.sentinel_username {
+            settings = settings.set_username(user);
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(limit))
+            .set_response_timeout(Some(limit));
+        Ok(self.connect(info.set_redis_settings(settings), config).await?.0)
+    }
+
+    async fn connect(
+        &self,
+        info: ConnectionInfo,
+        config: AsyncConnectionConfig,
+    ) -> Result<(MultiplexedConnection, String), RedisError> {
+        // Without this, replies to small pipelined commands wait for the delayed-acknowledgement timer.
+        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let address = info.addr().to_string();
+        let certificates = match info.addr() {
+            ConnectionAddr::TcpTls { .. } => tls::certificates(&self.settings.tls)?,
+            _ => None,
+        };
+        let setting = if self.settings.tls.identity.is_some() { "redis.cert_file" } else { "redis.ca_file" };
+        let client = match certificates {
+            Some(certificates) => Client::build_with_tls(info, certificates)
+                .map_err(|error| Trouble::new(setting, error.to_string(), "give files in PEM form"))?,
+            None => Client::open(info)?,
+        };
+        let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+        match client.get_multiplexed_async_connection_with_config(&config).await {
+            // Redis waits for more of what it does not understand.
+            Err(error) if error.is_timeout() && is_tls => {
+                let text = format!("no answer in TLS from {address}: is this the port for TLS?");
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
+            }
+            opened => Ok((opened.map_err(|error| in_words(error, &address, setting))?, address)),
+        }
+    }
+}
+
+impl Session {
+    /// Asks whether the same server is still at the other end, and still a master.
+    pub async fn look(&mut self) -> Result<(), RedisError> {
+        let (Some(first), Some(now)) = (self.hello, greet(&mut self.connection).await?) else {
+            return Ok(());
+        };
+        if !now.is_master {
+            return Err(self.replica().into());
+        }
+        if !first.is_of_same_session(&now) {
+            let text = format!("another server is behind {} now", self.address);
+            return Err(Trouble::new("redis.url", text, "nothing: it is connected to anew").into());
+        }
+        Ok(())
+    }
+
+    fn replica(&self) -> Trouble {
+        let address = &self.address;
+        if self.master.is_some() {
+            let text = format!("the sentinels name {address} as master, which is a replica");
+            return Trouble::new(
+                "redis.url",
+                text,
+                "wait until they have agreed, or `redis-cli -p 26379 sentinel reset NAME`",
+            );
+        }
+        let text = format!("this Redis is a replica, where nothing can be stored: {address}");
+        Trouble::new("redis.url", text, "give the address of its master, or the sentinels that know it")
+    }
+}
+
+fn with_host(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
+    match addr {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+        }
+        _ => ConnectionAddr::Tcp(host, port),
+    }
+}
+
+fn read(setting: &'static str, password: &Password) -> Result<String, Trouble> {
+    let secret = password
+        .read()
+        .map_err(|error| Trouble::new(setting, error.to_string(), "give a file that this user may read"))?;
+    Ok(secret.reveal().to_owned())
+}
+
+/// An error of the connection, with what it means where that is certain.
+fn in_words(error: RedisError, address: &str, setting: &'static str) -> RedisError {
+    if let Some(trouble) = tls::explain(&error, address) {
+        return trouble.into();
+    }
+    if error.kind() == redis::ErrorKind::InvalidClientConfig {
+        return Trouble::new(setting, error.to_string(), "give a key that belongs to the certificate").into();
+    }
+    error
+}
+
+fn timed_out() -> RedisError {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into()
+}

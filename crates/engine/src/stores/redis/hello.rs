@@ -1,0 +1,71 @@
+//! What a server says of itself when it is greeted: whether it is a master, and which of its connections this is.
+//!
+//! `HELLO` without arguments may be sent by every user, changes nothing, and is answered on a connection with subscriptions too.
+
+use redis::aio::MultiplexedConnection;
+use redis::{RedisResult, Value};
+
+/// What the server says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hello {
+    pub is_master: bool,
+    /// The server's number of this connection.
+    client: i64,
+    /// What was agreed on this connection: a server that was put behind it since knows nothing of that.
+    protocol: i64,
+}
+
+impl Hello {
+    /// Whether the same server is at the other end, and has been.
+    pub(super) fn is_of_same_session(&self, later: &Self) -> bool {
+        (self.client, self.protocol) == (later.client, later.protocol)
+    }
+
+    fn read(reply: Value) -> Option<Self> {
+        let pairs: Vec<(Value, Value)> = match reply {
+            Value::Map(pairs) => pairs,
+            Value::Array(values) => {
+                let mut values = values.into_iter();
+                std::iter::from_fn(|| Some((values.next()?, values.next()?))).collect()
+            }
+            _ => return None,
+        };
+        let value = |name: &str| {
+            let is_it = |key: &Value| redis::from_redis_value_ref::<String>(key).is_ok_and(|key| key == name);
+            pairs.iter().find(|(key, _)| is_it(key)).map(|(_, value)| value)
+        };
+        let number = |name: &str| redis::from_redis_value_ref(value(name)?).ok();
+        let role: String = redis::from_redis_value_ref(value("role")?).ok()?;
+        Some(Self { is_master: role == "master", client: number("id")?, protocol: number("proto")? })
+    }
+}
+
+/// Greets the server; none: it does not tell, as some proxies do not. Then what is written tells whether it is a master.
+pub(super) async fn greet(connection: &mut MultiplexedConnection) -> RedisResult<Option<Hello>> {
+    match connection.send_packed_command(&redis::cmd("HELLO")).await {
+        Ok(reply) => Ok(Hello::read(reply)),
+        Err(error) if error.clone().into_server_errors().is_some() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_the_reply_are_read() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let pairs = [
+            (text("server"), text("redis")),
+            (text("proto"), Value::Int(3)),
+            (text("id"), Value::Int(7)),
+            (text("role"), text("replica")),
+        ];
+        let expected = Some(Hello { is_master: false, client: 7, protocol: 3 });
+        assert_eq!(Hello::read(Value::Map(pairs.to_vec())), expected);
+        let flat = pairs.into_iter().flat_map(|(key, value)| [key, value]).collect();
+        assert_eq!(Hello::read(Value::Array(flat)), expected);
+        assert_eq!(Hello::read(Value::Okay), None);
+    }
+}
