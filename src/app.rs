@@ -11,6 +11,7 @@ use crate::actors::context::TaskContext;
 use crate::actors::health::Health;
 use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
+use crate::telemetry;
 use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
@@ -96,6 +97,7 @@ impl Worker {
     /// The same with stores that the caller has prepared.
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
         check_schedules(&config)?;
+        telemetry::count_lost_in(&context.metrics.log_lines_lost);
         let health = Health::new(context.metrics.clone());
         match look_at_redis(&config, &context).await {
             // Known, so that readiness does not name it while it waits for another server.

@@ -147,14 +147,24 @@ pub async fn main(
         Err(error) => {
             // Help and version are no mistakes.
             let is_mistake = error.use_stderr();
-            drop(error.print());
-            return if is_mistake { Exit::Usage } else { Exit::Ok };
+            let printed = error.print();
+            let is_full = printed.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
+            return match (is_mistake, is_full) {
+                (true, _) => Exit::Usage,
+                (false, true) => Exit::Failed,
+                (false, false) => Exit::Ok,
+            };
         }
     };
     if let Some(points) = environment.get(cachekeeper_engine::failpoint::VARIABLE) {
         cachekeeper_engine::failpoint::arm(points);
     }
-    let out = output::Output { json: arguments.json };
+    let out = output::Output::new(arguments.json);
+    let exit = run(arguments, &environment, &out).await;
+    out.end(exit)
+}
+
+async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: &output::Output) -> Exit {
     let result = match arguments.verb {
         Verb::Schema { toml: true } => {
             out.line(cachekeeper_config::reference::reference().trim_end());
@@ -165,17 +175,17 @@ pub async fn main(
             return Exit::Ok;
         }
         Verb::Demo(options) => {
-            return match crate::demo::run(&options, &environment).await {
+            return match crate::demo::run(&options, environment).await {
                 Ending::Agreed => Exit::Ok,
                 Ending::Differed => Exit::Failed,
                 Ending::Misused => Exit::Usage,
                 Ending::NoServers => Exit::Unavailable,
             };
         }
-        verb => match load(arguments.config, &environment, &out) {
+        verb => match load(arguments.config, environment, out) {
             Ok(config) => {
                 let places = (config.postgres.url.redacted(), config.redis.url.redacted());
-                run_verb(verb, config, &out).await.inspect_err(|error| name_server(error, &places, &out))
+                run_verb(verb, config, out).await.inspect_err(|error| name_server(error, &places, out))
             }
             Err(exit) => return exit,
         },

@@ -21,9 +21,9 @@ use super::wake::Wake;
 use cachekeeper_config::OnMiss;
 use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::error::{EngineError, chain};
-use cachekeeper_engine::events;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{CacheError, Notice};
+use cachekeeper_engine::{events, log_limit};
 use cachekeeper_protocol::event::Event;
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -34,8 +34,6 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const WAIT_FOR_COVERAGE: Duration = Duration::from_millis(20);
 /// Events applied together: one snapshot serves them all.
 const AT_ONCE: usize = 256;
-/// Pause between two log lines about invalid events.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// Listens for events.
 #[derive(Debug)]
@@ -47,7 +45,7 @@ impl Task for InvalidationListener {
     async fn run(context: TaskContext, _wake: Wake) {
         let (sender, queue) = mpsc::channel(context.config.invalidation.max_pending.max(1));
         let gap = Gap::default();
-        let mut reader = Reader { context: &context, queue: sender, gap: &gap, quiet_until: Instant::now() };
+        let mut reader = Reader { context: &context, queue: sender, gap: &gap };
         let mut applier = Applier {
             context: &context,
             queue,
@@ -176,7 +174,10 @@ impl Applier<'_> {
                 if matches!(error, EngineError::RedisRolledBack) {
                     self.context.epoch_keeper.now();
                 }
-                warn!(error = %chain(&error), events = batch.len(), "events wait, they are applied later");
+                let what = "events wait, they are applied later";
+                if let Some(attempts) = log_limit::due(what, "", 1) {
+                    warn!(error = %chain(&error), events = batch.len(), attempts, "{what}");
+                }
             }
             None => warn!(events = batch.len(), "applying events panicked, they are applied later"),
         }
@@ -255,8 +256,6 @@ struct Reader<'a> {
     context: &'a TaskContext,
     queue: mpsc::Sender<Event>,
     gap: &'a Gap,
-    /// Until when invalid events are counted only: garbage may come in floods.
-    quiet_until: Instant,
 }
 
 impl Reader<'_> {
@@ -282,7 +281,10 @@ impl Reader<'_> {
         let engine = &self.context.engine;
         let with_misses = engine.catalog.iter().any(|dataset| dataset.settings.on_miss == OnMiss::Load);
         if with_misses && let Err(error) = engine.redis.enable_miss_events().await {
-            warn!(error = %chain(&error), "misses are not filled: set notify-keyspace-events to include \"Em\"");
+            let what = "misses are not filled: set notify-keyspace-events to include \"Em\"";
+            if log_limit::due(what, "", 1).is_some() {
+                warn!(error = %chain(&error), "{what}");
+            }
         }
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
@@ -317,9 +319,9 @@ impl Reader<'_> {
             }
             Err(invalid) => {
                 metrics.events_invalid.get_or_create(&ByReason::new(invalid.reason())).inc();
-                if self.quiet_until <= Instant::now() {
-                    self.quiet_until = Instant::now() + QUIET;
-                    warn!(channel, reason = invalid.reason(), problem = %invalid, bytes = body.len(), "an event cannot be read");
+                let what = "events cannot be read";
+                if let Some(count) = log_limit::due(what, invalid.reason(), 1) {
+                    warn!(channel, reason = invalid.reason(), problem = %invalid, bytes = body.len(), count, "{what}");
                 }
             }
         }

@@ -9,12 +9,13 @@ use tracing::{debug, info, warn};
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
-use crate::admin;
+use crate::{admin, telemetry};
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::error::chain;
-use cachekeeper_engine::namespaces;
+use cachekeeper_engine::{log_limit, namespaces};
 
 const REPORT_EVERY: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(5);
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves the admin listener, and reports.
@@ -25,7 +26,7 @@ impl Task for MetricsReporter {
     const NAME: &'static str = "metrics_reporter";
 
     async fn run(context: TaskContext, _wake: Wake) {
-        tokio::join!(listen_forever(&context), report_forever(&context));
+        tokio::join!(listen_forever(&context), report_forever(&context), log_forever());
     }
 }
 
@@ -56,6 +57,14 @@ async fn report(context: &TaskContext) {
     }
 }
 
+async fn log_forever() {
+    let mut ticks = every(LOG_EVERY);
+    loop {
+        ticks.tick().await;
+        telemetry::say_left_out(log_limit::EVERY);
+    }
+}
+
 async fn listen_forever(context: &TaskContext) {
     let Some(listen) = &context.config.admin.listen else { return };
     loop {
@@ -69,7 +78,12 @@ async fn listen_forever(context: &TaskContext) {
                     warn!(%error, "admin listener ended, opening it again");
                 }
             }
-            Err(error) => warn!(listen, %error, "admin listener could not open, trying again"),
+            Err(error) => {
+                let what = "admin listener could not open, trying again";
+                if let Some(attempts) = log_limit::due(what, "", 1) {
+                    warn!(listen, %error, attempts, "{what}");
+                }
+            }
         }
         tokio::time::sleep(LISTEN_AGAIN).await;
     }

@@ -226,7 +226,7 @@ async fn a_signal_stops_the_worker_in_order() {
     assert_eq!(leases, Vec::<String>::new());
 }
 
-async fn http_get(port: u16, path: &str) -> String {
+pub async fn http_get(port: u16, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

@@ -51,6 +51,7 @@ mod large_commands;
 mod leases;
 mod ledger;
 mod locks;
+mod logs;
 mod mending;
 mod metrics;
 mod misses;

@@ -45,6 +45,7 @@ mod key_pages;
 pub mod lease;
 #[cfg(feature = "postgres")]
 pub mod load;
+pub mod log_limit;
 pub mod metrics;
 #[cfg(feature = "postgres")]
 pub mod namespaces;
