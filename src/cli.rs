@@ -1,5 +1,6 @@
 //! The command line: a file for each group of verbs.
 
+mod acl;
 mod audit;
 mod check;
 mod choose;
@@ -79,6 +80,12 @@ enum Verb {
         /// Without asking
         #[arg(long)]
         yes: bool,
+    },
+    /// Print the access rules of Redis (ACL) for this configuration: for the worker, and for applications
+    Acl {
+        /// Of one kind only
+        #[arg(long = "for", value_name = "KIND", value_parser = ["worker", "library", "reader", "publisher", "writer"])]
+        program: Option<String>,
     },
     /// Turn the capture of changes off, without waiting for any lock, or on again
     Capture {
@@ -213,6 +220,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Migrate { grant, wait, yes, .. } => {
             migrate::migrate(&context, grant.as_deref(), wait, yes, out).await
         }
+        Verb::Acl { program } => acl::acl(&context, &config, program.as_deref(), out).await,
         Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,

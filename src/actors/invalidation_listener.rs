@@ -280,12 +280,7 @@ impl Reader<'_> {
     async fn listen(&mut self) -> Result<Infallible, CacheError> {
         let engine = &self.context.engine;
         let with_misses = engine.catalog.iter().any(|dataset| dataset.settings.on_miss == OnMiss::Load);
-        if with_misses && let Err(error) = engine.redis.enable_miss_events().await {
-            let what = "misses are not filled: set notify-keyspace-events to include \"Em\"";
-            if log_limit::due(what, "", 1).is_some() {
-                warn!(error = %chain(&error), "{what}");
-            }
-        }
+        let enabled = if with_misses { engine.redis.enable_miss_events().await } else { Ok(()) };
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is reported: backfills at the start wait for it, so that they cover the gap.
@@ -295,10 +290,22 @@ impl Reader<'_> {
         self.context.health.update(|facts| facts.has_gap = true);
         self.context.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
+        // Somebody else may have turned key-miss events on: a miss of our own tells.
+        let probe = format!("{}miss", engine.redis.keys().own_prefix());
+        let mut is_in_doubt = enabled.is_err();
+        self.note_misses(enabled.err());
+        if is_in_doubt {
+            engine.redis.get(&probe).await?;
+        }
         loop {
             match subscription.next().await? {
+                Notice::Quiet if is_in_doubt => drop(engine.redis.get(&probe).await?),
                 Notice::Quiet => {}
                 Notice::Miss { key } => {
+                    // Whichever it is, they come.
+                    if std::mem::take(&mut is_in_doubt) {
+                        self.note_misses(None);
+                    }
                     if engine.catalog.of_key(&key).is_some() {
                         self.context.fill_soon([key]);
                     }
@@ -306,6 +313,16 @@ impl Reader<'_> {
                 Notice::Event { channel, body } => self.take(&channel, &body),
             }
         }
+    }
+
+    /// Notes why misses do not come, where they do not.
+    fn note_misses(&self, error: Option<CacheError>) {
+        let what = "set notify-keyspace-events to include \"Em\" in the server's configuration";
+        let reason = error.map(|error| format!("{what}: {}", error.told()));
+        if let Some(reason) = &reason {
+            warn!(reason, "misses are not filled, unless the server tells of them");
+        }
+        self.context.health.update(|facts| facts.misses = reason);
     }
 
     fn take(&mut self, channel: &str, body: &[u8]) {

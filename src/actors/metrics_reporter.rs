@@ -12,10 +12,13 @@ use super::wake::Wake;
 use crate::{admin, telemetry};
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::error::chain;
-use cachekeeper_engine::{log_limit, namespaces};
+use cachekeeper_engine::{log_limit, namespaces, rights};
 
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 const LOG_EVERY: Duration = Duration::from_secs(5);
+/// How soon rights that were taken away are noticed, and those that were given.
+const RIGHTS_EVERY: Duration = Duration::from_secs(5);
+const LACKING_EVERY: Duration = Duration::from_secs(1);
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves the admin listener, and reports.
@@ -26,7 +29,12 @@ impl Task for MetricsReporter {
     const NAME: &'static str = "metrics_reporter";
 
     async fn run(context: TaskContext, _wake: Wake) {
-        tokio::join!(listen_forever(&context), report_forever(&context), log_forever());
+        tokio::join!(
+            listen_forever(&context),
+            report_forever(&context),
+            look_at_rights_forever(&context),
+            log_forever()
+        );
     }
 }
 
@@ -54,6 +62,32 @@ async fn report(context: &TaskContext) {
                 redis.evicted = facts.evicted_keys, "still running");
         }
         Err(error) => debug!(error = %chain(&error), "no report this time"),
+    }
+}
+
+/// Rights may be taken away, and given, at any time.
+async fn look_at_rights_forever(context: &TaskContext) {
+    let mut is_told = false;
+    loop {
+        // Where Redis does not answer, others say so.
+        if let Ok(missing) = rights::missing(&context.engine, &context.config).await {
+            let known = context.health.facts().lacking;
+            if !missing.needed.is_empty() && missing.needed != known {
+                warn!(
+                    lacking = missing.needed.join(", "),
+                    "the user in redis lacks rights that the worker needs"
+                );
+            } else if missing.needed.is_empty() && !known.is_empty() {
+                info!("the user in redis has the rights that the worker needs");
+            }
+            for (what, means) in missing.weaker.iter().filter(|_| !is_told) {
+                warn!(lacking = what, "the user in redis lacks a right: {means}");
+            }
+            is_told = true;
+            context.health.update(|facts| facts.lacking = missing.needed);
+        }
+        let is_lacking = !context.health.facts().lacking.is_empty();
+        tokio::time::sleep(if is_lacking { LACKING_EVERY } else { RIGHTS_EVERY }).await;
     }
 }
 

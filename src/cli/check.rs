@@ -16,6 +16,7 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
+use cachekeeper_engine::rights;
 use cachekeeper_engine::stores::postgres::{ErrorKind, Finding, Inspection, Weight, findings_of_reads};
 use cachekeeper_engine::stores::redis::{Refusal, ServerFacts};
 
@@ -110,7 +111,14 @@ async fn check_servers(
         }
         write::check(config, context, dataset, problems).await?;
     }
-    for conflict in namespaces::conflicts(context, config).await? {
+    let conflicts = match namespaces::conflicts(context, config).await {
+        // Which rights are missing was said.
+        Err(EngineError::Cache(error)) if error.refusal == Refusal::Forbidden || error.is_hidden() => {
+            Vec::new()
+        }
+        conflicts => conflicts?,
+    };
+    for conflict in conflicts {
         let help = CONFLICT_HELP.to_owned();
         problems.push(config.source.problem(&conflict.setting, conflict.message, help));
     }
@@ -130,15 +138,31 @@ async fn redis_facts(
             problems.push(config.source.problem("redis.url", error.told(), help));
             Ok(None)
         }
-        Err(error) if error.refusal == Refusal::Forbidden => {
-            let message = "the user may not run INFO: whether this Redis is a replica, a node of a cluster, or evicts anything \
-                           cannot be told, nor that it was rolled back less than a second ago";
-            let help = "give it +info".to_owned();
-            problems.push(config.source.problem("redis.url", message, help).into_warning());
-            Ok(Some(ServerFacts { role: "master".to_owned(), ..ServerFacts::default() }))
+        facts => {
+            let facts = facts?;
+            check_rights(config, context, problems).await?;
+            Ok(Some(facts))
         }
-        facts => Ok(Some(facts?)),
     }
+}
+
+/// What the user may not do in Redis, or the server does not have.
+async fn check_rights(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<(), EngineError> {
+    let help = "`cachekeeper acl --for worker` prints all that the worker's user needs";
+    let missing = rights::missing(context, config).await?;
+    for (what, means) in missing.weaker {
+        let message = format!("the user in Redis lacks {what}: {means}");
+        problems.push(config.source.problem("redis.url", message, help.to_owned()).into_warning());
+    }
+    if !missing.needed.is_empty() {
+        let message = format!("the user in Redis lacks {}", missing.needed.join(", "));
+        problems.push(config.source.problem("redis.url", message, help.to_owned()));
+    }
+    Ok(())
 }
 
 /// Whether this Redis can be written at all.

@@ -256,7 +256,11 @@ async fn check_knows_what_the_role_may_do_and_what_the_servers_are() {
     let mut hidden = Cli::new(&rig, DATASETS);
     let url = hidden.environment.iter_mut().find(|(name, _)| name.ends_with("REDIS__URL")).unwrap();
     url.1 = url.1.replace("redis://", "redis://app:pw@");
-    hidden.says(&["check"], 0, &["warning: the user may not run INFO", "configuration is right"]);
+    hidden.says(
+        &["check"],
+        0,
+        &["warning: the user in Redis lacks the command info (+info)", "configuration is right"],
+    );
 
     // Servers that cannot be written, or not reached.
     let node = Redis::start(&["--cluster-enabled", "yes"]).await.unwrap();

@@ -61,6 +61,7 @@ mod passes;
 mod process;
 mod readers;
 mod revalidations;
+mod rights;
 mod scripts;
 mod slow_database;
 mod support;

@@ -53,6 +53,8 @@ pub mod namespaces;
 pub mod refresh;
 #[cfg(feature = "postgres")]
 pub mod revalidation;
+#[cfg(feature = "postgres")]
+pub mod rights;
 pub mod stores;
 #[cfg(feature = "postgres")]
 pub mod tokens;

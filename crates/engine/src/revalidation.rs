@@ -40,7 +40,7 @@ pub async fn run(
     cancel: &CancellationToken,
 ) -> Result<LoadReport, EngineError> {
     let mut job = Job::new("revalidation");
-    let facts = context.redis.facts().await?;
+    let life = context.redis.server_life().await?;
     let state = epoch::ensure(context, &job.id).await?;
     job.count = state.metadata.counted;
     let whole = state.metadata.pending.get(dataset.name()).map(PendingRevalidation::reason);
@@ -84,7 +84,7 @@ pub async fn run(
     };
     scan.run(cancel).await?;
     // SCAN cursors mean nothing to another server, also one that lost nothing.
-    if context.redis.facts().await?.run_id != facts.run_id {
+    if !context.redis.is_in(&life).await? {
         return Err(EngineError::RedisRolledBack);
     }
     scan.claim(settled).await

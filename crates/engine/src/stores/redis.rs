@@ -2,6 +2,7 @@
 
 mod connection;
 mod counters;
+mod denied;
 mod entries;
 mod epoch;
 mod error;
@@ -10,9 +11,11 @@ mod metadata;
 mod namespaces;
 mod pending_slots;
 mod prefixes;
+mod probe;
 mod scan;
 mod script;
 mod server;
+mod server_life;
 mod stream;
 mod stream_state;
 mod subscription;
@@ -20,6 +23,7 @@ mod tags;
 
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
+pub use denied::Denied;
 pub use entries::{CounterRule, StoreMode, ValueAndLife};
 pub use epoch::{Creation, NewEpoch, Registration};
 pub use error::{CacheError, Refusal};
@@ -33,6 +37,7 @@ pub use pending_slots::{Failed, SlotsSeen};
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;
+pub use server_life::ServerLife;
 pub use stream::{ENTRY_BYTES_MAX, Finished, StreamEntry, StreamReader, dead_of};
 pub use stream_state::{StreamConsumer, StreamState};
 pub use subscription::{Notice, Subscription};
