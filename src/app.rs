@@ -97,7 +97,8 @@ impl Worker {
     /// The same with stores that the caller has prepared.
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
         check_schedules(&config)?;
-        telemetry::count_lost_in(&context.metrics.log_lines_lost);
+        let lost = context.metrics.log_lines_lost.clone();
+        telemetry::count_lost_in(lost);
         let health = Health::new(context.metrics.clone());
         match look_at_redis(&config, &context).await {
             // Known, so that readiness does not name it while it waits for another server.

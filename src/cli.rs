@@ -30,7 +30,7 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_protocol::units::parse_duration;
-use choose::exit_of;
+use choose::{exit_of, explain};
 pub use output::Exit;
 
 /// Keeps Redis consistent with Postgres.
@@ -238,7 +238,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         }
     };
     match done {
-        Err(EngineError::Source(error)) => Err(context.postgres.explain(error).await.into()),
+        Err(error) => Err(explain(&context, error).await),
         done => done,
     }
 }

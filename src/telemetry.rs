@@ -78,8 +78,8 @@ pub fn say_left_out(since: Duration) {
 }
 
 /// Counts lost lines here too, from those on that were lost before.
-pub fn count_lost_in(counter: &Counter) {
-    LINES.count_in(counter.clone());
+pub fn count_lost_in(counter: Counter) {
+    LINES.count_in(counter);
 }
 
 /// What the configuration says. A server can send messages by the thousand, so they are left out unless everything is asked

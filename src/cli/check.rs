@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use self::located::located;
+use super::choose::explain;
 use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::{Diagnostic, Severity};
 use cachekeeper_config::{Config, FeedNeed};
@@ -17,7 +18,9 @@ use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
 use cachekeeper_engine::rights;
-use cachekeeper_engine::stores::postgres::{ErrorKind, Finding, Inspection, Weight, findings_of_reads};
+use cachekeeper_engine::stores::postgres::{
+    ErrorKind, Finding, Inspection, SourceProblem, Weight, findings_of_reads,
+};
 use cachekeeper_engine::stores::redis::{Refusal, ServerFacts};
 
 /// Checks what only the servers know.
@@ -25,7 +28,9 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
     let mut problems = Vec::new();
     if !offline {
         let context = Context::new(&config)?;
-        check_servers(&config, &context, &mut problems).await?;
+        if let Err(error) = check_servers(&config, &context, &mut problems).await {
+            return Err(explain(&context, error).await);
+        }
     }
     let notes = write::notes(&config);
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
@@ -207,6 +212,18 @@ async fn check_coverage(
     Ok(())
 }
 
+/// A query that locks rows cannot run: loads are read-only.
+fn locking(query: &str) -> SourceProblem {
+    let lower = query.to_ascii_lowercase();
+    let clauses = ["for update", "for no key update", "for share", "for key share"];
+    SourceProblem {
+        setting: "query",
+        message: "the query locks rows, and loads are read-only".to_owned(),
+        help: "leave `for update`, `for share` and the like out: every load is one snapshot".to_owned(),
+        offset: clauses.iter().filter_map(|clause| lower.rfind(clause)).max(),
+    }
+}
+
 async fn check_dataset(
     config: &Config,
     context: &Context,
@@ -236,6 +253,10 @@ async fn check_dataset(
             Inspection::default()
         }
     };
+    if inspection.locks_rows {
+        problems.push(located(config, dataset, locking(&settings.query)));
+        return Ok(());
+    }
     let relations: Vec<String> = inspection.relations.iter().map(|relation| relation.name.clone()).collect();
     let mut findings = context.postgres.check_dataset(settings, &source, &relations).await?;
     findings.extend(findings_of_reads(&inspection, settings));

@@ -71,6 +71,7 @@ mod tidy;
 mod transcode;
 mod types;
 mod use_signs;
+mod verbs;
 mod wal;
 mod worker;
 mod writers;
