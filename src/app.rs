@@ -11,11 +11,12 @@ use crate::actors::context::TaskContext;
 use crate::actors::health::Health;
 use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
+use crate::telemetry;
 use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
-use cachekeeper_engine::stores::redis::{Refusal, ServerFacts};
+use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.
 const REDIS_MAJOR_MIN: u32 = 7;
@@ -96,6 +97,8 @@ impl Worker {
     /// The same with stores that the caller has prepared.
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
         check_schedules(&config)?;
+        let lost = context.metrics.log_lines_lost.clone();
+        telemetry::count_lost_in(lost);
         let health = Health::new(context.metrics.clone());
         match look_at_redis(&config, &context).await {
             // Known, so that readiness does not name it while it waits for another server.
@@ -173,15 +176,7 @@ enum LookError {
 
 async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookError> {
     let not_now = |error| LookError::NotNow(chain(&error));
-    match context.redis.facts().await {
-        Ok(facts) => check_facts(config, facts)?,
-        Err(error) if error.refusal == Refusal::Forbidden => {
-            warn!(
-                "the redis user may not run INFO: whether it is a replica, a node of a cluster, or evicts cannot be told"
-            );
-        }
-        Err(error) => return Err(not_now(error)),
-    }
+    check_facts(config, context.redis.facts().await.map_err(not_now)?)?;
     if context.redis.is_led_by_former_version().await.map_err(not_now)? {
         let namespace = config.service.namespace.clone();
         return Err(LookError::Final(StartError::FormerVersion { namespace }));
@@ -195,7 +190,7 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
 }
 
 fn check_facts(config: &Config, facts: ServerFacts) -> Result<(), LookError> {
-    if facts.major() < REDIS_MAJOR_MIN {
+    if !facts.version.is_empty() && facts.major() < REDIS_MAJOR_MIN {
         return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
     }
     if facts.is_cluster_node {

@@ -1,5 +1,6 @@
 //! The command line: a file for each group of verbs.
 
+mod acl;
 mod audit;
 mod check;
 mod choose;
@@ -29,7 +30,7 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_protocol::units::parse_duration;
-use choose::exit_of;
+use choose::{exit_of, explain};
 pub use output::Exit;
 
 /// Keeps Redis consistent with Postgres.
@@ -79,6 +80,12 @@ enum Verb {
         /// Without asking
         #[arg(long)]
         yes: bool,
+    },
+    /// Print the access rules of Redis (ACL) for this configuration: for the worker, and for applications
+    Acl {
+        /// Of one kind only
+        #[arg(long = "for", value_name = "KIND", value_parser = ["worker", "library", "reader", "publisher", "writer"])]
+        program: Option<String>,
     },
     /// Turn the capture of changes off, without waiting for any lock, or on again
     Capture {
@@ -147,14 +154,24 @@ pub async fn main(
         Err(error) => {
             // Help and version are no mistakes.
             let is_mistake = error.use_stderr();
-            drop(error.print());
-            return if is_mistake { Exit::Usage } else { Exit::Ok };
+            let printed = error.print();
+            let is_full = printed.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
+            return match (is_mistake, is_full) {
+                (true, _) => Exit::Usage,
+                (false, true) => Exit::Failed,
+                (false, false) => Exit::Ok,
+            };
         }
     };
     if let Some(points) = environment.get(cachekeeper_engine::failpoint::VARIABLE) {
         cachekeeper_engine::failpoint::arm(points);
     }
-    let out = output::Output { json: arguments.json };
+    let out = output::Output::new(arguments.json);
+    let exit = run(arguments, &environment, &out).await;
+    out.end(exit)
+}
+
+async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: &output::Output) -> Exit {
     let result = match arguments.verb {
         Verb::Schema { toml: true } => {
             out.line(cachekeeper_config::reference::reference().trim_end());
@@ -165,17 +182,17 @@ pub async fn main(
             return Exit::Ok;
         }
         Verb::Demo(options) => {
-            return match crate::demo::run(&options, &environment).await {
+            return match crate::demo::run(&options, environment).await {
                 Ending::Agreed => Exit::Ok,
                 Ending::Differed => Exit::Failed,
                 Ending::Misused => Exit::Usage,
                 Ending::NoServers => Exit::Unavailable,
             };
         }
-        verb => match load(arguments.config, &environment, &out) {
+        verb => match load(arguments.config, environment, out) {
             Ok(config) => {
                 let places = (config.postgres.url.redacted(), config.redis.url.redacted());
-                run_verb(verb, config, &out).await.inspect_err(|error| name_server(error, &places, &out))
+                run_verb(verb, config, out).await.inspect_err(|error| name_server(error, &places, out))
             }
             Err(exit) => return exit,
         },
@@ -203,6 +220,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Migrate { grant, wait, yes, .. } => {
             migrate::migrate(&context, grant.as_deref(), wait, yes, out).await
         }
+        Verb::Acl { program } => acl::acl(&context, &config, program.as_deref(), out).await,
         Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,
@@ -220,7 +238,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         }
     };
     match done {
-        Err(EngineError::Source(error)) => Err(context.postgres.explain(error).await.into()),
+        Err(error) => Err(explain(&context, error).await),
         done => done,
     }
 }

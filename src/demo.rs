@@ -137,7 +137,7 @@ impl Stage {
                 self.fault().await?;
             }
             self.show(&mut view).await;
-            if duration.is_some_and(|duration| duration <= began.elapsed()) {
+            if view.is_closed() || duration.is_some_and(|duration| duration <= began.elapsed()) {
                 break;
             }
         }

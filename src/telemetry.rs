@@ -1,24 +1,40 @@
-//! Log lines on standard error.
+//! Log lines on standard error. A line that cannot be written is lost and counted; nobody waits for one.
+
+mod lines;
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
+use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 use cachekeeper_config::{Log, LogFormat};
+use cachekeeper_engine::log_limit;
+use lines::Lines;
+
+/// What the driver calls messages that a server sends beside its answers: `raise notice`, warnings of a function.
+const SERVER_MESSAGES: &str = "sqlx::postgres::notice";
+/// How long the end of the process waits for the last lines, which nobody may read.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+static LINES: Lines = Lines::new();
 
 /// Turns logging on, once a process.
 ///
 /// # Errors
 /// What is wrong with the level.
 pub fn start(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| {
+    let filter = filter(&log.level).map_err(|error| {
         format!(
             "log.level = {:?} is not understood: {error}; use error, warn, info, debug or filters",
             log.level
         )
     })?;
     let is_terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Else the subscriber prints its own trouble to standard error, and panics where that fails.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| &LINES).log_internal_errors(false);
     let is_pretty = match log.format {
         LogFormat::Auto => is_terminal,
         LogFormat::Pretty => true,
@@ -30,5 +46,67 @@ pub fn start(log: &Log) -> Result<(), String> {
         builder.json().flatten_event(true).with_current_span(false).try_init()
     };
     // A second start in one process (tests, the demo) keeps the first.
-    started.or(Ok(()))
+    if started.is_err() {
+        return Ok(());
+    }
+    LINES.write_to(std::io::stderr()).map_err(|error| format!("log lines cannot be written: {error}"))
+}
+
+/// Says panics as log lines: the usual message would wait for whoever does not read standard error.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        let is_captured = backtrace.status() == std::backtrace::BacktraceStatus::Captured;
+        error!(backtrace = is_captured.then(|| backtrace.to_string()), "{panic}");
+        if std::thread::current().name() == Some("main") {
+            flush();
+        }
+    }));
+}
+
+/// Waits until every line is written that was said before, within a limit.
+pub fn flush() {
+    LINES.flush(FLUSH_WITHIN);
+}
+
+/// Says what was left out of the log since the last line of its kind, where that is at least so long ago: so that the last of a
+/// flood is told too.
+pub fn say_left_out(since: Duration) {
+    for (what, of, count) in log_limit::left_out(since) {
+        info!(of, count, "{what} (more of them)");
+    }
+}
+
+/// Counts lost lines here too, from those on that were lost before.
+pub fn count_lost_in(counter: Counter) {
+    LINES.count_in(counter);
+}
+
+/// What the configuration says. A server can send messages by the thousand, so they are left out unless everything is asked
+/// for, or the driver by name.
+fn filter(level: &str) -> Result<EnvFilter, String> {
+    let filter = EnvFilter::try_new(level).map_err(|error| error.to_string())?;
+    let mut directives = level.split(',').map(str::trim);
+    let asks_for_all = |part: &str| {
+        part.starts_with("sqlx") || part.eq_ignore_ascii_case("debug") || part.eq_ignore_ascii_case("trace")
+    };
+    if directives.any(asks_for_all) {
+        return Ok(filter);
+    }
+    let left_out = format!("{SERVER_MESSAGES}=off").parse();
+    Ok(filter
+        .add_directive(left_out.map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SERVER_MESSAGES, filter};
+
+    #[test]
+    fn messages_of_servers_are_for_debugging() {
+        let leaves_out = |level: &str| filter(level).unwrap().to_string().contains(SERVER_MESSAGES);
+        assert!(leaves_out("info") && leaves_out("info,cachekeeper=debug"));
+        assert!(!leaves_out("debug") && !leaves_out("info,sqlx=info") && !leaves_out(" TRACE"));
+        assert!(filter("cachekeeper=loud").is_err());
+    }
 }

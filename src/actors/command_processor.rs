@@ -16,6 +16,7 @@ use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::commands::{CommandConsumer, CommandError};
 use cachekeeper_engine::error::chain;
 use cachekeeper_engine::lease::LeaseName;
+use cachekeeper_engine::log_limit;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -50,7 +51,10 @@ impl Task for CommandProcessor {
                 return;
             }
             let text = chain(&*error);
-            warn!(error = text, "write commands wait, they are carried out later");
+            let what = "write commands wait, they are carried out later";
+            if let Some(attempts) = log_limit::due(what, "", 1) {
+                warn!(error = text, attempts, "{what}");
+            }
             health.note_stream(STREAM, Err(text));
             retry.reset_after(began.elapsed());
             retry.wait_or(context.engine.redis.connected_again()).await;

@@ -15,9 +15,9 @@ use super::wake::Wake;
 use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::commands::group_of;
 use cachekeeper_engine::error::{EngineError, chain};
-use cachekeeper_engine::events;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{Finished, StreamEntry, StreamReader};
+use cachekeeper_engine::{events, log_limit};
 use cachekeeper_protocol::event::{Event, InvalidEvent};
 
 /// Events applied together.
@@ -60,7 +60,10 @@ impl Task for DurableEventConsumer {
                 Err(error) => (error.into(), None),
             };
             let text = chain(&error);
-            warn!(error = text, "events of the stream wait, they are applied later");
+            let what = "events of the stream wait, they are applied later";
+            if let Some(attempts) = log_limit::due(what, "", 1) {
+                warn!(error = text, attempts, "{what}");
+            }
             context.health.note_stream(STREAM, Err(text));
             let until = Instant::now() + retry.pause();
             let pause = async {
@@ -122,8 +125,11 @@ impl Consumer<'_> {
         loop {
             let claimed = self.reader.claim(idle, &cursor, AT_ONCE).await?;
             let Some((next, entries)) = claimed else { return Ok(()) };
-            if !entries.is_empty() {
-                info!(events = entries.len(), "events left by another worker are applied");
+            let what = "events left by another worker are applied";
+            if !entries.is_empty()
+                && let Some(events) = log_limit::due(what, "", entries.len() as u64)
+            {
+                info!(events, "{what}");
             }
             self.apply(entries).await?;
             if next == "0-0" {
@@ -139,7 +145,7 @@ impl Consumer<'_> {
         }
         let engine = &self.context.engine;
         let mut batch: Vec<Event> = Vec::with_capacity(entries.len());
-        let mut invalid = Vec::new();
+        let mut invalid: Vec<(&str, InvalidEvent)> = Vec::new();
         for entry in &entries {
             match read_event(entry) {
                 Ok(event) if self.context.seen.is_new(&event) => batch.push(event),
@@ -154,7 +160,10 @@ impl Consumer<'_> {
         // Counted once, however often the batch is tried.
         for (entry, problem) in invalid {
             engine.metrics.events_invalid.get_or_create(&ByReason::new(problem.reason())).inc();
-            warn!(%entry, %problem, "an event of the stream cannot be read");
+            let what = "events of the stream cannot be read";
+            if let Some(count) = log_limit::due(what, problem.reason(), 1) {
+                warn!(entry, %problem, count, "{what}");
+            }
         }
         let finished: Vec<Finished> =
             entries.into_iter().map(|entry| Finished { id: entry.id, ..Finished::default() }).collect();

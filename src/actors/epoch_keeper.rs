@@ -25,7 +25,7 @@ use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
 use cachekeeper_engine::stores::redis::Epoch;
-use cachekeeper_engine::{load::LoadReport, revalidation};
+use cachekeeper_engine::{load::LoadReport, log_limit, revalidation};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a revalidation: there may be another one.
@@ -298,7 +298,10 @@ impl Keeper {
             Some(Err(EngineError::RedisRolledBack)) => self.renew_epoch().await,
             Some(Err(error @ EngineError::Dataset { .. })) => {
                 let text = chain(&error);
-                warn!(dataset = name, error = text, "the dataset does not fit the database");
+                let what = "the dataset does not fit the database";
+                if let Some(attempts) = log_limit::due(what, &name, 1) {
+                    warn!(dataset = name, error = text, attempts, "{what}");
+                }
                 self.postpone(&name);
                 self.context.health.update(|facts| drop(facts.broken.insert(name, text)));
             }

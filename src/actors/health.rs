@@ -23,6 +23,10 @@ pub struct Facts {
     pub dependencies: BTreeMap<&'static str, Result<(), String>>,
     /// What is wrong with the schema in Postgres, where something of ours has failed there.
     pub schema: Option<String>,
+    /// What the worker's user in Redis lacks and needs.
+    pub lacking: Vec<String>,
+    /// Why misses are not filled, where that is asked for.
+    pub misses: Option<String>,
     /// Streams that this worker cannot work off, with the reason.
     pub streams: BTreeMap<&'static str, String>,
     /// Events may have been missed, and it is not written down yet which entries that concerns.
@@ -107,6 +111,13 @@ impl Health {
         if facts.has_gap {
             reasons.push("subscription: events may have been missed before it was open".to_owned());
         }
+        if !facts.lacking.is_empty() {
+            let lacking = facts.lacking.join(", ");
+            reasons.push(format!(
+                "redis: the user lacks {lacking}; `cachekeeper acl --for worker` prints all that it needs"
+            ));
+        }
+        reasons.extend(facts.misses.iter().map(|reason| format!("misses are not filled: {reason}")));
         reasons.extend(facts.schema.iter().map(|reason| format!("postgres: {reason}")));
         reasons.extend(facts.streams.iter().map(|(stream, reason)| format!("{stream}: {reason}")));
         reasons.extend(facts.feed_trouble());

@@ -21,9 +21,9 @@ use super::wake::Wake;
 use cachekeeper_config::OnMiss;
 use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::error::{EngineError, chain};
-use cachekeeper_engine::events;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{CacheError, Notice};
+use cachekeeper_engine::{events, log_limit};
 use cachekeeper_protocol::event::Event;
 
 /// How often the server is asked whether it is still the one: a subscription to a replica hears no misses.
@@ -35,8 +35,6 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const WAIT_FOR_COVERAGE: Duration = Duration::from_millis(20);
 /// Events applied together: one snapshot serves them all.
 const AT_ONCE: usize = 256;
-/// Pause between two log lines about invalid events.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// Listens for events.
 #[derive(Debug)]
@@ -48,7 +46,7 @@ impl Task for InvalidationListener {
     async fn run(context: TaskContext, _wake: Wake) {
         let (sender, queue) = mpsc::channel(context.config.invalidation.max_pending.max(1));
         let gap = Gap::default();
-        let mut reader = Reader { context: &context, queue: sender, gap: &gap, quiet_until: Instant::now() };
+        let mut reader = Reader { context: &context, queue: sender, gap: &gap };
         let mut applier = Applier {
             context: &context,
             queue,
@@ -177,7 +175,10 @@ impl Applier<'_> {
                 if matches!(error, EngineError::RedisRolledBack) {
                     self.context.epoch_keeper.now();
                 }
-                warn!(error = %chain(&error), events = batch.len(), "events wait, they are applied later");
+                let what = "events wait, they are applied later";
+                if let Some(attempts) = log_limit::due(what, "", 1) {
+                    warn!(error = %chain(&error), events = batch.len(), attempts, "{what}");
+                }
             }
             None => warn!(events = batch.len(), "applying events panicked, they are applied later"),
         }
@@ -256,8 +257,6 @@ struct Reader<'a> {
     context: &'a TaskContext,
     queue: mpsc::Sender<Event>,
     gap: &'a Gap,
-    /// Until when invalid events are counted only: garbage may come in floods.
-    quiet_until: Instant,
 }
 
 impl Reader<'_> {
@@ -282,9 +281,7 @@ impl Reader<'_> {
     async fn listen(&mut self) -> Result<Infallible, CacheError> {
         let engine = &self.context.engine;
         let with_misses = engine.catalog.iter().any(|dataset| dataset.settings.on_miss == OnMiss::Load);
-        if with_misses && let Err(error) = engine.redis.enable_miss_events().await {
-            warn!(error = %chain(&error), "misses are not filled: set notify-keyspace-events to include \"Em\"");
-        }
+        let enabled = if with_misses { engine.redis.enable_miss_events().await } else { Ok(()) };
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is reported: backfills at the start wait for it, so that they cover the gap.
@@ -294,10 +291,22 @@ impl Reader<'_> {
         self.context.health.update(|facts| facts.has_gap = true);
         self.context.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
+        // Somebody else may have turned key-miss events on: a miss of our own tells.
+        let probe = format!("{}miss", engine.redis.keys().own_prefix());
+        let mut is_in_doubt = enabled.is_err();
+        self.note_misses(enabled.err());
+        if is_in_doubt {
+            engine.redis.get(&probe).await?;
+        }
         loop {
             match subscription.next().await? {
+                Notice::Quiet if is_in_doubt => drop(engine.redis.get(&probe).await?),
                 Notice::Quiet => {}
                 Notice::Miss { key } => {
+                    // Whichever it is, they come.
+                    if std::mem::take(&mut is_in_doubt) {
+                        self.note_misses(None);
+                    }
                     if engine.catalog.of_key(&key).is_some() {
                         self.context.fill_soon([key]);
                     }
@@ -305,6 +314,16 @@ impl Reader<'_> {
                 Notice::Event { channel, body } => self.take(&channel, &body),
             }
         }
+    }
+
+    /// Notes why misses do not come, where they do not.
+    fn note_misses(&self, error: Option<CacheError>) {
+        let what = "set notify-keyspace-events to include \"Em\" in the server's configuration";
+        let reason = error.map(|error| format!("{what}: {}", error.told()));
+        if let Some(reason) = &reason {
+            warn!(reason, "misses are not filled, unless the server tells of them");
+        }
+        self.context.health.update(|facts| facts.misses = reason);
     }
 
     fn take(&mut self, channel: &str, body: &[u8]) {
@@ -318,9 +337,9 @@ impl Reader<'_> {
             }
             Err(invalid) => {
                 metrics.events_invalid.get_or_create(&ByReason::new(invalid.reason())).inc();
-                if self.quiet_until <= Instant::now() {
-                    self.quiet_until = Instant::now() + QUIET;
-                    warn!(channel, reason = invalid.reason(), problem = %invalid, bytes = body.len(), "an event cannot be read");
+                let what = "events cannot be read";
+                if let Some(count) = log_limit::due(what, invalid.reason(), 1) {
+                    warn!(channel, reason = invalid.reason(), problem = %invalid, bytes = body.len(), count, "{what}");
                 }
             }
         }

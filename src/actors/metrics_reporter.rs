@@ -9,12 +9,16 @@ use tracing::{debug, info, warn};
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
-use crate::admin;
+use crate::{admin, telemetry};
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::error::chain;
-use cachekeeper_engine::namespaces;
+use cachekeeper_engine::{log_limit, namespaces, rights};
 
 const REPORT_EVERY: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(5);
+/// How soon rights that were taken away are noticed, and those that were given.
+const RIGHTS_EVERY: Duration = Duration::from_secs(5);
+const LACKING_EVERY: Duration = Duration::from_secs(1);
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves the admin listener, and reports.
@@ -25,7 +29,12 @@ impl Task for MetricsReporter {
     const NAME: &'static str = "metrics_reporter";
 
     async fn run(context: TaskContext, _wake: Wake) {
-        tokio::join!(listen_forever(&context), report_forever(&context));
+        tokio::join!(
+            listen_forever(&context),
+            report_forever(&context),
+            look_at_rights_forever(&context),
+            log_forever()
+        );
     }
 }
 
@@ -56,6 +65,40 @@ async fn report(context: &TaskContext) {
     }
 }
 
+/// Rights may be taken away, and given, at any time.
+async fn look_at_rights_forever(context: &TaskContext) {
+    let mut is_told = false;
+    loop {
+        // Where Redis does not answer, others say so.
+        if let Ok(missing) = rights::missing(&context.engine, &context.config).await {
+            let known = context.health.facts().lacking;
+            if !missing.needed.is_empty() && missing.needed != known {
+                warn!(
+                    lacking = missing.needed.join(", "),
+                    "the user in redis lacks rights that the worker needs"
+                );
+            } else if missing.needed.is_empty() && !known.is_empty() {
+                info!("the user in redis has the rights that the worker needs");
+            }
+            for (what, means) in missing.weaker.iter().filter(|_| !is_told) {
+                warn!(lacking = what, "the user in redis lacks a right: {means}");
+            }
+            is_told = true;
+            context.health.update(|facts| facts.lacking = missing.needed);
+        }
+        let is_lacking = !context.health.facts().lacking.is_empty();
+        tokio::time::sleep(if is_lacking { LACKING_EVERY } else { RIGHTS_EVERY }).await;
+    }
+}
+
+async fn log_forever() {
+    let mut ticks = every(LOG_EVERY);
+    loop {
+        ticks.tick().await;
+        telemetry::say_left_out(log_limit::EVERY);
+    }
+}
+
 async fn listen_forever(context: &TaskContext) {
     let Some(listen) = &context.config.admin.listen else { return };
     loop {
@@ -69,7 +112,12 @@ async fn listen_forever(context: &TaskContext) {
                     warn!(%error, "admin listener ended, opening it again");
                 }
             }
-            Err(error) => warn!(listen, %error, "admin listener could not open, trying again"),
+            Err(error) => {
+                let what = "admin listener could not open, trying again";
+                if let Some(attempts) = log_limit::due(what, "", 1) {
+                    warn!(listen, %error, attempts, "{what}");
+                }
+            }
         }
         tokio::time::sleep(LISTEN_AGAIN).await;
     }

@@ -14,6 +14,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::log_limit;
 use cachekeeper_engine::refresh::{Outage, RefreshReport, RefreshScan, fill_missed};
 
 const SCAN_EVERY_MIN: Duration = Duration::from_millis(500);
@@ -46,7 +47,10 @@ async fn scan_forever(context: &Context) {
         match Background::spawn(async move { scan(&context, scan_every).await }).result().await {
             Some(Ok(looked)) if looked == RefreshReport::default() => {}
             Some(Ok(looked)) if 0 < looked.extended => {
-                info!(extended = looked.extended, "entries kept while postgres is down");
+                let what = "entries kept while postgres is down";
+                if let Some(extended) = log_limit::due(what, "", looked.extended) {
+                    info!(extended, "{what}");
+                }
             }
             Some(Ok(looked)) => debug!(refreshed = looked.refreshed, unread = looked.unread, "scan done"),
             Some(Err(error)) => debug!(error = %chain(&error), "scan broken off, the next one looks again"),

@@ -26,6 +26,7 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::load::LoadReport;
+use cachekeeper_engine::log_limit;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -244,7 +245,10 @@ impl Plan {
         let retry = self.retries.entry(name.to_owned()).or_insert(Backoff::new(RETRY_MIN, RETRY_MAX));
         let pause = retry.pause();
         let retry_ms = u64::try_from(pause.as_millis()).unwrap_or_default();
-        warn!(dataset = name, error = %chain(error), retry_ms, "backfill failed");
+        let what = "backfill failed";
+        if let Some(attempts) = log_limit::due(what, name, 1) {
+            warn!(dataset = name, error = %chain(error), retry_ms, attempts, "{what}");
+        }
         self.try_after(name, pause);
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use self::located::located;
+use super::choose::explain;
 use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::{Diagnostic, Severity};
 use cachekeeper_config::{Config, FeedNeed};
@@ -16,7 +17,10 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
-use cachekeeper_engine::stores::postgres::{ErrorKind, Finding, Inspection, Weight, findings_of_reads};
+use cachekeeper_engine::rights;
+use cachekeeper_engine::stores::postgres::{
+    ErrorKind, Finding, Inspection, SourceProblem, Weight, findings_of_reads,
+};
 use cachekeeper_engine::stores::redis::{Refusal, ServerFacts};
 
 /// Checks what only the servers know.
@@ -24,7 +28,9 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
     let mut problems = Vec::new();
     if !offline {
         let context = Context::new(&config)?;
-        check_servers(&config, &context, &mut problems).await?;
+        if let Err(error) = check_servers(&config, &context, &mut problems).await {
+            return Err(explain(&context, error).await);
+        }
     }
     let notes = write::notes(&config);
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
@@ -110,7 +116,14 @@ async fn check_servers(
         }
         write::check(config, context, dataset, problems).await?;
     }
-    for conflict in namespaces::conflicts(context, config).await? {
+    let conflicts = match namespaces::conflicts(context, config).await {
+        // Which rights are missing was said.
+        Err(EngineError::Cache(error)) if error.refusal == Refusal::Forbidden || error.is_hidden() => {
+            Vec::new()
+        }
+        conflicts => conflicts?,
+    };
+    for conflict in conflicts {
         let help = CONFLICT_HELP.to_owned();
         problems.push(config.source.problem(&conflict.setting, conflict.message, help));
     }
@@ -137,15 +150,31 @@ async fn redis_facts(
             problems.push(config.source.problem("redis.url", error.told(), help));
             Ok(None)
         }
-        Err(error) if error.refusal == Refusal::Forbidden => {
-            let message = "the user may not run INFO: whether this Redis is a replica, a node of a cluster, or evicts anything \
-                           cannot be told, nor that it was rolled back less than a second ago";
-            let help = "give it +info".to_owned();
-            problems.push(config.source.problem("redis.url", message, help).into_warning());
-            Ok(Some(ServerFacts { role: "master".to_owned(), ..ServerFacts::default() }))
+        facts => {
+            let facts = facts?;
+            check_rights(config, context, problems).await?;
+            Ok(Some(facts))
         }
-        facts => Ok(Some(facts?)),
     }
+}
+
+/// What the user may not do in Redis, or the server does not have.
+async fn check_rights(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<(), EngineError> {
+    let help = "`cachekeeper acl --for worker` prints all that the worker's user needs";
+    let missing = rights::missing(context, config).await?;
+    for (what, means) in missing.weaker {
+        let message = format!("the user in Redis lacks {what}: {means}");
+        problems.push(config.source.problem("redis.url", message, help.to_owned()).into_warning());
+    }
+    if !missing.needed.is_empty() {
+        let message = format!("the user in Redis lacks {}", missing.needed.join(", "));
+        problems.push(config.source.problem("redis.url", message, help.to_owned()));
+    }
+    Ok(())
 }
 
 /// Whether this Redis can be written at all.
@@ -190,6 +219,18 @@ async fn check_coverage(
     Ok(())
 }
 
+/// A query that locks rows cannot run: loads are read-only.
+fn locking(query: &str) -> SourceProblem {
+    let lower = query.to_ascii_lowercase();
+    let clauses = ["for update", "for no key update", "for share", "for key share"];
+    SourceProblem {
+        setting: "query",
+        message: "the query locks rows, and loads are read-only".to_owned(),
+        help: "leave `for update`, `for share` and the like out: every load is one snapshot".to_owned(),
+        offset: clauses.iter().filter_map(|clause| lower.rfind(clause)).max(),
+    }
+}
+
 async fn check_dataset(
     config: &Config,
     context: &Context,
@@ -219,6 +260,10 @@ async fn check_dataset(
             Inspection::default()
         }
     };
+    if inspection.locks_rows {
+        problems.push(located(config, dataset, locking(&settings.query)));
+        return Ok(());
+    }
     let relations: Vec<String> = inspection.relations.iter().map(|relation| relation.name.clone()).collect();
     let mut findings = context.postgres.check_dataset(settings, &source, &relations).await?;
     findings.extend(findings_of_reads(&inspection, settings));

@@ -1,8 +1,10 @@
 //! What a person, or a program, reads.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
 
+use std::io::{self, IsTerminal, Write};
 use std::process::{ExitCode, Termination};
+use std::sync::{Mutex, PoisonError};
 
+use crate::telemetry;
 use cachekeeper_config::diagnostic::{Diagnostic, render};
 
 /// How a command ended (README.md; the numbers above 63 are those of `sysexits.h`).
@@ -36,18 +38,27 @@ impl Termination for Exit {
 }
 
 /// Where output goes: results to standard output, everything else to standard error.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Output {
     /// Whether results are JSON.
     pub json: bool,
+    /// Why nothing more can be written to standard output.
+    broken: Mutex<Option<io::Error>>,
 }
 
 impl Output {
+    /// Output in one of the two forms.
+    #[must_use]
+    pub fn new(json: bool) -> Self {
+        Self { json, broken: Mutex::default() }
+    }
+
     /// A line of a result.
     pub fn line(&self, text: &str) {
-        use std::io::Write;
-        // A reader that closed the pipe early is no error of ours.
-        drop(writeln!(std::io::stdout(), "{text}"));
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if broken.is_none() {
+            *broken = writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()).err();
+        }
     }
 
     /// A result in both forms.
@@ -57,12 +68,15 @@ impl Output {
 
     /// Something worth knowing.
     pub fn note(&self, text: &str) {
-        eprintln!("{text}");
+        // After the log lines that came before.
+        telemetry::flush();
+        // Whoever closed standard error does not want to know.
+        drop(writeln!(io::stderr(), "{text}"));
     }
 
     /// Why it failed.
     pub fn error(&self, text: &str) {
-        eprintln!("error: {text}");
+        self.note(&format!("error: {text}"));
     }
 
     /// Why there is no result. Who asked for JSON gets some all the same.
@@ -75,18 +89,17 @@ impl Output {
 
     /// Asks whether to do what was said, unless the command line has answered. An error: it is not to be done.
     pub fn confirm(&self, is_confirmed: bool) -> Result<(), Exit> {
-        use std::io::{IsTerminal, Write};
         if is_confirmed {
             return Ok(());
         }
-        if !std::io::stdin().is_terminal() {
+        if !io::stdin().is_terminal() {
             self.failure("nothing is done: say --yes, because nobody can be asked here");
             return Err(Exit::Usage);
         }
-        eprint!("go on? [yes/no] ");
-        drop(std::io::stderr().flush());
+        drop(write!(io::stderr(), "go on? [yes/no] "));
+        drop(io::stderr().flush());
         let mut answer = String::new();
-        if std::io::stdin().read_line(&mut answer).is_ok() && answer.trim() == "yes" {
+        if io::stdin().read_line(&mut answer).is_ok() && answer.trim() == "yes" {
             return Ok(());
         }
         self.note("nothing is done");
@@ -96,9 +109,24 @@ impl Output {
     /// Problems with the configuration.
     pub fn problems(&self, problems: &[Diagnostic]) {
         if self.json {
-            println!("{}", serde_json::json!({ "ok": false, "problems": problems }));
+            self.line(&serde_json::json!({ "ok": false, "problems": problems }).to_string());
         } else {
-            eprintln!("{}", render(problems));
+            self.note(&render(problems));
+        }
+    }
+
+    /// How the command ends after all: a result that could not be written is not there. A reader that closed the pipe has
+    /// seen enough.
+    #[must_use]
+    pub fn end(&self, exit: Exit) -> Exit {
+        telemetry::flush();
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match broken {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.error(&format!("the result cannot be written to standard output: {error}"));
+                if exit == Exit::Ok { Exit::Failed } else { exit }
+            }
+            _ => exit,
         }
     }
 }

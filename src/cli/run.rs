@@ -1,11 +1,14 @@
 //! `cachekeeper run`
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::output::{Exit, Output};
 use crate::app::{StartError, Worker};
 use crate::supervisor::Outcome;
+use crate::telemetry;
 use cachekeeper_config::Config;
 use cachekeeper_engine::error::chain;
 
@@ -14,6 +17,7 @@ const SIGTERM: u8 = 15;
 
 /// Runs the worker until a signal; a second one ends it at once.
 pub async fn run(config: Config, out: &Output) -> Exit {
+    telemetry::log_panics();
     let (mut interrupt, mut terminate) =
         match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
             (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
@@ -50,6 +54,7 @@ pub async fn run(config: Config, out: &Output) -> Exit {
     info!("stopping; a second signal ends the worker at once");
     tokio::select! {
         in_time = worker.stop() => {
+            telemetry::say_left_out(Duration::ZERO);
             if in_time {
                 info!("stopped");
                 return Exit::Ok;

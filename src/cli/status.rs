@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::choose::exit_of;
 use super::healthcheck::readiness;
 use super::output::{Exit, Output};
 use super::writes::look;
@@ -12,6 +13,7 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lease::LeaseName;
+use cachekeeper_engine::rights;
 use cachekeeper_engine::stores::redis::{LeaseAttempt, Metadata, Watermark};
 use cachekeeper_protocol::revision::Revision;
 
@@ -21,14 +23,22 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     let metadata = context.redis.metadata("").await?;
     let keys = context.redis.key_count().await?;
     let poll = context.postgres.poll().await;
-    let mut lines = vec![format!(
-        "redis      {} {}, {} keys, {} MiB, {}",
-        facts.version,
-        facts.role,
-        keys,
-        facts.used_memory >> 20,
-        facts.maxmemory_policy
-    )];
+    let missing = rights::missing(context, config).await?;
+    if !missing.needed.is_empty() {
+        let lacking = missing.needed.join(", ");
+        out.failure(&format!(
+            "the user in Redis lacks {lacking}; `cachekeeper acl --for worker` prints all that it needs"
+        ));
+        return Ok(Exit::Configuration);
+    }
+    let mut lines = vec![if facts.is_hidden() {
+        format!("redis      {} {}, {keys} keys; the rest is hidden", facts.version, facts.role)
+    } else {
+        let (memory, policy) = (facts.used_memory >> 20, &facts.maxmemory_policy);
+        format!("redis      {} {}, {keys} keys, {memory} MiB, {policy}", facts.version, facts.role)
+    }];
+    let weaker = missing.weaker.iter();
+    lines.extend(weaker.map(|(what, means)| format!("rights     lacking in redis: {what}: {means}")));
     match &poll {
         Ok(poll) => lines.push(format!(
             "postgres   snapshot {}, incarnation {}",
@@ -49,11 +59,12 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     lines.push(watermark_line(watermark.as_ref()));
     let streams = streams(context, config, &mut lines).await?;
     let troubles = if poll.is_ok() { troubles(context).await } else { BTreeMap::new() };
+    let is_whole = metadata.is_whole;
     let datasets = datasets(context, &metadata, &troubles, &mut lines);
     out.result(
         &lines.join("\n"),
         &json!({
-            "redis": { "version": facts.version, "role": facts.role, "keys": keys, "used_memory": facts.used_memory, "maxmemory_policy": facts.maxmemory_policy },
+            "redis": { "version": facts.version, "role": facts.role, "keys": keys, "used_memory": facts.used_memory, "maxmemory_policy": facts.maxmemory_policy, "lacking": missing.weaker },
             "postgres": match &poll {
                 Ok(poll) => json!({ "up": true, "snapshot": poll.snapshot.as_str(), "incarnation": poll.incarnation }),
                 Err(error) => json!({ "up": false, "reason": error.told() }),
@@ -67,7 +78,11 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             "datasets": datasets,
         }),
     );
-    Ok(if poll.is_ok() && metadata.is_whole { Exit::Ok } else { Exit::Failed })
+    Ok(match poll {
+        Err(error) => exit_of(&error.into()),
+        Ok(_) if is_whole => Exit::Ok,
+        Ok(_) => Exit::Failed,
+    })
 }
 
 /// Who leads, and whether the worker of this configuration is ready.

@@ -5,6 +5,8 @@ use serde_json::json;
 use super::output::{Exit, Output};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::lease::LeaseName;
+use cachekeeper_engine::stores::redis::LeaseAttempt;
 
 /// Removes what this namespace has in Postgres. It says what that is, and what others keep, and asks.
 pub async fn uninstall(
@@ -34,6 +36,15 @@ pub async fn uninstall(
     for (other, tables) in &users.others {
         let tables = if tables.is_empty() { "no table".to_owned() } else { tables.join(", ") };
         lines.push(format!("the namespace {other:?} uses the schema too and keeps it; it watches {tables}"));
+    }
+    let leader = [LeaseName::FEED, LeaseName::COMMANDS].map(|lease| lease.name.into_owned());
+    match context.redis.lock_holder(&leader).await {
+        Ok(None) => {}
+        Ok(Some(LeaseAttempt::Held { owner, .. })) => lines.push(format!(
+            "warning: the worker {owner} is running; it would follow no change any more and not be ready: stop it first"
+        )),
+        Ok(Some(LeaseAttempt::Granted(_))) => {}
+        Err(error) => lines.push(format!("whether a worker is running cannot be told: {}", error.told())),
     }
     out.note(&lines.join("\n"));
     if let Err(exit) = out.confirm(is_confirmed) {

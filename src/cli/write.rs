@@ -230,6 +230,10 @@ fn refused(error: WriteError, out: &Output) -> Result<Exit, EngineError> {
             out.failure(&error.to_string());
             Ok(Exit::Usage)
         }
+        error @ WriteError::Unusable { .. } => {
+            out.failure(&error.to_string());
+            Ok(Exit::Configuration)
+        }
         error @ (WriteError::Refused(_) | WriteError::NothingTouched) => {
             out.failure(&error.to_string());
             Ok(Exit::Failed)

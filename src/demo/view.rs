@@ -1,5 +1,4 @@
 //! What the demo shows while it runs.
-#![expect(clippy::print_stdout, reason = "this is what a person looks at")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,6 +21,7 @@ pub struct View {
     is_terminal: bool,
     before: Option<(Instant, u64, u64, u64)>,
     drawn: usize,
+    is_closed: bool,
 }
 
 /// What is shown.
@@ -43,7 +43,8 @@ pub struct Scene<'a> {
 
 impl Default for View {
     fn default() -> Self {
-        Self { began: Instant::now(), is_terminal: std::io::stdout().is_terminal(), before: None, drawn: 0 }
+        let is_terminal = std::io::stdout().is_terminal();
+        Self { began: Instant::now(), is_terminal, before: None, drawn: 0, is_closed: false }
     }
 }
 
@@ -54,17 +55,28 @@ impl View {
         if self.is_terminal { Duration::from_millis(500) } else { Duration::from_secs(2) }
     }
 
+    /// Whether nobody can see it any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
     /// A line that stays.
     pub fn say(&mut self, text: &str) {
         self.drawn = 0;
-        println!("{text}");
+        self.print(&format!("{text}\n"));
+    }
+
+    fn print(&mut self, text: &str) {
+        let mut out = std::io::stdout();
+        self.is_closed |= out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err();
     }
 
     /// Draws the scene over the last one.
     pub fn draw(&mut self, scene: &Scene<'_>) {
         let text = self.compose(scene);
         if !self.is_terminal {
-            println!("{}", text.replace('\n', " | ").replace("  ", " "));
+            self.print(&format!("{}\n", text.replace('\n', " | ").replace("  ", " ")));
             return;
         }
         // A line that wraps would spoil the count of lines to go up.
@@ -78,9 +90,7 @@ impl View {
         screen.push_str(&text);
         screen.push('\n');
         self.drawn = screen.matches('\n').count();
-        let mut out = std::io::stdout();
-        drop(out.write_all(screen.as_bytes()));
-        drop(out.flush());
+        self.print(&screen);
     }
 
     fn compose(&mut self, scene: &Scene<'_>) -> String {

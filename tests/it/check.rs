@@ -41,6 +41,12 @@ async fn check_says_which_setting_is_wrong_before_anything_runs() {
     let watch = "watch = [{ table = \"products\", key = { id = \"id\" } }]";
     let cases = [
         ("price desc\" }", "sold desc\" }", "column \"sold\" does not exist", "order_by = \"sold desc\""),
+        (
+            "select price, id from products\"",
+            "select price, id from products for update\"",
+            "the query locks rows, and loads are read-only",
+            "for update",
+        ),
         ("id desc\"", "stars\"", "column \"stars\" does not exist", "sort = \"stars\""),
         (
             watch,
@@ -256,7 +262,11 @@ async fn check_knows_what_the_role_may_do_and_what_the_servers_are() {
     let mut hidden = Cli::new(&rig, DATASETS);
     let url = hidden.environment.iter_mut().find(|(name, _)| name.ends_with("REDIS__URL")).unwrap();
     url.1 = url.1.replace("redis://", "redis://app:pw@");
-    hidden.says(&["check"], 0, &["warning: the user may not run INFO", "configuration is right"]);
+    hidden.says(
+        &["check"],
+        0,
+        &["warning: the user in Redis lacks the command info (+info)", "configuration is right"],
+    );
 
     // Servers that cannot be written, or not reached.
     let node = Redis::start(&["--cluster-enabled", "yes"]).await.unwrap();
@@ -348,6 +358,14 @@ async fn keys_that_only_types_tell_apart_are_refused_by_every_verb() {
     cli.says(&["migrate"], 1, &[says, "dataset one: changes are captured"]);
     cli.says(&["status"], 1, &[says]);
     cli.says(&["warm", "two"], 78, &[says]);
+    let write = "[dataset.two.write]\nstatement = \"update products set price = :price where id = :id\"\n";
+    let writing = Cli::new(&rig, &format!("{both}{write}"));
+    writing.says(&["write", "two", "id=3", "price=12345"], 78, &[says]);
+    let written = rig
+        .postgres
+        .execute("do $$ begin assert not exists (select from products where price = 12345); end $$")
+        .await;
+    written.unwrap();
     let worker = Worker::start(rig.config(&both)).await.unwrap();
     wait_until("the worker says so", || async {
         let coverage = worker.context.coverage().ok_or("nothing is known yet")?;

@@ -161,7 +161,18 @@ async fn a_wrong_password_is_said_to_be_one() {
     let rig = Rig::start_with(TABLES, &[], &["--requirepass", "right"]).await;
     let cli = Cli::new(&rig, DATASETS);
     let (code, text) = cli.run(&["warm"]);
-    assert!(code == 1 && text.contains("password"), "{code} {text}");
+    assert!(code == 78 && text.contains("password"), "{code} {text}");
+    let rig = Rig::start(TABLES).await;
+    for (part, other, said) in
+        [("postgres@", "nobody@", "role \"nobody\""), ("/postgres?", "/nowhere?", "database \"nowhere\"")]
+    {
+        let mut cli = Cli::new(&rig, DATASETS);
+        let url = cli.environment.iter_mut().find(|(name, _)| name.ends_with("POSTGRES__URL")).unwrap();
+        assert!(url.1.contains(part), "{}", url.1);
+        url.1 = url.1.replace(part, other);
+        cli.says(&["warm"], 78, &[said]);
+        cli.says(&["status"], 78, &[said]);
+    }
 }
 
 /// Whoever asked for JSON gets JSON, also where there is no result.
@@ -226,7 +237,7 @@ async fn a_signal_stops_the_worker_in_order() {
     assert_eq!(leases, Vec::<String>::new());
 }
 
-async fn http_get(port: u16, path: &str) -> String {
+pub async fn http_get(port: u16, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");

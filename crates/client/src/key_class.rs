@@ -9,6 +9,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use tracing::warn;
 
 use super::codec::Codec;
+use cachekeeper_engine::log_limit;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetCause, ByDatasetOutcome, Metrics};
 
 /// The label of keys that belong to no dataset.
@@ -126,7 +127,10 @@ impl KeyClass {
     pub fn report_slow(&self, operation: &'static str, key: &str, took: Duration) {
         self.slow.inc();
         let elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        warn!(operation, dataset = %self.label, key = beginning(key), elapsed_ms, "slow cache operation");
+        let what = "slow cache operations";
+        if let Some(count) = log_limit::due(what, &self.label, 1) {
+            warn!(operation, dataset = %self.label, key = beginning(key), elapsed_ms, count, "{what}");
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use super::flight::{Bytes, FlightLeader, FlightResult, FlightWaiter, Join, LoadL
 use super::key_class::{KeyClass, LoadOutcome, ReadOutcome};
 use super::policy::{Age, Policy};
 use super::read::{Look, Obtained};
+use cachekeeper_engine::log_limit;
 use cachekeeper_protocol::counters::InvalidationCounters;
 
 /// Waits by position, each with whether it leads.
@@ -419,7 +420,10 @@ impl LoadTask {
             })
         };
         if let Some(error) = errors().next() {
-            warn!(dataset = %class.label, keys = errors().count(), %error, "a load failed");
+            let what = "loads failed";
+            if let Some(keys) = log_limit::due(what, &class.label, errors().count() as u64) {
+                warn!(dataset = %class.label, keys, %error, "{what}");
+            }
         }
         results.resize(leaders.len(), FlightResult::Abandoned);
         leaders.into_iter().zip(results).for_each(|(leader, result)| self.end(leader, result));

@@ -12,6 +12,7 @@ use super::codec::Codec;
 use super::core::{Cache, Core};
 use super::error::ClientError;
 use super::policy::Lifetime;
+use cachekeeper_engine::log_limit;
 use cachekeeper_protocol::entry::EntryBatch;
 
 /// How many values are stored.
@@ -190,11 +191,15 @@ fn log(report: &SetReport, wanted: usize) {
     let elapsed_ms = u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX);
     let names: Vec<&str> = report.failed.iter().take(10).map(|(key, _)| key.as_str()).collect();
     let reason = report.failed.first().map_or("", |(_, reason)| reason);
+    let what = match (report.stored, report.failed.len()) {
+        (_, 0) => "values stored",
+        (0, _) => "no value was stored",
+        _ => "some values were not stored",
+    };
+    let Some(calls) = log_limit::due(what, "", 1) else { return };
     match (report.stored, report.failed.len()) {
-        (_, 0) => info!(stored = report.stored, elapsed_ms, "values stored"),
-        (0, failed) => error!(failed, wanted, ?names, reason, elapsed_ms, "no value was stored"),
-        (stored, failed) => {
-            warn!(stored, failed, wanted, ?names, reason, elapsed_ms, "some values were not stored");
-        }
+        (stored, 0) => info!(stored, elapsed_ms, calls, "{what}"),
+        (0, failed) => error!(failed, wanted, ?names, reason, elapsed_ms, calls, "{what}"),
+        (stored, failed) => warn!(stored, failed, wanted, ?names, reason, elapsed_ms, calls, "{what}"),
     }
 }

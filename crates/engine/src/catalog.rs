@@ -251,6 +251,12 @@ impl Dataset {
         self.is_superseded.load(Ordering::Relaxed)
     }
 
+    /// Whether somebody else could have its keys, as far as Postgres was asked.
+    #[must_use]
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
+    }
+
     /// Whether this registered revision is the dataset's, and another than the known one.
     pub(super) fn is_news(&self, revision: Option<&Revision>) -> bool {
         revision.is_some_and(|revision| {
@@ -322,7 +328,7 @@ impl Catalog {
             return None;
         }
         let fitting = self.datasets.iter().enumerate().filter_map(|(at, dataset)| {
-            if dataset.is_refused.load(Ordering::Relaxed) {
+            if dataset.is_refused() {
                 return None;
             }
             let values = dataset.settings.key.read(key)?;

@@ -24,6 +24,7 @@ use super::backoff::Backoff;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::error::chain;
+use super::log_limit;
 use super::write::{PreparedWrite, WriteError, known_statement, statement_of};
 use crate::stores::postgres::write::{CommandStream, WriteStatement};
 use crate::stores::redis::{CacheError, StreamEntry, StreamReader};
@@ -328,8 +329,11 @@ impl CommandConsumer {
                 }
                 Ending::Retry { reason, weight } => {
                     waiting.tries += weight;
-                    if waiting.tries.is_power_of_two() {
-                        info!(id = %waiting.command.id, tries = waiting.tries, reason, "a write command is blocked, it is retried");
+                    let what = "write commands are blocked, they are retried";
+                    if waiting.tries.is_power_of_two()
+                        && let Some(count) = log_limit::due(what, "", 1)
+                    {
+                        info!(id = %waiting.command.id, tries = waiting.tries, reason, count, "{what}");
                     }
                     let delay = RETRY_DELAY_MIN * (1 << waiting.tries.min(6));
                     *until = Some(now + delay.min(RETRY_DELAY_MAX));
@@ -366,7 +370,10 @@ impl CommandConsumer {
             Err(error) if matches!(*error, CommandError::NotLeader) => Err(error),
             Err(error) => {
                 if self.pause_until.is_none() {
-                    warn!(error = %chain(&*error), "write commands wait, they are carried out later");
+                    let what = "write commands wait, they are carried out later";
+                    if let Some(attempts) = log_limit::due(what, "", 1) {
+                        warn!(error = %chain(&*error), attempts, "{what}");
+                    }
                     self.pause_until = Some(Instant::now() + self.pause.pause());
                 }
                 Ok((0..commands).map(|_| Ending::Behind).collect())

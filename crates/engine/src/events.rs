@@ -1,5 +1,6 @@
 //! Batches of events: each thing that they ask for, once.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -7,7 +8,7 @@ use tracing::{debug, warn};
 use super::context::Context;
 use super::epoch::with_current_epoch;
 use super::error::{EngineError, chain};
-use super::{epoch, invalidate};
+use super::{epoch, invalidate, log_limit};
 use crate::metrics::{ByReason, BySourceKind};
 use crate::stores::postgres::ErrorKind;
 use crate::stores::redis::OlderLoads;
@@ -54,8 +55,10 @@ struct Merged {
     named: [(&'static str, u64); 2],
     /// Keys that events may not touch.
     ignored: Vec<String>,
-    /// What cannot be done: the reason as a label, and the dataset's name.
-    invalid: Vec<(&'static str, String)>,
+    /// What cannot be done, and how often: names of datasets that are not configured, and datasets of ids with another number of
+    /// parts than the key.
+    unknown: BTreeMap<String, u64>,
+    wrong_ids: BTreeMap<String, u64>,
 }
 
 impl Merged {
@@ -68,7 +71,7 @@ impl Merged {
                 tags.extend(event.tags.iter().cloned());
                 let Some(name) = &event.dataset else { continue };
                 let Some(dataset) = context.catalog.get(name) else {
-                    merged.invalid.push(("unknown_dataset", name.clone()));
+                    *merged.unknown.entry(name.clone()).or_default() += 1;
                     continue;
                 };
                 if event.ids.is_empty() {
@@ -77,7 +80,7 @@ impl Merged {
                 for id in &event.ids {
                     match dataset.key_of(id) {
                         Some(key) => keys.push(key),
-                        None => merged.invalid.push(("wrong_id", name.clone())),
+                        None => *merged.wrong_ids.entry(name.clone()).or_default() += 1,
                     }
                 }
             }
@@ -134,13 +137,23 @@ impl Merged {
             context.metrics.events.get_or_create(&BySourceKind::new(source, kind)).inc_by(count);
         }
         count_left_out(context, &self.ignored);
-        for (reason, dataset) in &self.invalid {
-            context.metrics.events_invalid.get_or_create(&ByReason::new(reason)).inc();
-            match *reason {
-                "wrong_id" => {
-                    warn!(%dataset, "an event has an id with another number of parts than the key");
-                }
-                _ => warn!(%dataset, "an event names a dataset that is not configured"),
+        for (reason, named) in [("unknown_dataset", &self.unknown), ("wrong_id", &self.wrong_ids)] {
+            let count = named.values().sum();
+            if 0 < count {
+                context.metrics.events_invalid.get_or_create(&ByReason::new(reason)).inc_by(count);
+            }
+        }
+        for (dataset, count) in &self.wrong_ids {
+            let what = "events have ids with another number of parts than the key";
+            if let Some(count) = log_limit::due(what, dataset, *count) {
+                warn!(%dataset, count, "{what}");
+            }
+        }
+        // Anybody may name anything: these names are no labels.
+        if let Some(dataset) = self.unknown.keys().next() {
+            let what = "events name a dataset that is not configured";
+            if let Some(count) = log_limit::due(what, "", self.unknown.values().sum()) {
+                warn!(dataset = beginning(dataset), count, "{what}");
             }
         }
     }
@@ -216,10 +229,14 @@ fn count_left_out(context: &Context, keys: &[String]) {
         debug!(keys = keys.len(), "events name keys that they may not touch");
         return;
     }
-    let example: String = example.chars().take(100).collect();
     warn!(
         keys = keys.len(),
-        example,
+        example = beginning(example),
         "events name keys of no dataset, they are ignored and counted; [invalidation] keys says which ones events may delete"
     );
+}
+
+/// Enough of a name that anybody may have chosen.
+fn beginning(name: &str) -> String {
+    name.chars().take(100).collect()
 }

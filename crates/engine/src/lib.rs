@@ -49,6 +49,7 @@ pub mod lease;
 mod life;
 #[cfg(feature = "postgres")]
 pub mod load;
+pub mod log_limit;
 pub mod metrics;
 #[cfg(feature = "postgres")]
 pub mod namespaces;
@@ -58,6 +59,8 @@ pub mod refresh;
 mod registrar;
 #[cfg(feature = "postgres")]
 pub mod revalidation;
+#[cfg(feature = "postgres")]
+pub mod rights;
 pub mod stores;
 #[cfg(feature = "postgres")]
 pub mod tokens;

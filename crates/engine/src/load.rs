@@ -21,6 +21,7 @@ use super::context::Context;
 use super::encode::{Encoder, Failure};
 use super::epoch;
 use super::error::EngineError;
+use super::log_limit;
 use crate::metrics::{ByDataset, ByDatasetCause};
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues};
 use crate::stores::redis::{Failed, Refusal};
@@ -198,7 +199,10 @@ impl Loading<'_> {
             Why::Full => (self.options.cause.must_go(), true, "Redis is full"),
         };
         let cause = self.options.cause.label();
-        warn!(dataset = dataset.name(), entries = keys.len(), reason, cause, "entries could not be stored");
+        let what = "entries could not be stored";
+        if let Some(entries) = log_limit::due(what, dataset.name(), keys.len() as u64) {
+            warn!(dataset = dataset.name(), entries, reason, cause, "{what}");
+        }
         let failed = |(key, _): &&(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
         report.add(LoadReport { failures: keys.iter().map(failed).collect(), ..LoadReport::default() });
         let must_go = must_go && self.options.storing == Storing::Always;

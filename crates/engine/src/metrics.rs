@@ -126,6 +126,8 @@ metrics! {
         "Bytes that Redis uses";
     "redis_evicted_keys", redis_evicted: Gauge<u64, AtomicU64> = Gauge::default(),
         "Keys that Redis evicted";
+    "log_lines_lost", log_lines_lost: Counter = Counter::default(),
+        "Log lines that could not be written";
 }
 
 impl Default for Metrics {

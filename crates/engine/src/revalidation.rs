@@ -15,6 +15,7 @@ use super::epoch;
 use super::error::EngineError;
 use super::failpoint;
 use super::load::{self, Cause, Job, Keys, LoadOptions, LoadReport, load};
+use super::log_limit;
 use crate::stores::postgres::{Poll, QUICK_MAX};
 use crate::stores::redis::{Epoch, Missing, PendingRevalidation, PendingSlots, Settled};
 use cachekeeper_config::OnNewEpoch;
@@ -39,7 +40,7 @@ pub async fn run(
     cancel: &CancellationToken,
 ) -> Result<LoadReport, EngineError> {
     let mut job = Job::new("revalidation");
-    let facts = context.redis.facts().await?;
+    let life = context.redis.server_life().await?;
     let state = epoch::ensure(context, &job.id).await?;
     job.count = state.metadata.counted;
     let whole = state.metadata.pending.get(dataset.name()).map(PendingRevalidation::reason);
@@ -61,7 +62,10 @@ pub async fn run(
         report: LoadReport::default(),
     };
     let settled = if whole.is_some() {
-        info!(dataset = dataset.name(), reason, "revalidating every entry");
+        let what = "revalidating every entry";
+        if let Some(times) = log_limit::due(what, dataset.name(), 1) {
+            info!(dataset = dataset.name(), reason, times, "{what}");
+        }
         let missing = match dataset.is_filled_whole() {
             false => Missing::NotWanted,
             true if policy == OnNewEpoch::Refresh && is_worth_filling(context).await? => {
@@ -72,12 +76,15 @@ pub async fn run(
         };
         Settled::Revalidation { cause: state.metadata.causes, missing }
     } else {
-        info!(dataset = dataset.name(), reason, "revalidating the entries that could not be loaded");
+        let what = "revalidating the entries that could not be loaded";
+        if let Some(times) = log_limit::due(what, dataset.name(), 1) {
+            info!(dataset = dataset.name(), reason, times, "{what}");
+        }
         Settled::Slots { cause: scan.take_slots().await? }
     };
     scan.run(cancel).await?;
     // SCAN cursors mean nothing to another server, also one that lost nothing.
-    if context.redis.facts().await?.run_id != facts.run_id {
+    if !context.redis.is_in(&life).await? {
         return Err(EngineError::RedisRolledBack);
     }
     scan.claim(settled).await

@@ -91,6 +91,20 @@ impl Glob {
     }
 }
 
+/// A name as a pattern that fits it. White space becomes `?`: access rules of Redis are separated by it.
+#[must_use]
+pub fn escape(name: &str) -> String {
+    let mut pattern = String::with_capacity(name.len());
+    for character in name.chars() {
+        match character {
+            '*' | '?' | '[' | ']' | '\\' => pattern.extend(['\\', character]),
+            blank if blank.is_ascii_whitespace() || blank == '\0' => pattern.push('?'),
+            other => pattern.push(other),
+        }
+    }
+    pattern
+}
+
 /// What stands between brackets.
 fn class(bytes: &mut std::str::Bytes<'_>) -> Result<Part, &'static str> {
     const OPEN: &str = "a `[` is never closed";

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::glob::escape;
+
 /// A literal, or the name of a column whose text stands there.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Part {
@@ -121,6 +123,16 @@ impl Template {
             Some(Part::Literal(literal)) => literal,
             Some(Part::Column(_)) | None => "",
         }
+    }
+
+    /// A pattern of Redis that every rendered text has.
+    #[must_use]
+    pub fn glob(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Literal(literal) => escape(literal),
+            Part::Column(_) => "*".to_owned(),
+        };
+        self.parts.iter().map(part).collect()
     }
 
     /// Appends the rendered template to `output`; `value` writes the text of the column with the given position.

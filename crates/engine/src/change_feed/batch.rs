@@ -16,6 +16,7 @@ use crate::error::EngineError;
 use crate::failpoint;
 use crate::invalidate::{delete_keys, members};
 use crate::load::Job;
+use crate::log_limit;
 use crate::metrics::ByDataset;
 use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::{Epoch, OlderLoads};
@@ -74,7 +75,10 @@ impl ChangeBatch<'_> {
     pub(super) async fn apply(&mut self, affected: AffectedKeys) -> Result<(), EngineError> {
         if !affected.whole.is_empty() {
             let names: Vec<String> = affected.whole.iter().cloned().collect();
-            info!(datasets = names.join(", "), "a whole table changed, every entry is revalidated");
+            let (what, datasets) = ("whole tables changed, every entry is revalidated", names.join(", "));
+            if let Some(times) = log_limit::due(what, &datasets, 1) {
+                info!(datasets, times, "{what}");
+            }
             self.mark_whole("whole table changed", &names).await?;
         }
         if !affected.tags.is_empty() {
@@ -127,11 +131,10 @@ impl ChangeBatch<'_> {
             return Ok(false);
         }
         let name = dataset.name().to_owned();
-        info!(
-            dataset = name,
-            changes = loaded,
-            "more changes than a backfill loads: every entry is revalidated"
-        );
+        let what = "more changes than a backfill loads: every entry is revalidated";
+        if let Some(times) = log_limit::due(what, &name, 1) {
+            info!(dataset = name, changes = loaded, times, "{what}");
+        }
         self.mark_whole("more changes than a backfill loads", std::slice::from_ref(&name)).await?;
         self.shares.entry(name).or_default().is_bulk = true;
         Ok(true)

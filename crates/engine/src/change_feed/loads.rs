@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::error::{EngineError, chain};
 use crate::invalidate::{RaisedKeys, ReloadMembers, delete_keys, raise_keys};
 use crate::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
+use crate::log_limit;
 use crate::metrics::ByReason;
 use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
 use crate::stores::redis::{Epoch, Failed};
@@ -50,7 +51,10 @@ impl Troubles {
         while let Some(probe) = self.probes.try_join_next() {
             match probe {
                 Ok(dataset) => {
-                    info!(dataset, "changed entries can be loaded again");
+                    let what = "changed entries can be loaded again";
+                    if let Some(times) = log_limit::due(what, &dataset, 1) {
+                        info!(dataset, times, "{what}");
+                    }
                     self.reasons.remove(&dataset);
                 }
                 // Whose it was is not known: all are tried again.
@@ -66,11 +70,11 @@ impl Troubles {
         }
         context.metrics.feed_restarts.get_or_create(&ByReason::new("load")).inc();
         let error_text = chain(error);
-        warn!(
-            dataset = name,
-            error = error_text,
-            "changed entries cannot be loaded: they are kept, and the dataset is left out of the watermark"
-        );
+        let what =
+            "changed entries cannot be loaded: they are kept, and the dataset is left out of the watermark";
+        if let Some(times) = log_limit::due(what, name, 1) {
+            warn!(dataset = name, error = error_text, times, "{what}");
+        }
         self.reasons.insert(name.to_owned(), format!("changed entries cannot be loaded: {}", short(error)));
         if let Some(dataset) = context.catalog.get(name).cloned() {
             let context = context.clone();

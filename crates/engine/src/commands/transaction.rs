@@ -10,6 +10,7 @@ use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::error::chain;
 use crate::failpoint;
+use crate::log_limit;
 use crate::metrics::ByReason;
 use crate::stores::postgres::records::{IdempotencyRecord, add_records, records_of};
 use crate::stores::postgres::write::{CommandStream, is_leader, keep_last, undo_last};
@@ -232,7 +233,10 @@ fn record_of(waiting: &Waiting, outcome: &CommandOutcome) -> IdempotencyRecord {
 fn repeated(record: &IdempotencyRecord, waiting: &Waiting) -> CommandOutcome {
     let command = &waiting.command;
     if record.digest != command.digest {
-        warn!(id = %command.id, entry = %waiting.entry.id, "an id came again with other contents");
+        let what = "ids of write commands came again with other contents";
+        if let Some(count) = log_limit::due(what, "", 1) {
+            warn!(id = %command.id, entry = %waiting.entry.id, count, "{what}");
+        }
         return CommandOutcome::rejected(format!("id {} was used before for other contents", command.id));
     }
     CommandOutcome { rows: record.rows, error: record.error.clone(), is_repeated: true }
@@ -248,7 +252,10 @@ pub(super) async fn finish_surely(
 ) {
     let mut backoff = Backoff::new(RETRY_DELAY_MIN, RETRY_DELAY_MAX);
     while let Err(error) = finish(context, leadership, done, written).await {
-        warn!(error = %chain(&error), commands = done.len(), "write commands are committed, but Redis has not acknowledged them yet");
+        let what = "write commands are committed, but Redis has not acknowledged them yet";
+        if let Some(attempts) = log_limit::due(what, "", 1) {
+            warn!(error = %chain(&error), commands = done.len(), attempts, "{what}");
+        }
         backoff.wait().await;
     }
 }
@@ -271,11 +278,17 @@ async fn finish(
     for (entry, outcome) in done {
         context.metrics.commands.get_or_create(&ByReason::new(outcome.label())).inc();
         if let Some(reason) = &outcome.error {
-            warn!(entry = %entry.id, reason, "a write command was rejected");
+            let what = "write commands were rejected";
+            if let Some(count) = log_limit::due(what, "", 1) {
+                warn!(entry = %entry.id, reason, count, "{what}");
+            }
         }
     }
     for entry in undelivered {
-        warn!(%entry, "a reply could not be delivered: its list holds another type");
+        let what = "replies could not be delivered: their lists hold another type";
+        if let Some(count) = log_limit::due(what, "", 1) {
+            warn!(%entry, count, "{what}");
+        }
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::held::HeldLock;
+use crate::log_limit;
 use crate::metrics::Metrics;
 use crate::stores::chain;
 use crate::stores::redis::{CacheError, LeaseGrant, Redis};
@@ -166,7 +167,10 @@ impl Shared {
             held.lost.cancel();
             self.metrics.leases_lost.inc();
             let lock = held.grants.first().map(|grant| grant.name.as_str());
-            warn!(lock, "lock may be lost, its holder is told");
+            let what = "locks may be lost, their holders are told";
+            if let Some(locks) = log_limit::due(what, "", 1) {
+                warn!(lock, locks, "{what}");
+            }
         }
         Some(looks_at)
     }
@@ -180,7 +184,10 @@ impl Shared {
             let grants = batch.iter().flat_map(|(_, grants, life)| grants.iter().map(|grant| (grant, *life)));
             let answers = redis.renew_locks(&grants.collect::<Vec<_>>()).await;
             if let Err(error) = &answers {
-                warn!(error = %chain(error), locks = batch.len(), "locks could not be renewed");
+                let what = "locks could not be renewed";
+                if let Some(attempts) = log_limit::due(what, "", 1) {
+                    warn!(error = %chain(error), locks = batch.len(), attempts, "{what}");
+                }
             }
             let locks = batch.into_iter().map(|(number, grants, _)| (number, grants.len())).collect();
             Renewed { asked, locks, answers }

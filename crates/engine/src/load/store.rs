@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::encode::Failure;
 use crate::epoch;
 use crate::error::{EngineError, chain};
+use crate::log_limit;
 use crate::metrics::ByDatasetCause;
 use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::StoreMode;
@@ -344,8 +345,10 @@ fn note_failed(context: &Context, dataset: &Dataset, cause: Cause, failures: &[F
     let Some(first) = failures.first() else { return };
     let labels = ByDatasetCause::new(dataset.name(), cause.label());
     context.metrics.failed.get_or_create(&labels).inc_by(failures.len() as u64);
-    warn!(dataset = dataset.name(), failed = failures.len(), entry.key = first.key.as_deref(),
-        reason = %first.reason, "rows could not be encoded, their entries are missing");
+    let what = "rows could not be encoded, their entries are missing";
+    if let Some(failed) = log_limit::due(what, dataset.name(), failures.len() as u64) {
+        warn!(dataset = dataset.name(), failed, entry.key = first.key.as_deref(), reason = %first.reason, "{what}");
+    }
 }
 
 /// An explicit null, where the format has one.

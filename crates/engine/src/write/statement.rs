@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 
 use crate::catalog::Dataset;
 use crate::context::Context;
+use crate::error::EngineError;
 use crate::stores::postgres::write::WriteStatement;
 use crate::stores::postgres::{Blame, Change, ErrorKind, KeyValues, SourceError};
 
@@ -23,6 +24,14 @@ pub enum WriteError {
     /// The dataset has no write statement.
     #[error("dataset {0} has no write statement; give it one as [dataset.{0}.write] statement")]
     NoStatement(String),
+    /// The dataset has no entries, so what was written would never be in Redis.
+    #[error("dataset {dataset} cannot work: {problem}")]
+    Unusable {
+        /// Which.
+        dataset: String,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
     /// A parameter is wrong.
     #[error("parameter {name}: {problem}")]
     Parameter {
@@ -96,6 +105,7 @@ pub fn known_statement(dataset: &Dataset) -> Option<Arc<WriteStatement>> {
 
 /// The dataset's statement as Postgres has described it; asked once, and again after its tables have changed.
 pub async fn statement_of(context: &Context, dataset: &Dataset) -> Result<Arc<WriteStatement>, WriteError> {
+    check_keys(context, dataset).await?;
     if let Some(known) = known_statement(dataset) {
         return Ok(known);
     }
@@ -104,6 +114,21 @@ pub async fn statement_of(context: &Context, dataset: &Dataset) -> Result<Arc<Wr
     let described = Arc::new(context.postgres.describe_write(text).await?);
     *dataset.write.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&described));
     Ok(described)
+}
+
+/// Whether the dataset has its keys for itself. Asked once, and again while it has not.
+async fn check_keys(context: &Context, dataset: &Dataset) -> Result<(), WriteError> {
+    if known_statement(dataset).is_some() && !dataset.is_refused() {
+        return Ok(());
+    }
+    match dataset.source(&context.postgres).await {
+        Err(EngineError::Dataset { dataset: name, problem }) if dataset.is_refused() => {
+            let problem = format!("{}; {}", problem.message, problem.help);
+            Err(WriteError::Unusable { dataset: name, problem })
+        }
+        // Any other trouble with its query is no reason against a write: the entries are loaded once it is mended.
+        _ => Ok(()),
+    }
 }
 
 impl PreparedWrite {

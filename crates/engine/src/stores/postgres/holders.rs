@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::postgres::types::Oid;
 use sqlx::{PgConnection, Row as _};
 
-use super::{ErrorKind, SourceError};
+use super::{ErrorKind, Postgres, SourceError};
 
 /// Locks that triggers can be made beside.
 pub(super) const OF_READERS: [&str; 2] = ["AccessShareLock", "RowShareLock"];
@@ -29,6 +29,62 @@ const HOLDERS: &str = "
         and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
         and l.mode <> all($2) and l.pid is distinct from pg_backend_pid()
     order by l.virtualtransaction, a.xact_start";
+
+/// Relations that nobody can read now, because somebody holds them whole.
+const HELD_WHOLE: &str = "
+    select distinct l.relation from pg_catalog.pg_locks l
+    where l.locktype = 'relation' and l.granted and l.mode = 'AccessExclusiveLock' and l.pid is distinct from pg_backend_pid()
+        and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database()) limit 1000";
+
+/// Locks beside which a table can be read.
+const OF_WRITERS: [&str; 7] = [
+    "AccessShareLock",
+    "RowShareLock",
+    "RowExclusiveLock",
+    "ShareUpdateExclusiveLock",
+    "ShareLock",
+    "ShareRowExclusiveLock",
+    "ExclusiveLock",
+];
+
+impl Postgres {
+    /// Where a lock is why a statement failed: the same error with the table, who holds it, and what to do.
+    pub async fn explain_lock(&self, error: SourceError) -> SourceError {
+        let code = error.source.as_database_error().and_then(|database| database.code());
+        if code.as_deref() != Some(LOCK_TIMEOUT) {
+            return error;
+        }
+        match self.holders_of_whole_tables().await {
+            Ok(holders) if !holders.is_empty() => {
+                let holders: Vec<String> =
+                    holders.into_iter().take(HOLDERS_TOLD).map(|holder| holder.text).collect();
+                let text = format!(
+                    "{}; run it again once that has ended, or end it: pg_terminate_backend(process), rollback prepared",
+                    holders.join(", ")
+                );
+                SourceError::with(error.what, ErrorKind::Cancelled, text)
+            }
+            // It has just ended, or we may not see it.
+            _ => error,
+        }
+    }
+
+    async fn holders_of_whole_tables(&self) -> Result<Vec<Holder>, SourceError> {
+        let error = |source| SourceError::new("look who holds locks", source);
+        let mut connection = self.pool.acquire().await.map_err(error)?;
+        let relations: Vec<Oid> =
+            sqlx::query_scalar(HELD_WHOLE).fetch_all(&mut *connection).await.map_err(error)?;
+        if relations.is_empty() {
+            return Ok(Vec::new());
+        }
+        holders(&mut connection, &relations, &OF_WRITERS).await
+    }
+}
+
+/// SQLSTATE: a lock was not had within `lock_timeout`.
+const LOCK_TIMEOUT: &str = "55P03";
+/// Holders that one message names.
+const HOLDERS_TOLD: usize = 3;
 
 /// A transaction that holds a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]

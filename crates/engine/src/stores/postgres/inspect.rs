@@ -19,6 +19,8 @@ pub struct Inspection {
     pub has_too_many: bool,
     /// Whether it returns or compares system columns (`ctid`, `xmin` and their kin), which change without any change of a row.
     pub has_system_columns: bool,
+    /// Whether it locks rows, as `for update` does.
+    pub locks_rows: bool,
     /// Everything in the catalogs that decides what it returns.
     pub scope: CatalogScope,
 }
@@ -52,6 +54,11 @@ const DEPENDENCIES: &str = include_str!("inspect/dependencies.sql");
 /// So many objects of the catalogs may decide about a query. More would make each poll slow.
 const OBJECTS_MAX: usize = 4_000;
 
+/// Whether the query itself says `for update` or the like, in a part of it too.
+const LOCKS_ROWS: &str = "
+    select coalesce(bool_or(r.ev_action::text like '%{ROWMARKCLAUSE %'), false) from pg_catalog.pg_rewrite r
+    where r.ev_class = 'pg_temp.cachekeeper_inspected'::pg_catalog.regclass";
+
 /// Where names are looked up.
 const SCHEMAS: &str = "
     select case when s.name = '$user' then session_user::text else s.name end
@@ -73,13 +80,18 @@ impl Postgres {
         let dependencies = DEPENDENCIES.replace("{most}", &OBJECTS_MAX.to_string());
         let dependencies = sqlx::query(AssertSqlSafe(dependencies)).persistent(false);
         let rows = dependencies.fetch_all(&mut *transaction).await.map_err(error)?;
+        let locks_rows: bool = sqlx::query_scalar(LOCKS_ROWS)
+            .persistent(false)
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(error)?;
         let schemas: Vec<String> = sqlx::query_scalar(SCHEMAS)
             .persistent(false)
             .fetch_all(&mut *transaction)
             .await
             .map_err(error)?;
         transaction.rollback().await.map_err(error)?;
-        let mut inspection = Inspection::default();
+        let mut inspection = Inspection { locks_rows, ..Inspection::default() };
         inspection.scope.schemas.extend(schemas);
         for row in rows {
             inspection.add(Dependency {

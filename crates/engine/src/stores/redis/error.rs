@@ -2,6 +2,7 @@
 
 use redis::{ErrorKind, RedisError};
 
+use super::Denied;
 use super::trouble::Trouble;
 
 /// A command or script that failed.
@@ -108,6 +109,12 @@ impl CacheError {
     pub fn is_of_login(&self) -> bool {
         self.source.kind() == ErrorKind::AuthenticationFailed
             || matches!(self.source.code(), Some("NOAUTH" | "WRONGPASS"))
+    }
+
+    /// Whether the command itself is not to be had: the user may not run it, or the server has renamed it or does not know it.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        matches!(Denied::of(&self.source), Some(Denied::Command | Denied::Unknown))
     }
 
     /// Whether Redis was not reached, or broke off.

@@ -1,4 +1,11 @@
 //! What the server is: version, run id, eviction policy, role.
+//!
+//! Managed servers and rights may hide `INFO`. Then `HELLO`, which nobody can be refused, says some of it, and what it does not
+//! say is unknown.
+
+use std::collections::HashMap;
+
+use redis::Value;
 
 use super::{CacheError, Redis, UseSign};
 
@@ -7,13 +14,13 @@ use super::{CacheError, Redis, UseSign};
 pub struct ServerFacts {
     /// `7.0.15`; Valkey reports the Redis version that it is compatible with.
     pub version: String,
-    /// Changes with every start and differs from server to server.
-    pub run_id: String,
+    /// Changes with every start and differs from server to server; none: `INFO` is hidden.
+    pub run_id: Option<String>,
     /// `master` or `slave`.
     pub role: String,
     /// Whether it is a node of a cluster.
     pub is_cluster_node: bool,
-    /// `noeviction`, `volatile-lru`, …
+    /// `noeviction`, `volatile-lru`, …; empty: it is hidden.
     pub maxmemory_policy: String,
     /// Bytes in use.
     pub used_memory: u64,
@@ -22,6 +29,19 @@ pub struct ServerFacts {
 }
 
 impl ServerFacts {
+    /// Whether it knows `CLIENT NO-TOUCH`.
+    #[must_use]
+    pub fn knows_no_touch(&self) -> bool {
+        let mut numbers = self.version.split('.').map_while(|number| number.parse::<u32>().ok());
+        (7, 2) <= (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
+    }
+
+    /// Whether `INFO` is hidden.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        self.run_id.is_none()
+    }
+
     /// Whether eviction may take any key, the stamp tables too.
     #[must_use]
     pub fn evicts_anything(&self) -> bool {
@@ -43,7 +63,51 @@ impl ServerFacts {
 
 impl Redis {
     /// Asks the server what it is.
+    ///
+    /// # Errors
+    /// [`CacheError`]; that `INFO` is hidden is none.
     pub async fn facts(&self) -> Result<ServerFacts, CacheError> {
+        match self.info().await {
+            Err(error) if error.is_hidden() => self.facts_without_info().await,
+            told => told,
+        }
+    }
+
+    /// The number of the database.
+    #[must_use]
+    pub fn database(&self) -> i64 {
+        self.connection.endpoint().database()
+    }
+
+    async fn facts_without_info(&self) -> Result<ServerFacts, CacheError> {
+        let mut facts = ServerFacts { role: "master".to_owned(), ..ServerFacts::default() };
+        let told: Result<HashMap<String, Value>, _> =
+            self.command("ask what the server is", &redis::cmd("HELLO")).await;
+        match told {
+            Ok(told) => {
+                let text = |name: &str| {
+                    told.get(name).and_then(|value| redis::from_redis_value_ref::<String>(value).ok())
+                };
+                facts.version = text("version").unwrap_or_default();
+                facts.is_cluster_node = text("mode").is_some_and(|mode| mode == "cluster");
+                // Here a replica is called one.
+                if text("role").is_some_and(|role| role != "master") {
+                    facts.role = "slave".to_owned();
+                }
+            }
+            Err(error) if error.is_unreachable() || error.is_of_login() => return Err(error),
+            Err(_does_not_know_it) => {}
+        }
+        let policy = redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").to_owned();
+        if let Ok((_, policy)) =
+            self.command::<(String, String)>("ask for the eviction policy", &policy).await
+        {
+            facts.maxmemory_policy = policy;
+        }
+        Ok(facts)
+    }
+
+    async fn info(&self) -> Result<ServerFacts, CacheError> {
         let mut facts = ServerFacts::default();
         for section in ["server", "replication", "memory", "stats", "cluster"] {
             let text: String =
@@ -51,7 +115,7 @@ impl Redis {
             for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
                 match name {
                     "redis_version" => facts.version = value.to_owned(),
-                    "run_id" => facts.run_id = value.to_owned(),
+                    "run_id" => facts.run_id = Some(value.to_owned()),
                     "role" => facts.role = value.to_owned(),
                     "cluster_enabled" => facts.is_cluster_node = value == "1",
                     "maxmemory_policy" => facts.maxmemory_policy = value.to_owned(),
@@ -86,7 +150,7 @@ impl Redis {
         }
         flags.push_str("Em");
         let set = redis::cmd("CONFIG").arg("SET").arg("notify-keyspace-events").arg(flags).to_owned();
-        self.command::<redis::Value>(what, &set).await.map(drop)
+        self.command::<Value>(what, &set).await.map(drop)
     }
 
     /// Publishes a message; answers how many received it.

@@ -1,0 +1,295 @@
+//! What each kind of program needs of Redis: one table, from which the rules of `cachekeeper acl` are made, and by which the
+//! worker finds out what its user lacks.
+
+mod commands;
+
+use std::collections::BTreeSet;
+
+use self::commands::{LIBRARY, OPTIONAL, READER, STREAMS, WORKER};
+use super::context::Context;
+use crate::stores::redis::{CacheError, Denied, ServerFacts, dead_of};
+use cachekeeper_config::{Config, OnMiss};
+use cachekeeper_protocol::keyspace::Keyspace;
+
+/// Programs that use the same Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// The worker, and the verbs of its command line.
+    Worker,
+    /// An application with the library: it reads, loads, stores, locks, invalidates, writes through.
+    Library,
+    /// An application that reads entries, with any client.
+    Reader,
+    /// An application that publishes events, by channel or by stream.
+    Publisher,
+    /// An application that hands over write commands and waits for their replies.
+    Writer,
+}
+
+/// All kinds, in the order in which they are shown.
+pub const PROGRAMS: [Program; 5] =
+    [Program::Worker, Program::Library, Program::Reader, Program::Publisher, Program::Writer];
+
+impl Program {
+    /// How it is called on the command line, and in the names of its user.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Library => "library",
+            Self::Reader => "reader",
+            Self::Publisher => "publisher",
+            Self::Writer => "writer",
+        }
+    }
+}
+
+/// Keys by a pattern of Redis.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyRight {
+    /// Read and write.
+    All(String),
+    /// Read only.
+    Read(String),
+    /// Write only.
+    Write(String),
+}
+
+impl KeyRight {
+    fn rule(&self) -> String {
+        match self {
+            Self::All(pattern) => format!("~{pattern}"),
+            Self::Read(pattern) => format!("%R~{pattern}"),
+            Self::Write(pattern) => format!("%W~{pattern}"),
+        }
+    }
+}
+
+/// What a program may do, and no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rights {
+    /// Whose.
+    pub program: Program,
+    /// Keys.
+    pub keys: Vec<KeyRight>,
+    /// Channels, by pattern.
+    pub channels: Vec<String>,
+    /// Commands as they are asked for, `KEY` in place of a key.
+    asked: Vec<&'static str>,
+}
+
+/// What is known beside the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// What the server says of itself, where it does.
+    pub facts: Option<ServerFacts>,
+    /// Prefixes of keys that applications have registered as theirs.
+    pub prefixes: Vec<String>,
+    /// The number of the database.
+    pub database: i64,
+}
+
+impl Rights {
+    /// What a program needs with this configuration.
+    #[must_use]
+    pub fn of(program: Program, config: &Config, around: &Surroundings) -> Self {
+        let needs = Needs { config, around, keyspace: Keyspace::new(&config.service.namespace) };
+        let mut asked: BTreeSet<&'static str> = needs.commands(program);
+        asked.insert("ping");
+        if around.database != 0 {
+            asked.insert("select 0");
+        }
+        let (keys, channels) = (needs.keys(program), needs.channels(program));
+        Self { program, keys, channels, asked: asked.into_iter().collect() }
+    }
+
+    /// The commands, as rules name them: `get`, `xgroup|create`.
+    #[must_use]
+    pub fn commands(&self) -> Vec<String> {
+        let optional = OPTIONAL.iter().map(|(asked, _)| *asked).filter(|_| self.program == Program::Worker);
+        let names: BTreeSet<String> = self.asked.iter().copied().chain(optional).map(name_of).collect();
+        names.into_iter().collect()
+    }
+
+    /// The rules, as `ACL SETUSER` takes them: everything that was granted before is taken back. Passwords are not touched.
+    #[must_use]
+    pub fn rules(&self) -> Vec<String> {
+        let mut rules: Vec<String> =
+            ["on", "resetkeys", "resetchannels", "clearselectors", "-@all"].map(str::to_owned).to_vec();
+        rules.extend(self.keys.iter().map(KeyRight::rule));
+        rules.extend(self.channels.iter().map(|channel| format!("&{channel}")));
+        rules.extend(self.commands().iter().map(|command| format!("+{command}")));
+        rules
+    }
+}
+
+struct Needs<'a> {
+    config: &'a Config,
+    around: &'a Surroundings,
+    keyspace: Keyspace,
+}
+
+impl Needs<'_> {
+    fn streams(&self) -> impl Iterator<Item = &String> {
+        [&self.config.invalidation.stream, &self.config.writes.stream].into_iter().flatten()
+    }
+
+    fn fills_misses(&self) -> bool {
+        self.config.datasets.iter().any(|dataset| dataset.on_miss == OnMiss::Load)
+    }
+
+    fn keys(&self, program: Program) -> Vec<KeyRight> {
+        let config = self.config;
+        let entries = config.datasets.iter().map(|dataset| dataset.key.glob());
+        let allowed = config.invalidation.keys.iter().map(|glob| glob.as_str().to_owned());
+        let registered = self.around.prefixes.iter().map(|prefix| format!("{}*", escape(prefix)));
+        let own = format!("{}*", escape(&self.keyspace.own_prefix()));
+        let replies = format!("{}*", escape(&config.writes.reply_prefix));
+        let of_applications = entries.clone().chain(allowed).chain(registered).map(KeyRight::All);
+        let mut keys: BTreeSet<KeyRight> = BTreeSet::new();
+        match program {
+            Program::Worker => {
+                keys.extend(of_applications);
+                keys.extend([own, replies].map(KeyRight::All));
+                let streams = self.streams().flat_map(|stream| [stream.clone(), dead_of(stream)]);
+                keys.extend(streams.map(|stream| KeyRight::All(escape(&stream))));
+                // Whether another namespace, or a worker of an earlier version, uses the same keys.
+                keys.insert(KeyRight::Read("ck:{*}:uses".to_owned()));
+                keys.insert(KeyRight::Read(escape(&self.keyspace.former_lease())));
+            }
+            Program::Library => {
+                keys.extend(of_applications);
+                keys.insert(KeyRight::All(own));
+            }
+            Program::Reader => {
+                keys.extend(entries.map(KeyRight::Read));
+                keys.insert(KeyRight::Read(escape(&self.keyspace.metadata().watermark)));
+            }
+            Program::Publisher => {
+                let stream = config.invalidation.stream.iter();
+                keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
+            }
+            Program::Writer => {
+                let stream = config.writes.stream.iter();
+                keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
+                keys.insert(KeyRight::All(replies));
+            }
+        }
+        keys.into_iter().collect()
+    }
+
+    fn channels(&self, program: Program) -> Vec<String> {
+        let events = self.config.invalidation.channels.iter().map(|channel| escape(channel));
+        let unlock = escape(&self.keyspace.unlock_channel());
+        match program {
+            Program::Worker => {
+                let database = self.around.database;
+                let misses = self.fills_misses().then(|| format!("__keyevent@{database}__:keymiss"));
+                events.chain([unlock]).chain(misses).collect()
+            }
+            Program::Library => events.chain([unlock]).collect(),
+            Program::Publisher => events.collect(),
+            Program::Reader | Program::Writer => Vec::new(),
+        }
+    }
+
+    fn commands(&self, program: Program) -> BTreeSet<&'static str> {
+        let has_events = self.config.invalidation.stream.is_some();
+        match program {
+            Program::Worker => {
+                let streams = if self.streams().next().is_some() { STREAMS } else { &[] };
+                let all = LIBRARY.iter().chain(WORKER).chain(streams).copied();
+                let mut all: BTreeSet<&'static str> = all.collect();
+                if self.around.facts.as_ref().is_some_and(ServerFacts::knows_no_touch) {
+                    all.insert(commands::NO_TOUCH);
+                }
+                all
+            }
+            Program::Library => LIBRARY.iter().copied().collect(),
+            Program::Reader => READER.iter().copied().collect(),
+            Program::Publisher => {
+                ["publish CHANNEL x"].into_iter().chain(has_events.then_some(commands::ADD)).collect()
+            }
+            Program::Writer => [commands::ADD, "blpop KEY 1", "lpop KEY"].into(),
+        }
+    }
+}
+
+/// What the worker's user lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MissingRights {
+    /// Without these it does not work.
+    pub needed: Vec<String>,
+    /// Without these something is weaker: what is lacking, and what that means.
+    pub weaker: Vec<(String, &'static str)>,
+}
+
+/// Asks Redis what this worker's user may not do. Nothing is carried out.
+///
+/// # Errors
+/// [`CacheError`] where Redis cannot be asked.
+pub async fn missing(context: &Context, config: &Config) -> Result<MissingRights, CacheError> {
+    // Without the right to read them, that right is what is missing.
+    let prefixes = context.redis.registered_prefixes().await.unwrap_or_default();
+    let around = Surroundings { facts: None, prefixes, database: context.redis.database() };
+    let rights = Rights::of(Program::Worker, config, &around);
+    let key = format!("{}probe", context.redis.keys().own_prefix());
+    let channel = context.redis.keys().unlock_channel();
+    let mut asked: Vec<Vec<String>> = Vec::new();
+    let fill = |text: &&str| {
+        let words = text.split(' ').map(|word| match word {
+            "KEY" => key.clone(),
+            "CHANNEL" => channel.clone(),
+            word => word.to_owned(),
+        });
+        words.collect::<Vec<String>>()
+    };
+    asked.extend(rights.asked.iter().map(fill));
+    asked.extend(OPTIONAL.iter().map(|(text, _)| fill(text)));
+    let samples: Vec<(&KeyRight, Vec<String>)> = rights.keys.iter().flat_map(samples).collect();
+    asked.extend(samples.iter().map(|(_, words)| words.clone()));
+
+    let denied = context.redis.may_not(&asked).await?;
+    let mut found = MissingRights::default();
+    for (position, denied) in denied {
+        let optional = position.checked_sub(rights.asked.len());
+        let sample = optional.and_then(|position| position.checked_sub(OPTIONAL.len()));
+        if let Some(text) = rights.asked.get(position) {
+            found.needed.push(denied.told(&name_of(text), ""));
+        } else if let Some((text, means)) = optional.and_then(|position| OPTIONAL.get(position)) {
+            found.weaker.push((denied.told(&name_of(text), ""), means));
+        } else if let (Some((right, words)), Denied::Key) =
+            (sample.and_then(|position| samples.get(position)), &denied)
+        {
+            let command = words.first().map_or("", String::as_str);
+            found.needed.push(denied.told(command, &right.rule()));
+        }
+    }
+    found.needed.dedup();
+    Ok(found)
+}
+
+/// A read and a write of a key that fits the pattern.
+fn samples(right: &KeyRight) -> Vec<(&KeyRight, Vec<String>)> {
+    let (pattern, commands): (_, &[&str]) = match right {
+        KeyRight::All(pattern) => (pattern, &["get", "unlink"]),
+        KeyRight::Read(pattern) => (pattern, &["get"]),
+        KeyRight::Write(pattern) => (pattern, &["unlink"]),
+    };
+    // A star stands for anything, also for this.
+    let key = pattern.replace('\\', "").replace('*', "0");
+    commands.iter().map(|command| (right, vec![(*command).to_owned(), key.clone()])).collect()
+}
+
+/// What rules call this command.
+fn name_of(asked: &str) -> String {
+    const CONTAINERS: [&str; 6] = ["object", "xgroup", "xinfo", "script", "client", "config"];
+    let mut words = asked.split(' ');
+    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    if CONTAINERS.contains(&first) { format!("{first}|{second}") } else { first.to_owned() }
+}
+
+/// A name as a pattern that fits it alone. Rules are separated by spaces, so one stands for any character.
+fn escape(name: &str) -> String {
+    cachekeeper_protocol::glob::escape(name)
+}

@@ -1,0 +1,91 @@
+//! The commands, each in a form that Redis would take, so that it can be asked for: `KEY` is one of Cachekeeper's own keys.
+
+pub(super) const ADD: &str = "xadd KEY * f v";
+/// Known to Redis from 7.2 on.
+pub(super) const NO_TOUCH: &str = "client no-touch off";
+
+/// Of applications that only read, with any client.
+pub(super) const READER: &[&str] = &["get KEY", "mget KEY", "exists KEY", "ttl KEY", "pttl KEY"];
+
+/// Of the library, and so of the worker too: entries, scripts with what they call, locks, channels.
+pub(super) const LIBRARY: &[&str] = &[
+    "get KEY",
+    "mget KEY",
+    "getex KEY",
+    "exists KEY",
+    "pttl KEY",
+    "set KEY v",
+    "unlink KEY",
+    "pexpire KEY 1",
+    "getrange KEY 0 0",
+    "setrange KEY 0 v",
+    "strlen KEY",
+    "bitfield KEY",
+    "bitfield_ro KEY",
+    "bitop or KEY KEY",
+    "type KEY",
+    "object encoding KEY",
+    "hget KEY f",
+    "hmget KEY f",
+    "hgetall KEY",
+    "hset KEY f v",
+    "hdel KEY f",
+    "hexists KEY f",
+    "hincrby KEY f 1",
+    "hlen KEY",
+    "sadd KEY m",
+    "srem KEY m",
+    "scard KEY",
+    "sscan KEY 0",
+    "zadd KEY 1 m",
+    "zrange KEY 0 0",
+    "time",
+    "publish CHANNEL x",
+    "multi",
+    "exec",
+    "discard",
+    "subscribe CHANNEL",
+    "unsubscribe",
+    "evalsha 0000000000000000000000000000000000000000 0",
+    "script load x",
+];
+
+/// Of the worker and its verbs alone.
+pub(super) const WORKER: &[&str] = &[
+    "dbsize",
+    "script exists x",
+    "scan 0",
+    "del KEY",
+    "hkeys KEY",
+    "spop KEY 1",
+    "zrangebyscore KEY 0 0",
+    "zrem KEY m",
+    "object idletime KEY",
+    "object freq KEY",
+];
+
+/// Of the worker, where it reads streams.
+pub(super) const STREAMS: &[&str] = &[
+    ADD,
+    "xack KEY g 0-0",
+    "xautoclaim KEY g c 0 0-0",
+    "xdel KEY 0-0",
+    "xgroup create KEY g 0",
+    "xgroup delconsumer KEY g c",
+    "xgroup destroy KEY g",
+    "xinfo consumers KEY g",
+    "xlen KEY",
+    "xpending KEY g",
+    "xrange KEY - +",
+    "xread STREAMS KEY 0",
+    "xreadgroup GROUP g c STREAMS KEY >",
+    "xrevrange KEY + -",
+    "rpush KEY v",
+];
+
+/// What is weaker without them.
+pub(super) const OPTIONAL: &[(&str, &str)] = &[(
+    "info server",
+    "whether it evicts anything, and how much memory it uses, cannot be told; that it was rolled back is noticed by what the worker \
+     writes there once a second, so a rollback of less than a second may be missed",
+)];
