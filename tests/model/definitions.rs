@@ -166,6 +166,32 @@ impl Rollout {
         state.is_foreign |= !is_left_out && is_foreign;
     }
 
+    /// Loads and stores what a step of the feed touches; by the other's definition it is deleted.
+    fn apply(&self, state: &mut State, at: usize) -> Option<()> {
+        let mut batch = state.workers[at].batch?;
+        let is_touched = |by: usize| !State::is_as_fresh(by, batch.from, batch.to);
+        let is_stale = self.has(Rule::StoresCompare) && batch.revision != state.registered;
+        match batch.follows.filter(|by| is_touched(*by)) {
+            Some(by) if by == at && is_stale => {
+                // It begins again, knowing that it must look.
+                (state.workers[at].batch, state.workers[at].known) = (None, None);
+                state.workers[at].seen = at;
+                return Some(());
+            }
+            Some(by) if by == at => {
+                state.store(at, batch.to);
+            }
+            Some(_) => {
+                state.entry = None;
+                state.stamp = state.stamp.max(batch.to);
+            }
+            None => {}
+        }
+        batch.is_stored = true;
+        state.workers[at].batch = Some(batch);
+        Some(())
+    }
+
     fn may_take(state: &State, by: usize) -> bool {
         by == NEWER || !state.workers[state.registered.0].is_living
     }
@@ -256,29 +282,7 @@ impl Model for Rollout {
                     revision: (at, known.unwrap_or_default()),
                 });
             }
-            Action::Store(at) => {
-                let mut batch = state.workers[at].batch?;
-                let is_touched = |by: usize| !State::is_as_fresh(by, batch.from, batch.to);
-                let is_stale = self.has(Rule::StoresCompare) && batch.revision != state.registered;
-                match batch.follows.filter(|by| is_touched(*by)) {
-                    Some(by) if by == at && is_stale => {
-                        // It begins again, knowing that it must look.
-                        (state.workers[at].batch, state.workers[at].known) = (None, None);
-                        state.workers[at].seen = at;
-                        return Some(state);
-                    }
-                    Some(by) if by == at => {
-                        state.store(at, batch.to);
-                    }
-                    Some(_) => {
-                        state.entry = None;
-                        state.stamp = state.stamp.max(batch.to);
-                    }
-                    None => {}
-                }
-                batch.is_stored = true;
-                state.workers[at].batch = Some(batch);
-            }
+            Action::Store(at) => self.apply(&mut state, at)?,
             Action::Advance(at) => {
                 let batch = state.workers[at].batch.take()?;
                 if batch.from == state.cursor {
