@@ -1,6 +1,7 @@
 //! Private Postgres and Redis servers, for the demo and the tests: own directory, own free port, gone with us.
 
 mod clock;
+mod pgbouncer;
 mod postgres;
 mod redis;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use clock::Clock;
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, Refusal, Session};
 pub use redis::Redis;
 
@@ -20,7 +22,9 @@ pub use redis::Redis;
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A program is missing.
-    #[error("{program} is not installed; as root: apt-get install -y postgresql redis-server")]
+    #[error(
+        "{program} is not installed; as root: apt-get install -y postgresql redis-server (and, for tests, pgbouncer and openssl)"
+    )]
     Missing {
         /// Which.
         program: &'static str,
@@ -164,7 +168,7 @@ fn unprivileged() -> [String; 3] {
     ["--reuid=postgres".to_owned(), "--regid=postgres".to_owned(), "--clear-groups".to_owned()]
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status.lines().any(|line| line.starts_with("Uid:\t0\t"))
 }
