@@ -35,6 +35,7 @@ pub(super) fn choose<'a>(
 pub(super) fn exit_of(error: &EngineError) -> Exit {
     match error {
         EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
+        EngineError::Source(error) if error.is_of_configuration() => Exit::Configuration,
         EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
         EngineError::Dataset { .. } | EngineError::Superseded { .. } => Exit::Configuration,
         _ => Exit::Failed,

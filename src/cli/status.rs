@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::choose::exit_of;
 use super::healthcheck::readiness;
 use super::output::{Exit, Output};
 use super::writes::look;
@@ -67,7 +68,12 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
             "datasets": datasets,
         }),
     );
-    Ok(if poll.is_ok() && metadata.is_whole { Exit::Ok } else { Exit::Failed })
+    Ok(match poll {
+        // What the whole is worth is told already; the code says which kind of trouble it is.
+        Err(error) => exit_of(&error.into()),
+        Ok(_) if metadata.is_whole => Exit::Ok,
+        Ok(_) => Exit::Failed,
+    })
 }
 
 /// Who leads, and whether the worker of this configuration is ready.

@@ -1,6 +1,6 @@
 //! Texts with a form of their own: the check, and the pattern by which an editor sees the same.
 
-use crate::postgres_url::{DRIVER_PARAMETERS, is_known};
+use crate::postgres_url::PostgresUrl;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
@@ -132,33 +132,16 @@ fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
         let help = format!("it begins with {}", schemes.join(" or "));
         return Some(Flaw::new(format!("this is not a {first} URL"), help));
     }
+    if schemes.contains(&"postgres") {
+        let problem = PostgresUrl::parse(text).err();
+        return problem.map(|problem| Flaw {
+            offset: problem.offset,
+            message: problem.message,
+            help: problem.help,
+        });
+    }
     let help = "write special characters of user and password as %XX";
-    match url::Url::parse(text) {
-        Err(_not_repeated) => Some(Flaw::new("this URL cannot be read", help)),
-        Ok(url) if schemes.contains(&"postgres") => postgres_parameters(&url),
-        Ok(_) => None,
-    }
-}
-
-/// Neither names nor values are repeated: a password with a `?` or a `&` in it may have become one of them.
-fn postgres_parameters(url: &url::Url) -> Option<Flaw> {
-    const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
-    for (name, value) in url.query_pairs() {
-        if !is_known(&name) {
-            let help = format!(
-                "known here: {}; write special characters of user and password as %XX",
-                DRIVER_PARAMETERS.join(", ")
-            );
-            return Some(Flaw::new("this URL has a parameter that is not known", help));
-        }
-        if name == "sslmode" && !MODES.contains(&&*value.to_lowercase()) {
-            return Some(Flaw::new(
-                "the sslmode of this URL is not known",
-                format!("write {}", MODES.join(", ")),
-            ));
-        }
-    }
-    None
+    url::Url::parse(text).err().map(|_not_repeated| Flaw::new("this URL cannot be read", help))
 }
 
 fn reserved(text: &str, help: &str) -> Option<Flaw> {

@@ -12,7 +12,8 @@ mod environment;
 mod forms;
 #[cfg(feature = "file")]
 mod key;
-mod postgres_url;
+mod postgres;
+pub mod postgres_url;
 #[cfg(feature = "file")]
 mod raw;
 #[cfg(feature = "file")]
@@ -29,6 +30,8 @@ mod words;
 use std::fmt;
 use std::time::Duration;
 
+pub use self::postgres::Postgres;
+use self::postgres_url::PostgresUrl;
 use self::words::words;
 use cachekeeper_protocol::glob::Glob;
 use cachekeeper_protocol::template::Template;
@@ -77,21 +80,6 @@ words! {
         /// They are deleted.
         Drop = "drop",
     }
-}
-
-/// `[postgres]`
-#[derive(Clone, Debug)]
-pub struct Postgres {
-    /// Where the primary is. May hold a password.
-    pub url: Secret,
-    /// Overrides the password of the URL.
-    pub password: Option<Secret>,
-    /// Most connections of one process.
-    pub max_connections: u32,
-    /// Time limit for a load by key.
-    pub statement_timeout: Duration,
-    /// Time limit for a connection attempt.
-    pub connect_timeout: Duration,
 }
 
 /// `[redis]`
@@ -411,6 +399,12 @@ impl Secret {
         Self(text)
     }
 
+    /// What a file holds, without the line break at its end.
+    #[must_use]
+    pub fn of_file(content: &str) -> Self {
+        Self(content.trim_end_matches(['\r', '\n']).to_owned())
+    }
+
     /// The text itself, for the driver only.
     #[must_use]
     pub fn reveal(&self) -> &str {
@@ -420,6 +414,9 @@ impl Secret {
     /// A URL without its password and query, for logs; `***` where it is not a URL.
     #[must_use]
     pub fn redacted(&self) -> String {
+        if let Ok(url) = PostgresUrl::parse(&self.0) {
+            return url.shown();
+        }
         let Ok(mut url) = url::Url::parse(&self.0) else {
             return "***".to_owned();
         };

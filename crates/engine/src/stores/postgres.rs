@@ -1,21 +1,29 @@
 //! Postgres: statements and the binary format of rows.
 
 pub mod capture;
+mod connect_error;
 mod connection;
+mod connector;
 mod dataset_check;
 mod error;
 mod feed;
 mod fingerprint;
 mod holders;
+mod inquiry;
 mod inspect;
 mod load;
 mod mend;
 mod migrate;
 mod outbox;
+mod pinned;
+mod pool;
+mod pooler;
 pub(crate) mod records;
 mod schema;
+mod session;
 mod spelling;
 mod statement;
+mod tls_files;
 pub mod transcode;
 mod uninstall;
 pub mod write;
@@ -31,6 +39,7 @@ pub use inspect::{Function, Inspection, ReadRelation};
 pub use load::{BackfillRows, Loaded, Poll, Row};
 pub(crate) use migrate::Before;
 pub use migrate::MigrationState;
+pub(crate) use session::Session;
 pub use statement::{DatasetSource, KeyValues, SourceProblem};
 pub use uninstall::{Removed, Users};
 pub use write_check::Effect;
