@@ -16,6 +16,7 @@ use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
+use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::ServerFacts;
 
 /// The oldest Redis that has what the scripts need.
@@ -57,6 +58,9 @@ pub enum StartError {
         /// What it says.
         version: String,
     },
+    /// No session would keep what is set and locked in it.
+    #[error("{0}")]
+    Pooler(String),
     /// Redis Cluster is not supported.
     #[error("this Redis is a node of a cluster, which Cachekeeper does not support yet; use a single Redis")]
     ClusterNode,
@@ -108,6 +112,7 @@ impl Worker {
                 warn!(error = %error, redis = %config.redis.url.redacted(), "redis does not answer yet, waiting for it");
             }
         }
+        look_at_postgres(&config, &context).await?;
         health.update(|facts| {
             let warmed =
                 config.datasets.iter().filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
@@ -172,6 +177,19 @@ fn check_schedules(config: &Config) -> Result<(), StartError> {
 enum LookError {
     Final(StartError),
     NotNow(String),
+}
+
+/// A server that is down, a wrong password and a certificate can be mended while the worker waits, and their files are read
+/// again; so can a pooler, but who starts a worker behind one should know at once.
+async fn look_at_postgres(config: &Config, context: &Context) -> Result<(), StartError> {
+    match context.postgres.ping().await {
+        Err(error) if error.kind == ErrorKind::Pooler => return Err(StartError::Pooler(error.told())),
+        Err(error) => {
+            warn!(error = %error.told(), postgres = %config.postgres.url.redacted(), "postgres does not answer yet, waiting for it");
+        }
+        Ok(()) => {}
+    }
+    Ok(())
 }
 
 async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookError> {

@@ -59,8 +59,12 @@ async fn check_servers(
     problems: &mut Vec<Diagnostic>,
 ) -> Result<(), EngineError> {
     match context.postgres.ping().await {
-        Err(error) if matches!(error.kind, ErrorKind::Forbidden | ErrorKind::Statement) => {
-            let help = "a worker needs a role that may log in, and a database that is there".to_owned();
+        Err(error) if error.is_of_configuration() => {
+            let help = match error.kind {
+                ErrorKind::Standby => "give the address of the primary, or of all servers".to_owned(),
+                ErrorKind::Pooler => "a worker needs sessions of its own".to_owned(),
+                _ => "a worker needs a role that may log in, and a database that is there".to_owned(),
+            };
             problems.push(config.source.problem("postgres.url", error.message(), help));
             return Ok(());
         }

@@ -7,7 +7,7 @@ use cachekeeper_config::diagnostic::did_you_mean;
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
-use cachekeeper_engine::stores::postgres::{ErrorKind, SourceError};
+use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Refusal;
 
 /// The datasets of these names, or all.
@@ -42,17 +42,11 @@ pub(super) async fn explain(context: &Context, error: EngineError) -> EngineErro
     }
 }
 
-/// Whether the role, its password or the database is not there (SQLSTATE class 28, and 3D000).
-fn is_of_login(error: &SourceError) -> bool {
-    let code = error.source.as_database_error().and_then(|database| database.code());
-    code.is_some_and(|code| code.starts_with("28") || code == "3D000")
-}
-
 /// The exit code of an error.
 pub(super) fn exit_of(error: &EngineError) -> Exit {
     match error {
         EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
-        EngineError::Source(error) if is_of_login(error) => Exit::Configuration,
+        EngineError::Source(error) if error.is_of_configuration() => Exit::Configuration,
         EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
         EngineError::Cache(error) if error.refusal == Refusal::Forbidden => Exit::Configuration,
         EngineError::Dataset { .. } | EngineError::Superseded { .. } => Exit::Configuration,

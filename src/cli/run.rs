@@ -26,7 +26,12 @@ pub async fn run(config: Config, out: &Output) -> Exit {
                 return Exit::Failed;
             }
         };
-    let mut worker = match Worker::start(config).await {
+    let started = tokio::select! {
+        started = Worker::start(config) => started,
+        // Nothing is done yet that would have to be ended in order.
+        _ = one_of(&mut interrupt, &mut terminate) => return Exit::Ok,
+    };
+    let mut worker = match started {
         Ok(worker) => worker,
         Err(error) => {
             out.error(&chain(&error));
@@ -37,6 +42,7 @@ pub async fn run(config: Config, out: &Output) -> Exit {
                 | StartError::Evicting { .. }
                 | StartError::FormerVersion { .. }
                 | StartError::ClusterNode
+                | StartError::Pooler(_)
                 | StartError::SharedNames { .. } => Exit::Configuration,
                 StartError::Spawn(_) => Exit::Failed,
             };

@@ -79,6 +79,7 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         }),
     );
     Ok(match poll {
+        // What the whole is worth is told already; the code says which kind of trouble it is.
         Err(error) => exit_of(&error.into()),
         Ok(_) if is_whole => Exit::Ok,
         Ok(_) => Exit::Failed,

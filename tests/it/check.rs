@@ -298,7 +298,7 @@ async fn check_knows_what_the_role_may_do_and_what_the_servers_are() {
     let text = nowhere.says(
         &["check"],
         78,
-        &["error: database \"nowhere\" does not exist", "CACHEKEEPER__POSTGRES__URL", "1 error"],
+        &["database \"nowhere\" does not exist", "CACHEKEEPER__POSTGRES__URL", "1 error"],
     );
     assert!(!text.contains("at line"), "{text}");
 }

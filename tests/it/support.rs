@@ -167,6 +167,13 @@ impl Cli {
         text
     }
 
+    /// The same configuration with a setting of the environment.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
         let Output { stdout, stderr, .. } = self.command(arguments).arg("--json").output().unwrap();

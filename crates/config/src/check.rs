@@ -115,7 +115,8 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
         },
         postgres: Postgres {
             url: url(reader, "postgres"),
-            password: reader.secret_file("postgres.password_file"),
+            url_file: reader.readable_file("postgres.url_file"),
+            password_file: reader.readable_file("postgres.password_file"),
             max_connections: reader.number("postgres.max_connections"),
             statement_timeout: reader.duration("postgres.statement_timeout"),
             connect_timeout: reader.duration("postgres.connect_timeout"),

@@ -1,7 +1,7 @@
 //! Texts with a form of their own: the check, and the pattern by which an editor sees the same.
 
 use crate::Sentinels;
-use crate::postgres_url::{DRIVER_PARAMETERS, is_known};
+use crate::postgres_url::PostgresUrl;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
@@ -133,6 +133,14 @@ fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
         let help = format!("it begins with {}", schemes.join(" or "));
         return Some(Flaw::new(format!("this is not a {first} URL"), help));
     }
+    if schemes.contains(&"postgres") {
+        let problem = PostgresUrl::parse(text).err();
+        return problem.map(|problem| Flaw {
+            offset: problem.offset,
+            message: problem.message,
+            help: problem.help,
+        });
+    }
     let help = "write special characters of user and password as %XX";
     match Sentinels::parse(text) {
         Err(flaw) => return Some(Flaw { offset: flaw.offset, ..Flaw::new(flaw.message, flaw.help) }),
@@ -141,30 +149,8 @@ fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
     }
     match url::Url::parse(text) {
         Err(_not_repeated) => Some(Flaw::new("this URL cannot be read", help)),
-        Ok(url) if schemes.contains(&"postgres") => postgres_parameters(&url),
         Ok(url) => redis_parts(&url),
     }
-}
-
-/// Neither names nor values are repeated: a password with a `?` or a `&` in it may have become one of them.
-fn postgres_parameters(url: &url::Url) -> Option<Flaw> {
-    const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
-    for (name, value) in url.query_pairs() {
-        if !is_known(&name) {
-            let help = format!(
-                "known here: {}; write special characters of user and password as %XX",
-                DRIVER_PARAMETERS.join(", ")
-            );
-            return Some(Flaw::new("this URL has a parameter that is not known", help));
-        }
-        if name == "sslmode" && !MODES.contains(&&*value.to_lowercase()) {
-            return Some(Flaw::new(
-                "the sslmode of this URL is not known",
-                format!("write {}", MODES.join(", ")),
-            ));
-        }
-    }
-    None
 }
 
 /// What the driver would refuse later, or take for something else.

@@ -12,7 +12,8 @@ mod environment;
 mod forms;
 #[cfg(feature = "file")]
 mod key;
-mod postgres_url;
+mod postgres;
+pub mod postgres_url;
 #[cfg(feature = "file")]
 mod raw;
 mod redis;
@@ -31,6 +32,7 @@ mod words;
 
 use std::time::Duration;
 
+pub use self::postgres::Postgres;
 pub use self::redis::{Redis, Tls, TlsIdentity};
 pub use self::redis_url::{AddressFlaw, Sentinels};
 pub use self::secret::{Password, Secret};
@@ -84,21 +86,6 @@ words! {
         /// They are deleted.
         Drop = "drop",
     }
-}
-
-/// `[postgres]`
-#[derive(Clone, Debug)]
-pub struct Postgres {
-    /// Where the primary is. May hold a password.
-    pub url: Secret,
-    /// Overrides the password of the URL.
-    pub password: Option<Secret>,
-    /// Most connections of one process.
-    pub max_connections: u32,
-    /// Time limit for a load by key.
-    pub statement_timeout: Duration,
-    /// Time limit for a connection attempt.
-    pub connect_timeout: Duration,
 }
 
 /// `[admin]`

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use super::postgres_url::PostgresUrl;
 use super::redis_url;
 
 /// A password, or a URL that may hold one. Never printed.
@@ -16,6 +17,12 @@ impl Secret {
         Self(text)
     }
 
+    /// What a file holds, without the line break at its end.
+    #[must_use]
+    pub fn of_file(content: &str) -> Self {
+        Self(content.trim_end_matches(['\r', '\n']).to_owned())
+    }
+
     /// The text itself, for the driver only.
     #[must_use]
     pub fn reveal(&self) -> &str {
@@ -27,6 +34,9 @@ impl Secret {
     pub fn redacted(&self) -> String {
         if let Some(sentinels) = redis_url::redacted(&self.0) {
             return sentinels;
+        }
+        if let Ok(url) = PostgresUrl::parse(&self.0) {
+            return url.shown();
         }
         let Ok(mut url) = url::Url::parse(&self.0) else {
             return "***".to_owned();
@@ -65,7 +75,7 @@ impl Password {
             Self::InFile(file) => {
                 let content = std::fs::read_to_string(file)
                     .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
-                Ok(Secret::new(content.trim_end_matches(['\r', '\n']).to_owned()))
+                Ok(Secret::of_file(&content))
             }
         }
     }

@@ -97,13 +97,22 @@ const POSTGRES: &[Key] = &[
     Key::new(
         "url",
         Kind::Text(Form::Url(&["postgres", "postgresql"])),
-        "Where the primary is; ?sslmode=verify-full and the other libpq parameters work.",
+        "Where the primary is, as libpq writes it. Several hosts (a:5432,b:5432) are tried in their order until one is the \
+         primary; ?sslmode=verify-full&sslrootcert=… for TLS. What is not supported is refused by name.",
     )
     .default("postgres://cache@localhost/shop"),
-    Key::new("url_file", Kind::Text(Form::Filled), "A file that holds the URL, instead of `url`.")
-        .example("\"/run/secrets/postgres_url\""),
-    Key::new("password_file", Kind::Text(Form::Filled), "A file that holds the password.")
-        .example("\"/run/secrets/postgres_password\""),
+    Key::new(
+        "url_file",
+        Kind::Text(Form::Filled),
+        "A file that holds the URL, instead of `url`. It is read again for each new connection.",
+    )
+    .example("\"/run/secrets/postgres_url\""),
+    Key::new(
+        "password_file",
+        Kind::Text(Form::Filled),
+        "A file that holds the password. It is read again for each new connection.",
+    )
+    .example("\"/run/secrets/postgres_password\""),
     Key::new(
         "max_connections",
         Kind::Integer(1, 1_000),
@@ -113,13 +122,13 @@ const POSTGRES: &[Key] = &[
     Key::new(
         "statement_timeout",
         duration(SECOND, seconds(3_600)),
-        "Time limit for a load by key. Backfills have none.",
+        "Time limit for a load by key. Backfills have none, while the server says that it is at work.",
     )
     .default("30s"),
     Key::new(
         "connect_timeout",
         duration(TENTH, MINUTE),
-        "Time limit for a connection attempt, and for waiting for a free connection.",
+        "Time limit for an attempt to connect to one host, and for waiting for a free connection.",
     )
     .default("5s"),
 ];

@@ -83,8 +83,9 @@ pub async fn write(context: &Context, dataset: &str, given: &Parameters) -> Resu
 async fn commit(context: &Context, dataset: &str, given: &Parameters) -> Result<WriteEffects, WriteError> {
     let prepared = PreparedWrite::of(context, dataset, given).await?;
     let mut transaction = context.postgres.begin_write().await?;
-    let mut effects = prepared.execute(&mut transaction).await?;
-    effects.seal(context, &mut transaction).await?;
+    let executed = transaction.plainly("carry out a write", async |plain| prepared.execute(plain).await);
+    let mut effects = executed.await?;
+    transaction.plainly("note a write", async |plain| effects.seal(context, plain).await).await?;
     match transaction.commit().await.map_err(SourceError::of_commit) {
         Ok(()) => Ok(effects),
         // A server that goes down, or is silent, says nothing about the commit; one that answers has refused it.

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod clock;
+mod pgbouncer;
 mod postgres;
 mod proxy;
 mod redis;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 pub use certificates::{Certificate, Certificates};
 pub use clock::Clock;
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Copied, Postgres, Refusal, Session};
 pub use proxy::Proxy;
 pub use redis::Redis;
@@ -26,7 +28,9 @@ pub use sentinels::{SERVICE, Sentinels};
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A program is missing.
-    #[error("{program} is not installed; as root: apt-get install -y postgresql redis-server")]
+    #[error(
+        "{program} is not installed; as root: apt-get install -y postgresql redis-server (and, for tests, pgbouncer and openssl)"
+    )]
     Missing {
         /// Which.
         program: &'static str,
@@ -170,7 +174,7 @@ fn unprivileged() -> [String; 3] {
     ["--reuid=postgres".to_owned(), "--regid=postgres".to_owned(), "--clear-groups".to_owned()]
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status.lines().any(|line| line.starts_with("Uid:\t0\t"))
 }

@@ -1,5 +1,6 @@
 //! Typed access to settings that are right by themselves, or the table's default.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::diagnostic::Diagnostic;
@@ -151,15 +152,20 @@ impl Reader<'_> {
 
     /// A password in a file that can be read now, and will be again.
     pub(crate) fn password_file(&mut self, path: &str) -> Option<Password> {
+        self.readable_file(path).map(Password::InFile)
+    }
+
+    /// A file that can be read now, and is read again later.
+    pub(crate) fn readable_file(&mut self, path: &str) -> Option<PathBuf> {
         self.secret_file(path)?;
-        self.optional_text(path).map(|file| Password::InFile(file.into()))
+        self.optional_text(path).map(PathBuf::from)
     }
 
     /// A file's content without the line break at its end.
     pub(crate) fn secret_file(&mut self, path: &str) -> Option<Secret> {
         let file = self.optional_text(path)?;
         match std::fs::read_to_string(&file) {
-            Ok(content) => Some(Secret::new(content.trim_end_matches(['\r', '\n']).to_owned())),
+            Ok(content) => Some(Secret::of_file(&content)),
             Err(error) => {
                 let help = "give a file that this user may read";
                 self.error(path, format!("{file} cannot be read: {error}"), help);

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::PgConnection;
 use tracing::warn;
 
 use super::command::{CommandError, CommandOutcome, RETRY_DELAY_MAX, RETRY_DELAY_MIN, TRIES_MAX, Waiting};
@@ -14,7 +13,7 @@ use crate::log_limit;
 use crate::metrics::ByReason;
 use crate::stores::postgres::records::{IdempotencyRecord, add_records, records_of};
 use crate::stores::postgres::write::{CommandStream, is_leader, keep_last, undo_last};
-use crate::stores::postgres::{Blame, SourceError};
+use crate::stores::postgres::{Blame, Session, SourceError};
 use crate::stores::redis::{CacheError, Finished, StreamEntry};
 use crate::write::{CacheState, WriteEffects, WriteError, Written, settle};
 
@@ -154,7 +153,9 @@ async fn carry_out(
     }
     if !records.is_empty() {
         if 0 < effects.rows {
-            effects.seal(context, &mut transaction).await?;
+            let sealed =
+                transaction.plainly("note a write", async |plain| effects.seal(context, plain).await);
+            sealed.await?;
         }
         add_records(&mut transaction, leadership.commands(), &records).await?;
         failpoint::reach("write.executed");
@@ -165,12 +166,14 @@ async fn carry_out(
 
 /// Carries out one command; none: it failed, and with it the shared transaction.
 async fn attempt(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     waiting: &Waiting,
     mode: BatchMode,
     effects: &mut WriteEffects,
 ) -> Result<Option<Ending>, Box<CommandError>> {
-    let ending = match waiting.prepared.execute(connection).await {
+    let executed =
+        connection.plainly("carry out a write", async |plain| waiting.prepared.execute(plain).await);
+    let ending = match executed.await {
         Ok(own) => {
             let rows = i64::try_from(own.rows).unwrap_or(i64::MAX);
             effects.add(own);

@@ -3,7 +3,7 @@
 use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::error::{EngineError, chain};
-use crate::stores::postgres::{ErrorKind, Finding, Inspection, findings_of_reads};
+use crate::stores::postgres::{Finding, Inspection, findings_of_reads};
 
 /// Why a dataset that reads this cannot be followed.
 pub(super) async fn of(
@@ -24,7 +24,7 @@ pub(super) async fn of(
 async fn of_source(context: &Context, dataset: &Dataset) -> Result<Option<String>, EngineError> {
     match dataset.source(&context.postgres).await {
         Err(EngineError::Dataset { problem, .. }) => Ok(Some(problem.message)),
-        Err(EngineError::Source(error)) if error.kind == ErrorKind::Unavailable => Err(error.into()),
+        Err(EngineError::Source(error)) if error.is_unreachable() => Err(error.into()),
         // Whether it can be loaded now is for whoever loads.
         Err(_) | Ok(_) => Ok(None),
     }
@@ -38,7 +38,7 @@ fn first(findings: Vec<Finding>) -> Option<String> {
 async fn of_watch_rules(context: &Context, dataset: &Dataset) -> Result<Option<String>, EngineError> {
     match context.postgres.check_watch_rules(&dataset.settings).await {
         Ok(findings) => Ok(first(findings)),
-        Err(error) if error.kind == ErrorKind::Unavailable => Err(error.into()),
+        Err(error) if error.is_unreachable() => Err(error.into()),
         Err(error) => Ok(Some(chain(&error))),
     }
 }

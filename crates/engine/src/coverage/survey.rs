@@ -136,7 +136,7 @@ async fn install(
                 let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
                 tracing::info!(table, triggers = made, "changes are captured");
             }
-            Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::NoSchema) => {
+            Err(error) if error.is_unreachable() || error.kind == ErrorKind::NoSchema => {
                 return Err(error.into());
             }
             Err(error) if is_captured => {
@@ -212,7 +212,7 @@ impl CoverageSurvey {
         for dataset in context.catalog.iter() {
             let found = match context.postgres.inspect(&dataset.settings.query).await {
                 Ok(inspection) => Ok(inspection),
-                Err(error) if error.kind == ErrorKind::Unavailable => return Err(error.into()),
+                Err(error) if error.is_unreachable() => return Err(error.into()),
                 Err(error) => Err(chain(&error)),
             };
             if let Ok(inspection) = &found {

@@ -126,6 +126,53 @@ impl Postgres {
         Err(failed("starting postgres", log))
     }
 
+    /// Starts a standby of this server, on this port or a free one.
+    ///
+    /// # Errors
+    /// [`ServerError`] where it does not start.
+    pub async fn standby(&self, port: Option<u16>) -> Result<Self, ServerError> {
+        let directory = new_directory("standby")?;
+        let data = directory.join("data");
+        let program = postgres_program("pg_basebackup")?;
+        run_as_server(&[
+            &program.display().to_string(),
+            "--pgdata",
+            &data.display().to_string(),
+            "--dbname",
+            &self.url(),
+            "--write-recovery-conf",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-sync",
+        ])?;
+        let port = port.map_or_else(free_port, Ok)?;
+        let server = Server { pid: None, port, directory };
+        let (settings, environment) = (self.settings.clone(), self.environment.clone());
+        let mut standby = Self { server, data, settings, environment };
+        standby.launch().await?;
+        Ok(standby)
+    }
+
+    /// Makes this standby the primary.
+    ///
+    /// # Errors
+    /// [`ServerError`], with Postgres's message.
+    pub async fn promote(&self) -> Result<(), ServerError> {
+        self.execute("select pg_promote(true, 30)").await
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
+    /// Where files for it can be put that it may read, such as certificates.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.server.directory
+    }
+
     async fn launch(&mut self) -> Result<(), ServerError> {
         let program = postgres_program("postgres")?;
         let mut command = vec!["env".to_owned()];
@@ -273,12 +320,6 @@ impl Postgres {
         }
         let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
         Err(failed("starting a copy of postgres", log))
-    }
-
-    /// Its port.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.server.port
     }
 }
 

@@ -1,33 +1,27 @@
 //! Connections: pinned settings, read-only unless a statement says otherwise.
 
-use std::io::{self, ErrorKind};
-use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
-
 use super::SourceError;
-use super::error::CONNECTING;
+use super::connector::{Connector, Profile};
+use super::pool::Pool;
+use super::session::Session;
 use cachekeeper_config as config;
 
 /// A handle to the primary. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Postgres {
-    pub(super) pool: PgPool,
+    pub(super) pool: Pool,
     /// For statements that nobody waits for longer than [`QUICK_MAX`]: the server ends them then, so that they hold no connection.
-    pub(super) quick: PgPool,
-    options: PgConnectOptions,
-    connect_timeout: Duration,
+    pub(super) quick: Pool,
+    connector: Arc<Connector>,
+    /// For what may take long.
+    unlimited: Profile,
     /// Connections of the pool that were opened before this are replaced.
     renewed_at: Arc<RwLock<Option<Instant>>>,
 }
 
-/// A connection that nobody used for longer is asked whether it lives before it is used again.
-const ASKED_AFTER: Duration = Duration::from_millis(100);
-/// How long before the moment at which it counts as open a session may have read its settings.
-const SESSION_BEGINS_WITHIN: Duration = Duration::from_millis(200);
 /// The longest that a quick statement may take.
 pub const QUICK_MAX: Duration = Duration::from_secs(1);
 /// Connections for quick statements. A locked table must not take those that other loads need.
@@ -35,108 +29,46 @@ const QUICK_CONNECTIONS: u32 = 6;
 /// How long a statement waits for a lock at most.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 
-/// What every session has, whatever is set for its role or database: what shapes texts and decides what a load sees.
-const PINNED: [(&str, &str); 12] = [
-    // No load may take part in a write, lock rows, or see its own changes.
-    ("default_transaction_read_only", "on"),
-    ("default_transaction_isolation", "read committed"),
-    // A policy hides rows; it does not make the query fail.
-    ("row_security", "on"),
-    // The text of a key must not depend on who loads it.
-    ("TimeZone", "UTC"),
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "iso_8601"),
-    ("extra_float_digits", "1"),
-    ("bytea_output", "hex"),
-    ("lc_monetary", "C"),
-    // Nobody needs to know which trigger was not there when it was replaced.
-    ("client_min_messages", "warning"),
-    // The first row of a backfill carries its snapshot, so the parts of its union must run in order.
-    ("enable_parallel_append", "off"),
-    ("jit", "off"),
-];
-
-/// Sets them in a session, in case a pooler has not passed them on. Names are looked up where the role's own setting says, and in
-/// temporary tables last: what a trigger has made in a session must not stand for a table of the query.
-const PIN: &str = r#"
-    select pg_catalog.set_config(s.name, s.value, false) from unnest($1::text[], $2::text[]) s(name, value)
-    union all
-    select pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', nullif(p.path, ''), 'pg_temp'), false)
-    from (select pg_catalog.regexp_replace(pg_catalog.regexp_replace(pg_catalog.current_setting('search_path'),
-        '(^|,)\s*"?pg_temp"?\s*(?=,|$)', '', 'g'), '^[\s,]+', '')) p(path)"#;
-
-async fn pin(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let (names, values): (Vec<&str>, Vec<&str>) = PINNED.into_iter().unzip();
-    sqlx::query(PIN).persistent(false).bind(names).bind(values).execute(connection).await.map(drop)
-}
-
-/// In a transaction that may write, names mean what they mean to the application's own sessions: what its triggers make may be
-/// temporary tables that they look for first.
-pub(super) const BEGIN_WRITE: &str = "begin read write; set local search_path to default";
-
-/// What the connections of a pool have in common.
-struct Pooling<'a> {
-    options: &'a PgConnectOptions,
-    renewed_at: &'a Arc<RwLock<Option<Instant>>>,
-}
-
-impl Pooling<'_> {
-    /// A pool of at most so many connections, for each of which callers wait at most so long.
-    fn connections(&self, most: u32, wait: Duration) -> PgPool {
-        let renewed = Arc::clone(self.renewed_at);
-        PgPoolOptions::new()
-            .max_connections(most)
-            .acquire_timeout(wait)
-            .idle_timeout(Duration::from_secs(300))
-            // A connection that was just used is not asked whether it lives: that would cost each load a round trip.
-            .test_before_acquire(false)
-            .before_acquire(move |connection, about| {
-                let renewed_at = *renewed.read().unwrap_or_else(PoisonError::into_inner);
-                let is_fresh = renewed_at.is_none_or(|at| about.age + SESSION_BEGINS_WITHIN < at.elapsed());
-                Box::pin(async move {
-                    Ok(is_fresh && (about.idle_for < ASKED_AFTER || connection.ping().await.is_ok()))
-                })
-            })
-            .after_connect(|connection, _| Box::pin(pin(connection)))
-            .connect_lazy_with(self.options.clone())
-    }
-}
-
 impl Postgres {
     /// Prepares a handle; nothing connects until the first statement.
     ///
     /// # Errors
     /// [`SourceError`] when the URL cannot be used.
     pub fn new(settings: &config::Postgres) -> Result<Self, SourceError> {
-        let error = |source| SourceError::new("read the URL", source);
-        let mut options = PgConnectOptions::from_str(settings.driver_url().reveal()).map_err(error)?;
-        if let Some(password) = &settings.password {
-            options = options.password(password.reveal());
-        }
-        let limit = format!("{}ms", settings.statement_timeout.as_millis());
+        let connector =
+            Connector::new(settings).map_err(|source| SourceError::new("read the URL", source))?;
+        let connector = Arc::new(connector);
+        let attempt = connector.attempt_limit();
         // Less than the statement's limit, so that waiting for a lock is told from being slow.
         let lock_limit = (settings.statement_timeout / 2).min(LOCK_TIMEOUT_MAX);
-        let lock_limit = format!("{}ms", lock_limit.as_millis());
-        let options = options
-            .application_name("cachekeeper")
-            .options(PINNED)
-            .options([
-                ("statement_timeout", limit.as_str()),
-                ("lock_timeout", lock_limit.as_str()),
-                // A process that is stopped in the middle of a write may not hold its locks for ever.
-                ("idle_in_transaction_session_timeout", "10s"),
-            ])
-            .disable_statement_logging();
+        let profile = |limit: Option<Duration>| {
+            let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
+            let set = |name: &str, value: String| (name.to_owned(), value);
+            Profile {
+                settings: vec![
+                    set("statement_timeout", milliseconds(limit.unwrap_or_default())),
+                    set("lock_timeout", milliseconds(lock_limit)),
+                    // A process that is stopped in the middle of a write may not hold its locks for ever.
+                    set("idle_in_transaction_session_timeout", "10s".to_owned()),
+                ],
+                // The server's limit comes first, where it is heard.
+                limit: limit.map(|limit| limit + attempt),
+                attempt,
+            }
+        };
         let renewed_at: Arc<RwLock<Option<Instant>>> = Arc::default();
-        let pool = Pooling { options: &options, renewed_at: &renewed_at }
-            .connections(settings.max_connections, settings.connect_timeout);
-        let limit = format!("{}ms", QUICK_MAX.as_millis());
-        let quick = options.clone().options([("statement_timeout", limit.as_str())]);
-        let quick = Pooling { options: &quick, renewed_at: &renewed_at }.connections(
-            QUICK_CONNECTIONS.min(settings.max_connections),
-            settings.connect_timeout.min(QUICK_MAX),
-        );
-        Ok(Self { pool, quick, options, connect_timeout: settings.connect_timeout, renewed_at })
+        let pool = |profile, most, wait| {
+            Pool::new(Arc::clone(&connector), profile, (most, wait), Arc::clone(&renewed_at))
+        };
+        let quick_wait = attempt.min(QUICK_MAX);
+        let quick = Profile { attempt: quick_wait, ..profile(Some(QUICK_MAX)) };
+        Ok(Self {
+            pool: pool(profile(Some(settings.statement_timeout)), settings.max_connections, attempt),
+            quick: pool(quick, QUICK_CONNECTIONS.min(settings.max_connections), quick_wait),
+            unlimited: profile(None),
+            connector,
+            renewed_at,
+        })
     }
 
     /// Asks whether the server answers.
@@ -144,16 +76,15 @@ impl Postgres {
     /// # Errors
     /// [`SourceError`], with what to do about it.
     pub async fn ping(&self) -> Result<(), SourceError> {
-        self.open("reach the server", &self.options).await.map(drop)
+        self.open("reach the server").await.map(drop)
     }
 
-    /// The pool tries again and again and then says only that it took too long. Where that is why a statement failed, one
-    /// more attempt tells what is wrong.
+    /// Where no connection was free, whether that is because none can be made.
     pub async fn explain(&self, error: SourceError) -> SourceError {
         if !error.is_out_of_connections() {
             return error;
         }
-        match self.open(error.what, &self.options).await {
+        match self.open(error.what).await {
             // All of them are in use, then.
             Ok(_connection) => error,
             Err(reason) => reason,
@@ -161,37 +92,13 @@ impl Postgres {
     }
 
     /// A connection of its own, without a time limit for statements: for backfills.
-    pub(super) async fn open_unlimited(&self) -> Result<PgConnection, SourceError> {
-        self.open("open a connection", &self.options.clone().options([("statement_timeout", "0")])).await
+    pub(super) async fn open_unlimited(&self) -> Result<Session, SourceError> {
+        self.open("open a connection").await
     }
 
-    async fn open(
-        &self,
-        what: &'static str,
-        options: &PgConnectOptions,
-    ) -> Result<PgConnection, SourceError> {
-        let place = || match options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => format!("{}:{}", options.get_host(), options.get_port()),
-        };
-        let connect = async {
-            let mut connection = PgConnection::connect_with(options).await?;
-            pin(&mut connection).await?;
-            Ok(connection)
-        };
-        let (kind, text) = match tokio::time::timeout(self.connect_timeout, connect).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(sqlx::Error::Io(error))) if error.kind() == ErrorKind::ConnectionRefused => {
-                (error.kind(), "connection refused".to_owned())
-            }
-            Ok(Err(sqlx::Error::Io(error))) => (error.kind(), error.to_string()),
-            Ok(Err(other)) => return Err(SourceError::new(what, other)),
-            Err(_elapsed) => {
-                (ErrorKind::TimedOut, format!("no answer within {} ms", self.connect_timeout.as_millis()))
-            }
-        };
-        let source = sqlx::Error::Io(io::Error::new(kind, format!("{CONNECTING}{}: {text}", place())));
-        Err(SourceError::new(what, source))
+    async fn open(&self, what: &'static str) -> Result<Session, SourceError> {
+        let connected = self.connector.connect(&self.unlimited).await;
+        connected.map_err(|error| SourceError::new(what, error.into()))
     }
 
     /// What the sessions of the pool know is out of date: settings of roles and databases, which they read only once, and the
@@ -202,7 +109,6 @@ impl Postgres {
 
     /// Closes all connections.
     pub async fn close(&self) {
-        self.pool.close().await;
-        self.quick.close().await;
+        tokio::join!(self.pool.close(), self.quick.close());
     }
 }

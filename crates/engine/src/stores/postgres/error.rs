@@ -16,9 +16,6 @@ pub struct SourceError {
     pub source: Cause,
 }
 
-/// How a message begins where no connection was made.
-pub(super) const CONNECTING: &str = "cannot connect to ";
-
 /// What the driver reports, as a person reads it: what the server says, without the driver's frame around it and without
 /// the line of the server's own source.
 #[derive(Debug)]
@@ -82,6 +79,12 @@ pub enum ErrorKind {
     /// Wrong user, password or rights.
     #[error("the user, the password or the user's rights are wrong")]
     Forbidden,
+    /// The login is refused, by the server or by this side: role, password, database or certificate.
+    #[error("the login is refused")]
+    Login,
+    /// A pooler shares sessions among its clients.
+    #[error("a pooler in transaction or statement mode stands before the server")]
+    Pooler,
     /// Something in the schema `cachekeeper` belongs to somebody else.
     #[error(
         "things in the schema `cachekeeper` belong to others, and would run with this role's rights; run it as their owner, or drop them"
@@ -123,18 +126,52 @@ impl SourceError {
         matches!(*self.source, Error::PoolTimedOut)
     }
 
+    /// Whether no connection was made at all.
+    fn is_of_connecting(&self) -> bool {
+        connect_error(&self.source).is_some()
+    }
+
+    /// Whether it is a matter of the configuration, here or at the server: waiting alone does not help.
+    #[must_use]
+    pub fn is_of_configuration(&self) -> bool {
+        match self.kind {
+            ErrorKind::Login | ErrorKind::Pooler => true,
+            ErrorKind::Standby => self.is_of_connecting(),
+            ErrorKind::Unavailable
+            | ErrorKind::NoSchema
+            | ErrorKind::NoIncarnation
+            | ErrorKind::Data
+            | ErrorKind::Cancelled
+            | ErrorKind::Forbidden
+            | ErrorKind::Foreign
+            | ErrorKind::Changed
+            | ErrorKind::Statement
+            | ErrorKind::Reply => false,
+        }
+    }
+
     /// No answer within the caller's limit.
     pub(super) fn slow(what: &'static str) -> Self {
         Self::with(what, ErrorKind::Cancelled, "no answer within the limit".to_owned())
+    }
+
+    /// Whether nothing could be asked at all: nobody answers, or lets this process in.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Login | ErrorKind::Pooler)
     }
 
     /// Whether waiting helps.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self.kind {
-            ErrorKind::Unavailable | ErrorKind::NoIncarnation | ErrorKind::Cancelled | ErrorKind::Changed => {
-                true
-            }
+            // Files with secrets and certificates are read again, and a pooler may be set up anew.
+            ErrorKind::Unavailable
+            | ErrorKind::Login
+            | ErrorKind::Pooler
+            | ErrorKind::NoIncarnation
+            | ErrorKind::Cancelled
+            | ErrorKind::Changed => true,
             ErrorKind::NoSchema
             | ErrorKind::Standby
             | ErrorKind::Data
@@ -206,14 +243,13 @@ impl SourceError {
     pub fn told(&self) -> String {
         let (what, message) = (self.what, self.message());
         match &self.kind {
-            ErrorKind::Unavailable | ErrorKind::Forbidden | ErrorKind::Statement
-                if message.starts_with(CONNECTING) =>
-            {
-                message
-            }
-            ErrorKind::Unavailable | ErrorKind::Forbidden | ErrorKind::Statement | ErrorKind::Data => {
-                format!("failed to {what}: {message}")
-            }
+            _ if self.is_of_connecting() => message,
+            ErrorKind::Unavailable
+            | ErrorKind::Login
+            | ErrorKind::Pooler
+            | ErrorKind::Forbidden
+            | ErrorKind::Statement
+            | ErrorKind::Data => format!("failed to {what}: {message}"),
             kind @ (ErrorKind::NoSchema | ErrorKind::Standby | ErrorKind::NoIncarnation) => kind.to_string(),
             kind @ (ErrorKind::Cancelled | ErrorKind::Changed | ErrorKind::Reply | ErrorKind::Foreign) => {
                 format!("failed to {what}: {kind} ({message})")
@@ -228,7 +264,33 @@ impl SourceError {
     }
 }
 
+/// An attempt to connect that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub(super) struct ConnectError {
+    pub kind: ErrorKind,
+    pub text: String,
+    /// Whether the same attempt may succeed in a moment: the server starts, or is being promoted.
+    pub may_pass: bool,
+}
+
+impl From<ConnectError> for Error {
+    fn from(error: ConnectError) -> Self {
+        Self::Io(std::io::Error::other(error))
+    }
+}
+
+fn connect_error(error: &Error) -> Option<&ConnectError> {
+    match error {
+        Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
 fn kind_of(error: &Error) -> ErrorKind {
+    if let Some(error) = connect_error(error) {
+        return error.kind.clone();
+    }
     match error {
         Error::Io(_) | Error::Tls(_) | Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => {
             ErrorKind::Unavailable
@@ -242,6 +304,7 @@ fn kind_of(error: &Error) -> ErrorKind {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => kind_of(error),
             _ => ErrorKind::Statement,
         },
+        Error::Configuration(_) => ErrorKind::Login,
         Error::ColumnDecode { .. } | Error::Decode(_) | Error::Protocol(_) => ErrorKind::Reply,
         _ => ErrorKind::Statement,
     }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Row as _, ValueRef as _};
+use sqlx::{AssertSqlSafe, Executor, Row as _, ValueRef as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::capture::MARKERS;
 use super::load::read_stamped;
+use super::session::Session;
 use super::statement::INCARNATION;
 use super::{CatalogState, ErrorKind, Poll, Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
@@ -17,9 +18,9 @@ use cachekeeper_protocol::stamp::Snapshot;
 /// A connection of its own, because it asks every few milliseconds.
 #[derive(Debug)]
 pub struct FeedReader {
-    connection: Option<PgConnection>,
+    connection: Option<Session>,
     /// The connection, while a long list of changes is read on it.
-    lent: Option<oneshot::Receiver<PgConnection>>,
+    lent: Option<oneshot::Receiver<Session>>,
     postgres: Postgres,
     /// How the keys are read.
     keys: &'static str,
@@ -210,7 +211,7 @@ impl FeedReader {
         polled
     }
 
-    async fn open(postgres: &Postgres) -> Result<PgConnection, SourceError> {
+    async fn open(postgres: &Postgres) -> Result<Session, SourceError> {
         let mut connection = postgres.open_unlimited().await?;
         // The outbox is read by its index, also before anything is known about its size.
         // Plans that fit every snapshot are made once: the catalogs' takes longer to plan than to run.
@@ -361,11 +362,11 @@ fn texts(bytes: &[u8]) -> Option<Vec<Option<String>>> {
 /// Reads a long list of changes group by group, as fast as they are applied. The connection is given back only where nothing
 /// is left to be read on it.
 async fn read_all(
-    mut connection: PgConnection,
+    mut connection: Session,
     sql: String,
     (cursor, until): (String, String),
     sender: mpsc::Sender<Result<Vec<Change>, SourceError>>,
-    give_back: oneshot::Sender<PgConnection>,
+    give_back: oneshot::Sender<Session>,
 ) {
     let mut stream = sqlx::query(AssertSqlSafe(sql)).bind(cursor).bind(until).fetch(&mut connection);
     let mut group = Vec::with_capacity(GROUP);

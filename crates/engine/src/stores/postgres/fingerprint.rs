@@ -10,7 +10,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Executor, Row as _};
 
 use super::statement::INCARNATION;
-use super::{ErrorKind, Postgres, SourceError};
+use super::{Postgres, SourceError};
 use cachekeeper_protocol::revision::hash_of;
 
 /// A coverage fingerprint: the hash of what matters, of the versions of the columns' catalog rows, and of the files. The text is
@@ -344,7 +344,7 @@ impl Postgres {
             .await;
         match rows.map_err(error) {
             Ok(rows) => Ok(rows.into_iter().map(|oid| oid.0).collect()),
-            Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
+            Err(error) if error.is_unreachable() => Err(error),
             Err(error) => {
                 tracing::debug!(%error, "what new partitions brought is not known");
                 Ok(BTreeSet::new())

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::postgres::types::Oid;
-use sqlx::{PgConnection, Row as _};
 
+use super::session::Session;
 use super::{ErrorKind, Postgres, SourceError};
 
 /// Locks that triggers can be made beside.
@@ -97,7 +98,7 @@ pub(super) struct Holder {
 
 /// Who holds other locks than these on these relations; without relations: on any of the schema `cachekeeper`.
 pub(super) async fn holders(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     relations: &[Oid],
     but: &[&str],
 ) -> Result<Vec<Holder>, SourceError> {
@@ -117,7 +118,7 @@ const LONG: Duration = Duration::from_millis(100);
 /// # Errors
 /// [`ErrorKind::Cancelled`] where one of them does not, with who it is.
 pub(super) async fn wait_shortly(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     what: &'static str,
     relations: &[Oid],
     but: &[&str],
@@ -135,11 +136,7 @@ pub(super) async fn wait_shortly(
 }
 
 /// The same error; where somebody's lock is the reason, with who it is.
-pub(super) async fn held(
-    connection: &mut PgConnection,
-    relations: &[Oid],
-    error: SourceError,
-) -> SourceError {
+pub(super) async fn held(connection: &mut Session, relations: &[Oid], error: SourceError) -> SourceError {
     let is_told = matches!(*error.source, sqlx::Error::Protocol(_));
     if error.kind != ErrorKind::Cancelled || is_told {
         return error;

@@ -5,9 +5,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgArguments, PgColumn, PgRow, PgTypeInfo};
-use sqlx::{Arguments, AssertSqlSafe, Column, PgConnection, PgPool, Row as _};
+use sqlx::{Arguments, AssertSqlSafe, Column, Row as _};
 use tokio::sync::mpsc;
 
+use super::pool::Pool;
+use super::session::Session;
 use super::statement::{DatasetSource, INCARNATION, KeyType, KeyValues};
 use super::{ErrorKind, Postgres, SourceError};
 use cachekeeper_protocol::stamp::Snapshot;
@@ -226,7 +228,7 @@ impl DatasetSource {
 }
 
 async fn load_from<K: AsRef<[String]>>(
-    pool: &PgPool,
+    pool: &Pool,
     source: &DatasetSource,
     keys: &[K],
 ) -> Result<Loaded, SourceError> {
@@ -249,7 +251,7 @@ async fn load_from<K: AsRef<[String]>>(
 }
 
 async fn read_rows(
-    mut connection: PgConnection,
+    mut connection: Session,
     sql: String,
     values: KeyValues,
     sender: mpsc::Sender<Result<Vec<Row>, SourceError>>,

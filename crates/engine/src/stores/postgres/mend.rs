@@ -6,11 +6,12 @@
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, Row as _};
 
 use super::SourceError;
 use super::holders::{held, wait_shortly};
 use super::schema::{NO_FEED, is_feed_empty, relations};
+use super::session::Session;
 use super::statement::quote;
 
 /// What is known in these tables is kept. Rows of the outbox are not: those of open transactions could not be.
@@ -29,11 +30,21 @@ fn error(source: sqlx::Error) -> SourceError {
 /// # Errors
 /// [`SourceError`]: [`super::ErrorKind::Cancelled`] while others use tables of the schema, to be repeated then.
 pub(super) async fn rebuild(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     migrations: &Migrator,
     mended: &mut Vec<String>,
 ) -> Result<(), SourceError> {
     drop_replaced(connection).await?;
+    connection.plainly(WHAT, async |connection| rebuild_on(connection, migrations, mended).await).await?;
+    drop_replaced(connection).await
+}
+
+/// The driver's own transaction: those of the migrations nest in it.
+async fn rebuild_on(
+    connection: &mut PgConnection,
+    migrations: &Migrator,
+    mended: &mut Vec<String>,
+) -> Result<(), SourceError> {
     let mut transaction = connection.begin().await.map_err(error)?;
     let mut kept = Vec::new();
     for table in KEPT {
@@ -67,7 +78,7 @@ pub(super) async fn rebuild(
         .map_err(error)?;
     transaction.commit().await.map_err(error)?;
     mended.push("the schema was made anew; every entry is loaded again".to_owned());
-    drop_replaced(connection).await
+    Ok(())
 }
 
 /// What a worker's role needs of the schema: to read it, to record the incarnation, and to keep the outbox small. Triggers it cannot
@@ -177,7 +188,7 @@ async fn set_aside(connection: &mut PgConnection, mended: &mut Vec<String>) -> R
 ///
 /// # Errors
 /// [`super::ErrorKind::Cancelled`] while somebody uses it, with whom.
-pub(super) async fn drop_replaced(connection: &mut PgConnection) -> Result<(), SourceError> {
+pub(super) async fn drop_replaced(connection: &mut Session) -> Result<(), SourceError> {
     let left = "select exists (select from pg_catalog.pg_namespace n where n.nspname = $1)
         and not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
             where n.nspname = $1 and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and c.relname <> all($2)
@@ -202,10 +213,7 @@ pub(super) async fn drop_replaced(connection: &mut PgConnection) -> Result<(), S
 }
 
 /// Mends what is in the tables: the one row of `feed`, and rows of the outbox that no transaction of this server has written.
-pub(super) async fn mend_rows(
-    connection: &mut PgConnection,
-    mended: &mut Vec<String>,
-) -> Result<(), SourceError> {
+pub(super) async fn mend_rows(connection: &mut Session, mended: &mut Vec<String>) -> Result<(), SourceError> {
     if is_feed_empty(connection).await? {
         // What was captured meanwhile was read by nobody.
         let insert = "insert into cachekeeper.feed (overflow) values ('pending') on conflict do nothing";
@@ -263,7 +271,7 @@ const LEFTOVER: &str = "
 /// # Errors
 /// [`SourceError`]: [`super::ErrorKind::Cancelled`] while somebody uses one of the tables, to be repeated then.
 pub(super) async fn drop_strays(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     mended: &mut Vec<String>,
 ) -> Result<(), SourceError> {
     let dead = sqlx::query(DEAD).fetch_all(&mut *connection).await.map_err(error)?;
@@ -295,7 +303,7 @@ pub(super) async fn drop_strays(
 }
 
 /// Drops the functions and markers of captures that are not recorded, as far as this role may.
-pub(super) async fn drop_leftover(connection: &mut PgConnection) -> Result<(), SourceError> {
+pub(super) async fn drop_leftover(connection: &mut Session) -> Result<(), SourceError> {
     let leftover: Vec<String> =
         sqlx::query_scalar(LEFTOVER).fetch_all(&mut *connection).await.map_err(error)?;
     for object in leftover {
@@ -306,7 +314,7 @@ pub(super) async fn drop_leftover(connection: &mut PgConnection) -> Result<(), S
 
 /// Drops triggers of one table, all or none, unless somebody uses it for long.
 pub(super) async fn drop_on(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     what: &'static str,
     table: Oid,
     drops: &[String],

@@ -3,11 +3,12 @@
 use std::sync::LazyLock;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Connection, Executor, PgConnection, Row as _, SqlSafeStr};
+use sqlx::{Executor, PgConnection, Row as _, SqlSafeStr};
 
 use super::holders::held;
 use super::mend::{drop_replaced, drop_strays, grants, mend_rows, rebuild};
 use super::schema::{describe, flaws, is_own};
+use super::session::Session;
 use super::{ErrorKind, Postgres, SourceError};
 
 /// Version, description and text. Named here one by one: the macro that reads the folder would bring two crates of
@@ -212,7 +213,7 @@ const RECORD: &str = "create table cachekeeper._sqlx_migrations (
 )";
 
 /// Applies what is missing. What is there and wrong is made anew.
-async fn bring_up(connection: &mut PgConnection, mended: &mut Vec<String>) -> Result<(), SourceError> {
+async fn bring_up(connection: &mut Session, mended: &mut Vec<String>) -> Result<(), SourceError> {
     if !is_own(connection).await? {
         let is_current = pending(connection).await? == Ok(FILES.len());
         let text = "it belongs to another role, and is of another version";
@@ -232,10 +233,9 @@ async fn bring_up(connection: &mut PgConnection, mended: &mut Vec<String>) -> Re
     let mut wrong: Vec<String> = match pending(connection).await? {
         Err(reason) => vec![reason],
         Ok(applied) if applied == FILES.len() => Vec::new(),
-        Ok(_) => match MIGRATIONS.run_direct(None, &mut *connection, false).await {
+        Ok(_) => match connection.plainly(WHAT, apply).await {
             Ok(()) => Vec::new(),
-            Err(source) => {
-                let error = error(source.into());
+            Err(error) => {
                 // A migration that meets something else than the one before it has left.
                 if !matches!(error.kind, ErrorKind::NoSchema | ErrorKind::Statement) || !exists {
                     return Err(error);
@@ -258,11 +258,15 @@ async fn bring_up(connection: &mut PgConnection, mended: &mut Vec<String>) -> Re
     drop_strays(connection, mended).await
 }
 
+async fn apply(connection: &mut PgConnection) -> Result<(), SourceError> {
+    MIGRATIONS.run_direct(None, connection, false).await.map_err(|source| error(source.into()))
+}
+
 /// How many migrations are applied, or why what is recorded of them cannot be true.
 ///
 /// # Errors
 /// [`SourceError`], also where a newer version has made the schema.
-async fn pending(connection: &mut PgConnection) -> Result<Result<usize, String>, SourceError> {
+async fn pending(connection: &mut Session) -> Result<Result<usize, String>, SourceError> {
     let found = describe(connection).await?;
     if found.is_empty() {
         return Ok(Ok(0));

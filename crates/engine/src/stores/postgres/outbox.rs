@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, Row as _};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 
 use super::statement::INCARNATION;
 use super::{Postgres, SourceError};

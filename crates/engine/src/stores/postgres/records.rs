@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use sqlx::Row as _;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::PgRow;
 
+use super::session::Session;
 use super::write::CommandStream;
 use super::{Postgres, SourceError};
 
@@ -32,7 +33,7 @@ pub(crate) struct IdempotencyRecord {
 
 /// The records of these commands, as far as there are any.
 pub(crate) async fn records_of(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     stream: CommandStream<'_>,
     ids: &[String],
 ) -> Result<Vec<IdempotencyRecord>, SourceError> {
@@ -65,7 +66,7 @@ pub(crate) async fn records_of(
 /// # Errors
 /// [`SourceError`]; the transaction is over then.
 pub(crate) async fn add_records(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     stream: CommandStream<'_>,
     records: &[IdempotencyRecord],
 ) -> Result<(), SourceError> {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::Executor;
 
+use super::session::Session;
 use super::{ErrorKind, Postgres, SourceError};
 
 /// What the migrations make, as [`DESCRIBE`] tells it. A test keeps it true.
@@ -77,7 +78,7 @@ const STRANGERS: &str = "
 impl Postgres {
     /// A connection for changes of the schema: names that are not qualified are the server's own, and nobody waits behind us for
     /// longer than a moment.
-    pub(super) async fn open_for_schema(&self) -> Result<PgConnection, SourceError> {
+    pub(super) async fn open_for_schema(&self) -> Result<Session, SourceError> {
         let mut connection = self.open_unlimited().await?;
         for setting in [
             "set search_path = pg_catalog, pg_temp",
@@ -127,7 +128,7 @@ impl Postgres {
 pub(super) const NO_FEED: &str = "the row of feed was missing";
 
 /// Whether the one row of `feed` is not there.
-pub(super) async fn is_feed_empty(connection: &mut PgConnection) -> Result<bool, SourceError> {
+pub(super) async fn is_feed_empty(connection: &mut Session) -> Result<bool, SourceError> {
     let sql = "select not exists (select from cachekeeper.feed)";
     let found = sqlx::query_scalar(sql).fetch_one(connection).await;
     found.map_err(|source| SourceError::new("look at the outbox", source))
@@ -138,7 +139,7 @@ pub(super) async fn is_feed_empty(connection: &mut PgConnection) -> Result<bool,
 ///
 /// # Errors
 /// [`ErrorKind::Foreign`] where somebody else could have put something into it, with the objects.
-pub(super) async fn is_own(connection: &mut PgConnection) -> Result<bool, SourceError> {
+pub(super) async fn is_own(connection: &mut Session) -> Result<bool, SourceError> {
     let error = |source| SourceError::new(USE, source);
     let found: Vec<String> =
         sqlx::query_scalar(STRANGERS).fetch_all(&mut *connection).await.map_err(error)?;
@@ -158,7 +159,7 @@ pub(super) async fn is_own(connection: &mut PgConnection) -> Result<bool, Source
 const USE: &str = "use the schema `cachekeeper`";
 
 /// What differs from what the migrations make. Empty too where there is no schema.
-pub(super) async fn flaws(connection: &mut PgConnection) -> Result<Vec<String>, SourceError> {
+pub(super) async fn flaws(connection: &mut Session) -> Result<Vec<String>, SourceError> {
     let found = describe(connection).await?;
     Ok(if found.is_empty() { Vec::new() } else { compare(&found) })
 }
@@ -167,7 +168,7 @@ pub(super) async fn flaws(connection: &mut PgConnection) -> Result<Vec<String>, 
 ///
 /// # Errors
 /// [`SourceError`]
-pub(super) async fn describe(connection: &mut PgConnection) -> Result<BTreeSet<String>, SourceError> {
+pub(super) async fn describe(connection: &mut Session) -> Result<BTreeSet<String>, SourceError> {
     let error = |source| SourceError::new("look at the schema `cachekeeper`", source);
     // What is not in the path is printed with its schema, so the path is the same whoever asks.
     let mut transaction = connection.begin().await.map_err(error)?;

@@ -7,13 +7,15 @@ mod sql;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use sqlx::TypeInfo;
 use sqlx::postgres::PgTypeInfo;
-use sqlx::{PgConnection, PgPool, TypeInfo};
 
 use self::columns::{KeyColumn, base_type, is_coarse, key_type};
 pub use self::describe::SourceProblem;
 use self::describe::{CAST, DESCRIBE};
 use self::sql::Statements;
+use super::pool::Pool;
+use super::session::Session;
 use super::transcode::{QueryColumn, ReadAs, RowPlan};
 use super::{Postgres, SourceError};
 use cachekeeper_config::Dataset;
@@ -113,7 +115,7 @@ impl Postgres {
 
     async fn describe_on(
         &self,
-        pool: &PgPool,
+        pool: &Pool,
         dataset: &Dataset,
     ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
         let what = DESCRIBE;
@@ -135,7 +137,7 @@ impl Postgres {
 
 /// The columns of the key whose collation takes different texts for equal.
 async fn coarse_columns(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     dataset: &Dataset,
     source: &DatasetSource,
 ) -> Result<BTreeSet<usize>, SourceError> {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 
 use super::holders::held;
 use super::mend::{REPLACED, drop_leftover, drop_on};
 use super::schema::is_own;
+use super::session::Session;
 use super::{ErrorKind, Postgres, SourceError};
 use crate::backoff::Backoff;
 
@@ -177,10 +178,7 @@ impl Postgres {
 }
 
 /// Who uses the schema, and the tables that only this namespace watches.
-async fn uses(
-    connection: &mut PgConnection,
-    namespace: &str,
-) -> Result<(Users, Vec<Triggered>), SourceError> {
+async fn uses(connection: &mut Session, namespace: &str) -> Result<(Users, Vec<Triggered>), SourceError> {
     let error = |source| SourceError::new("look who uses the schema `cachekeeper`", source);
     let sql = "select exists (select from pg_catalog.pg_namespace where nspname = 'cachekeeper')";
     let is_installed: bool = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.map_err(error)?;
@@ -214,7 +212,7 @@ async fn uses(
 }
 
 /// Nothing of the application's is touched any more; a worker or a backup may use the tables of the schema.
-async fn drop_schema(connection: &mut PgConnection, schema: &str) -> Result<(), SourceError> {
+async fn drop_schema(connection: &mut Session, schema: &str) -> Result<(), SourceError> {
     let mut pause = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut attempts = 1;
     loop {
@@ -233,7 +231,7 @@ async fn drop_schema(connection: &mut PgConnection, schema: &str) -> Result<(), 
 }
 
 /// What is recorded of a namespace in tables that others use too, and the captures that nobody else uses.
-async fn forget_namespace(connection: &mut PgConnection, namespace: &str) -> Result<(), SourceError> {
+async fn forget_namespace(connection: &mut Session, namespace: &str) -> Result<(), SourceError> {
     let error = |source| SourceError::new("remove what is recorded of this namespace", source);
     let mut transaction = connection.begin().await.map_err(error)?;
     for table in ["writer", "applied", "used_by", "definition"] {
@@ -251,7 +249,7 @@ async fn forget_namespace(connection: &mut PgConnection, namespace: &str) -> Res
     transaction.commit().await.map_err(error)
 }
 
-async fn triggered(connection: &mut PgConnection) -> Result<Vec<Triggered>, SourceError> {
+async fn triggered(connection: &mut Session) -> Result<Vec<Triggered>, SourceError> {
     let error = |source| SourceError::new("look for triggers", source);
     let rows = sqlx::query(TRIGGERED).fetch_all(connection).await.map_err(error)?;
     let read = |row: &sqlx::postgres::PgRow| {

@@ -5,12 +5,14 @@ use futures_util::TryStreamExt;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
 use sqlx::{
-    AssertSqlSafe, Connection as _, Either, Executor, PgPool, Row as _, SqlSafeStr, Statement, Transaction,
-    TypeInfo as _, ValueRef as _,
+    AssertSqlSafe, Connection as _, Either, Executor, Row as _, SqlSafeStr, Statement, TypeInfo as _,
+    ValueRef as _,
 };
 
-use super::connection::BEGIN_WRITE;
 use super::feed::change_of;
+use super::pinned::OWN_NAMES;
+use super::pool::Lease;
+use super::session::{Session, Transaction};
 use super::statement::type_name;
 use super::{Change, ErrorKind, Postgres, SourceError};
 use cachekeeper_protocol::parameters::ParameterizedSql;
@@ -45,9 +47,9 @@ pub struct CommandStream<'a> {
 pub(crate) const DIRECT: i32 = -1;
 /// Settings of a transaction that carries out several commands, each as if it were alone: what is checked at the end of a
 /// transaction is checked at the end of each, and nobody waits long for rows that others hold.
-const BEGIN_SHARED: &str = "begin read write; set local search_path to default; set constraints all immediate; set local lock_timeout = '300ms'";
+const SHARED: &str = "; set constraints all immediate; set local lock_timeout = '300ms'";
 /// A command that goes alone may wait as long as any other statement.
-const BEGIN_ALONE: &str = "begin read write; set local search_path to default; set constraints all immediate";
+const ALONE: &str = "; set constraints all immediate";
 /// Keys that share a row of the outbox.
 const NOTED_AT_ONCE: usize = 64;
 
@@ -79,16 +81,14 @@ impl Postgres {
     }
 
     /// Begins a transaction that may write.
-    pub(crate) async fn begin_write(&self) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
-        self.begin_with(BEGIN_WRITE).await
+    pub(crate) async fn begin_write(&self) -> Result<Transaction<Lease>, SourceError> {
+        self.begin_with("").await
     }
 
-    pub(super) async fn begin_with(
-        &self,
-        begin: &'static str,
-    ) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
-        let pool: &PgPool = &self.pool;
-        let begun = pool.begin_with(begin).await;
+    /// In a transaction that may write, names mean what they mean to the application's own sessions: what its triggers make may be
+    /// temporary tables that they look for first.
+    pub(super) async fn begin_with(&self, settings: &str) -> Result<Transaction<Lease>, SourceError> {
+        let begun = self.pool.begin_with(&format!("begin read write; {OWN_NAMES}{settings}")).await;
         begun.map_err(|source| SourceError::new("begin a write", source))
     }
 }
@@ -228,11 +228,8 @@ impl SourceError {
 
 impl Postgres {
     /// Begins a transaction for commands.
-    pub async fn begin_commands(
-        &self,
-        is_alone: bool,
-    ) -> Result<Transaction<'static, sqlx::Postgres>, SourceError> {
-        self.begin_with(if is_alone { BEGIN_ALONE } else { BEGIN_SHARED }).await
+    pub async fn begin_commands(&self, is_alone: bool) -> Result<Transaction<Lease>, SourceError> {
+        self.begin_with(if is_alone { ALONE } else { SHARED }).await
     }
 
     /// Ends the sessions of this role that carry out commands of a stream: whoever leads now has waited for them in vain. The
@@ -289,7 +286,7 @@ impl Postgres {
 }
 
 /// Between two commands of a transaction: what the last one did stays, whatever becomes of the next.
-pub(crate) async fn keep_last(connection: &mut PgConnection, is_first: bool) -> Result<(), SourceError> {
+pub(crate) async fn keep_last(connection: &mut Session, is_first: bool) -> Result<(), SourceError> {
     let sql = if is_first { "savepoint command" } else { "release savepoint command; savepoint command" };
     let done = connection.execute(sql).await;
     done.map(drop).map_err(|source| SourceError::new("keep what a command did", source))
@@ -299,7 +296,7 @@ pub(crate) async fn keep_last(connection: &mut PgConnection, is_first: bool) -> 
 ///
 /// # Errors
 /// [`SourceError`]; the connection is broken then.
-pub(crate) async fn undo_last(connection: &mut PgConnection) -> Result<(), SourceError> {
+pub(crate) async fn undo_last(connection: &mut Session) -> Result<(), SourceError> {
     let done = connection.execute("rollback to savepoint command").await;
     done.map(drop).map_err(|source| SourceError::new("take back what a command did", source))
 }
@@ -307,7 +304,7 @@ pub(crate) async fn undo_last(connection: &mut PgConnection) -> Result<(), Sourc
 /// Whether the holder of this token may still apply commands of the stream; until this transaction ends, nobody else can
 /// take over.
 pub async fn is_leader(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     stream: CommandStream<'_>,
     token: i64,
 ) -> Result<bool, SourceError> {

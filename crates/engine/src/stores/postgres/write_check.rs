@@ -1,9 +1,9 @@
 //! What the server says about a write statement before it is ever carried out: it is described and planned.
 
 use serde_json::Value;
-use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection, Either, Error, Executor, Row as _, SqlSafeStr, Statement};
+use sqlx::{AssertSqlSafe, Either, Error, Executor, Row as _, SqlSafeStr, Statement};
 
+use super::session::Session;
 use super::statement::type_name;
 use super::{ErrorKind, Postgres, SourceError, SourceProblem};
 use cachekeeper_protocol::parameters::ParameterizedSql;
@@ -102,7 +102,7 @@ impl Postgres {
     }
 }
 
-async fn explained(connection: &mut PgConnection, prepare: &str, explain: &str) -> Result<String, Error> {
+async fn explained(connection: &mut Session, prepare: &str, explain: &str) -> Result<String, Error> {
     let mut transaction = connection.begin().await?;
     // A plan for null would leave out what null rules out.
     transaction.execute("set local plan_cache_mode = force_generic_plan").await?;

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Postgres as Server, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 
+use super::super::session::Session;
 use super::TreeMember;
 use super::function::{CaptureLimits, Definition, WatchedColumn, name, truncate_name};
 use super::triggers::{Functions, Plan};
@@ -176,7 +177,7 @@ struct Work {
 
 /// Installs a capture in one transaction: all or nothing. Where nothing is to be done, nothing is written or locked.
 async fn install(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     tree: &Tree<'_>,
     wanted: &WantedCapture,
     limits: &CaptureLimits,
@@ -227,7 +228,7 @@ async fn install(
 }
 
 /// Whose the schema is, where this role may not make functions in it.
-async fn owner_of_schema(connection: &mut PgConnection) -> Result<Option<String>, SourceError> {
+async fn owner_of_schema(connection: &mut Session) -> Result<Option<String>, SourceError> {
     let sql = "select pg_get_userbyid(n.nspowner)::text from pg_namespace n \
          where n.nspname = 'cachekeeper' and not has_schema_privilege(n.oid, 'create')";
     sqlx::query_scalar(sql).fetch_optional(connection).await.map_err(error)
@@ -235,7 +236,7 @@ async fn owner_of_schema(connection: &mut PgConnection) -> Result<Option<String>
 
 /// Lets the owners of the tables make the triggers that are missing; says by which statements.
 async fn leave_to_owners(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     tree: &Tree<'_>,
     work: &Work,
 ) -> Result<String, SourceError> {
@@ -265,7 +266,7 @@ impl Work {
 
 /// What is to be done that a tree is captured as it is wanted.
 async fn work(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     tree: &Tree<'_>,
     recorded: &Recorded,
     wanted: &WantedCapture,
@@ -308,7 +309,7 @@ async fn work(
 
 /// The functions of a capture; and whether all that belongs to it is there, with the text that is recorded.
 async fn functions_of(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     recorded: &Recorded,
 ) -> Result<(Functions, bool), SourceError> {
     let sql = "select p.oid, t.oid, 0 < strpos($2, p.prosrc) and 0 < strpos($2, t.prosrc)
@@ -326,7 +327,7 @@ async fn functions_of(
 }
 
 /// Takes the lock that triggers need, on the whole tree, unless somebody holds it for long.
-async fn lock(transaction: &mut Transaction<'_, Server>, members: &[&TreeMember]) -> Result<(), SourceError> {
+async fn lock(transaction: &mut Session, members: &[&TreeMember]) -> Result<(), SourceError> {
     let oids: Vec<Oid> = members.iter().map(|member| Oid(member.oid)).collect();
     wait_shortly(transaction, WHAT, &oids, &OF_READERS).await?;
     transaction.execute(LOCK_WITHIN).await.map_err(error)?;
@@ -336,18 +337,18 @@ async fn lock(transaction: &mut Transaction<'_, Server>, members: &[&TreeMember]
 }
 
 /// Finds or makes the record of a capture, and holds it.
-async fn record(transaction: &mut Transaction<'_, Server>, root: u32) -> Result<Recorded, SourceError> {
+async fn record(transaction: &mut Session, root: u32) -> Result<Recorded, SourceError> {
     let insert = "insert into cachekeeper.capture (root, columns, mode, db) \
          select $1, '{}', '', d.oid from pg_database d where d.datname = current_database() \
          on conflict (root) do update set db = excluded.db, definition = '' where capture.db <> excluded.db";
-    sqlx::query(insert).bind(Oid(root)).execute(&mut **transaction).await.map_err(error)?;
+    sqlx::query(insert).bind(Oid(root)).execute(&mut *transaction).await.map_err(error)?;
     let found = recorded(transaction, root, "for update").await?;
     found.ok_or_else(|| error(sqlx::Error::RowNotFound))
 }
 
 /// The record of a capture of this database.
 async fn recorded(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     root: u32,
     lock: &'static str,
 ) -> Result<Option<Recorded>, SourceError> {
@@ -375,7 +376,7 @@ fn literal(text: &str) -> String {
 
 /// The columns to capture that the table has, in a fixed order.
 pub(super) async fn watched_columns(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     root: u32,
     wanted: &BTreeSet<String>,
     before: &[String],

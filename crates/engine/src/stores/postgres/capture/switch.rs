@@ -4,8 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 
+use super::super::session::Session;
 use super::WAS_PREPARED_BEFORE;
 use super::function::{CaptureLimits, Definition};
 use super::install::watched_columns;
@@ -179,7 +180,7 @@ impl Postgres {
 }
 
 /// Notes the transactions of now as those that may have written uncaptured.
-async fn note_settling(connection: &mut PgConnection, which: &str) -> Result<(), SourceError> {
+async fn note_settling(connection: &mut Session, which: &str) -> Result<(), SourceError> {
     let sql = format!(
         "update cachekeeper.capture c set settling = {ENDED_BY}, settling_in = {INCARNATION}, \
          holders = {HOLDERS} where {which}"

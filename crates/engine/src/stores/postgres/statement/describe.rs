@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::postgres::types::Oid;
-use sqlx::{Column, Either, Executor, PgConnection, Row as _, SqlSafeStr, Statement};
+use sqlx::{Column, Either, Executor, Row as _, SqlSafeStr, Statement};
 
+use super::super::session::Session;
 use super::columns::quote;
 use crate::stores::postgres::transcode::{Kind, QueryColumn, kind_of_catalog_name};
 use crate::stores::postgres::{ErrorKind, SourceError};
@@ -39,7 +40,7 @@ pub struct SourceProblem {
 
 /// The columns of a dataset's query, and a number that makes the texts of its statements new ones.
 pub(super) async fn columns(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     dataset: &Dataset,
 ) -> Result<Result<(u64, Vec<QueryColumn>), SourceProblem>, SourceError> {
     let mut columns = Vec::new();
@@ -64,7 +65,7 @@ pub(super) async fn columns(
 }
 
 async fn prepare(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     query: &str,
     number: u64,
 ) -> Result<Result<Vec<QueryColumn>, SourceProblem>, SourceError> {
@@ -152,7 +153,7 @@ struct CatalogType {
 
 /// The columns where the driver fails at one of them.
 async fn read_catalogs(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     query: &str,
     number: u64,
 ) -> Result<Vec<QueryColumn>, SourceError> {
@@ -193,7 +194,7 @@ async fn read_catalogs(
 }
 
 async fn read_types(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     columns: &[(String, Oid)],
 ) -> Result<BTreeMap<u32, CatalogType>, sqlx::Error> {
     let oids: Vec<Oid> = columns.iter().map(|(_, oid)| *oid).collect();
