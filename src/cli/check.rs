@@ -58,17 +58,8 @@ async fn check_servers(
     context: &Context,
     problems: &mut Vec<Diagnostic>,
 ) -> Result<(), EngineError> {
-    match context.postgres.ping().await {
-        Err(error) if error.is_of_configuration() => {
-            let help = match error.kind {
-                ErrorKind::Standby => "give the address of the primary, or of all servers".to_owned(),
-                ErrorKind::Pooler => "a worker needs sessions of its own".to_owned(),
-                _ => "a worker needs a role that may log in, and a database that is there".to_owned(),
-            };
-            problems.push(config.source.problem("postgres.url", error.message(), help));
-            return Ok(());
-        }
-        reached => reached?,
+    if !reaches_postgres(config, context, problems).await? {
+        return Ok(());
     }
     let Some(facts) = redis_facts(config, context, problems).await? else { return Ok(()) };
     if !check_redis(config, &facts, problems) {
@@ -120,6 +111,40 @@ async fn check_servers(
         }
         write::check(config, context, dataset, problems).await?;
     }
+    check_namespaces(config, context, problems).await?;
+    // Without the rights, what is captured cannot be read.
+    if missing.is_some() { Ok(()) } else { check_coverage(config, context, &told, problems).await }
+}
+
+/// Whether Postgres lets a worker in; a server that does not answer is an error.
+async fn reaches_postgres(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<bool, EngineError> {
+    match context.postgres.ping().await {
+        Err(error) if error.is_of_configuration() => {
+            let help = match error.kind {
+                ErrorKind::Standby => "give the address of the primary, or of all servers".to_owned(),
+                ErrorKind::Pooler => "a worker needs sessions of its own".to_owned(),
+                _ => "a worker needs a role that may log in, and a database that is there".to_owned(),
+            };
+            problems.push(config.source.problem("postgres.url", error.message(), help));
+            Ok(false)
+        }
+        reached => {
+            reached?;
+            Ok(true)
+        }
+    }
+}
+
+/// What this namespace would share with others.
+async fn check_namespaces(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<(), EngineError> {
     let conflicts = match namespaces::conflicts(context, config).await {
         // Which rights are missing was said.
         Err(EngineError::Cache(error)) if error.refusal == Refusal::Forbidden || error.is_hidden() => {
@@ -131,8 +156,7 @@ async fn check_servers(
         let help = CONFLICT_HELP.to_owned();
         problems.push(config.source.problem(&conflict.setting, conflict.message, help));
     }
-    // Without the rights, what is captured cannot be read.
-    if missing.is_some() { Ok(()) } else { check_coverage(config, context, &told, problems).await }
+    Ok(())
 }
 
 /// What Redis says of itself, if it may; none: it says nothing to anybody whom it does not know.

@@ -31,8 +31,10 @@ impl Address {
         let to = Arc::clone(&target);
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let (port, mut seen) = (to.load(Ordering::Relaxed), seen.clone());
+                // In this order: a change in between ends the connection.
+                let mut seen = seen.clone();
                 seen.mark_unchanged();
+                let port = to.load(Ordering::Relaxed);
                 tokio::spawn(async move {
                     let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
                     tokio::select! {

@@ -310,3 +310,8 @@ async fn a_lagging_replica_is_promoted(is_worker_alive: bool) {
 async fn a_lagging_replica_that_is_promoted_under_a_worker_begins_a_new_epoch() {
     a_lagging_replica_is_promoted(true).await;
 }
+
+#[tokio::test]
+async fn a_lagging_replica_that_was_promoted_while_no_worker_ran_begins_a_new_epoch() {
+    a_lagging_replica_is_promoted(false).await;
+}

@@ -27,7 +27,7 @@ const REGISTER_EVERY: Duration = Duration::from_millis(500);
 
 impl Registrar {
     /// Registers the worker as living, if that is due or something about its datasets is new, and takes note of whose definitions
-    /// count.
+    /// count. Answers whether another run of Redis has written the metadata: then it was not done, and a new epoch must begin.
     ///
     /// # Errors
     /// [`EngineError`]; then what was known stays.
@@ -36,7 +36,7 @@ impl Registrar {
         context: &Context,
         at: (&Epoch, &Poll),
         metadata: &Metadata,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let mut state = self.state.lock().await;
         let is_recent = state.registered.is_some_and(|at| at.elapsed() < REGISTER_EVERY);
         let is_as_known = |dataset: &Arc<Dataset>| {
@@ -47,11 +47,14 @@ impl Registrar {
         if is_recent && self.catalog.iter().all(is_as_known) {
             let registered = Registered { revisions: metadata.revisions.clone(), ..Registered::default() };
             self.note(context, &registered);
-            return Ok(());
+            return Ok(false);
         }
         let mut registered = self.try_register(context, at, false, &mut state).await?;
         if registered.wants_texts {
             registered = self.try_register(context, at, true, &mut state).await?;
+        }
+        if registered.is_of_another_run {
+            return Ok(true);
         }
         state.registered = Some(Instant::now());
         for dataset in &registered.taken {
@@ -59,7 +62,7 @@ impl Registrar {
         }
         self.note(context, &registered);
         context.set_registered(registered);
-        Ok(())
+        Ok(false)
     }
 
     async fn try_register(

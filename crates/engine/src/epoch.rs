@@ -38,7 +38,10 @@ pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineEr
         let poll = poll(context).await?;
         let is_same = metadata.incarnation.as_deref() == Some(poll.incarnation.as_str());
         if let (true, true, Some(epoch)) = (metadata.is_whole, is_same, metadata.epoch) {
-            note_definitions(context, &epoch, &poll, &metadata).await?;
+            if note_definitions(context, &epoch, &poll, &metadata).await? {
+                begin(context, &metadata, &poll, "redis restarted or failed over", true).await?;
+                continue;
+            }
             context.set_epoch(Some(epoch));
             return Ok(EpochState { epoch, poll, metadata });
         }
@@ -123,17 +126,18 @@ pub async fn poll(context: &Context) -> Result<Poll, EngineError> {
     }
 }
 
+/// Takes note of whose definitions count; whether another run of Redis has written the metadata.
 async fn note_definitions(
     context: &Context,
     epoch: &Epoch,
     poll: &Poll,
     metadata: &Metadata,
-) -> Result<(), EngineError> {
+) -> Result<bool, EngineError> {
     match &context.registrar {
         Some(registrar) => registrar.register(context, (epoch, poll), metadata).await,
         None => {
             definitions::note_others(context, metadata);
-            Ok(())
+            Ok(false)
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct Registered {
     pub taken: Vec<String>,
     /// Whether no other worker is fitter to lead the feed.
     pub may_lead: bool,
+    /// Whether another run of the server has written the metadata, so that it may have been rolled back. Then nothing was registered.
+    pub is_of_another_run: bool,
     /// Whether the script asks for the definitions in full; then nothing was taken.
     pub wants_texts: bool,
 }
@@ -74,6 +76,7 @@ impl FromRedisValue for Registered {
                 }
                 ("took", _) => registered.taken.push(value),
                 ("lead", _) => registered.may_lead = !value.is_empty(),
+                ("restarted", _) => registered.is_of_another_run = true,
                 ("texts", _) => registered.wants_texts = true,
                 _ => return Err(format!("unknown word {field:?}").into()),
             }

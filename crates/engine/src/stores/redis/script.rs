@@ -136,6 +136,7 @@ pub(super) fn read_word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T
 const PRELUDE: &str = include_str!("lua/prelude.lua");
 const COUNTERS: &str = include_str!("lua/counters.lua");
 const CAUSES: &str = include_str!("lua/causes.lua");
+const SERVER: &str = include_str!("lua/server.lua");
 const TAG_SETS: &str = include_str!("lua/tag_sets.lua");
 const TAG_MEMBERS: &str = include_str!("lua/tag_members.lua");
 const REMOVE_MEMBERS: &str = include_str!("lua/remove_members.lua");
@@ -189,11 +190,11 @@ scripts! {
     MARK_SLOTS = "mark_slots", ALLOW_OOM, PRELUDE, CAUSES;
     PENDING_SLOTS = "pending_slots", ALLOW_OOM, PRELUDE;
     ADVANCE = "advance", ALLOW_OOM, PRELUDE, CAUSES;
-    REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES;
+    REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES, SERVER;
     REGISTER_PREFIXES = "register_prefixes", ALLOW_OOM;
     METADATA = "metadata", READ_ONLY;
     METADATA_COUNTED = "metadata", ALLOW_OOM;
-    CREATE_EPOCH = "create_epoch", ALLOW_OOM;
+    CREATE_EPOCH = "create_epoch", ALLOW_OOM, SERVER;
     DROP_WINDOWS = "drop_windows", ALLOW_OOM;
     INVALIDATE_KEYS = "invalidate_keys", ALLOW_OOM, COUNTERS, REMOVE_MEMBERS;
     INVALIDATE_TAGS = "invalidate_tags", ALLOW_OOM, COUNTERS, TAG_SETS;

@@ -81,8 +81,8 @@ impl Redis {
             session.connection.subscribe(channels).await.map_err(failed)?;
         }
         if with_misses {
-            let pattern = MISS_PATTERN.replace('*', &self.connection.endpoint().database().to_string());
-            session.connection.psubscribe(pattern).await.map_err(failed)?;
+            let channel = MISS_PATTERN.replace('*', &self.connection.endpoint().database().to_string());
+            session.connection.subscribe(channel).await.map_err(failed)?;
         }
         let commands = self.connection.clone();
         Ok(Subscription { session, messages, waiting, commands, looks: every(heartbeat) })

@@ -56,6 +56,8 @@ else
   redis.call('SET', stamps, empty)
   redis.call('SET', tag_stamps, empty)
 end
+local run = run_of_server()
+if run == '' then redis.call('HDEL', meta, 'run') else redis.call('HSET', meta, 'run', run) end
 -- Counters that were rolled back must not read as permission: the table begins anew, under another generation.
 redis.call('SET', counters, epoch)
 redis.call('UNLINK', watermark)

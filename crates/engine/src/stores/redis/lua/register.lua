@@ -8,7 +8,7 @@
 --       milliseconds, then for each dataset seven: its name, its definition, the release, the serial, the longest
 --       life of an entry in seconds, the width of a window in seconds, and the definition in full (JSON), or '' where the script is
 --       to ask for it.
--- Replies a list of pairs: 'lead' and '1' where nobody is fitter to lead the feed; 'texts' and '1' where definitions in full are
+-- Replies 'restarted' and '1' alone where another run of the server has written the metadata; else a list of pairs: 'lead' and '1' where nobody is fitter to lead the feed; 'texts' and '1' where definitions in full are
 -- asked for (nothing was taken then); 'took' and a name for each that was taken; then each field of the metadata that begins with
 -- 'rev:' or 'former:', a former one with 'living' while a living worker has it, 'stale' where changes of it were missed, else with ''.
 local workers, definitions = KEYS[4], KEYS[5]
@@ -16,6 +16,10 @@ local worker, life, reason, nonce, bitmaps, place, life_of_primary = ARGV[5], to
 local FIRST_DATASET, PER_DATASET = 12, 7
 local failure = check_precondition()
 if failure then return failure end
+local run = run_of_server()
+local recorded = redis.call('HGET', meta, 'run')
+if recorded and run ~= '' and recorded ~= run then return { 'restarted', '1' } end
+if run ~= '' then redis.call('HSET', meta, 'run', run) end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
