@@ -19,7 +19,7 @@ begin
         select distinct a.grantee::regrole::text as role from pg_class c, aclexplode(c.relacl) a
         where c.oid = 'cachekeeper.used_by'::regclass and a.grantee not in (0, c.relowner) and a.privilege_type = 'INSERT'
     loop
-        execute format('grant select, insert on cachekeeper.definition to %s', held.role);
+        execute format('grant select, insert, delete on cachekeeper.definition to %s', held.role);
     end loop;
 end $$;
 

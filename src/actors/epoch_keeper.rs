@@ -24,7 +24,7 @@ use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
-use cachekeeper_engine::stores::redis::Epoch;
+use cachekeeper_engine::stores::redis::{Epoch, PreconditionFailed};
 use cachekeeper_engine::{load::LoadReport, log_limit, revalidation};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -137,7 +137,7 @@ impl Keeper {
         let text = chain(error);
         let health = &self.context.health;
         match error {
-            EngineError::Cache(_) => {
+            EngineError::Cache(_) | EngineError::PreconditionFailed(PreconditionFailed::Version) => {
                 if health.note("redis", Err(text.clone())) {
                     warn!(error = text, "redis does not answer as it should, trying again");
                 }

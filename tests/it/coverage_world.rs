@@ -106,16 +106,16 @@ async fn a_database_without_triggers_behind_the_same_address_is_never_called_fre
         .await;
     }
 
-    // And back: that server's life is over until it starts a new one, and nothing of it is called fresh.
+    // And back: the other server is served while that may still be there, and nothing of this one is called fresh.
     proxy.flip(port_of(&rig));
     rig.postgres.execute("update plain set v = 100").await.unwrap();
     let token = tokens::token(&rig.context("")).await.unwrap();
-    wait_until("the worker tells that this life is over", async || {
+    wait_until("the worker tells that another server is served", async || {
         let (watermark, is_fresh) =
             tokens::wait(&worker.context, &token, Some("plain"), Duration::ZERO).await.unwrap();
         assert!(!is_fresh, "{watermark:?}");
         let reasons = worker.health.reasons();
-        if reasons.iter().any(|reason| reason.contains("another primary")) {
+        if reasons.iter().any(|reason| reason.contains("nor its successor")) {
             Ok(())
         } else {
             Err(format!("{reasons:?}"))

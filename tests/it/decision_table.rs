@@ -137,8 +137,12 @@ async fn by_the_scripts(
         Reply::Failed(PreconditionFailed::Epoch) => Answer::Failed(Broken::Epoch),
         Reply::Failed(PreconditionFailed::Incarnation) => Answer::Failed(Broken::Incarnation),
         Reply::Failed(PreconditionFailed::Revision) => Answer::Failed(Broken::Revision),
-        Reply::Failed(PreconditionFailed::Outdated | PreconditionFailed::Members) => {
-            panic!("the cases name neither a nonce nor members that were added before")
+        Reply::Failed(
+            failed @ (PreconditionFailed::Outdated
+            | PreconditionFailed::Members
+            | PreconditionFailed::Version),
+        ) => {
+            panic!("no case is about that: {failed}")
         }
         Reply::Failed(PreconditionFailed::Table) => Answer::Failed(Broken::Table),
     };

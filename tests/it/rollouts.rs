@@ -304,3 +304,31 @@ async fn a_dataset_that_is_added_is_served_while_older_workers_live() {
     shows(&rig, "note:7", "again").await;
     assert!(older.stop().await);
 }
+
+/// A later version of Cachekeeper, with rules that this one does not know, works in the namespace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_a_later_version_nothing_is_done() {
+    let rig = rig().await;
+    let worker = start(&rig, &plain()).await;
+    ready(&worker).await;
+    let before = registered(&rig, "product").await;
+    let mut client = rig.client().await;
+    let _: () = client.hset("ck:{test:0}:meta", "version", 1_000).await.unwrap();
+    wait_until("the worker says so", async || {
+        let reasons = worker.health.reasons().join("; ");
+        if reasons.contains("a later version of cachekeeper") { Ok(()) } else { Err(reasons) }
+    })
+    .await;
+    let stands: String = client.hget("ck:{test:0}:meta", "cursor").await.unwrap();
+    update(&rig, "products", "new").await;
+    let newer = rig.context(&both(true, false));
+    assert!(epoch::ensure(&newer, "").await.is_err());
+    assert_eq!(registered(&rig, "product").await, before);
+    assert_eq!(client.hget::<_, _, String>("ck:{test:0}:meta", "cursor").await.unwrap(), stands);
+    // It is gone again.
+    let _: () = client.hdel("ck:{test:0}:meta", "version").await.unwrap();
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(worker.stop().await);
+}

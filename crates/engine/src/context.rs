@@ -209,7 +209,9 @@ impl Context {
                 EngineError::PreconditionFailed(failed)
             }
             (PreconditionFailed::Revision | PreconditionFailed::Outdated, None)
-            | (PreconditionFailed::Members, _) => EngineError::PreconditionFailed(failed),
+            | (PreconditionFailed::Members | PreconditionFailed::Version, _) => {
+                EngineError::PreconditionFailed(failed)
+            }
             (PreconditionFailed::Table | PreconditionFailed::Epoch | PreconditionFailed::Incarnation, _) => {
                 self.set_epoch(None);
                 EngineError::PreconditionFailed(failed)

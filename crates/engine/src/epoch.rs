@@ -35,6 +35,9 @@ const ATTEMPTS: usize = 10;
 pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineError> {
     for _ in 0..ATTEMPTS {
         let metadata = context.redis.metadata(job).await.map_err(|error| context.count_refusal(error))?;
+        if metadata.is_of_later_version {
+            return Err(EngineError::PreconditionFailed(PreconditionFailed::Version));
+        }
         let poll = poll(context).await?;
         let is_same = metadata.incarnation.as_deref() == Some(poll.incarnation.as_str());
         if let (true, true, Some(epoch)) = (metadata.is_whole, is_same, metadata.epoch) {
@@ -111,6 +114,7 @@ async fn begin(
         }
         Creation::Lost => Ok(()),
         Creation::OtherLife => Err(EngineError::OtherLife),
+        Creation::Newer => Err(EngineError::PreconditionFailed(PreconditionFailed::Version)),
     }
 }
 

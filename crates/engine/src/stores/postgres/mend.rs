@@ -101,7 +101,7 @@ pub(super) fn grants(role: &str) -> Vec<String> {
         format!("grant select, insert, update on cachekeeper.capture, cachekeeper.writer to {role}"),
         format!("grant select, insert, update, delete on cachekeeper.applied to {role}"),
         format!("grant select, insert, delete on cachekeeper.used_by to {role}"),
-        format!("grant select, insert on cachekeeper.definition to {role}"),
+        format!("grant select, insert, delete on cachekeeper.definition to {role}"),
         format!("grant select, insert, update on cachekeeper.life to {role}"),
     ]
 }

@@ -42,6 +42,8 @@ pub enum Creation {
     Lost,
     /// The server that Redis was filled from may still be served, and this one is not its successor.
     OtherLife,
+    /// A later version of Cachekeeper works in this namespace.
+    Newer,
 }
 
 /// What the script that begins an epoch replies.
@@ -50,11 +52,17 @@ enum CreationReply {
     Created,
     Lost,
     OtherLife,
+    Newer,
 }
 
 impl FromRedisValue for CreationReply {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let words = [("CREATED", Self::Created), ("LOST", Self::Lost), ("OTHER_LIFE", Self::OtherLife)];
+        let words = [
+            ("CREATED", Self::Created),
+            ("LOST", Self::Lost),
+            ("OTHER_LIFE", Self::OtherLife),
+            ("NEWER", Self::Newer),
+        ];
         read_word(&value, &words)
     }
 }
@@ -88,6 +96,7 @@ impl Redis {
             CreationReply::Created => Creation::Created(epoch),
             CreationReply::Lost => Creation::Lost,
             CreationReply::OtherLife => Creation::OtherLife,
+            CreationReply::Newer => Creation::Newer,
         })
     }
 }

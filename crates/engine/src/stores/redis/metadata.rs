@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use redis::{FromRedisValue, ParsingError, Value};
 use serde::{Deserialize, Serialize};
 
-use super::script::{ADVANCE, Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, nonce, read_word};
+use super::script::{
+    ADVANCE, Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, PROTOCOL_VERSION, nonce, read_word,
+};
 use super::{Answer, CacheError, Epoch, Precondition, Redis};
 use cachekeeper_protocol::revision::Revision;
 use cachekeeper_protocol::stamp::{Snapshot, Stamp};
@@ -22,6 +24,8 @@ pub struct Metadata {
     pub counted: u64,
     /// The epoch.
     pub epoch: Option<Epoch>,
+    /// Whether a later version of Cachekeeper has written it.
+    pub is_of_later_version: bool,
     /// The incarnation that the epoch's stamps belong to.
     pub incarnation: Option<String>,
     /// Loads below this are refused.
@@ -109,6 +113,7 @@ impl Metadata {
         let text = String::from_utf8_lossy(&value).into_owned();
         match field.split_once(':').unwrap_or((field, "")) {
             ("epoch", _) => self.epoch = value.try_into().ok().map(Epoch::from_bytes),
+            ("version", _) => self.is_of_later_version = is_later(&text),
             ("inc", _) => self.incarnation = Some(text),
             ("floor", _) => self.floor = value.try_into().ok().map(Stamp::from_bytes),
             ("cursor", _) => self.cursor = Some(text),
@@ -134,6 +139,11 @@ impl Metadata {
             _ => {}
         }
     }
+}
+
+fn is_later(version: &str) -> bool {
+    let number = |text: &str| text.parse::<u64>().ok();
+    number(PROTOCOL_VERSION) < number(version)
 }
 
 /// When a whole backfill began.

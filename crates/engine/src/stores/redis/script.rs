@@ -73,6 +73,8 @@ pub enum PreconditionFailed {
     Revision,
     /// Since the revision was read, something happened by which the dataset's query may return something else.
     Outdated,
+    /// A later version of Cachekeeper works in this namespace.
+    Version,
     /// Members of tags that an earlier script has added may be missing, or one of the tags has changed.
     Members,
 }
@@ -85,6 +87,9 @@ impl std::fmt::Display for PreconditionFailed {
             Self::Incarnation => "the primary restarted, its incarnation is another",
             Self::Revision => "the dataset was redefined by a newer process",
             Self::Outdated => "what the dataset's query returns may have changed since it was loaded",
+            Self::Version => {
+                "a later version of cachekeeper works in this namespace, with rules that this one does not know: upgrade it"
+            }
             Self::Members => "the members of a tag are no longer as they were added",
         })
     }
@@ -112,6 +117,7 @@ impl<T: FromRedisValue> FromRedisValue for Answer<T> {
             Some("incarnation") => Ok(Self::Failed(PreconditionFailed::Incarnation)),
             Some("revision") => Ok(Self::Failed(PreconditionFailed::Revision)),
             Some("outdated") => Ok(Self::Failed(PreconditionFailed::Outdated)),
+            Some("version") => Ok(Self::Failed(PreconditionFailed::Version)),
             Some("members") => Ok(Self::Failed(PreconditionFailed::Members)),
             Some(other) => Err(format!("unknown precondition {other:?}").into()),
         }
@@ -133,7 +139,16 @@ pub(super) fn read_word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T
 }
 
 // Parts that scripts share; they define functions and do nothing.
-const PRELUDE: &str = include_str!("lua/prelude.lua");
+/// The version of the protocol between scripts of different builds (in the metadata: `version`). Those of an earlier one refuse to act
+/// where a later one has.
+macro_rules! protocol_version {
+    () => {
+        "1"
+    };
+}
+pub(super) const PROTOCOL_VERSION: &str = protocol_version!();
+const VERSION: &str = concat!("local VERSION = ", protocol_version!(), "\n");
+const PRELUDE: &str = concat!("local VERSION = ", protocol_version!(), "\n", include_str!("lua/prelude.lua"));
 const COUNTERS: &str = include_str!("lua/counters.lua");
 const CAUSES: &str = include_str!("lua/causes.lua");
 const SERVER: &str = include_str!("lua/server.lua");
@@ -194,7 +209,7 @@ scripts! {
     REGISTER_PREFIXES = "register_prefixes", ALLOW_OOM;
     METADATA = "metadata", READ_ONLY;
     METADATA_COUNTED = "metadata", ALLOW_OOM;
-    CREATE_EPOCH = "create_epoch", ALLOW_OOM, SERVER;
+    CREATE_EPOCH = "create_epoch", ALLOW_OOM, VERSION, SERVER;
     DROP_WINDOWS = "drop_windows", ALLOW_OOM;
     INVALIDATE_KEYS = "invalidate_keys", ALLOW_OOM, COUNTERS, REMOVE_MEMBERS;
     INVALIDATE_TAGS = "invalidate_tags", ALLOW_OOM, COUNTERS, TAG_SETS;

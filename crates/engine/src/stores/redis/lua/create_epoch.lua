@@ -5,7 +5,8 @@
 --       tables are whole: only the epoch's id changes) or 'uncovered' (as 'new', and no dataset was covered until now), 9 the place
 --       of the new life among others or '', 10 the life of the lease of a life, 11 how long the recorded one's must have been over
 --       (both in milliseconds), or '' where that is no question, 12… datasets.
--- Replies CREATED, or LOST if somebody was faster, or OTHER_LIFE while the server that Redis was filled from may still be served.
+-- Replies CREATED, or LOST if somebody was faster, or OTHER_LIFE while the server that Redis was filled from may still be served, or NEWER if
+-- a later version of the protocol is at work.
 local meta, stamps, tag_stamps, watermark, counters = unpack(KEYS, 1, 5)
 local seen_epoch, seen_incarnation, epoch, incarnation, floor, cursor, reason, mode, place, life, grace = unpack(ARGV, 1, 11)
 local FIRST_DATASET = 12
@@ -16,6 +17,7 @@ local old_incarnation = redis.call('HGET', meta, 'inc') or ''
 if (redis.call('HGET', meta, 'epoch') or '') ~= seen_epoch or old_incarnation ~= seen_incarnation then
   return redis.status_reply('LOST')
 end
+if VERSION < tonumber(redis.call('HGET', meta, 'version') or 0) then return redis.status_reply('NEWER') end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends, place_before = string.match(redis.call('HGET', meta, 'life') or '', '^(%d+) (.*)$')
@@ -56,6 +58,7 @@ else
   redis.call('SET', stamps, empty)
   redis.call('SET', tag_stamps, empty)
 end
+redis.call('HSET', meta, 'version', VERSION)
 local run = run_of_server()
 if run == '' then redis.call('HDEL', meta, 'run') else redis.call('HSET', meta, 'run', run) end
 -- Counters that were rolled back must not read as permission: the table begins anew, under another generation.

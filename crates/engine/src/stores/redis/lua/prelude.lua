@@ -10,12 +10,14 @@ local function failed(what) return redis.status_reply('PRECONDITION ' .. what) e
 -- Answers the reply of a failed precondition, or nil, the floor and the top. A table that was evicted must never read
 -- as permission, so the tables must be whole and belong to this epoch.
 local function check_precondition()
-  local found = redis.pcall('HMGET', meta, 'epoch', 'inc', 'floor', 'top', 'rev:' .. dataset)
+  local found = redis.pcall('HMGET', meta, 'epoch', 'inc', 'floor', 'top', 'rev:' .. dataset, 'version')
   if found.err or not found[1] or not found[3] or not found[4] then return failed('table') end
   for i = 2, 3 do
     local size = redis.pcall('STRLEN', KEYS[i])
     if size ~= TABLE_BYTES or redis.call('GETRANGE', KEYS[i], 0, 7) ~= found[1] then return failed('table') end
   end
+  -- Whoever has written this has rules that are not known here.
+  if found[6] and VERSION < tonumber(found[6]) then return failed('version') end
   if found[1] ~= epoch then return failed('epoch') end
   if found[2] ~= incarnation then return failed('incarnation') end
   if dataset ~= '' and found[5] ~= revision then

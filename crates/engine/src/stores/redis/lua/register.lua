@@ -20,6 +20,7 @@ local run = run_of_server()
 local recorded = redis.call('HGET', meta, 'run')
 if recorded and run ~= '' and recorded ~= run then return { 'restarted', '1' } end
 if run ~= '' then redis.call('HSET', meta, 'run', run) end
+redis.call('HSET', meta, 'version', VERSION)
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
