@@ -332,3 +332,58 @@ async fn beside_a_later_version_nothing_is_done() {
     agrees(&worker).await;
     assert!(worker.stop().await);
 }
+
+/// Another name of a placeholder renders the same keys: there are no former ones to be deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renamed_placeholder_makes_no_former_keys() {
+    let rig = rig().await;
+    let older = start(&rig, &notes("note:{id}", "text")).await;
+    ready(&older).await;
+    let renamed =
+        notes("note:{nid}", "text").replace("select id,", "select id as nid,").replace("{ id = ", "{ nid = ");
+    let newer = start(&rig, &renamed).await;
+    counts(&rig, &newer, "note").await;
+    ready(&newer).await;
+    assert!(older.stop().await);
+    for round in 0..3 {
+        update(&rig, "memos", &format!("round {round}")).await;
+        caught_up(&newer).await;
+        agrees(&newer).await;
+    }
+    let fields: Vec<String> = rig.client().await.hkeys("ck:{test:0}:meta").await.unwrap();
+    assert!(!fields.iter().any(|field| field.contains('@')), "{fields:?}");
+    assert!(newer.stop().await);
+}
+
+/// Which rows are to have an entry is part of the definition: rows that come while a worker leads that keeps fewer are not lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_come_in_a_rollout_to_more_rows_are_there_after_it() {
+    let rig = rig().await;
+    let all = notes("note:{id}", "text");
+    let older = start(&rig, &all.replace("warm = {}", "scope = \"cached\"")).await;
+    ready(&older).await;
+    let newer = start(&rig, &all).await;
+    counts(&rig, &newer, "note").await;
+    rig.postgres
+        .execute("insert into memos select n, 'late' from generate_series(100, 120) n")
+        .await
+        .unwrap();
+    ready(&newer).await;
+    caught_up(&newer).await;
+    agrees(&newer).await;
+    assert!(older.stop().await && newer.stop().await);
+}
+
+/// A release counts while a worker lives that has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_is_lowered_counts_as_it_is() {
+    let rig = rig().await;
+    ready_and_stopped(&rig, &format!("[service]\nrelease = 5\n{}", both(false, false))).await;
+    let older = start(&rig, &both(false, false)).await;
+    ready(&older).await;
+    let newer = start(&rig, &both(true, false)).await;
+    counts(&rig, &newer, "product").await;
+    ready(&newer).await;
+    agrees(&newer).await;
+    assert!(newer.stop().await && older.stop().await);
+}

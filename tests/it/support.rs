@@ -116,7 +116,7 @@ pub async fn wait_until<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
 {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(90);
     loop {
         match look().await {
             Ok(value) => return value,
@@ -200,7 +200,7 @@ pub async fn register(
         definition,
         order: (0, serial),
         longest_life: Duration::from_secs(600),
-        text: r#"{"key":"d:{id}"}"#,
+        text: r#"{"form":"d:{}"}"#,
     };
     match redis.register_worker(at, (definition, ""), &[declared]).await.unwrap() {
         Answer::Done(registered) => registered,

@@ -27,7 +27,7 @@ type DescribedUnder = (Option<Revision>, Arc<DatasetSource>);
 pub struct Dataset {
     /// The definition.
     pub settings: config::Dataset,
-    /// Hash of what decides its entries' bytes.
+    /// Hash of what decides its entries' bytes, what touches them, and which rows have one.
     pub definition: String,
     /// Lifetimes of its entries.
     pub lifetimes: Lifetimes,
@@ -67,6 +67,9 @@ impl Dataset {
             text(&settings.watch.iter().map(|rule| (&rule.table, &rule.target)).collect::<Vec<_>>()),
             text(&settings.format),
             text(&settings.compression),
+            settings.reads.join("\n"),
+            text(&settings.on_change),
+            text(&is_filled_whole(&settings)),
         ];
         Self {
             definition: hash_of(parts.iter().map(String::as_str)),
@@ -104,8 +107,7 @@ impl Dataset {
     /// Whether Redis is to hold every row, and a backfill stores every row. One with a limit fills the most wanted only.
     #[must_use]
     pub fn is_filled_whole(&self) -> bool {
-        let has_limit = self.settings.warm.as_ref().is_some_and(|warm| warm.limit.is_some());
-        self.settings.scope == config::Scope::All && !has_limit
+        is_filled_whole(&self.settings)
     }
 
     /// The values of this key's placeholders, or none if it is not a key of this dataset.
@@ -274,6 +276,11 @@ impl Dataset {
         self.is_superseded.store(true, Ordering::Relaxed);
         EngineError::Superseded { dataset: self.name().to_owned() }
     }
+}
+
+fn is_filled_whole(settings: &config::Dataset) -> bool {
+    let has_limit = settings.warm.as_ref().is_some_and(|warm| warm.limit.is_some());
+    settings.scope == config::Scope::All && !has_limit
 }
 
 /// All datasets.

@@ -348,11 +348,7 @@ impl FeedConsumer {
         let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {
             answer @ (Advanced::Done | Advanced::MadePending) => {
-                if answer == Advanced::MadePending {
-                    self.has_made_pending = true;
-                    // Some have another revision now, which the next load reads.
-                    self.context.catalog.iter().for_each(|dataset| dataset.set_revision(None));
-                }
+                self.has_made_pending |= answer == Advanced::MadePending;
                 failpoint::reach("feed.advanced");
                 if let Some(as_of) = watermark {
                     self.moved_to = Some((poll.snapshot.clone(), as_of.to_owned()));

@@ -137,7 +137,9 @@ impl Registrar {
                 ),
                 _ => {}
             }
-            dataset.note_registered(own.is_none(), own.cloned());
+            // What was just taken is covered for the first time soon, by which its revision changes: the first load reads it.
+            let is_new = registered.taken.iter().any(|taken| taken == dataset.name());
+            dataset.note_registered(own.is_none(), own.filter(|_| !is_new).cloned());
         }
     }
 }
@@ -200,7 +202,7 @@ pub async fn following(context: &Context) -> Result<Context, EngineError> {
             settings.scope = Scope::Cached;
         }
         // Keys that another definition renders too are seen to by the one that is loaded.
-        let is_rendered = |other: &Arc<Dataset>| other.settings.key.to_string() == settings.key.to_string();
+        let is_rendered = |other: &Arc<Dataset>| text::form(&other.settings.key) == text::form(&settings.key);
         if !datasets.iter().any(is_rendered) {
             datasets.push(Arc::new(Dataset::foreign(settings, definition)));
         }

@@ -14,6 +14,8 @@ use std::time::Duration;
 struct Definition {
     query: String,
     key: String,
+    /// The key without the names of its placeholders: two with the same form render the same keys.
+    form: String,
     is_many: bool,
     sort: Option<String>,
     tags: Vec<String>,
@@ -40,6 +42,25 @@ enum Touches {
 /// Rows of one load; nothing is loaded here.
 const BATCH: usize = 500;
 
+/// A key template without the names of its placeholders.
+pub(super) fn form(key: &Template) -> String {
+    let text = key.to_string();
+    let mut form = String::with_capacity(text.len());
+    let mut is_name = false;
+    for one in text.chars() {
+        match one {
+            '{' => is_name = true,
+            '}' => {
+                is_name = false;
+                form.push_str("{}");
+            }
+            one if !is_name => form.push(one),
+            _ => {}
+        }
+    }
+    form
+}
+
 /// Writes it.
 pub(super) fn write(dataset: &Dataset, is_whole: bool) -> String {
     let rule = |watch: &Watch| Rule {
@@ -54,6 +75,7 @@ pub(super) fn write(dataset: &Dataset, is_whole: bool) -> String {
     let definition = Definition {
         query: dataset.query.clone(),
         key: dataset.key.to_string(),
+        form: form(&dataset.key),
         is_many: dataset.rows == Rows::Many,
         sort: dataset.sort.clone(),
         tags: dataset.tags.iter().map(ToString::to_string).collect(),

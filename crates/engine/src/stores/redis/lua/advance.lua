@@ -51,7 +51,8 @@ local function revalidate(name, reason)
   cause = cause or next_cause()
   make_pending(name, reason, cause)
   refuse_older_loads(name, nonce)
-  left_out[name] = true
+  -- People know the dataset; what is called `<dataset>@<definition>` nobody does.
+  left_out[string.match(name, '^[^@]*')] = true
 end
 -- As `Fingerprint::is_unchanged_since`: versions alone or files alone are no change.
 local function is_unchanged(before, now)

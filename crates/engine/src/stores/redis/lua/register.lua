@@ -66,6 +66,24 @@ local function is_living(name, definition)
   return own[name] ~= nil and own[name][1] == definition
 end
 
+-- The order of a definition: the newest that a living worker gives it; what was recorded counts where none lives.
+local function order_of(name, definition)
+  local newest
+  local function consider(theirs)
+    local one = theirs[name]
+    if one and one[1] == definition and (not newest or is_newer(one, newest)) then newest = one end
+  end
+  for _, theirs in ipairs(living) do consider(theirs) end
+  consider(own)
+  if newest then return newest end
+  local release, serial = string.match(redis.call('HGET', meta, 'order:' .. name) or '', '^(%d+) (%d+)')
+  return { definition, tonumber(release or 0), tonumber(serial or 0) }
+end
+local function note_order(name)
+  local order = order_of(name, own[name][1])
+  redis.call('HSET', meta, 'order:' .. name, string.format('%d %d', order[2], order[3]) .. ' ' .. lives[name])
+end
+
 local reply, to_take = {}, {}
 local function answer(name, value) reply[#reply + 1], reply[#reply + 2] = name, value end
 for name, mine in pairs(own) do
@@ -73,12 +91,10 @@ for name, mine in pairs(own) do
   for _, theirs in ipairs(living) do
     if theirs[name] and theirs[name][1] ~= mine[1] and is_newer(theirs[name], mine) then is_newest = false end
   end
-  local release, serial = string.match(redis.call('HGET', meta, 'order:' .. name) or '', '^(%d+) (%d+)')
-  local order = { current, tonumber(release or 0), tonumber(serial or 0) }
   if current == mine[1] then
     if redis.call('HEXISTS', definitions, field_of(name, current)) == 0 then to_take[name] = 'again' end
-    if is_newer(mine, order) then redis.call('HSET', meta, 'order:' .. name, string.format('%d %d', mine[2], mine[3]) .. ' ' .. lives[name]) end
-  elseif is_newest and (current == '' or is_newer(mine, order) or (not is_living(name, current) and life <= now - since)) then
+    note_order(name)
+  elseif is_newest and (current == '' or is_newer(mine, order_of(name, current)) or (not is_living(name, current) and life <= now - since)) then
     to_take[name] = current
   end
 end
@@ -92,12 +108,13 @@ for name, current in pairs(is_asking and {} or to_take) do
   redis.call('HDEL', meta, 'former:' .. field_of(name, mine[1]))
   if current ~= 'again' then
     -- Entries under other keys stay until the last worker that has them is gone.
-    if former and cjson.decode(former).key ~= cjson.decode(texts[name]).key then
+    if former and cjson.decode(former).form ~= cjson.decode(texts[name]).form then
       redis.call('HSET', meta, 'former:' .. field_of(name, current), 'followed')
     elseif former then
       redis.call('HDEL', definitions, field_of(name, current))
     end
-    redis.call('HSET', meta, 'rev:' .. name, mine[1], 'order:' .. name, string.format('%d %d', mine[2], mine[3]) .. ' ' .. lives[name])
+    redis.call('HSET', meta, 'rev:' .. name, mine[1])
+    note_order(name)
     redis.call('HDEL', meta, 'undeclared:' .. name)
     make_pending(name, reason, next_cause())
     refuse_older_loads(name, nonce)
