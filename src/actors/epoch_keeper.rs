@@ -214,19 +214,20 @@ impl Keeper {
 
     /// Begins the next revalidation that is pending, if this worker leads.
     async fn run_next(&mut self, state: &EpochState) {
+        let engine = self.context.engine.clone();
+        // First: revalidations may follow one another for ever, and this takes a moment.
+        if let Some(former) = former::left_behind(&engine) {
+            self.delete_former(&former).await;
+        }
         if self.running.is_some() {
             return;
         }
-        let engine = self.context.engine.clone();
         let pending = state.metadata.pending.keys().chain(state.metadata.slots.keys());
         let next = pending.into_iter().find_map(|name| {
             engine.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
         });
         let Some(dataset) = next.cloned() else {
-            match former::left_behind(&engine) {
-                Some(former) => self.delete_former(&former).await,
-                None => self.lease = None,
-            }
+            self.lease = None;
             return;
         };
         let Some(lost) = self.lead().await else { return };
