@@ -48,9 +48,11 @@ pub async fn delete_entries(
                 followed.catalog.of_key(key).is_some_and(|(dataset, _)| dataset.name() == former.name())
             };
             let keys: Vec<&str> = keys.iter().filter(is_its).map(String::as_str).collect();
-            let stamp = state.poll.snapshot.stamp();
-            let answer = context.redis.invalidate(&precondition, stamp, &keys, "", "").await?;
-            deleted += context.checked(None, answer)?;
+            if !keys.is_empty() {
+                let stamp = state.poll.snapshot.stamp();
+                let answer = context.redis.invalidate(&precondition, stamp, &keys, "", "").await?;
+                deleted += context.checked(None, answer)?;
+            }
             cursor = next;
             if cursor == 0 {
                 break;
