@@ -8,7 +8,6 @@ use super::following;
 use crate::context::Context;
 use crate::epoch;
 use crate::error::EngineError;
-use crate::stores::redis::Precondition;
 
 /// Keys of one script.
 const PAGE: usize = 500;
@@ -33,17 +32,19 @@ pub async fn delete_entries(
 ) -> Result<u64, EngineError> {
     // What another dataset renders too is not among its keys.
     let followed = following(context).await?;
+    let Some(own) = context.catalog.get(name) else { return Ok(0) };
     let mut deleted = 0;
     if let Some(former) = followed.catalog.get(&super::former_name(name, definition)) {
         let state = epoch::ensure(context, "").await?;
-        let precondition = Precondition::of_epoch(&state.epoch, &state.poll.incarnation);
+        // Where somebody has taken the former definition back meanwhile, these entries are current ones.
+        let precondition = own.precondition(&state.epoch, &state.poll.incarnation);
         let (mut cursor, prefix) = (0, former.settings.key.prefix());
         loop {
             if cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
             let answer = context.redis.scan_keys(&precondition, "", (cursor, PAGE), prefix).await?;
-            let (next, keys) = context.checked(None, answer)?;
+            let (next, keys) = context.checked(Some(own), answer)?;
             let is_its = |key: &&String| {
                 followed.catalog.of_key(key).is_some_and(|(dataset, _)| dataset.name() == former.name())
             };
@@ -51,7 +52,7 @@ pub async fn delete_entries(
             if !keys.is_empty() {
                 let stamp = state.poll.snapshot.stamp();
                 let answer = context.redis.invalidate(&precondition, stamp, &keys, "", "").await?;
-                deleted += context.checked(None, answer)?;
+                deleted += context.checked(Some(own), answer)?;
             }
             cursor = next;
             if cursor == 0 {
