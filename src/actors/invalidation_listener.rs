@@ -281,7 +281,7 @@ impl Reader<'_> {
     async fn listen(&mut self) -> Result<Infallible, CacheError> {
         let engine = &self.context.engine;
         let with_misses = engine.catalog.iter().any(|dataset| dataset.settings.on_miss == OnMiss::Load);
-        let enabled = if with_misses { engine.redis.enable_miss_events().await } else { Ok(()) };
+        let enabled = if with_misses { self.enable_misses().await? } else { Ok(()) };
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
         // Before the subscription is reported: backfills at the start wait for it, so that they cover the gap.
@@ -300,7 +300,14 @@ impl Reader<'_> {
         }
         loop {
             match subscription.next().await? {
-                Notice::Quiet if is_in_doubt => drop(engine.redis.get(&probe).await?),
+                Notice::Quiet if is_in_doubt => {
+                    if self.enable_misses().await?.is_ok() {
+                        is_in_doubt = false;
+                        self.note_misses(None);
+                    } else {
+                        engine.redis.get(&probe).await?;
+                    }
+                }
                 Notice::Quiet => {}
                 Notice::Miss { key } => {
                     // Whichever it is, they come.
@@ -313,6 +320,14 @@ impl Reader<'_> {
                 }
                 Notice::Event { channel, body } => self.take(&channel, &body),
             }
+        }
+    }
+
+    /// Has the server tell of misses. Inside: it answered, and refused. Outside: it was not reached, which says nothing.
+    async fn enable_misses(&self) -> Result<Result<(), CacheError>, CacheError> {
+        match self.context.engine.redis.enable_miss_events().await {
+            Err(error) if error.is_unreachable() => Err(error),
+            answer => Ok(answer),
         }
     }
 

@@ -348,3 +348,21 @@ async fn misses_are_filled_without_config_where_the_server_tells_of_them() {
     assert!(refused(&rig).await.iter().all(|entry| entry.contains("config|")));
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn misses_are_filled_as_soon_as_config_is_permitted() {
+    let rig = Rig::start(TABLES).await;
+    let toml =
+        format!("{INVALIDATION}{}", DATASETS.replacen("ttl = \"1h\"", "ttl = \"1h\"\non_miss = \"load\"", 1));
+    make_users(&rig, &Cli::new(&rig, &toml)).await;
+    let worker = Worker::start(config(&rig, &toml, "worker")).await.unwrap();
+    wait_until("readiness says that misses do not come", async || {
+        let reasons = worker.health.reasons().join("; ");
+        if reasons.contains("set notify-keyspace-events to include") { Ok(()) } else { Err(reasons) }
+    })
+    .await;
+    set_user(&rig, &["cachekeeper-worker", "+config|get", "+config|set"]).await;
+    is_ready(&worker).await;
+    has_price(&client(&rig, "reader").await, 7, 700).await;
+    worker.stop().await;
+}
