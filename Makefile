@@ -3,12 +3,12 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench faults model lint deny servers readers
+.PHONY: demo test bench faults model lint deny servers readers older
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
 
-test: servers readers
+test: servers readers older
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --locked --workspace && $(CARGO) test --locked --workspace --doc; \
 	else \
@@ -59,3 +59,7 @@ servers:
 # The clients of other languages that the tests read with.
 readers:
 	@tests/readers/install
+
+# The worker of an earlier commit, for rolling upgrades.
+older:
+	@tests/older/build

@@ -1,12 +1,14 @@
 //! Keeps the current epoch right: epochs, definitions, pending revalidations.
 //!
 //! Every second it reads the metadata and takes a snapshot: lost tables, another incarnation, a Redis that rolled back and
-//! a Postgres that does not answer are noticed here first. Pending revalidations are run one dataset at a time, beside that,
-//! by the one worker that holds the lease. They stand in Redis, so whoever comes next goes on with them.
+//! a Postgres that does not answer are noticed here first. Pending revalidations are run one dataset at a time (but for those at
+//! a rate), beside that, by the one worker that holds the lease. They stand in Redis, so whoever comes next goes on with them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -19,6 +21,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::Scope;
 use cachekeeper_engine::backoff::Backoff;
+use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::definitions::former;
 use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
@@ -35,6 +38,8 @@ const LOOKS: &str = "looks";
 /// Pauses after a revalidation that failed: meanwhile those of other datasets run.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Revalidations at a rate that run at once.
+const SLOW_MAX: usize = 4;
 /// Members and sets of windows that are over, at which one script looks: about a millisecond of Redis's time.
 const DROPPED_AT_ONCE: usize = 500;
 /// Such scripts after one look, so that they take a few percent of Redis's time at most.
@@ -52,13 +57,13 @@ impl Task for EpochKeeper {
     }
 
     async fn run(context: TaskContext, wake: Wake) {
-        let (running, postponed) = (None, HashMap::new());
+        let (running, postponed) = (HashMap::new(), HashMap::new());
         let mut keeper = Keeper { context, last: None, lease: None, running, postponed };
         let mut looks_at = Instant::now();
         loop {
             tokio::select! {
-                result = keeper.revalidated() => {
-                    keeper.on_revalidated(result).await;
+                (dataset, result) = keeper.revalidated() => {
+                    keeper.on_revalidated(dataset, result).await;
                     looks_at = Instant::now() + LOOK_SOON;
                 }
                 () = wake.requested_until(looks_at) => {
@@ -76,15 +81,17 @@ struct Keeper {
     last: Option<(Epoch, u64)>,
     /// Held while anything is pending that this worker can run.
     lease: Option<Lease>,
-    running: Option<Running>,
+    /// Those that run, by dataset.
+    running: HashMap<String, Running>,
     /// Datasets whose revalidation has failed, when it is tried again, and the pauses between attempts.
     postponed: HashMap<String, (Instant, Backoff)>,
 }
 
 /// A revalidation that runs.
 struct Running {
-    dataset: String,
     work: Background<Result<LoadReport, EngineError>>,
+    /// It goes at a rate, so that it may take hours: others run beside it.
+    is_slow: bool,
 }
 
 impl Keeper {
@@ -191,6 +198,12 @@ impl Keeper {
             let is_pending = metadata.is_pending(dataset.name()) || unfilled.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
             engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
+            let progress = metadata.progress.get(dataset.name());
+            let count = |count: Option<u64>| i64::try_from(count.unwrap_or_default()).unwrap_or(i64::MAX);
+            let done = progress.map(|progress| progress.done);
+            engine.metrics.revalidated_entries.get_or_create(&labels).set(count(done));
+            let entries = progress.and_then(|progress| progress.entries);
+            engine.metrics.entries_to_revalidate.get_or_create(&labels).set(count(entries));
         }
         self.context.health.update(|facts| {
             facts.epoch = Some(state.epoch.to_string());
@@ -219,21 +232,34 @@ impl Keeper {
         if let Some(former) = former::left_behind(&engine) {
             self.delete_former(&former).await;
         }
-        if self.running.is_some() {
-            return;
-        }
-        let pending = state.metadata.pending.keys().chain(state.metadata.slots.keys());
-        let next = pending.into_iter().find_map(|name| {
-            engine.catalog.get(name).filter(|dataset| !dataset.is_superseded() && !self.is_postponed(name))
-        });
-        let Some(dataset) = next.cloned() else {
-            self.lease = None;
+        let Some(dataset) = self.next(state).cloned() else {
+            if self.running.is_empty() {
+                self.lease = None;
+            }
             return;
         };
         let Some(lost) = self.lead().await else { return };
         let (name, policy) = (dataset.name().to_owned(), self.context.config.service.on_new_epoch);
+        let is_slow = dataset.settings.revalidation_rate.is_some();
         let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
-        self.running = Some(Running { dataset: name, work: Background::spawn(work) });
+        self.running.insert(name, Running { work: Background::spawn(work), is_slow });
+    }
+
+    /// The dataset whose revalidation may begin: one at a time goes as fast as it can.
+    fn next(&self, state: &EpochState) -> Option<&Arc<Dataset>> {
+        let is_busy = self.running.values().any(|running| !running.is_slow);
+        let slow = self.running.values().filter(|running| running.is_slow).count();
+        let pending = state.metadata.pending.keys().chain(state.metadata.slots.keys());
+        let mut datasets = pending.filter_map(|name| self.context.engine.catalog.get(name));
+        datasets.find(|dataset| {
+            let has_room =
+                if dataset.settings.revalidation_rate.is_some() { slow < SLOW_MAX } else { !is_busy };
+            let name = dataset.name();
+            has_room
+                && !dataset.is_superseded()
+                && !self.running.contains_key(name)
+                && !self.is_postponed(name)
+        })
     }
 
     /// Nothing renders these keys any more, and the last worker that did is gone.
@@ -263,16 +289,20 @@ impl Keeper {
         self.postponed.get(dataset).is_some_and(|(until, _)| Instant::now() < *until)
     }
 
-    /// The end of the revalidation that runs, if one does; none: it panicked.
-    async fn revalidated(&mut self) -> Option<Result<LoadReport, EngineError>> {
-        match &mut self.running {
-            Some(running) => running.work.result().await,
-            None => std::future::pending().await,
+    /// The end of a revalidation that runs, once there is one, and of which dataset; none: it panicked.
+    async fn revalidated(&mut self) -> (String, Option<Result<LoadReport, EngineError>>) {
+        if self.running.is_empty() {
+            return std::future::pending().await;
         }
+        let ends = self
+            .running
+            .iter_mut()
+            .map(|(name, running)| Box::pin(async move { (name.clone(), running.work.result().await) }));
+        select_all(ends).await.0
     }
 
-    async fn on_revalidated(&mut self, result: Option<Result<LoadReport, EngineError>>) {
-        let Some(Running { dataset: name, .. }) = self.running.take() else { return };
+    async fn on_revalidated(&mut self, name: String, result: Option<Result<LoadReport, EngineError>>) {
+        self.running.remove(&name);
         let context = &self.context;
         match result {
             Some(Ok(report)) => {

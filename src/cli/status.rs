@@ -178,17 +178,19 @@ fn datasets(
         };
         let pending =
             metadata.reasons().find(|(name, _)| *name == dataset.name()).map(|(_, reason)| reason.to_owned());
+        let progress = metadata.progress.get(dataset.name()).filter(|_| pending.is_some());
         let backfill = metadata.backfills.get(dataset.name());
         let trouble = troubles.get(dataset.name());
         lines.push(format!(
-            "dataset    {} ({}): {definition}{}{}{}",
+            "dataset    {} ({}): {definition}{}{}{}{}",
             dataset.name(),
             dataset.settings.key,
             trouble.map_or(String::new(), |trouble| format!(", {trouble}")),
             pending.as_ref().map_or(String::new(), |reason| format!(", pending: {reason}")),
+            progress.map_or(String::new(), |progress| format!(" ({progress})")),
             backfill.map_or(String::new(), |key| format!(", a backfill is at {key}"))
         ));
-        datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "trouble": trouble, "pending": pending, "backfill": backfill }));
+        datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "trouble": trouble, "pending": pending, "progress": progress, "backfill": backfill }));
     }
     datasets
 }

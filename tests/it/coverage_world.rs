@@ -1,8 +1,6 @@
 //! Coverage where the world around the worker changes: another database behind the same address (faults A6), sessions in which a name
 //! means something else, and every order of bulk loads, revalidations, DDL and restarts.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
@@ -12,50 +10,12 @@ use cachekeeper_engine::stores::redis::Watermark;
 use cachekeeper_engine::{coverage, epoch, tokens};
 use cachekeeper_protocol::stamp::Snapshot;
 use cachekeeper_protocol::token::Token;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+
+use cachekeeper_testkit::proxy::Proxy;
 
 use crate::coverage::{Case, case, in_redis, is_right_once_fresh, toml};
 use crate::feed::ready;
 use crate::support::{Rig, wait_until};
-
-/// An address behind which another server can be put, as a failover or a proxy does.
-struct Proxy {
-    address: SocketAddr,
-    target: Arc<Mutex<(u16, JoinSet<()>)>>,
-    _accepting: JoinSet<()>,
-}
-
-impl Proxy {
-    async fn start(port: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let target = Arc::new(Mutex::new((port, JoinSet::new())));
-        let mut accepting = JoinSet::new();
-        let shared = Arc::clone(&target);
-        accepting.spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let mut target = shared.lock().unwrap();
-                let port = target.0;
-                target.1.spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-                    drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
-                });
-            }
-        });
-        Self { address, target, _accepting: accepting }
-    }
-
-    /// From now on this server answers; connections to the other one break.
-    fn flip(&self, port: u16) {
-        *self.target.lock().unwrap() = (port, JoinSet::new());
-    }
-}
-
-fn port_of(rig: &Rig) -> u16 {
-    let url = rig.postgres.url();
-    url.split(':').next_back().unwrap().split('/').next().unwrap().parse().unwrap()
-}
 
 const PLAIN: Case = case(
     "plain",
@@ -83,17 +43,17 @@ async fn a_database_without_triggers_behind_the_same_address_is_never_called_fre
         rig.context("").postgres.grant("loader").await.unwrap();
     }
     coverage::look(&rig.context(&toml(&[PLAIN])), true).await.unwrap();
-    let proxy = Proxy::start(port_of(&rig)).await;
+    let proxy = Proxy::start(rig.postgres.port()).await.unwrap();
     let mut config = rig.config(&toml(&[PLAIN]));
     config.postgres.url =
-        Secret::new(format!("postgres://loader@{}/postgres?sslmode=disable", proxy.address));
+        Secret::new(format!("postgres://loader@127.0.0.1:{}/postgres?sslmode=disable", proxy.port()));
     let worker = Worker::start(config).await.unwrap();
     ready(&worker).await;
     is_right_once_fresh(&rig, &worker.context, &PLAIN).await;
 
     let there = other.context("");
     epoch::poll(&there).await.unwrap();
-    proxy.flip(port_of(&other));
+    proxy.lead_to(other.postgres.port());
     for v in 2..20 {
         other.postgres.execute(&format!("update plain set v = {v}")).await.unwrap();
         let token = tokens::token(&there).await.unwrap();
@@ -107,7 +67,7 @@ async fn a_database_without_triggers_behind_the_same_address_is_never_called_fre
     }
 
     // And back: the other server is served while that may still be there, and nothing of this one is called fresh.
-    proxy.flip(port_of(&rig));
+    proxy.lead_to(rig.postgres.port());
     rig.postgres.execute("update plain set v = 100").await.unwrap();
     let token = tokens::token(&rig.context("")).await.unwrap();
     wait_until("the worker tells that another server is served", async || {

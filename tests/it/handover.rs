@@ -55,6 +55,7 @@ async fn programs_hand_over_twenty_thousand_writes_while_workers_are_killed() {
     let mut random = StdRng::seed_from_u64(seed_of_run());
     let rig = Rig::start(TABLES).await;
     let launch = |role: &str| Launch {
+        program: crate::process::program(),
         toml: DATASETS,
         postgres_url: rig.postgres.url().replace("postgres@", &format!("{role}@")),
         redis_url: rig.redis.url(),

@@ -1,60 +1,19 @@
 //! Lives of the primary (R13): failovers, an old primary that comes back, backups that are restored beside the original. The right
 //! primary is never locked out, and two of them cannot take turns.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use cachekeeper::app::Worker;
+use cachekeeper_testkit::proxy::Proxy;
 use cachekeeper_testkit::servers::{Copied, Postgres};
 use redis::AsyncCommands;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use crate::capture::{TABLES, plain};
 use crate::feed::{agrees, caught_up, ready};
 use crate::support::{Rig, wait_until};
 
-/// One address behind which servers change, as a proxy or a DNS name has it. Connections end with each change.
-struct Address {
-    port: u16,
-    target: Arc<AtomicU16>,
-    changed: watch::Sender<()>,
-}
-
-impl Address {
-    async fn of(server: &Postgres) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let target = Arc::new(AtomicU16::new(server.port()));
-        let (changed, seen) = watch::channel(());
-        let to = Arc::clone(&target);
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                // In this order: a change in between ends the connection.
-                let mut seen = seen.clone();
-                seen.mark_unchanged();
-                let port = to.load(Ordering::Relaxed);
-                tokio::spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        _ = seen.changed() => {}
-                    }
-                });
-            }
-        });
-        Self { port, target, changed }
-    }
-
-    fn lead_to(&self, server: &Postgres) {
-        self.target.store(server.port(), Ordering::Relaxed);
-        self.changed.send(()).unwrap();
-    }
-}
-
-async fn start(rig: &Rig, address: &Address) -> Worker {
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", address.port);
+async fn start(rig: &Rig, address: &Proxy) -> Worker {
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", address.port());
     let toml = format!("[postgres]\nurl = \"{url}\"\n{}", plain());
     let mut environment = rig.environment();
     environment.remove("CACHEKEEPER__POSTGRES__URL");
@@ -88,14 +47,14 @@ async fn is_refused(worker: &Worker) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_primary_that_comes_back_is_not_served_and_the_right_one_is() {
     let mut rig = Rig::start(TABLES).await;
-    let address = Address::of(&rig.postgres).await;
+    let address = Proxy::start(rig.postgres.port()).await.unwrap();
     let worker = start(&rig, &address).await;
     set(&rig.postgres, "before").await;
     caught_up(&worker).await;
     let first = worker.context.redis.metadata("").await.unwrap().epoch;
     rig.postgres.stop();
     let promoted = rig.postgres.start_copy(Copied::Promoted).await.unwrap();
-    address.lead_to(&promoted);
+    address.lead_to(promoted.port());
     let began = Instant::now();
     set(&promoted, "after").await;
     caught_up(&worker).await;
@@ -107,10 +66,10 @@ async fn an_old_primary_that_comes_back_is_not_served_and_the_right_one_is() {
     // Unfenced: it takes writes, and the address leads to it for a while.
     rig.postgres.start_again().await.unwrap();
     set(&rig.postgres, "wrong").await;
-    address.lead_to(&rig.postgres);
+    address.lead_to(rig.postgres.port());
     is_refused(&worker).await;
     assert!(name(&rig).await.contains("after"));
-    address.lead_to(&promoted);
+    address.lead_to(promoted.port());
     set(&promoted, "right").await;
     caught_up(&worker).await;
     ready(&worker).await;
@@ -136,19 +95,19 @@ async fn a_copy_beside_the_living_primary_is_served_only_when_that_one_is_gone()
     rig.postgres.stop();
     let restored = rig.postgres.start_copy(Copied::Restored).await.unwrap();
     rig.postgres.start_again().await.unwrap();
-    let address = Address::of(&rig.postgres).await;
+    let address = Proxy::start(rig.postgres.port()).await.unwrap();
     let worker = start(&rig, &address).await;
     set(&rig.postgres, "original").await;
     caught_up(&worker).await;
     set(&restored, "restored").await;
-    address.lead_to(&restored);
+    address.lead_to(restored.port());
     is_refused(&worker).await;
     assert!(name(&rig).await.contains("original"));
-    address.lead_to(&rig.postgres);
+    address.lead_to(rig.postgres.port());
     caught_up(&worker).await;
     assert!(name(&rig).await.contains("original"));
     // For good.
-    address.lead_to(&restored);
+    address.lead_to(restored.port());
     let began = Instant::now();
     caught_up(&worker).await;
     ready(&worker).await;
@@ -162,22 +121,22 @@ async fn a_copy_beside_the_living_primary_is_served_only_when_that_one_is_gone()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_promoted_standbys_the_one_that_is_served_stays() {
     let mut rig = Rig::start(TABLES).await;
-    let address = Address::of(&rig.postgres).await;
+    let address = Proxy::start(rig.postgres.port()).await.unwrap();
     let worker = start(&rig, &address).await;
     rig.postgres.stop();
     let (one, two) =
         tokio::join!(rig.postgres.start_copy(Copied::Promoted), rig.postgres.start_copy(Copied::Promoted));
     let (one, two) = (one.unwrap(), two.unwrap());
-    address.lead_to(&one);
+    address.lead_to(one.port());
     set(&one, "one").await;
     caught_up(&worker).await;
     let epoch = worker.context.redis.metadata("").await.unwrap().epoch;
     set(&two, "two").await;
     for _ in 0..2 {
-        address.lead_to(&two);
+        address.lead_to(two.port());
         is_refused(&worker).await;
         assert!(name(&rig).await.contains("one"));
-        address.lead_to(&one);
+        address.lead_to(one.port());
         caught_up(&worker).await;
         ready(&worker).await;
     }

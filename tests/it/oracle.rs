@@ -6,12 +6,14 @@ mod clock_faults;
 mod database_faults;
 mod faults;
 mod load;
+mod network;
 mod producers;
 mod rights_faults;
 mod rollout_faults;
 mod schema;
 mod settled;
 mod shape_faults;
+mod upgrade;
 mod verdict;
 mod writer_faults;
 
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cachekeeper_config::Config;
+use cachekeeper_config::{Config, Secret};
 use cachekeeper_engine::context::Context;
 use cachekeeper_testkit::servers::{Clock, Postgres, Redis, Session};
 use rand::rngs::StdRng;
@@ -30,6 +32,7 @@ use crate::process::{Launch, WorkerProcess};
 use crate::support::{Rig, wait_until};
 use faults::Fault;
 use load::Observed;
+use network::Network;
 use schema::DATASETS;
 use verdict::Lives;
 
@@ -38,6 +41,11 @@ pub struct Arena {
     pub rig: tokio::sync::Mutex<Rig>,
     /// How workers are started.
     pub launch: Arc<Launch>,
+    /// What stands between workers and servers, if anything does.
+    network: Option<Network>,
+    /// How the worker's role comes to the database, and anybody to Redis, past the network.
+    worker_url: String,
+    pub redis_url: String,
     /// How programs come to the database.
     pub writer_url: String,
     pub clocks: Clocks,
@@ -49,6 +57,8 @@ pub struct Arena {
     pub has_struck: tokio::sync::Notify,
     /// Raised when Redis was made to go back: from then on older values may be seen until a worker notices.
     pub redis_life: std::sync::atomic::AtomicU64,
+    /// While some connections lead to another Redis: what is stored through them is not in this one.
+    pub is_split: AtomicBool,
     pub observed: Observed,
 }
 
@@ -68,6 +78,15 @@ pub struct Clocks {
 
 impl Arena {
     async fn start() -> Arc<Self> {
+        Self::start_with(false).await
+    }
+
+    /// Workers and libraries come to the servers through proxies and a pooler.
+    async fn start_in_network() -> Arc<Self> {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(has_network: bool) -> Arc<Self> {
         let settings = ["max_prepared_transactions=10", "deadlock_timeout=100ms", "wal_level=logical"];
         let clock = || Clock::new().unwrap();
         let clocks = Clocks { postgres: clock(), redis: clock(), workers: clock() };
@@ -81,17 +100,28 @@ impl Arena {
         let (worker_url, writer_url) =
             (rig.postgres.url_as(schema::WORKER), rig.postgres.url_as(schema::WRITER));
         Session::open(&worker_url).await.unwrap().execute(schema::TABLES).await.unwrap();
-        let (redis_url, environment) = (rig.redis.url(), clocks.workers.environment().to_vec());
-        let launch = Launch { toml: DATASETS, postgres_url: worker_url, redis_url, environment };
+        let network = if has_network { Some(Network::before(&rig).await) } else { None };
+        let launch = Launch {
+            program: crate::process::program(),
+            toml: DATASETS,
+            postgres_url: network.as_ref().map_or_else(|| worker_url.clone(), Network::postgres_url),
+            redis_url: network.as_ref().map_or_else(|| rig.redis.url(), Network::redis_url),
+            environment: clocks.workers.environment().to_vec(),
+        };
+        let redis_url = rig.redis.url();
         let arena = Arc::new(Self {
             rig: tokio::sync::Mutex::new(rig),
             launch: Arc::new(launch),
+            network,
+            worker_url,
+            redis_url,
             writer_url,
             clocks,
             is_over: AtomicBool::new(false),
             is_gentle: AtomicBool::new(false),
             has_struck: tokio::sync::Notify::new(),
             redis_life: std::sync::atomic::AtomicU64::new(0),
+            is_split: AtomicBool::new(false),
             observed: Observed::default(),
         });
         arena.context().await.postgres.migrate().await.unwrap();
@@ -100,13 +130,19 @@ impl Arena {
 
     /// The worker's configuration.
     async fn config(&self) -> Config {
+        self.config_with(&self.launch.postgres_url, &self.launch.redis_url).await
+    }
+
+    async fn config_with(&self, postgres: &str, redis: &str) -> Config {
         let mut config = self.rig.lock().await.config(DATASETS);
-        config.postgres.url = cachekeeper_config::Secret::new(self.launch.postgres_url.clone());
+        config.postgres.url = Secret::new(postgres.to_owned());
+        config.redis.url = Secret::new(redis.to_owned());
         config
     }
 
+    /// That of a worker which comes to the servers past the network.
     async fn context(&self) -> Context {
-        Context::of_worker(&self.config().await).unwrap()
+        Context::of_worker(&self.config_with(&self.worker_url, &self.redis_url).await).unwrap()
     }
 }
 
@@ -125,9 +161,12 @@ async fn no_fault_breaks_a_promise() {
 
 /// Every one of these faults once, and then more in random order, up to that number.
 async fn suffer(every: &[Fault], wanted: usize) {
+    suffer_in(Arena::start().await, every, wanted).await;
+}
+
+async fn suffer_in(arena: Arc<Arena>, every: &[Fault], wanted: usize) {
     let seed = seed_of_run();
     let mut random = StdRng::seed_from_u64(seed);
-    let arena = Arena::start().await;
     let mut workers = vec![WorkerProcess::start(&arena.launch, ""), WorkerProcess::start(&arena.launch, "")];
     let mut tasks = load::start(&arena, seed);
     tasks.extend(producers::start(&arena, seed).await);
@@ -153,15 +192,26 @@ async fn suffer(every: &[Fault], wanted: usize) {
         settled::writes_go_on(&arena).await;
         lives.note(&arena).await;
     }
+    conclude(&arena, tasks, lives, injected, seed).await;
+}
+
+/// Lets everything come to rest, and judges what was seen.
+async fn conclude(
+    arena: &Arena,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    mut lives: Lives,
+    injected: usize,
+    seed: u64,
+) {
     arena.is_over.store(true, Ordering::SeqCst);
     for task in tasks {
         task.await.unwrap();
     }
-    settled::caught_up(&arena).await;
-    settled::no_command_is_left(&arena).await;
-    lives.note(&arena).await;
-    verdict::agrees(&arena).await;
-    let verdict = verdict::judge(&arena, &lives).await;
+    settled::caught_up(arena).await;
+    settled::no_command_is_left(arena).await;
+    lives.note(arena).await;
+    verdict::agrees(arena).await;
+    let verdict = verdict::judge(arena, &lives).await;
     println!("{injected} faults, {verdict}");
     assert!(verdict.violations.is_empty(), "seed {seed}\n{}", verdict.violations.join("\n"));
     assert!(1_000 < verdict.checked && 100 < verdict.commits, "too little was looked at: {verdict}");

@@ -24,8 +24,8 @@ const DATASET: &str = r#"
 const URL: &str = "CACHEKEEPER__POSTGRES__URL";
 
 async fn proxy_of(rig: &Rig) -> (Proxy, String) {
-    let proxy = Proxy::start(([127, 0, 0, 1], rig.postgres.port()).into()).await.unwrap();
-    let url = format!("postgres://postgres@{}/postgres?sslmode=disable", proxy.address());
+    let proxy = Proxy::start(rig.postgres.port()).await.unwrap();
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", proxy.port());
     (proxy, url)
 }
 

@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
+use crate::support::wait_until;
+
 /// What a worker is started with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Launch {
+    /// The worker's program.
+    pub program: PathBuf,
     pub toml: &'static str,
     pub postgres_url: String,
     pub redis_url: String,
@@ -17,7 +21,7 @@ pub struct Launch {
 impl Launch {
     fn command(&self, verb: &str, file: &Path) -> Command {
         std::fs::File::create(file).unwrap().write_all(self.toml.as_bytes()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        let mut command = Command::new(&self.program);
         command.arg(verb).arg("-c").arg(file).stdin(Stdio::null());
         command.env("CACHEKEEPER__POSTGRES__URL", &self.postgres_url);
         command.env("CACHEKEEPER__REDIS__URL", &self.redis_url);
@@ -33,6 +37,11 @@ impl Launch {
         drop(std::fs::remove_file(file));
         output
     }
+}
+
+/// The program of this build.
+pub fn program() -> PathBuf {
+    env!("CARGO_BIN_EXE_cachekeeper").into()
 }
 
 fn new_file() -> PathBuf {
@@ -63,6 +72,15 @@ impl WorkerProcess {
 
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) {
+        wait_until("a worker has stopped", || {
+            let has_ended = self.has_ended();
+            async move { if has_ended { Ok(()) } else { Err("it is still running".to_owned()) } }
+        })
+        .await;
     }
 
     /// SIGKILL, and another one in its place.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_client::Cache;
-use cachekeeper_testkit::servers::{Proxy, Redis};
+use cachekeeper_testkit::proxy::Proxy;
+use cachekeeper_testkit::servers::Redis;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
@@ -232,7 +233,7 @@ async fn commands_behind_which_the_server_was_changed_are_sent_to_the_right_one(
     cache.set("page:1", &"right", Duration::from_secs(600)).await.unwrap();
     let mut client = pair.rig.client().await;
     for port in connections(&mut client, "normal").await {
-        pair.proxy.rehome(port, other.port());
+        let _comes_through_the_proxy = pair.proxy.rehome(port, other.port());
     }
     wait_until("the right server is asked", async || match cache.get::<String>("page:1").await {
         Ok(Some(value)) if value == "right" => Ok(()),

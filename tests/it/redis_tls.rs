@@ -6,7 +6,8 @@ use std::time::Duration;
 use cachekeeper::app::Worker;
 use cachekeeper_client::Cache;
 use cachekeeper_config::{Secret, Tls, TlsIdentity};
-use cachekeeper_testkit::servers::{Certificate, Certificates, Redis, SERVICE, Sentinels, free_port};
+use cachekeeper_testkit::certificates::{Authority, Certificate};
+use cachekeeper_testkit::servers::{Redis, SERVICE, Sentinels, free_port};
 
 use crate::feed::{DATASETS, TABLES, agrees, caught_up, ready};
 use crate::support::{Cli, Rig, wait_until};
@@ -16,8 +17,11 @@ const HOSTS: &str = "DNS:localhost,IP:127.0.0.1";
 /// A server that speaks TLS at a port of its own, and plainly at the usual one.
 async fn server(authority: &Path, own: &Certificate, asks: &str) -> (Redis, u16) {
     let port = free_port().unwrap();
-    let (cert, key, ca) =
-        (own.cert.display().to_string(), own.key.display().to_string(), authority.display().to_string());
+    let (cert, key, ca) = (
+        own.certificate.display().to_string(),
+        own.key.display().to_string(),
+        authority.display().to_string(),
+    );
     let arguments = [
         ["--tls-port", &port.to_string()],
         ["--tls-cert-file", &cert],
@@ -30,17 +34,17 @@ async fn server(authority: &Path, own: &Certificate, asks: &str) -> (Redis, u16)
 
 #[tokio::test]
 async fn worker_and_library_speak_tls_and_take_replaced_certificates() {
-    let authority = Certificates::new().unwrap();
+    let authority = Authority::new().unwrap();
     let own = authority.issue("server", HOSTS).unwrap();
     let client = authority.issue("client", "DNS:client").unwrap();
-    let (redis, port) = server(&authority.authority(), &own, "yes").await;
+    let (redis, port) = server(&authority.certificate(), &own, "yes").await;
     let rig = Rig::start(TABLES).await;
     // What the settings name, and what is replaced.
-    let files = Certificates::new().unwrap();
-    let at = |name: &str| files.directory().join(name);
-    let put = |authority: &Certificates, client: &Certificate| {
-        std::fs::copy(authority.authority(), at("trusted.pem")).unwrap();
-        std::fs::copy(&client.cert, at("own.pem")).unwrap();
+    let files = Authority::new().unwrap();
+    let at = |name: &str| files.certificate().with_file_name(name);
+    let put = |authority: &Authority, client: &Certificate| {
+        std::fs::copy(authority.certificate(), at("trusted.pem")).unwrap();
+        std::fs::copy(&client.certificate, at("own.pem")).unwrap();
         std::fs::copy(&client.key, at("own.key")).unwrap();
     };
     put(&authority, &client);
@@ -57,15 +61,15 @@ async fn worker_and_library_speak_tls_and_take_replaced_certificates() {
     cache.set("page:1", &1, Duration::from_secs(600)).await.unwrap();
 
     // Another authority: new certificates for the server and for its clients.
-    let next = Certificates::new().unwrap();
+    let next = Authority::new().unwrap();
     let own = next.issue("server", HOSTS).unwrap();
     put(&next, &next.issue("client", "DNS:client").unwrap());
     let plain = redis::Client::open(redis.url()).unwrap();
     let mut plain = plain.get_multiplexed_async_connection().await.unwrap();
     let mut command = redis::cmd("CONFIG");
-    command.arg("SET").arg("tls-cert-file").arg(own.cert.display().to_string());
+    command.arg("SET").arg("tls-cert-file").arg(own.certificate.display().to_string());
     command.arg("tls-key-file").arg(own.key.display().to_string());
-    command.arg("tls-ca-cert-file").arg(next.authority().display().to_string());
+    command.arg("tls-ca-cert-file").arg(next.certificate().display().to_string());
     let _: () = command.query_async(&mut plain).await.unwrap();
     for kind in ["normal", "pubsub"] {
         let mut command = redis::cmd("CLIENT");
@@ -85,23 +89,23 @@ async fn worker_and_library_speak_tls_and_take_replaced_certificates() {
 
 #[tokio::test]
 async fn what_is_wrong_with_a_certificate_is_told_where_it_is_mended() {
-    let authority = Certificates::new().unwrap();
-    let other = Certificates::new().unwrap();
+    let authority = Authority::new().unwrap();
+    let other = Authority::new().unwrap();
     let rig = Rig::start(TABLES).await;
     let right = authority.issue("server", HOSTS).unwrap();
     let client = authority.issue("client", "DNS:client").unwrap();
     let stranger = other.issue("client", "DNS:client").unwrap();
-    let (_plain, port) = server(&authority.authority(), &right, "no").await;
-    let (_asking, asking) = server(&authority.authority(), &right, "yes").await;
+    let (_plain, port) = server(&authority.certificate(), &right, "no").await;
+    let (_asking, asking) = server(&authority.certificate(), &right, "yes").await;
     let expired = authority.issue_expired("expired", HOSTS).unwrap();
-    let (_expired, expired) = server(&authority.authority(), &expired, "no").await;
+    let (_expired, expired) = server(&authority.certificate(), &expired, "no").await;
     let elsewhere = authority.issue("elsewhere", "DNS:elsewhere.example").unwrap();
-    let (_elsewhere, elsewhere) = server(&authority.authority(), &elsewhere, "no").await;
+    let (_elsewhere, elsewhere) = server(&authority.certificate(), &elsewhere, "no").await;
     // Nothing is installed, which is not what is looked at here.
     let datasets = DATASETS.replace("feed = \"required\"", "");
-    let ca = |certificates: &Certificates| format!("ca_file = \"{}\"\n", certificates.authority().display());
+    let ca = |certificates: &Authority| format!("ca_file = \"{}\"\n", certificates.certificate().display());
     let identity = |own: &Certificate| {
-        format!("cert_file = \"{}\"\nkey_file = \"{}\"\n", own.cert.display(), own.key.display())
+        format!("cert_file = \"{}\"\nkey_file = \"{}\"\n", own.certificate.display(), own.key.display())
     };
     let check = |port: u16, lines: &str, code: i32, parts: &[&str]| {
         let toml = format!("{datasets}\n[redis]\nurl = \"rediss://localhost:{port}/0\"\n{lines}");
@@ -124,7 +128,7 @@ async fn what_is_wrong_with_a_certificate_is_told_where_it_is_mended() {
     );
     check(asking, &format!("{trusted}{}", identity(&client)), 0, &["configuration is right"]);
     check(rig.redis.port(), &trusted, 69, &["no answer in TLS", "is this the port for TLS?"]);
-    let mixed = Certificate { cert: client.cert.clone(), key: stranger.key.clone() };
+    let mixed = Certificate { certificate: client.certificate.clone(), key: stranger.key.clone() };
     check(
         asking,
         &format!("{trusted}{}", identity(&mixed)),
@@ -136,19 +140,19 @@ async fn what_is_wrong_with_a_certificate_is_told_where_it_is_mended() {
     let toml = format!("{datasets}\n[redis]\nurl = \"rediss://localhost:{port}/0\"\n");
     let mut cli = Cli::new(&rig, &toml);
     cli.environment.retain(|(name, _)| !name.ends_with("REDIS__URL"));
-    cli.environment.push(("SSL_CERT_FILE".to_owned(), authority.authority().display().to_string()));
+    cli.environment.push(("SSL_CERT_FILE".to_owned(), authority.certificate().display().to_string()));
     cli.says(&["check"], 0, &["configuration is right"]);
 }
 
 /// Sentinels and servers that speak TLS, also among themselves.
 #[tokio::test]
 async fn sentinels_and_their_master_are_spoken_to_over_tls() {
-    let authority = Certificates::new().unwrap();
+    let authority = Authority::new().unwrap();
     let own = authority.issue("server", HOSTS).unwrap();
     let files = [
-        ("tls-cert-file", own.cert.display().to_string()),
+        ("tls-cert-file", own.certificate.display().to_string()),
         ("tls-key-file", own.key.display().to_string()),
-        ("tls-ca-cert-file", authority.authority().display().to_string()),
+        ("tls-ca-cert-file", authority.certificate().display().to_string()),
         ("tls-auth-clients", "no".to_owned()),
         ("tls-replication", "yes".to_owned()),
     ];
@@ -171,7 +175,7 @@ async fn sentinels_and_their_master_are_spoken_to_over_tls() {
     let rig = Rig::start(TABLES).await;
     let mut config = rig.config(DATASETS);
     config.redis.url = Secret::new(format!("rediss+sentinel://{}/{SERVICE}/0", nodes.join(",")));
-    config.redis.tls.ca_file = Some(authority.authority());
+    config.redis.tls.ca_file = Some(authority.certificate());
     let worker = Worker::start(config).await.unwrap();
     ready(&worker).await;
     master.kill();

@@ -212,6 +212,8 @@ pub struct Dataset {
     pub write: Option<String>,
     /// Loads are refused beyond this many keys in one statement.
     pub batch: usize,
+    /// Most entries a second that a revalidation loads again; none: as fast as one statement after another goes.
+    pub revalidation_rate: Option<u64>,
 }
 
 words! {

@@ -3,16 +3,21 @@
 //! The checks ([`super::values`]), the overrides from the environment, the JSON Schema ([`super::schema`]) and the
 //! commented file ([`super::reference`]) all come from here.
 
+mod inherited;
+mod limits;
 mod within_dataset;
-
-use std::time::Duration;
 
 use super::forms::Form;
 use super::key::{Key, Kind};
-use super::words::{FormatName, Words};
-use super::{FeedMode, FeedNeed, LogFormat, Numeric, OnChange, OnMiss, OnNewEpoch, Rows, Scope};
+use super::words::Words;
+use super::{FeedMode, LogFormat, OnNewEpoch, Rows, Scope};
 
-use within_dataset::{COMPRESSION_KEYS, REFRESH, WARM, WATCH, WRITE};
+use inherited::{
+    BATCH, COMPRESSION, DEFAULTS, FEED_NEED, FORMAT, MAX_STALE, NEGATIVE_TTL, NUMERIC, ON_CHANGE, ON_MISS,
+    REVALIDATION_RATE, TTL, TTL_JITTER,
+};
+use limits::{DAY, MINUTE, SECOND, TENTH, duration, seconds};
+use within_dataset::{REFRESH, WARM, WATCH, WRITE};
 
 /// The key of a setting, for example of `dataset.product.warm.rate` or `dataset.product.watch.0.table`.
 pub fn find(path: &str) -> Option<&'static Key> {
@@ -33,21 +38,6 @@ pub fn find(path: &str) -> Option<&'static Key> {
     }
     found
 }
-
-const fn duration(min: Duration, max: Duration) -> Kind {
-    Kind::Duration(min, max)
-}
-
-const fn seconds(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-const NONE: Duration = Duration::ZERO;
-const TENTH: Duration = Duration::from_millis(100);
-const SECOND: Duration = seconds(1);
-const MINUTE: Duration = seconds(60);
-const DAY: Duration = seconds(86_400);
-const YEAR: Duration = seconds(365 * 86_400);
 
 /// The whole file.
 pub(crate) const ROOT: &[Key] = &[
@@ -283,81 +273,6 @@ const LOG: &[Key] = &[
     .default("auto"),
 ];
 
-const FORMAT: Key = Key::new(
-    "format",
-    Kind::Choice(FormatName::NAMES),
-    "The bytes of a value: a \"msgpack\" map or a \"json\" object with the column names, or \"raw\", the bytes of the \
-     column that `value` names.",
-)
-.default("msgpack");
-const NUMERIC: Key = Key::new(
-    "numeric",
-    Kind::Choice(Numeric::NAMES),
-    "How numeric columns are written: \"text\", exactly, or \"number\", which readers may round.",
-)
-.default("text");
-const COMPRESSION: Key = Key::new(
-    "compression",
-    Kind::Table(COMPRESSION_KEYS),
-    "Compression of large values, as standard frames. Absent: values stay as they are.",
-);
-const TTL: Key =
-    Key::new("ttl", duration(SECOND, YEAR), "The longest lifetime; jitter only shortens it.").default("1h");
-const TTL_JITTER: Key = Key::new(
-    "ttl_jitter",
-    Kind::Share(0, 90),
-    "By which share a lifetime may be shortened, so that many entries do not expire together.",
-)
-.default("10%");
-const MAX_STALE: Key = Key::new(
-    "max_stale",
-    duration(NONE, YEAR),
-    "How long past its lifetime an entry is kept while Postgres is down.",
-)
-.default("1h");
-const NEGATIVE_TTL: Key = Key::new(
-    "negative_ttl",
-    duration(SECOND, YEAR),
-    "Lifetime of an explicit null for a key without a row. Absent: nothing is stored for it.",
-)
-.example("\"30s\"");
-const ON_CHANGE: Key = Key::new(
-    "on_change",
-    Kind::Choice(OnChange::NAMES),
-    "What an event without `op`, and a change, does to an entry: \"refresh\" loads it again, and readers see the old \
-     value until then; \"delete\" deletes it.",
-)
-.default("refresh");
-const ON_MISS: Key = Key::new(
-    "on_miss",
-    Kind::Choice(OnMiss::NAMES),
-    "\"load\": keys that applications missed are filled, by Redis's key-miss events; \"ignore\": they are not.",
-)
-.default("ignore");
-const FEED_NEED: Key = Key::new(
-    "feed",
-    Kind::Choice(FeedNeed::NAMES),
-    "\"required\": not ready unless changes of every relation of the query are captured; \"wanted\": a warning.",
-)
-.default("wanted");
-const BATCH: Key =
-    Key::new("batch", Kind::Integer(1, 5_000), "Most keys of one load (Lua unpacks no more at once).")
-        .default("500");
-
-const DEFAULTS: &[Key] = &[
-    FORMAT,
-    NUMERIC,
-    COMPRESSION,
-    TTL,
-    TTL_JITTER,
-    MAX_STALE,
-    NEGATIVE_TTL,
-    ON_CHANGE,
-    ON_MISS,
-    FEED_NEED,
-    BATCH,
-];
-
 const DATASET: &[Key] = &[
     Key::new(
         "query",
@@ -438,4 +353,5 @@ const DATASET: &[Key] = &[
     ON_MISS.inherited(),
     FEED_NEED.inherited(),
     BATCH.inherited(),
+    REVALIDATION_RATE.inherited(),
 ];

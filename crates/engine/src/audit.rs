@@ -10,8 +10,6 @@ mod unread;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 pub use self::comparison::Comparison;
 use super::catalog::Dataset;
 use super::context::Context;
@@ -22,6 +20,7 @@ use super::key_pages::{KeyPage, KeyPages};
 use super::load::{Cause, Job, Keys, LoadOptions, load};
 use super::tokens::{self, WaitError};
 use crate::compress::decompress;
+use crate::rate_limit::RateLimit;
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Poll};
 use cachekeeper_config::{Format, Scope};
 use cachekeeper_protocol::entry::EntryBatch;
@@ -56,7 +55,7 @@ pub async fn compare(
     dataset: &Dataset,
     extent: &Extent,
 ) -> Result<Comparison, EngineError> {
-    let began = Instant::now();
+    let mut rate = RateLimit::new(extent.rate);
     // By another definition than the registered one every entry would look wrong.
     epoch::revision(context, dataset).await?;
     let source = dataset.source(&context.postgres).await?;
@@ -80,11 +79,9 @@ pub async fn compare(
             Some(sign) => unread::page_without(context, dataset, (cursor, PAGE), sign).await?,
         };
         keys.retain(|(key, _)| !is_whole || seen.insert(key.clone()));
+        let checked_before = found.checked;
         check_or_forget(context, dataset, &source, keys, &mut found).await?;
-        if let Some(rate) = extent.rate {
-            let due = Duration::from_millis(found.checked.saturating_mul(1_000) / rate.max(1));
-            tokio::time::sleep_until(began + due).await;
-        }
+        rate.spend(found.checked - checked_before).await;
         cursor = next;
         if cursor == 0 {
             break;

@@ -6,13 +6,10 @@ mod rest;
 mod scripts;
 mod stored;
 
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
-
-use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -22,6 +19,7 @@ use super::encode::Encoder;
 use super::epoch;
 use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
+use super::rate_limit::RateLimit;
 use crate::metrics::ByReason;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{AddedMembers, Backfilled, Claim, Settled};
@@ -404,27 +402,5 @@ fn rolled_back(context: &Context) -> EngineError {
 fn tell(options: &BackfillOptions, entries: u64, is_resumed: bool) {
     if let Some(progress) = &options.progress {
         progress.send_replace(Progress { entries, is_resumed });
-    }
-}
-
-/// Spreads entries over time.
-struct RateLimit {
-    rate: Option<u64>,
-    began: Instant,
-    spent: u64,
-}
-
-impl RateLimit {
-    fn new(rate: Option<u64>) -> Self {
-        Self { rate, began: Instant::now(), spent: 0 }
-    }
-
-    async fn spend(&mut self, entries: u64) {
-        self.spent += entries;
-        if let Some(rate) = self.rate {
-            #[expect(clippy::cast_precision_loss, reason = "a rate is no ledger")]
-            let due = Duration::from_secs_f64(self.spent as f64 / rate.max(1) as f64);
-            tokio::time::sleep_until(self.began + due).await;
-        }
     }
 }

@@ -54,6 +54,8 @@ pub mod metrics;
 #[cfg(feature = "postgres")]
 pub mod namespaces;
 #[cfg(feature = "postgres")]
+mod rate_limit;
+#[cfg(feature = "postgres")]
 pub mod refresh;
 #[cfg(feature = "postgres")]
 mod registrar;
@@ -64,6 +66,8 @@ pub mod rights;
 pub mod stores;
 #[cfg(feature = "postgres")]
 pub mod tokens;
+#[cfg(feature = "postgres")]
+mod use_scan;
 #[cfg(feature = "postgres")]
 mod watermark_watch;
 #[cfg(feature = "postgres")]

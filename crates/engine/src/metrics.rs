@@ -92,6 +92,10 @@ metrics! {
         "Epochs begun by this process";
     "pending_revalidations", pending_revalidations: Family<ByDataset, Gauge> = Family::default(),
         "1 while every entry of the dataset must be revalidated";
+    "revalidated_entries", revalidated_entries: Family<ByDataset, Gauge> = Family::default(),
+        "Entries that the revalidation under way has loaded again or deleted";
+    "entries_to_revalidate", entries_to_revalidate: Family<ByDataset, Gauge> = Family::default(),
+        "Entries in Redis when the revalidation under way began";
     "changes", changes: Counter = Counter::default(),
         "Captured statements that were applied";
     "changed_keys", changed_keys: Family<ByDataset, Counter> = Family::default(),

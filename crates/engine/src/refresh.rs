@@ -9,6 +9,7 @@ use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
 use super::load::{self, Cause, Job, Keys, LoadOptions, load};
+use super::use_scan::idle_for;
 use crate::metrics::ByDataset;
 use crate::stores::postgres::{KeyValues, QUICK_MAX};
 use crate::stores::redis::{Epoch, Metadata, Precondition, ScannedEntry, ServerFacts, UseSign, Wanted};
@@ -17,8 +18,6 @@ use cachekeeper_protocol::freshness::Verdict;
 
 /// Keys looked at by one script of the scan.
 const SCAN_PAGE: usize = 500;
-/// Under an LFU policy an entry whose counter has reached this was used since it was stored (new keys begin at 5).
-const FREQUENCY_USED: u64 = 6;
 
 /// What one scan of Redis has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -218,19 +217,6 @@ impl RefreshScan {
         self.report.extended += extended;
         context.metrics.extended.get_or_create(&ByDataset::new(dataset.name())).inc_by(extended);
         Ok(())
-    }
-}
-
-/// For how long an entry was not used, by the sign that a scan asked for; none: nobody knows.
-pub(crate) fn idle_for(sign: UseSign, used: Option<u64>) -> Option<Duration> {
-    match sign {
-        UseSign::Idle => used.map(Duration::from_secs),
-        // Used often enough: as if used just now; else as if never since it was stored.
-        UseSign::Frequency => {
-            let is_used = used.is_none_or(|count| FREQUENCY_USED <= count);
-            Some(if is_used { Duration::ZERO } else { Duration::MAX / 2 })
-        }
-        UseSign::None => None,
     }
 }
 

@@ -2,13 +2,21 @@
 //! Redis (R14). A scan of the table would miss the entries whose rows are gone. Where Redis is to hold every row, a backfill comes
 //! first where there are many entries: it is one statement, and the scan then sees to what it has not stored.
 //!
-//! One statement at a time, and none before a probe was answered: what is pending because the database was in trouble must not
-//! be what keeps it there.
+//! Entries that are in use come first, as far as Redis tells; how far it is stands in the metadata.
+//!
+//! One statement at a time, at most so many entries a second as the dataset says, and none before a probe was answered: what is
+//! pending because the database was in trouble must not be what keeps it there.
 
+mod most_used;
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::backfill::{BackfillOptions, KEYS_MAX, StoredKeys, Whole, backfill_for};
+use super::backfill::{BackfillOptions, KEYS_MAX, Progress, StoredKeys, Whole, backfill_for};
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
@@ -16,10 +24,14 @@ use super::error::EngineError;
 use super::failpoint;
 use super::load::{self, Cause, Job, Keys, LoadOptions, LoadReport, load};
 use super::log_limit;
-use crate::stores::postgres::{Poll, QUICK_MAX};
-use crate::stores::redis::{Epoch, Missing, PendingRevalidation, PendingSlots, Settled};
+use super::rate_limit::RateLimit;
+use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
+use crate::stores::redis::{
+    Epoch, Missing, PendingRevalidation, PendingSlots, RevalidationProgress, Settled,
+};
 use cachekeeper_config::OnNewEpoch;
 use cachekeeper_protocol::slot_set::SlotSet;
+use most_used::MostUsed;
 
 /// Keys of one script of the scan.
 const PAGE: usize = 500;
@@ -28,6 +40,10 @@ const PAGE_BEHIND_BACKFILL: usize = 2_000;
 
 /// Keys in Redis from which on a backfill comes first.
 const FILL_MIN: u64 = 20_000;
+/// Entries in use that come before a backfill: by key they cost several times as much.
+const USED_BEFORE_BACKFILL: usize = 10_000;
+/// How often it is noted how far it is.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs a dataset's pending revalidation; without one, nothing is done.
 ///
@@ -58,7 +74,12 @@ pub async fn run(
         poll: &state.poll,
         job,
         slots: None,
-        stored: None,
+        stored: StoredKeys::default(),
+        is_filled: false,
+        rate: RateLimit::new(dataset.settings.revalidation_rate),
+        cancel,
+        entries: None,
+        noted: None,
         report: LoadReport::default(),
     };
     let settled = if whole.is_some() {
@@ -66,10 +87,14 @@ pub async fn run(
         if let Some(times) = log_limit::due(what, dataset.name(), 1) {
             info!(dataset = dataset.name(), reason, times, "{what}");
         }
+        let is_filling = policy == OnNewEpoch::Refresh && is_worth_filling(context, dataset).await?;
+        if policy == OnNewEpoch::Refresh {
+            scan.most_used_first(if is_filling { USED_BEFORE_BACKFILL } else { usize::MAX }).await?;
+        }
         let missing = match dataset.is_filled_whole() {
             false => Missing::NotWanted,
-            true if policy == OnNewEpoch::Refresh && is_worth_filling(context).await? => {
-                scan.fill_first(cancel).await?;
+            true if is_filling => {
+                scan.fill_first().await?;
                 Missing::Filled(state.metadata.now_ms)
             }
             true => Missing::Unfilled,
@@ -82,7 +107,7 @@ pub async fn run(
         }
         Settled::Slots { cause: scan.take_slots().await? }
     };
-    scan.run(cancel).await?;
+    scan.run().await?;
     // SCAN cursors mean nothing to another server, also one that lost nothing.
     if !context.redis.is_in(&life).await? {
         return Err(EngineError::RedisRolledBack);
@@ -91,9 +116,12 @@ pub async fn run(
 }
 
 /// Whether one statement for all rows costs less than loads by key. Where little is in Redis, the backfill that follows fills it;
-/// where there is too much, the worker's memory does not hold which entries were stored.
-async fn is_worth_filling(context: &Context) -> Result<bool, EngineError> {
-    Ok((FILL_MIN..=KEYS_MAX).contains(&context.redis.key_count().await?))
+/// where there is too much, the worker's memory does not hold which entries were stored. At a rate, one statement would keep its
+/// snapshot for as long as it all takes.
+async fn is_worth_filling(context: &Context, dataset: &Dataset) -> Result<bool, EngineError> {
+    Ok(dataset.is_filled_whole()
+        && dataset.settings.revalidation_rate.is_none()
+        && (FILL_MIN..=KEYS_MAX).contains(&context.redis.key_count().await?))
 }
 
 struct RevalidationScan<'a> {
@@ -105,8 +133,16 @@ struct RevalidationScan<'a> {
     job: Job,
     /// Only entries of these stamp slots; none: every entry.
     slots: Option<SlotSet>,
-    /// What a backfill of this run has stored, which need not be looked at.
-    stored: Option<StoredKeys>,
+    /// What this run has seen to before the scan, which need not be looked at.
+    stored: StoredKeys,
+    /// A backfill has come before the scan.
+    is_filled: bool,
+    rate: RateLimit,
+    cancel: &'a CancellationToken,
+    /// Entries in Redis when it began.
+    entries: Option<u64>,
+    /// When it was last noted how far it is.
+    noted: Option<Instant>,
     report: LoadReport,
 }
 
@@ -123,25 +159,52 @@ impl RevalidationScan<'_> {
         Ok(seen.cause)
     }
 
+    /// Sees to the entries that are in use, at most so many.
+    async fn most_used_first(&mut self, most: usize) -> Result<(), EngineError> {
+        let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
+        let found = MostUsed::find(self.context, self.dataset, &precondition, self.cancel).await?;
+        self.entries = Some(found.entries);
+        let used = found.first(most);
+        used.iter().for_each(|(key, _)| self.stored.add(key));
+        self.revalidate(used).await?;
+        self.stored.sort();
+        self.note_progress(self.done()).await
+    }
+
     /// The causes that are settled were read before its statement is sent.
-    async fn fill_first(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
+    async fn fill_first(&mut self) -> Result<(), EngineError> {
         let rate = self.dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
-        let options = BackfillOptions { cancel: cancel.clone(), rate, progress: None, resume: false };
-        let mut stored = StoredKeys::default();
-        let whole = Whole { job: &mut self.job, stored: &mut stored };
-        let filled = backfill_for(self.context, self.dataset, &options, Some(whole)).await?;
+        let (progress, told) = tokio::sync::watch::channel(Progress::default());
+        let options =
+            BackfillOptions { cancel: self.cancel.clone(), rate, progress: Some(progress), resume: false };
+        let (mut stored, mut job) = (std::mem::take(&mut self.stored), self.job.clone());
+        let whole = Whole { job: &mut job, stored: &mut stored };
+        let filled = {
+            let mut filling = pin!(backfill_for(self.context, self.dataset, &options, Some(whole)));
+            loop {
+                tokio::select! {
+                    filled = &mut filling => break filled?,
+                    () = tokio::time::sleep(NOTE_EVERY) => {
+                        let entries = told.borrow().entries;
+                        self.note_progress(entries).await?;
+                    }
+                }
+            }
+        };
+        self.job = job;
         self.report.add(filled);
         stored.sort();
-        self.stored = Some(stored);
+        self.stored = stored;
+        self.is_filled = true;
         Ok(())
     }
 
     /// Sees to one page while the next is read.
-    async fn run(&mut self, cancel: &CancellationToken) -> Result<(), EngineError> {
+    async fn run(&mut self) -> Result<(), EngineError> {
         let mut gathered: Keys = Vec::new();
         let (mut cursor, mut keys) = self.page(0).await?;
         loop {
-            if cancel.is_cancelled() {
+            if self.cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
             }
             failpoint::reach("revalidation.page");
@@ -161,7 +224,7 @@ impl RevalidationScan<'_> {
 
     async fn page(&self, cursor: u64) -> Result<(u64, Vec<String>), EngineError> {
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let page = (cursor, if self.stored.is_some() { PAGE_BEHIND_BACKFILL } else { PAGE });
+        let page = (cursor, if self.is_filled { PAGE_BEHIND_BACKFILL } else { PAGE });
         let prefix = self.dataset.settings.key.prefix();
         let answer = self.context.redis.scan_keys(&precondition, &self.job.id, page, prefix).await?;
         self.context.checked(Some(self.dataset), answer)
@@ -171,7 +234,7 @@ impl RevalidationScan<'_> {
     fn wanted(&self, keys: Vec<String>) -> Keys {
         let wanted = keys.into_iter().filter_map(|key| {
             let is_elsewhere = self.slots.as_ref().is_some_and(|slots| !slots.contains(&key));
-            if is_elsewhere || self.stored.as_ref().is_some_and(|stored| stored.contains(&key)) {
+            if is_elsewhere || self.stored.contains(&key) {
                 return None;
             }
             let (dataset, values) = self.context.catalog.of_key(&key)?;
@@ -180,15 +243,28 @@ impl RevalidationScan<'_> {
         wanted.collect()
     }
 
+    /// Loads or deletes these entries, no more at once than a second's worth.
     async fn revalidate(&mut self, keys: Keys) -> Result<(), EngineError> {
-        if keys.is_empty() {
-            return Ok(());
+        let a_second = self.dataset.settings.revalidation_rate.and_then(|rate| usize::try_from(rate).ok());
+        for chunk in keys.chunks(a_second.unwrap_or(usize::MAX).min(self.dataset.settings.batch)) {
+            if self.policy == OnNewEpoch::Refresh {
+                let because = LoadOptions::because(Cause::Revalidation);
+                self.report.add(load(self.context, self.dataset, chunk, because, &mut self.job).await?);
+            } else {
+                self.delete(chunk).await?;
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(EngineError::Cancelled),
+                () = self.rate.spend(chunk.len() as u64) => {}
+            }
+            if self.noted.is_none_or(|noted| NOTE_EVERY <= noted.elapsed()) {
+                self.note_progress(self.done()).await?;
+            }
         }
-        if self.policy == OnNewEpoch::Refresh {
-            let because = LoadOptions::because(Cause::Revalidation);
-            self.report.add(load(self.context, self.dataset, &keys, because, &mut self.job).await?);
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, keys: &[(String, KeyValues)]) -> Result<(), EngineError> {
         let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let stamp = self.poll.snapshot.stamp();
@@ -196,6 +272,19 @@ impl RevalidationScan<'_> {
         self.report.invalidated += self.context.checked(Some(self.dataset), answer)?;
         self.job.count += 1;
         Ok(())
+    }
+
+    /// Entries that were loaded again or deleted.
+    fn done(&self) -> u64 {
+        self.report.stored + self.report.gone + self.report.invalidated
+    }
+
+    async fn note_progress(&mut self, done: u64) -> Result<(), EngineError> {
+        self.noted = Some(Instant::now());
+        let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
+        let progress = RevalidationProgress { done, entries: self.entries };
+        let answer = self.context.redis.note_progress(&precondition, progress).await?;
+        self.context.checked(Some(self.dataset), answer)
     }
 
     async fn claim(self, settled: Settled) -> Result<LoadReport, EngineError> {

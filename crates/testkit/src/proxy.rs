@@ -1,6 +1,7 @@
-//! A proxy for TCP that can hold, delay, cut and re-home each connection by itself.
+//! An address behind which servers change, as behind a proxy, a virtual address or a name that moves; each connection can be held,
+//! delayed, cut and re-homed by itself.
 
-use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::task::JoinHandle;
 /// A running proxy. It ends with this value, and with it all connections.
 #[derive(Debug)]
 pub struct Proxy {
-    address: SocketAddr,
+    port: u16,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
 }
@@ -27,8 +28,8 @@ struct Shared {
 /// What becomes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behaviour {
-    /// Where it leads.
-    pub target: SocketAddr,
+    /// The port of the server where it leads, on this machine.
+    pub target: u16,
     /// Whether nothing is passed on, either way, while both ends stay open.
     pub is_held: bool,
     /// After so many bytes of the server it is held.
@@ -42,6 +43,7 @@ pub struct Behaviour {
 pub struct Link {
     control: Arc<watch::Sender<Option<Behaviour>>>,
     received: watch::Receiver<u64>,
+    from: Arc<AtomicU16>,
 }
 
 impl Link {
@@ -65,6 +67,12 @@ impl Link {
         self.received.has_changed().is_ok()
     }
 
+    /// The port from which its server sees it come; 0: it is not there yet.
+    #[must_use]
+    pub fn from(&self) -> u16 {
+        self.from.load(Ordering::Relaxed)
+    }
+
     /// Bytes of the server that were passed on.
     #[must_use]
     pub fn received(&self) -> u64 {
@@ -73,23 +81,23 @@ impl Link {
 }
 
 impl Proxy {
-    /// Starts one on a free port that leads to this server.
+    /// Starts one on a free port that leads to the server at this one.
     ///
     /// # Errors
     /// Where no port can be had.
-    pub async fn start(target: SocketAddr) -> std::io::Result<Self> {
+    pub async fn start(target: u16) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let address = listener.local_addr()?;
+        let port = listener.local_addr()?.port();
         let beginning = Behaviour { target, is_held: false, held_after: None, delay: Duration::ZERO };
         let shared = Arc::new(Shared { beginning: Mutex::new(beginning), links: Mutex::default() });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self { address, shared, accepting })
+        Ok(Self { port, shared, accepting })
     }
 
-    /// Where clients connect.
+    /// Where clients connect, on this machine.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Changes what new connections begin with.
@@ -115,6 +123,31 @@ impl Proxy {
     pub fn cut_all(&self) {
         self.links().iter().for_each(Link::cut);
     }
+
+    /// New connections go to the server at this port; those that live stay where they are.
+    pub fn aim(&self, target: u16) {
+        self.change_new(|behaviour| behaviour.target = target);
+    }
+
+    /// The same, and those that live are cut.
+    pub fn lead_to(&self, target: u16) {
+        self.aim(target);
+        self.cut_all();
+    }
+
+    /// Lets nothing more pass through the connections that live; they stay open.
+    pub fn hold(&self) {
+        self.links().iter().for_each(|link| link.change(|behaviour| behaviour.is_held = true));
+    }
+
+    /// Puts another server behind the connection that its server sees come from this port. Its client does not notice. False:
+    /// there is no such connection.
+    #[must_use]
+    pub fn rehome(&self, from: u16, target: u16) -> bool {
+        let links = self.links();
+        let found = links.iter().find(|link| link.from() == from);
+        found.inspect(|link| link.change(|behaviour| behaviour.target = target)).is_some()
+    }
 }
 
 impl Drop for Proxy {
@@ -129,23 +162,31 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let beginning = *shared.beginning.lock().unwrap_or_else(PoisonError::into_inner);
         let (control, controlled) = watch::channel(Some(beginning));
         let (counter, received) = watch::channel(0);
-        let link = Link { control: Arc::new(control), received };
+        let from = Arc::new(AtomicU16::new(0));
+        let link = Link { control: Arc::new(control), received, from: Arc::clone(&from) };
         shared.links.lock().unwrap_or_else(PoisonError::into_inner).push(link);
         // It ends when either side closes, or it is cut.
-        drop(tokio::spawn(async move { drop(pass(client, controlled, &counter).await) }));
+        drop(tokio::spawn(async move { drop(pass(client, controlled, &counter, &from).await) }));
     }
+}
+
+async fn connect(target: u16, from: &AtomicU16) -> std::io::Result<TcpStream> {
+    let server = TcpStream::connect(("127.0.0.1", target)).await?;
+    server.set_nodelay(true)?;
+    from.store(server.local_addr()?.port(), Ordering::Relaxed);
+    Ok(server)
 }
 
 async fn pass(
     mut client: TcpStream,
     mut control: watch::Receiver<Option<Behaviour>>,
     counter: &watch::Sender<u64>,
+    from: &AtomicU16,
 ) -> std::io::Result<()> {
     let (mut sent, mut answered) = (vec![0; 65_536], vec![0; 65_536]);
     let Some(mut now) = *control.borrow_and_update() else { return Ok(()) };
-    let mut server = TcpStream::connect(now.target).await?;
     client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
+    let mut server = connect(now.target, from).await?;
     loop {
         let is_full = now.held_after.is_some_and(|most| most <= *counter.borrow());
         let is_held = now.is_held || is_full;
@@ -154,7 +195,7 @@ async fn pass(
                 let behaviour = *control.borrow_and_update();
                 let Some(next) = behaviour.filter(|_| changed.is_ok()) else { return Ok(()) };
                 if next.target != now.target {
-                    server = TcpStream::connect(next.target).await?;
+                    server = connect(next.target, from).await?;
                 }
                 now = next;
             }

@@ -1,10 +1,8 @@
 //! Private Postgres and Redis servers, for the demo and the tests: own directory, own free port, gone with us.
 
-mod certificates;
 mod clock;
 mod pgbouncer;
 mod postgres;
-mod proxy;
 mod redis;
 mod sentinels;
 
@@ -16,11 +14,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use certificates::{Certificate, Certificates};
 pub use clock::Clock;
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Copied, Postgres, Refusal, Session};
-pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sentinels::{SERVICE, Sentinels};
 

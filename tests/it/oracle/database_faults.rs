@@ -64,7 +64,7 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration) {
         }
         Fault::FullConnections => {
             let mut held = Vec::new();
-            let url = arena.launch.postgres_url.clone();
+            let url = arena.worker_url.clone();
             while let Ok(session) = Session::open(&url).await {
                 held.push(session);
             }

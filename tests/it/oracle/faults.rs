@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 
 use super::verdict::Lives;
 use super::{
-    Arena, bulk_faults, clock_faults, database_faults, rights_faults, rollout_faults, shape_faults,
+    Arena, bulk_faults, clock_faults, database_faults, network, rights_faults, rollout_faults, shape_faults,
     writer_faults,
 };
 use crate::process::WorkerProcess;
@@ -88,6 +88,11 @@ pub enum Fault {
     ReadOnlyRedis,
     ForgottenScripts,
     LostValues,
+    CutLinks,
+    HeldLinks,
+    SlowLinks,
+    RehomedLinks,
+    KillPooler,
 }
 
 impl Fault {
@@ -183,6 +188,17 @@ impl Fault {
         Self::LostValues,
     ];
 
+    /// Where there is a network.
+    pub const ON_NETWORK: &[Self] =
+        &[Self::CutLinks, Self::HeldLinks, Self::SlowLinks, Self::RehomedLinks, Self::KillPooler];
+
+    /// What makes pairs with those.
+    pub fn beside_the_network() -> Vec<Self> {
+        let of_servers =
+            [Self::KillPostgres, Self::RestartPostgres, Self::KillOneBackend, Self::TerminateFeed];
+        [Self::ON_WORKERS, Self::IN_A_WRITE, Self::ON_REDIS, &of_servers].concat()
+    }
+
     /// What `make test` tries.
     pub fn of_the_short_form() -> Vec<Self> {
         let servers =
@@ -218,6 +234,8 @@ impl Fault {
             self.on_worker(arena, workers, random).await;
         } else if Self::ON_WRITERS.contains(&self) {
             writer_faults::inject(self, arena, some_time).await;
+        } else if Self::ON_NETWORK.contains(&self) {
+            network::inject(self, arena, some_time, random).await;
         } else if self.is_of_the_world() {
             // Where both workers die meanwhile, their successors find what was done.
             let dies = random.random_bool(0.4);
@@ -403,11 +421,7 @@ async fn end_at(arena: &Arena, workers: &mut [WorkerProcess], point: &str, rando
 async fn arm(workers: &mut [WorkerProcess], point: &str) {
     workers.iter().for_each(|worker| worker.signal("TERM"));
     for worker in workers.iter_mut() {
-        wait_until("a worker has stopped", || {
-            let has_ended = worker.has_ended();
-            async move { if has_ended { Ok(()) } else { Err("it is still running".to_owned()) } }
-        })
-        .await;
+        worker.ended().await;
     }
     workers.iter_mut().for_each(|worker| worker.replace(point));
 }
@@ -491,7 +505,7 @@ async fn postgres(arena: &Arena, sql: &str) {
 }
 
 async fn redis(arena: &Arena, parts: &[&str]) {
-    let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
+    let client = redis::Client::open(arena.redis_url.clone()).unwrap();
     let mut command = redis::cmd(parts[0]);
     for part in &parts[1..] {
         command.arg(*part);

@@ -221,7 +221,7 @@ const READ: &str = "local epoch = redis.pcall('HGET', KEYS[3], 'epoch')
 type Reply = (Option<String>, Option<String>, Option<Vec<u8>>);
 
 async fn read(arena: Arc<Arena>, mut random: StdRng, ids: Range<i64>) {
-    let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
+    let client = redis::Client::open(arena.redis_url.clone()).unwrap();
     let mut newest: HashMap<(Vec<u8>, u64, i64), i64> = HashMap::new();
     let mut connection = None;
     while !arena.is_over.load(Ordering::SeqCst) {

@@ -150,7 +150,7 @@ struct Link {
 
 impl Link {
     fn new(arena: &Arena, list: String) -> Self {
-        let client = redis::Client::open(arena.launch.redis_url.clone()).unwrap();
+        let client = redis::Client::open(arena.redis_url.clone()).unwrap();
         Self { client, connection: None, list }
     }
 
@@ -234,7 +234,7 @@ impl Link {
         let text: Option<String> = self.run(redis::cmd("GET").arg(format!("item:{key}"))).await?;
         let value: Value = serde_json::from_str(&text?).unwrap();
         let is_same_life = life == arena.redis_life.load(Ordering::SeqCst);
-        value["version"].as_i64().filter(|_| is_same_life)
+        value["version"].as_i64().filter(|_| is_same_life && !arena.is_split.load(Ordering::SeqCst))
     }
 }
 

@@ -35,12 +35,17 @@ impl Change {
 }
 
 async fn registered(arena: &Arena, dataset: &str) -> Result<String, String> {
-    let client = redis::Client::open(arena.launch.redis_url.clone()).map_err(|error| error.to_string())?;
+    let client = redis::Client::open(arena.redis_url.clone()).map_err(|error| error.to_string())?;
     let mut client = client.get_multiplexed_async_connection().await.map_err(|error| error.to_string())?;
     let field = format!("rev:{dataset}");
     let revision: Option<String> =
         client.hget("ck:{test:0}:meta", field).await.map_err(|error| error.to_string())?;
     Ok(Revision::from(revision.unwrap_or_default()).definition().to_owned())
+}
+
+/// How workers of this build are started with another configuration.
+pub fn with(arena: &Arena, toml: String) -> Launch {
+    Launch { toml: Box::leak(toml.into_boxed_str()), ..(*arena.launch).clone() }
 }
 
 /// Waits until another definition counts than this one.
@@ -57,13 +62,7 @@ pub async fn inject(arena: &Arena, random: &mut StdRng) {
     let (toml, dataset) = change.of(random.random());
     println!("  {change:?} of {dataset}");
     let before = registered(arena, dataset).await.unwrap();
-    let launch = Launch {
-        toml: Box::leak(toml.into_boxed_str()),
-        postgres_url: arena.launch.postgres_url.clone(),
-        redis_url: arena.launch.redis_url.clone(),
-        environment: arena.launch.environment.clone(),
-    };
-    let newer = WorkerProcess::start(&Arc::new(launch), "");
+    let newer = WorkerProcess::start(&Arc::new(with(arena, toml)), "");
     let new = differs(arena, dataset, &before).await;
     if random.random_bool(0.5) {
         settled::caught_up(arena).await;

@@ -94,6 +94,7 @@ impl One<'_, '_> {
             warm,
             write: writes::statement(self.reader, self.name),
             batch: self.reader.number(&self.own("batch")),
+            revalidation_rate: self.reader.optional_number(&self.own("revalidation_rate")),
         };
         // Every setting has been looked at by now, so that all problems are known.
         (query.is_some() && key.is_some()).then_some(dataset)

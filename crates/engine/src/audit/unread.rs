@@ -1,15 +1,13 @@
 //! Entries that nobody has read, which a round in the background leaves alone: to look at them would be a use, and keep them from
 //! expiring. Not needed where Redis can tell a look from a use, nor where nothing depends on it.
 
-use std::time::Duration;
-
 use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::epoch;
 use crate::error::EngineError;
-use crate::refresh::idle_for;
 use crate::stores::postgres::KeyValues;
-use crate::stores::redis::{ScannedEntry, UseSign, Wanted};
+use crate::stores::redis::UseSign;
+use crate::use_scan;
 use cachekeeper_config::Scope;
 
 /// How they are told; none: they need not be.
@@ -31,16 +29,7 @@ pub(super) async fn page_without(
     let poll = epoch::poll(context).await?;
     let current = epoch::current(context).await?;
     let precondition = dataset.precondition(&current, &poll.incarnation);
-    let wanted = [Wanted { prefix: dataset.settings.key.prefix(), left_max: Duration::MAX }];
-    let answer = context.redis.scan(&precondition, (cursor, page), sign, &wanted).await?;
-    let page = context.checked(Some(dataset), answer)?;
-    let is_read = |entry: &ScannedEntry| {
-        let idle = idle_for(sign, entry.used);
-        entry.left.is_none_or(|left| !dataset.lifetimes.is_unread(&entry.key, left, idle))
-    };
-    let entries = page.entries.into_iter().filter(is_read).filter_map(|entry| {
-        let (owner, values) = context.catalog.of_key(&entry.key)?;
-        (owner.name() == dataset.name()).then_some((entry.key, values))
-    });
-    Ok((entries.collect(), page.cursor))
+    let (entries, next) = use_scan::page(context, dataset, &precondition, (cursor, page), sign).await?;
+    let read = entries.into_iter().filter(|entry| entry.disuse.is_some());
+    Ok((read.map(|entry| (entry.key, entry.values)).collect(), next))
 }

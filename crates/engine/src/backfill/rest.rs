@@ -4,11 +4,12 @@
 use tracing::warn;
 
 use super::bookmark::Bookmark;
-use super::{BackfillOptions, BackfillStream, RateLimit, tell};
+use super::{BackfillOptions, BackfillStream, tell};
 use crate::encode::Failure;
 use crate::error::{EngineError, chain};
 use crate::key_pages::{KeyPage, KeyPages};
 use crate::load::{Cause, Keys, LoadOptions, LoadReport, load};
+use crate::rate_limit::RateLimit;
 use crate::stores::postgres::{DatasetSource, KeyValues, SourceError};
 
 impl BackfillStream<'_> {

@@ -1,11 +1,11 @@
-//! Which keys a backfill has stored: what else is in Redis, a revalidation must see to.
+//! Which keys a revalidation has seen to: what else is in Redis, its scan must see to.
 
 use std::hash::{BuildHasher, RandomState};
 
 /// Eight bytes of memory for each.
 pub(crate) const KEYS_MAX: u64 = 4_000_000;
 
-/// The keys that a backfill has stored, as hashes of 64 bits under a seed of their own. One of another key is among them with a
+/// The keys that were seen to, by key or by a backfill, as hashes of 64 bits under a seed of their own. One of another key is among them with a
 /// probability of their number divided by 2^64.
 #[derive(Debug, Default)]
 pub(crate) struct StoredKeys {
@@ -15,7 +15,7 @@ pub(crate) struct StoredKeys {
 }
 
 impl StoredKeys {
-    pub(super) fn add(&mut self, key: &str) {
+    pub(crate) fn add(&mut self, key: &str) {
         // What does not fit is taken for not stored, and loaded again.
         if (self.hashes.len() as u64) < KEYS_MAX {
             self.hashes.push(self.seed.hash_one(key));

@@ -122,5 +122,6 @@ pub(super) fn read(name: &str, text: &str) -> Option<Dataset> {
         warm: None,
         write: None,
         batch: BATCH,
+        revalidation_rate: None,
     })
 }

@@ -1,5 +1,6 @@
 //! Redis: every command and script, one function each, and what their replies mean.
 
+mod advance;
 mod connection;
 mod counters;
 mod definitions;
@@ -15,6 +16,7 @@ mod namespaces;
 mod pending_slots;
 mod prefixes;
 mod probe;
+mod revalidation_progress;
 mod scan;
 mod script;
 mod sentinels;
@@ -28,6 +30,7 @@ mod tags;
 mod tls;
 mod trouble;
 
+pub use advance::{Advance, Advanced, Followed, Watermark};
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
 pub use definitions::{Declared, Registered};
@@ -37,11 +40,11 @@ pub use epoch::{Creation, NewEpoch};
 pub use error::{CacheError, Refusal};
 pub use leases::{LeaseAttempt, LeaseGrant};
 pub use metadata::{
-    Advance, Advanced, Backfilled, Claim, Followed, Metadata, Missing, OlderLoads, PendingRevalidation,
-    PendingSlots, Settled, Watermark,
+    Backfilled, Claim, Metadata, Missing, OlderLoads, PendingRevalidation, PendingSlots, Settled,
 };
 pub use namespaces::OwnKeys;
 pub use pending_slots::{Failed, SlotsSeen};
+pub use revalidation_progress::RevalidationProgress;
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;

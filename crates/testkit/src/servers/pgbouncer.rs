@@ -15,6 +15,7 @@ use super::{
 #[derive(Debug)]
 pub struct PgBouncer {
     server: Server,
+    command: Vec<String>,
 }
 
 impl PgBouncer {
@@ -32,7 +33,7 @@ impl PgBouncer {
                 .map(|()| file.display().to_string())
                 .map_err(|error| failed(name, error))
         };
-        let users = write("users.txt", "\"postgres\" \"\"\n\"shop\" \"sesame\"\n")?;
+        let users = write("users.txt", "\"postgres\" \"\"\n\"shop\" \"sesame\"\n\"cache\" \"\"\n")?;
         let mut reason = String::new();
         for _ in 0..PORT_TRIES {
             let port = free_port()?;
@@ -47,8 +48,8 @@ impl PgBouncer {
             )?;
             let command = vec![program.display().to_string(), file];
             let mut server = Server { pid: None, port, directory: PathBuf::new() };
-            server.pid = Some(launch(command, &directory.join("log"), true)?);
-            let mut bouncer = Self { server };
+            server.pid = Some(launch(command.clone(), &directory.join("log"), true)?);
+            let mut bouncer = Self { server, command };
             match bouncer.wait().await {
                 Ok(()) => {
                     bouncer.server.directory = directory;
@@ -80,10 +81,24 @@ impl PgBouncer {
         }
     }
 
-    /// Where it listens.
+    /// Kills it, and with it all connections that come through it.
+    pub fn kill(&mut self) {
+        self.server.kill("KILL");
+    }
+
+    /// Starts it again on the same port.
+    ///
+    /// # Errors
+    /// [`ServerError`] where it does not start.
+    pub async fn start_again(&mut self) -> Result<(), ServerError> {
+        self.server.pid = Some(launch(self.command.clone(), &self.server.directory.join("log"), true)?);
+        self.wait().await
+    }
+
+    /// Where it listens, on this machine.
     #[must_use]
-    pub fn address(&self) -> std::net::SocketAddr {
-        ([127, 0, 0, 1], self.server.port).into()
+    pub fn port(&self) -> u16 {
+        self.server.port
     }
 
     /// Where clients connect as `postgres`, to the database of the same name.

@@ -110,6 +110,25 @@ impl Postgres {
         let template = template()?;
         let data = directory.join("data");
         run_as_server(&["cp", "-a", &template.display().to_string(), &data.display().to_string()])?;
+        Self::start_in(directory, settings, environment).await
+    }
+
+    /// Starts a cluster with an identifier of its own. All others have the same one.
+    ///
+    /// # Errors
+    /// [`ServerError`] where it does not start.
+    pub async fn start_anew(settings: &[&str]) -> Result<Self, ServerError> {
+        let directory = new_directory("postgres")?;
+        initialize(&directory.join("data"))?;
+        Self::start_in(directory, settings, &[]).await
+    }
+
+    async fn start_in(
+        directory: PathBuf,
+        settings: &[&str],
+        environment: &[(&str, String)],
+    ) -> Result<Self, ServerError> {
+        let data = directory.join("data");
         let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
         let environment: Vec<String> =
             environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -151,6 +170,25 @@ impl Postgres {
         let mut standby = Self { server, data, settings, environment };
         standby.launch().await?;
         Ok(standby)
+    }
+
+    /// Makes this stopped server a standby of another one that was promoted from it: `pg_rewind`.
+    ///
+    /// # Errors
+    /// [`ServerError`], with the program's message.
+    pub async fn rewind_to(&self, other: &Self) -> Result<(), ServerError> {
+        let program = postgres_program("pg_rewind")?;
+        // What has happened since its checkpoint is read from its files.
+        other.execute("checkpoint").await?;
+        run_as_server(&[
+            &program.display().to_string(),
+            "--target-pgdata",
+            &self.data.display().to_string(),
+            "--source-server",
+            &other.url(),
+            "--write-recovery-conf",
+            "--no-sync",
+        ])
     }
 
     /// Makes this standby the primary.
@@ -342,25 +380,19 @@ fn template() -> Result<PathBuf, ServerError> {
         return Ok(template);
     }
     let fresh = std::env::temp_dir().join(format!("cachekeeper-initdb-{:016x}", rand::random::<u64>()));
-    let (program, path) = (initdb.display().to_string(), fresh.display().to_string());
-    run_as_server(&[
-        &program,
-        "-D",
-        &path,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C.UTF-8",
-        "--no-sync",
-    ])?;
+    initialize(&fresh)?;
+    let path = fresh.display().to_string();
     // Whoever is first wins; the others' copies go.
     if run_as_server(&["mv", "-T", "-n", &path, &template.display().to_string()]).is_err() || fresh.exists() {
         run_as_server(&["rm", "-rf", &path])?;
     }
     Ok(template)
+}
+
+fn initialize(data: &Path) -> Result<(), ServerError> {
+    let (program, path) = (postgres_program("initdb")?.display().to_string(), data.display().to_string());
+    let like = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"];
+    run_as_server(&[&[program.as_str(), "-D", &path], &like[..]].concat())
 }
 
 /// `CACHEKEEPER_POSTGRES_BIN` decides, then the highest version of the distribution's packages, then `PATH`.

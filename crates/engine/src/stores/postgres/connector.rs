@@ -158,17 +158,13 @@ impl Connector {
             if !self.is_looked_at.load(Ordering::Relaxed) {
                 self.look_for_pooler(&mut connection, facts.process, &options, &place).await?;
             }
-            let patience = match profile.limit {
-                Some(limit) => Patience::Limited(limit),
-                None => {
-                    let connector = Arc::clone(self);
-                    let open: Open = Arc::new(move || {
-                        let connector = Arc::clone(&connector);
-                        Box::pin(async move { connector.plain(server).await })
-                    });
-                    Patience::Inquiring(Inquiry { open, limit, process: facts.process })
-                }
-            };
+            let connector = Arc::clone(self);
+            let open: Open = Arc::new(move || {
+                let connector = Arc::clone(&connector);
+                Box::pin(async move { connector.plain(server).await })
+            });
+            let inquiry = Inquiry { open, limit, process: facts.process };
+            let patience = Patience { inquiry, limit: profile.limit };
             Ok(Session::new(connection, facts.process, patience))
         };
         let attempt = tokio::time::timeout(limit, attempt).await;

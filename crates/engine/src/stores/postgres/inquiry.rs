@@ -32,23 +32,28 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 const LOOK: &str = "select a.state = 'active', coalesce(a.wait_event = 'ClientWrite', false) \
      from pg_catalog.pg_stat_activity a where a.pid = ";
 
+/// What was found.
+pub(super) enum Told {
+    /// The server is at work for the session.
+    AtWork,
+    /// What it says does not arrive, or it knows nothing of the session.
+    Lost(String),
+    /// It could not be asked.
+    Nothing(String),
+}
+
 impl Inquiry {
-    /// Whether the server is at work for the session. An error says why it is not waited for any longer.
-    pub async fn ask(&self) -> Result<(), String> {
-        let mut why = String::new();
-        for look in 0..2 {
-            if 0 < look {
-                tokio::time::sleep(BETWEEN_LOOKS).await;
-            }
-            match self.look().await {
-                Ok(()) => return Ok(()),
-                Err(reason) => why = reason,
-            }
+    /// Whether the server is at work for the session.
+    pub async fn ask(&self) -> Told {
+        let mut told = self.look().await;
+        if !matches!(told, Told::AtWork) {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+            told = self.look().await;
         }
-        Err(why)
+        told
     }
 
-    async fn look(&self) -> Result<(), String> {
+    async fn look(&self) -> Told {
         let look = async {
             let mut connection = (self.open)().await?;
             let sql = sqlx::AssertSqlSafe(format!("{LOOK}{}", self.process));
@@ -57,18 +62,19 @@ impl Inquiry {
             states.transpose()
         };
         let looked: Result<Option<(Option<bool>, bool)>, sqlx::Error> =
-            tokio::time::timeout(self.limit, look)
-                .await
-                .map_err(|_elapsed| "nor does it answer others".to_owned())?;
+            match tokio::time::timeout(self.limit, look).await {
+                Ok(looked) => looked,
+                Err(_elapsed) => return Told::Nothing("nor does it answer others".to_owned()),
+            };
         match looked {
             // Of sessions of other roles nothing is told.
-            Ok(Some((Some(true) | None, false))) => Ok(()),
-            Ok(Some((_, true))) => Err("what it has sent does not arrive".to_owned()),
+            Ok(Some((Some(true) | None, false))) => Told::AtWork,
+            Ok(Some((_, true))) => Told::Lost("what it has sent does not arrive".to_owned()),
             Ok(Some((Some(false), false))) => {
-                Err("it has ended the statement, and its answer did not arrive".to_owned())
+                Told::Lost("it has ended the statement, and its answer did not arrive".to_owned())
             }
-            Ok(None) => Err("it knows nothing of the session any more".to_owned()),
-            Err(error) => Err(format!("and it cannot be asked: {error}")),
+            Ok(None) => Told::Lost("it knows nothing of the session any more".to_owned()),
+            Err(error) => Told::Nothing(format!("and it cannot be asked: {error}")),
         }
     }
 }

@@ -15,45 +15,50 @@ use sqlx::{
 };
 
 use super::SourceError;
-use super::inquiry::Inquiry;
+use super::inquiry::{Inquiry, Told};
 use super::pooler::process;
 
 /// How long a session waits for the next word of the server.
 #[derive(Debug, Clone)]
-pub(super) enum Patience {
-    /// So long: the server ends the statement before.
-    Limited(Duration),
-    /// As long as the server says, when it is asked on another connection, that it is at work.
-    Inquiring(Inquiry),
+pub(super) struct Patience {
+    /// Who tells, on another connection, whether the server is at work: where what it has said does not arrive, nobody waits on.
+    pub inquiry: Inquiry,
+    /// The longest, after which the server itself would have ended the statement; none: as long as it says that it is at work.
+    pub limit: Option<Duration>,
 }
 
-/// Silence after which the server is asked whether it is at work.
-const ASKED_AFTER: Duration = Duration::from_secs(10);
+/// Silence after which the server is asked whether it is at work, at first and later.
+const ASKED_AFTER: Duration = Duration::from_secs(2);
+const ASKED_AFTER_MAX: Duration = Duration::from_secs(10);
 /// How long one waits for a session that nobody used for a while: a new one costs little.
 const LIVES_WITHIN: Duration = Duration::from_secs(1);
 
 impl Patience {
     async fn wait<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Waited<T> {
-        match self {
-            Self::Limited(limit) => match tokio::time::timeout(*limit, answer).await {
-                Ok(answer) => Waited::Answered(answer),
-                Err(_elapsed) => {
-                    Waited::Silent(silent(&format!("no answer within {} ms", limit.as_millis())))
-                }
-            },
-            Self::Inquiring(inquiry) => {
-                let mut answer = pin!(answer);
-                loop {
-                    if let Ok(answer) = tokio::time::timeout(ASKED_AFTER, answer.as_mut()).await {
-                        return Waited::Answered(answer);
-                    }
-                    tokio::select! {
-                        answer = answer.as_mut() => return Waited::Answered(answer),
-                        asked = inquiry.ask() => if let Err(reason) = asked {
-                            return Waited::Silent(silent(&reason));
-                        },
-                    }
-                }
+        let Some(limit) = self.limit else { return self.wait_at_work(answer).await };
+        match tokio::time::timeout(limit, self.wait_at_work(answer)).await {
+            Ok(waited) => waited,
+            Err(_elapsed) => Waited::Silent(silent(&format!("no answer within {} ms", limit.as_millis()))),
+        }
+    }
+
+    async fn wait_at_work<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Waited<T> {
+        let mut answer = pin!(answer);
+        let mut pause = ASKED_AFTER;
+        loop {
+            if let Ok(answer) = tokio::time::timeout(pause, answer.as_mut()).await {
+                return Waited::Answered(answer);
+            }
+            pause = (pause * 2).min(ASKED_AFTER_MAX);
+            let told = tokio::select! {
+                answer = answer.as_mut() => return Waited::Answered(answer),
+                told = self.inquiry.ask() => told,
+            };
+            match told {
+                Told::AtWork => {}
+                // A server that is out of connections, or stands still, may be at work all the same: the limit tells.
+                Told::Nothing(_) if self.limit.is_some() => {}
+                Told::Nothing(reason) | Told::Lost(reason) => return Waited::Silent(silent(&reason)),
             }
         }
     }
@@ -119,10 +124,8 @@ impl Session {
         what: &'static str,
         act: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<T, E> {
-        let patience = match &self.patience {
-            Patience::Limited(limit) => Patience::Limited(*limit * 2),
-            inquiring @ Patience::Inquiring(_) => inquiring.clone(),
-        };
+        let limit = self.patience.limit.map(|limit| limit * 2);
+        let patience = Patience { limit, ..self.patience.clone() };
         let done = self.waiting_for(&patience, async |connection| Ok(act(connection).await)).await;
         done.unwrap_or_else(|source| Err(SourceError::new(what, source).into()))
     }

@@ -1,5 +1,6 @@
 //! How a connection is opened: with the passwords and certificates as they are now, and only to a master.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,10 @@ pub(super) struct Endpoint {
     /// The server of the URL; where it names sentinels, the address is not the server's.
     server: ConnectionInfo,
 }
+
+/// How long the answer to a greeting may take, before it is asked for on another connection. Large replies may be in its way.
+pub(super) const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Host and port of a master.
 pub(super) type Address = (String, u16);
@@ -130,6 +135,14 @@ impl Endpoint {
         Ok(self.connect(info.set_redis_settings(settings), config).await?.0)
     }
 
+    /// Whether the server answers on a new connection.
+    async fn answers(&self, master: Option<&Address>) -> bool {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout()))
+            .set_response_timeout(Some(self.response_timeout()));
+        self.open(master, config, ProtocolVersion::RESP2).await.is_ok()
+    }
+
     async fn connect(
         &self,
         info: ConnectionInfo,
@@ -161,9 +174,36 @@ impl Endpoint {
 }
 
 impl Session {
+    /// Waits for an answer on this connection. Where it does not come in time, and the server answers on another one, nothing passes
+    /// through this one any more: it is not waited for any longer.
+    pub async fn answered<T>(
+        &self,
+        endpoint: &Endpoint,
+        within: Duration,
+        answer: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, RedisError> {
+        let mut answer = pin!(answer);
+        if let Ok(answer) = tokio::time::timeout(within, answer.as_mut()).await {
+            return answer;
+        }
+        let answers_elsewhere = async {
+            let answers = endpoint.answers(self.master.as_ref()).await;
+            // It may have been busy until now, and answers here a moment later.
+            tokio::time::sleep(A_MOMENT).await;
+            answers
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            true = answers_elsewhere => Err(self.silent().into()),
+        }
+    }
+
     /// Asks whether the same server is still at the other end, and still a master.
-    pub async fn look(&mut self) -> Result<(), RedisError> {
-        let (Some(first), Some(now)) = (self.hello, greet(&mut self.connection).await?) else {
+    pub async fn look(&self, endpoint: &Endpoint) -> Result<(), RedisError> {
+        let mut connection = self.connection.clone();
+        let now = self.answered(endpoint, ANSWERED_WITHIN, greet(&mut connection)).await?;
+        let (Some(first), Some(now)) = (self.hello, now) else {
             return Ok(());
         };
         if !now.is_master {
@@ -174,6 +214,12 @@ impl Session {
             return Err(Trouble::new("redis.url", text, "nothing: it is connected to anew").into());
         }
         Ok(())
+    }
+
+    fn silent(&self) -> Trouble {
+        let text =
+            format!("nothing comes through a connection to {}, which answers on another one", self.address);
+        Trouble::new("redis.url", text, "nothing: it is connected to anew")
     }
 
     fn replica(&self) -> Trouble {

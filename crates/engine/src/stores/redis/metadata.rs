@@ -1,17 +1,16 @@
-//! What Redis records of the current epoch: the metadata, the revalidations that are pending, the cursor of the feed and the
-//! watermark.
+//! What Redis records of the current epoch: the metadata, and the revalidations that are pending.
 
 use std::collections::BTreeMap;
 
 use redis::{FromRedisValue, ParsingError, Value};
-use serde::{Deserialize, Serialize};
 
+use super::revalidation_progress::RevalidationProgress;
 use super::script::{
-    ADVANCE, Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, PROTOCOL_VERSION, nonce, read_word,
+    Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, PROTOCOL_VERSION, nonce, read_word,
 };
 use super::{Answer, CacheError, Epoch, Precondition, Redis};
 use cachekeeper_protocol::revision::Revision;
-use cachekeeper_protocol::stamp::{Snapshot, Stamp};
+use cachekeeper_protocol::stamp::Stamp;
 
 /// What Redis records of the current epoch.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -36,6 +35,8 @@ pub struct Metadata {
     pub pending: BTreeMap<String, PendingRevalidation>,
     /// Datasets of which the entries of some stamp slots must be revalidated, each with why.
     pub slots: BTreeMap<String, PendingSlots>,
+    /// How far revalidations are that have begun.
+    pub progress: BTreeMap<String, RevalidationProgress>,
     /// The revision of each dataset.
     pub revisions: BTreeMap<String, Revision>,
     /// Where interrupted backfills stopped.
@@ -119,6 +120,9 @@ impl Metadata {
             ("cursor", _) => self.cursor = Some(text),
             ("pending", dataset) => drop(self.pending.insert(dataset.to_owned(), PendingRevalidation(text))),
             ("slots", dataset) => drop(self.slots.insert(dataset.to_owned(), PendingSlots(text))),
+            ("progress", dataset) => {
+                self.progress.extend(text.parse().ok().map(|progress| (dataset.to_owned(), progress)));
+            }
             ("rev", dataset) => drop(self.revisions.insert(dataset.to_owned(), text.into())),
             ("backfill", dataset) => drop(self.backfills.insert(dataset.to_owned(), text)),
             ("backfilled", dataset) => {
@@ -305,134 +309,4 @@ impl Redis {
         call.arg(&self.keys.metadata().pending_prefix);
         call.run(self).await
     }
-}
-
-/// What every entry is at least as fresh as, but for the datasets it names. It is the JSON in Redis
-/// under `ck:{<namespace>:0}:watermark`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Watermark {
-    /// The epoch.
-    pub epoch: String,
-    /// The incarnation that the snapshot belongs to.
-    pub incarnation: String,
-    /// The snapshot, as `pg_current_snapshot()` prints it.
-    pub snapshot: String,
-    /// The database's clock when the snapshot was taken (RFC 3339).
-    pub as_of: String,
-    /// Datasets that this does not hold for.
-    pub not_covered: Vec<String>,
-}
-
-/// Why a dataset is pending that was not covered until now, or had another fingerprint.
-const NEWLY_COVERED: &str = "newly covered";
-/// The same for one that is not followed any more as it was.
-const NO_LONGER_COVERED: &str = "what its query reads, or what captures its changes, has changed";
-
-/// A move of the cursor.
-#[derive(Debug)]
-pub struct Advance<'a> {
-    /// The feed's counted job and how many of its scripts have run.
-    pub job: (&'a str, u64),
-    /// Where the cursor was read.
-    pub from: &'a str,
-    /// Where it goes.
-    pub to: &'a Snapshot,
-    /// The database's clock then, where the watermark moves too: the fingerprints were verified there.
-    pub watermark: Option<&'a str>,
-    /// Whether it is to wait for former definitions that are not followed. Else their entries are to go.
-    pub waits_for_former: bool,
-    /// The datasets whose changes are followed. Any other one becomes pending.
-    pub followed: &'a [Followed<'a>],
-}
-
-/// A dataset whose changes are followed.
-#[derive(Debug, Clone, Copy)]
-pub struct Followed<'a> {
-    /// Its name.
-    pub dataset: &'a str,
-    /// The definition by which it is followed; where another one is registered it is not.
-    pub definition: &'a str,
-    /// Its coverage fingerprint; empty: not known yet. Then the watermark leaves it out, and nothing is revalidated.
-    pub fingerprint: &'a str,
-    /// A recorded fingerprint that this one takes the place of although nothing needs to be revalidated; empty: none.
-    pub replaces: &'a str,
-}
-
-/// How a move ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Advanced {
-    /// The cursor and the watermark have moved.
-    Done,
-    /// They have, and datasets became pending.
-    MadePending,
-    /// Scripts of the batch are missing: Redis was rolled back.
-    RolledBack,
-    /// Another worker leads.
-    Moved,
-    /// Nothing has moved: a former definition is not followed yet.
-    Unfollowed,
-}
-
-impl FromRedisValue for Advanced {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        let words = [
-            ("DONE", Self::Done),
-            ("PENDING", Self::MadePending),
-            ("ROLLED_BACK", Self::RolledBack),
-            ("MOVED", Self::Moved),
-            ("UNFOLLOWED", Self::Unfollowed),
-        ];
-        read_word(&value, &words)
-    }
-}
-
-impl Redis {
-    /// Moves the cursor, and with it the watermark, if every script of the batch is still there and nobody else moved it.
-    ///
-    /// # Errors
-    /// [`CacheError`]; after [`super::Refusal::Unknown`] it may have moved.
-    pub async fn advance(
-        &self,
-        epoch: &Epoch,
-        incarnation: &str,
-        advance: &Advance<'_>,
-    ) -> Result<Answer<Advanced>, CacheError> {
-        let on = self.keys.metadata();
-        let precondition = Precondition::of_epoch(epoch, incarnation);
-        let mut call = Call::guarded(&ADVANCE, self, on, [&on.watermark].into_iter(), Some(&precondition));
-        call.arg(advance.job.0).number(advance.job.1);
-        call.arg(advance.from).arg(advance.to.as_str()).arg(advance.watermark.unwrap_or_default());
-        call.arg(NEWLY_COVERED).arg(NO_LONGER_COVERED).arg(epoch.to_string()).arg(nonce());
-        call.arg(if advance.waits_for_former { "1" } else { "" });
-        for followed in advance.followed {
-            call.arg(followed.dataset)
-                .arg(followed.definition)
-                .arg(followed.fingerprint)
-                .arg(followed.replaces);
-        }
-        call.run(self).await
-    }
-
-    /// The watermark; none: there is none (yet, or any more).
-    pub async fn watermark(&self) -> Result<Option<Watermark>, CacheError> {
-        let command = redis::cmd("GET").arg(&self.keys.metadata().watermark).to_owned();
-        let text: Option<Vec<u8>> = self.command("read the watermark", &command).await?;
-        text.map(|text| parse(&text)).transpose()
-    }
-
-    /// A value and the watermark of the same moment.
-    pub(crate) async fn read_with_watermark(
-        &self,
-        key: &str,
-    ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
-        let command = redis::cmd("MGET").arg(key).arg(&self.keys.metadata_of(key).watermark).to_owned();
-        let (value, text): (Option<Vec<u8>>, Option<Vec<u8>>) =
-            self.command("read a value with the watermark", &command).await?;
-        Ok((value, text.map(|text| parse(&text)).transpose()?))
-    }
-}
-
-fn parse(text: &[u8]) -> Result<Watermark, CacheError> {
-    serde_json::from_slice(text)
-        .map_err(|error| CacheError::unexpected("read the watermark", &error.to_string()))
 }

@@ -85,6 +85,10 @@ impl Redis {
             UseSign::Frequency => "freq",
             UseSign::None => "",
         });
+        match wanted {
+            [one] => call.arg(beginning_with(one.prefix)),
+            _ => call.arg("*"),
+        };
         for wanted in wanted {
             call.arg(wanted.prefix).number(millis(wanted.left_max));
         }

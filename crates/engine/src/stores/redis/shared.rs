@@ -236,7 +236,7 @@ async fn keep(inner: Arc<Inner>) {
                 let open = Open { session: Arc::new(session), given_up: CancellationToken::new() };
                 inner.state.send_replace(State::Open(open.clone()));
                 let began = Instant::now();
-                let reason = useless(&open, pool.as_mut(), master.as_ref()).await;
+                let reason = useless(&inner.endpoint, &open, pool.as_mut(), master.as_ref()).await;
                 // What repeats is said once.
                 if RETRY_MAX_UNKNOWN < began.elapsed() {
                     info!(reason, address = open.session.address, "the connection to redis is opened again");
@@ -302,12 +302,17 @@ async fn moved(pool: Option<&mut Pool>, master: Option<&Master>) {
 }
 
 /// Waits until the connection is of no use any more; answers why.
-async fn useless(open: &Open, pool: Option<&mut Pool>, master: Option<&Master>) -> String {
+async fn useless(
+    endpoint: &Endpoint,
+    open: &Open,
+    pool: Option<&mut Pool>,
+    master: Option<&Master>,
+) -> String {
     let looks = async {
-        let (mut session, mut ticks) = (Session::clone(&open.session), every(LOOK_EVERY));
+        let mut ticks = every(LOOK_EVERY);
         loop {
             ticks.tick().await;
-            if let Err(error) = session.look().await {
+            if let Err(error) = open.session.look(endpoint).await {
                 return error.to_string();
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::{AsyncConnectionConfig, FromRedisValue, ParsingError, ProtocolVersion, Value};
 use tokio::time::Instant;
 
-use super::endpoint::Session;
+use super::endpoint::{ANSWERED_WITHIN, Session};
 use super::entries::millis;
 use super::script::{Call, STREAM_FINISH, STREAM_OPEN, STREAM_TAKE};
 use super::{CacheError, Redis};
@@ -293,7 +293,11 @@ impl StreamReader {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(waits)).arg("STREAMS");
         command.arg(&self.stream).arg(&self.last);
-        let looked: Result<Option<Streams>, _> = command.query_async(&mut self.session.connection).await;
+        let mut connection = self.session.connection.clone();
+        let endpoint = self.redis.connection.endpoint();
+        let seen = command.query_async(&mut connection);
+        let looked: Result<Option<Streams>, _> =
+            self.session.answered(endpoint, waits + ANSWERED_WITHIN, seen).await;
         let looked = match looked {
             Ok(looked) => looked.unwrap_or_default(),
             Err(error) if error.code() == Some("UNBLOCKED") => Vec::new(),
@@ -318,7 +322,7 @@ impl StreamReader {
             return Err(CacheError::moved("wait for stream entries"));
         }
         if LOOK_EVERY <= self.looked.elapsed() {
-            self.session.look().await.map_err(failed)?;
+            self.session.look(self.redis.connection.endpoint()).await.map_err(failed)?;
             self.looked = Instant::now();
         }
         Ok(())

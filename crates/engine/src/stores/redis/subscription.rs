@@ -141,7 +141,7 @@ impl Subscription {
         if self.commands.has_moved_from(&self.session) {
             return Err(CacheError::moved(KEEP));
         }
-        self.session.look().await.map_err(|source| CacheError::new(KEEP, source))
+        self.session.look(self.commands.endpoint()).await.map_err(|source| CacheError::new(KEEP, source))
     }
 }
 

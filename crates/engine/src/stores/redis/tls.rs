@@ -44,7 +44,8 @@ pub(super) fn explain(error: &RedisError, address: &str) -> Option<Trouble> {
     let trouble = |setting, text: &str, help| Some(Trouble::new(setting, format!("{address}: {text}"), help));
     match found {
         rustls::Error::InvalidCertificate(problem) => match problem {
-            CertificateError::UnknownIssuer => trouble(
+            // A signature that does not fit: another authority of the same name.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => trouble(
                 "redis.ca_file",
                 "the server's certificate comes from an authority that is not trusted here",
                 "name a file with that authority's certificate in ca_file",

@@ -42,7 +42,9 @@ for _, field in ipairs(redis.call('HKEYS', meta)) do
   if kind == 'rev' then mark_pending(name) end
   -- Nobody loads the entries of a former definition.
   if kind == 'former' then redis.call('HSET', meta, field, 'stale') end
-  if kind == 'retired' or kind == 'job' or kind == 'members' or kind == 'backfill' or kind == 'backfilled' then redis.call('HDEL', meta, field) end
+  if kind == 'retired' or kind == 'job' or kind == 'members' or kind == 'backfill' or kind == 'backfilled' or kind == 'progress' then
+    redis.call('HDEL', meta, field)
+  end
   if kind == 'covered' and mode == 'uncovered' then redis.call('HDEL', meta, field) end
 end
 for i = FIRST_DATASET, #ARGV do mark_pending(ARGV[i]) end

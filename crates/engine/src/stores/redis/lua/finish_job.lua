@@ -23,7 +23,10 @@ local function settle_slots()
   end
   if #later == 0 then redis.call('HDEL', meta, field) else redis.call('HSET', meta, field, table.concat(later, ',') .. ' ' .. reason) end
 end
-if done == 'revalidation' or done == 'slots' then settle_slots() end
+if done == 'revalidation' or done == 'slots' then
+  settle_slots()
+  redis.call('HDEL', meta, 'progress:' .. dataset)
+end
 if done == 'revalidation' then
   local cause = cause_of('pending:')
   if 0 < cause and cause <= tonumber(seen) then

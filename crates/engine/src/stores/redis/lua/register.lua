@@ -127,7 +127,7 @@ local function forget(name)
   local numbers = string.match(redis.call('HGET', meta, 'slots:' .. name) or '', '^[%d,]+') or ''
   for number in string.gmatch(numbers, '%d+') do redis.call('UNLINK', bitmaps .. name .. ':' .. number) end
   redis.call('HDEL', definitions, field_of(name, current_of(name)))
-  for _, kind in ipairs({ 'rev', 'order', 'undeclared', 'pending', 'slots', 'unfilled', 'backfill', 'backfilled', 'covered', 'outage' }) do
+  for _, kind in ipairs({ 'rev', 'order', 'undeclared', 'pending', 'slots', 'unfilled', 'backfill', 'backfilled', 'covered', 'outage', 'progress' }) do
     redis.call('HDEL', meta, kind .. ':' .. name)
   end
 end

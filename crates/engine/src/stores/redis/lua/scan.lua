@@ -1,9 +1,9 @@
 -- One page of a scan over the entries in Redis that end soon.
--- KEYS, ARGV: 1 to 4 see the prelude, 5 cursor, 6 page size, 7 how to tell use: 'idle', 'freq', or '' (tell nothing), then pairs of
---       an entry's prefix and the remaining milliseconds up to which such an entry is wanted.
+-- KEYS, ARGV: 1 to 4 see the prelude, 5 cursor, 6 page size, 7 how to tell use: 'idle', 'freq', or '' (tell nothing), 8 a pattern
+--       of keys, then pairs of an entry's prefix and the remaining milliseconds up to which such an entry is wanted.
 -- Replies [cursor, key, remaining milliseconds, idle seconds or frequency, key, …]. PTTL and OBJECT do not count as use.
-local cursor, page_size, sign = unpack(ARGV, 5, 7)
-local FIRST_PREFIX = 8
+local cursor, page_size, sign, pattern = unpack(ARGV, 5, 8)
+local FIRST_PREFIX = 9
 local failure = check_precondition()
 if failure then return failure end
 
@@ -13,7 +13,7 @@ local function use_of(key)
   return type(seen) == 'number' and seen or -1
 end
 
-local page = redis.call('SCAN', cursor, 'COUNT', page_size)
+local page = redis.call('SCAN', cursor, 'MATCH', pattern, 'COUNT', page_size)
 local reply = { page[1] }
 for _, key in ipairs(page[2]) do
   local left
