@@ -212,3 +212,26 @@ async fn a_dump_that_is_restored_under_a_worker_is_noticed_and_mended() {
     assert!(name(&rig).await.contains("restored"));
     assert!(worker.stop().await);
 }
+
+/// What `migrate` has just made is of use on a standby that is promoted before it has written anything to its disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_is_promoted_right_after_the_installation_captures() {
+    let mut rig = Rig::start_with(TABLES, &["checkpoint_timeout=1h"], &[]).await;
+    rig.postgres.execute("drop schema cachekeeper cascade").await.unwrap();
+    let standby = rig.postgres.standby(None).await.unwrap();
+    Cli::new(&rig, &plain()).says(&["migrate"], 0, &[]);
+    let address = Proxy::start(rig.postgres.port()).await.unwrap();
+    let worker = start(&rig, &url_of(&address)).await;
+    set(&rig.postgres, "before").await;
+    caught_up(&worker).await;
+    has_caught_up(&standby, &rig.postgres).await;
+    rig.postgres.kill();
+    standby.promote().await.unwrap();
+    address.lead_to(standby.port());
+    set(&standby, "after").await;
+    caught_up(&worker).await;
+    ready(&worker).await;
+    agrees(&worker).await;
+    assert!(name(&rig).await.contains("after"));
+    assert!(worker.stop().await);
+}

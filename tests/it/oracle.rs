@@ -8,6 +8,7 @@ mod faults;
 mod load;
 mod network;
 mod producers;
+mod replicas;
 mod rights_faults;
 mod rollout_faults;
 mod schema;
@@ -33,6 +34,7 @@ use crate::support::{Rig, wait_until};
 use faults::Fault;
 use load::Observed;
 use network::Network;
+use replicas::Replicas;
 use schema::DATASETS;
 use verdict::Lives;
 
@@ -41,8 +43,9 @@ pub struct Arena {
     pub rig: tokio::sync::Mutex<Rig>,
     /// How workers are started.
     pub launch: Arc<Launch>,
-    /// What stands between workers and servers, if anything does.
+    /// What stands between workers and servers, and what the servers have beside them.
     network: Option<Network>,
+    replicas: Option<Replicas>,
     /// How the worker's role comes to the database, and anybody to Redis, past the network.
     worker_url: String,
     pub redis_url: String,
@@ -69,6 +72,17 @@ pub fn seed_of_run() -> u64 {
     seed
 }
 
+/// How workers and libraries come to the servers.
+#[derive(Clone, Copy)]
+enum World {
+    /// Directly.
+    Plain,
+    /// Through proxies and a pooler.
+    Network,
+    /// By sentinels, and by a list of hosts.
+    Replicas,
+}
+
 /// A clock for each kind of process.
 pub struct Clocks {
     pub postgres: Clock,
@@ -78,16 +92,16 @@ pub struct Clocks {
 
 impl Arena {
     async fn start() -> Arc<Self> {
-        Self::start_with(false).await
+        Self::start_in(World::Plain).await
     }
 
-    /// Workers and libraries come to the servers through proxies and a pooler.
-    async fn start_in_network() -> Arc<Self> {
-        Self::start_with(true).await
-    }
-
-    async fn start_with(has_network: bool) -> Arc<Self> {
-        let settings = ["max_prepared_transactions=10", "deadlock_timeout=100ms", "wal_level=logical"];
+    async fn start_in(world: World) -> Arc<Self> {
+        let settings = [
+            "max_prepared_transactions=10",
+            "deadlock_timeout=100ms",
+            "wal_level=logical",
+            "wal_retrieve_retry_interval=200ms",
+        ];
         let clock = || Clock::new().unwrap();
         let clocks = Clocks { postgres: clock(), redis: clock(), workers: clock() };
         let (for_postgres, for_redis) = (clocks.postgres.environment(), clocks.redis.environment());
@@ -97,22 +111,39 @@ impl Arena {
         );
         let rig = Rig { postgres: postgres.unwrap(), redis: redis.unwrap() };
         rig.postgres.execute(schema::ROLES).await.unwrap();
-        let (worker_url, writer_url) =
+        let (mut worker_url, mut writer_url) =
             (rig.postgres.url_as(schema::WORKER), rig.postgres.url_as(schema::WRITER));
         Session::open(&worker_url).await.unwrap().execute(schema::TABLES).await.unwrap();
-        let network = if has_network { Some(Network::before(&rig).await) } else { None };
+        let (mut network, mut replicas, mut redis_url) = (None, None, rig.redis.url());
+        let (mut postgres_of_workers, mut redis_of_workers) = (worker_url.clone(), redis_url.clone());
+        match world {
+            World::Plain => {}
+            World::Network => {
+                let between = Network::before(&rig).await;
+                (postgres_of_workers, redis_of_workers) = (between.postgres_url(), between.redis_url());
+                network = Some(between);
+            }
+            World::Replicas => {
+                let beside = Replicas::beside(&rig).await;
+                (postgres_of_workers, redis_of_workers) = (beside.postgres_url(), beside.redis_url());
+                (worker_url, writer_url) =
+                    (beside.postgres_address(schema::WORKER), beside.postgres_address(schema::WRITER));
+                redis_url = beside.redis_address();
+                replicas = Some(beside);
+            }
+        }
         let launch = Launch {
             program: crate::process::program(),
             toml: DATASETS,
-            postgres_url: network.as_ref().map_or_else(|| worker_url.clone(), Network::postgres_url),
-            redis_url: network.as_ref().map_or_else(|| rig.redis.url(), Network::redis_url),
+            postgres_url: postgres_of_workers,
+            redis_url: redis_of_workers,
             environment: clocks.workers.environment().to_vec(),
         };
-        let redis_url = rig.redis.url();
         let arena = Arc::new(Self {
             rig: tokio::sync::Mutex::new(rig),
             launch: Arc::new(launch),
             network,
+            replicas,
             worker_url,
             redis_url,
             writer_url,

@@ -5,7 +5,7 @@ mod commands;
 
 use std::collections::BTreeSet;
 
-use self::commands::{LIBRARY, OPTIONAL, READER, STREAMS, WORKER};
+use self::commands::{LIBRARY, OPTIONAL, Optional, READER, STREAMS, WORKER};
 use super::context::Context;
 use crate::stores::redis::{CacheError, Denied, ServerFacts, dead_of};
 use cachekeeper_config::{Config, OnMiss};
@@ -106,7 +106,12 @@ impl Rights {
     /// The commands, as rules name them: `get`, `xgroup|create`.
     #[must_use]
     pub fn commands(&self) -> Vec<String> {
-        let optional = OPTIONAL.iter().map(|(asked, _)| *asked).filter(|_| self.program == Program::Worker);
+        let is_asked = |one: &&Optional| match self.program {
+            Program::Worker => true,
+            Program::Library => one.is_of_library,
+            Program::Reader | Program::Publisher | Program::Writer => false,
+        };
+        let optional = OPTIONAL.iter().filter(is_asked).map(|one| one.asked);
         let names: BTreeSet<String> = self.asked.iter().copied().chain(optional).map(name_of).collect();
         names.into_iter().collect()
     }
@@ -245,7 +250,7 @@ pub async fn missing(context: &Context, config: &Config) -> Result<MissingRights
         words.collect::<Vec<String>>()
     };
     asked.extend(rights.asked.iter().map(fill));
-    asked.extend(OPTIONAL.iter().map(|(text, _)| fill(text)));
+    asked.extend(OPTIONAL.iter().map(|one| fill(&one.asked)));
     let samples: Vec<(&KeyRight, Vec<String>)> = rights.keys.iter().flat_map(samples).collect();
     asked.extend(samples.iter().map(|(_, words)| words.clone()));
 
@@ -256,8 +261,8 @@ pub async fn missing(context: &Context, config: &Config) -> Result<MissingRights
         let sample = optional.and_then(|position| position.checked_sub(OPTIONAL.len()));
         if let Some(text) = rights.asked.get(position) {
             found.needed.push(denied.told(&name_of(text), ""));
-        } else if let Some((text, means)) = optional.and_then(|position| OPTIONAL.get(position)) {
-            found.weaker.push((denied.told(&name_of(text), ""), means));
+        } else if let Some(one) = optional.and_then(|position| OPTIONAL.get(position)) {
+            found.weaker.push((denied.told(&name_of(one.asked), ""), one.means));
         } else if let (Some((right, words)), Denied::Key) =
             (sample.and_then(|position| samples.get(position)), &denied)
         {
@@ -266,6 +271,7 @@ pub async fn missing(context: &Context, config: &Config) -> Result<MissingRights
         }
     }
     found.needed.dedup();
+    found.weaker.dedup_by(|later, one| later.1 == one.1);
     Ok(found)
 }
 

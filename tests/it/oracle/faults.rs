@@ -9,8 +9,8 @@ use rand::rngs::StdRng;
 
 use super::verdict::Lives;
 use super::{
-    Arena, bulk_faults, clock_faults, database_faults, network, rights_faults, rollout_faults, shape_faults,
-    writer_faults,
+    Arena, bulk_faults, clock_faults, database_faults, network, replicas, rights_faults, rollout_faults,
+    shape_faults, writer_faults,
 };
 use crate::process::WorkerProcess;
 use crate::support::wait_until;
@@ -93,6 +93,9 @@ pub enum Fault {
     SlowLinks,
     RehomedLinks,
     KillPooler,
+    LostMaster,
+    SwitchedMaster,
+    PromotedStandby,
 }
 
 impl Fault {
@@ -192,7 +195,18 @@ impl Fault {
     pub const ON_NETWORK: &[Self] =
         &[Self::CutLinks, Self::HeldLinks, Self::SlowLinks, Self::RehomedLinks, Self::KillPooler];
 
-    /// What makes pairs with those.
+    /// Where there are replicas.
+    pub const FAILOVERS: &[Self] = &[Self::LostMaster, Self::SwitchedMaster, Self::PromotedStandby];
+
+    /// What makes pairs with those. A master that does not answer for a second is replaced, which is a fault of its own.
+    pub fn beside_failovers() -> Vec<Self> {
+        let mut every = Self::beside_the_network();
+        let ends_in_a_failover = [Self::KillRedis, Self::OldDump, Self::PauseRedis, Self::ReadOnlyRedis];
+        every.retain(|fault| !ends_in_a_failover.contains(fault));
+        every
+    }
+
+    /// What makes pairs with faults of the network.
     pub fn beside_the_network() -> Vec<Self> {
         let of_servers =
             [Self::KillPostgres, Self::RestartPostgres, Self::KillOneBackend, Self::TerminateFeed];
@@ -236,6 +250,8 @@ impl Fault {
             writer_faults::inject(self, arena, some_time).await;
         } else if Self::ON_NETWORK.contains(&self) {
             network::inject(self, arena, some_time, random).await;
+        } else if Self::FAILOVERS.contains(&self) {
+            replicas::inject(self, arena, lives).await;
         } else if self.is_of_the_world() {
             // Where both workers die meanwhile, their successors find what was done.
             let dies = random.random_bool(0.4);

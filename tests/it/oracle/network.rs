@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::faults::Fault;
 use super::schema::WORKER;
-use super::{Arena, suffer_in};
+use super::{Arena, World, suffer_in};
 use crate::support::{Rig, wait_until};
 
 /// The way from workers and libraries to the servers.
@@ -108,5 +108,5 @@ async fn no_fault_of_the_network_breaks_a_promise() {
     if wanted.is_some() {
         every.extend(Fault::beside_the_network());
     }
-    suffer_in(Arena::start_in_network().await, &every, wanted.unwrap_or(0)).await;
+    suffer_in(Arena::start_in(World::Network).await, &every, wanted.unwrap_or(0)).await;
 }

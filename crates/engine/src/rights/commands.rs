@@ -83,9 +83,25 @@ pub(super) const STREAMS: &[&str] = &[
     "rpush KEY v",
 ];
 
-/// What is weaker without them.
-pub(super) const OPTIONAL: &[(&str, &str)] = &[(
-    "info server",
-    "whether it evicts anything, and how much memory it uses, cannot be told; that it was rolled back is noticed by what the worker \
-     writes there once a second, so a rollback of less than a second may be missed",
-)];
+/// Without it something is weaker.
+pub(super) struct Optional {
+    pub asked: &'static str,
+    /// Whether it is of the library too, and not of the worker alone.
+    pub is_of_library: bool,
+    /// What is weaker.
+    pub means: &'static str,
+}
+
+const NAMED: &str = "that a proxy has put another server behind a connection is noticed by the number of the connection alone, which \
+     may be the same there";
+
+pub(super) const OPTIONAL: &[Optional] = &[
+    Optional { asked: "client setname x", is_of_library: true, means: NAMED },
+    Optional { asked: "client getname", is_of_library: true, means: NAMED },
+    Optional {
+        asked: "info server",
+        is_of_library: false,
+        means: "whether it evicts anything, and how much memory it uses, cannot be told; that it was rolled back is noticed by what the \
+             worker writes there once a second, so a rollback of less than a second may be missed",
+    },
+];

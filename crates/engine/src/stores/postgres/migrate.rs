@@ -13,7 +13,7 @@ use super::{ErrorKind, Postgres, SourceError};
 
 /// Version, description and text. Named here one by one: the macro that reads the folder would bring two crates of
 /// code generation into every application that links the library.
-const FILES: [(i64, &str, &str); 8] = [
+const FILES: [(i64, &str, &str); 9] = [
     (1, "incarnation", include_str!("../../../../../migrations/0001_incarnation.sql")),
     (2, "outbox", include_str!("../../../../../migrations/0002_outbox.sql")),
     (3, "writes", include_str!("../../../../../migrations/0003_writes.sql")),
@@ -22,6 +22,7 @@ const FILES: [(i64, &str, &str); 8] = [
     (6, "writers", include_str!("../../../../../migrations/0006_writers.sql")),
     (7, "clocks", include_str!("../../../../../migrations/0007_clocks.sql")),
     (8, "definitions_and_lives", include_str!("../../../../../migrations/0008_definitions_and_lives.sql")),
+    (9, "logged_sequences", include_str!("../../../../../migrations/0009_logged_sequences.sql")),
 ];
 
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {

@@ -11,7 +11,7 @@ use redis::{
     RedisError,
 };
 
-use super::hello::{Hello, greet};
+use super::hello::{self, Hello, greet};
 use super::trouble::Trouble;
 use super::{CacheError, tls};
 use cachekeeper_config::{self as config, Password, Sentinels};
@@ -38,6 +38,8 @@ pub(super) struct Session {
     pub connection: MultiplexedConnection,
     /// What the server said first; none: it does not tell.
     hello: Option<Hello>,
+    /// What the connection was named; none: the user may not name it.
+    name: Option<String>,
     /// Where it goes, for messages.
     pub address: String,
     /// The master that sentinels named.
@@ -107,7 +109,8 @@ impl Endpoint {
         };
         let (mut connection, address) = self.connect(info.set_redis_settings(settings), config).await?;
         let hello = greet(&mut connection).await.map_err(|error| in_words(error, &address, "redis.url"))?;
-        let session = Session { connection, hello, address, master: master.cloned() };
+        let name = hello::name(&mut connection).await?;
+        let session = Session { connection, hello, name, address, master: master.cloned() };
         match session.hello {
             Some(hello) if !hello.is_master => Err(session.replica().into()),
             _ => Ok(session),
@@ -201,15 +204,24 @@ impl Session {
 
     /// Asks whether the same server is still at the other end, and still a master.
     pub async fn look(&self, endpoint: &Endpoint) -> Result<(), RedisError> {
-        let mut connection = self.connection.clone();
-        let now = self.answered(endpoint, ANSWERED_WITHIN, greet(&mut connection)).await?;
-        let (Some(first), Some(now)) = (self.hello, now) else {
-            return Ok(());
+        let asked = async {
+            let (mut one, mut other) = (self.connection.clone(), self.connection.clone());
+            let name =
+                async { if self.name.is_some() { hello::name_of(&mut other).await } else { Ok(None) } };
+            tokio::try_join!(greet(&mut one), name)
         };
-        if !now.is_master {
+        let (now, name) = self.answered(endpoint, ANSWERED_WITHIN, asked).await?;
+        if now.is_some_and(|now| !now.is_master) {
             return Err(self.replica().into());
         }
-        if !first.is_of_same_session(&now) {
+        let has_name = match (&self.name, name) {
+            (Some(given), Some(name)) => {
+                redis::from_redis_value::<Option<String>>(name).ok().flatten().as_ref() == Some(given)
+            }
+            _ => true,
+        };
+        let is_same = self.hello.zip(now).is_none_or(|(first, now)| first.is_of_same_session(&now));
+        if !is_same || !has_name {
             let text = format!("another server is behind {} now", self.address);
             return Err(Trouble::new("redis.url", text, "nothing: it is connected to anew").into());
         }

@@ -1,6 +1,7 @@
 //! What a server says of itself when it is greeted: whether it is a master, and which of its connections this is.
 //!
-//! `HELLO` without arguments may be sent by every user, changes nothing, and is answered on a connection with subscriptions too.
+//! `HELLO` without arguments may be sent by every user, changes nothing, and is answered on a connection with subscriptions too. Two
+//! servers may number their connections alike, so a connection is given a name of its own where the user may do that.
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
@@ -40,13 +41,32 @@ impl Hello {
     }
 }
 
-/// Greets the server; none: it does not tell, as some proxies do not. Then what is written tells whether it is a master.
-pub(super) async fn greet(connection: &mut MultiplexedConnection) -> RedisResult<Option<Hello>> {
-    match connection.send_packed_command(&redis::cmd("HELLO")).await {
-        Ok(reply) => Ok(Hello::read(reply)),
+/// Gives the connection a name that no other one has; none: the user may not.
+pub(super) async fn name(connection: &mut MultiplexedConnection) -> RedisResult<Option<String>> {
+    let name = format!("cachekeeper-{:016x}", rand::random::<u64>());
+    let command = redis::cmd("CLIENT").arg("SETNAME").arg(&name).to_owned();
+    let named = told(connection.send_packed_command(&command).await)?;
+    Ok(named.map(|_ok| name))
+}
+
+/// The name of the connection, as the server knows it; none: it does not tell.
+pub(super) async fn name_of(connection: &mut MultiplexedConnection) -> RedisResult<Option<Value>> {
+    told(connection.send_packed_command(redis::cmd("CLIENT").arg("GETNAME")).await)
+}
+
+/// What the server answers; none: it refuses.
+fn told(reply: RedisResult<Value>) -> RedisResult<Option<Value>> {
+    match reply {
+        Ok(Value::ServerError(_)) => Ok(None),
+        Ok(reply) => Ok(Some(reply)),
         Err(error) if error.clone().into_server_errors().is_some() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Greets the server; none: it does not tell, as some proxies do not. Then what is written tells whether it is a master.
+pub(super) async fn greet(connection: &mut MultiplexedConnection) -> RedisResult<Option<Hello>> {
+    Ok(told(connection.send_packed_command(&redis::cmd("HELLO")).await)?.and_then(Hello::read))
 }
 
 #[cfg(test)]

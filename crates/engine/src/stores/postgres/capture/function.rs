@@ -82,16 +82,9 @@ impl Definition<'_> {
     pub(crate) fn statements(&self) -> Vec<String> {
         let (capture, truncate) = (name(self.capture), truncate_name(self.capture));
         let sequences = [format!("uncaptured_{}", self.capture), format!("whole_{}", self.capture)];
-        let unlogged = |sequence: &String| {
-            format!(
-                "do $$ begin if pg_catalog.current_setting('server_version_num')::int >= 150000 \
-                 then alter sequence cachekeeper.{sequence} set unlogged; end if; end $$"
-            )
-        };
         let create =
             |sequence: &String| format!("create sequence if not exists cachekeeper.{sequence} cycle");
         let mut statements: Vec<String> = sequences.iter().map(create).collect();
-        statements.extend(sequences.iter().map(unlogged));
         statements.extend([
             self.function(&capture, &if self.by_statement { self.by_statement() } else { self.by_row() }),
             self.function(&truncate, &self.truncate()),
