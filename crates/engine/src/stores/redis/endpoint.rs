@@ -10,6 +10,8 @@ use redis::{
     RedisError,
 };
 
+use super::attempt::{Attempt, Login};
+use super::error::is_of_login;
 use super::hello::{Hello, greet};
 use super::trouble::Trouble;
 use super::{CacheError, tls};
@@ -100,10 +102,13 @@ impl Endpoint {
             Some(password) => settings.set_password(read("redis.password_file", password)?),
             None => settings,
         };
-        let (mut connection, address) = self.connect(info.set_redis_settings(settings), config).await?;
-        let hello = greet(&mut connection).await.map_err(|error| in_words(error, &address, "redis.url"))?;
-        let session = Session { connection, hello, address, master: master.cloned() };
+        let (mut connection, attempt) =
+            self.connect(info.set_redis_settings(settings), config, Login::of_server(&self.settings)).await?;
+        let tls = &self.settings.tls;
+        let hello = greet(&mut connection).await.map_err(|error| attempt.in_words(error, tls))?;
+        let session = Session { connection, hello, address: attempt.address, master: master.cloned() };
         match session.hello {
+            Some(hello) if hello.is_sentinel => Err(session.sentinel().into()),
             Some(hello) if !hello.is_master => Err(session.replica().into()),
             _ => Ok(session),
         }
@@ -115,7 +120,7 @@ impl Endpoint {
         (host, port): &Address,
         limit: Duration,
     ) -> Result<MultiplexedConnection, RedisError> {
-        let Some(sentinels) = &self.sentinels else { return Err(timed_out()) };
+        let Some(sentinels) = &self.sentinels else { return Err(no_answer()) };
         let info = sentinels.sentinel(host, *port).into_connection_info()?;
         let mut settings = info.redis_settings().clone();
         if let Some(password) = &self.settings.sentinel_password {
@@ -127,36 +132,40 @@ impl Endpoint {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
             .set_response_timeout(Some(limit));
-        Ok(self.connect(info.set_redis_settings(settings), config).await?.0)
+        let login = Login::of_sentinels(&self.settings);
+        Ok(self.connect(info.set_redis_settings(settings), config, login).await?.0)
+    }
+
+    /// An error that a sentinel has answered, in words.
+    pub fn of_sentinel(&self, error: RedisError, (host, port): &Address) -> RedisError {
+        if !is_of_login(&error) {
+            return error;
+        }
+        Login::of_sentinels(&self.settings).refused(&format!("{host}:{port}")).into()
     }
 
     async fn connect(
         &self,
         info: ConnectionInfo,
         config: AsyncConnectionConfig,
-    ) -> Result<(MultiplexedConnection, String), RedisError> {
+        login: Login,
+    ) -> Result<(MultiplexedConnection, Attempt), RedisError> {
         // Without this, replies to small pipelined commands wait for the delayed-acknowledgement timer.
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let address = info.addr().to_string();
-        let certificates = match info.addr() {
-            ConnectionAddr::TcpTls { .. } => tls::certificates(&self.settings.tls)?,
-            _ => None,
-        };
-        let setting = if self.settings.tls.identity.is_some() { "redis.cert_file" } else { "redis.ca_file" };
+        let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        let (address, database) = (info.addr().to_string(), info.redis_settings().db());
+        let attempt = Attempt { address, is_tls, database, login };
+        let tls = &self.settings.tls;
+        let certificates = if is_tls { tls::certificates(tls)? } else { None };
         let client = match certificates {
-            Some(certificates) => Client::build_with_tls(info, certificates)
-                .map_err(|error| Trouble::new(setting, error.to_string(), "give files in PEM form"))?,
+            Some(certificates) => Client::build_with_tls(info, certificates).map_err(|error| {
+                Trouble::new(tls::setting(tls), error.to_string(), "give files in PEM form")
+            })?,
             None => Client::open(info)?,
         };
-        let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
-        match client.get_multiplexed_async_connection_with_config(&config).await {
-            // Redis waits for more of what it does not understand.
-            Err(error) if error.is_timeout() && is_tls => {
-                let text = format!("no answer in TLS from {address}: is this the port for TLS?");
-                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
-            }
-            opened => Ok((opened.map_err(|error| in_words(error, &address, setting))?, address)),
-        }
+        let opened = client.get_multiplexed_async_connection_with_config(&config).await;
+        let connection = opened.map_err(|error| attempt.in_words(error, tls))?;
+        Ok((connection, attempt))
     }
 }
 
@@ -171,9 +180,18 @@ impl Session {
         }
         if !first.is_of_same_session(&now) {
             let text = format!("another server is behind {} now", self.address);
-            return Err(Trouble::new("redis.url", text, "nothing: it is connected to anew").into());
+            return Err(Trouble::new("redis.url", text, "nothing: it is connected to anew")
+                .of_server()
+                .into());
         }
         Ok(())
+    }
+
+    fn sentinel(&self) -> Trouble {
+        let text = format!("{} is a sentinel, which holds no data", self.address);
+        let help =
+            "write redis+sentinel://host:port,host:port/service/database, or give the address of a server";
+        Trouble::new("redis.url", text, help)
     }
 
     fn replica(&self) -> Trouble {
@@ -201,23 +219,17 @@ fn with_host(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
 }
 
 fn read(setting: &'static str, password: &Password) -> Result<String, Trouble> {
-    let secret = password
-        .read()
-        .map_err(|error| Trouble::new(setting, error.to_string(), "give a file that this user may read"))?;
+    let secret = password.read().map_err(|error| {
+        Trouble::new(
+            setting,
+            error.to_string(),
+            "give a file that this user may read, with the password as its one line",
+        )
+    })?;
     Ok(secret.reveal().to_owned())
 }
 
-/// An error of the connection, with what it means where that is certain.
-fn in_words(error: RedisError, address: &str, setting: &'static str) -> RedisError {
-    if let Some(trouble) = tls::explain(&error, address) {
-        return trouble.into();
-    }
-    if error.kind() == redis::ErrorKind::InvalidClientConfig {
-        return Trouble::new(setting, error.to_string(), "give a key that belongs to the certificate").into();
-    }
-    error
-}
-
-fn timed_out() -> RedisError {
+/// A sentinel that says nothing within its limit.
+pub(super) fn no_answer() -> RedisError {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into()
 }
