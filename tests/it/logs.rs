@@ -228,7 +228,8 @@ async fn attempts_while_postgres_is_down_are_counted() {
         let attempts = lines.filter(|line| {
             line["message"].as_str().is_some_and(|text| text.starts_with("old records of write commands"))
         });
-        let attempts: Vec<Option<u64>> = attempts.map(|line| line["attempts"].as_u64()).collect();
+        let attempts: Vec<Option<u64>> =
+            attempts.map(|line| line["attempts"].as_u64().or(line["count"].as_u64())).collect();
         let is_counted =
             attempts.iter().all(Option::is_some) && attempts.iter().any(|attempts| *attempts >= Some(2));
         if is_counted { Ok(()) } else { Err(format!("{attempts:?}")) }

@@ -101,15 +101,18 @@ impl Attempt {
             let text = format!("no answer in TLS from {address}: is this the port for TLS?");
             return io::Error::new(io::ErrorKind::TimedOut, text).into();
         }
-        let is_cut = error.is_connection_dropped() || error.kind() == ErrorKind::Parse;
-        if !self.is_tls && is_cut && !error.is_connection_refusal() {
-            let text = format!(
-                "{address} ends the connection before it has answered ({error}): where this is a port for TLS, begin the URL with \
-                 rediss"
-            );
-            return io::Error::new(io::ErrorKind::ConnectionReset, text).into();
+        if self.is_tls || error.is_connection_refusal() {
+            return error;
         }
-        error
+        let reason = match error.kind() {
+            ErrorKind::Parse => "says what is not the protocol of Redis".to_owned(),
+            _ if error.is_connection_dropped() => {
+                format!("ends the connection before it has answered ({error})")
+            }
+            _ => return error,
+        };
+        let text = format!("{address} {reason}: where this is a port for TLS, begin the URL with rediss");
+        io::Error::new(io::ErrorKind::ConnectionReset, text).into()
     }
 
     fn of_database(&self, error: &RedisError) -> Option<Trouble> {
