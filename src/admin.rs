@@ -43,7 +43,9 @@ pub async fn serve(listener: TcpListener, context: Context, health: Health) -> s
 async fn readyz(State(shared): State<Shared>) -> Response {
     let reasons = shared.health.reasons();
     let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, axum::Json(json!({ "ready": reasons.is_empty(), "reasons": reasons }))).into_response()
+    let notes = shared.health.facts().notes();
+    (code, axum::Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "notes": notes })))
+        .into_response()
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
@@ -113,7 +115,7 @@ async fn status(State(shared): State<Shared>) -> Response {
                 "key": dataset.settings.key.as_str(),
                 "definition": dataset.definition,
                 "pending": facts.pending.get(dataset.name()),
-                "not_covered": facts.uncovered.get(dataset.name()),
+                "not_covered": facts.uncovered.get(dataset.name()).or(facts.renamed.get(dataset.name())),
                 "warmed": !facts.not_warmed.contains(dataset.name()),
                 "broken": facts.broken.get(dataset.name()),
             })

@@ -28,9 +28,9 @@ use cachekeeper_engine::epoch;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
-use cachekeeper_engine::namespaces;
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Registered;
+use cachekeeper_engine::{log_limit, namespaces};
 
 /// How often a worker that does not lead looks at the one who does.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -227,7 +227,10 @@ impl Feed {
         let engine = &self.context.engine;
         match error {
             EngineError::RedisRolledBack => {
-                warn!("redis rolled back to an older state, the feed goes on from there");
+                let what = "redis rolled back to an older state, the feed goes on from there";
+                if let Some(times) = log_limit::due(what, "", 1) {
+                    warn!(times, "{what}");
+                }
                 engine.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
                 if let Err(error) = epoch::renew(engine).await {
                     debug!(error = %chain(&error), "a new epoch could not begin, trying again");

@@ -181,13 +181,19 @@ impl Keeper {
     }
 
     async fn renew_epoch(&mut self) {
-        warn!("redis rolled back to an older state, all entries are revalidated");
+        let what = "redis rolled back to an older state, all entries are revalidated";
+        if let Some(times) = log_limit::due(what, "", 1) {
+            warn!(times, "{what}");
+        }
         let engine = &self.context.engine;
         engine.metrics.gaps.get_or_create(&ByReason::new("redis_rolled_back")).inc();
         if let Err(error) = epoch::renew(engine).await {
             // Still behind at the next look: the last count is kept.
             self.last = self.last.map(|(epoch, _)| (epoch, u64::MAX));
-            warn!(error = %chain(&error), "a new epoch could not begin, trying again");
+            let what = "a new epoch could not begin, trying again";
+            if let Some(attempts) = log_limit::due(what, "", 1) {
+                warn!(error = %chain(&error), attempts, "{what}");
+            }
         }
     }
 

@@ -39,6 +39,9 @@ pub struct Facts {
     pub unmet: BTreeMap<String, String>,
     /// Datasets whose changes may be missed, with the reason.
     pub uncovered: BTreeMap<String, String>,
+    /// Datasets that the watermark does not cover yet because they had another name, with the reason. The worker is ready all the
+    /// same: a rollout ends it.
+    pub renamed: BTreeMap<String, String>,
     /// The watermark, and when it last moved as seen from here; none: there is none, or the feed is off.
     pub watermark: Option<(Watermark, Instant)>,
     /// How long the watermark may stand still.
@@ -130,6 +133,12 @@ impl Health {
 }
 
 impl Facts {
+    /// What is worth knowing of a worker that may be ready all the same.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.renamed.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")).collect()
+    }
+
     /// Why the changes do not come through.
     fn feed_trouble(&self) -> Option<String> {
         let max_lag = self.max_lag?;

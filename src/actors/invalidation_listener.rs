@@ -18,12 +18,11 @@ use super::background::Background;
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
-use cachekeeper_config::OnMiss;
 use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{CacheError, Notice};
-use cachekeeper_engine::{events, log_limit};
+use cachekeeper_engine::{events, log_limit, miss_events};
 use cachekeeper_protocol::event::Event;
 
 /// How often the server is asked whether it is still the one: a subscription to a replica hears no misses.
@@ -280,7 +279,7 @@ impl Reader<'_> {
 
     async fn listen(&mut self) -> Result<Infallible, CacheError> {
         let engine = &self.context.engine;
-        let with_misses = engine.catalog.iter().any(|dataset| dataset.settings.on_miss == OnMiss::Load);
+        let with_misses = miss_events::wanted_by(&engine.catalog).is_some();
         let enabled = if with_misses { self.enable_misses().await? } else { Ok(()) };
         let channels = &self.context.config.invalidation.channels;
         let mut subscription = engine.redis.subscribe(channels, with_misses, HEARTBEAT, REPLY_LIMIT).await?;
@@ -292,11 +291,10 @@ impl Reader<'_> {
         self.context.health.note("subscription", Ok(()));
         info!(channels = %channels.join(", "), misses = with_misses, "listening for events");
         // Somebody else may have turned key-miss events on: a miss of our own tells.
-        let probe = format!("{}miss", engine.redis.keys().own_prefix());
         let mut is_in_doubt = enabled.is_err();
         self.note_misses(enabled.err());
         if is_in_doubt {
-            engine.redis.get(&probe).await?;
+            engine.redis.miss().await?;
         }
         loop {
             match subscription.next().await? {
@@ -305,7 +303,7 @@ impl Reader<'_> {
                         is_in_doubt = false;
                         self.note_misses(None);
                     } else {
-                        engine.redis.get(&probe).await?;
+                        engine.redis.miss().await?;
                     }
                 }
                 Notice::Quiet => {}
@@ -333,9 +331,9 @@ impl Reader<'_> {
 
     /// Notes why misses do not come, where they do not.
     fn note_misses(&self, error: Option<CacheError>) {
-        let what = "set notify-keyspace-events to include \"Em\" in the server's configuration";
-        let reason = error.map(|error| format!("{what}: {}", error.told()));
-        if let Some(reason) = &reason {
+        let reason = error.as_ref().map(miss_events::told);
+        let known = self.context.health.facts().misses;
+        if let Some(reason) = reason.as_ref().filter(|_| known != reason) {
             warn!(reason, "misses are not filled, unless the server tells of them");
         }
         self.context.health.update(|facts| facts.misses = reason);

@@ -11,6 +11,7 @@ use super::task::Task;
 use super::wake::Wake;
 use crate::{admin, telemetry};
 use cachekeeper_engine::backoff::every;
+use cachekeeper_engine::definitions::renamed;
 use cachekeeper_engine::error::chain;
 use cachekeeper_engine::{log_limit, namespaces, rights};
 
@@ -20,6 +21,8 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 const RIGHTS_EVERY: Duration = Duration::from_secs(5);
 const LACKING_EVERY: Duration = Duration::from_secs(1);
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+/// How soon it is noticed that another worker has the keys of a dataset.
+const NAMES_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves the admin listener, and reports.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ impl Task for MetricsReporter {
             listen_forever(&context),
             report_forever(&context),
             look_at_rights_forever(&context),
+            look_at_names_forever(&context),
             log_forever()
         );
     }
@@ -91,6 +95,28 @@ async fn look_at_rights_forever(context: &TaskContext) {
     }
 }
 
+/// Why the watermark does not name datasets that have another name than before.
+async fn look_at_names_forever(context: &TaskContext) {
+    let (engine, health) = (&context.engine, &context.health);
+    loop {
+        tokio::time::sleep(NAMES_EVERY).await;
+        let facts = health.facts();
+        let not_covered =
+            facts.watermark.as_ref().map_or(&[][..], |(watermark, _)| watermark.not_covered.as_slice());
+        // Where Redis does not answer, others say so.
+        let Ok(found) = renamed::reasons(engine, &engine.registered().revisions, not_covered).await else {
+            continue;
+        };
+        for (dataset, reason) in found.iter().filter(|(dataset, _)| !facts.renamed.contains_key(*dataset)) {
+            warn!(dataset, reason, "the watermark does not cover the dataset yet");
+        }
+        for dataset in facts.renamed.keys().filter(|dataset| !found.contains_key(*dataset)) {
+            info!(dataset, "nobody else has the keys of the dataset any more");
+        }
+        health.update(|facts| facts.renamed = found);
+    }
+}
+
 async fn log_forever() {
     let mut ticks = every(LOG_EVERY);
     loop {
@@ -108,8 +134,11 @@ async fn listen_forever(context: &TaskContext) {
                     info!(%address, "admin listener is open: /livez /readyz /metrics /api/v1/status");
                 }
                 let served = admin::serve(listener, context.engine.clone(), context.health.clone()).await;
-                if let Err(error) = served {
-                    warn!(%error, "admin listener ended, opening it again");
+                let what = "admin listener ended, opening it again";
+                if let Err(error) = served
+                    && let Some(times) = log_limit::due(what, "", 1)
+                {
+                    warn!(%error, times, "{what}");
                 }
             }
             Err(error) => {

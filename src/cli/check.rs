@@ -16,6 +16,7 @@ use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::miss_events;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
 use cachekeeper_engine::rights;
 use cachekeeper_engine::stores::postgres::{
@@ -64,6 +65,9 @@ async fn check_servers(
     let Some(facts) = redis_facts(config, context, problems).await? else { return Ok(()) };
     if !check_redis(config, &facts, problems) {
         return Ok(());
+    }
+    if check_rights(config, context, problems).await? {
+        check_misses(config, context, problems).await?;
     }
     if facts.evicts_anything() {
         let message = format!("Redis may evict anything (maxmemory-policy {})", facts.maxmemory_policy);
@@ -124,12 +128,11 @@ async fn reaches_postgres(
 ) -> Result<bool, EngineError> {
     match context.postgres.ping().await {
         Err(error) if error.is_of_configuration() => {
-            let help = match error.kind {
-                ErrorKind::Standby => "give the address of the primary, or of all servers".to_owned(),
-                ErrorKind::Pooler => "a worker needs sessions of its own".to_owned(),
-                _ => "a worker needs a role that may log in, and a database that is there".to_owned(),
+            let (message, help) = match error.of_connecting() {
+                Some((message, help)) => (message.to_owned(), help),
+                None => (error.message(), None),
             };
-            problems.push(config.source.problem("postgres.url", error.message(), help));
+            problems.push(config.source.problem("postgres.url", message, help.map(str::to_owned)));
             Ok(false)
         }
         reached => {
@@ -165,44 +168,54 @@ async fn redis_facts(
     context: &Context,
     problems: &mut Vec<Diagnostic>,
 ) -> Result<Option<ServerFacts>, EngineError> {
-    let facts = context.redis.facts().await;
-    if let Err(error) = &facts
-        && let Some(trouble) = error.trouble()
-    {
-        problems.push(config.source.problem(trouble.setting, error.told(), trouble.help.to_owned()));
-        return Ok(None);
-    }
-    match facts {
-        Err(error) if error.is_of_login() => {
-            let help = "give the user and the password in the address, redis://user:password@host".to_owned();
-            problems.push(config.source.problem("redis.url", error.told(), help));
+    match context.redis.facts().await {
+        Err(error) if error.is_of_configuration() => {
+            let problem = match error.trouble() {
+                Some(trouble) => (trouble.setting, trouble.told(), trouble.help),
+                None => ("redis.url", error.told(), RIGHTS_HELP),
+            };
+            let (setting, message, help) = problem;
+            problems.push(config.source.problem(setting, message, help.to_owned()));
             Ok(None)
         }
-        facts => {
-            let facts = facts?;
-            check_rights(config, context, problems).await?;
-            Ok(Some(facts))
-        }
+        facts => Ok(Some(facts?)),
     }
 }
 
-/// What the user may not do in Redis, or the server does not have.
-async fn check_rights(
+const RIGHTS_HELP: &str = "`cachekeeper acl --for worker` prints all that the worker's user needs";
+
+/// Whether a worker would be told of misses, where datasets are filled by them.
+async fn check_misses(
     config: &Config,
     context: &Context,
     problems: &mut Vec<Diagnostic>,
 ) -> Result<(), EngineError> {
-    let help = "`cachekeeper acl --for worker` prints all that the worker's user needs";
+    let Some(dataset) = miss_events::wanted_by(&context.catalog) else { return Ok(()) };
+    if let Some(reason) = miss_events::obstacle(context).await? {
+        let help = "the worker would not be ready; or let it do that itself: +config|get +config|set";
+        let setting = format!("dataset.{dataset}.on_miss");
+        let message = format!("misses are not filled: {reason}");
+        problems.push(config.source.problem(&setting, message, help.to_owned()));
+    }
+    Ok(())
+}
+
+/// What the user may not do in Redis, or the server does not have. Whether all that is needed is there.
+async fn check_rights(
+    config: &Config,
+    context: &Context,
+    problems: &mut Vec<Diagnostic>,
+) -> Result<bool, EngineError> {
     let missing = rights::missing(context, config).await?;
     for (what, means) in missing.weaker {
         let message = format!("the user in Redis lacks {what}: {means}");
-        problems.push(config.source.problem("redis.url", message, help.to_owned()).into_warning());
+        problems.push(config.source.problem("redis.url", message, RIGHTS_HELP.to_owned()).into_warning());
     }
     if !missing.needed.is_empty() {
         let message = format!("the user in Redis lacks {}", missing.needed.join(", "));
-        problems.push(config.source.problem("redis.url", message, help.to_owned()));
+        problems.push(config.source.problem("redis.url", message, RIGHTS_HELP.to_owned()));
     }
-    Ok(())
+    Ok(missing.needed.is_empty())
 }
 
 /// Whether this Redis can be written at all.
@@ -270,6 +283,11 @@ async fn check_dataset(
         Ok(source) => source,
         Err(EngineError::Dataset { problem, .. }) => {
             problems.push(located(config, dataset, problem));
+            return Ok(());
+        }
+        Err(EngineError::Source(error)) if error.kind == ErrorKind::Forbidden => {
+            let Finding { message, help, .. } = context.postgres.finding_of_rights(&error).await?;
+            problems.push(config.source.problem(&path("query"), message, help));
             return Ok(());
         }
         Err(error) => return Err(error),

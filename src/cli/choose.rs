@@ -46,9 +46,11 @@ pub(super) async fn explain(context: &Context, error: EngineError) -> EngineErro
 pub(super) fn exit_of(error: &EngineError) -> Exit {
     match error {
         EngineError::Source(error) if error.kind == ErrorKind::Unavailable => Exit::Unavailable,
-        EngineError::Source(error) if error.is_of_configuration() => Exit::Configuration,
+        EngineError::Source(error) if error.is_of_configuration() || error.kind == ErrorKind::Forbidden => {
+            Exit::Configuration
+        }
+        EngineError::Cache(error) if error.is_of_configuration() => Exit::Configuration,
         EngineError::Cache(error) if error.refusal == Refusal::Unknown => Exit::Unavailable,
-        EngineError::Cache(error) if error.refusal == Refusal::Forbidden => Exit::Configuration,
         EngineError::Dataset { .. } | EngineError::Superseded { .. } => Exit::Configuration,
         _ => Exit::Failed,
     }

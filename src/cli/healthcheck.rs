@@ -36,12 +36,29 @@ pub async fn healthcheck(config: &Config, ready: bool, out: &Output) -> Exit {
     }
 }
 
-/// What a running worker says of its readiness: whether it is ready, and why not; none: nobody answers.
-pub async fn readiness(listen: &str) -> Option<(bool, Vec<String>)> {
+/// What a running worker says of its readiness.
+pub struct Readiness {
+    pub is_ready: bool,
+    /// Why it is not.
+    pub reasons: Vec<String>,
+    /// What is worth knowing all the same.
+    pub notes: Vec<String>,
+}
+
+/// Asks a running worker; none: nobody answers.
+pub async fn readiness(listen: &str) -> Option<Readiness> {
     let reply = tokio::time::timeout(LIMIT, ask(listen, "/readyz")).await.ok()?.ok()?;
     let body: serde_json::Value = serde_json::from_str(reply.split_once("\r\n\r\n")?.1.trim()).ok()?;
-    let reasons = body.get("reasons")?.as_array()?.iter();
-    Some((body.get("ready")?.as_bool()?, reasons.filter_map(|one| Some(one.as_str()?.to_owned())).collect()))
+    let texts = |name: &str| -> Option<Vec<String>> {
+        let texts = body.get(name)?.as_array()?.iter();
+        Some(texts.filter_map(|one| Some(one.as_str()?.to_owned())).collect())
+    };
+    Some(Readiness {
+        is_ready: body.get("ready")?.as_bool()?,
+        reasons: texts("reasons")?,
+        // A worker of an earlier version has none.
+        notes: texts("notes").unwrap_or_default(),
+    })
 }
 
 async fn ask(listen: &str, path: &str) -> std::io::Result<String> {

@@ -11,6 +11,7 @@ use super::writes::look;
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
+use cachekeeper_engine::definitions::renamed;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lease::LeaseName;
 use cachekeeper_engine::rights;
@@ -58,7 +59,10 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     let watermark = context.redis.watermark().await?;
     lines.push(watermark_line(watermark.as_ref()));
     let streams = streams(context, config, &mut lines).await?;
-    let troubles = if poll.is_ok() { troubles(context).await } else { BTreeMap::new() };
+    let mut troubles = if poll.is_ok() { troubles(context).await } else { BTreeMap::new() };
+    let not_covered = watermark.as_ref().map_or(&[][..], |watermark| watermark.not_covered.as_slice());
+    let renamed = renamed::reasons(context, &metadata.revisions, not_covered).await?;
+    troubles.extend(renamed.into_iter().map(|(name, reason)| (name, format!("not covered: {reason}"))));
     let is_whole = metadata.is_whole;
     let datasets = datasets(context, &metadata, &troubles, &mut lines);
     out.result(
@@ -98,8 +102,11 @@ async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> 
         None => None,
     };
     lines.push(match (&said, &config.admin.listen) {
-        (Some((true, _)), _) => "worker     ready".to_owned(),
-        (Some((false, reasons)), _) => format!("worker     not ready: {}", reasons.join("; ")),
+        (Some(said), _) if said.is_ready => format!("worker     {}", with("ready", &said.notes)),
+        (Some(said), _) => {
+            let reasons = format!("not ready: {}", said.reasons.join("; "));
+            format!("worker     {}", with(&reasons, &said.notes))
+        }
         (None, Some(listen)) => format!("worker     nobody answers on {listen}"),
         (None, None) => "worker     its admin listener is off".to_owned(),
     });
@@ -108,8 +115,13 @@ async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> 
         (None, true) => "leader     none: no worker follows the changes".to_owned(),
         (None, false) => "leader     none is needed: the feed is off".to_owned(),
     });
-    let (ready, reasons) = said.unzip();
-    Ok(json!({ "leader": leader, "ready": ready, "reasons": reasons }))
+    let ready = said.as_ref().map(|said| said.is_ready);
+    let (reasons, notes) = said.map(|said| (said.reasons, said.notes)).unzip();
+    Ok(json!({ "leader": leader, "ready": ready, "reasons": reasons, "notes": notes }))
+}
+
+fn with(state: &str, notes: &[String]) -> String {
+    if notes.is_empty() { state.to_owned() } else { format!("{state}; {}", notes.join("; ")) }
 }
 
 /// Datasets that cannot work or whose changes may be missed, each with the reason.

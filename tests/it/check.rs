@@ -232,6 +232,21 @@ async fn check_knows_what_the_role_may_do_and_what_the_servers_are() {
         &["row security of hidden decides which rows the role reader sees"],
     );
 
+    // A schema that the role may not use, in every verb.
+    let sql = "create schema apart; create table apart.things (id int primary key); grant select on apart.things to reader";
+    rig.postgres.execute(sql).await.unwrap();
+    let apart = "[dataset.thing]\nquery = \"select id from apart.things\"\nkey = \"thing:{id}\"\nwarm = {}\n\
+                 write = { statement = \"insert into apart.things values (:id)\" }\n";
+    as_reader(apart).says(
+        &["check"],
+        78,
+        &["the role reader may not run it: permission denied for schema apart", "grant usage", ":2:9\n"],
+    );
+    for verb in [&["warm"][..], &["audit"], &["write", "thing", "id=1"], &["refresh", "thing:1"]] {
+        as_reader(apart).says(verb, 78, &["permission denied for schema apart"]);
+    }
+    as_reader(apart).says(&["status"], 0, &["permission denied for schema apart"]);
+
     // What a worker needs of the schema, right by right.
     for right in
         ["select on cachekeeper.outbox", "delete on cachekeeper.outbox", "update on cachekeeper.feed"]

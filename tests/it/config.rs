@@ -78,6 +78,23 @@ fn every_problem_has_a_place_and_help() {
         ("[postgres]\npassword_file = \"/nowhere/at/all\"", "5:17", &["cannot be read"]),
         ("[redis]\nurl = \"localhost\"", "5:7", &["redis://"]),
         ("[redis]\nurl = \"redis://localhost/x\"", "5:7", &["does not end in the number of a database"]),
+        (
+            "[redis]\nurl = \"redis://localhost/0?db=3\"",
+            "5:28",
+            &["the parameter db of this URL is not supported", "behind the host"],
+        ),
+        (
+            "[redis]\nurl = \"redis://localhost/0?dbb=3\"",
+            "5:28",
+            &["the parameter dbb of this URL is not known"],
+        ),
+        ("[redis]\nurl = \"redis://u:a?secret@h\"", "5:7", &["has a parameter that is not known", "%XX"]),
+        ("[redis]\nurl = \"redis+sentinel://a/s/0?db=3\"", "5:31", &["the parameter db"]),
+        (
+            "[redis]\nurl = \"unix:///s?protocol=resp3\"",
+            "5:18",
+            &["the parameter protocol", "db, user and pass"],
+        ),
         ("[redis]\nurl = \"rediss://localhost#insecure\"", "5:7", &["behind a `#`", "ca_file"]),
         ("[redis]\nurl = \"redis+sentinel://a:1,b:x/shop/0\"", "5:29", &["sentinel 2 of this URL"]),
         ("[redis]\nurl = \"redis+sentinel://a:1\"", "5:28", &["names no service", "/mymaster/0"]),

@@ -211,3 +211,30 @@ async fn what_repeats_is_told_in_a_line_with_a_count() {
     assert!(!log.contains("xxxx"), "messages of the server are left out");
     assert!(log.len() < 50_000, "{} bytes: {}", log.len(), &log[..2000]);
 }
+
+/// What a worker tries again and again while Postgres is down is no line each time.
+#[tokio::test]
+async fn attempts_while_postgres_is_down_are_counted() {
+    let mut rig = Rig::start(TABLES).await;
+    let file = std::env::temp_dir().join(format!("cachekeeper-log-{:016x}", rand::random::<u64>()));
+    let writing = "write = { statement = \"update products set name = :name where id = :id\" }\n";
+    let toml = format!("{DATASETS}{writing}");
+    let mut worker = Logged::start(&rig, &toml, File::create(&file).unwrap().into());
+    worker.is_ready().await;
+    rig.postgres.stop();
+    wait_until("attempts are counted", async || {
+        let log = std::fs::read_to_string(&file).unwrap();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let attempts = lines.filter(|line| {
+            line["message"].as_str().is_some_and(|text| text.starts_with("old records of write commands"))
+        });
+        let attempts: Vec<Option<u64>> =
+            attempts.map(|line| line["attempts"].as_u64().or(line["count"].as_u64())).collect();
+        let is_counted =
+            attempts.iter().all(Option::is_some) && attempts.iter().any(|attempts| *attempts >= Some(2));
+        if is_counted { Ok(()) } else { Err(format!("{attempts:?}")) }
+    })
+    .await;
+    worker.stop();
+    drop(std::fs::remove_file(&file));
+}

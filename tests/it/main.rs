@@ -67,6 +67,7 @@ mod postgres_silence;
 mod postgres_tls;
 mod process;
 mod readers;
+mod redis_login;
 mod redis_roles;
 mod redis_tls;
 mod revalidation_order;

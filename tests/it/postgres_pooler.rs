@@ -89,6 +89,31 @@ async fn a_pooler_that_shares_sessions_is_refused_with_the_reason() {
     }
 }
 
+/// It has no codes of its own for a wrong password.
+#[tokio::test]
+async fn a_pooler_that_refuses_the_login_is_a_matter_of_configuration() {
+    let rig = Rig::start(TABLE).await;
+    rig.postgres.execute("create role shop login superuser password 'sesame'").await.unwrap();
+    let rules = std::env::temp_dir().join(format!("cachekeeper-pooler-{:016x}", rand::random::<u64>()));
+    for (way, name) in [("scram-sha-256", "scram"), ("md5", "md5")] {
+        let text = format!("host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 {way}\n");
+        let rules = rules.with_extension(name);
+        std::fs::write(&rules, text).unwrap();
+        let settings = ["auth_type = hba", &format!("auth_hba_file = {}", rules.display())];
+        let bouncer = PgBouncer::start(&rig.postgres, "session", &settings).await.unwrap();
+        let url = bouncer.url();
+        let as_shop =
+            |password: &str| url.replace("postgres://postgres@", &format!("postgres://shop:{password}@"));
+        let right = Cli::new(&rig, DATASET).with(URL, &as_shop("sesame"));
+        right.says(&["check"], 0, &["configuration is right"]);
+        let wrong = Cli::new(&rig, DATASET).with(URL, &as_shop("wrong"));
+        for verb in [&["check"][..], &["status"], &["warm"]] {
+            wrong.says(verb, 78, &["authentication failed", "correct the password"]);
+        }
+        std::fs::remove_file(rules).unwrap();
+    }
+}
+
 /// Its administrator needs no restart of the worker.
 #[tokio::test]
 async fn a_pooler_that_is_set_up_otherwise_is_noticed() {

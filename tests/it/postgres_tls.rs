@@ -24,7 +24,7 @@ impl TlsRig {
         let authority = Authority::new().unwrap();
         let server = authority.issue("server", "DNS:localhost,IP:127.0.0.1").unwrap().for_server().unwrap();
         let rules = authority.certificate().with_file_name("hba");
-        let text = "host all postgres 127.0.0.1/32 trust\nhostssl all open 127.0.0.1/32 trust\nhostssl all shop 127.0.0.1/32 cert\n";
+        let text = "host all,replication postgres 127.0.0.1/32 trust\nhostssl all open 127.0.0.1/32 trust\nhostssl all shop 127.0.0.1/32 cert\n";
         std::fs::write(&rules, text).unwrap();
         let settings = [
             "ssl=on".to_owned(),
@@ -124,7 +124,8 @@ async fn what_is_wrong_with_a_certificate_is_told() {
         let url = tls.url(role, "127.0.0.1", &with);
         let cli = Cli::new(&tls.rig, DATASET).with(URL, &url);
         for verb in ["check", "status"] {
-            cli.says(&[verb], 78, &[says]);
+            let text = cli.says(&[verb], 78, &[says]);
+            assert!(!text.contains("a role that may log in"), "{text}");
         }
     }
     permit(&client.key, 0o644);
@@ -137,6 +138,33 @@ async fn what_is_wrong_with_a_certificate_is_told() {
     let plain = Rig::start("").await;
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=require", plain.postgres.port());
     Cli::new(&plain, DATASET).with(URL, &url).says(&["check"], 78, &["the server has no TLS"]);
+}
+
+/// Waiting for the standby to be promoted would not mend the certificate.
+#[tokio::test]
+async fn a_bad_certificate_of_the_primary_beside_a_healthy_standby_is_told_at_its_place() {
+    let tls = TlsRig::start().await;
+    let standby = tls.rig.postgres.standby(None).await.unwrap();
+    tls.replace(&tls.authority.issue_expired("server", "IP:127.0.0.1").unwrap()).await;
+    let (first, second) = (tls.rig.postgres.port(), standby.port());
+    for (one, other) in [(first, second), (second, first)] {
+        let root = tls.root();
+        let url =
+            format!("postgres://open@127.0.0.1:{one},127.0.0.1:{other}/postgres?sslmode=verify-full&{root}");
+        let mut cli = Cli::new(&tls.rig, &format!("{DATASET}[postgres]\nurl = \"{url}\"\n"));
+        cli.environment.retain(|(name, _)| name != URL);
+        let said = [
+            &format!("127.0.0.1:{first}: the server's certificate has expired") as &str,
+            &format!("127.0.0.1:{second}: this server is a standby"),
+        ];
+        wait_until("the certificate is served", || async {
+            let (code, text) = cli.run(&["check"]);
+            if code == 78 && text.contains(said[0]) { Ok(()) } else { Err(format!("{code} {text}")) }
+        })
+        .await;
+        cli.says(&["check"], 78, &[said[0], said[1], ":5:7\n", "url = …", "replaced at the server"]);
+        cli.says(&["status"], 78, &said);
+    }
 }
 
 #[tokio::test]

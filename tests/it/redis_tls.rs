@@ -128,6 +128,15 @@ async fn what_is_wrong_with_a_certificate_is_told_where_it_is_mended() {
     );
     check(asking, &format!("{trusted}{}", identity(&client)), 0, &["configuration is right"]);
     check(rig.redis.port(), &trusted, 69, &["no answer in TLS", "is this the port for TLS?"]);
+    let plainly = |port: u16| {
+        let mut cli = Cli::new(&rig, &datasets);
+        cli.environment.iter_mut().find(|(name, _)| name.ends_with("REDIS__URL")).unwrap().1 =
+            format!("redis://localhost:{port}/0");
+        cli
+    };
+    for verb in ["check", "status"] {
+        plainly(port).says(&[verb], 69, &["where this is a port for TLS, begin the URL with rediss"]);
+    }
     let mixed = Certificate { certificate: client.certificate.clone(), key: stranger.key.clone() };
     check(
         asking,
@@ -173,8 +182,18 @@ async fn sentinels_and_their_master_are_spoken_to_over_tls() {
     let nodes: Vec<String> = sentinels.tls_ports().iter().map(|port| format!("localhost:{port}")).collect();
 
     let rig = Rig::start(TABLES).await;
+    let other = Authority::new().unwrap();
+    let url = format!("rediss+sentinel://{}/{SERVICE}/0", nodes.join(","));
+    let ca = other.certificate();
+    let mut cli =
+        Cli::new(&rig, &format!("{DATASETS}\n[redis]\nurl = \"{url}\"\nca_file = \"{}\"\n", ca.display()));
+    cli.environment.retain(|(name, _)| !name.ends_with("REDIS__URL"));
+    let said = ["comes from an authority that is not trusted here", "ca_file =", "name a file with that"];
+    let text = cli.says(&["check"], 78, &said);
+    assert!(!text.contains("name sentinels that run"), "{text}");
+    assert_eq!(text.matches(&nodes[0]).count(), 1, "{text}");
     let mut config = rig.config(DATASETS);
-    config.redis.url = Secret::new(format!("rediss+sentinel://{}/{SERVICE}/0", nodes.join(",")));
+    config.redis.url = Secret::new(url);
     config.redis.tls.ca_file = Some(authority.certificate());
     let worker = Worker::start(config).await.unwrap();
     ready(&worker).await;

@@ -326,6 +326,49 @@ async fn rights_that_are_missing_are_told_by_name_until_they_are_given() {
     worker.stop().await;
 }
 
+/// Channels, and what cannot be asked for within a transaction.
+#[tokio::test]
+async fn missing_channels_and_commands_of_transactions_are_told_too() {
+    let rig = Rig::start(TABLES).await;
+    let toml = format!("{INVALIDATION}{DATASETS}");
+    make_users(&rig, &Cli::new(&rig, &toml)).await;
+    let worker = Worker::start(config(&rig, &toml, "worker")).await.unwrap();
+    is_ready(&worker).await;
+    let cli = cli_as(&rig, &toml, "worker");
+    let unlock = format!("&{}", worker.context.redis.keys().unlock_channel());
+    let cases: [(&[&str], &[&str], &str); 7] = [
+        (
+            &["resetchannels", &unlock],
+            &["&cache:invalidation"],
+            "the channel &cache:invalidation, for subscribe",
+        ),
+        (
+            &["resetchannels", "&cache:invalidation"],
+            &[&unlock],
+            "the channel &ck:{test:0}:unlock, for subscribe",
+        ),
+        (&["-subscribe"], &["+subscribe"], "the command subscribe (+subscribe)"),
+        (&["-unsubscribe"], &["+unsubscribe"], "the command unsubscribe (+unsubscribe)"),
+        (&["-exec"], &["+exec"], "the command exec (+exec)"),
+        (&["-discard"], &["+discard"], "the command discard (+discard)"),
+        (&["-multi"], &["+multi"], "the command multi (+multi)"),
+    ];
+    for (take, give, said) in cases {
+        set_user(&rig, &[&["cachekeeper-worker"], take].concat()).await;
+        wait_until("readiness names it", async || {
+            let reasons = worker.health.reasons().join("; ");
+            if reasons.contains(said) { Ok(()) } else { Err(reasons) }
+        })
+        .await;
+        cli.says(&["check"], 78, &[said, "cachekeeper acl --for worker"]);
+        cli.says(&["status"], 78, &[said]);
+        set_user(&rig, &[&["cachekeeper-worker"], give].concat()).await;
+        is_ready(&worker).await;
+        cli.says(&["check"], 0, &[]);
+    }
+    worker.stop().await;
+}
+
 #[tokio::test]
 async fn misses_are_filled_without_config_where_the_server_tells_of_them() {
     let rig = Rig::start(TABLES).await;
@@ -340,9 +383,16 @@ async fn misses_are_filled_without_config_where_the_server_tells_of_them() {
         if is_said { Ok(()) } else { Err(reasons) }
     })
     .await;
+    let cli = cli_as(&rig, &toml, "worker");
+    let says = ["misses are not filled: set notify-keyspace-events to include \"Em\"", "on_miss = \"load\""];
+    cli.says(&["check"], 78, &[says[0], says[1], "config|get"]);
+    set_user(&rig, &["cachekeeper-worker", "+config|get"]).await;
+    cli.says(&["check"], 78, &[says[0], says[1], "the user in Redis lacks the command config|set"]);
+    set_user(&rig, &["cachekeeper-worker", "-config|get"]).await;
     let set = redis::cmd("CONFIG").arg("SET").arg("notify-keyspace-events").arg("Em").clone();
     let _: () = set.query_async(&mut rig.client().await).await.unwrap();
     is_ready(&worker).await;
+    cli.says(&["check"], 0, &["configuration is right"]);
     let reader = client(&rig, "reader").await;
     has_price(&reader, 7, 700).await;
     assert!(refused(&rig).await.iter().all(|entry| entry.contains("config|")));
@@ -361,7 +411,10 @@ async fn misses_are_filled_as_soon_as_config_is_permitted() {
         if reasons.contains("set notify-keyspace-events to include") { Ok(()) } else { Err(reasons) }
     })
     .await;
+    let cli = cli_as(&rig, &toml, "worker");
+    cli.says(&["check"], 78, &["misses are not filled"]);
     set_user(&rig, &["cachekeeper-worker", "+config|get", "+config|set"]).await;
+    cli.says(&["check"], 0, &["configuration is right"]);
     is_ready(&worker).await;
     has_price(&client(&rig, "reader").await, 7, 700).await;
     worker.stop().await;

@@ -11,7 +11,7 @@ use redis::AsyncCommands;
 
 use crate::capture::{TABLES, plain, watermark};
 use crate::feed::{agrees, caught_up, ready};
-use crate::support::{Rig, wait_until};
+use crate::support::{Cli, Rig, wait_until};
 
 const MEMOS: &str = "create table memos (id int primary key, text text not null);
     insert into memos select n, 'note ' || n from generate_series(1, 50) n";
@@ -386,4 +386,45 @@ async fn a_release_that_is_lowered_counts_as_it_is() {
     ready(&newer).await;
     agrees(&newer).await;
     assert!(newer.stop().await && older.stop().await);
+}
+
+/// While a worker with the former name leads, the new name is not covered: it is said why, and the new worker is ready, or no rollout
+/// would ever end the older one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dataset_with_another_name_says_who_has_its_keys() {
+    let rig = rig().await;
+    let older = start(&rig, &notes("note:{id}", "text")).await;
+    ready(&older).await;
+    let renamed = notes("note:{id}", "text").replace("dataset.note", "dataset.memo");
+    let listen = format!("127.0.0.1:{}", cachekeeper_testkit::servers::free_port().unwrap());
+    let mut config = rig.config(&renamed);
+    config.admin.listen = Some(listen.clone());
+    let newer = Worker::start(config).await.unwrap();
+    let says = "its keys belong to dataset note of a worker that still runs";
+    let note = format!("dataset memo: {says}");
+    wait_until("the reason is noted", async || {
+        let notes = newer.health.facts().notes();
+        if notes.len() == 1 && notes[0].starts_with(&note) { Ok(()) } else { Err(format!("{notes:?}")) }
+    })
+    .await;
+    wait_until("the newer worker is ready", async || {
+        let reasons = newer.health.reasons();
+        if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
+    })
+    .await;
+    let cli = Cli::new(&rig, &renamed).with("CACHEKEEPER__ADMIN__LISTEN", &listen);
+    let covered = format!("not covered: {says}");
+    cli.says(&["status"], 0, &[&format!("worker     ready; {note}"), &covered]);
+    cli.says(&["healthcheck", "--ready"], 0, &[&note]);
+    assert!(older.stop().await);
+    wait_until("it is covered", async || {
+        let watermark = newer.context.redis.watermark().await.unwrap().ok_or("no watermark")?;
+        let notes = newer.health.facts().notes();
+        let is_covered = !watermark.not_covered.iter().any(|name| name == "memo") && notes.is_empty();
+        if is_covered { Ok(()) } else { Err(format!("{watermark:?} {notes:?}")) }
+    })
+    .await;
+    let text = cli.says(&["status"], 0, &[]);
+    assert!(!text.contains(says), "{text}");
+    assert!(newer.stop().await);
 }

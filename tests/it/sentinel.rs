@@ -282,12 +282,12 @@ async fn trouble_with_sentinels_is_told_by_name() {
         cli
     };
     let nobody = with("redis+sentinel://127.0.0.1:1,localhost:2/shop");
-    nobody.says(
-        &["check"],
-        78,
-        &["no sentinel answers", "127.0.0.1:1: ", "localhost:2: ", "refused", "url = …"],
-    );
-    nobody.says(&["status"], 69, &["no sentinel answers"]);
+    for verb in ["check", "status"] {
+        let said =
+            ["no sentinel answers", "127.0.0.1:1: ", "localhost:2: ", "refused", "name sentinels that run"];
+        let text = nobody.says(&[verb], 69, &said);
+        assert_eq!(text.matches("127.0.0.1:1:").count(), 1, "{text}");
+    }
     let named = sentinels.ports()[0];
     let unknown = with(&format!("redis+sentinel://127.0.0.1:1,127.0.0.1:{named}/shops/0"));
     let said = format!("the sentinels know no master named shops (asked: 127.0.0.1:{named})");
@@ -299,4 +299,45 @@ async fn trouble_with_sentinels_is_told_by_name() {
     let stale = with(&sentinels.url());
     let said = format!("the sentinels name 127.0.0.1:{} as master, which is a replica", replica.port());
     stale.says(&["check"], 78, &[&said]);
+    // A sentinel is no server.
+    let as_server = with(&format!("redis://127.0.0.1:{named}/0"));
+    let said = format!("127.0.0.1:{named} is a sentinel");
+    as_server.says(&["check"], 78, &[&said, "redis+sentinel://"]);
+    as_server.says(&["status"], 78, &[&said]);
+    // Nor does it speak TLS at that port.
+    let by_tls = with(&format!("rediss+sentinel://127.0.0.1:{named}/shop/0"));
+    by_tls.says(&["check"], 69, &["no sentinel answers", "is this the port for TLS?"]);
+}
+
+/// What is wrong with the configuration is not told as sentinels that do not run.
+#[tokio::test]
+async fn a_login_that_sentinels_refuse_is_told_at_its_setting() {
+    let rig = Rig::start(TABLES).await;
+    let sentinels = Sentinels::launch(rig.redis.port(), &["requirepass sesame"]).unwrap();
+    let nodes: Vec<String> = sentinels.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let file = std::env::temp_dir().join(format!("cachekeeper-sentinels-{:016x}", rand::random::<u64>()));
+    let with = |line: &str| {
+        let url = format!("redis+sentinel://{}/shop/0", nodes.join(","));
+        let datasets = DATASETS.replace("feed = \"required\"", "");
+        let mut cli = Cli::new(&rig, &format!("{datasets}\n[redis]\nurl = \"{url}\"\n{line}\n"));
+        cli.environment.retain(|(name, _)| !name.ends_with("REDIS__URL"));
+        cli
+    };
+    let by_file = format!("sentinel_password_file = \"{}\"", file.display());
+    std::fs::write(&file, "sesame\n").unwrap();
+    wait_until("the sentinels answer", async || {
+        let (code, text) = with(&by_file).run(&["check"]);
+        if code == 0 { Ok(()) } else { Err(text) }
+    })
+    .await;
+    for verb in ["check", "status"] {
+        let text = with("").says(&[verb], 78, &["no sentinel answers", "`sentinel_password_file`"]);
+        assert!(!text.contains("name sentinels that run"), "{text}");
+    }
+    std::fs::write(&file, "wrong\n").unwrap();
+    let said = format!("does not accept the password in {}", file.display());
+    let text = with(&by_file).says(&["check"], 78, &[&said, "sentinel_password_file ="]);
+    assert!(!text.contains("name sentinels that run"), "{text}");
+    assert_eq!(text.matches(&nodes[0]).count(), 1, "{text}");
+    std::fs::remove_file(file).unwrap();
 }

@@ -23,13 +23,6 @@ use cachekeeper_protocol::glob::Glob;
 pub(crate) type Checked = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
 
 impl Config {
-    /// The keys that streams use, each with its setting: entries of datasets may not have them.
-    #[must_use]
-    pub fn stream_keys(&self) -> Vec<(&'static str, String)> {
-        let (events, writes) = (self.invalidation.stream.as_deref(), self.writes.stream.as_deref());
-        writes::used_keys(&self.datasets, events, writes)
-    }
-
     /// Checks a file's text together with the environment's overrides. `path` is for messages. Schedules are taken as
     /// they are: applications share the worker's file, but not its cron.
     ///
@@ -114,7 +107,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             on_new_epoch: reader.choice("service.on_new_epoch"),
         },
         postgres: Postgres {
-            url: url(reader, "postgres"),
+            url: url(reader, "postgres").unwrap_or_else(|wrong| wrong),
             url_file: reader.readable_file("postgres.url_file"),
             password_file: reader.readable_file("postgres.password_file"),
             max_connections: reader.number("postgres.max_connections"),
@@ -152,21 +145,32 @@ fn feed(reader: &mut Reader<'_>) -> Feed {
     }
 }
 
-/// The URL of a section, or of the file that the section names. It may hold a password, so it is never shown.
-fn url(reader: &mut Reader<'_>, section: &str) -> Secret {
+/// The URL of a section, or of the file that the section names. It may hold a password, so it is never shown. An error: it is
+/// wrong, which was said.
+fn url(reader: &mut Reader<'_>, section: &str) -> Result<Secret, Secret> {
     let (path, file) = (format!("{section}.url"), format!("{section}.url_file"));
-    let Some(secret) = reader.secret_file(&file) else {
-        return Secret::new(reader.text(&path));
-    };
-    if reader.source.has(&path) {
-        reader.error(&path, format!("both `url` and `url_file` in [{section}]"), "keep one of them");
-    }
-    if let Some(Kind::Text(form)) = table::find(&path).map(|key| key.kind) {
-        for flaw in form.flaws(secret.reveal()) {
-            reader.error(&file, flaw.message, &flaw.help);
+    let (secret, is_right) = match reader.secret_file(&file) {
+        None => (Secret::new(reader.text(&path)), !reader.is_wrong(&path)),
+        Some(secret) => {
+            if reader.source.has(&path) {
+                let message = format!("both `url` and `url_file` in [{section}]");
+                reader.error(&path, message, "keep one of them");
+            }
+            let flaws = match table::find(&path).map(|key| key.kind) {
+                Some(Kind::Text(form)) => form.flaws(secret.reveal()),
+                _ => Vec::new(),
+            };
+            let is_right = flaws.is_empty();
+            flaws.into_iter().for_each(|flaw| reader.error(&file, flaw.message, &flaw.help));
+            (secret, is_right)
         }
+    };
+    let password = format!("{section}.password_file");
+    if secret.has_password() && reader.has(&password) {
+        let message = "the URL holds a password too; the one of this file is used";
+        reader.warning(&password, message, "take the password out of the URL, or remove this");
     }
-    secret
+    if is_right { Ok(secret) } else { Err(secret) }
 }
 
 #[cfg(test)]

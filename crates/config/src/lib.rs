@@ -24,6 +24,7 @@ pub mod reference;
 pub mod schema;
 mod secret;
 pub mod source;
+mod streams;
 #[cfg(feature = "file")]
 mod table;
 #[cfg(feature = "file")]

@@ -163,6 +163,11 @@ impl PostgresUrl {
         Secret::new(pairs.finish())
     }
 
+    #[cfg(feature = "file")]
+    pub(crate) fn has_password(&self) -> bool {
+        self.driver.iter().any(|(name, _)| *name == "password")
+    }
+
     /// The URL without its password and its parameters, for logs.
     #[must_use]
     pub fn shown(&self) -> String {

@@ -1,6 +1,12 @@
-//! The addresses of Redis that name sentinels: `redis+sentinel://user:password@host:port,host:port/service/database`.
+//! The addresses of Redis: their parameters, and those that name sentinels:
+//! `redis+sentinel://user:password@host:port,host:port/service/database`.
+
+mod flaw;
+mod parameters;
 
 use std::fmt;
+
+pub use self::flaw::AddressFlaw;
 
 /// Sentinels, and which master they are asked for.
 #[derive(Clone)]
@@ -22,24 +28,14 @@ impl fmt::Debug for Sentinels {
     }
 }
 
-/// What is wrong with such an address. It repeats nothing of it: a password may have slipped anywhere.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct AddressFlaw {
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub help: &'static str,
-    /// At which byte; none where that would tell how long a password is.
-    pub offset: Option<usize>,
-}
-
 const SCHEMES: [(&str, bool); 2] = [("redis+sentinel://", false), ("rediss+sentinel://", true)];
 const PORT: u16 = 26_379;
 const FORM: &str = "write redis+sentinel://host:port,host:port/service/database";
 
 impl Sentinels {
+    /// None: the URL names a server, and its parameters are right.
     pub(crate) fn parse(url: &str) -> Result<Option<Self>, AddressFlaw> {
+        parameters::check(url)?;
         let scheme = SCHEMES.iter().find(|(scheme, _)| url.starts_with(scheme));
         let Some((rest, is_tls)) =
             scheme.and_then(|(scheme, is_tls)| Some((url.strip_prefix(scheme)?, *is_tls)))
@@ -95,6 +91,11 @@ impl Sentinels {
     #[must_use]
     pub fn sentinel(&self, host: &str, port: u16) -> String {
         format!("{}{}", self.scheme(), authority(host, port))
+    }
+
+    #[cfg(feature = "file")]
+    pub(crate) fn has_password(&self) -> bool {
+        self.user.contains(':')
     }
 
     fn scheme(&self) -> &'static str {

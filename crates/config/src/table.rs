@@ -100,7 +100,7 @@ const POSTGRES: &[Key] = &[
     Key::new(
         "password_file",
         Kind::Text(Form::Filled),
-        "A file that holds the password. It is read again for each new connection.",
+        "A file that holds the password, in one line; it counts where the URL has one too. It is read again for each new connection.",
     )
     .example("\"/run/secrets/postgres_password\""),
     Key::new(
@@ -137,7 +137,8 @@ const REDIS: &[Key] = &[
     Key::new(
         "password_file",
         Kind::Text(Form::Filled),
-        "A file that holds the password. It is read for each new connection, so another password needs no restart.",
+        "A file that holds the password, in one line; it counts where the URL has one too. It is read for each new connection, so another \
+         password needs no restart.",
     )
     .example("\"/run/secrets/redis_password\""),
     Key::new("sentinel_username", Kind::Text(Form::Filled), "The user of the sentinels, where they have users.")

@@ -3,6 +3,7 @@
 //! also those that it does not have.
 
 pub mod former;
+pub mod renamed;
 mod text;
 
 use std::collections::BTreeSet;

@@ -52,6 +52,8 @@ pub mod load;
 pub mod log_limit;
 pub mod metrics;
 #[cfg(feature = "postgres")]
+pub mod miss_events;
+#[cfg(feature = "postgres")]
 pub mod namespaces;
 #[cfg(feature = "postgres")]
 mod rate_limit;

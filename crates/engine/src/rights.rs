@@ -122,7 +122,7 @@ impl Rights {
         let mut rules: Vec<String> =
             ["on", "resetkeys", "resetchannels", "clearselectors", "-@all"].map(str::to_owned).to_vec();
         rules.extend(self.keys.iter().map(KeyRight::rule));
-        rules.extend(self.channels.iter().map(|channel| format!("&{channel}")));
+        rules.extend(self.channels.iter().map(|channel| channel_rule(channel)));
         rules.extend(self.commands().iter().map(|command| format!("+{command}")));
         rules
     }
@@ -229,6 +229,16 @@ pub struct MissingRights {
     pub weaker: Vec<(String, &'static str)>,
 }
 
+/// What a refusal of a command means.
+enum Probe {
+    /// The command is needed; refused for its key or its channel, this is what it lacks, as a rule.
+    Needed { name: String, key: String, channel: String },
+    /// Something is weaker without the command.
+    Optional { name: String, means: &'static str },
+    /// The rule of keys or of a channel is needed.
+    Rule { rule: String, command: String },
+}
+
 /// Asks Redis what this worker's user may not do. Nothing is carried out.
 ///
 /// # Errors
@@ -238,36 +248,31 @@ pub async fn missing(context: &Context, config: &Config) -> Result<MissingRights
     let prefixes = context.redis.registered_prefixes().await.unwrap_or_default();
     let around = Surroundings { facts: None, prefixes, database: context.redis.database() };
     let rights = Rights::of(Program::Worker, config, &around);
-    let key = format!("{}probe", context.redis.keys().own_prefix());
-    let channel = context.redis.keys().unlock_channel();
-    let mut asked: Vec<Vec<String>> = Vec::new();
-    let fill = |text: &&str| {
-        let words = text.split(' ').map(|word| match word {
-            "KEY" => key.clone(),
-            "CHANNEL" => channel.clone(),
-            word => word.to_owned(),
-        });
-        words.collect::<Vec<String>>()
-    };
-    asked.extend(rights.asked.iter().map(fill));
-    asked.extend(OPTIONAL.iter().map(|one| fill(&one.asked)));
-    let samples: Vec<(&KeyRight, Vec<String>)> = rights.keys.iter().flat_map(samples).collect();
-    asked.extend(samples.iter().map(|(_, words)| words.clone()));
-
+    let (probes, asked): (Vec<Probe>, Vec<Vec<String>>) =
+        probes(&rights, context.redis.keys()).into_iter().unzip();
     let denied = context.redis.may_not(&asked).await?;
     let mut found = MissingRights::default();
-    for (position, denied) in denied {
-        let optional = position.checked_sub(rights.asked.len());
-        let sample = optional.and_then(|position| position.checked_sub(OPTIONAL.len()));
-        if let Some(text) = rights.asked.get(position) {
-            found.needed.push(denied.told(&name_of(text), ""));
-        } else if let Some(one) = optional.and_then(|position| OPTIONAL.get(position)) {
-            found.weaker.push((denied.told(&name_of(one.asked), ""), one.means));
-        } else if let (Some((right, words)), Denied::Key) =
-            (sample.and_then(|position| samples.get(position)), &denied)
-        {
-            let command = words.first().map_or("", String::as_str);
-            found.needed.push(denied.told(command, &right.rule()));
+    // Rules that are said to be missing: what every command lacks is not said again of each.
+    let mut said = BTreeSet::new();
+    // Rules come first, so that commands find what was said.
+    for (probe, denied) in denied.iter().filter_map(|(at, denied)| Some((probes.get(*at)?, denied))) {
+        match (probe, denied) {
+            (Probe::Rule { rule, command }, Denied::Key | Denied::Channel) => {
+                found.needed.push(denied.told(command, rule));
+                said.insert(rule);
+            }
+            (Probe::Needed { name, .. }, Denied::Command | Denied::Unknown) => {
+                found.needed.push(denied.told(name, ""));
+            }
+            (Probe::Needed { name, key: rule, .. }, Denied::Key)
+            | (Probe::Needed { name, channel: rule, .. }, Denied::Channel) => {
+                if !said.contains(rule) {
+                    found.needed.push(denied.told(name, rule));
+                }
+            }
+            (Probe::Optional { name, means }, _) => found.weaker.push((denied.told(name, ""), means)),
+            // Said of the command itself.
+            (Probe::Rule { .. }, Denied::Command | Denied::Unknown) => {}
         }
     }
     found.needed.dedup();
@@ -275,16 +280,59 @@ pub async fn missing(context: &Context, config: &Config) -> Result<MissingRights
     Ok(found)
 }
 
+/// The commands that tell, each with what its refusal means.
+fn probes(rights: &Rights, keyspace: &Keyspace) -> Vec<(Probe, Vec<String>)> {
+    let own = keyspace.own_prefix();
+    let (key, channel) = (format!("{own}probe"), keyspace.unlock_channel());
+    let of_key = KeyRight::All(format!("{}*", escape(&own))).rule();
+    let of_channel = channel_rule(&escape(&channel));
+    let fill = |text: &str| -> Vec<String> {
+        let filled = text.split(' ').map(|word| match word {
+            "KEY" => key.as_str(),
+            "CHANNEL" => channel.as_str(),
+            word => word,
+        });
+        filled.map(str::to_owned).collect()
+    };
+    let keys = rights.keys.iter().flat_map(|right| {
+        let rule = right.rule();
+        samples(right).into_iter().map(move |words| (rule.clone(), words))
+    });
+    let channels = rights
+        .channels
+        .iter()
+        .map(|pattern| (channel_rule(pattern), vec!["subscribe".to_owned(), sample_of(pattern)]));
+    let rules = keys.chain(channels).map(|(rule, words)| {
+        let command = words.first().cloned().unwrap_or_default();
+        (Probe::Rule { rule, command }, words)
+    });
+    let needed = rights.asked.iter().map(|text| {
+        let (key, channel) = (of_key.clone(), of_channel.clone());
+        (Probe::Needed { name: name_of(text), key, channel }, fill(text))
+    });
+    let optional = OPTIONAL
+        .iter()
+        .map(|one| (Probe::Optional { name: name_of(one.asked), means: one.means }, fill(one.asked)));
+    rules.chain(needed).chain(optional).collect()
+}
+
+fn channel_rule(pattern: &str) -> String {
+    format!("&{pattern}")
+}
+
 /// A read and a write of a key that fits the pattern.
-fn samples(right: &KeyRight) -> Vec<(&KeyRight, Vec<String>)> {
+fn samples(right: &KeyRight) -> Vec<Vec<String>> {
     let (pattern, commands): (_, &[&str]) = match right {
         KeyRight::All(pattern) => (pattern, &["get", "unlink"]),
         KeyRight::Read(pattern) => (pattern, &["get"]),
         KeyRight::Write(pattern) => (pattern, &["unlink"]),
     };
-    // A star stands for anything, also for this.
-    let key = pattern.replace('\\', "").replace('*', "0");
-    commands.iter().map(|command| (right, vec![(*command).to_owned(), key.clone()])).collect()
+    commands.iter().map(|command| vec![(*command).to_owned(), sample_of(pattern)]).collect()
+}
+
+/// A name that fits the pattern. A star stands for anything, also for this.
+fn sample_of(pattern: &str) -> String {
+    pattern.replace('\\', "").replace('*', "0")
 }
 
 /// What rules call this command.

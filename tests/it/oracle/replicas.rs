@@ -76,9 +76,9 @@ async fn loses_no_commit(primary: &Postgres) {
 pub async fn inject(fault: Fault, arena: &Arena, lives: &mut Lives) {
     let replicas = arena.replicas.as_ref().expect("this run has no replicas");
     if fault == Fault::PromotedStandby {
-        promote(arena, replicas, lives).await
+        promote(arena, replicas, lives).await;
     } else {
-        fail_over(fault, arena, replicas).await
+        fail_over(fault, arena, replicas).await;
     }
 }
 
@@ -128,6 +128,8 @@ async fn fail_over(fault: Fault, arena: &Arena, replicas: &Replicas) {
     })
     .await;
     std::mem::swap(&mut rig.redis, &mut replica);
+    // What was read meanwhile was read at the former one.
+    arena.redis_life.fetch_add(1, Ordering::SeqCst);
     replicas.to_redis.lead_to(rig.redis.port());
     if fault == Fault::LostMaster {
         replica.start_again().await.unwrap();

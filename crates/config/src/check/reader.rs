@@ -39,6 +39,11 @@ impl Reader<'_> {
         self.leaves.contains_key(path)
     }
 
+    /// Whether what the user gave is wrong by itself.
+    pub(crate) fn is_wrong(&self, path: &str) -> bool {
+        self.leaves.get(path) == Some(&Leaf::Wrong)
+    }
+
     /// The setting as given, else as `[defaults]` says where datasets inherit it, else the table's default.
     fn leaf(&mut self, path: &str) -> Option<Leaf> {
         #[cfg(test)]
@@ -161,11 +166,27 @@ impl Reader<'_> {
         self.optional_text(path).map(PathBuf::from)
     }
 
-    /// A file's content without the line break at its end.
+    /// The one line that a file holds.
     pub(crate) fn secret_file(&mut self, path: &str) -> Option<Secret> {
         let file = self.optional_text(path)?;
-        match std::fs::read_to_string(&file) {
-            Ok(content) => Some(Secret::of_file(&content)),
+        match Secret::of_file(file.as_ref()) {
+            Ok(secret) => Some(secret),
+            Err(error) => {
+                let help = match error.kind() {
+                    std::io::ErrorKind::InvalidData => "write it as one line of UTF-8, and nothing else",
+                    _ => "give a file that this user may read",
+                };
+                self.error(path, error.to_string(), help);
+                None
+            }
+        }
+    }
+
+    /// What a file holds.
+    pub(crate) fn file(&mut self, path: &str) -> Option<Vec<u8>> {
+        let file = self.optional_text(path)?;
+        match std::fs::read(&file) {
+            Ok(content) => Some(content),
             Err(error) => {
                 let help = "give a file that this user may read";
                 self.error(path, format!("{file} cannot be read: {error}"), help);

@@ -7,8 +7,10 @@ use super::url;
 use crate::{Redis, Tls, TlsIdentity};
 
 pub(super) fn read(reader: &mut Reader<'_>) -> Redis {
+    let url = url(reader, "redis");
+    let is_right = url.is_ok();
     let redis = Redis {
-        url: url(reader, "redis"),
+        url: url.unwrap_or_else(|wrong| wrong),
         password: reader.password_file("redis.password_file"),
         sentinel_username: reader.optional_text("redis.sentinel_username"),
         sentinel_password: reader.password_file("redis.sentinel_password_file"),
@@ -16,6 +18,10 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Redis {
         connect_timeout: reader.duration("redis.connect_timeout"),
         response_timeout: reader.duration("redis.response_timeout"),
     };
+    // What follows from a wrong URL is not said beside it.
+    if !is_right {
+        return redis;
+    }
     let url = redis.url.reveal();
     let without_use = [
         (!url.starts_with("rediss"), ["ca_file", "cert_file", "key_file"].as_slice(), "TLS", "rediss://"),
@@ -58,9 +64,9 @@ fn tls(reader: &mut Reader<'_>) -> Tls {
 /// A file that holds what it should, as far as its headings tell.
 fn pem(reader: &mut Reader<'_>, path: &str, what: &str) -> Option<PathBuf> {
     let file = reader.optional_text(path)?;
-    let content = reader.secret_file(path)?;
+    let content = reader.file(path)?;
+    let content = String::from_utf8_lossy(&content);
     let mut headings = content
-        .reveal()
         .lines()
         .filter_map(|line| line.trim().strip_prefix("-----BEGIN ")?.strip_suffix("-----").map(str::to_owned));
     let Some(heading) = headings.find(|heading| heading.ends_with(what)) else {

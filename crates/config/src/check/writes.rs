@@ -2,6 +2,7 @@
 
 use super::reader::Reader;
 use crate::Dataset;
+use crate::streams::{keys_of, used_keys};
 use cachekeeper_protocol::parameters::ParameterizedSql;
 use cachekeeper_protocol::template::Alphabet;
 
@@ -84,22 +85,4 @@ pub(crate) fn check_reply_prefix(
         let help = "give the dataset's keys another prefix, or set [writes] reply_prefix";
         reader.error(&format!("dataset.{}.key", dataset.name), message, help);
     }
-}
-
-/// The keys that streams use, each with its setting. Commands are taken only where a dataset can be written.
-pub(crate) fn used_keys(
-    datasets: &[Dataset],
-    events: Option<&str>,
-    writes: Option<&str>,
-) -> Vec<(&'static str, String)> {
-    let writes = writes.filter(|_| datasets.iter().any(|dataset| dataset.write.is_some()));
-    let named = |(setting, stream): (&'static str, Option<&str>)| {
-        stream.map(keys_of).into_iter().flatten().map(move |key| (setting, key))
-    };
-    [("[invalidation] stream", events), ("[writes] stream", writes)].into_iter().flat_map(named).collect()
-}
-
-/// A stream, and what is kept apart of it.
-fn keys_of(stream: &str) -> [String; 2] {
-    [stream.to_owned(), format!("{stream}:dead")]
 }

@@ -10,6 +10,7 @@ use super::transaction::Leadership;
 use crate::backoff::every;
 use crate::context::Context;
 use crate::error::{EngineError, chain};
+use crate::log_limit;
 use crate::stores::redis::StreamState;
 
 const EVERY: Duration = Duration::from_secs(5);
@@ -27,13 +28,16 @@ pub(super) async fn keep_house(context: &Context, leadership: &Leadership) -> In
         counted = Instant::now();
         match timeout(WITHIN, keep_house_once(context, leadership, since_last, &mut expiry)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                warn!(error = %chain(&error), "old records of write commands could not be dropped, trying again later");
-            }
-            Err(_elapsed) => {
-                warn!("dropping old records of write commands takes too long, trying again later");
-            }
+            Ok(Err(error)) => say(&chain(&error)),
+            Err(_elapsed) => say("it takes too long"),
         }
+    }
+}
+
+fn say(reason: &str) {
+    let what = "old records of write commands could not be dropped, trying again later";
+    if let Some(attempts) = log_limit::due(what, "", 1) {
+        warn!(error = reason, attempts, "{what}");
     }
 }
 

@@ -6,12 +6,12 @@ use super::growth::Growth;
 use super::{Coverage, Rule, WatchedCatalogs, refusal};
 use crate::catalog::Dataset;
 use crate::context::Context;
-use crate::epoch;
 use crate::error::{EngineError, chain};
 use crate::stores::postgres::capture::WantedCapture;
 use crate::stores::postgres::{
     Capture, CatalogScope, CatalogState, ErrorKind, Fingerprint, Inspection, NameKind, TreeMember,
 };
+use crate::{epoch, log_limit};
 use cachekeeper_config::{CaptureMode, WatchTarget};
 
 /// Part of the reason where waiting helps.
@@ -115,7 +115,9 @@ async fn install(
         let is_by_row = capture.is_some_and(|capture| !capture.by_statement && capture.function.is_some());
         wanted.by_statement &= is_exact || !is_by_row;
         if let Some(reason) = survey.by_row_only.get(&root).filter(|_| wanted.by_statement) {
-            tracing::warn!(reason, "changes cannot be captured by statement, and are captured by row");
+            if log_limit::due("changes captured by row", reason, 1).is_some() {
+                tracing::warn!(reason, "changes cannot be captured by statement, and are captured by row");
+            }
             wanted.by_statement = false;
         }
         let is_captured = capture.is_some_and(|capture| {

@@ -1,6 +1,7 @@
 //! Redis: every command and script, one function each, and what their replies mean.
 
 mod advance;
+mod attempt;
 mod connection;
 mod counters;
 mod definitions;
@@ -53,4 +54,4 @@ pub use stream::{ENTRY_BYTES_MAX, Finished, StreamEntry, StreamReader, dead_of};
 pub use stream_state::{StreamConsumer, StreamState};
 pub use subscription::{Notice, Subscription};
 pub use tags::{AddedMembers, DroppedWindows, TagMembers};
-pub use trouble::Trouble;
+pub use trouble::{Trouble, TroubleKind};

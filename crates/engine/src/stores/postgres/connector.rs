@@ -214,13 +214,11 @@ impl Connector {
     }
 }
 
-/// What a file holds, without the line break at its end. Its file system may be slow.
+/// The one line that a file holds. Its file system may be slow.
 async fn read(file: PathBuf) -> Result<Secret, String> {
     let name = file.display().to_string();
-    let content = tokio::task::spawn_blocking(move || std::fs::read_to_string(file)).await;
-    match content {
-        Ok(Ok(content)) => Ok(Secret::of_file(&content)),
-        Ok(Err(error)) => Err(format!("{name} cannot be read: {error}")),
+    match tokio::task::spawn_blocking(move || Secret::of_file(&file)).await {
+        Ok(read) => read.map_err(|error| error.to_string()),
         Err(error) => Err(format!("{name} cannot be read: {error}")),
     }
 }

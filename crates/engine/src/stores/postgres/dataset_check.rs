@@ -117,14 +117,22 @@ impl Postgres {
         if error.kind != ErrorKind::Forbidden {
             return if error.is_transient() { Err(error) } else { Ok(()) };
         }
-        let role = self.role().await?;
-        let help = format!("grant select on it to {role}");
-        findings.push(Finding::new(
-            "query",
-            format!("the role {role} may not run it: {}", error.message()),
-            help,
-        ));
+        findings.push(self.finding_of_rights(&error).await?);
         Ok(())
+    }
+
+    /// What a refusal of a dataset's query for want of rights means.
+    ///
+    /// # Errors
+    /// [`SourceError`] where the database cannot be asked.
+    pub async fn finding_of_rights(&self, error: &SourceError) -> Result<Finding, SourceError> {
+        let (role, message) = (self.role().await?, error.message());
+        let help = if message.contains("for schema") {
+            format!("grant usage on the schema, and select on what the query reads in it, to {role}")
+        } else {
+            format!("grant select on it to {role}")
+        };
+        Ok(Finding::new("query", format!("the role {role} may not run it: {message}"), help))
     }
 
     async fn check_row_security(

@@ -257,6 +257,12 @@ impl SourceError {
         }
     }
 
+    /// Why no connection was made, and what to do where that is certain; none: it is about a statement.
+    #[must_use]
+    pub fn of_connecting(&self) -> Option<(&str, Option<&'static str>)> {
+        connect_error(&self.source).map(|error| (error.text.as_str(), error.help))
+    }
+
     /// What the server says, where it said anything.
     #[must_use]
     pub fn message(&self) -> String {
@@ -265,11 +271,12 @@ impl SourceError {
 }
 
 /// An attempt to connect that failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ConnectError {
     pub kind: ErrorKind,
     pub text: String,
+    /// What to do, where the text does not say.
+    pub help: Option<&'static str>,
     /// Whether the same attempt may succeed in a moment: the server starts, or is being promoted.
     pub may_pass: bool,
 }

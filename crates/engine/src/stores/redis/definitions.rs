@@ -131,6 +131,20 @@ impl Redis {
         self.command("read definitions", &command).await
     }
 
+    /// Whether each of these datasets is one of a worker that lives.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn have_living_workers(&self, datasets: &[&str]) -> Result<Vec<bool>, CacheError> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(&self.keys.metadata().meta);
+        for dataset in datasets {
+            command.arg(format!("undeclared:{dataset}"));
+        }
+        let undeclared: Vec<Option<String>> = self.command("look who lives", &command).await?;
+        Ok(undeclared.iter().map(Option::is_none).collect())
+    }
+
     /// Nothing is left of a former definition.
     ///
     /// # Errors

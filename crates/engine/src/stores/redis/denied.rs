@@ -42,7 +42,7 @@ impl Denied {
             Self::Command => format!("the command {command} (+{command})"),
             Self::Unknown => format!("the command {command}, which this server does not know or has renamed"),
             Self::Key => format!("keys {rule}, for {command}"),
-            Self::Channel => format!("the channel, for {command}"),
+            Self::Channel => format!("the channel {rule}, for {command}"),
         }
     }
 }

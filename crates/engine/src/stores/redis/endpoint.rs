@@ -11,6 +11,8 @@ use redis::{
     RedisError,
 };
 
+use super::attempt::{Attempt, Login};
+use super::error::is_of_login;
 use super::hello::{self, Hello, greet};
 use super::trouble::Trouble;
 use super::{CacheError, tls};
@@ -107,11 +109,14 @@ impl Endpoint {
             Some(password) => settings.set_password(read("redis.password_file", password)?),
             None => settings,
         };
-        let (mut connection, address) = self.connect(info.set_redis_settings(settings), config).await?;
-        let hello = greet(&mut connection).await.map_err(|error| in_words(error, &address, "redis.url"))?;
+        let (mut connection, attempt) =
+            self.connect(info.set_redis_settings(settings), config, Login::of_server(&self.settings)).await?;
+        let tls = &self.settings.tls;
+        let hello = greet(&mut connection).await.map_err(|error| attempt.in_words(error, tls))?;
         let name = hello::name(&mut connection).await?;
-        let session = Session { connection, hello, name, address, master: master.cloned() };
+        let session = Session { connection, hello, name, address: attempt.address, master: master.cloned() };
         match session.hello {
+            Some(hello) if hello.is_sentinel => Err(session.sentinel().into()),
             Some(hello) if !hello.is_master => Err(session.replica().into()),
             _ => Ok(session),
         }
@@ -123,7 +128,7 @@ impl Endpoint {
         (host, port): &Address,
         limit: Duration,
     ) -> Result<MultiplexedConnection, RedisError> {
-        let Some(sentinels) = &self.sentinels else { return Err(timed_out()) };
+        let Some(sentinels) = &self.sentinels else { return Err(no_answer()) };
         let info = sentinels.sentinel(host, *port).into_connection_info()?;
         let mut settings = info.redis_settings().clone();
         if let Some(password) = &self.settings.sentinel_password {
@@ -135,7 +140,16 @@ impl Endpoint {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
             .set_response_timeout(Some(limit));
-        Ok(self.connect(info.set_redis_settings(settings), config).await?.0)
+        let login = Login::of_sentinels(&self.settings);
+        Ok(self.connect(info.set_redis_settings(settings), config, login).await?.0)
+    }
+
+    /// An error that a sentinel has answered, in words.
+    pub fn of_sentinel(&self, error: RedisError, (host, port): &Address) -> RedisError {
+        if !is_of_login(&error) {
+            return error;
+        }
+        Login::of_sentinels(&self.settings).refused(&format!("{host}:{port}")).into()
     }
 
     /// Whether the server answers on a new connection.
@@ -150,29 +164,24 @@ impl Endpoint {
         &self,
         info: ConnectionInfo,
         config: AsyncConnectionConfig,
-    ) -> Result<(MultiplexedConnection, String), RedisError> {
+        login: Login,
+    ) -> Result<(MultiplexedConnection, Attempt), RedisError> {
         // Without this, replies to small pipelined commands wait for the delayed-acknowledgement timer.
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let address = info.addr().to_string();
-        let certificates = match info.addr() {
-            ConnectionAddr::TcpTls { .. } => tls::certificates(&self.settings.tls)?,
-            _ => None,
-        };
-        let setting = if self.settings.tls.identity.is_some() { "redis.cert_file" } else { "redis.ca_file" };
+        let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        let (address, database) = (info.addr().to_string(), info.redis_settings().db());
+        let attempt = Attempt { address, is_tls, database, login };
+        let tls = &self.settings.tls;
+        let certificates = if is_tls { tls::certificates(tls)? } else { None };
         let client = match certificates {
-            Some(certificates) => Client::build_with_tls(info, certificates)
-                .map_err(|error| Trouble::new(setting, error.to_string(), "give files in PEM form"))?,
+            Some(certificates) => Client::build_with_tls(info, certificates).map_err(|error| {
+                Trouble::new(tls::setting(tls), error.to_string(), "give files in PEM form")
+            })?,
             None => Client::open(info)?,
         };
-        let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
-        match client.get_multiplexed_async_connection_with_config(&config).await {
-            // Redis waits for more of what it does not understand.
-            Err(error) if error.is_timeout() && is_tls => {
-                let text = format!("no answer in TLS from {address}: is this the port for TLS?");
-                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text).into())
-            }
-            opened => Ok((opened.map_err(|error| in_words(error, &address, setting))?, address)),
-        }
+        let opened = client.get_multiplexed_async_connection_with_config(&config).await;
+        let connection = opened.map_err(|error| attempt.in_words(error, tls))?;
+        Ok((connection, attempt))
     }
 }
 
@@ -223,7 +232,9 @@ impl Session {
         let is_same = self.hello.zip(now).is_none_or(|(first, now)| first.is_of_same_session(&now));
         if !is_same || !has_name {
             let text = format!("another server is behind {} now", self.address);
-            return Err(Trouble::new("redis.url", text, "nothing: it is connected to anew").into());
+            return Err(Trouble::new("redis.url", text, "nothing: it is connected to anew")
+                .of_server()
+                .into());
         }
         Ok(())
     }
@@ -232,6 +243,13 @@ impl Session {
         let text =
             format!("nothing comes through a connection to {}, which answers on another one", self.address);
         Trouble::new("redis.url", text, "nothing: it is connected to anew")
+    }
+
+    fn sentinel(&self) -> Trouble {
+        let text = format!("{} is a sentinel, which holds no data", self.address);
+        let help =
+            "write redis+sentinel://host:port,host:port/service/database, or give the address of a server";
+        Trouble::new("redis.url", text, help)
     }
 
     fn replica(&self) -> Trouble {
@@ -259,23 +277,17 @@ fn with_host(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
 }
 
 fn read(setting: &'static str, password: &Password) -> Result<String, Trouble> {
-    let secret = password
-        .read()
-        .map_err(|error| Trouble::new(setting, error.to_string(), "give a file that this user may read"))?;
+    let secret = password.read().map_err(|error| {
+        Trouble::new(
+            setting,
+            error.to_string(),
+            "give a file that this user may read, with the password as its one line",
+        )
+    })?;
     Ok(secret.reveal().to_owned())
 }
 
-/// An error of the connection, with what it means where that is certain.
-fn in_words(error: RedisError, address: &str, setting: &'static str) -> RedisError {
-    if let Some(trouble) = tls::explain(&error, address) {
-        return trouble.into();
-    }
-    if error.kind() == redis::ErrorKind::InvalidClientConfig {
-        return Trouble::new(setting, error.to_string(), "give a key that belongs to the certificate").into();
-    }
-    error
-}
-
-fn timed_out() -> RedisError {
+/// A sentinel that says nothing within its limit.
+pub(super) fn no_answer() -> RedisError {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into()
 }

@@ -3,7 +3,7 @@
 use redis::{ErrorKind, RedisError};
 
 use super::Denied;
-use super::trouble::Trouble;
+use super::trouble::{Trouble, TroubleKind};
 
 /// A command or script that failed.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ impl CacheError {
     pub fn told(&self) -> String {
         let (what, source) = (self.what, &self.source);
         if let Some(trouble) = self.trouble() {
-            return format!("cannot connect to Redis: {trouble}");
+            return format!("{}; {}", trouble.told(), trouble.help);
         }
         match self.refusal {
             Refusal::Unknown if source.is_connection_refusal() => {
@@ -104,11 +104,19 @@ impl CacheError {
         Trouble::of(&self.source)
     }
 
+    /// Whether it is a matter of the configuration, here or at the server: waiting alone does not help.
+    #[must_use]
+    pub fn is_of_configuration(&self) -> bool {
+        match self.trouble() {
+            Some(trouble) => trouble.is_of_configuration(),
+            None => self.refusal == Refusal::Forbidden,
+        }
+    }
+
     /// Whether the user or the password was not accepted, or one is needed.
     #[must_use]
     pub fn is_of_login(&self) -> bool {
-        self.source.kind() == ErrorKind::AuthenticationFailed
-            || matches!(self.source.code(), Some("NOAUTH" | "WRONGPASS"))
+        self.trouble().map_or_else(|| is_of_login(&self.source), |trouble| trouble.kind == TroubleKind::Login)
     }
 
     /// Whether the command itself is not to be had: the user may not run it, or the server has renamed it or does not know it.
@@ -148,7 +156,15 @@ pub(super) fn is_of_replica(error: &RedisError) -> bool {
     })
 }
 
+/// Whether a server has not accepted the user or the password, or wants one.
+pub(super) fn is_of_login(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+}
+
 fn refusal(error: &RedisError) -> Refusal {
+    if Trouble::of(error).is_some_and(|trouble| trouble.kind == TroubleKind::Login) {
+        return Refusal::Forbidden;
+    }
     if error.is_io_error()
         || error.is_timeout()
         || error.is_connection_dropped()

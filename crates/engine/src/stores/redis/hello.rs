@@ -6,10 +6,14 @@
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
 
+use super::error::is_of_login;
+
 /// What the server says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hello {
     pub is_master: bool,
+    /// Whether it is no server of data, but a sentinel.
+    pub is_sentinel: bool,
     /// The server's number of this connection.
     client: i64,
     /// What was agreed on this connection: a server that was put behind it since knows nothing of that.
@@ -36,8 +40,12 @@ impl Hello {
             pairs.iter().find(|(key, _)| is_it(key)).map(|(_, value)| value)
         };
         let number = |name: &str| redis::from_redis_value_ref(value(name)?).ok();
-        let role: String = redis::from_redis_value_ref(value("role")?).ok()?;
-        Some(Self { is_master: role == "master", client: number("id")?, protocol: number("proto")? })
+        let text = |name: &str| redis::from_redis_value_ref::<String>(value(name)?).ok();
+        let is_sentinel = text("mode").is_some_and(|mode| mode == "sentinel");
+        // Sentinels have no role.
+        let role = if is_sentinel { String::new() } else { text("role")? };
+        let (client, protocol) = (number("id")?, number("proto")?);
+        Some(Self { is_master: role == "master", is_sentinel, client, protocol })
     }
 }
 
@@ -56,10 +64,14 @@ pub(super) async fn name_of(connection: &mut MultiplexedConnection) -> RedisResu
 
 /// What the server answers; none: it refuses.
 fn told(reply: RedisResult<Value>) -> RedisResult<Option<Value>> {
+    let reply = match reply {
+        Ok(Value::ServerError(error)) => Err(error.into()),
+        reply => reply,
+    };
     match reply {
-        Ok(Value::ServerError(_)) => Ok(None),
         Ok(reply) => Ok(Some(reply)),
-        Err(error) if error.clone().into_server_errors().is_some() => Ok(None),
+        // A server that wants a password says so to everything.
+        Err(error) if !is_of_login(&error) && error.clone().into_server_errors().is_some() => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -82,10 +94,12 @@ mod tests {
             (text("id"), Value::Int(7)),
             (text("role"), text("replica")),
         ];
-        let expected = Some(Hello { is_master: false, client: 7, protocol: 3 });
+        let expected = Some(Hello { is_master: false, is_sentinel: false, client: 7, protocol: 3 });
         assert_eq!(Hello::read(Value::Map(pairs.to_vec())), expected);
         let flat = pairs.into_iter().flat_map(|(key, value)| [key, value]).collect();
         assert_eq!(Hello::read(Value::Array(flat)), expected);
         assert_eq!(Hello::read(Value::Okay), None);
+        let sentinel = ["mode", "sentinel", "proto", "2", "id", "7"].map(text).to_vec();
+        assert!(Hello::read(Value::Array(sentinel)).is_some_and(|hello| hello.is_sentinel));
     }
 }

@@ -2,14 +2,36 @@
 
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisError};
 
 use super::{CacheError, Denied, Redis};
 
 const WHAT: &str = "look at the user's rights";
 const WITHIN: Duration = Duration::from_secs(5);
-/// These cannot be queued, or end the transaction.
-const UNQUEUED: [&str; 5] = ["multi", "exec", "discard", "subscribe", "unsubscribe"];
+/// How a command is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Before the transaction: there it does nothing, and the rights are looked at all the same.
+    Outside,
+    /// It begins the transaction.
+    First,
+    /// It is queued.
+    Queued,
+}
+
+impl Kind {
+    fn of(words: &[String]) -> Self {
+        match words.first().map(String::as_str) {
+            Some("exec" | "discard") => Self::Outside,
+            Some("multi") => Self::First,
+            _ => Self::Queued,
+        }
+    }
+}
+
+/// A command, by its position among those that are asked for.
+type Asked<'a> = (usize, &'a [String]);
 
 impl Redis {
     /// Which of these commands would be refused for want of rights, by their positions. None is carried out.
@@ -27,36 +49,38 @@ impl Redis {
         // A connection of its own: nobody else's command may get into the transaction.
         let opened = self.connection.open_another(config, ProtocolVersion::RESP2).await;
         let mut connection = opened.map_err(failed)?.connection;
+        let of_kind = |kind: Kind| -> Vec<Asked<'_>> {
+            let all = commands.iter().map(Vec::as_slice).enumerate();
+            all.filter(|(_, words)| Kind::of(words) == kind).collect()
+        };
+        let mut denied = ask(&mut connection, &of_kind(Kind::Outside)).await?;
         if let Err(error) = redis::cmd("MULTI").query_async::<()>(&mut connection).await {
             // Without it, what follows would be carried out.
-            let position =
-                commands.iter().position(|words| words.first().is_some_and(|word| word == "multi"));
-            return match (position, Denied::of(&error)) {
-                (Some(position), Some(denied)) => Ok(vec![(position, denied)]),
-                _ => Err(failed(error)),
-            };
+            let Some(why) = Denied::of(&error) else { return Err(failed(error)) };
+            denied.extend(of_kind(Kind::First).iter().map(|(position, _)| (*position, why.clone())));
+            return Ok(denied);
         }
-        let queued = commands
-            .iter()
-            .enumerate()
-            .filter(|(_, words)| words.first().is_some_and(|word| !UNQUEUED.contains(&word.as_str())));
-        let queued: Vec<(usize, &Vec<String>)> = queued.collect();
-        let mut pipeline = redis::Pipeline::with_capacity(queued.len());
-        pipeline.ignore_errors();
-        for (_, words) in &queued {
-            let Some((name, rest)) = words.split_first() else { continue };
-            pipeline.cmd(name);
-            for word in rest {
-                pipeline.arg(word);
-            }
-        }
-        let replies: Vec<Result<redis::Value, RedisError>> =
-            pipeline.query_async(&mut connection).await.map_err(failed)?;
+        denied.extend(ask(&mut connection, &of_kind(Kind::Queued)).await?);
         // The connection ends here, and with it the transaction.
-        let denied = queued
-            .iter()
-            .zip(replies)
-            .filter_map(|((position, _), reply)| Some((*position, Denied::of(&reply.err()?)?)));
-        Ok(denied.collect())
+        Ok(denied)
     }
+}
+
+/// Sends commands, and says which of them were refused for want of rights.
+async fn ask(
+    connection: &mut MultiplexedConnection,
+    commands: &[Asked<'_>],
+) -> Result<Vec<(usize, Denied)>, CacheError> {
+    if commands.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut pipeline = redis::Pipeline::with_capacity(commands.len());
+    pipeline.ignore_errors();
+    for (name, rest) in commands.iter().filter_map(|(_, words)| words.split_first()) {
+        pipeline.cmd(name).arg(rest);
+    }
+    let replies: Vec<Result<redis::Value, RedisError>> =
+        pipeline.query_async(connection).await.map_err(|source| CacheError::new(WHAT, source))?;
+    let replies = commands.iter().zip(replies);
+    Ok(replies.filter_map(|((position, _), reply)| Some((*position, Denied::of(&reply.err()?)?))).collect())
 }

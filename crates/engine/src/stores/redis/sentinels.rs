@@ -10,13 +10,15 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult, Value};
 use tokio::time::Instant;
 
-use super::endpoint::{Address, Endpoint};
+use super::endpoint::{Address, Endpoint, no_answer};
 use super::trouble::Trouble;
 
 /// How often those are asked whose master is in use, or being connected to.
 const ASKED_EVERY: Duration = Duration::from_millis(250);
 /// How long one is waited for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How long an attempt to connect to one may take: it ends before the answer is given up, so that it says what it knows.
+const CONNECT_LIMIT: Duration = Duration::from_millis(900);
 /// How long the others are waited for, once one has answered.
 const OTHERS_LIMIT: Duration = Duration::from_millis(100);
 
@@ -78,21 +80,16 @@ impl Pool {
                     }
                 }
                 Ok(None) => knows_not.push(told),
-                Err(error) => failed.push(format!("{told}: {error}")),
+                Err(error) => failed.push((told, error)),
             }
         }
-        newest.ok_or_else(|| {
-            if knows_not.is_empty() {
-                let text = format!("no sentinel answers ({})", failed.join("; "));
-                return Trouble::new(
-                    "redis.url",
-                    text,
-                    "name sentinels that run, with the port 26379 or theirs",
-                );
+        newest.ok_or_else(|| match knows_not.as_slice() {
+            [] => none_answers(&failed),
+            asked => {
+                let text =
+                    format!("the sentinels know no master named {service} (asked: {})", asked.join(", "));
+                Trouble::new("redis.url", text, "`redis-cli -p 26379 sentinel masters` shows the names")
             }
-            let text =
-                format!("the sentinels know no master named {service} (asked: {})", knows_not.join(", "));
-            Trouble::new("redis.url", text, "`redis-cli -p 26379 sentinel masters` shows the names")
         })
     }
 
@@ -123,7 +120,7 @@ impl Node {
     async fn ask_once(&mut self, endpoint: &Endpoint, service: &str) -> RedisResult<Said> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => endpoint.open_sentinel(&self.address, ANSWER_LIMIT).await?,
+            None => endpoint.open_sentinel(&self.address, CONNECT_LIMIT).await?,
         };
         let mut pipeline = redis::pipe();
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(service);
@@ -133,7 +130,9 @@ impl Node {
         self.connection = Some(connection);
         let mut replies = replies.into_iter();
         let address: Option<(String, u16)> = match replies.next() {
-            Some(reply) => redis::from_redis_value(reply?)?,
+            Some(reply) => {
+                redis::from_redis_value(reply.map_err(|error| endpoint.of_sentinel(error, &self.address))?)?
+            }
             None => None,
         };
         let Some(address) = address else { return Ok(None) };
@@ -145,12 +144,24 @@ impl Node {
     }
 }
 
+/// What is wrong with the configuration for one of them is so for the others; else waiting helps.
+fn none_answers(failed: &[(String, RedisError)]) -> Trouble {
+    let reason = |(told, error): &(String, RedisError)| {
+        let reason = error.to_string();
+        if reason.contains(told) { reason } else { format!("{told}: {reason}") }
+    };
+    let reasons: Vec<String> = failed.iter().map(reason).collect();
+    let text = format!("no sentinel answers ({})", reasons.join("; "));
+    let mut troubles = failed.iter().filter_map(|(_, error)| Trouble::of(error));
+    match troubles.find(|trouble| trouble.is_of_configuration()) {
+        Some(first) => Trouble { text, ..first.clone() },
+        None => Trouble::new("redis.url", text, "name sentinels that run, with the port 26379 or theirs")
+            .of_server(),
+    }
+}
+
 fn epoch_of(reply: Value) -> i64 {
     let fields: std::collections::HashMap<String, String> =
         redis::from_redis_value(reply).unwrap_or_default();
     fields.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or_default()
-}
-
-fn no_answer() -> RedisError {
-    std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into()
 }

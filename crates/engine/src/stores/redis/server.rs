@@ -61,6 +61,12 @@ impl ServerFacts {
     }
 }
 
+const MISS_EVENTS: &str = "turn key-miss events on (notify-keyspace-events)";
+
+fn tells_of_misses(flags: &str) -> bool {
+    flags.contains('E') && flags.contains('m')
+}
+
 impl Redis {
     /// Asks the server what it is.
     ///
@@ -137,20 +143,40 @@ impl Redis {
         self.command("look for an earlier version", redis::cmd("EXISTS").arg(self.keys.former_lease())).await
     }
 
+    /// Whether the server's configuration has key-miss events on.
+    ///
+    /// # Errors
+    /// [`CacheError`], for example where `CONFIG` is not allowed.
+    pub async fn has_miss_events(&self) -> Result<bool, CacheError> {
+        self.keyspace_events().await.map(|flags| tells_of_misses(&flags))
+    }
+
     /// Turns key-miss events on, keeping the events that others asked for.
     ///
     /// # Errors
     /// [`CacheError`], for example where `CONFIG` is not allowed.
     pub async fn enable_miss_events(&self) -> Result<(), CacheError> {
-        let what = "turn key-miss events on (notify-keyspace-events)";
-        let get = redis::cmd("CONFIG").arg("GET").arg("notify-keyspace-events").to_owned();
-        let (_, mut flags): (String, String) = self.command(what, &get).await?;
-        if flags.contains('E') && flags.contains('m') {
+        let mut flags = self.keyspace_events().await?;
+        if tells_of_misses(&flags) {
             return Ok(());
         }
         flags.push_str("Em");
         let set = redis::cmd("CONFIG").arg("SET").arg("notify-keyspace-events").arg(flags).to_owned();
-        self.command::<Value>(what, &set).await.map(drop)
+        self.command::<Value>(MISS_EVENTS, &set).await.map(drop)
+    }
+
+    async fn keyspace_events(&self) -> Result<String, CacheError> {
+        let get = redis::cmd("CONFIG").arg("GET").arg("notify-keyspace-events").to_owned();
+        let (_, flags): (String, String) = self.command(MISS_EVENTS, &get).await?;
+        Ok(flags)
+    }
+
+    /// Asks for a key that is never there: a server with key-miss events on tells of it.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn miss(&self) -> Result<(), CacheError> {
+        self.get(&format!("{}miss", self.keys.own_prefix())).await.map(drop)
     }
 
     /// Publishes a message; answers how many received it.

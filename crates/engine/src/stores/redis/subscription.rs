@@ -89,6 +89,25 @@ impl Redis {
     }
 }
 
+impl Redis {
+    /// Whether the server tells of misses, whatever its configuration says or hides: one is made.
+    ///
+    /// # Errors
+    /// [`CacheError`] where it cannot be asked.
+    pub async fn tells_of_misses(&self, reply_limit: Duration) -> Result<bool, CacheError> {
+        let mut subscription = self.subscribe(&[], true, reply_limit, reply_limit).await?;
+        self.miss().await?;
+        // What the server has told before it answers here has arrived.
+        subscription.look().await?;
+        while let Ok(message) = subscription.messages.try_recv() {
+            if matches!(read(message), Some(Notice::Miss { .. })) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
 /// Hands messages over as long as not too many wait. Whoever reads sees by their number that some are missing.
 fn bounded(
     sender: UnboundedSender<PushInfo>,

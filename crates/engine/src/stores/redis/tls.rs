@@ -31,6 +31,11 @@ pub(super) fn certificates(tls: &Tls) -> Result<Option<TlsCertificates>, Trouble
     Ok((!is_default).then_some(TlsCertificates { client_tls, root_cert }))
 }
 
+/// The setting by which certificates are given.
+pub(super) fn setting(tls: &Tls) -> &'static str {
+    if tls.identity.is_some() { "redis.cert_file" } else { "redis.ca_file" }
+}
+
 fn read(setting: &'static str, file: &Path) -> Result<Vec<u8>, Trouble> {
     std::fs::read(file).map_err(|error| {
         let text = format!("{} cannot be read: {error}", file.display());

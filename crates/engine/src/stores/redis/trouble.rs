@@ -12,11 +12,48 @@ pub struct Trouble {
     pub setting: &'static str,
     /// What to do.
     pub help: &'static str,
+    /// What kind of trouble it is.
+    pub kind: TroubleKind,
+}
+
+/// What kind of trouble it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// The configuration, here or at the server: waiting alone does not help.
+    Configuration,
+    /// The user or the password.
+    Login,
+    /// No server, or another one than a moment ago: waiting helps.
+    Server,
 }
 
 impl Trouble {
+    /// A matter of the configuration.
     pub(super) fn new(setting: &'static str, text: impl Into<String>, help: &'static str) -> Self {
-        Self { text: text.into(), setting, help }
+        Self { text: text.into(), setting, help, kind: TroubleKind::Configuration }
+    }
+
+    pub(super) fn of_login(self) -> Self {
+        Self { kind: TroubleKind::Login, ..self }
+    }
+
+    pub(super) fn of_server(self) -> Self {
+        Self { kind: TroubleKind::Server, ..self }
+    }
+
+    /// Whether waiting alone does not help.
+    #[must_use]
+    pub fn is_of_configuration(&self) -> bool {
+        match self.kind {
+            TroubleKind::Configuration | TroubleKind::Login => true,
+            TroubleKind::Server => false,
+        }
+    }
+
+    /// What it keeps one from.
+    #[must_use]
+    pub fn told(&self) -> String {
+        format!("cannot connect to Redis: {self}")
     }
 
     /// What stands behind an error of the driver.
