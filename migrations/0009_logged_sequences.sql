@@ -1,5 +1,5 @@
 -- Sequences are logged again: what an unlogged one begins with does not reach the disk of a standby before its next restartpoint
--- (PostgreSQL 15 to 18: seq_redo flushes no init fork), and one that is promoted before cannot read it ("bad magic number in
+-- (seen with PostgreSQL 15.18, not with 18.6), and one that is promoted before cannot read it ("bad magic number in
 -- sequence"), so that nothing is captured. A logged one writes a record each 32 steps.
 set local lock_timeout = '100ms';
 do $$

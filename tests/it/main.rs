@@ -68,6 +68,7 @@ mod postgres_tls;
 mod process;
 mod readers;
 mod redis_login;
+mod redis_restarts;
 mod redis_roles;
 mod redis_tls;
 mod revalidation_order;
