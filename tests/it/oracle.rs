@@ -181,21 +181,31 @@ impl Arena {
 /// Without that number each kind of the short form, once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_fault_breaks_a_promise() {
-    let wanted = std::env::var("CACHEKEEPER_FAULTS").ok().and_then(|text| text.parse().ok());
+    let wanted = wanted();
     let mut every = if wanted.is_some() { Fault::all() } else { Fault::of_the_short_form() };
     let only = std::env::var("CACHEKEEPER_ONLY").unwrap_or_default();
     every.retain(|fault| {
         only.is_empty() || only.split(',').any(|name| format!("{fault:?}").starts_with(name))
     });
-    suffer(&every, wanted.unwrap_or(0)).await;
+    suffer(World::Plain, &every, wanted.unwrap_or(0)).await;
+}
+
+/// How many faults a long run is to have; none: the short form.
+fn wanted() -> Option<usize> {
+    std::env::var("CACHEKEEPER_FAULTS").ok().and_then(|text| text.parse().ok())
+}
+
+/// The faults of a world once; in a long run that many, in pairs with others.
+async fn suffer_with(world: World, faults: &[Fault], others: Vec<Fault>) {
+    let wanted = wanted();
+    let others = if wanted.is_some() { others } else { Vec::new() };
+    suffer(world, &[faults.to_vec(), others].concat(), wanted.unwrap_or(0)).await;
 }
 
 /// Every one of these faults once, and then more in random order, up to that number.
-async fn suffer(every: &[Fault], wanted: usize) {
-    suffer_in(Arena::start().await, every, wanted).await;
-}
-
-async fn suffer_in(arena: Arc<Arena>, every: &[Fault], wanted: usize) {
+async fn suffer(world: World, every: &[Fault], wanted: usize) {
+    let arena = Arena::start_in(world).await;
+    let crashes: Vec<Fault> = Fault::CRASHES.iter().copied().filter(|fault| every.contains(fault)).collect();
     let seed = seed_of_run();
     let mut random = StdRng::seed_from_u64(seed);
     let mut workers = vec![WorkerProcess::start(&arena.launch, ""), WorkerProcess::start(&arena.launch, "")];
@@ -210,8 +220,8 @@ async fn suffer_in(arena: Arc<Arena>, every: &[Fault], wanted: usize) {
         let next = every.get(injected).copied();
         let mut chosen = vec![next.unwrap_or_else(|| every[random.random_range(0..every.len())])];
         if every.len() <= injected && random.random_bool(0.4) {
-            let is_crash = random.random_bool(0.5);
-            let others = if is_crash { Fault::CRASHES } else { every };
+            let is_crash = random.random_bool(0.5) && !crashes.is_empty();
+            let others = if is_crash { &crashes } else { every };
             chosen.push(others[random.random_range(0..others.len())]);
         }
         for fault in chosen {
@@ -219,9 +229,7 @@ async fn suffer_in(arena: Arc<Arena>, every: &[Fault], wanted: usize) {
             fault.inject(&arena, &mut workers, &mut random, &mut lives).await;
             injected += 1;
         }
-        settled::caught_up(&arena).await;
-        settled::writes_go_on(&arena).await;
-        lives.note(&arena).await;
+        settled::after_a_fault(&arena, &mut lives).await;
     }
     conclude(&arena, tasks, lives, injected, seed).await;
 }

@@ -369,13 +369,19 @@ async fn missing_channels_and_commands_of_transactions_are_told_too() {
     worker.stop().await;
 }
 
+/// A worker that is to fill misses, under the rights of its rule.
+async fn filling_misses(rig: &Rig) -> (String, Worker) {
+    let filled = DATASETS.replacen("ttl = \"1h\"", "ttl = \"1h\"\non_miss = \"load\"", 1);
+    let toml = format!("{INVALIDATION}{filled}");
+    make_users(rig, &Cli::new(rig, &toml)).await;
+    let worker = Worker::start(config(rig, &toml, "worker")).await.unwrap();
+    (toml, worker)
+}
+
 #[tokio::test]
 async fn misses_are_filled_without_config_where_the_server_tells_of_them() {
     let rig = Rig::start(TABLES).await;
-    let toml =
-        format!("{INVALIDATION}{}", DATASETS.replacen("ttl = \"1h\"", "ttl = \"1h\"\non_miss = \"load\"", 1));
-    make_users(&rig, &Cli::new(&rig, &toml)).await;
-    let worker = Worker::start(config(&rig, &toml, "worker")).await.unwrap();
+    let (toml, worker) = filling_misses(&rig).await;
     wait_until("readiness says that misses do not come", async || {
         let reasons = worker.health.reasons().join("; ");
         let is_said =
@@ -402,10 +408,7 @@ async fn misses_are_filled_without_config_where_the_server_tells_of_them() {
 #[tokio::test]
 async fn misses_are_filled_as_soon_as_config_is_permitted() {
     let rig = Rig::start(TABLES).await;
-    let toml =
-        format!("{INVALIDATION}{}", DATASETS.replacen("ttl = \"1h\"", "ttl = \"1h\"\non_miss = \"load\"", 1));
-    make_users(&rig, &Cli::new(&rig, &toml)).await;
-    let worker = Worker::start(config(&rig, &toml, "worker")).await.unwrap();
+    let (toml, worker) = filling_misses(&rig).await;
     wait_until("readiness says that misses do not come", async || {
         let reasons = worker.health.reasons().join("; ");
         if reasons.contains("set notify-keyspace-events to include") { Ok(()) } else { Err(reasons) }

@@ -243,19 +243,19 @@ impl RevalidationScan<'_> {
         wanted.collect()
     }
 
-    /// Loads or deletes these entries, no more at once than a second's worth.
+    /// Loads these entries, no more at once than a second's worth, or deletes them, which costs the database nothing.
     async fn revalidate(&mut self, keys: Keys) -> Result<(), EngineError> {
         let a_second = self.dataset.settings.revalidation_rate.and_then(|rate| usize::try_from(rate).ok());
         for chunk in keys.chunks(a_second.unwrap_or(usize::MAX).min(self.dataset.settings.batch)) {
             if self.policy == OnNewEpoch::Refresh {
                 let because = LoadOptions::because(Cause::Revalidation);
                 self.report.add(load(self.context, self.dataset, chunk, because, &mut self.job).await?);
+                tokio::select! {
+                    () = self.cancel.cancelled() => return Err(EngineError::Cancelled),
+                    () = self.rate.spend(chunk.len() as u64) => {}
+                }
             } else {
                 self.delete(chunk).await?;
-            }
-            tokio::select! {
-                () = self.cancel.cancelled() => return Err(EngineError::Cancelled),
-                () = self.rate.spend(chunk.len() as u64) => {}
             }
             if self.noted.is_none_or(|noted| NOTE_EVERY <= noted.elapsed()) {
                 self.note_progress(self.done()).await?;

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::faults::Fault;
 use super::schema::WORKER;
-use super::{Arena, World, suffer_in};
+use super::{Arena, World, suffer_with};
 use crate::support::{Rig, wait_until};
 
 /// The way from workers and libraries to the servers.
@@ -103,10 +103,5 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration, random: &m
 /// Each fault of the network once; with `CACHEKEEPER_FAULTS` that many, in pairs with those of workers and servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_fault_of_the_network_breaks_a_promise() {
-    let wanted = std::env::var("CACHEKEEPER_FAULTS").ok().and_then(|text| text.parse().ok());
-    let mut every = Fault::ON_NETWORK.to_vec();
-    if wanted.is_some() {
-        every.extend(Fault::beside_the_network());
-    }
-    suffer_in(Arena::start_in(World::Network).await, &every, wanted.unwrap_or(0)).await;
+    suffer_with(World::Network, Fault::ON_NETWORK, Fault::beside_the_network()).await;
 }

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::faults::Fault;
 use super::schema::WORKER;
 use super::verdict::Lives;
-use super::{Arena, World, suffer_in};
+use super::{Arena, World, suffer_with};
 use crate::support::{Rig, wait_until};
 
 /// The replicas of a run, and the addresses of the masters.
@@ -150,10 +150,5 @@ async fn fail_over(fault: Fault, arena: &Arena, replicas: &Replicas) {
 /// Each failover once; with `CACHEKEEPER_FAULTS` that many, in pairs with faults of workers and servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_failover_breaks_a_promise() {
-    let wanted = std::env::var("CACHEKEEPER_FAULTS").ok().and_then(|text| text.parse().ok());
-    let mut every = Fault::FAILOVERS.to_vec();
-    if wanted.is_some() {
-        every.extend(Fault::beside_failovers());
-    }
-    suffer_in(Arena::start_in(World::Replicas).await, &every, wanted.unwrap_or(0)).await;
+    suffer_with(World::Replicas, Fault::FAILOVERS, Fault::beside_failovers()).await;
 }

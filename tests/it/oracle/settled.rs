@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::verdict::Lives;
 use super::{Arena, producers};
 use crate::support::wait_until;
 
@@ -27,6 +28,13 @@ pub async fn caught_up(arena: &Arena) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     arena.is_gentle.store(was_gentle, Ordering::SeqCst);
+}
+
+/// Waits until the whole has got over a fault.
+pub async fn after_a_fault(arena: &Arena, lives: &mut Lives) {
+    caught_up(arena).await;
+    writes_go_on(arena).await;
+    lives.note(arena).await;
 }
 
 /// Every session of the database that is in a transaction, and who blocks it: a table that is locked is nobody's fault here.

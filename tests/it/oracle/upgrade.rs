@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::faults::Fault;
 use super::schema::DATASETS;
 use super::verdict::Lives;
-use super::{Arena, conclude, load, producers, rollout_faults, seed_of_run, settled};
+use super::{Arena, conclude, load, producers, rollout_faults, seed_of_run, settled, wanted};
 use crate::process::{Launch, WorkerProcess};
 
 const COMMIT: &str = include_str!("../../older/commit");
@@ -55,9 +55,8 @@ async fn a_rolling_upgrade_breaks_no_promise() {
     let mut lives = Lives::default();
     settled::caught_up(&arena).await;
     lives.note(&arena).await;
-    let rounds = std::env::var("CACHEKEEPER_FAULTS").ok().and_then(|text| text.parse().ok());
     let mut injected = 0;
-    for (step, (place, is_newer)) in STEPS.iter().cycle().take(rounds.unwrap_or(STEPS.len())).enumerate() {
+    for (step, (place, is_newer)) in STEPS.iter().cycle().take(wanted().unwrap_or(STEPS.len())).enumerate() {
         let fault = FAULTS[random.random_range(0..FAULTS.len())];
         println!(
             "{step} worker {place} is of the {} build, {fault:?}",
@@ -70,9 +69,7 @@ async fn a_rolling_upgrade_breaks_no_promise() {
         workers[*place] = WorkerProcess::start(if *is_newer { &newer } else { &older }, "");
         fault.inject(&arena, &mut workers, &mut random, &mut lives).await;
         injected += 1;
-        settled::caught_up(&arena).await;
-        settled::writes_go_on(&arena).await;
-        lives.note(&arena).await;
+        settled::after_a_fault(&arena, &mut lives).await;
     }
     conclude(&arena, tasks, lives, injected, seed).await;
 }

@@ -14,7 +14,9 @@ use super::endpoint::{Address, Endpoint, no_answer};
 use super::trouble::Trouble;
 
 /// How often those are asked whose master is in use, or being connected to.
-const ASKED_EVERY: Duration = Duration::from_millis(250);
+pub(super) const ASKED_EVERY: Duration = Duration::from_millis(250);
+/// The same where it could not be connected to.
+pub(super) const ASKED_EVERY_IN_TROUBLE: Duration = Duration::from_millis(100);
 /// How long one is waited for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long an attempt to connect to one may take: it ends before the answer is given up, so that it says what it knows.
@@ -94,9 +96,9 @@ impl Pool {
     }
 
     /// Waits until they name another master, in a configuration that is not older.
-    pub async fn moved_from(&mut self, known: &Master) {
+    pub async fn moved_from(&mut self, known: &Master, asked_every: Duration) {
         loop {
-            tokio::time::sleep(ASKED_EVERY).await;
+            tokio::time::sleep(asked_every).await;
             if let Ok(master) = self.master().await
                 && master.address != known.address
                 && known.epoch <= master.epoch

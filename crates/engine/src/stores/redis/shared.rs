@@ -20,7 +20,7 @@ use tracing::{debug, info};
 
 use super::endpoint::{Endpoint, Session};
 use super::error::is_of_replica;
-use super::sentinels::{Master, Pool};
+use super::sentinels::{ASKED_EVERY, ASKED_EVERY_IN_TROUBLE, Master, Pool};
 use crate::backoff::{Backoff, every};
 
 /// How often the server is greeted.
@@ -58,6 +58,7 @@ enum State {
 #[derive(Clone)]
 struct Open {
     session: Arc<Session>,
+    since: Instant,
     given_up: CancellationToken,
 }
 
@@ -80,9 +81,17 @@ impl SharedConnection {
         &self.0.inner.endpoint
     }
 
-    /// Waits until a connection was opened after this call.
+    /// Waits until a connection was opened after this call, or a moment before it, when a command had failed already.
     pub async fn opened_again(&self) {
         let mut states = self.0.inner.state.subscribe();
+        let is_new = match &*states.borrow() {
+            State::Open(open) => open.since.elapsed() < RETRY_MAX && !open.given_up.is_cancelled(),
+            State::Idle | State::Opening | State::Failed(_) => false,
+        };
+        if is_new {
+            // Not at once: a command may fail on the new one, too.
+            return tokio::time::sleep(RETRY_MIN).await;
+        }
         states.mark_unchanged();
         // The sender lives as long as this handle.
         drop(states.changed().await);
@@ -161,7 +170,7 @@ impl SharedConnection {
         question: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
         is_refused: impl FnOnce(&T) -> bool,
     ) -> RedisResult<T> {
-        let Open { session, given_up } = self.open().await?;
+        let Open { session, given_up, .. } = self.open().await?;
         let mut connection = session.connection.clone();
         let reply = tokio::select! {
             // Replies that are there are taken.
@@ -233,9 +242,10 @@ async fn keep(inner: Arc<Inner>) {
         inner.state.send_replace(State::Opening);
         match open(&inner.endpoint, pool.as_mut()).await {
             Ok((session, master)) => {
-                let open = Open { session: Arc::new(session), given_up: CancellationToken::new() };
-                inner.state.send_replace(State::Open(open.clone()));
                 let began = Instant::now();
+                let given_up = CancellationToken::new();
+                let open = Open { session: Arc::new(session), since: began, given_up };
+                inner.state.send_replace(State::Open(open.clone()));
                 let reason = useless(&inner.endpoint, &open, pool.as_mut(), master.as_ref()).await;
                 // What repeats is said once.
                 if RETRY_MAX_UNKNOWN < began.elapsed() {
@@ -252,32 +262,36 @@ async fn keep(inner: Arc<Inner>) {
                     retry.wait().await;
                 }
             }
-            Err(error) => {
+            Err((error, tried)) => {
                 debug!(%error, "redis cannot be connected to, trying again");
                 let is_known = match &mut pool {
                     Some(pool) => pool.master().await.is_ok(),
                     None => inner.endpoint.resolves().await,
                 };
                 inner.state.send_replace(State::Failed(error));
-                if is_known {
+                let pause = if is_known {
                     rare.reset();
-                    retry.wait().await;
+                    retry.pause()
                 } else {
-                    rare.wait().await;
+                    rare.pause()
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = moved(pool.as_mut(), tried.as_ref(), ASKED_EVERY_IN_TROUBLE) => {}
                 }
             }
         }
     }
 }
 
-/// Opens a connection; where sentinels name another master meanwhile, to that one.
+/// Opens a connection; where sentinels name another master meanwhile, to that one. An error comes with the master that was tried.
 async fn open(
     endpoint: &Endpoint,
     mut pool: Option<&mut Pool>,
-) -> Result<(Session, Option<Master>), RedisError> {
+) -> Result<(Session, Option<Master>), (RedisError, Option<Master>)> {
     loop {
         let master = match &mut pool {
-            Some(pool) => Some(pool.master().await?),
+            Some(pool) => Some(pool.master().await.map_err(|trouble| (trouble.into(), None))?),
             None => None,
         };
         let config = AsyncConnectionConfig::new()
@@ -286,17 +300,20 @@ async fn open(
         let address = master.as_ref().map(|master| &master.address);
         tokio::select! {
             opened = endpoint.open(address, config, ProtocolVersion::RESP2) => {
-                return opened.map(|session| (session, master));
+                return match opened {
+                    Ok(session) => Ok((session, master)),
+                    Err(error) => Err((error, master)),
+                };
             }
-            () = moved(pool.as_deref_mut(), master.as_ref()) => {}
+            () = moved(pool.as_deref_mut(), master.as_ref(), ASKED_EVERY) => {}
         }
     }
 }
 
 /// Waits until sentinels name another master.
-async fn moved(pool: Option<&mut Pool>, master: Option<&Master>) {
+async fn moved(pool: Option<&mut Pool>, master: Option<&Master>, asked_every: Duration) {
     match (pool, master) {
-        (Some(pool), Some(master)) => pool.moved_from(master).await,
+        (Some(pool), Some(master)) => pool.moved_from(master, asked_every).await,
         _ => std::future::pending().await,
     }
 }
@@ -319,7 +336,7 @@ async fn useless(
     };
     tokio::select! {
         () = open.given_up.cancelled() => "a command failed".to_owned(),
-        () = moved(pool, master) => "the sentinels name another master".to_owned(),
+        () = moved(pool, master, ASKED_EVERY) => "the sentinels name another master".to_owned(),
         reason = looks => reason,
     }
 }
