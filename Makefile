@@ -23,9 +23,13 @@ bench: servers
 	$(CARGO) bench --locked --bench locks
 	$(CARGO) bench --locked --bench writes
 
-# Some 300 faults against real servers, one by one and in pairs. CACHEKEEPER_SEED=n repeats a run.
-faults: servers
+# Some 400 faults against real servers, one by one and in pairs: directly, through proxies and a pooler, with replicas, and between
+# workers of an earlier commit and of this one. CACHEKEEPER_SEED=n repeats a run.
+faults: servers older
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-320} $(CARGO) test --locked --test it oracle::no_fault -- --nocapture
+	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-50} $(CARGO) test --locked --test it oracle::network -- --nocapture
+	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-30} $(CARGO) test --locked --test it oracle::replicas -- --nocapture
+	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-16} $(CARGO) test --locked --test it oracle::upgrade -- --nocapture
 
 # The large worlds of the formal model; the small ones are part of `make test`.
 model:

@@ -27,7 +27,7 @@ use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::metrics::{ByDataset, ByReason};
-use cachekeeper_engine::stores::redis::{Epoch, PreconditionFailed};
+use cachekeeper_engine::stores::redis::{Epoch, PreconditionFailed, REDEFINED};
 use cachekeeper_engine::{load::LoadReport, log_limit, revalidation};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ const LOOKS: &str = "looks";
 /// Pauses after a revalidation that failed: meanwhile those of other datasets run.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long a revalidation of a new definition waits until the feed follows that.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(5);
 /// Revalidations at a rate that run at once.
 const SLOW_MAX: usize = 4;
 /// Members and sets of windows that are over, at which one script looks: about a millisecond of Redis's time.
@@ -58,7 +60,8 @@ impl Task for EpochKeeper {
 
     async fn run(context: TaskContext, wake: Wake) {
         let (running, postponed) = (HashMap::new(), HashMap::new());
-        let mut keeper = Keeper { context, last: None, lease: None, running, postponed };
+        let redefined = HashMap::new();
+        let mut keeper = Keeper { context, last: None, lease: None, running, redefined, postponed };
         let mut looks_at = Instant::now();
         loop {
             tokio::select! {
@@ -79,10 +82,12 @@ struct Keeper {
     context: TaskContext,
     /// The epoch of the last look, and how many looks it had counted.
     last: Option<(Epoch, u64)>,
-    /// Held while anything is pending that this worker can run.
+    /// Held while anything is pending that this worker can run as fast as it goes.
     lease: Option<Lease>,
     /// Those that run, by dataset.
     running: HashMap<String, Running>,
+    /// Datasets with a new definition that the feed does not follow yet, and since when.
+    redefined: HashMap<String, Instant>,
     /// Datasets whose revalidation has failed, when it is tried again, and the pauses between attempts.
     postponed: HashMap<String, (Instant, Backoff)>,
 }
@@ -90,8 +95,12 @@ struct Keeper {
 /// A revalidation that runs.
 struct Running {
     work: Background<Result<LoadReport, EngineError>>,
-    /// It goes at a rate, so that it may take hours: others run beside it.
-    is_slow: bool,
+    /// Of one that goes at a rate and may take hours: others run beside it, also in other workers. None: it has the common lease.
+    own_lease: Option<Lease>,
+}
+
+fn is_slow(dataset: &Dataset) -> bool {
+    dataset.settings.revalidation_rate.is_some()
 }
 
 impl Keeper {
@@ -208,11 +217,13 @@ impl Keeper {
             let count = |count: Option<u64>| i64::try_from(count.unwrap_or_default()).unwrap_or(i64::MAX);
             let done = progress.map(|progress| progress.done);
             engine.metrics.revalidated_entries.get_or_create(&labels).set(count(done));
-            let entries = progress.and_then(|progress| progress.entries);
+            let entries = progress.map(|progress| progress.entries);
             engine.metrics.entries_to_revalidate.get_or_create(&labels).set(count(entries));
         }
         self.context.health.update(|facts| {
             facts.epoch = Some(state.epoch.to_string());
+            let superseded = engine.catalog.iter().filter(|dataset| dataset.is_superseded());
+            facts.superseded = superseded.map(|dataset| dataset.name().to_owned()).collect();
             let owned = |(dataset, reason): (&str, &str)| (dataset.to_owned(), reason.to_owned());
             facts.pending = metadata.reasons().map(owned).collect();
             facts.left_out =
@@ -238,34 +249,68 @@ impl Keeper {
         if let Some(former) = former::left_behind(&engine) {
             self.delete_former(&former).await;
         }
-        let Some(dataset) = self.next(state).cloned() else {
-            if self.running.is_empty() {
-                self.lease = None;
-            }
-            return;
-        };
-        let Some(lost) = self.lead().await else { return };
-        let (name, policy) = (dataset.name().to_owned(), self.context.config.service.on_new_epoch);
-        let is_slow = dataset.settings.revalidation_rate.is_some();
-        let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
-        self.running.insert(name, Running { work: Background::spawn(work), is_slow });
+        self.note_redefined(state);
+        let waiting = self.waiting(state);
+        if !self.is_busy() && waiting.iter().all(|dataset| is_slow(dataset)) {
+            self.lease = None;
+        }
+        for dataset in waiting {
+            self.begin(&dataset).await;
+        }
     }
 
-    /// The dataset whose revalidation may begin: one at a time goes as fast as it can.
-    fn next(&self, state: &EpochState) -> Option<&Arc<Dataset>> {
-        let is_busy = self.running.values().any(|running| !running.is_slow);
-        let slow = self.running.values().filter(|running| running.is_slow).count();
+    /// Begins a revalidation, if there is room and no other worker runs it. One at a time, of all workers, goes as fast as it can.
+    async fn begin(&mut self, dataset: &Arc<Dataset>) {
+        let (name, is_slow) = (dataset.name().to_owned(), is_slow(dataset));
+        let slow = self.running.values().filter(|running| running.own_lease.is_some()).count();
+        let has_room = if is_slow { slow < SLOW_MAX } else { !self.is_busy() };
+        if !has_room {
+            return;
+        }
+        let (lost, own_lease) = if is_slow {
+            let asked = self.context.elector.try_lead(&LeaseName::revalidation(&name)).await;
+            let LeaseReply::Granted(lease) = asked else { return };
+            (lease.lost().clone(), Some(lease))
+        } else {
+            let Some(lost) = self.lead().await else { return };
+            (lost, None)
+        };
+        let (engine, policy) = (self.context.engine.clone(), self.context.config.service.on_new_epoch);
+        let dataset = Arc::clone(dataset);
+        let work = async move { revalidation::run(&engine, &dataset, policy, &lost).await };
+        self.running.insert(name, Running { work: Background::spawn(work), own_lease });
+    }
+
+    /// Whether one runs as fast as it can.
+    fn is_busy(&self) -> bool {
+        self.running.values().any(|running| running.own_lease.is_none())
+    }
+
+    /// When the feed begins to follow a new definition, every entry is pending once more: that is waited for a little, so that one
+    /// revalidation is enough.
+    fn note_redefined(&mut self, state: &EpochState) {
+        let is_new =
+            |name: &str| state.metadata.pending.get(name).is_some_and(|why| why.reason() == REDEFINED);
+        self.redefined.retain(|name, _| is_new(name));
+        if self.context.engine.feed.is_on {
+            for name in state.metadata.pending.keys().filter(|name| is_new(name)) {
+                self.redefined.entry(name.clone()).or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    /// The datasets whose revalidation may begin.
+    fn waiting(&self, state: &EpochState) -> Vec<Arc<Dataset>> {
         let pending = state.metadata.pending.keys().chain(state.metadata.slots.keys());
-        let mut datasets = pending.filter_map(|name| self.context.engine.catalog.get(name));
-        datasets.find(|dataset| {
-            let has_room =
-                if dataset.settings.revalidation_rate.is_some() { slow < SLOW_MAX } else { !is_busy };
+        let datasets = pending.filter_map(|name| self.context.engine.catalog.get(name));
+        let waiting = datasets.filter(|dataset| {
             let name = dataset.name();
-            has_room
-                && !dataset.is_superseded()
+            !dataset.is_superseded()
                 && !self.running.contains_key(name)
+                && self.redefined.get(name).is_none_or(|since| FOLLOWED_WITHIN < since.elapsed())
                 && !self.is_postponed(name)
-        })
+        });
+        waiting.cloned().collect()
     }
 
     /// Nothing renders these keys any more, and the last worker that did is gone.

@@ -31,6 +31,8 @@ pub struct Facts {
     pub streams: BTreeMap<&'static str, String>,
     /// Events may have been missed, and it is not written down yet which entries that concerns.
     pub has_gap: bool,
+    /// Datasets of which another worker has a newer definition.
+    pub superseded: BTreeSet<String>,
     /// Datasets that have not been warmed since the start.
     pub not_warmed: BTreeSet<String>,
     /// Datasets that cannot work, with the reason.
@@ -124,10 +126,13 @@ impl Health {
         reasons.extend(facts.schema.iter().map(|reason| format!("postgres: {reason}")));
         reasons.extend(facts.streams.iter().map(|(stream, reason)| format!("{stream}: {reason}")));
         reasons.extend(facts.feed_trouble());
-        reasons.extend(facts.unmet.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
-        reasons.extend(facts.broken.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
-        reasons.extend(facts.left_out.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
-        reasons.extend(facts.not_warmed.iter().map(|dataset| format!("dataset {dataset}: not warmed yet")));
+        // What another worker serves is no reason: a rollout that is taken back would wait for this one for ever.
+        let is_own = |dataset: &str| !facts.superseded.contains(dataset);
+        let told = [&facts.unmet, &facts.broken, &facts.left_out].into_iter().flatten();
+        let told = told.filter(|(dataset, _)| is_own(dataset));
+        reasons.extend(told.map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
+        let not_warmed = facts.not_warmed.iter().filter(|dataset| is_own(dataset));
+        reasons.extend(not_warmed.map(|dataset| format!("dataset {dataset}: not warmed yet")));
         reasons
     }
 }
@@ -136,7 +141,14 @@ impl Facts {
     /// What is worth knowing of a worker that may be ready all the same.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
-        self.renamed.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}")).collect()
+        let superseded = self.superseded.iter().map(|dataset| {
+            format!(
+                "dataset {dataset}: another worker has a newer definition of it, which is served; this worker serves it again once that \
+                 one has ended"
+            )
+        });
+        let renamed = self.renamed.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}"));
+        superseded.chain(renamed).collect()
     }
 
     /// Why the changes do not come through.

@@ -301,7 +301,7 @@ async fn backfill_under(
     let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
     let options = BackfillOptions {
         cancel: lease.lost().clone(),
-        rate: dataset.settings.warm.as_ref().and_then(|warm| warm.rate),
+        rate: dataset.backfill_rate(),
         progress: Some(progress),
         resume,
     };

@@ -15,18 +15,17 @@ pub async fn acl(
     wanted: Option<&str>,
     out: &Output,
 ) -> Result<Exit, EngineError> {
-    let mut around = Surroundings { database: context.redis.database(), ..Surroundings::default() };
-    match context.redis.facts().await {
-        Ok(facts) => {
-            around.prefixes = context.redis.registered_prefixes().await.unwrap_or_default();
-            around.facts = Some(facts);
+    let around = match context.redis.facts().await {
+        Ok(facts) => Surroundings::of(context, Some(facts)).await,
+        Err(error) => {
+            out.note(&format!(
+                "note: {}; left out are the command client|no-touch, which Redis knows from 7.2 on, prefixes that applications have \
+                 registered, and keys of other definitions whose entries are there",
+                error.told()
+            ));
+            Surroundings { database: context.redis.database(), ..Surroundings::default() }
         }
-        Err(error) => out.note(&format!(
-            "note: {}; left out are the command client|no-touch, which Redis knows from 7.2 on, and prefixes that applications have \
-             registered",
-            error.told()
-        )),
-    }
+    };
     let programs =
         PROGRAMS.into_iter().filter(|program| wanted.is_none_or(|wanted| wanted == program.name()));
     for program in programs {

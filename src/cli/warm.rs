@@ -36,7 +36,7 @@ pub async fn warm(
     let mut exit = Exit::Ok;
     for dataset in chosen {
         let (progress, told) = tokio::sync::watch::channel(Progress::default());
-        let rate = dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
+        let rate = dataset.backfill_rate();
         let options = BackfillOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume };
         let began = Instant::now();
         let result = tokio::select! {

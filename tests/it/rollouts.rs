@@ -205,6 +205,11 @@ async fn a_restarted_older_worker_takes_nothing_back_while_a_newer_one_lives() {
         assert_eq!(registered(&rig, "product").await, definition(&newer, "product"));
     }
     assert!(again.context.catalog.get("product").unwrap().is_superseded());
+    // It is ready, or whoever rolls back would wait for it with the newer one running.
+    ready(&again).await;
+    let notes = again.health.facts().notes();
+    let note = "dataset product: another worker has a newer definition of it, which is served";
+    assert!(notes.iter().any(|one| one.starts_with(note)), "{notes:?}");
     assert_eq!(watched.left_out(), BTreeSet::new());
     assert!(newer.stop().await);
     counts(&rig, &again, "product").await;
@@ -427,4 +432,84 @@ async fn a_dataset_with_another_name_says_who_has_its_keys() {
     let text = cli.says(&["status"], 0, &[]);
     assert!(!text.contains(says), "{text}");
     assert!(newer.stop().await);
+}
+
+/// Once for the new definition and once more when the feed follows it: one revalidation does for both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_in_place_loads_each_entry_once() {
+    let rig = rig().await;
+    let of = |text: &str| notes("note:{id}", text).replace("warm = {}", "scope = \"cached\"");
+    let older = start(&rig, &of("text")).await;
+    ready(&older).await;
+    let cli = Cli::new(&rig, &of("text"));
+    cli.says(&["warm"], 0, &["50 entries stored"]);
+    let newer = start(&rig, &of("upper(text) as text")).await;
+    shows(&rig, "note:9", "NOTE 9").await;
+    ready(&newer).await;
+    agrees_of(&newer, "note").await;
+    wait_until("nothing is pending", async || {
+        let metadata = newer.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        if metadata.is_pending("note") { Err(format!("{:?}", metadata.pending)) } else { Ok(()) }
+    })
+    .await;
+    let metrics = newer.context.metrics.render().unwrap();
+    let stored = metrics
+        .lines()
+        .find(|line| line.contains("entries_stored") && line.contains("cause=\"revalidation\""));
+    assert!(stored.is_some_and(|line| line.ends_with(" 50")), "{stored:?}");
+    assert!(newer.stop().await);
+    assert!(older.stop().await);
+}
+
+/// Who rolls out another key template grants the rights to the former keys as well, as long as there are any.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rules_of_redis_hold_the_keys_of_registered_definitions() {
+    let rig = rig().await;
+    let worker = start(&rig, &notes("note:{id}", "text")).await;
+    ready(&worker).await;
+    let cli = Cli::new(&rig, &notes("memo:{id}", "text"));
+    cli.says(&["acl", "--for", "worker"], 0, &["~memo:*", "~note:*"]);
+    assert!(worker.stop().await);
+}
+
+/// A right that is missing on the schema of one dataset's table is that dataset's trouble.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_may_not_be_used_stops_no_other_dataset() {
+    let rig = rig().await;
+    rig.postgres
+        .execute("create schema apart; create table apart.memos (id int primary key, text text not null); create role cache login")
+        .await
+        .unwrap();
+    let apart =
+        notes("apart:{id}", "text").replace("dataset.note", "dataset.apart").replace("memos", "apart.memos");
+    let toml = notes("note:{id}", "text") + &apart;
+    let grant =
+        "grant select on all tables in schema public, apart to cache; grant usage on schema apart to cache";
+    rig.postgres.execute(grant).await.unwrap();
+    Cli::new(&rig, &toml).says(&["migrate", "--grant", "cache"], 0, &[]);
+    let mut config = rig.config(&toml);
+    config.postgres.url = cachekeeper_config::Secret::new(rig.postgres.url_as("cache"));
+    let worker = Worker::start(config).await.unwrap();
+    ready(&worker).await;
+    rig.postgres.execute("revoke usage on schema apart from cache").await.unwrap();
+    rig.postgres.execute("insert into apart.memos values (1, 'one')").await.unwrap();
+    wait_until("it is told of that dataset", async || {
+        let reasons = worker.health.reasons().join("; ");
+        let facts = worker.health.facts();
+        let told = reasons + &format!("{:?} {:?}", facts.uncovered, facts.broken);
+        if told.contains("permission denied for schema apart") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    update(&rig, "memos", "goes on").await;
+    shows(&rig, "note:7", "goes on").await;
+    wait_until("the watermark leaves out that one", async || {
+        let watermark = watermark(&worker.context).await;
+        if watermark.not_covered == ["apart"] { Ok(()) } else { Err(format!("{watermark:?}")) }
+    })
+    .await;
+    assert_eq!(worker.health.facts().schema, None);
+    rig.postgres.execute("grant usage on schema apart to cache").await.unwrap();
+    ready(&worker).await;
+    agrees_of(&worker, "apart").await;
+    assert!(worker.stop().await);
 }

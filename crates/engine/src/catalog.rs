@@ -104,6 +104,12 @@ impl Dataset {
         &self.settings.name
     }
 
+    /// Most entries a second that a backfill stores: what bounds revalidations bounds it too, unless it has a bound of its own.
+    #[must_use]
+    pub fn backfill_rate(&self) -> Option<u64> {
+        self.settings.warm.as_ref().and_then(|warm| warm.rate).or(self.settings.revalidation_rate)
+    }
+
     /// Whether Redis is to hold every row, and a backfill stores every row. One with a limit fills the most wanted only.
     #[must_use]
     pub fn is_filled_whole(&self) -> bool {

@@ -19,12 +19,21 @@ use super::error::EngineError;
 use super::life;
 use super::registrar::{Registrar, RegistrarState};
 use crate::stores::postgres::Poll;
-use crate::stores::redis::{Answer, Declared, Epoch, Metadata, PreconditionFailed, Registered};
+use crate::stores::redis::{Answer, CacheError, Declared, Epoch, Metadata, PreconditionFailed, Registered};
 use cachekeeper_config::Scope;
 use cachekeeper_protocol::revision::Revision;
 
 /// A worker registers this often; whoever looks more often finds what was registered last.
 const REGISTER_EVERY: Duration = Duration::from_millis(500);
+
+/// Patterns of the keys of all definitions that are kept, current and former ones: whoever leads follows them.
+///
+/// # Errors
+/// [`CacheError`]
+pub async fn registered_keys(context: &Context) -> Result<Vec<String>, CacheError> {
+    let texts = context.redis.all_definition_texts().await?;
+    Ok(texts.iter().filter_map(|(name, text)| Some(text::read(name, text)?.key.glob())).collect())
+}
 
 impl Registrar {
     /// Registers the worker as living, if that is due or something about its datasets is new, and takes note of whose definitions

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// At most so many entries a second, on the average since it began.
+/// What was not used of a rate is used later, up to this: after a stall nothing is made up in a burst.
+const CREDIT: Duration = Duration::from_secs(1);
+
+/// At most so many entries a second.
 pub(crate) struct RateLimit {
     rate: Option<u64>,
     began: Instant,
@@ -22,8 +25,10 @@ impl RateLimit {
         self.spent += entries;
         if let Some(rate) = self.rate {
             #[expect(clippy::cast_precision_loss, reason = "a rate is no ledger")]
-            let due = Duration::from_secs_f64(self.spent as f64 / rate.max(1) as f64);
-            tokio::time::sleep_until(self.began + due).await;
+            let due = self.began + Duration::from_secs_f64(self.spent as f64 / rate.max(1) as f64);
+            let late = Instant::now().saturating_duration_since(due);
+            self.began += late.saturating_sub(CREDIT);
+            tokio::time::sleep_until(due).await;
         }
     }
 }

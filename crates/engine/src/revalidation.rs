@@ -173,7 +173,7 @@ impl RevalidationScan<'_> {
 
     /// The causes that are settled were read before its statement is sent.
     async fn fill_first(&mut self) -> Result<(), EngineError> {
-        let rate = self.dataset.settings.warm.as_ref().and_then(|warm| warm.rate);
+        let rate = self.dataset.backfill_rate();
         let (progress, told) = tokio::sync::watch::channel(Progress::default());
         let options =
             BackfillOptions { cancel: self.cancel.clone(), rate, progress: Some(progress), resume: false };
@@ -281,8 +281,10 @@ impl RevalidationScan<'_> {
 
     async fn note_progress(&mut self, done: u64) -> Result<(), EngineError> {
         self.noted = Some(Instant::now());
+        // Some stamp slots were not counted; of the others, some may have come meanwhile.
+        let Some(entries) = self.entries else { return Ok(()) };
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let progress = RevalidationProgress { done, entries: self.entries };
+        let progress = RevalidationProgress { done, entries: entries.max(done) };
         let answer = self.context.redis.note_progress(&precondition, progress).await?;
         self.context.checked(Some(self.dataset), answer)
     }

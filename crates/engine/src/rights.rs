@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use self::commands::{LIBRARY, OPTIONAL, Optional, READER, STREAMS, WORKER};
 use super::context::Context;
+use super::definitions;
 use crate::stores::redis::{CacheError, Denied, ServerFacts, dead_of};
 use cachekeeper_config::{Config, OnMiss};
 use cachekeeper_protocol::keyspace::Keyspace;
@@ -85,8 +86,19 @@ pub struct Surroundings {
     pub facts: Option<ServerFacts>,
     /// Prefixes of keys that applications have registered as theirs.
     pub prefixes: Vec<String>,
+    /// Patterns of keys of registered definitions, whose entries are to be followed and deleted (R16).
+    pub registered: Vec<String>,
     /// The number of the database.
     pub database: i64,
+}
+
+impl Surroundings {
+    /// What Redis knows, where this user may read it: without that right, the right itself is what is missing.
+    pub async fn of(context: &Context, facts: Option<ServerFacts>) -> Self {
+        let prefixes = context.redis.registered_prefixes().await.unwrap_or_default();
+        let registered = definitions::registered_keys(context).await.unwrap_or_default();
+        Self { facts, prefixes, registered, database: context.redis.database() }
+    }
 }
 
 impl Rights {
@@ -146,6 +158,7 @@ impl Needs<'_> {
     fn keys(&self, program: Program) -> Vec<KeyRight> {
         let config = self.config;
         let entries = config.datasets.iter().map(|dataset| dataset.key.glob());
+        let entries = entries.chain(self.around.registered.iter().cloned());
         let allowed = config.invalidation.keys.iter().map(|glob| glob.as_str().to_owned());
         let registered = self.around.prefixes.iter().map(|prefix| format!("{}*", escape(prefix)));
         let own = format!("{}*", escape(&self.keyspace.own_prefix()));
@@ -244,9 +257,7 @@ enum Probe {
 /// # Errors
 /// [`CacheError`] where Redis cannot be asked.
 pub async fn missing(context: &Context, config: &Config) -> Result<MissingRights, CacheError> {
-    // Without the right to read them, that right is what is missing.
-    let prefixes = context.redis.registered_prefixes().await.unwrap_or_default();
-    let around = Surroundings { facts: None, prefixes, database: context.redis.database() };
+    let around = Surroundings::of(context, None).await;
     let rights = Rights::of(Program::Worker, config, &around);
     let (probes, asked): (Vec<Probe>, Vec<Vec<String>>) =
         probes(&rights, context.redis.keys()).into_iter().unzip();

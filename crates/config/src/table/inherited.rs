@@ -71,7 +71,7 @@ pub(super) const REVALIDATION_RATE: Key = Key::new(
     "revalidation_rate",
     Kind::Integer(1, 1_000_000_000),
     "Most entries a second that a revalidation loads again (after a rollout, DDL, a new epoch), those in use first. Absent: one \
-     statement after another.",
+     statement after another. Backfills without a rate of their own have this one.",
 )
 .example("5000");
 

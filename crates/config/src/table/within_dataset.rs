@@ -61,7 +61,7 @@ pub(super) const WARM: &[Key] = &[
     Key::new("order_by", Kind::Text(Form::Filled), "SQL order by output columns, for `limit`.")
         .example("\"sold desc\""),
     Key::new("limit", Kind::Integer(1, 1_000_000_000), "Only so many entries. Absent: all.").example("100"),
-    Key::new("rate", Kind::Integer(1, 1_000_000_000), "Most entries a second. Absent: as fast as it goes.")
+    Key::new("rate", Kind::Integer(1, 1_000_000_000), "Most entries a second. Absent: `revalidation_rate`, or as fast as it goes.")
         .example("10000"),
 ];
 

@@ -44,7 +44,7 @@ impl LeaseName {
     pub const FEED: Self = Self::fixed("feed", LEADER);
     /// Carrying out write commands.
     pub const COMMANDS: Self = Self::fixed("commands", LEADER);
-    /// Running pending revalidations.
+    /// Running pending revalidations as fast as it goes.
     pub const REVALIDATION: Self = Self::fixed("revalidation", JOB);
     /// Comparing entries with the database all the time.
     pub const AUDIT: Self = Self::fixed("audit", JOB);
@@ -53,6 +53,12 @@ impl LeaseName {
     #[must_use]
     pub fn backfill(dataset: &str) -> Self {
         Self { name: Cow::Owned(format!("backfill:{dataset}")), life: JOB }
+    }
+
+    /// The revalidation of a dataset at a rate.
+    #[must_use]
+    pub fn revalidation(dataset: &str) -> Self {
+        Self { name: Cow::Owned(format!("revalidation:{dataset}")), life: JOB }
     }
 
     const fn fixed(name: &'static str, life: Duration) -> Self {

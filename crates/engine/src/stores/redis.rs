@@ -34,7 +34,7 @@ mod trouble;
 pub use advance::{Advance, Advanced, Followed, Watermark};
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
-pub use definitions::{Declared, Registered};
+pub use definitions::{Declared, REDEFINED, Registered};
 pub use denied::Denied;
 pub use entries::{CounterRule, StoreMode, ValueAndLife};
 pub use epoch::{Creation, NewEpoch};

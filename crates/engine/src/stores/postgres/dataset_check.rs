@@ -126,13 +126,8 @@ impl Postgres {
     /// # Errors
     /// [`SourceError`] where the database cannot be asked.
     pub async fn finding_of_rights(&self, error: &SourceError) -> Result<Finding, SourceError> {
-        let (role, message) = (self.role().await?, error.message());
-        let help = if message.contains("for schema") {
-            format!("grant usage on the schema, and select on what the query reads in it, to {role}")
-        } else {
-            format!("grant select on it to {role}")
-        };
-        Ok(Finding::new("query", format!("the role {role} may not run it: {message}"), help))
+        let (message, help) = error.may_not_run(&self.role().await?);
+        Ok(Finding::new("query", message, help))
     }
 
     async fn check_row_security(

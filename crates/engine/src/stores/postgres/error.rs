@@ -257,6 +257,17 @@ impl SourceError {
         }
     }
 
+    /// What a refusal of a dataset's query for want of rights means, and what to do.
+    pub(super) fn may_not_run(&self, role: &str) -> (String, String) {
+        let message = self.message();
+        let help = if message.contains("for schema") {
+            format!("grant usage on the schema, and select on what the query reads in it, to {role}")
+        } else {
+            format!("grant select on it to {role}")
+        };
+        (format!("the role {role} may not run it: {message}"), help)
+    }
+
     /// Why no connection was made, and what to do where that is certain; none: it is about a statement.
     #[must_use]
     pub fn of_connecting(&self) -> Option<(&str, Option<&'static str>)> {

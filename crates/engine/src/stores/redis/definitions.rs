@@ -12,6 +12,8 @@ use super::{Answer, CacheError, Epoch, Precondition, Redis};
 use cachekeeper_protocol::revision::Revision;
 use cachekeeper_protocol::window::window_width;
 
+/// Why a dataset is pending whose definition was taken.
+pub const REDEFINED: &str = "redefined";
 /// A worker counts as living for so long after it has registered last.
 const REGISTRATION_LIFE: Duration = Duration::from_secs(5);
 
@@ -102,7 +104,7 @@ impl Redis {
         let keys = [&on.workers, &on.definitions].into_iter();
         let mut call = Call::guarded(&REGISTER, self, on, keys, Some(&precondition));
         call.arg(worker).number(millis(REGISTRATION_LIFE));
-        call.arg("redefined").arg(nonce()).arg(&on.pending_prefix);
+        call.arg(REDEFINED).arg(nonce()).arg(&on.pending_prefix);
         call.arg(place).number(millis(PRIMARY_LEASE));
         for one in declared {
             call.arg(one.dataset).arg(one.definition).number(one.order.0).number(one.order.1);
@@ -129,6 +131,18 @@ impl Redis {
             command.arg(format!("{dataset}@{definition}"));
         }
         self.command("read definitions", &command).await
+    }
+
+    /// All definitions in full that are kept, current and former ones, each with its dataset.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn all_definition_texts(&self) -> Result<Vec<(String, String)>, CacheError> {
+        let command = redis::cmd("HGETALL").arg(&self.keys.metadata().definitions).to_owned();
+        let found: Vec<(String, String)> = self.command("read definitions", &command).await?;
+        let name_of =
+            |(field, text): (String, String)| field.rsplit_once('@').map(|(name, _)| (name.to_owned(), text));
+        Ok(found.into_iter().filter_map(name_of).collect())
     }
 
     /// Whether each of these datasets is one of a worker that lives.

@@ -12,8 +12,8 @@ use super::{Answer, CacheError, Precondition, Redis};
 pub struct RevalidationProgress {
     /// Entries that were loaded again or deleted.
     pub done: u64,
-    /// Entries in Redis when it began; none: they were not counted.
-    pub entries: Option<u64>,
+    /// Entries in Redis when it began.
+    pub entries: u64,
 }
 
 impl FromStr for RevalidationProgress {
@@ -21,16 +21,13 @@ impl FromStr for RevalidationProgress {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (done, entries) = text.split_once(' ').ok_or(())?;
-        Ok(Self { done: done.parse().map_err(drop)?, entries: entries.parse().ok() })
+        Ok(Self { done: done.parse().map_err(drop)?, entries: entries.parse().map_err(drop)? })
     }
 }
 
 impl std::fmt::Display for RevalidationProgress {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.entries {
-            Some(entries) => write!(formatter, "{} of {entries} entries revalidated", self.done.min(entries)),
-            None => write!(formatter, "{} entries revalidated", self.done),
-        }
+        write!(formatter, "{} of {} entries revalidated", self.done, self.entries)
     }
 }
 
@@ -42,8 +39,7 @@ impl Redis {
         progress: RevalidationProgress,
     ) -> Result<Answer<()>, CacheError> {
         let mut call = Call::namespace(&NOTE_PROGRESS, self, precondition);
-        let entries = progress.entries.map(|entries| entries.to_string()).unwrap_or_default();
-        call.arg(format!("{} {entries}", progress.done));
+        call.arg(format!("{} {}", progress.done, progress.entries));
         call.run(self).await
     }
 }

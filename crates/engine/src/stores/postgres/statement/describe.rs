@@ -102,6 +102,15 @@ async fn prepare(
         return read_catalogs(connection, query, number).await.map(Ok);
     }
     let error = SourceError::new(DESCRIBE, source);
+    // What is missing on a schema of the application is the dataset's trouble, and nobody else's.
+    if error.kind == ErrorKind::Forbidden
+        && !error.message().contains("cachekeeper")
+        && let Ok(role) =
+            sqlx::query_scalar::<_, String>("select current_user::text").fetch_one(&mut *connection).await
+    {
+        let (message, help) = error.may_not_run(&role);
+        return Ok(Err(SourceProblem { setting: "query", message, help, offset: None }));
+    }
     if error.is_transient() || error.kind == ErrorKind::Forbidden {
         return Err(error);
     }
