@@ -408,7 +408,7 @@ async fn crash_over_a_prepared_transaction(ahead: i64) {
         .unwrap();
     assert_eq!(count(&rig, "select count(*) from cachekeeper.outbox").await, 0);
     if ahead == 0 {
-        // A crash sets the markers back, which are unlogged.
+        // After a crash the markers are some steps ahead.
         rig.postgres
             .execute("select nextval('cachekeeper.uncaptured'), nextval('cachekeeper.uncaptured_1')")
             .await

@@ -180,7 +180,7 @@ async fn with_notes() -> Rig {
     rig
 }
 
-/// A crash sets the markers back. As many moves as were noted before it must not look like none.
+/// After a crash what was noted of the markers means nothing: moves since then must not look like none.
 #[tokio::test]
 async fn what_is_left_out_after_a_crash_is_not_taken_for_what_was_noted_before() {
     let mut rig = with_notes().await;
@@ -198,7 +198,8 @@ async fn what_is_left_out_after_a_crash_is_not_taken_for_what_was_noted_before()
     rig.postgres.execute("update notes set text = 'x' where id <= 20").await.unwrap();
     let mut open = rig.postgres.session().await.unwrap();
     open.execute("begin; update products set name = 'late' where id = 5").await.unwrap();
-    assert_eq!(count(&rig, "select last_value from cachekeeper.uncaptured").await, noted);
+    // After a crash a sequence is some steps ahead.
+    assert!(noted < count(&rig, "select last_value from cachekeeper.uncaptured").await);
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
     waits_for_older(&worker).await;
     open.execute("commit").await.unwrap();

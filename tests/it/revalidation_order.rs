@@ -192,3 +192,42 @@ async fn a_revalidation_at_a_rate_is_shown_and_holds_up_no_other() {
     assert!(worker.stop().await);
     assert!(older.stop().await);
 }
+
+/// Nor does it hold up what another worker has to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revalidation_at_a_rate_holds_up_no_other_worker() {
+    let rig = Rig::start(&format!(
+        "{TABLES}
+         create table t (id int primary key, name text not null);
+         insert into t select n, 'name ' || n from generate_series(1, 400) n;"
+    ))
+    .await;
+    let slow = dataset(r#"watch = [{ table = "t", key = { id = "id" } }]"#) + "revalidation_rate = 1";
+    let older = Worker::start(rig.config(&(plain() + &slow.replace("warm =", "# warm =")))).await.unwrap();
+    ready(&older).await;
+    Cli::new(&rig, &(plain() + &slow.replace("revalidation_rate", "# "))).run(&["warm", "t"]);
+    rig.postgres.execute("alter table t alter name type varchar(99)").await.unwrap();
+    let is_begun = async || {
+        let metadata = older.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        let is_begun = metadata.is_pending("t") && metadata.progress.contains_key("t");
+        if is_begun { Ok(()) } else { Err(format!("{:?} {:?}", metadata.pending, metadata.progress)) }
+    };
+    wait_until("it has begun", is_begun).await;
+    let anew = plain().replace("select id, name, price", "select id, upper(name) as name, price") + &slow;
+    let newer = Worker::start(rig.config(&anew.replace("warm =", "# warm ="))).await.unwrap();
+    wait_until("the other worker's dataset is as it is to be", async || {
+        let value: Option<String> =
+            rig.client().await.get("product:9").await.map_err(|error| error.to_string())?;
+        let metadata = newer.context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        assert!(metadata.is_pending("t"), "it was to take minutes");
+        let is_new = value.as_ref().is_some_and(|value| value.contains("PRODUCT 9"));
+        if is_new && !metadata.is_pending("product") {
+            Ok(())
+        } else {
+            Err(format!("{value:?} {:?}", metadata.pending))
+        }
+    })
+    .await;
+    assert!(newer.stop().await);
+    assert!(older.stop().await);
+}

@@ -15,6 +15,9 @@ use super::schema::WORKER;
 use super::{Arena, World, suffer_with};
 use crate::support::{Rig, wait_until};
 
+/// A connection that nobody has used for so long after it was re-homed is not in use.
+const IDLE: Duration = Duration::from_secs(5);
+
 /// The way from workers and libraries to the servers.
 pub struct Network {
     to_redis: Proxy,
@@ -82,8 +85,13 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration, random: &m
             let began = tokio::time::Instant::now();
             links.iter().for_each(|link| link.change(|behaviour| behaviour.target = stranger));
             wait_until("connections to the other server are given up", async || {
-                let open = links.iter().filter(|link| link.is_open()).count();
-                if open == 0 { Ok(()) } else { Err(open.to_string()) }
+                if links.iter().all(|link| !link.is_open()) {
+                    return Ok(());
+                }
+                // What is in use is looked at each second. What nobody uses stays: whoever uses it again looks first.
+                let users = users_of(&network.stranger).await?;
+                let is_idle = users.is_empty() && IDLE <= began.elapsed();
+                if is_idle { Ok(()) } else { Err(users.join("\n")) }
             })
             .await;
             println!("  {} connections, given up after {:?}", links.len(), began.elapsed());
@@ -98,6 +106,16 @@ pub async fn inject(fault: Fault, arena: &Arena, some_time: Duration, random: &m
         }
         _ => panic!("{fault:?} is not done to the network"),
     }
+}
+
+/// Those who have sent commands to a Redis, as it tells of them.
+async fn users_of(redis: &Redis) -> Result<Vec<String>, String> {
+    let text = |error: redis::RedisError| error.to_string();
+    let client = redis::Client::open(redis.url()).map_err(text)?;
+    let mut client = client.get_multiplexed_async_connection().await.map_err(text)?;
+    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut client).await.map_err(text)?;
+    let is_user = |line: &&str| !line.contains("cmd=NULL") && !line.contains("cmd=client|list");
+    Ok(list.lines().filter(is_user).map(str::to_owned).collect())
 }
 
 /// Each fault of the network once; with `CACHEKEEPER_FAULTS` that many, in pairs with those of workers and servers.

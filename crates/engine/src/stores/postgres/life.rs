@@ -69,9 +69,9 @@ impl Postgres {
         read.map(Some).map_err(|source| SourceError::new("read the timeline of the primary", source))
     }
 
-    /// Records a new incarnation where the present one is missing. Whoever is first decides; the others read it. A crash sets the
-    /// markers of what was not captured back to their beginning, so what was noted of them means nothing any more: whatever they show
-    /// in this incarnation is news.
+    /// Records a new incarnation where the present one is missing. Whoever is first decides; the others read it. After a crash the
+    /// markers of what was not captured are some steps ahead, or back at their beginning where they are unlogged, so what was noted of
+    /// them means nothing any more: whatever they show in this incarnation is news.
     pub(crate) async fn record_incarnation(&self) -> Result<(), SourceError> {
         let what = "record the incarnation";
         let error = |source| SourceError::new(what, source);
