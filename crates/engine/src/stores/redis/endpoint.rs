@@ -242,7 +242,7 @@ impl Session {
     fn silent(&self) -> Trouble {
         let text =
             format!("nothing comes through a connection to {}, which answers on another one", self.address);
-        Trouble::new("redis.url", text, "nothing: it is connected to anew")
+        Trouble::new("redis.url", text, "nothing: it is connected to anew").of_server()
     }
 
     fn sentinel(&self) -> Trouble {
