@@ -5,6 +5,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorRef};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::actors::context::TaskContext;
@@ -18,6 +19,10 @@ use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::ServerFacts;
+
+/// How long a start waits for what the servers say of themselves. A silent one is waited for with the worker running, so that
+/// probes and scrapes are answered.
+const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
 /// The oldest Redis that has what the scripts need.
 const REDIS_MAJOR_MIN: u32 = 7;
@@ -104,7 +109,8 @@ impl Worker {
         let lost = context.metrics.log_lines_lost.clone();
         telemetry::count_lost_in(lost);
         let health = Health::new(context.metrics.clone());
-        match look_at_redis(&config, &context).await {
+        let (redis, postgres) = tokio::join!(look_at_redis(&config, &context), look_at_postgres(&config, &context));
+        match redis {
             // Known, so that readiness does not name it while it waits for another server.
             Ok(()) => drop(health.note("redis", Ok(()))),
             Err(LookError::Final(error)) => return Err(error),
@@ -112,7 +118,7 @@ impl Worker {
                 warn!(error = %error, redis = %config.redis.url.redacted(), "redis does not answer yet, waiting for it");
             }
         }
-        look_at_postgres(&config, &context).await?;
+        postgres?;
         health.update(|facts| {
             let warmed =
                 config.datasets.iter().filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
@@ -152,8 +158,8 @@ impl Worker {
     pub async fn stop(self) -> bool {
         self.health.update(|facts| facts.is_stopping = true);
         self.root.stop(Some("shutdown".to_owned()));
-        let in_time = tokio::time::timeout(self.shutdown_timeout, self.join).await.is_ok();
-        if tokio::time::timeout(Duration::from_secs(1), self.context.postgres.close()).await.is_err() {
+        let in_time = timeout(self.shutdown_timeout, self.join).await.is_ok();
+        if timeout(Duration::from_secs(1), self.context.postgres.close()).await.is_err() {
             warn!("connections to postgres were still busy");
         }
         in_time
@@ -182,17 +188,26 @@ enum LookError {
 /// A server that is down, a wrong password and a certificate can be mended while the worker waits, and their files are read
 /// again; so can a pooler, but who starts a worker behind one should know at once.
 async fn look_at_postgres(config: &Config, context: &Context) -> Result<(), StartError> {
-    match context.postgres.ping().await {
-        Err(error) if error.kind == ErrorKind::Pooler => return Err(StartError::Pooler(error.told())),
-        Err(error) => {
-            warn!(error = %error.told(), postgres = %config.postgres.url.redacted(), "postgres does not answer yet, waiting for it");
-        }
-        Ok(()) => {}
-    }
+    let error = match timeout(LOOK_LIMIT, context.postgres.ping()).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) if error.kind == ErrorKind::Pooler => return Err(StartError::Pooler(error.told())),
+        Ok(Err(error)) => error.told(),
+        Err(_) => silent(),
+    };
+    warn!(error, postgres = %config.postgres.url.redacted(), "postgres does not answer yet, waiting for it");
     Ok(())
 }
 
+fn silent() -> String {
+    format!("no answer within {} s", LOOK_LIMIT.as_secs())
+}
+
 async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookError> {
+    let looking = timeout(LOOK_LIMIT, ask_redis(config, context));
+    looking.await.unwrap_or_else(|_| Err(LookError::NotNow(silent())))
+}
+
+async fn ask_redis(config: &Config, context: &Context) -> Result<(), LookError> {
     let not_now = |error| LookError::NotNow(chain(&error));
     check_facts(config, context.redis.facts().await.map_err(not_now)?)?;
     if context.redis.is_led_by_former_version().await.map_err(not_now)? {

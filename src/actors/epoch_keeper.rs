@@ -213,7 +213,7 @@ impl Keeper {
             let is_pending = metadata.is_pending(dataset.name()) || unfilled.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
             engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
-            let progress = metadata.progress.get(dataset.name());
+            let progress = metadata.progress.get(dataset.name()).filter(|_| is_pending);
             let count = |count: Option<u64>| i64::try_from(count.unwrap_or_default()).unwrap_or(i64::MAX);
             let done = progress.map(|progress| progress.done);
             engine.metrics.revalidated_entries.get_or_create(&labels).set(count(done));

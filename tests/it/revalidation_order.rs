@@ -9,6 +9,7 @@ use cachekeeper_engine::audit::{Extent, compare};
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::stores::redis::{Failed, OlderLoads};
 use cachekeeper_engine::{epoch, revalidation};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
@@ -137,6 +138,95 @@ async fn no_more_entries_a_second_than_allowed() {
     let (done, allowed) =
         (right(&rig).await.len(), 5 * (usize::try_from(began.elapsed().as_secs()).unwrap() + 2));
     assert!(10 <= done && done <= allowed, "{done} of {allowed}");
+}
+
+/// Marks what was revalidated, so that one sees what is loaded once more.
+async fn mark(rig: &Rig) -> BTreeSet<usize> {
+    let seen = right(rig).await;
+    for id in &seen {
+        let set = redis::cmd("SET").arg(format!("t:{id}")).arg("seen").arg("KEEPTTL").to_owned();
+        let _: () = set.query_async(&mut rig.client().await).await.unwrap();
+    }
+    seen
+}
+
+/// Which entries still have the mark.
+async fn marked(rig: &Rig) -> usize {
+    let keys: Vec<String> = (1..=ROWS).map(|id| format!("t:{id}")).collect();
+    let values: Vec<Option<String>> = rig.client().await.mget(keys).await.unwrap();
+    values.iter().filter(|value| value.as_deref() == Some("seen")).count()
+}
+
+async fn to_the_end(context: &Context) {
+    let dataset = context.catalog.get("t").unwrap();
+    revalidation::run(context, dataset, POLICY, &CancellationToken::new()).await.unwrap();
+}
+
+const AT_A_RATE: &str = "revalidation_rate = 10";
+
+/// Whether it is interrupted by a deployment or by a kill: the next worker has only what stands in Redis.
+#[tokio::test]
+async fn one_that_is_interrupted_goes_on_where_it_was() {
+    let (rig, context) = used(&[], AT_A_RATE).await;
+    some(&rig, &context, 20).await;
+    let before = mark(&rig).await;
+    let metadata = context.redis.metadata("").await.unwrap();
+    let noted = metadata.progress["t"].clone();
+    let another = rig.context(&dataset(AT_A_RATE));
+    to_the_end(&another).await;
+    assert!(0 < marked(&rig).await, "everything was loaded once more: {noted:?}");
+    let done: BTreeSet<usize> = before.union(&right(&rig).await).copied().collect();
+    assert_eq!(done.len(), ROWS, "{done:?}");
+    assert!(!another.redis.metadata("").await.unwrap().is_pending("t"));
+}
+
+/// What became pending meanwhile concerns what was seen to before as well.
+#[tokio::test]
+async fn after_a_newer_cause_an_interrupted_one_begins_anew() {
+    let (rig, context) = used(&[], AT_A_RATE).await;
+    some(&rig, &context, 20).await;
+    mark(&rig).await;
+    let state = epoch::ensure(&context, "").await.unwrap();
+    let at = (&state.epoch, state.poll.incarnation.as_str());
+    let datasets = ["t".to_owned()];
+    let because = ("ddl", None);
+    context.redis.mark_pending(at, because, &datasets, OlderLoads::OfDatasets, "").await.unwrap();
+    to_the_end(&context).await;
+    assert_eq!(marked(&rig).await, 0);
+    assert_eq!(right(&rig).await.len(), ROWS);
+}
+
+/// Stamp slots that became pending meanwhile stay so: the scan may have passed them.
+#[tokio::test]
+async fn one_that_goes_on_settles_only_what_it_has_seen() {
+    let (rig, context) = used(&[], AT_A_RATE).await;
+    some(&rig, &context, 20).await;
+    let before = mark(&rig).await;
+    let state = epoch::ensure(&context, "").await.unwrap();
+    let at = (&state.epoch, state.poll.incarnation.as_str());
+    let mut failed = Failed::default();
+    before.iter().for_each(|id| failed.kept.insert(&format!("t:{id}")));
+    context.redis.mark_slots(at, ("t", "loads failed"), &failed, "").await.unwrap();
+    to_the_end(&context).await;
+    assert!(0 < marked(&rig).await, "it began anew");
+    assert!(context.redis.metadata("").await.unwrap().slots.contains_key("t"), "nobody has seen to them");
+    to_the_end(&context).await;
+    assert_eq!(marked(&rig).await, 0);
+    assert!(!context.redis.metadata("").await.unwrap().is_pending("t"));
+}
+
+/// Cursors of another server mean nothing, also where it has everything.
+#[tokio::test]
+async fn on_another_server_an_interrupted_one_begins_anew() {
+    let (mut rig, context) = used(&["--appendonly", "yes", "--appendfsync", "always"], AT_A_RATE).await;
+    some(&rig, &context, 20).await;
+    mark(&rig).await;
+    rig.redis.kill();
+    rig.redis.start_again().await.unwrap();
+    let another = rig.context(&dataset(AT_A_RATE));
+    to_the_end(&another).await;
+    assert_eq!(marked(&rig).await, 0);
+    assert_eq!(right(&rig).await.len(), ROWS);
 }
 
 /// A changed query in place: readers see how far it is, and another dataset's revalidation does not wait for it.

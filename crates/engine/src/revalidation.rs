@@ -2,7 +2,8 @@
 //! Redis (R14). A scan of the table would miss the entries whose rows are gone. Where Redis is to hold every row, a backfill comes
 //! first where there are many entries: it is one statement, and the scan then sees to what it has not stored.
 //!
-//! Entries that are in use come first, as far as Redis tells; how far it is stands in the metadata.
+//! Entries that are in use come first, as far as Redis tells. How far it is stands in the metadata, so that one that is interrupted
+//! goes on where its scan was: else one that takes longer than workers live would never end.
 //!
 //! One statement at a time, at most so many entries a second as the dataset says, and none before a probe was answered: what is
 //! pending because the database was in trouble must not be what keeps it there.
@@ -27,7 +28,8 @@ use super::log_limit;
 use super::rate_limit::RateLimit;
 use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
 use crate::stores::redis::{
-    Epoch, Missing, PendingRevalidation, PendingSlots, RevalidationProgress, Settled,
+    Epoch, Metadata, Missing, PendingRevalidation, PendingSlots, RevalidationProgress, ScanPlace, ServerLife,
+    Settled,
 };
 use cachekeeper_config::OnNewEpoch;
 use cachekeeper_protocol::slot_set::SlotSet;
@@ -37,11 +39,15 @@ use most_used::MostUsed;
 const PAGE: usize = 500;
 /// The same where hardly any of them has to be seen to.
 const PAGE_BEHIND_BACKFILL: usize = 2_000;
+/// The least of a scan at a rate.
+const PAGE_MIN: usize = 10;
 
 /// Keys in Redis from which on a backfill comes first.
 const FILL_MIN: u64 = 20_000;
 /// Entries in use that come before a backfill: by key they cost several times as much.
 const USED_BEFORE_BACKFILL: usize = 10_000;
+/// Entries in use that come first at a rate: as many as this takes. What is interrupted meanwhile begins anew.
+const USED_FOR: Duration = Duration::from_secs(300);
 /// How often it is noted how far it is.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 
@@ -79,27 +85,22 @@ pub async fn run(
         rate: RateLimit::new(dataset.settings.revalidation_rate),
         cancel,
         entries: None,
+        done_before: 0,
+        place: None,
         noted: None,
         report: LoadReport::default(),
     };
     let settled = if whole.is_some() {
+        let former = interrupted(&state.metadata, dataset, &life);
         let what = "revalidating every entry";
         if let Some(times) = log_limit::due(what, dataset.name(), 1) {
-            info!(dataset = dataset.name(), reason, times, "{what}");
+            let done = former.as_ref().map_or(0, |(progress, _)| progress.done);
+            info!(dataset = dataset.name(), reason, done, times, "{what}");
         }
-        let is_filling = policy == OnNewEpoch::Refresh && is_worth_filling(context, dataset).await?;
-        if policy == OnNewEpoch::Refresh {
-            scan.most_used_first(if is_filling { USED_BEFORE_BACKFILL } else { usize::MAX }).await?;
+        match former {
+            Some((progress, place)) => scan.resume(progress, place),
+            None => scan.begin(&state.metadata, &life).await?,
         }
-        let missing = match dataset.is_filled_whole() {
-            false => Missing::NotWanted,
-            true if is_filling => {
-                scan.fill_first().await?;
-                Missing::Filled(state.metadata.now_ms)
-            }
-            true => Missing::Unfilled,
-        };
-        Settled::Revalidation { cause: state.metadata.causes, missing }
     } else {
         let what = "revalidating the entries that could not be loaded";
         if let Some(times) = log_limit::due(what, dataset.name(), 1) {
@@ -113,6 +114,21 @@ pub async fn run(
         return Err(EngineError::RedisRolledBack);
     }
     scan.claim(settled).await
+}
+
+/// How far one came that was interrupted, where its scan can go on: in the same life of the server, and with no cause after those
+/// that it has seen.
+fn interrupted<'a>(
+    metadata: &'a Metadata,
+    dataset: &Dataset,
+    life: &ServerLife,
+) -> Option<(&'a RevalidationProgress, ScanPlace)> {
+    let pending = metadata.pending.get(dataset.name())?;
+    let progress = metadata.progress.get(dataset.name())?;
+    let place = progress.place.as_ref()?;
+    let can_go_on = pending.cause() <= place.cause
+        && matches!(life, ServerLife::Run(run_id) if *run_id == place.run_id);
+    can_go_on.then(|| (progress, place.clone()))
 }
 
 /// Whether one statement for all rows costs less than loads by key. Where little is in Redis, the backfill that follows fills it;
@@ -141,12 +157,53 @@ struct RevalidationScan<'a> {
     cancel: &'a CancellationToken,
     /// Entries in Redis when it began.
     entries: Option<u64>,
+    /// Entries that it had seen to before it was interrupted.
+    done_before: u64,
+    /// Where it can go on if it is interrupted. Not behind a backfill: only this process knows what that has stored.
+    place: Option<ScanPlace>,
     /// When it was last noted how far it is.
     noted: Option<Instant>,
     report: LoadReport,
 }
 
 impl RevalidationScan<'_> {
+    /// What comes before the scan of every entry. Answers what is settled in the end.
+    async fn begin(&mut self, metadata: &Metadata, life: &ServerLife) -> Result<Settled, EngineError> {
+        let is_refreshing = self.policy == OnNewEpoch::Refresh;
+        let is_filling = is_refreshing && is_worth_filling(self.context, self.dataset).await?;
+        if is_refreshing {
+            let a_while = self.rate_of_load().map(|rate| rate.saturating_mul(USED_FOR.as_secs() as usize));
+            let most = if is_filling { Some(USED_BEFORE_BACKFILL) } else { a_while };
+            self.most_used_first(most.unwrap_or(usize::MAX)).await?;
+        }
+        let cause = metadata.causes;
+        if is_filling {
+            self.fill_first().await?;
+            return Ok(Settled::Revalidation { cause, missing: Missing::Filled(metadata.now_ms) });
+        }
+        if let ServerLife::Run(run_id) = life {
+            self.place = Some(ScanPlace { cause, run_id: run_id.clone(), cursor: 0 });
+        }
+        Ok(Settled::Revalidation { cause, missing: self.missing() })
+    }
+
+    /// Goes on where another one was interrupted; only what that has seen is settled.
+    fn resume(&mut self, progress: &RevalidationProgress, place: ScanPlace) -> Settled {
+        (self.entries, self.done_before) = (Some(progress.entries), progress.done);
+        let cause = place.cause;
+        self.place = Some(place);
+        Settled::Revalidation { cause, missing: self.missing() }
+    }
+
+    fn missing(&self) -> Missing {
+        if self.dataset.is_filled_whole() { Missing::Unfilled } else { Missing::NotWanted }
+    }
+
+    /// Most entries that are loaded a second.
+    fn rate_of_load(&self) -> Option<usize> {
+        self.dataset.settings.revalidation_rate.and_then(|rate| usize::try_from(rate).ok())
+    }
+
     /// Only the pending stamp slots are looked at. Answers the newest cause that they come from.
     async fn take_slots(&mut self) -> Result<u64, EngineError> {
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
@@ -202,7 +259,8 @@ impl RevalidationScan<'_> {
     /// Sees to one page while the next is read.
     async fn run(&mut self) -> Result<(), EngineError> {
         let mut gathered: Keys = Vec::new();
-        let (mut cursor, mut keys) = self.page(0).await?;
+        let begin = self.place.as_ref().map_or(0, |place| place.cursor);
+        let (mut cursor, mut keys) = self.page(begin).await?;
         loop {
             if self.cancel.is_cancelled() {
                 return Err(EngineError::Cancelled);
@@ -214,8 +272,12 @@ impl RevalidationScan<'_> {
             gathered.extend(wanted);
             self.job.count += 1;
             let next = next?;
-            if self.dataset.settings.batch <= gathered.len() || next.is_none() {
+            let enough = self.dataset.settings.batch.min(self.rate_of_load().unwrap_or(usize::MAX));
+            if enough <= gathered.len() || next.is_none() {
                 self.revalidate(std::mem::take(&mut gathered)).await?;
+                if let Some(place) = &mut self.place {
+                    place.cursor = cursor;
+                }
             }
             let Some(page) = next else { return Ok(()) };
             (cursor, keys) = page;
@@ -224,7 +286,9 @@ impl RevalidationScan<'_> {
 
     async fn page(&self, cursor: u64) -> Result<(u64, Vec<String>), EngineError> {
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let page = (cursor, if self.is_filled { PAGE_BEHIND_BACKFILL } else { PAGE });
+        let page = if self.is_filled { PAGE_BEHIND_BACKFILL } else { PAGE };
+        // At a rate, it goes on at most a second's worth before where it was interrupted.
+        let page = (cursor, self.rate_of_load().map_or(page, |rate| page.min(rate.max(PAGE_MIN))));
         let prefix = self.dataset.settings.key.prefix();
         let answer = self.context.redis.scan_keys(&precondition, &self.job.id, page, prefix).await?;
         self.context.checked(Some(self.dataset), answer)
@@ -245,8 +309,8 @@ impl RevalidationScan<'_> {
 
     /// Loads these entries, no more at once than a second's worth, or deletes them, which costs the database nothing.
     async fn revalidate(&mut self, keys: Keys) -> Result<(), EngineError> {
-        let a_second = self.dataset.settings.revalidation_rate.and_then(|rate| usize::try_from(rate).ok());
-        for chunk in keys.chunks(a_second.unwrap_or(usize::MAX).min(self.dataset.settings.batch)) {
+        let a_second = self.rate_of_load().unwrap_or(usize::MAX).max(1);
+        for chunk in keys.chunks(a_second.min(self.dataset.settings.batch)) {
             if self.policy == OnNewEpoch::Refresh {
                 let because = LoadOptions::because(Cause::Revalidation);
                 self.report.add(load(self.context, self.dataset, chunk, because, &mut self.job).await?);
@@ -276,7 +340,7 @@ impl RevalidationScan<'_> {
 
     /// Entries that were loaded again or deleted.
     fn done(&self) -> u64 {
-        self.report.stored + self.report.gone + self.report.invalidated
+        self.done_before + self.report.stored + self.report.gone + self.report.invalidated
     }
 
     async fn note_progress(&mut self, done: u64) -> Result<(), EngineError> {
@@ -284,8 +348,8 @@ impl RevalidationScan<'_> {
         // Some stamp slots were not counted; of the others, some may have come meanwhile.
         let Some(entries) = self.entries else { return Ok(()) };
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
-        let progress = RevalidationProgress { done, entries: entries.max(done) };
-        let answer = self.context.redis.note_progress(&precondition, progress).await?;
+        let progress = RevalidationProgress { done, entries: entries.max(done), place: self.place.clone() };
+        let answer = self.context.redis.note_progress(&precondition, &progress).await?;
         self.context.checked(Some(self.dataset), answer)
     }
 

@@ -45,7 +45,7 @@ pub use metadata::{
 };
 pub use namespaces::OwnKeys;
 pub use pending_slots::{Failed, SlotsSeen};
-pub use revalidation_progress::RevalidationProgress;
+pub use revalidation_progress::{RevalidationProgress, ScanPlace};
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use server::ServerFacts;

@@ -177,6 +177,12 @@ impl PendingRevalidation {
     pub fn reason(&self) -> &str {
         self.0.rsplit_once(' ').map_or(self.0.as_str(), |(reason, _)| reason)
     }
+
+    /// The number of the newest cause. One that cannot be read is newer than all others.
+    #[must_use]
+    pub fn cause(&self) -> u64 {
+        self.0.rsplit_once(' ').and_then(|(_, cause)| cause.parse().ok()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Which loads must not be stored any more once something is pending, or the revalidation could be undone by an older one.

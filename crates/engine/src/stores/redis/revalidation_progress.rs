@@ -1,4 +1,4 @@
-//! How far the revalidation of a dataset is: for people, nothing depends on it.
+//! How far the revalidation of a dataset is: people are told, and one that was interrupted goes on from there.
 
 use std::str::FromStr;
 
@@ -8,20 +8,57 @@ use super::script::{Call, NOTE_PROGRESS};
 use super::{Answer, CacheError, Precondition, Redis};
 
 /// How far the revalidation of a dataset is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RevalidationProgress {
     /// Entries that were loaded again or deleted.
     pub done: u64,
     /// Entries in Redis when it began.
     pub entries: u64,
+    /// Where its scan is; none: it begins anew where it is interrupted.
+    #[serde(skip)]
+    pub place: Option<ScanPlace>,
+}
+
+/// A place up to which a scan has seen to every entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScanPlace {
+    /// The newest cause when the revalidation began: of later ones it has seen to nothing.
+    pub cause: u64,
+    /// The run id of the server: the cursors of another mean nothing.
+    pub run_id: String,
+    /// Where the next page begins.
+    pub cursor: u64,
 }
 
 impl FromStr for RevalidationProgress {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (done, entries) = text.split_once(' ').ok_or(())?;
-        Ok(Self { done: done.parse().map_err(drop)?, entries: entries.parse().map_err(drop)? })
+        let mut words = text.split(' ');
+        let mut word = || words.next().ok_or(());
+        let (done, entries) = (number(word()?)?, number(word()?)?);
+        // Earlier versions note no place.
+        let place = match (word(), word(), word()) {
+            (Ok(cause), Ok(run_id), Ok(cursor)) => {
+                Some(ScanPlace { cause: number(cause)?, run_id: run_id.to_owned(), cursor: number(cursor)? })
+            }
+            _ => None,
+        };
+        Ok(Self { done, entries, place })
+    }
+}
+
+fn number(word: &str) -> Result<u64, ()> {
+    word.parse().map_err(drop)
+}
+
+impl RevalidationProgress {
+    fn render(&self) -> String {
+        let counts = format!("{} {}", self.done, self.entries);
+        match &self.place {
+            Some(place) => format!("{counts} {} {} {}", place.cause, place.run_id, place.cursor),
+            None => counts,
+        }
     }
 }
 
@@ -36,10 +73,28 @@ impl Redis {
     pub async fn note_progress(
         &self,
         precondition: &Precondition<'_>,
-        progress: RevalidationProgress,
+        progress: &RevalidationProgress,
     ) -> Result<Answer<()>, CacheError> {
         let mut call = Call::namespace(&NOTE_PROGRESS, self, precondition);
-        call.arg(format!("{} {}", progress.done, progress.entries));
+        call.arg(progress.render());
         call.run(self).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_read_and_so_is_what_an_earlier_version_noted() {
+        let place = Some(ScanPlace { cause: 7, run_id: "0af3".to_owned(), cursor: u64::MAX });
+        for place in [place, None] {
+            let progress = RevalidationProgress { done: 3, entries: 9, place };
+            assert_eq!(progress.render().parse(), Ok(progress));
+        }
+        assert_eq!("3 9".parse(), Ok(RevalidationProgress { done: 3, entries: 9, place: None }));
+        for text in ["", "3", "3 nine", "3 9 seven run 1"] {
+            assert_eq!(text.parse::<RevalidationProgress>(), Err(()), "{text:?}");
+        }
     }
 }
