@@ -15,10 +15,10 @@ use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMess
 use crate::telemetry;
 use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
 use cachekeeper_engine::stores::postgres::ErrorKind;
-use cachekeeper_engine::stores::redis::ServerFacts;
+use cachekeeper_engine::stores::redis::{CacheError, ServerFacts};
 
 /// How long a start waits for what the servers say of themselves. A silent one is waited for with the worker running, so that
 /// probes and scrapes are answered.
@@ -109,7 +109,8 @@ impl Worker {
         let lost = context.metrics.log_lines_lost.clone();
         telemetry::count_lost_in(lost);
         let health = Health::new(context.metrics.clone());
-        let (redis, postgres) = tokio::join!(look_at_redis(&config, &context), look_at_postgres(&config, &context));
+        let (redis, postgres) =
+            tokio::join!(look_at_redis(&config, &context), look_at_postgres(&config, &context));
         match redis {
             // Known, so that readiness does not name it while it waits for another server.
             Ok(()) => drop(health.note("redis", Ok(()))),
@@ -208,13 +209,13 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
 }
 
 async fn ask_redis(config: &Config, context: &Context) -> Result<(), LookError> {
-    let not_now = |error| LookError::NotNow(chain(&error));
+    let not_now = |error: CacheError| LookError::NotNow(error.told());
     check_facts(config, context.redis.facts().await.map_err(not_now)?)?;
     if context.redis.is_led_by_former_version().await.map_err(not_now)? {
         let namespace = config.service.namespace.clone();
         return Err(LookError::Final(StartError::FormerVersion { namespace }));
     }
-    let not_now = |error| LookError::NotNow(chain(&error));
+    let not_now = |error: EngineError| LookError::NotNow(error.told());
     if let Some(conflict) = namespaces::conflicts(context, config).await.map_err(not_now)?.into_iter().next()
     {
         return Err(LookError::Final(StartError::SharedNames { message: conflict.message }));

@@ -246,7 +246,7 @@ impl Feed {
 
     /// Says once that the feed cannot go on; where the schema is not as it should be, what is wrong with it.
     async fn note_error(&mut self, error: &EngineError) {
-        self.note(Some(chain(error)));
+        self.note(Some(error.told()));
         let EngineError::Source(source) = error else { return };
         if !source.may_be_of_the_schema() {
             return;

@@ -14,7 +14,7 @@ use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::commands::group_of;
-use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::redis::{Finished, StreamEntry, StreamReader};
 use cachekeeper_engine::{events, log_limit};
@@ -59,7 +59,7 @@ impl Task for DurableEventConsumer {
                 }
                 Err(error) => (error.into(), None),
             };
-            let text = chain(&error);
+            let text = error.told();
             let what = "events of the stream wait, they are applied later";
             if let Some(attempts) = log_limit::due(what, "", 1) {
                 warn!(error = text, attempts, "{what}");

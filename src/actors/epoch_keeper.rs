@@ -150,7 +150,7 @@ impl Keeper {
     }
 
     async fn note_trouble(&mut self, error: &EngineError) {
-        let text = chain(error);
+        let text = error.told();
         let health = &self.context.health;
         match error {
             EngineError::Cache(_) | EngineError::PreconditionFailed(PreconditionFailed::Version) => {
@@ -201,7 +201,7 @@ impl Keeper {
             self.last = self.last.map(|(epoch, _)| (epoch, u64::MAX));
             let what = "a new epoch could not begin, trying again";
             if let Some(attempts) = log_limit::due(what, "", 1) {
-                warn!(error = %chain(&error), attempts, "{what}");
+                warn!(error = error.told(), attempts, "{what}");
             }
         }
     }
@@ -379,7 +379,7 @@ impl Keeper {
             }
             Some(Err(EngineError::RedisRolledBack)) => self.renew_epoch().await,
             Some(Err(error @ EngineError::Dataset { .. })) => {
-                let text = chain(&error);
+                let text = error.told();
                 let what = "the dataset does not fit the database";
                 if let Some(attempts) = log_limit::due(what, &name, 1) {
                     warn!(dataset = name, error = text, attempts, "{what}");

@@ -176,7 +176,7 @@ impl Applier<'_> {
                 }
                 let what = "events wait, they are applied later";
                 if let Some(attempts) = log_limit::due(what, "", 1) {
-                    warn!(error = %chain(&error), events = batch.len(), attempts, "{what}");
+                    warn!(error = error.told(), events = batch.len(), attempts, "{what}");
                 }
             }
             None => warn!(events = batch.len(), "applying events panicked, they are applied later"),
@@ -267,7 +267,7 @@ impl Reader<'_> {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
-            let text = chain(&error);
+            let text = error.told();
             if self.context.health.note("subscription", Err(text.clone())) {
                 warn!(error = text, "the subscription ended, opening it again");
             }

@@ -23,7 +23,7 @@ use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill, interrup
 use cachekeeper_engine::backoff::{Backoff, every};
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::error::{EngineError, chain};
+use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
 use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::log_limit;
@@ -247,7 +247,7 @@ impl Plan {
         let retry_ms = u64::try_from(pause.as_millis()).unwrap_or_default();
         let what = "backfill failed";
         if let Some(attempts) = log_limit::due(what, name, 1) {
-            warn!(dataset = name, error = %chain(error), retry_ms, attempts, "{what}");
+            warn!(dataset = name, error = error.told(), retry_ms, attempts, "{what}");
         }
         self.try_after(name, pause);
     }

@@ -33,7 +33,7 @@ use crate::process::{Launch, WorkerProcess};
 use crate::support::{Rig, wait_until};
 use faults::Fault;
 use load::Observed;
-use network::Network;
+use network::{Encryption, Network};
 use replicas::Replicas;
 use schema::DATASETS;
 use verdict::Lives;
@@ -79,6 +79,8 @@ enum World {
     Plain,
     /// Through proxies and a pooler.
     Network,
+    /// The same over TLS.
+    Tls,
     /// By sentinels, and by a list of hosts.
     Replicas,
 }
@@ -105,9 +107,13 @@ impl Arena {
         let clock = || Clock::new().unwrap();
         let clocks = Clocks { postgres: clock(), redis: clock(), workers: clock() };
         let (for_postgres, for_redis) = (clocks.postgres.environment(), clocks.redis.environment());
+        let encryption = matches!(world, World::Tls).then(Encryption::new);
+        let mut arguments = vec!["--enable-debug-command".to_owned(), "yes".to_owned()];
+        arguments.extend(encryption.iter().flat_map(Encryption::of_redis));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let (postgres, redis) = tokio::join!(
             Postgres::start_with(&settings, &for_postgres),
-            Redis::start_with(&["--enable-debug-command", "yes"], &for_redis)
+            Redis::start_with(&arguments, &for_redis)
         );
         let rig = Rig { postgres: postgres.unwrap(), redis: redis.unwrap() };
         rig.postgres.execute(schema::ROLES).await.unwrap();
@@ -118,8 +124,8 @@ impl Arena {
         let (mut postgres_of_workers, mut redis_of_workers) = (worker_url.clone(), redis_url.clone());
         match world {
             World::Plain => {}
-            World::Network => {
-                let between = Network::before(&rig).await;
+            World::Network | World::Tls => {
+                let between = Network::before(&rig, encryption).await;
                 (postgres_of_workers, redis_of_workers) = (between.postgres_url(), between.redis_url());
                 network = Some(between);
             }
@@ -132,12 +138,16 @@ impl Arena {
                 replicas = Some(beside);
             }
         }
+        let mut environment = clocks.workers.environment().to_vec();
+        if let Some(trusted) = network.as_ref().and_then(Network::trusted) {
+            environment.push(("CACHEKEEPER__REDIS__CA_FILE", trusted.display().to_string()));
+        }
         let launch = Launch {
             program: crate::process::program(),
             toml: DATASETS,
             postgres_url: postgres_of_workers,
             redis_url: redis_of_workers,
-            environment: clocks.workers.environment().to_vec(),
+            environment,
         };
         let arena = Arc::new(Self {
             rig: tokio::sync::Mutex::new(rig),
@@ -161,7 +171,9 @@ impl Arena {
 
     /// The worker's configuration.
     async fn config(&self) -> Config {
-        self.config_with(&self.launch.postgres_url, &self.launch.redis_url).await
+        let mut config = self.config_with(&self.launch.postgres_url, &self.launch.redis_url).await;
+        config.redis.tls.ca_file = self.network.as_ref().and_then(Network::trusted);
+        config
     }
 
     async fn config_with(&self, postgres: &str, redis: &str) -> Config {

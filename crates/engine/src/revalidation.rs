@@ -46,8 +46,8 @@ const PAGE_MIN: usize = 10;
 const FILL_MIN: u64 = 20_000;
 /// Entries in use that come before a backfill: by key they cost several times as much.
 const USED_BEFORE_BACKFILL: usize = 10_000;
-/// Entries in use that come first at a rate: as many as this takes. What is interrupted meanwhile begins anew.
-const USED_FOR: Duration = Duration::from_secs(300);
+/// Entries in use that come first at a rate: as many as so many seconds take. What is interrupted meanwhile begins anew.
+const USED_FOR_SECONDS: usize = 300;
 /// How often it is noted how far it is.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 
@@ -126,8 +126,8 @@ fn interrupted<'a>(
     let pending = metadata.pending.get(dataset.name())?;
     let progress = metadata.progress.get(dataset.name())?;
     let place = progress.place.as_ref()?;
-    let can_go_on = pending.cause() <= place.cause
-        && matches!(life, ServerLife::Run(run_id) if *run_id == place.run_id);
+    let can_go_on =
+        pending.cause() <= place.cause && matches!(life, ServerLife::Run(run_id) if *run_id == place.run_id);
     can_go_on.then(|| (progress, place.clone()))
 }
 
@@ -172,7 +172,7 @@ impl RevalidationScan<'_> {
         let is_refreshing = self.policy == OnNewEpoch::Refresh;
         let is_filling = is_refreshing && is_worth_filling(self.context, self.dataset).await?;
         if is_refreshing {
-            let a_while = self.rate_of_load().map(|rate| rate.saturating_mul(USED_FOR.as_secs() as usize));
+            let a_while = self.rate_of_load().map(|rate| rate.saturating_mul(USED_FOR_SECONDS));
             let most = if is_filling { Some(USED_BEFORE_BACKFILL) } else { a_while };
             self.most_used_first(most.unwrap_or(usize::MAX)).await?;
         }

@@ -169,7 +169,7 @@ impl Fault {
     ];
     const IN_BULK: &[Self] =
         &[Self::CopiedRows, Self::TruncatedAndCopied, Self::InsertedInBulk, Self::AppliedBySubscription];
-    const ON_CLOCKS: &[Self] = &[Self::ClockOfRedis, Self::ClockOfWorkers, Self::ClockOfPostgres];
+    pub const ON_CLOCKS: &[Self] = &[Self::ClockOfRedis, Self::ClockOfWorkers, Self::ClockOfPostgres];
     /// What makes a pair with any other.
     pub const CRASHES: &[Self] =
         &[Self::KillBothWorkers, Self::KillPostgres, Self::KillOneBackend, Self::KillRedis, Self::OldDump];

@@ -1,11 +1,13 @@
 //! What stands between the workers and the servers: proxies whose connections can be cut, held, delayed and re-homed one by one, and a
-//! pooler. Faults and observers come to the servers directly.
+//! pooler; plainly, or over TLS. Faults and observers come to the servers directly.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cachekeeper_testkit::certificates::{Authority, Certificate};
 use cachekeeper_testkit::proxy::{Link, Proxy};
-use cachekeeper_testkit::servers::{PgBouncer, Redis};
+use cachekeeper_testkit::servers::{PgBouncer, Redis, free_port};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::Mutex;
@@ -25,27 +27,88 @@ pub struct Network {
     pooler: Mutex<PgBouncer>,
     /// Another Redis, which knows nothing.
     stranger: Redis,
+    encryption: Option<Encryption>,
+}
+
+/// The servers' certificate, and where Redis speaks TLS.
+pub struct Encryption {
+    authority: Authority,
+    server: Certificate,
+    redis_port: u16,
+}
+
+impl Encryption {
+    pub fn new() -> Self {
+        let authority = Authority::new().unwrap();
+        let server = authority.issue("server", "IP:127.0.0.1").unwrap();
+        Self { authority, server, redis_port: free_port().unwrap() }
+    }
+
+    /// What the servers' clients trust.
+    pub fn trusted(&self) -> PathBuf {
+        self.authority.certificate()
+    }
+
+    fn files(&self) -> [String; 3] {
+        [&self.server.certificate, &self.server.key, &self.trusted()].map(|path| path.display().to_string())
+    }
+
+    /// With which Redis is started.
+    pub fn of_redis(&self) -> Vec<String> {
+        let [certificate, key, trusted] = self.files();
+        let port = self.redis_port.to_string();
+        let arguments = [
+            ["--tls-port", port.as_str()],
+            ["--tls-cert-file", &certificate],
+            ["--tls-key-file", &key],
+            ["--tls-ca-cert-file", &trusted],
+            ["--tls-auth-clients", "no"],
+        ];
+        arguments.as_flattened().iter().map(ToString::to_string).collect()
+    }
+
+    fn of_pooler(&self) -> Vec<String> {
+        let [certificate, key, _] = self.files();
+        vec![
+            "client_tls_sslmode = require".to_owned(),
+            format!("client_tls_cert_file = {certificate}"),
+            format!("client_tls_key_file = {key}"),
+        ]
+    }
 }
 
 impl Network {
-    pub async fn before(rig: &Rig) -> Self {
+    pub async fn before(rig: &Rig, encryption: Option<Encryption>) -> Self {
         // A pooler that waits between attempts, or for a free session, is no fault of Cachekeeper.
-        let settings = ["default_pool_size = 90", "server_login_retry = 1"];
+        let mut settings = vec!["default_pool_size = 90".to_owned(), "server_login_retry = 1".to_owned()];
+        settings.extend(encryption.iter().flat_map(Encryption::of_pooler));
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
         let pooler = PgBouncer::start(&rig.postgres, "session", &settings).await.unwrap();
+        let redis_port = encryption.as_ref().map_or(rig.redis.port(), |encryption| encryption.redis_port);
         Self {
-            to_redis: Proxy::start(rig.redis.port()).await.unwrap(),
+            to_redis: Proxy::start(redis_port).await.unwrap(),
             to_postgres: Proxy::start(pooler.port()).await.unwrap(),
             pooler: Mutex::new(pooler),
             stranger: Redis::start(&[]).await.unwrap(),
+            encryption,
         }
     }
 
     pub fn redis_url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.to_redis.port())
+        let scheme = if self.encryption.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}://127.0.0.1:{}/0", self.to_redis.port())
     }
 
     pub fn postgres_url(&self) -> String {
-        format!("postgres://{WORKER}@127.0.0.1:{}/postgres?sslmode=disable", self.to_postgres.port())
+        let security = self.trusted().map_or("sslmode=disable".to_owned(), |trusted| {
+            format!("sslmode=verify-full&sslrootcert={}", trusted.display())
+        });
+        format!("postgres://{WORKER}@127.0.0.1:{}/postgres?{security}", self.to_postgres.port())
+    }
+
+    /// What workers trust; none: they do not speak TLS.
+    pub fn trusted(&self) -> Option<PathBuf> {
+        self.encryption.as_ref().map(Encryption::trusted)
     }
 
     /// Some connections to one of the servers.
@@ -122,4 +185,12 @@ async fn users_of(redis: &Redis) -> Result<Vec<String>, String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_fault_of_the_network_breaks_a_promise() {
     suffer_with(World::Network, Fault::ON_NETWORK, Fault::beside_the_network()).await;
+}
+
+/// The same over TLS. Certificates have their time, so clocks stay as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_fault_of_the_network_breaks_a_promise_over_tls() {
+    let mut others = Fault::beside_the_network();
+    others.retain(|fault| !Fault::ON_CLOCKS.contains(fault));
+    suffer_with(World::Tls, Fault::ON_NETWORK, others).await;
 }
