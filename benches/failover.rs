@@ -237,7 +237,7 @@ async fn promotion(rows: u64) {
     let hosts = format!("127.0.0.1:{},127.0.0.1:{}", primary.port(), standby.port());
     let url = primary.url().replace(&format!("127.0.0.1:{}", primary.port()), &hosts);
     let worker =
-        Worker::start(config(&format!("{url}?target_session_attrs=read-write"), &redis.url())).await.unwrap();
+        Worker::start(config(&format!("{url}&target_session_attrs=read-write"), &redis.url())).await.unwrap();
     is_ready(&worker).await;
     let plain = plain_backfill(&worker.context).await;
     let before = worker.context.redis.metadata("").await.unwrap().epoch;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper_client::{Cache, Heard, Loaded, LockOptions, Policy, Sliding};
+use cachekeeper_client::{Cache, Heard, Loaded, LockOptions, Near, Policy, Sliding};
 use cachekeeper_protocol::event::Event;
 use cachekeeper_testkit::servers::Redis;
 use redis::AsyncCommands;
@@ -205,6 +205,12 @@ async fn library(rig: &Rig, toml: &str) {
     cache.get_sliding::<String>("page:4", Sliding::idle(hour)).await.unwrap();
     cache.get_many::<String>(&["page:4", "product:11"]).await.unwrap();
     products.write(&parameters(serde_json::json!({ "id": 11, "price_cents": 1101 }))).await.unwrap();
+    let near = products.space::<i32, Value>().near(Near::bytes("1MiB")).build().unwrap();
+    wait_until("reads are near", async || {
+        let read = near.get_aged(&11).await.map_err(|error| error.to_string())?;
+        if read.behind_redis.is_zero() { Err(format!("{read:?}")) } else { Ok(()) }
+    })
+    .await;
 }
 
 /// Makes one entry wrong and everything pending; it is mended by a revalidation.

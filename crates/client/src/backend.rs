@@ -130,11 +130,13 @@ impl Backend {
         }
     }
 
-    /// Refuses what is being loaded under these tags, and deletes their members, but for those that `keeps` says.
+    /// Refuses what is being loaded under these tags, and deletes their members, but for those that `keeps` says; `gone` is told
+    /// of the others.
     pub async fn forget_tags(
         &self,
         tags: &[impl AsRef<str>],
         keeps: impl Fn(&str) -> bool,
+        gone: impl Fn(&str),
     ) -> Result<u64, CacheError> {
         let redis = match self {
             Self::Redis(redis) => redis,
@@ -149,6 +151,7 @@ impl Backend {
                 // A set that is small comes whole, whatever page was asked for.
                 for page in own.chunks(PAGE) {
                     deleted += redis.invalidate_keys(page, &set).await?;
+                    page.iter().for_each(|key| gone(key));
                 }
                 if next == 0 {
                     break;

@@ -135,11 +135,13 @@ impl Batch {
                 BatchCommand::Get(_) | BatchCommand::Exists(_) => None,
             })
             .collect();
-        core.flights.detach(&written);
+        core.leave(&written);
         let replies = if commands.is_empty() {
             Vec::new()
         } else {
-            match core.ask("carry out a batch", core.backend.batch(&commands)).await {
+            let answer = core.ask("carry out a batch", core.backend.batch(&commands)).await;
+            core.near.remove(&written);
+            match answer {
                 Ok(replies) => replies,
                 Err(error @ ClientError::Unavailable { .. }) => return Err(core.note(error, &written, &[])),
                 Err(ClientError::Refused(error)) => {

@@ -14,6 +14,7 @@ use super::error::ClientError;
 use super::flight::Flights;
 use super::key_class::KeyClasses;
 use super::locks::Locks;
+use super::near::NearHub;
 use super::prefixes::Prefixes;
 use super::source::Source;
 use cachekeeper_config as config;
@@ -174,6 +175,11 @@ impl CacheBuilder {
             Backend::Redis(redis) => Some(Locks::new((**redis).clone(), Arc::clone(&metrics))),
             Backend::Memory(_) => None,
         };
+        let near = match &self.backend {
+            Backend::Redis(redis) => Some((**redis).clone()),
+            Backend::Memory(_) => None,
+        };
+        let metrics_of_near = Arc::clone(&metrics);
         let core = Arc::new_cyclic(|own| Core {
             backend: self.backend,
             source: self.source,
@@ -186,6 +192,7 @@ impl CacheBuilder {
             loads: Semaphore::new(self.loads),
             channel: self.channel,
             prefixes: Prefixes::new(self.prefixes),
+            near: NearHub::new(near, metrics_of_near),
             shows_keys: self.shows_keys,
             slow: self.slow,
             own: own.clone(),

@@ -20,7 +20,7 @@ pub enum ValueFormat {
 }
 
 /// How values become bytes and back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Codec {
     /// The format.
     pub format: ValueFormat,

@@ -14,6 +14,7 @@ use super::error::ClientError;
 use super::flight::Flights;
 use super::key_class::{KeyClass, KeyClasses, beginning};
 use super::locks::Locks;
+use super::near::NearHub;
 use super::prefixes::Prefixes;
 use super::source::Source;
 use cachekeeper_engine::metrics::Metrics;
@@ -72,6 +73,7 @@ pub(super) struct Core {
     pub channel: String,
     /// What the application's own keys begin with.
     pub prefixes: Prefixes,
+    pub near: Arc<NearHub>,
     pub shows_keys: bool,
     /// From which duration on an operation is reported as slow.
     pub slow: Duration,
@@ -159,7 +161,12 @@ impl Core {
             deleted += self.backend.invalidate(page).await?;
         }
         if !tags.is_empty() {
-            deleted += self.backend.forget_tags(tags, |key| self.source.position_of(key).is_some()).await?;
+            let keeps = |key: &str| {
+                self.near.remove(&[key]);
+                self.source.position_of(key).is_some()
+            };
+            let gone = |key: &str| self.near.remove(&[key]);
+            deleted += self.backend.forget_tags(tags, keeps, gone).await?;
         }
         Ok(deleted)
     }
@@ -178,13 +185,19 @@ impl Core {
     }
 
     /// What is known of a key by the dataset that it belongs to.
-    pub fn class_of(&self, key: &str) -> &KeyClass {
-        if self.classes.datasets.is_empty() {
-            return &self.classes.own;
-        }
-        let position = self.source.position_of(key);
-        let of_dataset = position.and_then(|position| self.classes.datasets.get(position));
-        of_dataset.map_or(&self.classes.own, |class| class)
+    pub fn class_of(&self, key: &str) -> Arc<KeyClass> {
+        let of_dataset = || {
+            let position = self.source.position_of(key)?;
+            self.classes.datasets.get(position).cloned()
+        };
+        let of_dataset = if self.classes.datasets.is_empty() { None } else { of_dataset() };
+        of_dataset.unwrap_or_else(|| self.classes.of_own(key))
+    }
+
+    /// What this process changes: nobody joins a load of these keys that has begun, and nothing near is served.
+    pub fn leave(&self, keys: &[impl AsRef<str>]) {
+        self.flights.detach(keys);
+        self.near.remove(keys);
     }
 
     /// Whether an application may store under this key, as far as it is known without asking anybody.
@@ -193,6 +206,13 @@ impl Core {
         match self.source.dataset_of(key) {
             Some(dataset) => Err(ClientError::OfDataset { key: beginning(key), dataset: dataset.to_owned() }),
             None => Ok(()),
+        }
+    }
+
+    /// The same where any entry of a dataset may have changed.
+    pub fn leave_datasets(&self) {
+        if self.source.is_some() {
+            self.near.remove_beginning_with(&self.source.prefixes());
         }
     }
 

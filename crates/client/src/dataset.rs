@@ -79,9 +79,8 @@ impl DatasetCache {
     /// # Errors
     /// [`ClientError::Key`].
     pub fn key(&self, id: &[&str]) -> Result<String, ClientError> {
-        let values: Vec<String> = id.iter().map(|text| (*text).to_owned()).collect();
-        let problem = "has another number of parts than the dataset's key, or an empty one";
-        self.dataset.key_of(&values).ok_or_else(|| ClientError::Key { key: id.join(" "), problem })
+        let parts: Vec<String> = id.iter().map(|text| (*text).to_owned()).collect();
+        self.key_of_parts(&parts)
     }
 
     /// The entry: from Redis, or from Postgres, by one statement for all who ask at the same time. While Redis is down,
@@ -90,10 +89,17 @@ impl DatasetCache {
     /// # Errors
     /// [`ClientError`], where it is in neither.
     pub async fn get<T: DeserializeOwned>(&self, id: &[&str]) -> Result<Option<T>, ClientError> {
-        let key = self.key(id)?;
-        let request = || self.request(vec![key.as_str().into()]);
-        let obtained = self.core.obtain_one((&key, &self.class), &self.policy, request).await?;
-        self.typed(&key, obtained.value?)
+        self.get_by_key(&self.key(id)?, &self.policy).await
+    }
+
+    pub(super) async fn get_by_key<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        policy: &Arc<Policy>,
+    ) -> Result<Option<T>, ClientError> {
+        let request = || self.request(vec![key.into()], policy);
+        let obtained = self.core.obtain_one((key, &self.class), policy, request).await?;
+        self.typed(key, obtained.value?)
     }
 
     /// The entries of many ids, in their order, each as [`Self::get`] has it; what is missing is loaded by one statement.
@@ -106,10 +112,18 @@ impl DatasetCache {
     ) -> Result<Vec<Result<Option<T>, ClientError>>, ClientError> {
         let keys: Vec<Arc<str>> =
             ids.iter().map(|id| self.key(id).map(Arc::from)).collect::<Result<_, ClientError>>()?;
-        let (request, loader) = self.request(keys.clone());
+        Ok(self.get_many_by_key(&keys, &self.policy).await)
+    }
+
+    pub(super) async fn get_many_by_key<T: DeserializeOwned>(
+        &self,
+        keys: &[impl AsRef<str>],
+        policy: &Arc<Policy>,
+    ) -> Vec<Result<Option<T>, ClientError>> {
+        let (request, loader) = self.request(keys.iter().map(|key| key.as_ref().into()).collect(), policy);
         let obtained = self.core.obtain_many(&request, &loader).await;
-        let typed = keys.iter().zip(obtained).map(|(key, one)| self.typed(key, one.value?));
-        Ok(typed.collect())
+        let typed = keys.iter().zip(obtained).map(|(key, one)| self.typed(key.as_ref(), one.value?));
+        typed.collect()
     }
 
     /// The entry, at least as fresh as a token of a write: from Redis if the watermark says so, else from Postgres.
@@ -135,6 +149,30 @@ impl DatasetCache {
         }
     }
 
+    /// The cache that it belongs to.
+    pub(super) fn cache(&self) -> Cache {
+        Cache { core: Arc::clone(&self.core) }
+    }
+
+    pub(super) fn class(&self) -> &Arc<KeyClass> {
+        &self.class
+    }
+
+    pub(super) fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// What its keys begin with.
+    pub(super) fn prefix(&self) -> &str {
+        self.dataset.settings.key.prefix()
+    }
+
+    /// The key of an entry, by the texts of its placeholders.
+    pub(super) fn key_of_parts(&self, parts: &[String]) -> Result<String, ClientError> {
+        let problem = "has another number of parts than the dataset's key, or an empty one";
+        self.dataset.key_of(parts).ok_or_else(|| ClientError::Key { key: parts.join(" "), problem })
+    }
+
     pub(super) fn context(&self) -> &Context {
         &self.context
     }
@@ -158,12 +196,12 @@ impl DatasetCache {
     }
 
     /// A request for keys of this dataset, and what loads them.
-    fn request(&self, keys: Vec<Arc<str>>) -> (LoadRequest, Loader) {
+    fn request(&self, keys: Vec<Arc<str>>, policy: &Arc<Policy>) -> (LoadRequest, Loader) {
         let (context, dataset) = (self.context.clone(), Arc::clone(&self.dataset));
         let keys: Arc<[Arc<str>]> = keys.into();
         let request = LoadRequest {
             keys: Arc::clone(&keys),
-            policy: Arc::clone(&self.policy),
+            policy: Arc::clone(policy),
             of_dataset: Some(Arc::clone(&self.class)),
             is_forced: false,
         };

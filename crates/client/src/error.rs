@@ -81,6 +81,14 @@ pub enum ClientError {
     /// A dataset could not be loaded.
     #[error("{0}")]
     Source(Arc<dyn std::error::Error + Send + Sync>),
+    /// A setting of a space cannot be used.
+    #[error("{setting}: {problem}")]
+    Setting {
+        /// Which.
+        setting: &'static str,
+        /// What is wrong, and what to write instead.
+        problem: String,
+    },
     /// A handle of another batch, or one that was used before.
     #[error("the handle belongs to another batch")]
     Handle,

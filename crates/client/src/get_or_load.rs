@@ -134,7 +134,7 @@ impl Cache {
             shared = Some(Arc::clone(&once));
             (request(vec![key.into()], policy), self.core.one_loader::<T, L, F, U, E>(key, policy, once))
         };
-        let obtained = self.core.obtain_one((key, class), policy, both).await?;
+        let obtained = self.core.obtain_one((key, &class), policy, both).await?;
         let Some(bytes) = obtained.value? else { return Ok(None) };
         let undecodable = |reason| ClientError::Decode { key: key.to_owned(), reason };
         let reason = match class.codec.decode(&bytes) {
@@ -382,6 +382,7 @@ impl Core {
                 })
             }
         };
+        batch.iter().for_each(|entry| self.near.remove(&[entry.key]));
         let Some(first) = batch.get(0) else { return };
         let class = self.class_of(first.key);
         match refused {

@@ -1,7 +1,8 @@
 //! What is known of a key by the dataset that it belongs to: how its bytes are read, and where it is counted. Labels are by
 //! dataset, never by key.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -139,15 +140,43 @@ impl KeyClass {
 pub(super) struct KeyClasses {
     /// In the order of the configuration.
     pub datasets: Vec<Arc<KeyClass>>,
-    /// The application's own keys.
-    pub own: KeyClass,
+    /// The application's own keys in no space.
+    pub own: Arc<KeyClass>,
+    has_spaces: AtomicBool,
+    /// Those in spaces, by what the keys begin with; the longest first.
+    spaces: RwLock<Vec<(String, Arc<KeyClass>)>>,
 }
 
 impl KeyClasses {
     /// The classes of these datasets, each with its name and codec, and of the application's own keys.
     pub fn new(datasets: impl Iterator<Item = (String, Codec)>, own: Codec, metrics: &Metrics) -> Self {
         let datasets = datasets.map(|(name, codec)| Arc::new(KeyClass::new(&name, codec, metrics))).collect();
-        Self { datasets, own: KeyClass::new(NO_DATASET, own, metrics) }
+        let own = Arc::new(KeyClass::new(NO_DATASET, own, metrics));
+        Self { datasets, own, has_spaces: AtomicBool::new(false), spaces: RwLock::default() }
+    }
+
+    /// The class of the application's own key.
+    pub fn of_own(&self, key: &str) -> Arc<KeyClass> {
+        if self.has_spaces.load(Ordering::Acquire) {
+            let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, class)) = spaces.iter().find(|(prefix, _)| key.starts_with(prefix.as_str())) {
+                return Arc::clone(class);
+            }
+        }
+        Arc::clone(&self.own)
+    }
+
+    /// The class of keys that begin so; `new` is what it is where there is none yet.
+    pub fn of_space(&self, prefix: &str, new: KeyClass) -> Arc<KeyClass> {
+        let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, class)) = spaces.iter().find(|(known, _)| known == prefix) {
+            return Arc::clone(class);
+        }
+        let class = Arc::new(new);
+        spaces.push((prefix.to_owned(), Arc::clone(&class)));
+        spaces.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        self.has_spaces.store(true, Ordering::Release);
+        class
     }
 }
 

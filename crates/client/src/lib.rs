@@ -42,6 +42,7 @@ mod get_or_load;
 mod key_class;
 mod load;
 mod locks;
+mod near;
 mod policy;
 mod prefixes;
 mod read;
@@ -51,6 +52,7 @@ mod source;
 #[cfg(not(feature = "postgres"))]
 #[path = "no_source.rs"]
 mod source;
+mod space;
 mod write;
 #[cfg(feature = "postgres")]
 mod write_through;
@@ -67,11 +69,13 @@ pub use error::{ClientError, LoaderError};
 pub use events::{Events, Heard};
 pub use get_or_load::{Loaded, ManyLoaded, Partial};
 pub use locks::{LockError, LockGuard, LockOptions, Locks};
+pub use near::{IntoBytes, IntoDuration, Near};
 pub use policy::{Lifetime, LoadLockOptions, Policy, Sliding};
 pub use read::Read;
 pub use set_many::{Identified, SetManyOptions, SetReport};
 #[cfg(feature = "postgres")]
 pub use source::Snapshot;
+pub use space::{Aged, IntoLoaded, Shown, Space, SpaceBuilder, SpaceKey};
 
 // What the functions above ask for and answer with.
 pub use cachekeeper_config::{Compression, Config};

@@ -71,13 +71,13 @@ impl Core {
             self.class_in(request, key).count(one.found);
         }
         if let Some(first) = request.keys.first() {
-            self.report_slow("get_or_load_many", first, self.class_in(request, first), began.elapsed());
+            self.report_slow("get_or_load_many", first, &self.class_in(request, first), began.elapsed());
         }
         obtained
     }
 
-    fn class_in<'a>(&'a self, request: &'a LoadRequest, key: &str) -> &'a KeyClass {
-        request.of_dataset.as_deref().unwrap_or_else(|| self.class_of(key))
+    fn class_in(&self, request: &LoadRequest, key: &str) -> Arc<KeyClass> {
+        request.of_dataset.clone().unwrap_or_else(|| self.class_of(key))
     }
 
     /// The same as [`Core::look_with_counters`] for the keys at these positions.
@@ -189,7 +189,7 @@ impl Core {
     ) {
         let (core, request, loader) = (Arc::clone(self), request.clone(), Arc::clone(loader));
         let Some(first) = leaders.first().map(|(_, leader)| Arc::clone(leader.key())) else { return };
-        let span = self.span("cache.load", &first, self.class_in(&request, &first));
+        let span = self.span("cache.load", &first, &self.class_in(&request, &first));
         let load = LoadTask { core, request, loader, leaders, is_refresh };
         drop(tokio::spawn(load.run(counters).instrument(span)));
     }
@@ -220,7 +220,7 @@ impl Caller<'_> {
                     missing.push(at);
                 }
                 Look::Found(value, age) => {
-                    *obtained = Obtained::served(self.core.class_in(self.request, key), value);
+                    *obtained = Obtained::served(&self.core.class_in(self.request, key), value);
                     if age == Age::Due {
                         due.push(at);
                     }
@@ -379,7 +379,7 @@ impl LoadTask {
             match look {
                 Look::Found(value, age) if age == Age::Fresh || (age == Age::Due && !self.is_refresh) => {
                     let class = self.core.class_in(&self.request, leader.1.key());
-                    let value = Obtained::served(class, value).value.ok().flatten();
+                    let value = Obtained::served(&class, value).value.ok().flatten();
                     self.end(leader, FlightResult::Value(value));
                 }
                 _ => missing.push(leader),
@@ -404,7 +404,7 @@ impl LoadTask {
         if self.request.of_dataset.is_none() {
             class.time_load(took);
         }
-        self.core.report_slow("load", first.key(), class, took);
+        self.core.report_slow("load", first.key(), &class, took);
         let mut results: Vec<FlightResult> = match called {
             Ok(Ok(loaded)) => loaded
                 .into_iter()

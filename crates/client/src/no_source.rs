@@ -46,6 +46,10 @@ impl Source {
         std::iter::empty()
     }
 
+    pub fn prefixes(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     pub fn position_of(&self, _key: &str) -> Option<usize> {
         None
     }

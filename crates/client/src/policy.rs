@@ -188,6 +188,11 @@ impl Policy {
         self
     }
 
+    /// How long a value of this key is stored: its life, and as much longer as it is kept for bad times.
+    pub(super) fn stored_life(&self, key: &str) -> Duration {
+        self.life_of(key, self.life).saturating_add(self.fail_safe.unwrap_or_default())
+    }
+
     /// The logical life of this key's entry.
     pub(super) fn life_of(&self, key: &str, life: Duration) -> Duration {
         // The hash's upper bits as a share from 0 to below 1.
@@ -218,6 +223,13 @@ impl Policy {
             Some(share) if left <= self.life_of(key, self.life).mul_f64(share) => Age::Due,
             Some(_) | None => Age::Fresh,
         }
+    }
+}
+
+impl Default for Policy {
+    /// An hour.
+    fn default() -> Self {
+        Self::ttl(Duration::from_secs(3600))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The beginnings of an application's own keys, which it makes known to workers: events of anybody may delete such keys.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// The prefixes, and when they are to be registered again.
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
-    list: Vec<String>,
+    list: Mutex<Vec<String>>,
     /// None: at once.
     due: Mutex<Option<Instant>>,
 }
@@ -31,15 +31,25 @@ impl Prefixes {
         for prefix in wrong {
             warn!(prefix, "this cannot be the prefix of an application's keys, it is not registered");
         }
-        Self { list, due: Mutex::default() }
+        Self { list: Mutex::new(list), due: Mutex::default() }
+    }
+
+    /// One more.
+    pub fn add(&self, prefix: &str) {
+        let mut list = lock(&self.list);
+        if !list.iter().any(|known| known == prefix) {
+            list.push(prefix.to_owned());
+            drop(list);
+            *lock(&self.due) = None;
+        }
     }
 
     /// Whether it is time; then the caller registers them, and nobody else meanwhile.
     pub fn begin(&self) -> bool {
-        if self.list.is_empty() {
+        if lock(&self.list).is_empty() {
             return false;
         }
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = lock(&self.due);
         let now = Instant::now();
         let is_time = due.is_none_or(|due| due <= now);
         if is_time {
@@ -49,12 +59,13 @@ impl Prefixes {
     }
 
     fn done(&self) {
-        *self.due.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + EVERY);
+        *lock(&self.due) = Some(Instant::now() + EVERY);
     }
 
     /// Registers them with workers.
     pub async fn register(&self, backend: &Backend) {
-        match backend.register_prefixes(&self.list).await {
+        let list = lock(&self.list).clone();
+        match backend.register_prefixes(&list).await {
             Ok(true) => self.done(),
             Ok(false) => {
                 self.done();
@@ -63,4 +74,8 @@ impl Prefixes {
             Err(error) => debug!(error = %chain(&error), "prefixes are registered later"),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

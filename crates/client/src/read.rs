@@ -92,12 +92,12 @@ impl Cache {
         let typed = |(key, value): (&_, Option<Vec<u8>>)| {
             let key: &str = AsRef::<str>::as_ref(key);
             let class = self.core.class_of(key);
-            let (found, read) = typed(class, value);
+            let (found, read) = typed(&class, value);
             class.count(found);
             read.into_result()
         };
         if let Some(first) = keys.first() {
-            self.core.report_slow("get_many", first.as_ref(), self.core.class_of(first.as_ref()), took);
+            self.core.report_slow("get_many", first.as_ref(), &self.core.class_of(first.as_ref()), took);
         }
         keys.iter().zip(values).map(typed).collect()
     }
@@ -120,7 +120,7 @@ impl Core {
         }
         self.source.learn_types().await;
         let class = self.class_of(key);
-        let span = self.span("cache.get", key, class);
+        let span = self.span("cache.get", key, &class);
         let began = Instant::now();
         // Time is taken around the command only.
         let answer = if span.is_disabled() {
@@ -130,7 +130,7 @@ impl Core {
         };
         let took = began.elapsed();
         let (found, read) = match answer {
-            Ok(value) => typed(class, value),
+            Ok(value) => typed(&class, value),
             Err(error) => {
                 span.record("otel.status_code", "ERROR");
                 (ReadOutcome::Unavailable, Read::Unavailable(error))
@@ -138,7 +138,7 @@ impl Core {
         };
         span.record("cache.hit", matches!(found, ReadOutcome::Hit | ReadOutcome::Negative));
         class.count_timed(found, took);
-        self.report_slow("get", key, class, took);
+        self.report_slow("get", key, &class, took);
         read
     }
 }
@@ -252,8 +252,9 @@ impl Core {
         policy: &Policy,
         looked: Vec<ValueAndLife>,
     ) -> Vec<Look> {
-        let judge_one = |(key, looked): (&Arc<str>, ValueAndLife)| {
-            judge(key, of_dataset.unwrap_or_else(|| self.class_of(key)), policy, looked)
+        let judge_one = |(key, looked): (&Arc<str>, ValueAndLife)| match of_dataset {
+            Some(class) => judge(key, class, policy, looked),
+            None => judge(key, &self.class_of(key), policy, looked),
         };
         keys.zip(looked).map(judge_one).collect()
     }

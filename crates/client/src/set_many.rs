@@ -81,26 +81,8 @@ impl Cache {
         items: &[(impl AsRef<str> + Sync, T)],
         options: SetManyOptions,
     ) -> SetReport {
-        let began = Instant::now();
-        let core = &*self.core;
-        core.source.learn_types().await;
         let life = options.life.millis();
-        let encode = |chunk: &[(_, T)]| encode_chunk(core, chunk, life);
-        let encoded = map_chunks(items, options.chunk.max(1), encode);
-        let mut report = SetReport::default();
-        let mut sent = stream::iter(encoded.into_iter().map(async |encoded: Encoded| {
-            let done = store_chunk(core, &encoded.batch, options.refuses_older_fills).await;
-            (encoded, done)
-        }))
-        .buffer_unordered(options.parallel.max(1));
-        while let Some((encoded, failed)) = sent.next().await {
-            report.stored += encoded.batch.len() - failed.len();
-            report.failed.extend(encoded.failed);
-            report.failed.extend(failed);
-        }
-        report.elapsed = began.elapsed();
-        log(&report, items.len());
-        report
+        self.core.set_items(items, options, &|_key: &str| life, &[]).await
     }
 
     /// Stores each value under `prefix` and its id: `item:42`.
@@ -116,20 +98,56 @@ impl Cache {
     }
 }
 
-fn encode_chunk<T: Serialize>(core: &Core, chunk: &[(impl AsRef<str>, T)], life: u64) -> Encoded {
+impl Core {
+    /// Stores each value under its key, for as long as `life_of` its key says (milliseconds), and under these tags.
+    pub async fn set_items<T: Serialize + Sync>(
+        &self,
+        items: &[(impl AsRef<str> + Sync, T)],
+        options: SetManyOptions,
+        life_of: &(impl Fn(&str) -> u64 + Sync),
+        tags: &[String],
+    ) -> SetReport {
+        let began = Instant::now();
+        self.source.learn_types().await;
+        let encode = |chunk: &[(_, T)]| encode_chunk(self, chunk, life_of, tags);
+        let encoded = map_chunks(items, options.chunk.max(1), encode);
+        let mut report = SetReport::default();
+        let mut sent = stream::iter(encoded.into_iter().map(async |encoded: Encoded| {
+            let done = store_chunk(self, &encoded.batch, options.refuses_older_fills).await;
+            (encoded, done)
+        }))
+        .buffer_unordered(options.parallel.max(1));
+        while let Some((encoded, failed)) = sent.next().await {
+            report.stored += encoded.batch.len() - failed.len();
+            report.failed.extend(encoded.failed);
+            report.failed.extend(failed);
+        }
+        report.elapsed = began.elapsed();
+        log(&report, items.len());
+        report
+    }
+}
+
+fn encode_chunk<T: Serialize>(
+    core: &Core,
+    chunk: &[(impl AsRef<str>, T)],
+    life_of: &impl Fn(&str) -> u64,
+    tags: &[String],
+) -> Encoded {
     let mut encoded = Encoded::default();
     for (key, value) in chunk {
         let key = key.as_ref();
         let codec: Codec = core.class_of(key).codec;
         let checked = core.check_own(key).map_err(|error| error.to_string());
         let pushed = checked.and_then(|()| {
-            encoded.batch.push_with(life, |keys, values| {
+            encoded.batch.push_with(life_of(key), |keys, values| {
                 keys.push_str(key);
                 codec.encode_into(value, values)
             })
         });
-        if let Err(reason) = pushed {
-            encoded.failed.push((key.to_owned(), reason));
+        match pushed {
+            Ok(position) => tags.iter().for_each(|tag| encoded.batch.tag(position, tag)),
+            Err(reason) => encoded.failed.push((key.to_owned(), reason)),
         }
     }
     encoded
@@ -168,7 +186,18 @@ async fn store_chunk(core: &Core, batch: &EntryBatch, refuses_older_fills: bool)
         return Vec::new();
     }
     let keys: Vec<&str> = batch.iter().map(|entry| entry.key).collect();
-    core.flights.detach(&keys);
+    core.leave(&keys);
+    let stored = store(core, batch, &keys, refuses_older_fills).await;
+    core.near.remove(&keys);
+    stored
+}
+
+async fn store(
+    core: &Core,
+    batch: &EntryBatch,
+    keys: &[&str],
+    refuses_older_fills: bool,
+) -> Vec<(String, String)> {
     let all = |error: &ClientError| keys.iter().map(|key| ((*key).to_owned(), error.to_string())).collect();
     if refuses_older_fills {
         return core.set_now(batch).await.err().map(|error| all(&error)).unwrap_or_default();
@@ -183,7 +212,7 @@ async fn store_chunk(core: &Core, batch: &EntryBatch, refuses_older_fills: bool)
             }
             named.into_iter().map(|(key, reason)| (key.to_owned(), reason)).collect()
         }
-        Err(error) => all(&core.note(error, &keys, &[])),
+        Err(error) => all(&core.note(error, keys, &[])),
     }
 }
 

@@ -134,6 +134,12 @@ impl Source {
         })
     }
 
+    /// What the keys of datasets begin with.
+    pub fn prefixes(&self) -> Vec<&str> {
+        let datasets = self.context.iter().flat_map(|context| context.catalog.iter());
+        datasets.map(|dataset| dataset.settings.key.prefix()).collect()
+    }
+
     /// The position of the dataset that a key belongs to.
     pub fn position_of(&self, key: &str) -> Option<usize> {
         self.context.as_ref()?.catalog.position_of_key(key)

@@ -63,10 +63,11 @@ impl Cache {
         let mut batch = EntryBatch::default();
         let position = batch.push(key, bytes, life.into().millis());
         tags.iter().for_each(|tag| batch.tag(position, tag.as_ref()));
-        self.core.flights.detach(&[key]);
+        self.core.leave(&[key]);
         let (class, began) = (self.core.class_of(key), Instant::now());
         let stored = self.core.set_now(&batch).await;
-        self.core.report_slow("set", key, class, began.elapsed());
+        self.core.near.remove(&[key]);
+        self.core.report_slow("set", key, &class, began.elapsed());
         stored
     }
 
@@ -86,7 +87,13 @@ impl Cache {
     /// As [`Self::delete`].
     pub async fn delete_many(&self, keys: &[impl AsRef<str>]) -> Result<u64, ClientError> {
         keys.iter().try_for_each(|key| check_key(key.as_ref()))?;
-        self.core.flights.detach(keys);
+        self.core.leave(keys);
+        let deleted = self.delete_now(keys).await;
+        self.core.near.remove(keys);
+        deleted
+    }
+
+    async fn delete_now(&self, keys: &[impl AsRef<str>]) -> Result<u64, ClientError> {
         let (of_datasets, own): (Vec<String>, Vec<String>) = keys
             .iter()
             .map(|key| key.as_ref().to_owned())
@@ -114,8 +121,11 @@ impl Cache {
         }
         // Which of the keys under way will have the tags is not known.
         self.core.flights.detach_all();
+        self.core.leave_datasets();
         let deleted = self.core.invalidate(&[], &tags).await?;
-        match self.core.source.invalidate_tags(&tags).await {
+        let by_source = self.core.source.invalidate_tags(&tags).await;
+        self.core.leave_datasets();
+        match by_source {
             Ok(by_source) => Ok(deleted + by_source),
             Err(error) => {
                 let event = Event { tags, ..Event::default() };

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
-use super::core::Cache;
+use super::core::{Cache, Core};
 use super::dataset::DatasetCache;
 use super::error::ClientError;
 use cachekeeper_engine::write::{Parameters, WriteEffects, WriteError, Written, settle, write, write_in};
@@ -18,7 +18,11 @@ impl DatasetCache {
     /// [`WriteError`]: Postgres has nothing of it (but see [`WriteError::Unknown`]), and Redis is as it was. Redis being down
     /// is no error: [`Written::cache`] says so.
     pub async fn write(&self, parameters: &Parameters) -> Result<Written, WriteError> {
-        write(self.context(), self.name(), parameters).await
+        let written = write(self.context(), self.name(), parameters).await;
+        if let Ok(written) = &written {
+            self.cache().core.leave_written(written);
+        }
+        written
     }
 
     /// Carries out the write statement in the caller's own transaction; several may follow each other ([`WriteEffects::add`]). Call
@@ -49,6 +53,14 @@ impl DatasetCache {
     }
 }
 
+impl Core {
+    /// What was written through here is not served as it was before.
+    fn leave_written(&self, written: &Written) {
+        let keys: Vec<&String> = written.values.keys().collect();
+        self.leave(&keys);
+    }
+}
+
 impl Cache {
     /// Stores what a transaction touched, after its commit.
     ///
@@ -56,6 +68,8 @@ impl Cache {
     /// [`ClientError::NoSource`] where the cache was opened without datasets.
     pub async fn settle(&self, effects: WriteEffects) -> Result<Written, ClientError> {
         let context = self.core.source.context()?;
-        Ok(settle(context, effects).await)
+        let written = settle(context, effects).await;
+        self.core.leave_written(&written);
+        Ok(written)
     }
 }

@@ -44,8 +44,6 @@ const PAGE_MIN: usize = 10;
 
 /// Keys in Redis from which on a backfill comes first.
 const FILL_MIN: u64 = 20_000;
-/// Entries in use that come before a backfill: by key they cost several times as much.
-const USED_BEFORE_BACKFILL: usize = 10_000;
 /// Entries in use that come first at a rate: as many as so many seconds take. What is interrupted meanwhile begins anew.
 const USED_FOR_SECONDS: usize = 300;
 /// How often it is noted how far it is.
@@ -171,10 +169,10 @@ impl RevalidationScan<'_> {
     async fn begin(&mut self, metadata: &Metadata, life: &ServerLife) -> Result<Settled, EngineError> {
         let is_refreshing = self.policy == OnNewEpoch::Refresh;
         let is_filling = is_refreshing && is_worth_filling(self.context, self.dataset).await?;
-        if is_refreshing {
+        // A backfill is so fast that to find out what is in use would make it half as long again.
+        if is_refreshing && !is_filling {
             let a_while = self.rate_of_load().map(|rate| rate.saturating_mul(USED_FOR_SECONDS));
-            let most = if is_filling { Some(USED_BEFORE_BACKFILL) } else { a_while };
-            self.most_used_first(most.unwrap_or(usize::MAX)).await?;
+            self.most_used_first(a_while.unwrap_or(usize::MAX)).await?;
         }
         let cause = metadata.causes;
         if is_filling {

@@ -5,7 +5,7 @@ mod commands;
 
 use std::collections::BTreeSet;
 
-use self::commands::{LIBRARY, OPTIONAL, Optional, READER, STREAMS, WORKER};
+use self::commands::{LIBRARY, OPTIONAL, Of, Optional, READER, STREAMS, WORKER};
 use super::context::Context;
 use super::definitions;
 use crate::stores::redis::{CacheError, Denied, ServerFacts, dead_of};
@@ -119,8 +119,8 @@ impl Rights {
     #[must_use]
     pub fn commands(&self) -> Vec<String> {
         let is_asked = |one: &&Optional| match self.program {
-            Program::Worker => true,
-            Program::Library => one.is_of_library,
+            Program::Worker => one.of != Of::Library,
+            Program::Library => one.of != Of::Worker,
             Program::Reader | Program::Publisher | Program::Writer => false,
         };
         let optional = OPTIONAL.iter().filter(is_asked).map(|one| one.asked);
@@ -323,6 +323,7 @@ fn probes(rights: &Rights, keyspace: &Keyspace) -> Vec<(Probe, Vec<String>)> {
     });
     let optional = OPTIONAL
         .iter()
+        .filter(|one| one.of != Of::Library)
         .map(|one| (Probe::Optional { name: name_of(one.asked), means: one.means }, fill(one.asked)));
     rules.chain(needed).chain(optional).collect()
 }

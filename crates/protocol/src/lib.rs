@@ -8,6 +8,7 @@ pub mod event;
 pub mod freshness;
 pub mod glob;
 pub mod keyspace;
+pub mod moment;
 pub mod parameters;
 pub mod queues;
 pub mod revision;

@@ -23,6 +23,10 @@ metrics! {
         "Requests of the library's callers for locks, by how they ended";
     "lock_wait_seconds", lock_wait_seconds: Histogram = latency(),
         "Until a lock was taken";
+    "near_invalidations", near_invalidations: Counter = Counter::default(),
+        "Changes that Redis has told of to the near cache, in keys";
+    "near_gaps", near_gaps: Counter = Counter::default(),
+        "Times at which the near cache could not hear of changes any more, and was emptied";
     "breaker_state", breaker: Gauge = Gauge::default(),
         "0 closed, 1 open, 2 half-open";
 }

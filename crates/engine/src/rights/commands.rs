@@ -83,11 +83,18 @@ pub(super) const STREAMS: &[&str] = &[
     "rpush KEY v",
 ];
 
+/// Whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    Worker,
+    Library,
+    Both,
+}
+
 /// Without it something is weaker.
 pub(super) struct Optional {
     pub asked: &'static str,
-    /// Whether it is of the library too, and not of the worker alone.
-    pub is_of_library: bool,
+    pub of: Of,
     /// What is weaker.
     pub means: &'static str,
 }
@@ -95,12 +102,22 @@ pub(super) struct Optional {
 const NAMED: &str = "that a proxy has put another server behind a connection is noticed by the number of the connection alone, which \
      may be the same there";
 
+const NEAR: &str = "near caches of applications read from Redis each time";
+
 pub(super) const OPTIONAL: &[Optional] = &[
-    Optional { asked: "client setname x", is_of_library: true, means: NAMED },
-    Optional { asked: "client getname", is_of_library: true, means: NAMED },
+    Optional { asked: "client setname x", of: Of::Both, means: NAMED },
+    Optional { asked: "client getname", of: Of::Both, means: NAMED },
+    Optional { asked: "client tracking off", of: Of::Library, means: NEAR },
+    Optional { asked: "client trackinginfo", of: Of::Library, means: NEAR },
+    Optional { asked: "role", of: Of::Library, means: NEAR },
+    Optional {
+        asked: "touch KEY",
+        of: Of::Library,
+        means: "what applications read near is not told to be in use",
+    },
     Optional {
         asked: "info server",
-        is_of_library: false,
+        of: Of::Worker,
         means: "whether it evicts anything, and how much memory it uses, cannot be told; that it was rolled back is noticed by what the \
              worker writes there once a second, so a rollback of less than a second may be missed",
     },

@@ -132,7 +132,7 @@ impl Redis {
     }
 }
 
-fn parse(text: &[u8]) -> Result<Watermark, CacheError> {
+pub(super) fn parse(text: &[u8]) -> Result<Watermark, CacheError> {
     serde_json::from_slice(text)
         .map_err(|error| CacheError::unexpected("read the watermark", &error.to_string()))
 }

@@ -5,15 +5,13 @@
 //! that falls 32 MiB behind; that looks the same from here, and so does a server that has become a replica (it hears
 //! messages, and no misses), one that knows nothing of the subscription, and one to which the other commands do not go.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, Msg, ProtocolVersion, PushInfo, PushKind, Value};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use redis::{AsyncConnectionConfig, Msg, ProtocolVersion, PushInfo};
 use tokio::time::Interval;
 
 use super::endpoint::Session;
+use super::pushes::Pushes;
 use super::shared::SharedConnection;
 use super::{CacheError, Redis};
 use crate::backoff::every;
@@ -40,9 +38,7 @@ pub enum Notice {
 /// An open subscription.
 pub struct Subscription {
     session: Session,
-    messages: UnboundedReceiver<PushInfo>,
-    /// Bytes of messages that wait.
-    waiting: Arc<AtomicUsize>,
+    messages: Pushes,
     commands: SharedConnection,
     looks: Interval,
 }
@@ -55,8 +51,6 @@ impl std::fmt::Debug for Subscription {
 
 const MISS_PATTERN: &str = "__keyevent@*__:keymiss";
 const KEEP: &str = "keep the subscription";
-/// Bytes of messages that may wait; as many as Redis keeps for a subscriber.
-const WAITING_MAX: usize = 32 << 20;
 
 impl Redis {
     /// Subscribes. When this returns, every later message arrives or the subscription ends. Each `heartbeat` the server is
@@ -69,12 +63,10 @@ impl Redis {
         reply_limit: Duration,
     ) -> Result<Subscription, CacheError> {
         let failed = |source| CacheError::new("subscribe", source);
-        let (sender, messages) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(reply_limit))
-            .set_response_timeout(Some(reply_limit))
-            .set_push_sender(bounded(sender, waiting.clone()));
+            .set_response_timeout(Some(reply_limit));
+        let (config, messages) = Pushes::of(KEEP, config);
         let opened = self.connection.open_another(config, ProtocolVersion::RESP3);
         let mut session = opened.await.map_err(failed)?;
         if !channels.is_empty() {
@@ -85,7 +77,7 @@ impl Redis {
             session.connection.subscribe(channel).await.map_err(failed)?;
         }
         let commands = self.connection.clone();
-        Ok(Subscription { session, messages, waiting, commands, looks: every(heartbeat) })
+        Ok(Subscription { session, messages, commands, looks: every(heartbeat) })
     }
 }
 
@@ -99,32 +91,13 @@ impl Redis {
         self.miss().await?;
         // What the server has told before it answers here has arrived.
         subscription.look().await?;
-        while let Ok(message) = subscription.messages.try_recv() {
+        while let Some(message) = subscription.messages.waiting()? {
             if matches!(read(message), Some(Notice::Miss { .. })) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
-}
-
-/// Hands messages over as long as not too many wait. Whoever reads sees by their number that some are missing.
-fn bounded(
-    sender: UnboundedSender<PushInfo>,
-    waiting: Arc<AtomicUsize>,
-) -> impl Fn(PushInfo) -> Result<(), redis::aio::SendError> {
-    move |message| {
-        let bytes = size(&message);
-        if waiting.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_MAX || bytes == 0 {
-            return sender.send(message).map_err(|_closed| redis::aio::SendError);
-        }
-        Err(redis::aio::SendError)
-    }
-}
-
-fn size(message: &PushInfo) -> usize {
-    let bytes = |value: &Value| if let Value::BulkString(bytes) = value { bytes.len() } else { 0 };
-    message.data.iter().map(bytes).sum()
 }
 
 impl Subscription {
@@ -135,16 +108,8 @@ impl Subscription {
     pub async fn next(&mut self) -> Result<Notice, CacheError> {
         loop {
             tokio::select! {
-                message = self.messages.recv() => {
-                    let Some(message) = message else { return Err(ended("the connection ended")) };
-                    if message.kind == PushKind::Disconnection {
-                        return Err(ended("the server closed the connection"));
-                    }
-                    // What came when too much waited was not kept.
-                    if WAITING_MAX < self.waiting.fetch_sub(size(&message), Ordering::Relaxed) {
-                        return Err(ended("more messages wait than are kept"));
-                    }
-                    if let Some(notice) = read(message) {
+                message = self.messages.next() => {
+                    if let Some(notice) = read(message?) {
                         return Ok(notice);
                     }
                 }
@@ -173,8 +138,4 @@ fn read(message: PushInfo) -> Option<Notice> {
         return Some(Notice::Miss { key: String::from_utf8_lossy(&body).into_owned() });
     }
     Some(Notice::Event { channel, body })
-}
-
-fn ended(reason: &'static str) -> CacheError {
-    CacheError::new(KEEP, std::io::Error::new(std::io::ErrorKind::ConnectionReset, reason).into())
 }

@@ -1,0 +1,107 @@
+//! Reads by way of the near cache.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::{Space, SpaceKey};
+use crate::error::ClientError;
+use crate::key_class::ReadOutcome;
+use crate::near::{NearHit, NearStore};
+
+/// What a read found, near or in Redis.
+#[derive(Debug, Clone)]
+pub(super) enum Found<V> {
+    /// A value.
+    Value(V),
+    /// An explicit null.
+    Null,
+    /// Nothing.
+    Missing,
+}
+
+impl<V> Found<V> {
+    pub fn value(self) -> Option<V> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Null | Self::Missing => None,
+        }
+    }
+}
+
+/// The same, with how old it may be and how long it lives on.
+#[derive(Debug, Clone)]
+pub(super) struct NearRead<V> {
+    pub found: Found<V>,
+    /// Of one that was near; none: it comes from Redis.
+    pub stale_at_most: Option<Duration>,
+    /// Milliseconds, -1: without end; of a missing one, nothing.
+    pub left_ms: i64,
+}
+
+impl<K, V> Space<K, V>
+where
+    K: SpaceKey + ?Sized,
+    V: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    /// A value that is near and may be served.
+    pub(super) fn near_hit(&self, near: &Arc<NearStore<V>>, key: &str) -> Option<NearRead<V>> {
+        let NearHit { value, is_missing, stale_at_most, left } = near.hit(key)?;
+        let found = match value {
+            Some(value) => Found::Value(value),
+            None if is_missing => Found::Missing,
+            None => Found::Null,
+        };
+        self.class.count(match &found {
+            Found::Value(_) => ReadOutcome::Hit,
+            Found::Null => ReadOutcome::Negative,
+            Found::Missing => ReadOutcome::Miss,
+        });
+        let left_ms = left.map_or(-1, |left| i64::try_from(left.as_millis()).unwrap_or(i64::MAX));
+        Some(NearRead { found, stale_at_most: Some(stale_at_most), left_ms })
+    }
+
+    /// The value: near, or from Redis, and then near for who comes next.
+    pub(super) async fn read_near(
+        &self,
+        near: &Arc<NearStore<V>>,
+        key: &str,
+    ) -> Result<NearRead<V>, ClientError> {
+        let core = &self.cache.core;
+        core.near.follow();
+        if let Some(hit) = self.near_hit(near, key) {
+            return Ok(hit);
+        }
+        let ticket = near.begin(key).await;
+        if let Some(hit) = self.near_hit(near, key) {
+            return Ok(hit);
+        }
+        let mut looked = core.ask("read an entry", core.backend.look(&[key])).await?;
+        let (bytes, left_ms) = looked.pop().unwrap_or((None, -1));
+        let Some(bytes) = bytes else {
+            self.class.count(ReadOutcome::Miss);
+            ticket.keep_missing();
+            return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms });
+        };
+        let codec = self.class.codec;
+        let found = match codec.decode::<V>(&bytes) {
+            Ok(value) => {
+                self.class.count(ReadOutcome::Hit);
+                ticket.keep(Some(value.clone()), bytes.len(), left_ms);
+                Found::Value(value)
+            }
+            Err(_) if bytes == codec.null() => {
+                self.class.count(ReadOutcome::Negative);
+                ticket.keep(None, bytes.len(), left_ms);
+                Found::Null
+            }
+            Err(reason) => {
+                self.class.count(ReadOutcome::Undecodable);
+                tracing::debug!(dataset = %self.class.label, reason, "a value does not decode, it counts as a miss");
+                Found::Missing
+            }
+        };
+        Ok(NearRead { found, stale_at_most: None, left_ms })
+    }
+}

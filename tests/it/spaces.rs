@@ -1,0 +1,133 @@
+//! Spaces: one policy, format and label for keys of one kind; datasets as spaces.
+
+use std::time::Duration;
+
+use cachekeeper::app::Worker;
+use cachekeeper_client::{Cache, ClientError, Loaded, Near, Policy, ValueFormat};
+use redis::AsyncCommands;
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{HOUR, Product, cache_of, product};
+use crate::feed::{DATASETS, TABLES, ready};
+use crate::support::{RedisRig, Rig, wait_until};
+
+#[tokio::test]
+async fn what_a_space_stores_is_what_it_expects() {
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let minute = Duration::from_secs(60);
+    let policy = Policy::ttl(Duration::from_secs(10)).fail_safe(minute).tags(["all"]);
+    let space = cache.space::<(u32, str_key::Text), Product>("product").policy(policy).build().unwrap();
+    let key = (1, str_key::text("eur"));
+    assert_eq!(space.key(&key).unwrap(), "product:1:eur");
+    // A set lives as long as a fill would, so a read takes it for fresh (E7).
+    space.set(&key, &product(1)).await.unwrap();
+    let left: i64 = rig.client().await.pttl("product:1:eur").await.unwrap();
+    assert!((69_000..=70_000).contains(&left), "{left}");
+    let loaded = space.get_or_load(&key, || async { Err::<Product, _>("not to be asked") }).await.unwrap();
+    assert_eq!(loaded, Some(product(1)));
+    assert_eq!(space.get_many(&[&key, &(2, str_key::text("usd"))]).await.unwrap(), [Some(product(1)), None]);
+    assert_eq!(cache.invalidate_tags(&["all"]).await.unwrap(), 1);
+    assert_eq!(space.get(&key).await.unwrap(), None);
+    let many = [((3, str_key::text("a")), product(3)), ((4, str_key::text("b:c")), product(4))];
+    let report = space.set_many(many.iter().map(|(key, value)| (key, value))).await.unwrap();
+    assert_eq!((report.stored, report.is_complete()), (2, true));
+    assert_eq!(cache.get::<Product>("product:4:b%3Ac").await.unwrap(), Some(product(4)));
+    assert_eq!(cache.invalidate_tags(&["all"]).await.unwrap(), 2);
+    // A call may have another policy.
+    space.with(Policy::ttl(minute)).set(&key, &product(2)).await.unwrap();
+    let left: i64 = rig.client().await.pttl("product:1:eur").await.unwrap();
+    assert!((59_000..=60_000).contains(&left), "{left}");
+    assert!(space.exists(&key).await.unwrap());
+    assert_eq!(space.delete_many(&[&key]).await.unwrap(), 1);
+    let metrics = cache.render_metrics().unwrap();
+    assert!(metrics.contains(r#"reads_total{dataset="product",outcome="hit"} 3"#), "{metrics}");
+}
+
+/// Texts as parts of keys.
+mod str_key {
+    pub type Text = String;
+
+    pub fn text(text: &str) -> Text {
+        text.to_owned()
+    }
+}
+
+#[tokio::test]
+async fn loaders_answer_a_value_an_option_or_more() {
+    let cache = Cache::in_memory().build();
+    let space = cache.space::<str, u32>("n").build().unwrap();
+    let plain = space.get_or_load("a", || async { Ok::<_, std::io::Error>(1) }).await.unwrap();
+    let option = space.get_or_load("b", || async { Ok::<_, std::io::Error>(Some(2)) }).await.unwrap();
+    let none = space.get_or_load("c", || async { Ok::<Option<u32>, std::io::Error>(None) }).await.unwrap();
+    let loaded = || async { Ok::<_, std::io::Error>(Loaded::found(4).life(Duration::from_secs(5))) };
+    let more = space.get_or_load("d", loaded).await.unwrap();
+    assert_eq!((plain, option, none, more), (Some(1), Some(2), None, Some(4)));
+}
+
+#[tokio::test]
+async fn a_space_has_a_format_of_its_own_and_wrong_names_are_told() {
+    let cache = Cache::in_memory().build();
+    let space = cache.space::<u32, Product>("json").format(ValueFormat::Json).build().unwrap();
+    space.set(&1, &product(1)).await.unwrap();
+    let bytes = cache.get_bytes("json:1").await.unwrap().unwrap();
+    assert!(bytes.starts_with(b"{\"id\":1"), "{bytes:?}");
+    // What reads by the whole key reads the same.
+    assert_eq!(cache.get::<Product>("json:1").await.unwrap(), Some(product(1)));
+    let other = cache.space::<u32, Product>("json").build();
+    assert!(matches!(other, Err(ClientError::Setting { setting: "format", .. })), "{other:?}");
+    for name in ["", "ck:{shop:0}"] {
+        let wrong = cache.space::<u32, Product>(name).build();
+        assert!(matches!(wrong, Err(ClientError::Key { .. })), "{name:?}");
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Row {
+    id: i32,
+    name: String,
+    price: i64,
+}
+
+/// A dataset is a space whose loader is Postgres; near, a change in the database is seen within the bound and the watermark's age.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dataset_is_a_space() {
+    let rig = Rig::start(TABLES).await;
+    let config = rig.config(DATASETS);
+    let worker = Worker::start(config.clone()).await.unwrap();
+    ready(&worker).await;
+    let cache = Cache::open(&config).unwrap().build();
+    let dataset = cache.dataset("product").unwrap();
+    let space = dataset.space::<i32, Row>().near(Near::bytes("4MiB")).build().unwrap();
+    assert_eq!(space.key(&7).unwrap(), "product:7");
+    assert_eq!(space.get(&7).await.unwrap().unwrap().id, 7);
+    wait_until("it is near, and how old it may be is told", async || {
+        let read = space.get_aged(&7).await.map_err(|error| error.to_string())?;
+        let is_told = !read.behind_redis.is_zero() && read.behind_database.is_some();
+        if is_told { Ok(()) } else { Err(format!("{read:?}")) }
+    })
+    .await;
+    rig.postgres.execute("update products set price = 424242 where id = 7").await.unwrap();
+    wait_until("the change is seen", async || {
+        let read = space.get(&7).await.unwrap().unwrap();
+        if read.price == 424_242 { Ok(()) } else { Err(format!("{read:?}")) }
+    })
+    .await;
+    // What is missing in Redis is loaded.
+    let _: u64 = rig.client().await.del("product:8").await.unwrap();
+    wait_until("what is missing is loaded", async || {
+        let many = space.get_many(&[&8, &7, &1_000_000]).await.map_err(|error| error.to_string())?;
+        if many[0].is_some() && many[1].is_some() && many[2].is_none() {
+            Ok(())
+        } else {
+            Err(format!("{many:?}"))
+        }
+    })
+    .await;
+    let refused = space.set(&7, &Row { id: 7, name: String::new(), price: 0 }).await;
+    assert!(matches!(refused, Err(ClientError::OfDataset { .. })), "{refused:?}");
+    let mut policy = Policy::ttl(HOUR);
+    policy = policy.hard_timeout(Duration::from_secs(5));
+    assert_eq!(space.with(policy).get(&7).await.unwrap().unwrap().price, 424_242);
+    assert!(worker.stop().await);
+}
