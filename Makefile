@@ -29,6 +29,7 @@ bench: servers
 faults: servers older
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-320} $(CARGO) test --locked --test it oracle::no_fault -- --nocapture
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-50} $(CARGO) test --locked --test it oracle::network -- --nocapture
+	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-100} $(CARGO) test --locked --test it near_bound:: -- --nocapture
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-30} $(CARGO) test --locked --test it oracle::replicas -- --nocapture
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-16} $(CARGO) test --locked --test it oracle::upgrade -- --nocapture
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper_client::{Cache, Policy, SetManyOptions};
+use cachekeeper_client::{Cache, Near, Policy, SetManyOptions};
 use cachekeeper_testkit::servers::Redis;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -55,6 +55,9 @@ async fn main() {
         set_many(&redis.url(), "loopback").await;
         set_many(&format!("redis://{slow}/0"), "a link with 0.5 ms round trip").await;
     }
+    if wants("near") {
+        near(&redis).await;
+    }
     if wants("cold") {
         cold(&redis).await;
     }
@@ -67,6 +70,84 @@ async fn raw(url: &str) -> MultiplexedConnection {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Price {
+    cents: i64,
+    at: u64,
+}
+
+/// Reads of one task that are timed together: a clock costs as much as a read.
+const TIMED: usize = 1_000;
+
+/// Nanoseconds of a read, each of so many.
+async fn nanos<U: Future<Output = ()>>(count: usize, read: impl Fn(usize) -> U) -> Vec<f64> {
+    let mut each = Vec::new();
+    for round in 0..count / TIMED {
+        let began = Instant::now();
+        for n in 0..TIMED {
+            read(round + n).await;
+        }
+        each.push(began.elapsed().as_nanos() as f64 / TIMED as f64);
+    }
+    each
+}
+
+/// Hits of the near cache, beside the bare store that it is made of.
+async fn near(redis: &Redis) {
+    let cache = Cache::connect(&redis.url(), "bench").unwrap().build();
+    let space = cache.space::<u64, Price>("price").near(Near::bytes("64MiB")).build().unwrap();
+    let prices: Vec<(u64, Price)> = (0..1_000).map(|id| (id, Price { cents: 999, at: id })).collect();
+    assert!(space.set_many(prices.iter().map(|(id, price)| (id, price))).await.unwrap().is_complete());
+    let bare = Arc::new(quick_cache::sync::Cache::<Arc<str>, Arc<Price>>::new(10_000));
+    for (id, price) in &prices {
+        bare.insert(format!("price:{id}").into(), Arc::new(*price));
+    }
+    // Until all of them are near.
+    let is_near = async || {
+        for (id, _) in &prices {
+            if space.get_aged(id).await.unwrap().behind_redis.is_zero() {
+                return false;
+            }
+        }
+        true
+    };
+    while !is_near().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (mut ours, mut bares) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let near = |n: usize| {
+            let space = &space;
+            async move {
+                std::hint::black_box(space.get(&(n as u64 % 1_000)).await.unwrap().unwrap());
+            }
+        };
+        ours.extend(nanos(1_000_000, near).await);
+        let stored = |n: usize| {
+            let bare = &bare;
+            async move {
+                let key = format!("price:{}", n % 1_000);
+                std::hint::black_box(bare.get(key.as_str()).unwrap());
+            }
+        };
+        bares.extend(nanos(1_000_000, stored).await);
+    }
+    let (ours, bares) = (median(ours), median(bares));
+    let shared = space.clone();
+    let both = rate(2, 5_000_000, move |n| {
+        let space = shared.clone();
+        async move {
+            std::hint::black_box(space.get(&(n as u64)).await.unwrap().unwrap());
+        }
+    })
+    .await;
+    println!(
+        "a near hit: p50 {ours:.0} ns, of the bare store {bares:.0} ns (both with the key as a text); {:.1} million reads a second by two \
+         tasks\n",
+        both / 1e6
+    );
 }
 
 /// Reads a second by many tasks over one connection.

@@ -17,6 +17,8 @@ use crate::support::wait_until;
 
 const KEYS: usize = 20;
 const STALENESS: Duration = Duration::from_millis(300);
+/// How long commands may go to a demoted server.
+const DEMOTED_FOR: Duration = Duration::from_secs(3);
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,8 @@ struct Arena {
     /// What was written, by key, with when it was acknowledged.
     written: Mutex<Vec<Vec<(Instant, u64)>>>,
     violations: Mutex<Vec<String>>,
+    /// When a server was demoted whose connections live on.
+    demoted: Mutex<Option<Instant>>,
     near: AtomicU64,
     reads: AtomicU64,
     is_over: AtomicBool,
@@ -84,6 +88,7 @@ impl Arena {
             way,
             written: Mutex::new(vec![Vec::new(); KEYS]),
             violations: Mutex::default(),
+            demoted: Mutex::default(),
             near: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
@@ -140,6 +145,11 @@ impl Arena {
     }
 
     fn judge(&self, key: usize, began: Instant, read: &Aged<u64>) {
+        // It may answer what is not near for a while.
+        let is_demoted = self.demoted.lock().unwrap().is_some_and(|demoted| demoted.elapsed() < DEMOTED_FOR);
+        if is_demoted && read.behind_redis.is_zero() {
+            return;
+        }
         let before = began - read.behind_redis;
         let written = self.written.lock().unwrap();
         let newest = written[key].iter().rev().find(|(at, _)| *at <= before);
@@ -230,9 +240,11 @@ impl Arena {
             if held.load(Ordering::Relaxed) == 1 { Ok(()) } else { Err("no replica".to_owned()) }
         })
         .await;
+        *self.demoted.lock().unwrap() = Some(Instant::now());
         command(other, &["REPLICAOF", "NO", "ONE"]).await;
         command(old, &["REPLICAOF", "127.0.0.1", &other.to_string()]).await;
         self.way.aim(other);
+        *self.demoted.lock().unwrap() = Some(Instant::now());
         *master = other;
     }
 

@@ -79,6 +79,14 @@ impl Backend {
         }
     }
 
+    /// The same for one key, on the server with this mark; none: another one has answered.
+    pub async fn look_marked(&self, key: &str, mark: &str) -> Result<Option<ValueAndLife>, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.read_marked(key, mark).await,
+            Self::Memory(_) => Ok(None),
+        }
+    }
+
     pub async fn look_with_counters(
         &self,
         keys: &[impl AsRef<str>],

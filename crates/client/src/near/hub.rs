@@ -65,6 +65,8 @@ pub(in super::super) struct NearHub {
     /// Nanoseconds since `base`, plus one; 0: nothing is proved.
     proved: AtomicU64,
     watermark: Mutex<Option<Watermark>>,
+    /// Of the server that tells of changes; none: nothing does.
+    mark: Mutex<Option<Arc<str>>>,
     used: Mutex<Vec<Arc<str>>>,
     is_followed: AtomicBool,
 }
@@ -87,6 +89,7 @@ impl NearHub {
             generation: AtomicU64::new(1),
             proved: AtomicU64::new(0),
             watermark: Mutex::default(),
+            mark: Mutex::default(),
             used: Mutex::default(),
             is_followed: AtomicBool::new(false),
         })
@@ -119,6 +122,11 @@ impl NearHub {
         self.generation.load(Ordering::Acquire) == proof.generation
     }
 
+    /// The mark of the server that tells of changes: what is kept was read there.
+    pub fn mark(&self) -> Option<Arc<str>> {
+        lock(&self.mark).clone()
+    }
+
     pub(super) fn prove(&self, since: Instant) {
         let nanos = since.saturating_duration_since(self.base).as_nanos();
         self.proved.store(u64::try_from(nanos).unwrap_or(u64::MAX - 1) + 1, Ordering::Release);
@@ -130,6 +138,7 @@ impl NearHub {
         self.proved.store(0, Ordering::Release);
         self.generation.fetch_add(1, Ordering::AcqRel);
         *lock(&self.watermark) = None;
+        *lock(&self.mark) = None;
         self.clear();
     }
 
@@ -298,6 +307,9 @@ impl Following {
             Ok(opened) => opened?,
             Err(_elapsed) => return Err(CacheError::timed_out("hear what changes")),
         };
+        if let Some(hub) = self.0.upgrade() {
+            *lock(&hub.mark) = Some(tracking.mark().into());
+        }
         loop {
             let Some(hub) = self.0.upgrade() else { return Ok(()) };
             let changed = async {

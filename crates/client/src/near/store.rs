@@ -132,9 +132,11 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
         let key: Arc<str> = key.into();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (ends, ended) = watch::channel(());
+        // The mark first: after a gap both are others, and the generation is looked at once more.
+        let mark = self.hub.mark();
         let generation = self.hub.proof().map(|proof| proof.generation);
         self.lock().insert(Arc::clone(&key), Reading { number, ended });
-        NearTicket { store: Arc::clone(self), key, number, generation, _ends: ends }
+        NearTicket { store: Arc::clone(self), key, number, generation, mark, _ends: ends }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Reading>> {
@@ -170,6 +172,8 @@ pub(in super::super) struct NearTicket<T: Clone + Send + Sync + 'static> {
     number: u64,
     /// None: nothing was proved when it began.
     generation: Option<u64>,
+    /// Of the server where it has to be read.
+    pub mark: Option<Arc<str>>,
     _ends: watch::Sender<()>,
 }
 

@@ -77,23 +77,34 @@ where
         if let Some(hit) = self.near_hit(near, key) {
             return Ok(hit);
         }
-        let mut looked = core.ask("read an entry", core.backend.look(&[key])).await?;
-        let (bytes, left_ms) = looked.pop().unwrap_or((None, -1));
+        let marked = match &ticket.mark {
+            Some(mark) => core.ask("read an entry", core.backend.look_marked(key, mark)).await?,
+            None => None,
+        };
+        let is_kept = marked.is_some();
+        let (bytes, left_ms) = match marked {
+            Some(read) => read,
+            None => {
+                let mut looked = core.ask("read an entry", core.backend.look(&[key])).await?;
+                looked.pop().unwrap_or((None, -1))
+            }
+        };
+        let ticket = is_kept.then_some(&ticket);
         let Some(bytes) = bytes else {
             self.class.count(ReadOutcome::Miss);
-            ticket.keep_missing();
+            ticket.inspect(|ticket| ticket.keep_missing());
             return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms });
         };
         let codec = self.class.codec;
         let found = match codec.decode::<V>(&bytes) {
             Ok(value) => {
                 self.class.count(ReadOutcome::Hit);
-                ticket.keep(Some(value.clone()), bytes.len(), left_ms);
+                ticket.inspect(|ticket| ticket.keep(Some(value.clone()), bytes.len(), left_ms));
                 Found::Value(value)
             }
             Err(_) if bytes == codec.null() => {
                 self.class.count(ReadOutcome::Negative);
-                ticket.keep(None, bytes.len(), left_ms);
+                ticket.inspect(|ticket| ticket.keep(None, bytes.len(), left_ms));
                 Found::Null
             }
             Err(reason) => {

@@ -17,8 +17,9 @@ use crate::policy::Age;
 pub struct Aged<V> {
     /// The value; none: there is none.
     pub value: Option<V>,
-    /// Whatever was changed in Redis more than this before the answer is seen: nothing for a value from Redis itself, the age of the
-    /// near cache's proof for one that is near.
+    /// Whatever was changed in Redis more than this before the call is seen: the age of the near cache's proof for a value that is near,
+    /// nothing for one from Redis itself, as the server that answered has it. (For about a second after a failover that leaves
+    /// connections open, a demoted server may still answer; near values are read from the server that tells of changes, and no other.)
     pub behind_redis: Duration,
     /// How far Redis may be behind the database, for entries of a dataset: the age of the watermark, by the clocks of this machine and of
     /// the database. None: it is not known (there is no watermark, the dataset is not covered, or the space is none of a dataset).

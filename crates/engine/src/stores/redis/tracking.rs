@@ -16,10 +16,12 @@ use super::advance::{Watermark, parse};
 use super::endpoint::Session;
 use super::pushes::Pushes;
 use super::shared::SharedConnection;
-use super::{CacheError, Redis};
+use super::{CacheError, Redis, ValueAndLife};
 use crate::backoff::every;
 
 const WHAT: &str = "hear what changes";
+/// Reads on the server whose changes are told, and on no other.
+const MARKED_READ: &str = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}";
 
 /// What came in.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +54,7 @@ pub struct Tracking {
     commands: SharedConnection,
     heartbeats: Interval,
     watermark_key: String,
+    mark: String,
     /// The heartbeat that is under way, and its answer.
     under_way: Option<(Heartbeat, Answer)>,
     /// One that has been answered: what was told before its answer has still to be handed out.
@@ -93,17 +96,35 @@ impl Redis {
             command.arg("PREFIX").arg(prefix);
         }
         let _ok: String = command.query_async(&mut session.connection).await.map_err(failed)?;
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(format!("-- {:032x}\n{MARKED_READ}", rand::random::<u128>()));
+        let mark: String = load.query_async(&mut session.connection).await.map_err(failed)?;
         Ok(Tracking {
             session,
             messages,
             commands: self.connection.clone(),
             heartbeats: every(heartbeat),
             watermark_key: self.keys.metadata().watermark.clone(),
+            mark,
             under_way: None,
             answered: None,
             before: None,
             watermark: None,
         })
+    }
+
+    /// A value with its remaining lifetime, read on the server that has this mark. None: another one has answered, which may be older
+    /// than what is told of changes.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn read_marked(&self, key: &str, mark: &str) -> Result<Option<ValueAndLife>, CacheError> {
+        let command = redis::cmd("EVALSHA").arg(mark).arg(1).arg(key).to_owned();
+        match self.command::<ValueAndLife>("read an entry", &command).await {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.source.code() == Some("NOSCRIPT") => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Tells the server that these entries are in use.
@@ -120,6 +141,13 @@ impl Redis {
 }
 
 impl Tracking {
+    /// What tells its server from all others, and from itself before this connection ([`Redis::read_marked`]): a script that nobody else
+    /// has. Scripts go to no replica, and are lost with the process.
+    #[must_use]
+    pub fn mark(&self) -> &str {
+        &self.mark
+    }
+
     /// What comes next.
     ///
     /// # Errors
