@@ -1,9 +1,11 @@
 //! Spaces: one policy, format and label for keys of one kind; datasets as spaces.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
-use cachekeeper_client::{Cache, ClientError, Loaded, Near, Policy, ValueFormat};
+use cachekeeper_client::{Cache, ClientError, Freshness, Loaded, Near, Policy, Token, ValueFormat};
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +67,36 @@ async fn loaders_answer_a_value_an_option_or_more() {
     assert_eq!((plain, option, none, more), (Some(1), Some(2), None, Some(4)));
 }
 
+/// A value that lives shorter than the policy says is not loaded ahead from its first moment on (faults E6).
+#[tokio::test(start_paused = true)]
+async fn a_life_of_its_own_is_loaded_ahead_in_its_own_last_share() {
+    let cache = Cache::in_memory().build();
+    let policy = Policy::ttl(Duration::from_secs(300)).eager(0.2);
+    let space = cache.space::<str, u32>("n").policy(policy).build().unwrap();
+    let loads = Arc::new(AtomicU32::new(0));
+    let read = async || {
+        let counted = Arc::clone(&loads);
+        let load = move || async move {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(Loaded::found(1).life(Duration::from_secs(30)))
+        };
+        assert_eq!(space.get_or_load("a", load).await.unwrap(), Some(1));
+        // Loads ahead are tasks of their own.
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        loads.load(Ordering::Relaxed)
+    };
+    for _ in 0..40 {
+        assert_eq!(read().await, 1);
+    }
+    tokio::time::advance(Duration::from_secs(23)).await;
+    assert_eq!(read().await, 1);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    read().await;
+    assert_eq!(read().await, 2);
+}
+
 #[tokio::test]
 async fn a_space_has_a_format_of_its_own_and_wrong_names_are_told() {
     let cache = Cache::in_memory().build();
@@ -113,6 +145,27 @@ async fn a_dataset_is_a_space() {
         if read.price == 424_242 { Ok(()) } else { Err(format!("{read:?}")) }
     })
     .await;
+    // Read your writes.
+    let mut session = rig.postgres.session().await.unwrap();
+    for price in 1..=20 {
+        session.execute(&format!("update products set price = {price} where id = 9")).await.unwrap();
+        let token = session.text("select cachekeeper.token()").await.unwrap().unwrap();
+        let token: Token = token.parse().unwrap();
+        assert_eq!(space.get_at(&9, &token).await.unwrap().unwrap().price, price);
+        let read = space.read_at(&9, &token, Duration::from_secs(30)).await.unwrap();
+        assert_eq!((read.value.unwrap().price, read.freshness), (price, Freshness::Fresh));
+    }
+    let of_another_life: Token = "another/100:100:".parse().unwrap();
+    let read = space.read_at(&9, &of_another_life, Duration::ZERO).await.unwrap();
+    assert_eq!((read.value.unwrap().price, read.freshness), (20, Freshness::Unknown));
+    let mut later: Token =
+        session.text("select cachekeeper.token()").await.unwrap().unwrap().parse().unwrap();
+    later.snapshot = "4000000000:4000000000:".parse().unwrap();
+    let read = space.read_at(&9, &later, Duration::from_millis(50)).await.unwrap();
+    assert!(
+        matches!(read.freshness, Freshness::StaleAtMost(age) if age < Duration::from_secs(60)),
+        "{read:?}"
+    );
     // What is missing in Redis is loaded.
     let _: u64 = rig.client().await.del("product:8").await.unwrap();
     wait_until("what is missing is loaded", async || {

@@ -132,19 +132,26 @@ impl DatasetCache {
         id: &[&str],
         token: &Token,
     ) -> Result<Option<T>, ClientError> {
-        let key: Arc<str> = self.key(id)?.into();
+        self.get_since_by_key(&self.key(id)?.into(), token).await
+    }
+
+    pub(super) async fn get_since_by_key<T: DeserializeOwned>(
+        &self,
+        key: &Arc<str>,
+        token: &Token,
+    ) -> Result<Option<T>, ClientError> {
         let command = async {
-            match tokens::get(&self.context, &key, token).await {
+            match tokens::get(&self.context, key, token).await {
                 Ok(found) => Ok(Some(found)),
                 Err(EngineError::Cache(error)) => Err(error),
                 Err(_other) => Ok(None),
             }
         };
         match self.core.ask("read an entry and the watermark", command).await {
-            Ok(Some(tokens::TokenRead::Fresh(Some(bytes)))) => self.typed(&key, Some(bytes.into())),
+            Ok(Some(tokens::TokenRead::Fresh(Some(bytes)))) => self.typed(key, Some(bytes.into())),
             _ => {
-                let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(&key)], true).await?;
-                self.typed(&key, loaded.into_iter().next().unwrap_or(Ok(None))?)
+                let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(key)], true).await?;
+                self.typed(key, loaded.into_iter().next().unwrap_or(Ok(None))?)
             }
         }
     }

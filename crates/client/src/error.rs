@@ -11,6 +11,7 @@ pub type LoaderError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// Why an operation of the library failed. A miss is not an error, and an error is never reported as a miss.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClientError {
     /// Redis was not reached, or takes no commands.
     #[error(
@@ -25,7 +26,7 @@ pub enum ClientError {
     },
     /// Redis refused the command; it was not applied.
     #[error("{0}")]
-    Refused(Arc<CacheError>),
+    Refused(#[source] Arc<CacheError>),
     /// The key cannot be used.
     #[error("key {key:?} {problem}")]
     Key {
@@ -71,7 +72,7 @@ pub enum ClientError {
     },
     /// The loader failed.
     #[error("loading failed: {0}")]
-    Loader(LoaderError),
+    Loader(#[source] LoaderError),
     /// The loader panicked.
     #[error("the loader panicked")]
     LoaderPanicked,
@@ -80,7 +81,7 @@ pub enum ClientError {
     Timeout(Duration),
     /// A dataset could not be loaded.
     #[error("{0}")]
-    Source(Arc<dyn std::error::Error + Send + Sync>),
+    Source(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// A setting of a space cannot be used.
     #[error("{setting}: {problem}")]
     Setting {

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
 use super::error::ClientError;
 use super::key_class::KeyClass;
+use super::keys_until::KeysUntil;
 use super::policy::Policy;
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, LeaseGrant, Redis};
 use cachekeeper_protocol::counters::InvalidationCounters;
@@ -77,11 +77,10 @@ struct Flight {
 pub(super) struct Flights {
     by_key: Mutex<HashMap<Arc<str>, Arc<Flight>>>,
     /// Keys whose load failed, and until when it is not tried again where a stale value is at hand.
-    cooling: Mutex<HashMap<Arc<str>, Instant>>,
+    pub failed: KeysUntil,
+    /// Keys whose values live otherwise than their policy says, and until when they are not loaded ahead.
+    pub not_due: KeysUntil,
 }
-
-/// Failed keys that are remembered before those that are over are dropped.
-const COOLING_MAX: usize = 10_000;
 
 /// Somebody who waits for a load.
 #[derive(Debug)]
@@ -146,29 +145,6 @@ impl Flights {
     /// The same for all keys, where it is not known which are meant.
     pub fn detach_all(&self) {
         lock(&self.by_key).clear();
-    }
-
-    /// A load of this key failed: for a while the stale value is served without another try.
-    pub fn cool(&self, key: &Arc<str>, until: Instant) {
-        let mut cooling = lock(&self.cooling);
-        if COOLING_MAX <= cooling.len() {
-            let now = Instant::now();
-            cooling.retain(|_, until| now < *until);
-        }
-        cooling.insert(Arc::clone(key), until);
-    }
-
-    /// Whether a load of this key failed a short while ago.
-    pub fn is_cooling(&self, key: &str) -> bool {
-        let mut cooling = lock(&self.cooling);
-        match cooling.get(key) {
-            Some(until) if Instant::now() < *until => true,
-            Some(_) => {
-                cooling.remove(key);
-                false
-            }
-            None => false,
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::core::{Cache, Core, check_key};
@@ -359,6 +360,7 @@ impl Core {
         let position = match (&bytes, policy.negative) {
             (Some(bytes), _) => {
                 let life = policy.life_of(key, loaded.life.unwrap_or(policy.life));
+                self.note_own_life(key, policy, loaded.life);
                 batch.push(key, bytes, policy.stored_millis(life))
             }
             (None, Some(life)) => batch.push(key, codec.null(), policy.stored_millis(life)),
@@ -367,6 +369,17 @@ impl Core {
         };
         policy.tags.iter().chain(&loaded.tags).for_each(|tag| batch.tag(position, tag));
         Ok(bytes.map(Bytes::from))
+    }
+
+    /// How old a value is, is told from what remains of its life, by the policy's life. One with a life of its own would seem to be due
+    /// from its first moment, and be loaded again by every read (faults E6).
+    fn note_own_life(&self, key: &str, policy: &Policy, own: Option<Duration>) {
+        if let (Some(own), Some(share)) = (own, policy.eager) {
+            let until = Instant::now().checked_add(own.mul_f64(1.0 - share));
+            if let Some(until) = until {
+                self.flights.not_due.put(&key.into(), until);
+            }
+        }
     }
 
     /// Stores fills. What is refused or fails is not stored: whoever loaded it has it.

@@ -40,6 +40,7 @@ mod events;
 mod flight;
 mod get_or_load;
 mod key_class;
+mod keys_until;
 mod load;
 mod locks;
 mod near;
@@ -76,6 +77,8 @@ pub use set_many::{Identified, SetManyOptions, SetReport};
 #[cfg(feature = "postgres")]
 pub use source::Snapshot;
 pub use space::{Aged, IntoLoaded, Shown, Space, SpaceBuilder, SpaceKey};
+#[cfg(feature = "postgres")]
+pub use space::{Freshness, ReadAt};
 
 // What the functions above ask for and answer with.
 pub use cachekeeper_config::{Compression, Config};

@@ -156,7 +156,11 @@ impl Core {
 
     /// Loads values that will soon be old, once, without anybody waiting.
     fn refresh_in_background(self: &Arc<Self>, request: &LoadRequest, loader: &Loader, mut due: Vec<usize>) {
-        let is_idle = |key: &Arc<str>| !self.flights.is_under_way(key) && !self.flights.is_cooling(key);
+        let is_idle = |key: &Arc<str>| {
+            !self.flights.is_under_way(key)
+                && !self.flights.failed.holds(key)
+                && !self.flights.not_due.holds(key)
+        };
         due.retain(|at| request.keys.get(*at).is_some_and(is_idle));
         if due.is_empty() {
             return;
@@ -244,7 +248,7 @@ impl Caller<'_> {
     /// Serves an old value where the last load has just failed.
     fn is_served_while_cooling(&mut self, at: usize) -> bool {
         let Some(value) = self.old_value(at) else { return false };
-        let is_cooling = self.request.keys.get(at).is_some_and(|key| self.core.flights.is_cooling(key));
+        let is_cooling = self.request.keys.get(at).is_some_and(|key| self.core.flights.failed.holds(key));
         if is_cooling {
             self.put(at, Obtained::stale(value));
         }
@@ -438,7 +442,7 @@ impl LoadTask {
         };
         self.core.class_in(&self.request, leader.key()).count_load(outcome);
         if matches!(outcome, LoadOutcome::Failed | LoadOutcome::Panicked) {
-            self.core.flights.cool(leader.key(), Instant::now() + self.request.policy.throttle);
+            self.core.flights.failed.put(leader.key(), Instant::now() + self.request.policy.throttle);
         }
         leader.end(&self.core.flights, result);
     }

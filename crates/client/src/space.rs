@@ -4,6 +4,8 @@ mod far;
 mod keys;
 mod near_reads;
 mod reads;
+#[cfg(feature = "postgres")]
+mod tokens;
 mod writes;
 
 use std::marker::PhantomData;
@@ -14,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 pub use keys::{Shown, SpaceKey};
 pub use reads::{Aged, IntoLoaded};
+#[cfg(feature = "postgres")]
+pub use tokens::{Freshness, ReadAt};
 
 use super::codec::{Codec, ValueFormat};
 use super::core::{Cache, check_key};

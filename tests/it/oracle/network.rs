@@ -40,7 +40,7 @@ pub struct Encryption {
 impl Encryption {
     pub fn new() -> Self {
         let authority = Authority::new().unwrap();
-        let server = authority.issue("server", "IP:127.0.0.1").unwrap();
+        let server = authority.issue("server", "IP:127.0.0.1").unwrap().for_server().unwrap();
         Self { authority, server, redis_port: free_port().unwrap() }
     }
 
@@ -70,7 +70,7 @@ impl Encryption {
     fn of_pooler(&self) -> Vec<String> {
         let [certificate, key, _] = self.files();
         vec![
-            "client_tls_sslmode = require".to_owned(),
+            "client_tls_sslmode = allow".to_owned(),
             format!("client_tls_cert_file = {certificate}"),
             format!("client_tls_key_file = {key}"),
         ]

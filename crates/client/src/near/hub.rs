@@ -176,13 +176,7 @@ impl NearHub {
     #[cfg(feature = "postgres")]
     /// The age of the watermark, as it was heard last; none: there is none, or it does not hold for this dataset.
     pub fn watermark_age(&self, dataset: &str) -> Option<Duration> {
-        let watermark = lock(&self.watermark);
-        let watermark = watermark.as_ref()?;
-        if watermark.not_covered.iter().any(|name| name == dataset) {
-            return None;
-        }
-        let as_of = cachekeeper_protocol::moment::parse_utc(&watermark.as_of)?;
-        Some(std::time::SystemTime::now().duration_since(as_of).unwrap_or_default())
+        lock(&self.watermark).as_ref()?.age_for(dataset)
     }
 
     /// Which round of telling what is in use this is; from 1 on.

@@ -1,10 +1,13 @@
 //! The cursor of the feed and the watermark, and the script that moves both.
 
+use std::time::{Duration, SystemTime};
+
 use redis::{FromRedisValue, ParsingError, Value};
 use serde::{Deserialize, Serialize};
 
 use super::script::{ADVANCE, Call, nonce, read_word};
 use super::{Answer, CacheError, Epoch, Precondition, Redis};
+use cachekeeper_protocol::moment::parse_utc;
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// What every entry is at least as fresh as, but for the datasets it names. It is the JSON in Redis
@@ -21,6 +24,18 @@ pub struct Watermark {
     pub as_of: String,
     /// Datasets that this does not hold for.
     pub not_covered: Vec<String>,
+}
+
+impl Watermark {
+    /// How long ago the database was as every entry of this dataset is now, by the clocks of this machine and of the database; none:
+    /// it does not hold for the dataset.
+    #[must_use]
+    pub fn age_for(&self, dataset: &str) -> Option<Duration> {
+        if self.not_covered.iter().any(|name| name == dataset) {
+            return None;
+        }
+        Some(SystemTime::now().duration_since(parse_utc(&self.as_of)?).unwrap_or_default())
+    }
 }
 
 /// Why a dataset is pending that was not covered until now, or had another fingerprint.
@@ -121,7 +136,10 @@ impl Redis {
     }
 
     /// A value and the watermark of the same moment.
-    pub(crate) async fn read_with_watermark(
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn read_with_watermark(
         &self,
         key: &str,
     ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
