@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use cachekeeper_client::{Cache, ClientError, LockOptions, Policy, Sliding};
+use cachekeeper_client::{Cache, ClientError, Loaded, LockOptions, Near, Policy, Sliding, Space};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -41,13 +41,42 @@ ttl = "30m"
 watch = [{ table = "reviews", key = { product_id = "product_id" } }]
 "#;
 
+/// What the handlers share: a space for each kind of value.
 #[derive(Debug, Clone)]
 pub struct App {
-    pub cache: Cache,
-    pub pool: PgPool,
+    cache: Cache,
+    pool: PgPool,
+    products: Space<str, Value>,
+    reviews: Space<str, Vec<Value>>,
+    pages: Space<str, Value>,
+    stock: Space<i32, i32>,
+    sessions: Space<str, Session>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+impl App {
+    pub fn new(cache: Cache, pool: PgPool) -> Result<Self, ClientError> {
+        // Old stock figures are better than none: fail-safe, with a limit on how long anybody waits.
+        let stock = Policy::ttl(Duration::from_secs(5))
+            .fail_safe(Duration::from_secs(3600))
+            .soft_timeout(Duration::from_millis(100))
+            .hard_timeout(Duration::from_secs(2))
+            .negative(Duration::from_secs(5));
+        let pages = Policy::ttl(Duration::from_secs(300)).jitter(0.1).eager(0.2);
+        // Products are read at every turn: in this process, no more than half a second behind Redis.
+        let near = Near::bytes("16MiB").staleness("500ms");
+        Ok(Self {
+            products: cache.dataset("product")?.space().near(near).build()?,
+            reviews: cache.dataset("reviews")?.space().build()?,
+            pages: cache.space("page").policy(pages).build()?,
+            stock: cache.space("stock").policy(stock).build()?,
+            sessions: cache.space("session").policy(Policy::ttl(IDLE)).build()?,
+            cache,
+            pool,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Session {
     user: String,
     basket: Vec<i32>,
@@ -118,7 +147,7 @@ fn not_found(what: &str) -> Failed {
 
 /// Cache-aside: from Redis, else from Postgres under a stamp.
 async fn product(State(app): State<App>, Path(id): Path<String>) -> Answer {
-    let found = app.cache.dataset("product")?.get::<Value>(&[&id]).await?;
+    let found = app.products.get(&id).await?;
     found.map(Json).ok_or_else(|| not_found("product"))
 }
 
@@ -129,58 +158,49 @@ async fn set_price(State(app): State<App>, Path(id): Path<i32>, Json(price): Jso
     if done.rows_affected() == 0 {
         return Err(not_found("product"));
     }
-    app.cache.delete(&format!("product:{id}")).await?;
+    app.products.delete(&id.to_string()).await?;
     Ok(Json(json!({ "id": id, "price_cents": price.price_cents })))
 }
 
 /// Two datasets and a computed value of the application's own, under the tag of the product's category.
 async fn page(State(app): State<App>, Path(id): Path<String>) -> Answer {
-    let product =
-        app.cache.dataset("product")?.get::<Value>(&[&id]).await?.ok_or_else(|| not_found("product"))?;
+    let product = app.products.get(&id).await?.ok_or_else(|| not_found("product"))?;
     let category = product.get("category_id").and_then(Value::as_i64).unwrap_or_default();
-    let policy =
-        Policy::ttl(Duration::from_secs(300)).jitter(0.1).eager(0.2).tags([format!("category:{category}")]);
-    let key = format!("page:{id}");
-    let cache = app.cache.clone();
+    let pages = app.pages.with(app.pages.policy().clone().tags([format!("category:{category}")]));
+    let (reviews, key) = (app.reviews.clone(), id.clone());
     let render = async move || {
-        let reviews = cache.dataset("reviews")?.get::<Vec<Value>>(&[&id]).await?.unwrap_or_default();
-        Ok::<_, ClientError>(Some(json!({ "product": product, "reviews": reviews })))
+        let reviews = reviews.get(&id).await?.unwrap_or_default();
+        Ok::<_, ClientError>(json!({ "product": product, "reviews": reviews }))
     };
-    let page = app.cache.get_or_load::<Value, _, _, _, _>(&key, &policy, render).await?;
+    let page = pages.get_or_load(&key, render).await?;
     page.map(Json).ok_or_else(|| not_found("page"))
 }
 
-/// Old stock figures are better than none: fail-safe, with a limit on how long anybody waits.
+/// Loaded by the application itself, as the space's policy says.
 async fn stock(State(app): State<App>, Path(id): Path<i32>) -> Answer {
-    let policy = Policy::ttl(Duration::from_secs(5))
-        .fail_safe(Duration::from_secs(3600))
-        .soft_timeout(Duration::from_millis(100))
-        .hard_timeout(Duration::from_secs(2))
-        .negative(Duration::from_secs(5));
     let pool = app.pool.clone();
     let load = async move || {
         let sql = "select pieces from stock where product_id = $1";
         sqlx::query_scalar::<_, i32>(sql).bind(id).fetch_optional(&pool).await
     };
-    let pieces = app.cache.get_or_load::<i32, _, _, _, _>(&format!("stock:{id}"), &policy, load).await?;
+    let pieces = app.stock.get_or_load(&id, load).await?;
     pieces.map(|pieces| Json(json!({ "product": id, "pieces": pieces }))).ok_or_else(|| not_found("product"))
 }
 
 /// Sliding: every request extends the session.
 async fn session(State(app): State<App>, Path(id): Path<String>) -> Answer {
-    let session: Option<Session> =
-        app.cache.get_sliding(&format!("session:{id}"), Sliding::idle(IDLE)).await?;
+    let session = app.sessions.get_sliding(&id, Sliding::idle(IDLE)).await?;
     session.map(|session| Json(json!(session))).ok_or_else(|| not_found("session"))
 }
 
 async fn login(State(app): State<App>, Path(id): Path<String>, Json(session): Json<Session>) -> Answer {
-    let tags = [format!("user:{}", session.user)];
-    app.cache.set_with_tags(&format!("session:{id}"), &session, IDLE, &tags).await?;
+    let of_user = app.sessions.policy().clone().tags([format!("user:{}", session.user)]);
+    app.sessions.with(of_user).set(&id, &session).await?;
     Ok(Json(json!({ "id": id })))
 }
 
 async fn logout(State(app): State<App>, Path(id): Path<String>) -> Answer {
-    let was_there = app.cache.delete(&format!("session:{id}")).await?;
+    let was_there = app.sessions.delete(&id).await?;
     Ok(Json(json!({ "ended": was_there })))
 }
 

@@ -49,7 +49,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
     println!("the shop listens on http://{}, Ctrl-C ends it", listener.local_addr()?);
     let stopped = async { drop(tokio::signal::ctrl_c().await) };
-    axum::serve(listener, app::router(app::App { cache, pool })).with_graceful_shutdown(stopped).await?;
+    axum::serve(listener, app::router(app::App::new(cache, pool)?)).with_graceful_shutdown(stopped).await?;
     worker.stop().await;
     Ok(())
 }

@@ -31,7 +31,7 @@ async fn the_shop_serves_products_reviews_stock_sessions_and_transfers() {
     let worker = Worker::start(config.clone()).await.unwrap();
     let cache = Cache::open(&config).unwrap().build();
     let pool = PgPoolOptions::new().connect(&rig.postgres.url()).await.unwrap();
-    let shop = app::router(app::App { cache: cache.clone(), pool });
+    let shop = app::router(app::App::new(cache.clone(), pool).unwrap());
 
     let (status, product) = ask(&shop, "GET", "/products/7", None).await;
     assert_eq!((status, &product["price_cents"]), (StatusCode::OK, &json!(700)));

@@ -85,6 +85,7 @@ mod support;
 mod tag_members;
 mod tag_windows;
 mod tidy;
+mod tracking;
 mod transcode;
 mod types;
 mod use_signs;

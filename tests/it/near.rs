@@ -57,6 +57,15 @@ async fn what_is_near_costs_no_command_and_others_changes_are_seen() {
     })
     .await;
     is_near(&space, 1).await;
+    let missing = space.get_many(&[&1, &2]).await.unwrap();
+    assert_eq!(missing, [Some(product(7)), None]);
+    wait_until("both are near", async || {
+        let before = calls(&rig, "pttl").await;
+        assert_eq!(space.get_many(&[&1, &2]).await.unwrap(), missing);
+        let asked = calls(&rig, "pttl").await - before;
+        if asked == 0 { Ok(()) } else { Err(format!("{asked} commands")) }
+    })
+    .await;
     let _: () = rig.client().await.flushall().await.unwrap();
     wait_until("that everything is gone is seen", async || {
         let value = space.get(&1).await.unwrap();

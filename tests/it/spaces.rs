@@ -1,5 +1,6 @@
 //! Spaces: one policy, format and label for keys of one kind; datasets as spaces.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -36,6 +37,18 @@ async fn what_a_space_stores_is_what_it_expects() {
     assert_eq!((report.stored, report.is_complete()), (2, true));
     assert_eq!(cache.get::<Product>("product:4:b%3Ac").await.unwrap(), Some(product(4)));
     assert_eq!(cache.invalidate_tags(&["all"]).await.unwrap(), 2);
+    let wanted = [(3, str_key::text("a")), (5, str_key::text("b")), (6, str_key::text("c"))];
+    let loaded = space
+        .get_or_load_many(&wanted, |missing| async move {
+            assert_eq!(missing.len(), 3, "one call for all that is missing");
+            let found =
+                missing.into_iter().filter(|(id, _)| *id != 6).map(|key| (key.clone(), product(key.0)));
+            Ok::<_, std::io::Error>(found.collect::<HashMap<_, _>>())
+        })
+        .await
+        .unwrap();
+    assert_eq!((loaded.values.len(), loaded.failed.len()), (2, 0));
+    assert_eq!(space.get(&wanted[1]).await.unwrap(), Some(product(5)));
     // A call may have another policy.
     space.with(Policy::ttl(minute)).set(&key, &product(2)).await.unwrap();
     let left: i64 = rig.client().await.pttl("product:1:eur").await.unwrap();
@@ -43,7 +56,7 @@ async fn what_a_space_stores_is_what_it_expects() {
     assert!(space.exists(&key).await.unwrap());
     assert_eq!(space.delete_many(&[&key]).await.unwrap(), 1);
     let metrics = cache.render_metrics().unwrap();
-    assert!(metrics.contains(r#"reads_total{dataset="product",outcome="hit"} 3"#), "{metrics}");
+    assert!(metrics.contains(r#"reads_total{dataset="product",outcome="hit"} 4"#), "{metrics}");
 }
 
 /// Texts as parts of keys.

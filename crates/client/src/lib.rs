@@ -81,6 +81,8 @@ pub use space::{Aged, IntoLoaded, Shown, Space, SpaceBuilder, SpaceKey};
 pub use space::{Freshness, ReadAt};
 
 // What the functions above ask for and answer with.
+#[cfg(feature = "file")]
+pub use cachekeeper_config::ConfigError;
 pub use cachekeeper_config::{Compression, Config};
 #[cfg(feature = "postgres")]
 pub use cachekeeper_engine::context::Context;

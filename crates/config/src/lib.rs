@@ -11,6 +11,8 @@ mod environment;
 #[cfg(feature = "file")]
 mod forms;
 #[cfg(feature = "file")]
+mod from_file;
+#[cfg(feature = "file")]
 mod key;
 mod postgres;
 pub mod postgres_url;
@@ -33,6 +35,8 @@ mod words;
 
 use std::time::Duration;
 
+#[cfg(feature = "file")]
+pub use self::from_file::ConfigError;
 pub use self::postgres::Postgres;
 pub use self::redis::{Redis, Tls, TlsIdentity};
 pub use self::redis_url::{AddressFlaw, Sentinels};

@@ -127,6 +127,10 @@ impl NearHub {
         lock(&self.mark).clone()
     }
 
+    pub(super) fn set_mark(&self, mark: &str) {
+        *lock(&self.mark) = Some(mark.into());
+    }
+
     pub(super) fn prove(&self, since: Instant) {
         let nanos = since.saturating_duration_since(self.base).as_nanos();
         self.proved.store(u64::try_from(nanos).unwrap_or(u64::MAX - 1) + 1, Ordering::Release);
@@ -302,7 +306,7 @@ impl Following {
             Err(_elapsed) => return Err(CacheError::timed_out("hear what changes")),
         };
         if let Some(hub) = self.0.upgrade() {
-            *lock(&hub.mark) = Some(tracking.mark().into());
+            hub.set_mark(tracking.mark());
         }
         loop {
             let Some(hub) = self.0.upgrade() else { return Ok(()) };

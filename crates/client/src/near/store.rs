@@ -121,9 +121,10 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
         }
     }
 
-    /// Begins a read of Redis, to be called before the command is sent. Another one that is under way is waited for instead; then
-    /// the store may have the value.
-    pub async fn begin(self: &Arc<Self>, key: &str) -> NearTicket<T> {
+    /// Begins a read of Redis, to be called before the command is sent. Another one that is under way is waited for first; then
+    /// the store may have the value. None: nothing can be kept, because it is not heard of changes.
+    pub async fn begin(self: &Arc<Self>, key: &str) -> Option<NearTicket<T>> {
+        self.hub.proof()?;
         let under_way = self.lock().get(key).map(|reading| reading.ended.clone());
         if let Some(mut ended) = under_way {
             // An error is what it waits for: the read has ended.
@@ -133,10 +134,10 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (ends, ended) = watch::channel(());
         // The mark first: after a gap both are others, and the generation is looked at once more.
-        let mark = self.hub.mark();
-        let generation = self.hub.proof().map(|proof| proof.generation);
+        let mark = self.hub.mark()?;
+        let generation = self.hub.proof()?.generation;
         self.lock().insert(Arc::clone(&key), Reading { number, ended });
-        NearTicket { store: Arc::clone(self), key, number, generation, mark, _ends: ends }
+        Some(NearTicket { store: Arc::clone(self), key, number, generation, mark, _ends: ends })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Reading>> {
@@ -170,10 +171,9 @@ pub(in super::super) struct NearTicket<T: Clone + Send + Sync + 'static> {
     store: Arc<NearStore<T>>,
     key: Arc<str>,
     number: u64,
-    /// None: nothing was proved when it began.
-    generation: Option<u64>,
+    generation: u64,
     /// Of the server where it has to be read.
-    pub mark: Option<Arc<str>>,
+    pub mark: Arc<str>,
     _ends: watch::Sender<()>,
 }
 
@@ -211,7 +211,7 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
     }
 
     fn put(&self, held: impl FnOnce(u64) -> Held<T>) {
-        let Some(generation) = self.generation else { return };
+        let generation = self.generation;
         let reading = self.store.lock();
         let is_unchanged = reading.get(&self.key).is_some_and(|reading| reading.number == self.number);
         // Under the lock, so that whoever hears of a change finds it.
@@ -241,6 +241,7 @@ mod tests {
         let hub = NearHub::new(None, Arc::new(Metrics::new()));
         let limits = NearLimits { bytes, staleness: Duration::from_secs(1), is_bounded: true };
         let store = NearStore::new(&hub, "n:", limits);
+        hub.set_mark("mark");
         hub.prove(Instant::now());
         (hub, store)
     }
@@ -253,7 +254,7 @@ mod tests {
     async fn it_holds_no_more_bytes_than_it_may() {
         let (_hub, store) = store(100_000);
         for number in 0..10_000 {
-            store.begin(&format!("n:{number}")).await.keep(Some(number), 100, -1);
+            store.begin(&format!("n:{number}")).await.unwrap().keep(Some(number), 100, -1);
         }
         let (entries, bytes) = store.size();
         assert!(100 < entries && bytes <= 100_000, "{entries} entries of {bytes} bytes");
@@ -262,12 +263,12 @@ mod tests {
     #[tokio::test]
     async fn what_changed_while_it_was_read_is_not_kept() {
         let (hub, store) = store(100_000);
-        let ticket = store.begin("n:1").await;
+        let ticket = store.begin("n:1").await.unwrap();
         hub.remove(&["n:1"]);
         ticket.keep(Some(1), 1, -1);
         assert_eq!(value(&store, "n:1"), None);
         // The next read is kept, also where the one before ends after it has begun.
-        let next = store.begin("n:1").await;
+        let next = store.begin("n:1").await.unwrap();
         drop(ticket);
         next.keep(Some(2), 1, -1);
         assert_eq!(value(&store, "n:1"), Some(2));
@@ -278,8 +279,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_serves_what_is_proved_and_lives() {
         let (hub, store) = store(100_000);
-        store.begin("n:1").await.keep(Some(1), 1, 10_000);
-        store.begin("n:2").await.keep(Some(2), 1, -2);
+        store.begin("n:1").await.unwrap().keep(Some(1), 1, 10_000);
+        store.begin("n:2").await.unwrap().keep(Some(2), 1, -2);
         assert_eq!((value(&store, "n:1"), value(&store, "n:2")), (Some(1), None));
         tokio::time::advance(Duration::from_millis(1_001)).await;
         assert_eq!(value(&store, "n:1"), None, "nothing is proved of the last second");

@@ -31,6 +31,11 @@ impl<K: SpaceKey + ?Sized, V: DeserializeOwned> Space<K, V> {
         }
     }
 
+    /// Whether the space has a loader of its own.
+    pub(super) fn is_loaded_from_elsewhere(&self) -> bool {
+        self.dataset.is_some()
+    }
+
     /// The age of the watermark, where it holds for this dataset.
     pub(super) fn watermark_age(&self) -> Option<Duration> {
         self.cache.core.near.watermark_age(self.dataset.as_ref()?.name())
@@ -50,6 +55,10 @@ impl<K: SpaceKey + ?Sized, V: DeserializeOwned> Space<K, V> {
 
     pub(super) async fn load_missing(&self, _key: &str) -> Result<Option<V>, ClientError> {
         Ok(None)
+    }
+
+    pub(super) fn is_loaded_from_elsewhere(&self) -> bool {
+        false
     }
 
     pub(super) fn watermark_age(&self) -> Option<Duration> {

@@ -77,11 +77,11 @@ where
         if let Some(hit) = self.near_hit(near, key) {
             return Ok(hit);
         }
-        let marked = match &ticket.mark {
-            Some(mark) => core.ask("read an entry", core.backend.look_marked(key, mark)).await?,
+        let marked = match &ticket {
+            Some(ticket) => core.ask("read an entry", core.backend.look_marked(key, &ticket.mark)).await?,
             None => None,
         };
-        let is_kept = marked.is_some();
+        let ticket = ticket.as_ref().filter(|_| marked.is_some());
         let (bytes, left_ms) = match marked {
             Some(read) => read,
             None => {
@@ -89,7 +89,6 @@ where
                 looked.pop().unwrap_or((None, -1))
             }
         };
-        let ticket = is_kept.then_some(&ticket);
         let Some(bytes) = bytes else {
             self.class.count(ReadOutcome::Miss);
             ticket.inspect(|ticket| ticket.keep_missing());

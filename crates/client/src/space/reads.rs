@@ -1,15 +1,19 @@
 //! Reading a space, and loading what is missing.
 
+use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::near_reads::Found;
 use super::{Space, SpaceKey};
 use crate::error::ClientError;
-use crate::get_or_load::Loaded;
-use crate::policy::Age;
+use crate::get_or_load::{Loaded, ManyLoaded, Partial};
+use crate::near::NearStore;
+use crate::policy::{Age, Sliding};
 
 /// A value with how old it may be.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +48,7 @@ where
         }
     }
 
-    /// The values of keys, in their order; none for each that is missing. What is not near comes in one round trip.
+    /// The values of keys, in their order; none for each that is missing. What is not near is asked for at once.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -64,10 +68,39 @@ where
             return Ok(values);
         }
         let wanted: Vec<&str> = far.iter().map(|(_, key)| key.as_str()).collect();
-        let read = self.get_many_far(&wanted).await?;
+        let read = match &self.near {
+            Some(near) => self.read_many_near(near, &wanted).await?,
+            None => self.get_many_far(&wanted).await?,
+        };
         for ((at, _), value) in far.into_iter().zip(read) {
             if let Some(place) = values.get_mut(at) {
                 *place = value;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Reads each key, all at the same time, and then near; what is missing is loaded at once where the space has a loader.
+    async fn read_many_near(
+        &self,
+        near: &Arc<NearStore<V>>,
+        keys: &[&str],
+    ) -> Result<Vec<Option<V>>, ClientError> {
+        let mut values = vec![None; keys.len()];
+        let mut missing = Vec::new();
+        let reads = try_join_all(keys.iter().map(|key| self.read_near(near, key))).await?;
+        for ((at, read), place) in reads.into_iter().enumerate().zip(&mut values) {
+            match read.found {
+                Found::Missing => missing.push(at),
+                found => *place = found.value(),
+            }
+        }
+        if self.is_loaded_from_elsewhere() && !missing.is_empty() {
+            let wanted: Vec<&str> = missing.iter().filter_map(|at| keys.get(*at)).copied().collect();
+            for (at, value) in missing.into_iter().zip(self.get_many_far(&wanted).await?) {
+                if let Some(place) = values.get_mut(at) {
+                    *place = value;
+                }
             }
         }
         Ok(values)
@@ -126,6 +159,38 @@ where
         }
         let loader = || async move { loader().await.map(IntoLoaded::into_loaded) };
         self.cache.get_or_load(&key, &self.policy, loader).await
+    }
+
+    /// The values of keys: each as [`Self::get_or_load`] has it, but what is missing is loaded by one call of `loader`, with the keys that
+    /// it is to load ([`crate::Cache::get_or_load_many`] says more). It goes past the near cache.
+    ///
+    /// # Errors
+    /// [`ClientError::Key`]; [`ClientError::OfDataset`] in a dataset's space. What fails for a key stands in the answer.
+    pub async fn get_or_load_many<M, U, E>(
+        &self,
+        keys: &[K],
+        loader: impl Fn(Vec<K>) -> U + Send + Sync + 'static,
+    ) -> Result<Partial<K, V>, ClientError>
+    where
+        K: Clone + Eq + Hash + Send + Sync + 'static,
+        M: Into<ManyLoaded<K, V>> + Send,
+        U: Future<Output = Result<M, E>> + Send,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        for key in keys {
+            self.cache.core.check_own(&self.key(key)?)?;
+        }
+        // Each was rendered just now.
+        let key_of = |key: &K| self.key(key).unwrap_or_default();
+        self.cache.get_or_load_many(keys, key_of, &self.policy, loader).await
+    }
+
+    /// As [`Self::get`]; a hit extends the entry's life in the same command. It goes past the near cache.
+    ///
+    /// # Errors
+    /// As [`crate::Cache::get_sliding`].
+    pub async fn get_sliding(&self, key: &K, sliding: Sliding) -> Result<Option<V>, ClientError> {
+        self.cache.get_sliding(&self.key(key)?, sliding).await
     }
 
     /// Whether a key exists in Redis.

@@ -1,0 +1,99 @@
+//! Why a near value may be served: whatever was changed before the moment that is proved was told before (R19), also by a server with
+//! threads for input and output.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cachekeeper_config as config;
+use cachekeeper_engine::stores::redis::{Redis, Told};
+use redis::AsyncCommands;
+use tokio::time::Instant;
+
+use crate::support::RedisRig;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn handle(rig: &RedisRig) -> Redis {
+    Redis::new(&config::Redis::new(config::Secret::new(rig.redis.url())), "test").unwrap()
+}
+
+async fn proofs_hold(arguments: &[&str]) {
+    let rig = RedisRig::start(arguments).await;
+    let prefixes = ["p:".to_owned()];
+    let mut tracking = handle(&rig).track(&prefixes, Duration::from_millis(2), LIMIT).await.unwrap();
+    let (written, is_over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let (written, is_over) = (Arc::clone(&written), Arc::clone(&is_over));
+            let client = redis::Client::open(rig.redis.url()).unwrap();
+            tokio::spawn(async move {
+                let mut client = client.get_multiplexed_async_connection().await.unwrap();
+                for number in 0.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let key = format!("p:{writer}:{number}");
+                    let _: () = client.pset_ex(&key, "x", 5_000).await.unwrap();
+                    written.lock().unwrap().push((Instant::now(), key));
+                }
+            })
+        })
+        .collect();
+    let (mut told, mut checked, mut proofs) = (HashSet::new(), 0, 0);
+    while proofs < 400 {
+        match tracking.next().await.unwrap() {
+            Told::Changed(keys) => told.extend(keys),
+            Told::Flushed => panic!("nobody flushes"),
+            Told::Proved { since, .. } => {
+                proofs += 1;
+                written.lock().unwrap().retain(|(at, key)| {
+                    let is_before = *at < since;
+                    assert!(!is_before || told.contains(key), "{key} was written {:?} before", since - *at);
+                    checked += usize::from(is_before);
+                    !is_before
+                });
+            }
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert!(1_000 < checked, "only {checked} writes were looked at");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_proved_was_told() {
+    proofs_hold(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_proved_was_told_by_a_server_with_threads() {
+    proofs_hold(&["--io-threads", "4", "--io-threads-do-reads", "yes"]).await;
+}
+
+/// A server that no longer tells on this connection proves nothing.
+#[tokio::test]
+async fn a_server_that_tells_no_more_is_noticed() {
+    let rig = RedisRig::start(&[]).await;
+    let redis = handle(&rig);
+    let mut tracking = redis.track(&["p:".to_owned()], Duration::from_millis(5), LIMIT).await.unwrap();
+    let mark = tracking.mark().to_owned();
+    while !matches!(tracking.next().await.unwrap(), Told::Proved { .. }) {}
+    let _: () = rig.client().await.set("p:1", "x").await.unwrap();
+    assert_eq!(redis.read_marked("p:1", &mark).await.unwrap(), Some((Some(b"x".to_vec()), -1)));
+    // As another server would that has taken its place.
+    let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut rig.client().await).await.unwrap();
+    assert_eq!(redis.read_marked("p:1", &mark).await.unwrap(), None);
+    let mut client = rig.client().await;
+    let replica = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).to_owned();
+    let _: () = replica.query_async(&mut client).await.unwrap();
+    let ended = loop {
+        if let Err(error) = tracking.next().await {
+            break error;
+        }
+    };
+    assert!(ended.is_unreachable(), "{ended}");
+}
