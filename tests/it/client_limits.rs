@@ -131,7 +131,7 @@ async fn e11_a_key_of_another_type_concerns_itself_alone() {
             assert_eq!(cache.get_sliding::<u32>("p:7", sliding).await.unwrap(), None, "{foreign}");
             let mut batch = cache.batch();
             let (one, other) = (batch.get::<u32>("p:7").unwrap(), batch.get::<u32>("p:8").unwrap());
-            batch.set("p:9", &90, HOUR).unwrap();
+            batch.set("p:9", &90, 2 * HOUR).unwrap();
             let results = batch.run().await.unwrap();
             assert_eq!((results.value(&one).unwrap(), results.value(&other).unwrap()), (None, Some(8)));
             let ids: Vec<u32> = (0..100).collect();

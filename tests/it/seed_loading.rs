@@ -142,7 +142,7 @@ async fn row_11_a_hit_costs_one_get_and_takes_no_lock() {
     assert_eq!(cache.get_or_load("warm", &Policy::ttl(HOUR), never).await.unwrap(), Some(5));
     let text: String = redis::cmd("INFO").arg("commandstats").query_async(&mut client).await.unwrap();
     // Beside what looks at the statistics, and the greeting of each second.
-    let ignored = ["config|resetstat", "config", "info", "hello", "client|setname", "client|setinfo"];
+    let ignored = ["config|resetstat", "config", "info", "hello", "client|setname", "client|getname"];
     let used: BTreeMap<&str, &str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'))
@@ -199,10 +199,11 @@ async fn row_23_and_24_what_is_missing_comes_by_one_statement_and_is_stored_by_o
             }
         }
     };
-    count_anew(&mut client).await;
     let ids: Vec<i32> = (1..=60).chain(1..=20).collect();
-    // Without the lock between processes, so that the only script is the store.
+    // Without the lock between processes, so that the only script is the store, which the server knows already.
     let policy = Policy::ttl(HOUR).lock(None);
+    cache.get_or_load("other", &policy, || answer(1)).await.unwrap();
+    count_anew(&mut client).await;
     let key = |id: &i32| format!("product:{id}");
     let partial =
         cache.get_or_load_many::<i32, String, _, _, _, _>(&ids, key, &policy, load.clone()).await.unwrap();
@@ -403,6 +404,10 @@ async fn row_57_the_double_decides_on_fills_and_invalidations_as_redis_does() {
         let _: () = redis::cmd("FLUSHALL").query_async(&mut rig.client().await).await.unwrap();
         let mut twins =
             [cache_of(&rig), Cache::in_memory().build()].map(|cache| Twin { cache, loading: None });
+        for twin in &twins {
+            // Makes the table of counters: what began before it is refused on Redis.
+            twin.cache.delete("a").await.unwrap();
+        }
         for step in 0..150_u32 {
             let (key, tag) = (KEYS[random.random_range(0..5)], TAGS[random.random_range(0..3)]);
             let late = TAGS[random.random_range(0..3)];
