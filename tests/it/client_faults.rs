@@ -1,5 +1,6 @@
 //! The library where something is wrong: Redis hangs or takes no writes, runtimes and holders are gone, loaders fail.
 
+use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,12 +18,12 @@ use crate::support::{RedisRig, wait_until};
 const MINUTE: Duration = Duration::from_secs(60);
 type Failure = std::io::Error;
 
-async fn answer(value: u32) -> Result<Option<u32>, Failure> {
-    Ok(Some(value))
+fn answer(value: u32) -> Ready<Result<Option<u32>, Failure>> {
+    ready(Ok(Some(value)))
 }
 
-async fn failing() -> Result<Option<u32>, Failure> {
-    Err(Failure::other("the database is down"))
+fn failing() -> Ready<Result<Option<u32>, Failure>> {
+    ready(Err(Failure::other("the database is down")))
 }
 
 #[tokio::test]

@@ -204,7 +204,7 @@ fn log(report: &SetReport, wanted: usize) {
         (stored, 0) => info!(stored, chunks, elapsed_ms, calls, "{what}"),
         (0, failed) => error!(failed, wanted, chunks, ?names, reason, elapsed_ms, calls, "{what}"),
         (stored, failed) => {
-            warn!(stored, failed, wanted, chunks, ?names, reason, elapsed_ms, calls, "{what}")
+            warn!(stored, failed, wanted, chunks, ?names, reason, elapsed_ms, calls, "{what}");
         }
     }
 }
