@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use cachekeeper_client::{Cache, ClientError, Loaded, LockOptions, Near, Policy, Sliding, Space};
+use cachekeeper_client::{Cache, ClientError, LockOptions, Near, Policy, Sliding, Space};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgPool;

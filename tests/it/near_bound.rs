@@ -134,6 +134,8 @@ impl Arena {
             let began = Instant::now();
             let Ok(Ok(read)) = tokio::time::timeout(Duration::from_secs(5), space.get_aged(&key)).await
             else {
+                // While the circuit breaker is open it fails at once, and others must have their turn.
+                tokio::time::sleep(Duration::from_millis(1)).await;
                 continue;
             };
             self.reads.fetch_add(1, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cachekeeper_config::Config;
@@ -206,4 +207,55 @@ pub async fn register(
         Answer::Done(registered) => registered,
         Answer::Failed(failed) => panic!("{failed}"),
     }
+}
+
+/// What was logged while it is installed: `tracing::subscriber::set_default(captured.subscriber())`.
+#[derive(Clone, Default)]
+pub struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    /// Writes each event and each span that ends, as a line of JSON.
+    pub fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + use<> {
+        let page = self.clone();
+        tracing_subscriber::fmt()
+            .json()
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+            .with_writer(move || page.clone())
+            .finish()
+    }
+
+    /// The events with this message.
+    pub fn events(&self, message: &str) -> Vec<serde_json::Value> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line["fields"]["message"] == message).collect()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Redis counts its commands anew.
+pub async fn count_anew(client: &mut redis::aio::MultiplexedConnection) {
+    let _: () = redis::cmd("CONFIG").arg("RESETSTAT").query_async(client).await.unwrap();
+}
+
+/// How often Redis has carried out this command since; those of scripts count too.
+pub async fn carried_out(client: &mut redis::aio::MultiplexedConnection, command: &str) -> u64 {
+    let text: String = redis::cmd("INFO").arg("commandstats").query_async(client).await.unwrap();
+    let begins = format!("cmdstat_{command}:calls=");
+    let line = text.lines().find_map(|line| line.strip_prefix(&begins));
+    line.and_then(|line| line.split(',').next()).map_or(0, |count| count.parse().unwrap())
 }

@@ -21,6 +21,8 @@ pub(super) enum Backend {
 
 /// Members of one page of a tag.
 const PAGE: usize = 256;
+/// Members and sets that one script looks at to drop what is over.
+const DROPPED_AT_ONCE: usize = 1_000;
 
 impl Backend {
     pub async fn ping(&self) -> Result<(), CacheError> {
@@ -39,15 +41,36 @@ impl Backend {
 
     pub async fn get_sliding(&self, key: &str, sliding: Sliding) -> Result<Option<Vec<u8>>, CacheError> {
         match self {
-            Self::Redis(redis) => redis.get_sliding(key, sliding.idle, sliding.cap()).await,
+            Self::Redis(redis) => redis.get_sliding(key, sliding.span(), sliding.cap()).await,
             Self::Memory(memory) => {
                 let mut memory = lock(memory);
                 let value = memory.look(key).0;
                 let left = sliding.until.map(|end| end.duration_since(std::time::SystemTime::now()));
-                let left = left.map_or(sliding.idle, |left| left.unwrap_or_default().min(sliding.idle));
+                let left = left.map_or(sliding.span(), |left| left.unwrap_or_default().min(sliding.span()));
                 memory.extend(key, left);
                 Ok(value)
             }
+        }
+    }
+
+    pub async fn expire(&self, key: &str, life_ms: u64) -> Result<bool, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.expire(key, life_ms).await,
+            Self::Memory(memory) => {
+                let mut memory = lock(memory);
+                memory.extend(key, Duration::from_millis(life_ms));
+                Ok(memory.look(key).0.is_some())
+            }
+        }
+    }
+
+    /// Drops tag sets whose window is over; true: there is more to drop.
+    pub async fn drop_old_windows(&self) -> Result<bool, CacheError> {
+        match self {
+            Self::Redis(redis) => {
+                redis.drop_old_windows(DROPPED_AT_ONCE).await.map(|dropped| dropped.has_more)
+            }
+            Self::Memory(_) => Ok(false),
         }
     }
 

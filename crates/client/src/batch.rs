@@ -10,7 +10,7 @@ use super::core::{Cache, check_key};
 use super::error::ClientError;
 use super::key_class::ReadOutcome;
 use super::policy::Lifetime;
-use cachekeeper_engine::stores::redis::{BatchCommand, BatchReply, Refusal};
+use cachekeeper_engine::stores::redis::{BatchCommand, BatchReply};
 
 /// Tells the handles of one batch from those of another.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -143,14 +143,7 @@ impl Batch {
             core.near.remove(&written);
             match answer {
                 Ok(replies) => replies,
-                Err(error @ ClientError::Unavailable { .. }) => return Err(core.note(error, &written, &[])),
-                Err(ClientError::Refused(error)) => {
-                    if error.refusal == Refusal::Full {
-                        core.forget_what_is_wrong(&written).await;
-                    }
-                    return Err(ClientError::Refused(error));
-                }
-                Err(other) => return Err(other),
+                Err(error) => return Err(core.not_replaced(error, &written).await),
             }
         };
         core.breaker.settle(&written);

@@ -65,7 +65,8 @@ impl Missed {
 
 impl Breaker {
     pub fn new(settings: BreakerSettings) -> Self {
-        Self { settings, ..Self::default() }
+        let pause = settings.pause.clamp(Duration::from_millis(1), PAUSE_MAX);
+        Self { settings: BreakerSettings { failures: settings.failures.max(1), pause }, ..Self::default() }
     }
 
     pub fn state(&self) -> BreakerState {
@@ -160,6 +161,11 @@ impl Breaker {
             missed.is_tended = true;
             begins
         })
+    }
+
+    /// Whoever tended it is gone.
+    pub fn abandon_tending(&self) {
+        self.with_missed(|missed| missed.is_tended = false);
     }
 
     /// Ends the tending, unless there is more to do.

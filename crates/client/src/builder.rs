@@ -1,5 +1,6 @@
 //! How a cache is opened.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -132,7 +133,7 @@ impl CacheBuilder {
     /// Most loads at the same time while Redis is down (default 64).
     #[must_use]
     pub fn loads_without_redis(mut self, most: usize) -> Self {
-        self.loads = most.max(1);
+        self.loads = most.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
@@ -188,6 +189,8 @@ impl CacheBuilder {
             breaker: Breaker::new(self.breaker),
             chaos: self.chaos,
             flights: Flights::default(),
+            waits: Arc::default(),
+            drops_windows: AtomicBool::new(false),
             locks,
             loads: Semaphore::new(self.loads),
             channel: self.channel,

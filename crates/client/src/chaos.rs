@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::moments;
 use cachekeeper_engine::stores::redis::CacheError;
 
 /// What goes wrong.
@@ -61,7 +62,7 @@ impl Chaos {
 
     /// Adds a fault that strikes with this probability (1.0: always).
     pub fn set(&self, place: Place, fault: Fault, probability: f64) {
-        self.with(|state| state.rules.push((place, fault, probability.clamp(0.0, 1.0))));
+        self.with(|state| state.rules.push((place, fault, moments::share(probability, 1.0))));
     }
 
     /// No faults any more.

@@ -92,6 +92,15 @@ impl Codec {
         }
     }
 
+    /// The value of these bytes; none for an explicit null, unless the type has a value that is written so.
+    pub(super) fn decode_or_null<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<Option<T>, String> {
+        match self.decode(bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(_) if bytes == self.null() => Ok(None),
+            Err(reason) => Err(reason),
+        }
+    }
+
     /// An explicit null: known to be absent.
     pub(super) fn null(self) -> &'static [u8] {
         match self.format {

@@ -1,6 +1,7 @@
 //! The cache's handle and what is behind it: every command goes through the breaker and the faults on purpose, and what
 //! could not be invalidated is noted and made up for.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::locks::Locks;
 use super::near::NearHub;
 use super::prefixes::Prefixes;
 use super::source::Source;
+use super::waits::Waits;
 use cachekeeper_engine::metrics::Metrics;
 use cachekeeper_engine::stores::chain;
 use cachekeeper_engine::stores::redis::CacheError;
@@ -66,6 +68,9 @@ pub(super) struct Core {
     pub breaker: Breaker,
     pub chaos: Option<Chaos>,
     pub flights: Flights,
+    pub waits: Arc<Waits>,
+    /// A task drops old windows of tags.
+    pub drops_windows: AtomicBool,
     /// None in memory.
     pub locks: Option<Locks>,
     /// Loads at the same time while Redis is down, so that the database survives it.
@@ -89,6 +94,8 @@ impl Core {
         command: impl Future<Output = Result<T, CacheError>>,
     ) -> Result<T, ClientError> {
         if self.breaker.state() != BreakerState::Closed {
+            // Whoever tended it may have ended with the runtime of then.
+            self.tend();
             return Err(ClientError::unavailable("the circuit breaker is open"));
         }
         match self.try_once(what, command).await {
@@ -144,7 +151,9 @@ impl Core {
                 self.breaker.settle(keys);
                 Ok(deleted)
             }
-            Err(error) => Err(self.note(error, keys, tags)),
+            Err(error) if error.may_pass() => Err(self.note(error, keys, tags)),
+            // It would fail each time, and keep the breaker from closing.
+            Err(error) => Err(error),
         }
     }
 
@@ -247,20 +256,34 @@ impl Core {
         let is_wrong = self.breaker.state() != BreakerState::Closed || self.breaker.has_missed();
         if is_wrong && self.breaker.begin_tending() {
             // It ends by itself when the cache is gone.
-            drop(tokio::spawn(tend(self.own.clone(), self.breaker.settings.pause)));
+            let tending = Tending(self.own.clone());
+            drop(tokio::spawn(tend(tending, self.breaker.settings.pause)));
         }
     }
 }
 
-async fn tend(core: Weak<Core>, first_pause: Duration) {
+/// The right to tend the breaker. Where its task is dropped with its runtime, the next command begins anew.
+struct Tending(Weak<Core>);
+
+impl Drop for Tending {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.upgrade() {
+            core.breaker.abandon_tending();
+        }
+    }
+}
+
+async fn tend(mut tending: Tending, first_pause: Duration) {
     let mut pause = first_pause;
     loop {
         tokio::time::sleep(pause).await;
-        let Some(core) = core.upgrade() else { return };
+        let Some(core) = tending.0.upgrade() else { return };
         match core.probe().await {
             Ok(()) => {
                 pause = first_pause;
                 if core.breaker.end_tending() {
+                    // From here on it may be another's.
+                    tending.0 = Weak::new();
                     return;
                 }
             }
@@ -275,7 +298,7 @@ async fn tend(core: Weak<Core>, first_pause: Duration) {
 impl Core {
     /// The only command of a half-open breaker; when it succeeds, what was missed is made up for, and the breaker closes.
     async fn probe(&self) -> Result<(), CacheError> {
-        let was_open = self.breaker.state() == BreakerState::Open;
+        let was_open = self.breaker.state() != BreakerState::Closed;
         if was_open {
             self.breaker.set(BreakerState::HalfOpen);
             self.metrics.client.breaker.set(2);

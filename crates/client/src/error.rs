@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cachekeeper_engine::stores::chain;
-use cachekeeper_engine::stores::redis::CacheError;
+use cachekeeper_engine::stores::redis::{CacheError, Refusal};
 
 /// An error of the caller's own loader, as it is shared by all who waited for it.
 pub type LoaderError = Arc<dyn std::error::Error + Send + Sync>;
@@ -79,6 +79,12 @@ pub enum ClientError {
     /// The loader took longer than the hard timeout; it goes on, and its value is stored when it comes.
     #[error("loading took longer than {0:?}")]
     Timeout(Duration),
+    /// A loader asked for a value that waits for what this loader loads: nobody would ever get it.
+    #[error("the loader of {key:?} waits for itself")]
+    Recursion {
+        /// The key that was asked for.
+        key: String,
+    },
     /// A dataset could not be loaded.
     #[error("{0}")]
     Source(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -102,6 +108,15 @@ impl ClientError {
         matches!(self, Self::Unavailable { .. })
     }
 
+    /// Whether the same may succeed later without anybody's doing, so that it is worth a note.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } => true,
+            Self::Refused(error) => error.refusal == Refusal::NotWritable,
+            _ => false,
+        }
+    }
+
     pub(super) fn unavailable(reason: &str) -> Self {
         Self::Unavailable { reason: reason.into(), is_noted: false }
     }
@@ -109,6 +124,7 @@ impl ClientError {
     pub(super) fn noted(self) -> Self {
         match self {
             Self::Unavailable { reason, .. } => Self::Unavailable { reason, is_noted: true },
+            Self::Refused(error) => Self::Unavailable { reason: chain(&*error).into(), is_noted: true },
             other => other,
         }
     }

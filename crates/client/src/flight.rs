@@ -69,6 +69,8 @@ struct Flight {
     result: watch::Sender<Option<FlightResult>>,
     waiters: AtomicUsize,
     is_kept: AtomicBool,
+    /// Its value has tags that nobody knew when it began.
+    has_late_tags: AtomicBool,
     cancel: CancellationToken,
 }
 
@@ -87,6 +89,8 @@ pub(super) struct Flights {
 pub(super) struct FlightWaiter {
     flight: Arc<Flight>,
     receiver: watch::Receiver<Option<FlightResult>>,
+    /// Some tag was invalidated between the beginning of the load and this waiter's coming.
+    came_after_tags: bool,
 }
 
 /// Whoever has to load. Dropped before the end, it hands over.
@@ -116,7 +120,11 @@ impl Flights {
                 (Some(_), None) => false,
             };
             if may_join && !flight.cancel.is_cancelled() && flight.result.borrow().is_none() {
-                return Join::Joined(FlightWaiter::of(flight));
+                let is_of_same_tags = match (&counters, &flight.counters) {
+                    (Some(own), Some(its)) => own.has_same_tags_as(its),
+                    _ => true,
+                };
+                return Join::Joined(FlightWaiter::of(flight, !is_of_same_tags));
             }
         }
         let flight = Arc::new(Flight {
@@ -124,10 +132,11 @@ impl Flights {
             result: watch::Sender::new(None),
             waiters: AtomicUsize::new(0),
             is_kept: AtomicBool::new(false),
+            has_late_tags: AtomicBool::new(false),
             cancel: CancellationToken::new(),
         });
         by_key.insert(Arc::clone(key), Arc::clone(&flight));
-        let waiter = FlightWaiter::of(&flight);
+        let waiter = FlightWaiter::of(&flight, false);
         Join::Leads(waiter, FlightLeader { key: Arc::clone(key), flight, has_ended: AtomicBool::new(false) })
     }
 
@@ -142,21 +151,27 @@ impl Flights {
         keys.iter().for_each(|key| drop(by_key.remove(key.as_ref())));
     }
 
-    /// The same for all keys, where it is not known which are meant.
-    pub fn detach_all(&self) {
-        lock(&self.by_key).clear();
+    /// A tag is invalidated, and which keys have it is not known. Loads that saw the counters of their tags go on: these say
+    /// whom they may serve. Those of datasets, whose tags come with their rows, and those without counters may serve nobody new.
+    pub fn detach_unguarded(&self) {
+        let is_guarded = |flight: &Flight| flight.counters.as_ref().is_some_and(|seen| !seen.has_stamps());
+        lock(&self.by_key).retain(|_, flight| is_guarded(flight));
     }
 }
 
 impl FlightWaiter {
-    fn of(flight: &Arc<Flight>) -> Self {
+    fn of(flight: &Arc<Flight>, came_after_tags: bool) -> Self {
         flight.waiters.fetch_add(1, Ordering::AcqRel);
-        Self { flight: Arc::clone(flight), receiver: flight.result.subscribe() }
+        Self { flight: Arc::clone(flight), receiver: flight.result.subscribe(), came_after_tags }
     }
 
     /// How the load ended.
     pub async fn result(&mut self) -> FlightResult {
         match self.receiver.wait_for(Option::is_some).await {
+            // The tag that was invalidated may be one of the value's: it is not for who came after.
+            Ok(_) if self.came_after_tags && self.flight.has_late_tags.load(Ordering::Acquire) => {
+                FlightResult::Abandoned
+            }
             Ok(result) => result.clone().unwrap_or(FlightResult::Abandoned),
             Err(_nobody_ends_it) => FlightResult::Abandoned,
         }
@@ -189,6 +204,11 @@ impl FlightLeader {
 
     pub fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// The value has tags that nobody knew when the load began; to be said before its end.
+    pub fn found_late_tags(&self) {
+        self.flight.has_late_tags.store(true, Ordering::Release);
     }
 
     /// Ends the load and tells all who wait.

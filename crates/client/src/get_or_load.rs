@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 use tracing::debug;
 
 use super::core::{Cache, Core, check_key};
 use super::error::ClientError;
 use super::flight::{Bytes, LoadRequest, LoadedBytes, Loader};
 use super::key_class::ReadOutcome;
+use super::moments::{FAR, after, part};
 use super::policy::Policy;
 use super::source::Snapshot;
+use super::waits::note_late_tags;
 use cachekeeper_engine::stores::redis::{Answer, CounterRule};
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::EntryBatch;
@@ -96,6 +97,8 @@ pub struct Partial<I, T> {
     pub failed: Vec<(I, ClientError)>,
 }
 
+/// Less than this no store is given.
+const STORE_WITHIN: Duration = Duration::from_millis(20);
 /// Entries of one script.
 const BATCH_ENTRIES: usize = 256;
 /// Bytes of one script's entries.
@@ -108,6 +111,8 @@ impl Cache {
     /// What a caller gets was loaded after it came, or was in the cache. A value that was invalidated while it was
     /// loaded is returned to those who came before, and not stored. While Redis is down the loader is asked, by so
     /// many at a time as the cache was built for.
+    ///
+    /// A loader that wants a value which waits for its own gets [`ClientError::Recursion`] for it.
     ///
     /// The loader runs in a task of its own. It is cancelled when the last caller who waits is dropped.
     ///
@@ -138,8 +143,8 @@ impl Cache {
         let obtained = self.core.obtain_one((key, &class), policy, both).await?;
         let Some(bytes) = obtained.value? else { return Ok(None) };
         let undecodable = |reason| ClientError::Decode { key: key.to_owned(), reason };
-        let reason = match class.codec.decode(&bytes) {
-            Ok(value) => return Ok(Some(value)),
+        let reason = match class.codec.decode_or_null(&bytes) {
+            Ok(value) => return Ok(value),
             Err(reason) => reason,
         };
         let once = shared.unwrap_or_else(|| Arc::new(Mutex::new(loader)));
@@ -154,7 +159,8 @@ impl Cache {
         let loader = self.core.one_loader::<T, L, F, U, E>(key, policy, once);
         let mut obtained = self.core.obtain_many(&forced, &loader).await;
         let bytes = obtained.pop().map_or(Ok(None), |one| one.value)?;
-        bytes.map(|bytes| class.codec.decode(&bytes)).transpose().map_err(undecodable)
+        let value = bytes.map(|bytes| class.codec.decode_or_null(&bytes)).transpose().map_err(undecodable)?;
+        Ok(value.flatten())
     }
 
     /// The values of ids: each as [`Self::get_or_load`] has it, but what is missing is loaded by one call (again only where
@@ -252,7 +258,7 @@ where
 impl Core {
     fn decode<T: DeserializeOwned>(&self, key: &str, value: LoadedBytes) -> Result<Option<T>, ClientError> {
         let Some(bytes) = value? else { return Ok(None) };
-        let decoded = self.class_of(key).codec.decode(&bytes).map(Some);
+        let decoded = self.class_of(key).codec.decode_or_null(&bytes);
         decoded.map_err(|reason| ClientError::Decode { key: key.to_owned(), reason })
     }
 
@@ -333,13 +339,23 @@ impl Core {
             let Some(batch) = batches.last_mut() else { continue };
             results.push(loaded.and_then(|loaded| {
                 let bytes = self.encode(key, &loaded, policy, batch);
+                if !loaded.tags.is_empty() {
+                    note_late_tags(key);
+                }
                 read_at = loaded.read_at;
                 bytes
             }));
         }
         if let Some(counters) = counters {
-            for batch in batches.iter().filter(|batch| !batch.is_empty()) {
-                self.fill(batch, &counters, read_at.as_ref()).await;
+            let store = async {
+                for batch in batches.iter().filter(|batch| !batch.is_empty()) {
+                    self.fill(batch, &counters, read_at.as_ref()).await;
+                }
+            };
+            // Who does not wait for long gets the value, stored or not, where Redis does not answer.
+            let limit = policy.hard.map_or(FAR, |hard| (hard / 4).max(STORE_WITHIN));
+            if tokio::time::timeout(limit, store).await.is_err() {
+                debug!("redis is slow, it is not known whether what was loaded is stored");
             }
         }
         results
@@ -356,14 +372,18 @@ impl Core {
         let encode = |value: &T| {
             codec.encode(value).map_err(|reason| ClientError::Encode { key: key.to_owned(), reason })
         };
-        let bytes = loaded.value.as_ref().map(encode).transpose()?;
+        let mut bytes = loaded.value.as_ref().map(encode).transpose()?;
         let position = match (&bytes, policy.negative) {
             (Some(bytes), _) => {
                 let life = policy.life_of(key, loaded.life.unwrap_or(policy.life));
                 self.note_own_life(key, policy, loaded.life);
                 batch.push(key, bytes, policy.stored_millis(life))
             }
-            (None, Some(life)) => batch.push(key, codec.null(), policy.stored_millis(life)),
+            // Its caller gets it as the next ones do.
+            (None, Some(life)) => {
+                bytes = Some(codec.null().to_vec());
+                batch.push(key, codec.null(), policy.stored_millis(life))
+            }
             // The loader found nothing, so a stale value that is kept for fail-safe must be deleted.
             (None, None) => batch.push_gone(key),
         };
@@ -375,10 +395,7 @@ impl Core {
     /// from its first moment, and be loaded again by every read (faults E6).
     fn note_own_life(&self, key: &str, policy: &Policy, own: Option<Duration>) {
         if let (Some(own), Some(share)) = (own, policy.eager) {
-            let until = Instant::now().checked_add(own.mul_f64(1.0 - share));
-            if let Some(until) = until {
-                self.flights.not_due.put(&key.into(), until);
-            }
+            self.flights.not_due.put(&key.into(), after(part(own, 1.0 - share)));
         }
     }
 
@@ -396,6 +413,7 @@ impl Core {
             }
         };
         batch.iter().for_each(|entry| self.near.remove(&[entry.key]));
+        self.drop_windows_of(batch);
         let Some(first) = batch.get(0) else { return };
         let class = self.class_of(first.key);
         match refused {

@@ -16,8 +16,9 @@
 //! ```
 //!
 //! - Reading: [`Cache::get`], [`Cache::get_many`], [`Cache::get_sliding`], [`Cache::exists`], [`Cache::batch`].
-//! - Writing: [`Cache::set`], [`Cache::set_with_tags`], [`Cache::set_many`], [`Cache::delete`],
+//! - Writing: [`Cache::set`], [`Cache::set_with_tags`], [`Cache::set_many`], [`Cache::expire`], [`Cache::delete`],
 //!   [`Cache::invalidate_tags`], [`Cache::publish`].
+//! - Messages of the application's own on any channel: [`Cache::publish_to`], [`Cache::subscribe_to`].
 //! - Writing through to Postgres: [`DatasetCache::write`].
 //! - Locks: [`Cache::locks`].
 //! - Loading what is missing: [`Cache::get_or_load`], [`Cache::get_or_load_many`], [`Cache::dataset`].
@@ -42,7 +43,10 @@ mod get_or_load;
 mod key_class;
 mod keys_until;
 mod load;
+mod load_task;
 mod locks;
+mod messages;
+mod moments;
 mod near;
 mod policy;
 mod prefixes;
@@ -54,6 +58,8 @@ mod source;
 #[path = "no_source.rs"]
 mod source;
 mod space;
+mod waits;
+mod windows;
 mod write;
 #[cfg(feature = "postgres")]
 mod write_through;
@@ -70,6 +76,7 @@ pub use error::{ClientError, LoaderError};
 pub use events::{Events, Heard};
 pub use get_or_load::{Loaded, ManyLoaded, Partial};
 pub use locks::{LockError, LockGuard, LockOptions, Locks};
+pub use messages::{HeardMessage, Messages};
 pub use near::{IntoBytes, IntoDuration, Near};
 pub use policy::{Lifetime, LoadLockOptions, Policy, Sliding};
 pub use read::Read;

@@ -4,29 +4,24 @@
 //! What is fresh is served. What is old or missing joins the load that is under way for its key; keys that nobody loads are
 //! loaded by one call. The rest of a policy is decided per key: how long to wait, whether an old value is served instead.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::time::Instant;
-use tracing::{Instrument, debug, warn};
+use tracing::Instrument;
 
-use super::backend::Backend;
-use super::breaker::BreakerState;
 use super::core::{Core, check_key};
 use super::error::ClientError;
-use super::flight::{Bytes, FlightLeader, FlightResult, FlightWaiter, Join, LoadLock, LoadRequest, Loader};
+use super::flight::{Bytes, FlightResult, FlightWaiter, Join, LoadRequest, Loader};
 use super::key_class::{KeyClass, LoadOutcome, ReadOutcome};
+use super::load_task::{Leaders, LoadTask};
 use super::policy::{Age, Policy};
 use super::read::{Look, Obtained};
-use cachekeeper_engine::log_limit;
+use super::waits::Waiting;
 use cachekeeper_protocol::counters::InvalidationCounters;
 
 /// Waits by position, each with whether it leads.
 type Waiters = Vec<(usize, FlightWaiter, bool)>;
-/// Loads to be carried out, by position.
-type Leaders = Vec<(usize, FlightLeader)>;
 
 impl Core {
     /// The value of one key. `request` makes the request and its loader where the cache alone does not do.
@@ -39,12 +34,12 @@ impl Core {
         check_key(key)?;
         let (span, began) = (self.span("cache.get", key, class), Instant::now());
         let obtain = async {
-            let look = match self.look_one(key, class, policy).await {
+            let look = match self.look_one(key, class, policy, began).await {
                 Look::Found(value, Age::Fresh) => return Obtained::served(class, value),
                 look => look,
             };
             let (request, loader) = request();
-            let mut obtained = self.obtain(&request, &loader, vec![look]).await;
+            let mut obtained = self.obtain(&request, &loader, vec![look], began).await;
             obtained.pop().unwrap_or_else(Obtained::nothing)
         };
         let obtained = obtain.instrument(span.clone()).await;
@@ -64,9 +59,9 @@ impl Core {
         let looks = if request.is_forced {
             request.keys.iter().map(|_| Look::Missing).collect()
         } else {
-            self.look_many(&request.keys, request.of_dataset.as_deref(), &request.policy).await
+            self.look_many(&request.keys, request.of_dataset.as_deref(), &request.policy, began).await
         };
-        let obtained = self.obtain(request, loader, looks).await;
+        let obtained = self.obtain(request, loader, looks, began).await;
         for (key, one) in request.keys.iter().zip(&obtained) {
             self.class_in(request, key).count(one.found);
         }
@@ -76,19 +71,20 @@ impl Core {
         obtained
     }
 
-    fn class_in(&self, request: &LoadRequest, key: &str) -> Arc<KeyClass> {
+    pub fn class_in(&self, request: &LoadRequest, key: &str) -> Arc<KeyClass> {
         request.of_dataset.clone().unwrap_or_else(|| self.class_of(key))
     }
 
     /// The same as [`Core::look_with_counters`] for the keys at these positions.
-    async fn look_again(
+    pub async fn look_again(
         &self,
         request: &LoadRequest,
         positions: &[usize],
+        began: Instant,
     ) -> (Vec<Look>, Option<InvalidationCounters>) {
         let keys: Vec<&Arc<str>> = positions.iter().filter_map(|at| request.keys.get(*at)).collect();
         let of_dataset = request.of_dataset.as_deref();
-        let (mut looks, counters) = self.look_with_counters(&keys, of_dataset, &request.policy).await;
+        let (mut looks, counters) = self.look_with_counters(&keys, of_dataset, &request.policy, began).await;
         if request.is_forced {
             looks.iter_mut().for_each(|look| *look = Look::Missing);
         }
@@ -101,11 +97,13 @@ impl Core {
         request: &LoadRequest,
         loader: &Loader,
         first: Vec<Look>,
+        began: Instant,
     ) -> Vec<Obtained> {
         let count = request.keys.len();
         let mut caller = Caller {
             core: self,
             request,
+            began,
             obtained: vec![Obtained::nothing(); count],
             stale: vec![None; count],
         };
@@ -119,15 +117,17 @@ impl Core {
             if missing.is_empty() {
                 break;
             }
-            let (looks, counters) = self.look_again(request, &missing).await;
+            let (looks, counters) = self.look_again(request, &missing, began).await;
             let missed = if counters.is_some() { ReadOutcome::Miss } else { ReadOutcome::Unavailable };
             // Another process has loaded it meanwhile: that it is due again is for the next reader to see.
             (missing, _) = caller.take(missing, looks);
+            let waiting = caller.begin_to_wait(&mut missing);
             let (waiters, leaders) = self.join(request, &missing, counters.as_ref());
             if !leaders.is_empty() {
                 self.depart(request, loader, leaders, counters, false);
             }
             missing = caller.wait(waiters, missed).await;
+            drop(waiting);
         }
         caller.obtained
     }
@@ -167,7 +167,7 @@ impl Core {
         }
         let (core, request, loader) = (Arc::clone(self), request.clone(), Arc::clone(loader));
         drop(tokio::spawn(async move {
-            let (looks, counters) = core.look_again(&request, &due).await;
+            let (looks, counters) = core.look_again(&request, &due, Instant::now()).await;
             if counters.is_none() {
                 return;
             }
@@ -203,6 +203,8 @@ impl Core {
 struct Caller<'a> {
     core: &'a Core,
     request: &'a LoadRequest,
+    /// When it came.
+    began: Instant,
     obtained: Vec<Obtained>,
     /// Old values, for where the load fails or is slow.
     stale: Vec<Option<Bytes>>,
@@ -245,6 +247,27 @@ impl Caller<'_> {
         }
     }
 
+    /// Begins to wait for these keys. Those that would wait for themselves are not waited for.
+    fn begin_to_wait(&mut self, missing: &mut Vec<usize>) -> Vec<Waiting> {
+        let mut waiting = Vec::new();
+        missing.retain(|at| {
+            let Some(key) = self.request.keys.get(*at) else { return false };
+            match self.core.waits.begin(key) {
+                Some(one) => {
+                    waiting.push(one);
+                    true
+                }
+                None => {
+                    let value = Err(ClientError::Recursion { key: key.to_string() });
+                    let one = self.old_value(*at).map(Obtained::stale);
+                    self.put(*at, one.unwrap_or(Obtained { found: ReadOutcome::Miss, is_own: false, value }));
+                    false
+                }
+            }
+        });
+        waiting
+    }
+
     /// Serves an old value where the last load has just failed.
     fn is_served_while_cooling(&mut self, at: usize) -> bool {
         let Some(value) = self.old_value(at) else { return false };
@@ -261,7 +284,9 @@ impl Caller<'_> {
         let ended = join_all(waiters.into_iter().map(async |(at, mut waiter, leads)| {
             // An old value can be had at once: for it nobody waits longer than this.
             let soft = policy.soft.filter(|_| self.stale.get(at).is_some_and(Option::is_some));
-            let result = match soft.into_iter().chain(policy.hard).min() {
+            // What was spent on Redis counts.
+            let hard = policy.hard.map(|hard| hard.saturating_sub(self.began.elapsed()));
+            let result = match soft.into_iter().chain(hard).min() {
                 None => Some(waiter.result().await),
                 Some(limit) => tokio::time::timeout(limit, waiter.result()).await.ok(),
             };
@@ -299,151 +324,5 @@ impl Caller<'_> {
             self.put(at, one);
         }
         again
-    }
-}
-
-/// The load of all keys that one caller leads.
-struct LoadTask {
-    core: Arc<Core>,
-    request: LoadRequest,
-    loader: Loader,
-    leaders: Leaders,
-    is_refresh: bool,
-}
-
-impl LoadTask {
-    async fn run(self, counters: Option<InvalidationCounters>) {
-        let nobody_waits = join_all(self.leaders.iter().map(|(_, leader)| leader.is_left_alone()));
-        tokio::select! {
-            () = self.load(counters) => {}
-            _ = nobody_waits => {}
-        }
-        for (_, leader) in self.leaders.iter().filter(|(_, leader)| !leader.has_ended()) {
-            self.core.class_in(&self.request, leader.key()).count_load(LoadOutcome::Cancelled);
-        }
-    }
-
-    /// Takes the load locks, looks again, and loads. Keys that another process loads hold up none of the others.
-    async fn load(&self, counters: Option<InvalidationCounters>) {
-        let leaders: Vec<&(usize, FlightLeader)> = self.leaders.iter().collect();
-        let Some(lock) = self.take_lock().await else { return self.call(leaders, counters).await };
-        let mut others = lock.others.iter().copied().peekable();
-        let (theirs, mine): (Vec<_>, Vec<_>) =
-            leaders.into_iter().enumerate().partition(|(position, _)| others.next_if_eq(position).is_some());
-        let mine: Vec<_> = mine.into_iter().map(|(_, leader)| leader).collect();
-        let theirs: Vec<_> = theirs.into_iter().map(|(_, leader)| leader).collect();
-        let load_mine = async {
-            let (mine, counters) = self.drop_found(mine).await;
-            self.call(mine, counters).await;
-            // Released in the background: nobody waits for that.
-            drop(lock);
-        };
-        tokio::join!(load_mine, self.load_after_others(theirs));
-    }
-
-    async fn take_lock(&self) -> Option<LoadLock> {
-        let lock = self.request.policy.lock?;
-        let Backend::Redis(redis) = &self.core.backend else { return None };
-        if self.core.breaker.state() != BreakerState::Closed {
-            return None;
-        }
-        let keys: Vec<&str> = self.leaders.iter().map(|(_, leader)| &**leader.key()).collect();
-        LoadLock::take(redis, &keys, lock.life).await
-    }
-
-    /// Waits for the processes that hold the locks of these keys; what they have not stored by then is loaded here as well. A
-    /// refresh that nobody waits for does not wait either.
-    async fn load_after_others(&self, leaders: Vec<&(usize, FlightLeader)>) {
-        let (Some(locks), Some(lock)) = (&self.core.locks, self.request.policy.lock) else { return };
-        if leaders.is_empty() || self.is_refresh {
-            return leaders.into_iter().for_each(|leader| self.end(leader, FlightResult::Abandoned));
-        }
-        let names: Vec<String> = leaders.iter().map(|(_, leader)| LoadLock::name(leader.key())).collect();
-        let waits = names.iter().map(|name| locks.wait_for_unlock(name, lock.wait));
-        if let Some(error) = join_all(waits).await.into_iter().find_map(Result::err) {
-            debug!(%error, "load locks could not be waited for");
-        }
-        let (leaders, _counters) = self.drop_found(leaders).await;
-        // Whoever holds the lock stores; a second value beside it would be refused or wasted.
-        self.call(leaders, None).await;
-    }
-
-    /// Ends those that another process has loaded meanwhile; answers the others, and the counters as they are now.
-    async fn drop_found<'a>(
-        &self,
-        leaders: Vec<&'a (usize, FlightLeader)>,
-    ) -> (Vec<&'a (usize, FlightLeader)>, Option<InvalidationCounters>) {
-        if leaders.is_empty() {
-            return (leaders, None);
-        }
-        let positions: Vec<usize> = leaders.iter().map(|(at, _)| *at).collect();
-        let (looks, counters) = self.core.look_again(&self.request, &positions).await;
-        let mut missing = Vec::with_capacity(leaders.len());
-        for (leader, look) in leaders.into_iter().zip(looks) {
-            match look {
-                Look::Found(value, age) if age == Age::Fresh || (age == Age::Due && !self.is_refresh) => {
-                    let class = self.core.class_in(&self.request, leader.1.key());
-                    let value = Obtained::served(&class, value).value.ok().flatten();
-                    self.end(leader, FlightResult::Value(value));
-                }
-                _ => missing.push(leader),
-            }
-        }
-        (missing, counters)
-    }
-
-    /// Calls the loader for these keys, and ends their loads.
-    async fn call(&self, leaders: Vec<&(usize, FlightLeader)>, counters: Option<InvalidationCounters>) {
-        let Some((_, first)) = leaders.first() else { return };
-        let _permit = match &counters {
-            None => self.core.loads.acquire().await.ok(),
-            Some(_) => None,
-        };
-        let began = Instant::now();
-        let positions = leaders.iter().map(|(at, _)| *at).collect();
-        // The call itself may panic as well as what it answers.
-        let call = AssertUnwindSafe(async { (self.loader)(positions, counters).await }).catch_unwind();
-        let called = call.await;
-        let (class, took) = (self.core.class_in(&self.request, first.key()), began.elapsed());
-        if self.request.of_dataset.is_none() {
-            class.time_load(took);
-        }
-        self.core.report_slow("load", first.key(), &class, took);
-        let mut results: Vec<FlightResult> = match called {
-            Ok(Ok(loaded)) => loaded
-                .into_iter()
-                .map(|one| one.map_or_else(FlightResult::Failed, FlightResult::Value))
-                .collect(),
-            Ok(Err(error)) => vec![FlightResult::Failed(error); leaders.len()],
-            Err(_panic) => vec![FlightResult::Panicked; leaders.len()],
-        };
-        let errors = || {
-            results.iter().filter_map(|result| match result {
-                FlightResult::Failed(error) => Some(error),
-                _ => None,
-            })
-        };
-        if let Some(error) = errors().next() {
-            let what = "loads failed";
-            if let Some(keys) = log_limit::due(what, &class.label, errors().count() as u64) {
-                warn!(dataset = %class.label, keys, %error, "{what}");
-            }
-        }
-        results.resize(leaders.len(), FlightResult::Abandoned);
-        leaders.into_iter().zip(results).for_each(|(leader, result)| self.end(leader, result));
-    }
-
-    fn end(&self, (_, leader): &(usize, FlightLeader), result: FlightResult) {
-        let outcome = match &result {
-            FlightResult::Value(_) => LoadOutcome::Ok,
-            FlightResult::Failed(_) => LoadOutcome::Failed,
-            FlightResult::Panicked => LoadOutcome::Panicked,
-            FlightResult::Abandoned => LoadOutcome::Cancelled,
-        };
-        self.core.class_in(&self.request, leader.key()).count_load(outcome);
-        if matches!(outcome, LoadOutcome::Failed | LoadOutcome::Panicked) {
-            self.core.flights.failed.put(leader.key(), Instant::now() + self.request.policy.throttle);
-        }
-        leader.end(&self.core.flights, result);
     }
 }

@@ -35,6 +35,7 @@ use tracing::Instrument;
 pub use guard::{LockError, LockGuard};
 
 use self::turns::Turns;
+use super::moments::{FAR, after};
 use cachekeeper_engine::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, Metrics};
 use cachekeeper_engine::stores::redis::{LeaseAttempt, Redis};
@@ -55,6 +56,14 @@ pub struct LockOptions {
 impl Default for LockOptions {
     fn default() -> Self {
         Self { life: Duration::from_secs(10), wait: Duration::from_secs(5), is_renewed: true, max_hold: None }
+    }
+}
+
+impl LockOptions {
+    /// What is longer than anybody waits is very long.
+    fn bounded(self) -> Self {
+        let max_hold = self.max_hold.filter(|hold| *hold < FAR);
+        Self { life: self.life.min(FAR), wait: self.wait.min(FAR), max_hold, ..self }
     }
 }
 
@@ -117,6 +126,7 @@ impl Locks {
         names: &[impl AsRef<str>],
         options: LockOptions,
     ) -> Result<LockGuard, LockError> {
+        let options = options.bounded();
         let mut names: Vec<String> = names.iter().map(|name| name.as_ref().to_owned()).collect();
         names.sort_unstable();
         names.dedup();
@@ -140,7 +150,7 @@ impl Locks {
     /// # Errors
     /// [`LockError::Unavailable`].
     pub async fn wait_for_unlock(&self, name: &str, at_most: Duration) -> Result<bool, LockError> {
-        let deadline = Instant::now() + at_most;
+        let deadline = after(at_most);
         let mut wakeup: Option<Wakeup> = None;
         loop {
             let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
@@ -157,7 +167,7 @@ impl Locks {
     }
 
     async fn take(&self, names: Vec<String>, options: LockOptions) -> Result<LockGuard, LockError> {
-        let deadline = Instant::now() + options.wait;
+        let deadline = after(options.wait);
         // In this process they come one after the other, first come, first served: a release wakes one, not a thousand.
         let turns = tokio::time::timeout_at(deadline, self.shared.turns.of(&names));
         let Ok(turns) = turns.await else { return Err(self.held(names).await) };

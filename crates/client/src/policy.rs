@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::moments::{self, FAR};
 use cachekeeper_protocol::entry::LIFE_WITHOUT_END;
 use cachekeeper_protocol::keyspace::key_hash;
 
@@ -34,16 +35,14 @@ const LONGEST_MS: u64 = 1 << 55;
 impl Lifetime {
     /// Milliseconds from now; 0: it is over, delete.
     pub(super) fn millis(self) -> u64 {
+        // A started millisecond counts as one, so that only what is over deletes.
         let of = |life: Duration| match u64::try_from(life.as_millis()) {
-            Ok(life) if life < LONGEST_MS => life,
+            Ok(whole) if whole < LONGEST_MS => whole.max(u64::from(!life.is_zero())),
             Ok(_) | Err(_) => LIFE_WITHOUT_END,
         };
         match self {
             Self::For(life) => of(life),
-            // What is left of a started millisecond counts as one, so that a moment in the future never deletes.
-            Self::Until(end) => end
-                .duration_since(SystemTime::now())
-                .map_or(0, |left| of(left).max(u64::from(!left.is_zero()))),
+            Self::Until(end) => end.duration_since(SystemTime::now()).map_or(0, of),
             Self::Forever => LIFE_WITHOUT_END,
         }
     }
@@ -68,8 +67,14 @@ impl Sliding {
     /// The end that a read gives: none if `idle` decides, else since 1970.
     pub(super) fn cap(&self) -> Option<Duration> {
         let until = self.until?;
-        let by_idle = SystemTime::now() + self.idle;
-        (until < by_idle).then(|| until.duration_since(UNIX_EPOCH).unwrap_or(Duration::from_millis(1)))
+        let by_idle = SystemTime::now() + self.span();
+        let at_least = Duration::from_millis(1);
+        (until < by_idle).then(|| until.duration_since(UNIX_EPOCH).unwrap_or_default().max(at_least))
+    }
+
+    /// How long a read lets it live, as Redis takes it.
+    pub(super) fn span(&self) -> Duration {
+        self.idle.clamp(Duration::from_millis(1), FAR)
     }
 }
 
@@ -95,15 +100,15 @@ pub struct Policy {
 /// The lock that keeps several processes from loading one key at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadLockOptions {
-    /// How long it lives without renewal.
+    /// How long it lives without renewal (default 2 s): so long a load waits for a holder that was killed.
     pub life: Duration,
-    /// How long others wait for the holder's value before they load themselves, without storing it.
+    /// How long others wait for the holder's value before they load themselves, without storing it (default 5 s).
     pub wait: Duration,
 }
 
 impl Default for LoadLockOptions {
     fn default() -> Self {
-        Self { life: Duration::from_secs(10), wait: Duration::from_secs(5) }
+        Self { life: Duration::from_secs(2), wait: Duration::from_secs(5) }
     }
 }
 
@@ -128,14 +133,15 @@ impl Policy {
     /// Shortens lives by up to this share, by the key, so that entries stored together do not expire together.
     #[must_use]
     pub fn jitter(mut self, share: f64) -> Self {
-        self.jitter = share.clamp(0.0, 0.99);
+        self.jitter = moments::share(share, 0.99);
         self
     }
 
     /// Keeps values this much longer, to serve them when the loader fails or is slow.
     #[must_use]
     pub fn fail_safe(mut self, longer: Duration) -> Self {
-        self.fail_safe = Some(longer);
+        // Where nothing ended, it could not be told what is old.
+        self.fail_safe = Some(longer.min(FAR));
         self
     }
 
@@ -153,7 +159,8 @@ impl Policy {
         self
     }
 
-    /// Gives up waiting after this long: a stale value, or [`super::ClientError::Timeout`]; loading goes on.
+    /// Gives up waiting after this long: a stale value, or [`super::ClientError::Timeout`]; loading goes on. Redis is waited for
+    /// for half of it, then the loader is asked.
     #[must_use]
     pub fn hard_timeout(mut self, at_most: Duration) -> Self {
         self.hard = Some(at_most);
@@ -163,7 +170,7 @@ impl Policy {
     /// Loads again in the background when a value is read in this last share of its life (0.2: the last fifth).
     #[must_use]
     pub fn eager(mut self, share: f64) -> Self {
-        self.eager = Some(share.clamp(0.0, 1.0));
+        self.eager = Some(moments::share(share, 1.0));
         self
     }
 
@@ -198,7 +205,7 @@ impl Policy {
         // The hash's upper bits as a share from 0 to below 1.
         let share =
             f64::from(u32::try_from(key_hash(key.as_bytes()) >> 32).unwrap_or_default()) / 2_f64.powi(32);
-        life.mul_f64(1.0 - self.jitter * share)
+        moments::part(life, 1.0 - self.jitter * share)
     }
 
     /// Milliseconds for which an entry with this logical life is stored.
@@ -220,7 +227,7 @@ impl Policy {
             return Age::Stale;
         }
         match self.eager {
-            Some(share) if left <= self.life_of(key, self.life).mul_f64(share) => Age::Due,
+            Some(share) if left <= moments::part(self.life_of(key, self.life), share) => Age::Due,
             Some(_) | None => Age::Fresh,
         }
     }

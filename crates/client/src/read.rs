@@ -175,11 +175,11 @@ pub(super) struct Obtained {
 }
 
 impl Obtained {
-    /// A value that is there; an explicit null is none.
+    /// A value that is there, or an explicit null.
     pub fn served(class: &KeyClass, value: Bytes) -> Self {
         let is_null = *value == *class.codec.null();
         let found = if is_null { ReadOutcome::Negative } else { ReadOutcome::Hit };
-        Self { found, is_own: false, value: Ok((!is_null).then_some(value)) }
+        Self { found, is_own: false, value: Ok(Some(value)) }
     }
 
     pub fn nothing() -> Self {
@@ -196,12 +196,15 @@ const NO_END: i64 = -1;
 
 impl Core {
     /// Looks for one key. By one command, which asks for the age only where the policy depends on it.
-    pub async fn look_one(&self, key: &str, class: &KeyClass, policy: &Policy) -> Look {
+    pub async fn look_one(&self, key: &str, class: &KeyClass, policy: &Policy, began: Instant) -> Look {
         let looked = if policy.needs_age() {
-            let looked = self.ask("read an entry", self.backend.look(&[key])).await;
+            let keys = [key];
+            let look = within(policy, began, self.backend.look(&keys));
+            let looked = self.ask("read an entry", look).await;
             looked.map(|mut looked| looked.pop().unwrap_or((None, NO_END)))
         } else {
-            self.ask("read an entry", self.backend.get(key)).await.map(|value| (value, NO_END))
+            let get = within(policy, began, self.backend.get(key));
+            self.ask("read an entry", get).await.map(|value| (value, NO_END))
         };
         match looked {
             Ok(looked) => judge(key, class, policy, looked),
@@ -215,11 +218,13 @@ impl Core {
         keys: &[Arc<str>],
         of_dataset: Option<&KeyClass>,
         policy: &Policy,
+        began: Instant,
     ) -> Vec<Look> {
         let looked = if policy.needs_age() {
-            self.ask("read entries", self.backend.look(keys)).await
+            self.ask("read entries", within(policy, began, self.backend.look(keys))).await
         } else {
-            let values = self.ask("read entries", self.backend.get_many(keys)).await;
+            let get = within(policy, began, self.backend.get_many(keys));
+            let values = self.ask("read entries", get).await;
             values.map(|values| values.into_iter().map(|value| (value, NO_END)).collect())
         };
         match looked {
@@ -235,8 +240,10 @@ impl Core {
         keys: &[&Arc<str>],
         of_dataset: Option<&KeyClass>,
         policy: &Policy,
+        began: Instant,
     ) -> (Vec<Look>, Option<InvalidationCounters>) {
         let look = self.backend.look_with_counters(keys, &policy.tags, of_dataset.is_some());
+        let look = within(policy, began, look);
         match self.ask("read entries", look).await {
             Ok((looked, counters)) => {
                 (self.judge_all(keys.iter().copied(), of_dataset, policy, looked), Some(counters))
@@ -257,6 +264,20 @@ impl Core {
             None => judge(key, &self.class_of(key), policy, looked),
         };
         keys.zip(looked).map(judge_one).collect()
+    }
+}
+
+/// Waits for Redis as long as a policy allows: for half of the time after which its caller is gone, so that the loader has the rest.
+async fn within<T>(
+    policy: &Policy,
+    began: Instant,
+    command: impl Future<Output = Result<T, CacheError>>,
+) -> Result<T, CacheError> {
+    let Some(hard) = policy.hard else { return command.await };
+    let left = (hard / 2).saturating_sub(began.elapsed());
+    match tokio::time::timeout(left, command).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(CacheError::timed_out("wait for redis within the hard timeout")),
     }
 }
 

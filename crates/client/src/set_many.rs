@@ -44,6 +44,8 @@ pub struct SetReport {
     pub stored: usize,
     /// The others, each with its reason.
     pub failed: Vec<(String, String)>,
+    /// In how many chunks they were sent.
+    pub chunks: usize,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -111,7 +113,7 @@ impl Core {
         self.source.learn_types().await;
         let encode = |chunk: &[(_, T)]| encode_chunk(self, chunk, life_of, tags);
         let encoded = map_chunks(items, options.chunk.max(1), encode);
-        let mut report = SetReport::default();
+        let mut report = SetReport { chunks: encoded.len(), ..SetReport::default() };
         let mut sent = stream::iter(encoded.into_iter().map(async |encoded: Encoded| {
             let done = store_chunk(self, &encoded.batch, options.refuses_older_fills).await;
             (encoded, done)
@@ -212,7 +214,7 @@ async fn store(
             }
             named.into_iter().map(|(key, reason)| (key.to_owned(), reason)).collect()
         }
-        Err(error) => all(&core.note(error, keys, &[])),
+        Err(error) => all(&core.not_replaced(error, keys).await),
     }
 }
 
@@ -226,9 +228,12 @@ fn log(report: &SetReport, wanted: usize) {
         _ => "some values were not stored",
     };
     let Some(calls) = log_limit::due(what, "", 1) else { return };
+    let chunks = report.chunks;
     match (report.stored, report.failed.len()) {
-        (stored, 0) => info!(stored, elapsed_ms, calls, "{what}"),
-        (0, failed) => error!(failed, wanted, ?names, reason, elapsed_ms, calls, "{what}"),
-        (stored, failed) => warn!(stored, failed, wanted, ?names, reason, elapsed_ms, calls, "{what}"),
+        (stored, 0) => info!(stored, chunks, elapsed_ms, calls, "{what}"),
+        (0, failed) => error!(failed, wanted, chunks, ?names, reason, elapsed_ms, calls, "{what}"),
+        (stored, failed) => {
+            warn!(stored, failed, wanted, chunks, ?names, reason, elapsed_ms, calls, "{what}");
+        }
     }
 }

@@ -15,7 +15,7 @@ impl Cache {
     /// Stores a value. Fills of the key that began before are refused.
     ///
     /// # Errors
-    /// [`ClientError`]. Where Redis cannot be asked, the old value is noted for deletion. Where Redis has no memory for the
+    /// [`ClientError`]. Where Redis cannot be asked, or takes no writes at the moment, the old value is noted for deletion. Where Redis has no memory for the
     /// new one, the old one is deleted: it is no longer right.
     pub async fn set<T: Serialize + ?Sized>(
         &self,
@@ -81,6 +81,27 @@ impl Cache {
         self.delete_many(&[key]).await.map(|deleted| 0 < deleted)
     }
 
+    /// Gives an entry another lifetime, and leaves its value as it is; answers whether it was there. One that is over deletes.
+    ///
+    /// A tag reaches an entry for as long as the entry was stored for: what has tags and is to live longer is set anew.
+    ///
+    /// # Errors
+    /// As [`Self::delete`]; [`ClientError::OfDataset`]: the worker decides how long such an entry lives.
+    pub async fn expire(&self, key: &str, life: impl Into<Lifetime>) -> Result<bool, ClientError> {
+        self.core.source.learn_types().await;
+        self.core.check_own(key)?;
+        match life.into().millis() {
+            0 => self.delete(key).await,
+            life => {
+                let expire = self.core.backend.expire(key, life);
+                let is_there = self.core.ask("give an entry another lifetime", expire).await;
+                // What is near would end when it was to end before.
+                self.core.near.remove(&[key]);
+                is_there
+            }
+        }
+    }
+
     /// Deletes entries; answers how many were there.
     ///
     /// # Errors
@@ -119,8 +140,7 @@ impl Cache {
         if tags.is_empty() {
             return Ok(0);
         }
-        // Which of the keys under way will have the tags is not known.
-        self.core.flights.detach_all();
+        self.core.flights.detach_unguarded();
         self.core.leave_datasets();
         let deleted = self.core.invalidate(&[], &tags).await?;
         let by_source = self.core.source.invalidate_tags(&tags).await;
@@ -140,20 +160,26 @@ impl Core {
     pub async fn set_now(&self, batch: &EntryBatch) -> Result<(), ClientError> {
         let keys: Vec<&str> = batch.iter().map(|entry| entry.key).collect();
         let stored = self.ask("store entries", self.backend.fill(batch, CounterRule::Raise, None)).await;
+        self.drop_windows_of(batch);
         match stored {
             Ok(Answer::Done(_) | Answer::Failed(_)) => {
                 self.breaker.settle(&keys);
                 Ok(())
             }
-            Err(error @ ClientError::Unavailable { .. }) => Err(self.note(error, &keys, &[])),
-            Err(ClientError::Refused(error)) => {
-                if error.refusal == Refusal::Full {
-                    self.forget_what_is_wrong(&keys).await;
-                }
-                Err(ClientError::Refused(error))
-            }
-            Err(other) => Err(other),
+            Err(error) => Err(self.not_replaced(error, &keys).await),
         }
+    }
+
+    /// Values could not be replaced: the old ones are deleted, or noted for deletion where that is not possible now. Answers the
+    /// error for the caller.
+    pub async fn not_replaced(&self, error: ClientError, keys: &[&str]) -> ClientError {
+        if error.may_pass() {
+            return self.note(error, keys, &[]);
+        }
+        if matches!(&error, ClientError::Refused(refused) if refused.refusal == Refusal::Full) {
+            self.forget_what_is_wrong(keys).await;
+        }
+        error
     }
 
     /// Old values that could not be replaced are deleted.

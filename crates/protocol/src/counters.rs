@@ -66,6 +66,18 @@ impl InvalidationCounters {
         }
     }
 
+    /// Whether no tag at all was invalidated between the two.
+    #[must_use]
+    pub fn has_same_tags_as(&self, other: &Self) -> bool {
+        self.counter(ANY_TAG_COUNTER) == other.counter(ANY_TAG_COUNTER)
+    }
+
+    /// Whether they are of a dataset's keys, which are ordered by stamps.
+    #[must_use]
+    pub fn has_stamps(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
     /// Whether a load that began after `other` was read may serve whoever read this one: nothing was invalidated in
     /// between. Tags that no key of ours has do not matter.
     #[must_use]

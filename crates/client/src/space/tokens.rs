@@ -18,7 +18,7 @@ pub enum Freshness {
     Fresh,
     /// Perhaps older than the token, and as fresh as the database was so long ago, by the clocks of this machine and of the database.
     StaleAtMost(Duration),
-    /// Not known: there is no watermark, it is of another life of the database, or it does not hold for this dataset.
+    /// Not known: there is no watermark, the token is of another incarnation, or it does not hold for this dataset.
     Unknown,
 }
 

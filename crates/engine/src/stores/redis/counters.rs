@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::entries::{ValueAndLife, millis};
-use super::entries::{generation, raise_counters};
+use super::entries::{generation, raise_counters, read_with_lives};
 use super::script::{Call, INVALIDATE_KEYS, INVALIDATE_TAGS, pack};
-use super::{CacheError, Redis};
+use super::{CacheError, Redis, Refusal};
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
 use cachekeeper_protocol::keyspace::{ANY_TAG_COUNTER, key_counter, key_hash, slot, tag_counter};
@@ -39,7 +39,7 @@ impl Redis {
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
         let mut command = redis::Cmd::with_capacity(2, key.len() + 8);
         command.arg("GET").arg(key);
-        self.command("read an entry", &command).await
+        no_value_in_another_type(self.command("read an entry", &command).await)
     }
 
     /// One value, whose life becomes `idle` from now, or ends at `until`, whichever is first.
@@ -55,7 +55,18 @@ impl Redis {
             Some(at) => command.arg("PXAT").arg(millis(at)),
             None => command.arg("PX").arg(millis(idle)),
         };
-        self.command("read an entry and extend it", &command).await
+        no_value_in_another_type(self.command("read an entry and extend it", &command).await)
+    }
+
+    /// Gives an entry another lifetime in milliseconds; answers whether it was there.
+    pub async fn expire(&self, key: &str, life_ms: u64) -> Result<bool, CacheError> {
+        const WHAT: &str = "give an entry another lifetime";
+        if life_ms != LIFE_WITHOUT_END {
+            return self.command(WHAT, redis::cmd("PEXPIRE").arg(key).arg(life_ms)).await;
+        }
+        let mut pipeline = redis::pipe();
+        pipeline.atomic().cmd("PERSIST").arg(key).ignore().cmd("EXISTS").arg(key);
+        self.pipeline(WHAT, &pipeline, 1).await?.next()
     }
 
     /// The values of keys, in their order, in one command.
@@ -93,9 +104,7 @@ impl Redis {
         for position in &positions {
             pipeline.arg("GET").arg("u32").arg(format!("#{position}"));
         }
-        for key in keys {
-            pipeline.cmd("GET").arg(key.as_ref()).cmd("PTTL").arg(key.as_ref());
-        }
+        read_with_lives(&mut pipeline, keys);
         let mut slots: Vec<u32> = Vec::new();
         if has_stamps {
             slots.extend(keys.iter().map(|key| slot(key.as_ref().as_bytes())));
@@ -105,14 +114,13 @@ impl Redis {
                 pipeline.cmd("GETRANGE").arg(&on.stamps).arg(start).arg(start + 7);
             }
         }
-        let expected = 2 + 2 * keys.len() + usize::from(has_stamps) + slots.len();
+        let expected = 3 + keys.len() + usize::from(has_stamps) + slots.len();
         let mut replies = self.pipeline("read entries and their counters", &pipeline, expected).await?;
         let generation = replies.next()?;
         let counters: Vec<u32> = replies.next()?;
-        let mut values = Vec::with_capacity(keys.len());
-        for _ in keys {
-            values.push((replies.next()?, replies.next()?));
-        }
+        let found: Vec<Option<Vec<u8>>> = replies.next()?;
+        let with_life = |value| Ok((value, replies.next()?));
+        let values = found.into_iter().map(with_life).collect::<Result<Vec<ValueAndLife>, CacheError>>()?;
         let mut orders = Vec::new();
         if has_stamps {
             let of_all: Vec<Option<Vec<u8>>> = replies.next()?;
@@ -204,7 +212,8 @@ impl Redis {
         }
         for command in commands {
             match command {
-                BatchCommand::Get(key) => pipeline.cmd("GET").arg(key),
+                // `GET` of a key of another type would fail when the others are carried out already.
+                BatchCommand::Get(key) => pipeline.cmd("MGET").arg(key),
                 BatchCommand::Exists(key) => pipeline.cmd("EXISTS").arg(key),
                 BatchCommand::Delete(key) => pipeline.cmd("UNLINK").arg(key),
                 BatchCommand::Set(key, value, LIFE_WITHOUT_END) => pipeline.cmd("SET").arg(key).arg(value),
@@ -215,10 +224,22 @@ impl Redis {
         }
         let mut replies = self.pipeline("carry out a batch", &pipeline, commands.len()).await?;
         let mut read = |command: &BatchCommand| match command {
-            BatchCommand::Get(_) => replies.next().map(BatchReply::Value),
+            BatchCommand::Get(_) => replies
+                .next()
+                .map(|values: Vec<Option<Vec<u8>>>| BatchReply::Value(values.into_iter().flatten().next())),
             BatchCommand::Exists(_) | BatchCommand::Delete(_) => replies.next().map(BatchReply::Flag),
             BatchCommand::Set(..) => replies.next::<()>().map(|()| BatchReply::Stored),
         };
         commands.iter().map(&mut read).collect()
+    }
+}
+
+/// What a key of another type holds is no value that an entry could have.
+fn no_value_in_another_type(
+    read: Result<Option<Vec<u8>>, CacheError>,
+) -> Result<Option<Vec<u8>>, CacheError> {
+    match read {
+        Err(error) if error.refusal == Refusal::WrongType => Ok(None),
+        read => read,
     }
 }

@@ -45,6 +45,9 @@ pub enum CounterRule<'a> {
 /// The positions of entries that were refused: something newer has touched them.
 pub type Refused = Vec<usize>;
 
+/// For the windows of its tags, an entry without an end lives a thousand years: no member outlives its window.
+const WITHOUT_END: Duration = Duration::from_secs(1_000 * 366 * 86_400);
+
 /// One run of the script.
 struct Store<'a> {
     batch: &'a EntryBatch,
@@ -85,8 +88,11 @@ impl Redis {
             self.set_untagged(batch).await?;
             return Ok(Answer::Done(Vec::new()));
         }
-        let lives = batch.iter().map(|entry| entry.life_ms).filter(|life| *life != LIFE_WITHOUT_END);
-        let longest_life = Duration::from_millis(lives.max().unwrap_or_default());
+        let lives = batch.iter().map(|entry| match entry.life_ms {
+            LIFE_WITHOUT_END => WITHOUT_END,
+            life => Duration::from_millis(life),
+        });
+        let longest_life = lives.max().unwrap_or_default();
         let counters = Some(rule);
         Store { batch, stamp, mode: StoreMode::Slots, counters, longest_life }.call(self).run(self).await
     }
@@ -209,6 +215,18 @@ pub(super) fn generation() -> [u8; 8] {
     rand::random()
 }
 
+/// Reads the values of keys, and then the remaining lifetime of each. By one command for the values, to which a key of another
+/// type is one without a value: `GET` would fail, and with it all that goes along.
+pub(super) fn read_with_lives(pipeline: &mut redis::Pipeline, keys: &[impl AsRef<str>]) {
+    pipeline.cmd("MGET");
+    for key in keys {
+        pipeline.arg(key.as_ref());
+    }
+    for key in keys {
+        pipeline.cmd("PTTL").arg(key.as_ref());
+    }
+}
+
 /// A value and its remaining lifetime in milliseconds (-1: no end, -2: no entry).
 pub type ValueAndLife = (Option<Vec<u8>>, i64);
 
@@ -289,14 +307,13 @@ impl Redis {
         if is_unnoticed {
             pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("ON").ignore();
         }
-        for key in keys {
-            pipeline.cmd("GET").arg(key.as_ref()).cmd("PTTL").arg(key.as_ref());
-        }
+        read_with_lives(&mut pipeline, keys);
         if is_unnoticed {
             pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("OFF").ignore();
         }
-        let mut replies = self.pipeline("read entries", &pipeline, 2 * keys.len()).await?;
-        keys.iter().map(|_| Ok((replies.next()?, replies.next()?))).collect()
+        let mut replies = self.pipeline("read entries", &pipeline, 1 + keys.len()).await?;
+        let values: Vec<Option<Vec<u8>>> = replies.next()?;
+        values.into_iter().map(|value| Ok((value, replies.next()?))).collect()
     }
 
     /// Whether [`Self::look_at`] does not count as use: from Redis 7.2 on, where the user may say `CLIENT NO-TOUCH`.

@@ -42,7 +42,7 @@ impl std::fmt::Display for Refusal {
             Self::Full => "memory is full; raise maxmemory, or set an eviction policy",
             Self::NotWritable => "the server takes no writes at the moment",
             Self::Forbidden => "the user, the password or the user's rights are wrong",
-            Self::WrongType => "one of Cachekeeper's own keys holds another type; delete it",
+            Self::WrongType => "a key holds another type than it must have; delete it",
             Self::Other => "the server refused it",
         })
     }
@@ -190,7 +190,9 @@ fn meaning(code: &str, detail: &str) -> Refusal {
         "WRONGTYPE" => Refusal::WrongType,
         // Some servers put the code of an error inside a script behind ERR.
         _ if detail.contains("OOM command not allowed") => Refusal::Full,
-        _ if detail.contains("READONLY") || detail.contains("MISCONF") => Refusal::NotWritable,
+        _ if ["READONLY", "MISCONF", "NOREPLICAS"].iter().any(|code| detail.contains(code)) => {
+            Refusal::NotWritable
+        }
         _ if detail.contains("WRONGTYPE") => Refusal::WrongType,
         _ => Refusal::Other,
     }
