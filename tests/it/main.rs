@@ -36,6 +36,7 @@ mod decision_table;
 #[path = "../decisions/mod.rs"]
 mod decisions;
 mod definitions;
+mod directory;
 mod encodings;
 mod event_log;
 mod event_scope;
