@@ -23,7 +23,9 @@ class Template:
     @classmethod
     def parse(cls, text: str) -> "Template":
         """Reads a template; `{{` and `}}` stand for braces."""
-        literals, columns, literal, at = [], [], "", 0
+        literals: list[str] = []
+        columns: list[str] = []
+        literal, at = "", 0
         while at < len(text):
             one = text[at]
             if one in "{}" and text[at : at + 2] == one * 2:
@@ -70,10 +72,11 @@ class Template:
             behind = self.literals[at + 1]
             if at + 1 < len(self.columns):
                 value, found, rest = rest.partition(behind)
+                is_there = found == behind
             else:
-                found = rest.endswith(behind)
+                is_there = rest.endswith(behind)
                 value, rest = rest[: len(rest) - len(behind)], ""
-            if not found and behind or not value:
+            if not is_there or not value:
                 return None
             values.append(value)
         return None if rest else values
