@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdout};
 
-use crate::client_programs::{Caller, install, program};
+use crate::client_programs::{Caller, filled, install, program};
 use crate::clients;
 use crate::feed::ready;
 use crate::rights::{client, config, make_users, refused, url};
@@ -21,7 +21,7 @@ async fn each_kind_of_program_lives_with_exactly_the_rights_of_its_rule() {
     let rig = Rig::start(clients::TABLES).await;
     make_users(&rig, &Cli::new(&rig, clients::DATASETS)).await;
     let worker = Worker::start(config(&rig, clients::DATASETS, "worker")).await.unwrap();
-    ready(&worker).await;
+    filled(&worker).await;
     let token =
         rig.postgres.session().await.unwrap().text("select cachekeeper.token()").await.unwrap().unwrap();
     let all = |kind: &str| Caller::start_all(&url(&rig, kind), "test");

@@ -3,7 +3,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use cachekeeper::app::Worker;
 use serde_json::{Value, json};
+
+use crate::support::wait_until;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -29,6 +32,19 @@ pub fn program(name: &str) -> Command {
     let mut command = if name.ends_with(".py") { python() } else { Command::new("node") };
     command.arg(format!("{ROOT}/tests/readers/{name}")).env("READERS", format!("{ROOT}/target/readers"));
     command
+}
+
+/// Every entry is there; a dataset that nobody watches is not covered.
+pub async fn filled(worker: &Worker) {
+    wait_until("the worker is ready and nothing is pending", async || {
+        let (reasons, pending) = (worker.health.reasons(), worker.health.facts().pending);
+        if reasons.is_empty() && pending.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{reasons:?}, {pending:?}"))
+        }
+    })
+    .await;
 }
 
 /// The programs that call what they are told.

@@ -11,8 +11,7 @@ use cachekeeper_protocol::token::Token;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 
-use crate::client_programs::{CALLERS, Caller, install, python};
-use crate::feed::ready;
+use crate::client_programs::{CALLERS, Caller, filled, install, python};
 use crate::support::{Rig, wait_until};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -179,7 +178,7 @@ async fn start() -> (Rig, Worker) {
     install();
     let rig = Rig::start(TABLES).await;
     let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
-    ready(&worker).await;
+    filled(&worker).await;
     (rig, worker)
 }
 
@@ -417,7 +416,7 @@ async fn what_cannot_work_is_said_in_words() {
         caller.fails_with(write(), "Unreachable", &["failed to hand over a write"]);
     }
     rig.redis.start_again().await.unwrap();
-    ready(&worker).await;
+    filled(&worker).await;
     for caller in &mut callers {
         assert_eq!(caller.call("get", json!(["packed", 7]), json!({}))["id"], 7);
     }
