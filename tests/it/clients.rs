@@ -355,7 +355,7 @@ async fn a_reader_with_a_token_is_told_whether_the_value_is_fresh() {
         assert!(reading["behind_ms"].is_u64(), "{reading}");
         let parts = ["packed:5 may be older than the token", "has not reached"];
         caller.fails_with(("get", json!(["packed", 5]), options(0.2)), "NotFresh", &parts);
-        // Not covered, and of another life.
+        // Not covered, and of another incarnation.
         let reading = caller.call("read_key", json!(["loose:5"]), options(0.0));
         assert_eq!(
             (&reading["freshness"], &reading["state"]),

@@ -32,7 +32,7 @@ export function judge(watermark, token, dataset, nowMs) {
     return unknown("the watermark cannot be read");
   }
   if (told.not_covered.includes(dataset)) return unknown(`the watermark does not cover dataset ${dataset}`);
-  if (told.incarnation !== token.incarnation) return unknown("token and watermark are of two lives of the database");
+  if (told.incarnation !== token.incarnation) return unknown("token and watermark are of two incarnations of the database");
   if (token.isSeenAt(told.incarnation, snapshot)) return { freshness: "fresh", reason: "" };
   const behind = nowMs - Date.parse(told.as_of);
   const behindMs = Number.isNaN(behind) ? undefined : Math.max(0, behind);

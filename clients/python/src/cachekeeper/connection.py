@@ -99,6 +99,8 @@ def explain(error: Exception, what: str, where: str, kind: str) -> CachekeeperEr
     if isinstance(error, (broken.AuthenticationError, broken.AuthorizationError)) or text.startswith(("NOAUTH", "WRONGPASS")):
         return PermissionDenied(f"{where} refused the login: {text}")
     if isinstance(error, broken.NoPermissionError) or text.startswith("NOPERM"):
+        # redis-py leaves the word out that people look for.
+        text = text if text.startswith("NOPERM") else f"NOPERM {text}"
         return PermissionDenied(
             f"failed to {what}: this user of {where} lacks a right ({text}); see `cachekeeper acl --for {kind}`"
         )

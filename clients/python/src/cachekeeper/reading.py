@@ -79,7 +79,7 @@ def judge(watermark: Optional[bytes], token: Token, dataset: str, now: datetime)
     if dataset in not_covered:
         return Verdict("unknown", None, f"the watermark does not cover dataset {dataset}")
     if incarnation != token.incarnation:
-        return Verdict("unknown", None, "token and watermark are of two lives of the database")
+        return Verdict("unknown", None, "token and watermark are of two incarnations of the database")
     if token.is_seen_at(incarnation, snapshot):
         return Verdict("fresh", None, "")
     behind = _behind_ms(as_of, now)
