@@ -25,7 +25,7 @@ fn command(words: &[&str]) -> redis::Cmd {
 }
 
 /// The users of all kinds of programs, made as `acl` says.
-async fn make_users(rig: &Rig, cli: &Cli) {
+pub async fn make_users(rig: &Rig, cli: &Cli) {
     let mut client = rig.client().await;
     let (code, text) = cli.run(&["acl"]);
     assert_eq!(code, 0, "{text}");
@@ -36,16 +36,16 @@ async fn make_users(rig: &Rig, cli: &Cli) {
     }
 }
 
-fn url(rig: &Rig, kind: &str) -> String {
+pub fn url(rig: &Rig, kind: &str) -> String {
     rig.redis.url().replace("redis://", &format!("redis://cachekeeper-{kind}:secret@"))
 }
 
-async fn client(rig: &Rig, kind: &str) -> MultiplexedConnection {
+pub async fn client(rig: &Rig, kind: &str) -> MultiplexedConnection {
     redis::Client::open(url(rig, kind)).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
 /// The configuration of a worker whose user has the rules.
-fn config(rig: &Rig, toml: &str, kind: &str) -> cachekeeper_config::Config {
+pub fn config(rig: &Rig, toml: &str, kind: &str) -> cachekeeper_config::Config {
     let mut config = rig.config(toml);
     config.redis.url = cachekeeper_config::Secret::new(url(rig, kind));
     config
@@ -76,7 +76,7 @@ async fn has_price(client: &MultiplexedConnection, id: u32, price: i64) {
 }
 
 /// What was refused to anybody.
-async fn refused(rig: &Rig) -> Vec<String> {
+pub async fn refused(rig: &Rig) -> Vec<String> {
     let log: Vec<redis::Value> =
         redis::cmd("ACL").arg("LOG").query_async(&mut rig.client().await).await.unwrap();
     let shown = log.iter().map(|entry| format!("{entry:?}"));

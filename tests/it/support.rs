@@ -202,8 +202,9 @@ pub async fn register(
         order: (0, serial),
         longest_life: Duration::from_secs(600),
         text: r#"{"form":"d:{}"}"#,
+        told: "{}",
     };
-    match redis.register_worker(at, (definition, ""), &[declared]).await.unwrap() {
+    match redis.register_worker(at, (definition, ""), "{}", &[declared]).await.unwrap() {
         Answer::Done(registered) => registered,
         Answer::Failed(failed) => panic!("{failed}"),
     }

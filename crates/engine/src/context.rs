@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::catalog::{Catalog, Dataset};
 use super::coverage::Coverage;
+use super::directory;
 use super::error::EngineError;
 use super::event_scope::EventScope;
 use super::lease::unique_owner;
@@ -67,7 +68,8 @@ impl Context {
     /// [`EngineError`] when a URL cannot be used.
     pub fn of_worker(config: &Config) -> Result<Self, EngineError> {
         let context = Self::new(config)?;
-        let registrar = Registrar::new(unique_owner(), config.service.release, Arc::clone(&context.catalog));
+        let (release, service) = (config.service.release, directory::of_service(config));
+        let registrar = Registrar::new(unique_owner(), release, service, Arc::clone(&context.catalog));
         Ok(Self { registrar: Some(Arc::new(registrar)), ..context })
     }
 

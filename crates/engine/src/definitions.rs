@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::catalog::{Catalog, Dataset};
 use super::context::Context;
+use super::directory;
 use super::error::EngineError;
 use super::life;
 use super::registrar::{Registrar, RegistrarState};
@@ -88,16 +89,19 @@ impl Registrar {
             false => String::new(),
         };
         let texts: Vec<String> = self.catalog.iter().map(text_of).collect();
+        let told: Vec<String> =
+            self.catalog.iter().map(|dataset| directory::of_dataset(&dataset.settings)).collect();
         let declared: Vec<Declared<'_>> = self
             .catalog
             .iter()
-            .zip(serials.iter().zip(&texts))
-            .map(|(dataset, (serial, text))| Declared {
+            .zip(serials.iter().zip(texts.iter().zip(&told)))
+            .map(|(dataset, (serial, (text, told)))| Declared {
                 dataset: dataset.name(),
                 definition: &dataset.definition,
                 order: (self.release, *serial),
                 longest_life: dataset.lifetimes.longest(),
                 text,
+                told,
             })
             .collect();
         let life = context.postgres.life().await?;
@@ -106,7 +110,7 @@ impl Registrar {
         }
         let at = (epoch, poll.incarnation.as_str());
         let worker = (self.worker.as_str(), &*life::write(life.place.as_ref()));
-        match context.redis.register_worker(at, worker, &declared).await? {
+        match context.redis.register_worker(at, worker, &self.service, &declared).await? {
             Answer::Done(registered) => Ok(registered),
             Answer::Failed(failed) => Err(context.on_precondition_failed(None, failed)),
         }

@@ -29,6 +29,8 @@ pub mod dead_letters;
 #[cfg(feature = "postgres")]
 pub mod definitions;
 #[cfg(feature = "postgres")]
+mod directory;
+#[cfg(feature = "postgres")]
 pub mod encode;
 #[cfg(feature = "postgres")]
 pub mod epoch;

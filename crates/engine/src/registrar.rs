@@ -12,6 +12,8 @@ use super::catalog::Catalog;
 pub(crate) struct Registrar {
     pub(crate) worker: String,
     pub(crate) release: u64,
+    /// What the directory says of the service.
+    pub(crate) service: String,
     /// The worker's own datasets; who leads follows others too.
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) state: Mutex<RegistrarState>,
@@ -29,7 +31,7 @@ pub(crate) struct RegistrarState {
 
 impl Registrar {
     /// That of the worker of this name.
-    pub fn new(worker: String, release: u64, catalog: Arc<Catalog>) -> Self {
-        Self { worker, release, catalog, state: Mutex::default() }
+    pub fn new(worker: String, release: u64, service: String, catalog: Arc<Catalog>) -> Self {
+        Self { worker, release, service, catalog, state: Mutex::default() }
     }
 }

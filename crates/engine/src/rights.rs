@@ -163,6 +163,7 @@ impl Needs<'_> {
         let registered = self.around.prefixes.iter().map(|prefix| format!("{}*", escape(prefix)));
         let own = format!("{}*", escape(&self.keyspace.own_prefix()));
         let replies = format!("{}*", escape(&config.writes.reply_prefix));
+        let directory = KeyRight::Read(escape(&self.keyspace.metadata().directory));
         let of_applications = entries.clone().chain(allowed).chain(registered).map(KeyRight::All);
         let mut keys: BTreeSet<KeyRight> = BTreeSet::new();
         match program {
@@ -182,15 +183,17 @@ impl Needs<'_> {
             Program::Reader => {
                 keys.extend(entries.map(KeyRight::Read));
                 keys.insert(KeyRight::Read(escape(&self.keyspace.metadata().watermark)));
+                keys.insert(directory);
             }
             Program::Publisher => {
                 let stream = config.invalidation.stream.iter();
                 keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
+                keys.insert(directory);
             }
             Program::Writer => {
                 let stream = config.writes.stream.iter();
                 keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
-                keys.insert(KeyRight::All(replies));
+                keys.extend([KeyRight::All(replies), directory]);
             }
         }
         keys.into_iter().collect()
@@ -225,10 +228,11 @@ impl Needs<'_> {
             }
             Program::Library => LIBRARY.iter().copied().collect(),
             Program::Reader => READER.iter().copied().collect(),
-            Program::Publisher => {
-                ["publish CHANNEL x"].into_iter().chain(has_events.then_some(commands::ADD)).collect()
-            }
-            Program::Writer => [commands::ADD, "blpop KEY 1", "lpop KEY"].into(),
+            Program::Publisher => ["publish CHANNEL x", commands::DIRECTORY]
+                .into_iter()
+                .chain(has_events.then_some(commands::ADD))
+                .collect(),
+            Program::Writer => [commands::ADD, commands::DIRECTORY, "blpop KEY 1", "lpop KEY"].into(),
         }
     }
 }

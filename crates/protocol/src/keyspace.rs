@@ -71,6 +71,9 @@ pub struct ShardKeys {
     pub workers: String,
     /// Hash: definitions of datasets in full, for whoever leads and has others.
     pub definitions: String,
+    /// Hash: what applications in any language are told: where events and write commands go, and of each dataset how its
+    /// entries are named and read.
+    pub directory: String,
     /// What stands before a tag's name and window in the key of its set.
     pub tag_prefix: String,
     /// What stands before a dataset's name and the number of a cause in the key of a bitmap of pending stamp slots.
@@ -89,6 +92,7 @@ impl ShardKeys {
             windows: format!("{prefix}windows"),
             workers: format!("{prefix}workers"),
             definitions: format!("{prefix}definitions"),
+            directory: format!("{prefix}directory"),
             tag_prefix: format!("{prefix}tag:"),
             pending_prefix: format!("{prefix}pending:"),
         }

@@ -1,11 +1,13 @@
 //! The commands, each in a form that Redis would take, so that it can be asked for: `KEY` is one of Cachekeeper's own keys.
 
 pub(super) const ADD: &str = "xadd KEY * f v";
+/// How applications without the library read the directory.
+pub(super) const DIRECTORY: &str = "hgetall KEY";
 /// Known to Redis from 7.2 on.
 pub(super) const NO_TOUCH: &str = "client no-touch off";
 
 /// Of applications that only read, with any client.
-pub(super) const READER: &[&str] = &["get KEY", "mget KEY", "exists KEY", "ttl KEY", "pttl KEY"];
+pub(super) const READER: &[&str] = &["get KEY", "mget KEY", "exists KEY", "ttl KEY", "pttl KEY", DIRECTORY];
 
 /// Of the library, and so of the worker too: entries, scripts with what they call, locks, channels.
 pub(super) const LIBRARY: &[&str] = &[

@@ -30,6 +30,8 @@ pub struct Declared<'a> {
     pub longest_life: Duration,
     /// The definition in full, as JSON; empty: only where the script asks for it.
     pub text: &'a str,
+    /// What the directory says of the dataset, as JSON.
+    pub told: &'a str,
 }
 
 /// What is registered.
@@ -89,7 +91,8 @@ impl FromRedisValue for Registered {
 
 impl Redis {
     /// Registers a worker as living, with its definitions, and takes the datasets whose newest definition it has. Renews the lease of
-    /// the primary, whose `place` among others is recorded.
+    /// the primary, whose `place` among others is recorded. What applications are told of the service and of its current definitions
+    /// stands in the directory then.
     ///
     /// # Errors
     /// [`CacheError`]
@@ -97,19 +100,20 @@ impl Redis {
         &self,
         (epoch, incarnation): (&Epoch, &str),
         (worker, place): (&str, &str),
+        service: &str,
         declared: &[Declared<'_>],
     ) -> Result<Answer<Registered>, CacheError> {
         let on = self.keys.metadata();
         let precondition = Precondition::of_epoch(epoch, incarnation);
-        let keys = [&on.workers, &on.definitions].into_iter();
+        let keys = [&on.workers, &on.definitions, &on.directory].into_iter();
         let mut call = Call::guarded(&REGISTER, self, on, keys, Some(&precondition));
         call.arg(worker).number(millis(REGISTRATION_LIFE));
         call.arg(REDEFINED).arg(nonce()).arg(&on.pending_prefix);
-        call.arg(place).number(millis(PRIMARY_LEASE));
+        call.arg(place).number(millis(PRIMARY_LEASE)).arg(service);
         for one in declared {
             call.arg(one.dataset).arg(one.definition).number(one.order.0).number(one.order.1);
             call.number(one.longest_life.as_secs() + 1).number(window_width(one.longest_life));
-            call.arg(one.text);
+            call.arg(one.text).arg(one.told);
         }
         call.run(self).await
     }

@@ -1,19 +1,20 @@
 -- Registers a living worker with its definitions, and decides whose definition of each dataset counts (R16): the newest one that
 -- a living worker has. A newer one is taken at once. The older one is taken back only when no worker with the newer one lives, by a
 -- worker that has been registered without a gap for a whole life.
--- KEYS: 1 to 3 see the prelude, 4 workers, 5 definitions.
+-- KEYS: 1 to 3 see the prelude, 4 workers, 5 definitions, 6 the directory.
 -- ARGV: 1 to 4 see the prelude (3 is '': the revisions are what changes here), 5 the worker, 6 the life of a registration in
 --       milliseconds, 7 the reason why the entries of a dataset are pending whose definition changes, 8 a nonce, 9 prefix of the
 --       bitmaps of pending stamp slots, 10 the place of this life of the primary among others or '', 11 the life of its lease in
---       milliseconds, then for each dataset seven: its name, its definition, the release, the serial, the longest
+--       milliseconds, 12 what the directory says of the service (JSON), then for each dataset eight: its name, its definition, the release, the serial, the longest
 --       life of an entry in seconds, the width of a window in seconds, and the definition in full (JSON), or '' where the script is
---       to ask for it.
+--       to ask for it, and what the directory says of the dataset (JSON).
 -- Replies 'restarted' and '1' alone where another run of the server has written the metadata; else a list of pairs: 'lead' and '1' where nobody is fitter to lead the feed; 'texts' and '1' where definitions in full are
 -- asked for (nothing was taken then); 'took' and a name for each that was taken; then each field of the metadata that begins with
 -- 'rev:' or 'former:', a former one with 'living' while a living worker has it, 'stale' where changes of it were missed, else with ''.
-local workers, definitions = KEYS[4], KEYS[5]
+local workers, definitions, directory = KEYS[4], KEYS[5], KEYS[6]
 local worker, life, reason, nonce, bitmaps, place, life_of_primary = ARGV[5], tonumber(ARGV[6]), unpack(ARGV, 7, 11)
-local FIRST_DATASET, PER_DATASET = 12, 7
+local service = ARGV[12]
+local FIRST_DATASET, PER_DATASET = 13, 8
 local failure = check_precondition()
 if failure then return failure end
 local run = run_of_server()
@@ -45,11 +46,11 @@ for i = 1, #found, 2 do
   end
 end
 
-local own, texts, lives = {}, {}, {}
+local own, texts, lives, told = {}, {}, {}, {}
 for i = FIRST_DATASET, #ARGV, PER_DATASET do
-  local name, definition, release, serial, longest_life, width, text = unpack(ARGV, i, i + PER_DATASET - 1)
+  local name, definition, release, serial, longest_life, width, text, public = unpack(ARGV, i, i + PER_DATASET - 1)
   own[name] = { definition, tonumber(release), tonumber(serial) }
-  texts[name], lives[name] = text, longest_life
+  texts[name], lives[name], told[name] = text, longest_life, public
   local span = 'span:' .. width
   if tonumber(redis.call('HGET', meta, span) or 0) < tonumber(longest_life) then redis.call('HSET', meta, span, longest_life) end
 end
@@ -122,11 +123,21 @@ for name, current in pairs(is_asking and {} or to_take) do
   end
 end
 
+-- The directory tells of the definitions that count, in the same step in which they begin to count.
+local function tell(field, text)
+  if redis.call('HGET', directory, field) ~= text then redis.call('HSET', directory, field, text) end
+end
+tell('service', service)
+for name, mine in pairs(own) do
+  if current_of(name) == mine[1] then tell('dataset:' .. name, told[name]) end
+end
+
 -- What no living worker has any more leaves when its last entry has expired.
 local function forget(name)
   local numbers = string.match(redis.call('HGET', meta, 'slots:' .. name) or '', '^[%d,]+') or ''
   for number in string.gmatch(numbers, '%d+') do redis.call('UNLINK', bitmaps .. name .. ':' .. number) end
   redis.call('HDEL', definitions, field_of(name, current_of(name)))
+  redis.call('HDEL', directory, 'dataset:' .. name)
   for _, kind in ipairs({ 'rev', 'order', 'undeclared', 'pending', 'slots', 'unfilled', 'backfill', 'backfilled', 'covered', 'outage', 'progress' }) do
     redis.call('HDEL', meta, kind .. ':' .. name)
   end

@@ -1,0 +1,256 @@
+// The cache.
+
+import { setTimeout as sleep } from "node:timers/promises";
+import { build, explain, whereOf } from "./connection.js";
+import { Directory, directoryKey, watermarkKey } from "./directory.js";
+import { InvalidInput, NotFresh, NotRegistered, Unreachable, WriteUnknown } from "./errors.js";
+import { checkEvent, fieldsOf, messageOf } from "./events.js";
+import { judge, KEYS_MAX, PAUSE_MAX_MS, PAUSE_MIN_MS, readingOf, whyNotFresh } from "./reading.js";
+import { Replies } from "./replies.js";
+import { shown } from "./template.js";
+import { Token } from "./tokens.js";
+import { Command, outcomeOf, SEND_AGAIN_AFTER_MS } from "./writes.js";
+
+// After so long the directory is read again; the same for a dataset that it does not name.
+const [DIRECTORY_AGE_MS, DIRECTORY_AGE_MIN_MS] = [10_000, 1_000];
+// Between two looks of a waiting write at whether the connection for replies was lost.
+const LOOK_EVERY_MS = 250;
+const now = () => performance.now();
+
+// Connects, and reads what the workers of this namespace tell.
+export async function connect(urlOrClient, namespace, options = {}) {
+  const { timeoutMs = 5_000, valueBytesMax, bigints, redis = {} } = options;
+  const isOwn = typeof urlOrClient === "string";
+  const { client, where } = isOwn
+    ? build(urlOrClient, timeoutMs, redis)
+    : { client: urlOrClient, where: whereOf(urlOrClient) };
+  try {
+    const cache = new Cache(client, namespace, { valueBytesMax, bigints, where, isOwn });
+    await cache.directory();
+    return cache;
+  } catch (error) {
+    if (isOwn) client.disconnect();
+    throw error;
+  }
+}
+
+export class Cache {
+  #detach;
+  #directory;
+  #directoryAt = -Infinity;
+  #lastError;
+  #isOwn;
+  #options;
+  #replies;
+  #where;
+
+  // Asks nothing yet; `connect` does.
+  constructor(client, namespace, { valueBytesMax, bigints, where, isOwn = false } = {}) {
+    if (typeof namespace !== "string" || namespace === "") {
+      throw new InvalidInput(`a namespace is text, not ${shown(namespace)}: it is [service] namespace of the worker`);
+    }
+    this.client = client;
+    this.namespace = namespace;
+    this.#options = { valueBytesMax, bigints };
+    this.#where = where ?? whereOf(client);
+    this.#isOwn = isOwn;
+    const [onError, onReady] = [(error) => (this.#lastError = error), () => (this.#lastError = undefined)];
+    client.on("error", onError).on("ready", onReady);
+    this.#detach = () => client.off("error", onError).off("ready", onReady);
+  }
+
+  async get(dataset, id, options) {
+    return (await this.getMany(dataset, [id], options))[0];
+  }
+
+  async getMany(dataset, ids, options = {}) {
+    return valuesOf(await this.readMany(dataset, ids, options), options.token);
+  }
+
+  async getKey(key, options = {}) {
+    return valuesOf([await this.readKey(key, options)], options.token)[0];
+  }
+
+  async read(dataset, id, options) {
+    return (await this.readMany(dataset, [id], options))[0];
+  }
+
+  async readMany(dataset, ids, options = {}) {
+    if (!Array.isArray(ids)) throw new InvalidInput(`ids are an array, not ${shown(ids)}`);
+    const of = (await this.directory(dataset)).dataset(dataset);
+    return this.#read(ids.map((id) => ({ of, key: of.key(id) })), options);
+  }
+
+  async readKey(key, options = {}) {
+    const { dataset } = options;
+    const directory = await this.directory(dataset);
+    const of = dataset === undefined ? directory.ofKey(key) : directory.dataset(dataset);
+    return (await this.#read([{ of, key }], options))[0];
+  }
+
+  async publish(event, { durable = false } = {}) {
+    const directory = await this.directory(event?.dataset);
+    const checked = checkEvent(event, directory);
+    const target = durable ? directory.eventStream : directory.channels[0];
+    if (target === null || target === undefined) {
+      const what = durable ? "stream" : "channel";
+      throw new InvalidInput(`namespace ${JSON.stringify(this.namespace)} has no ${what} for events`);
+    }
+    if (durable) {
+      const fields = fieldsOf(checked);
+      return this.#ask("add an event", "publisher", () => this.client.xadd(target, "*", ...fields));
+    }
+    const message = messageOf(checked);
+    return this.#ask("publish an event", "publisher", () => this.client.publish(target, message));
+  }
+
+  async write(dataset, params, { id, timeoutMs = 10_000 } = {}) {
+    const deadline = deadlineOf(timeoutMs, "timeoutMs");
+    const directory = await this.directory(dataset);
+    const command = new Command(directory, dataset, params, id);
+    const explainReply = (error) => explain(error, "wait for a reply", this.#where, "writer", this.#lastError);
+    this.#replies ??= new Replies(this.client, directory.replyPrefix, explainReply);
+    const sending = { isSent: false, failure: undefined };
+    let end;
+    const answered = new Promise((resolve, reject) => {
+      end = this.#replies.expect(command.id, (error, reply) => (error ? reject(error) : resolve(reply)));
+    });
+    answered.catch(() => {});
+    try {
+      const reply = await this.#sendUntilAnswered(command, answered, deadline, sending);
+      if (reply !== undefined) return outcomeOf(command.id, reply);
+    } finally {
+      end();
+    }
+    if (sending.failure !== undefined && !sending.isSent) throw sending.failure;
+    const text = `no reply to the write ${command.id} within ${timeoutMs} ms: it may have been carried out`;
+    throw new WriteUnknown(`${text}. Say it again with the same id`, command.id, { cause: sending.failure });
+  }
+
+  // What the workers tell of this namespace, at most ten seconds old.
+  async directory(dataset) {
+    const age = now() - this.#directoryAt;
+    const isKnown = dataset === undefined || this.#directory?.datasets.has(dataset) || age < DIRECTORY_AGE_MIN_MS;
+    if (this.#directory !== undefined && age < DIRECTORY_AGE_MS && isKnown) return this.#directory;
+    const key = directoryKey(this.namespace);
+    const fields = await this.#ask("read the directory", "reader", () => this.client.hgetall(key));
+    try {
+      this.#directory = Directory.parse(fields, this.namespace, this.#where);
+    } catch (error) {
+      // Redis was flushed: the workers write it again, and until then it is as it was.
+      if (!(error instanceof NotRegistered) || this.#directory === undefined) throw error;
+    }
+    this.#directoryAt = now();
+    return this.#directory;
+  }
+
+  // Closes what was opened here; a client that was given stays open.
+  async close() {
+    this.#replies?.close();
+    if (this.#isOwn) this.client.disconnect();
+    else this.#detach();
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.close();
+  }
+
+  async #sendUntilAnswered(command, answered, deadline, sending) {
+    let [sendAt, patience, pause, losses] = [0, SEND_AGAIN_AFTER_MS, PAUSE_MIN_MS, 0];
+    while (now() < deadline) {
+      try {
+        // What was sent may be lost with the server: it is sent again, under its id.
+        if (sendAt <= now() || losses !== this.#replies.losses) {
+          losses = this.#replies.losses;
+          await this.#send(command, sending);
+          [sendAt, patience, pause] = [now() + patience, 2 * patience, PAUSE_MIN_MS];
+        }
+      } catch (error) {
+        if (!(error instanceof Unreachable)) throw error;
+        sending.failure = error;
+        sendAt = 0;
+        await sleep(Math.max(0, Math.min(pause, deadline - now())));
+        pause = Math.min(2 * pause, 1_000);
+        continue;
+      }
+      const reply = await within(answered, Math.min(LOOK_EVERY_MS, deadline - now()));
+      if (reply !== undefined) return reply;
+    }
+    return undefined;
+  }
+
+  async #send(command, sending) {
+    const what = "hand over a write";
+    // Where not even this comes back, nothing was sent.
+    await this.#ask(what, "writer", () => this.client.ping());
+    sending.isSent = true;
+    const fields = command.fields(this.#replies.name);
+    await this.#ask(what, "writer", () => this.client.xadd(command.stream, "*", ...fields));
+  }
+
+  async #read(asked, { token: given, waitMs = 0 }) {
+    const token = given === undefined || given === null ? undefined : Token.parse(given);
+    const deadline = deadlineOf(waitMs, "waitMs");
+    let pause = PAUSE_MIN_MS;
+    for (;;) {
+      try {
+        const readings = [];
+        for (let at = 0; at < asked.length; at += KEYS_MAX) {
+          readings.push(...(await this.#readPage(asked.slice(at, at + KEYS_MAX), token)));
+        }
+        if (token === undefined || readings.every((one) => one.isFresh) || deadline <= now()) return readings;
+      } catch (error) {
+        if (!(error instanceof Unreachable) || deadline <= now()) throw error;
+      }
+      await sleep(Math.max(0, Math.min(pause, deadline - now())));
+      pause = Math.min(1.5 * pause, PAUSE_MAX_MS);
+    }
+  }
+
+  // One MGET; with a token the watermark comes first.
+  async #readPage(page, token) {
+    const keys = page.map(({ key }) => key);
+    if (token !== undefined) keys.unshift(watermarkKey(this.namespace));
+    const values = await this.#ask("read entries", "reader", () => this.client.mgetBuffer(keys));
+    const watermark = token === undefined ? undefined : values.shift();
+    const nowMs = Date.now();
+    const verdict = (of) => (token === undefined ? undefined : judge(watermark, token, of.name, nowMs));
+    return page.map(({ of, key }, at) => readingOf(of, key, values[at], verdict(of), this.#options));
+  }
+
+  async #ask(what, kind, command) {
+    try {
+      return await command();
+    } catch (error) {
+      throw explain(error, what, this.#where, kind, this.#lastError);
+    }
+  }
+}
+
+// The values alone, where the token allows it.
+function valuesOf(readings, token) {
+  if (token !== undefined && token !== null && !readings.every((one) => one.isFresh)) {
+    throw new NotFresh(whyNotFresh(readings), readings);
+  }
+  return readings.map((one) => one.value);
+}
+
+function deadlineOf(limitMs, what) {
+  if (!Number.isFinite(limitMs) || limitMs < 0) {
+    throw new InvalidInput(`${what} is a number of milliseconds, not ${shown(limitMs)}`);
+  }
+  return now() + limitMs;
+}
+
+// What a promise answers within this time, else undefined.
+async function within(promise, limitMs) {
+  let timer;
+  const limit = new Promise((resolve) => {
+    timer = setTimeout(resolve, Math.max(0, limitMs));
+  });
+  try {
+    return await Promise.race([promise, limit]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

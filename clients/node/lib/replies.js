@@ -1,0 +1,97 @@
+// Replies to the writes of one cache: one list and one connection, however many wait.
+
+import { randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Unreachable } from "./errors.js";
+
+// Seconds for which Redis is asked to wait at once; less than any time-out of a connection.
+const BLOCK = 1;
+// Replies that are taken by one command, beside the first.
+const TAKEN_AT_ONCE = 500;
+const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [50, 1_000];
+
+// Hands each reply to whoever waits for it; listens as long as anybody does.
+export class Replies {
+  #client;
+  #connection;
+  #explain;
+  #isClosed = false;
+  #isListening = false;
+  #waiting = new Map();
+
+  constructor(client, prefix, explain) {
+    this.#client = client;
+    this.#explain = explain;
+    this.name = `${prefix}${randomUUID()}`;
+    // How often replies may have been lost: what was sent before is sent again.
+    this.losses = 0;
+  }
+
+  // Calls `take` with the reply to the write of this id, or with an error that no waiting mends. Answers what ends that.
+  expect(id, take) {
+    const takers = this.#waiting.get(id) ?? new Set();
+    this.#waiting.set(id, takers.add(take));
+    if (!this.#isListening) void this.#listen();
+    return () => {
+      takers.delete(take);
+      if (takers.size === 0 && this.#waiting.get(id) === takers) this.#waiting.delete(id);
+    };
+  }
+
+  close() {
+    this.#isClosed = true;
+    this.#connection?.disconnect();
+  }
+
+  async #listen() {
+    this.#isListening = true;
+    let pause = PAUSE_MIN_MS;
+    while (0 < this.#waiting.size && !this.#isClosed) {
+      try {
+        const connection = this.#connect();
+        const first = await connection.blpop(this.name, BLOCK);
+        if (first !== null) {
+          this.#handOver(first[1]);
+          const more = (await connection.lpop(this.name, TAKEN_AT_ONCE)) ?? [];
+          for (const text of more) this.#handOver(text);
+        }
+        pause = PAUSE_MIN_MS;
+      } catch (error) {
+        const explained = this.#explain(error);
+        if (!(explained instanceof Unreachable)) {
+          this.#handAll(explained);
+          break;
+        }
+        this.losses += 1;
+        await sleep(pause);
+        pause = Math.min(2 * pause, PAUSE_MAX_MS);
+      }
+    }
+    this.#isListening = false;
+    // Whoever came at the last moment.
+    if (0 < this.#waiting.size && !this.#isClosed) void this.#listen();
+  }
+
+  #connect() {
+    if (this.#connection === undefined) {
+      this.#connection = this.#client.duplicate();
+      this.#connection.on("error", () => {});
+      // The command that waits is asked again by the client itself, so the loss shows only here.
+      this.#connection.on("close", () => {
+        this.losses += 1;
+      });
+    }
+    return this.#connection;
+  }
+
+  #handOver(text) {
+    const reply = JSON.parse(text);
+    for (const take of this.#waiting.get(reply.id) ?? []) take(null, reply);
+  }
+
+  #handAll(error) {
+    const all = [...this.#waiting.values()];
+    this.#waiting.clear();
+    for (const takers of all) for (const take of takers) take(error);
+  }
+}

@@ -1,0 +1,118 @@
+"""What the caches for threads and for asyncio have in common: everything but the waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, Optional, Union
+
+from .directory import Dataset, Directory, parse_directory, watermark_key
+from .errors import InvalidInput, NotFresh, NotRegistered
+from .events import check_event
+from .reading import KEYS_MAX, Reading, judge, reading_of, why_not_fresh
+from .tokens import Token
+from .values import VALUE_BYTES_MAX
+
+DIRECTORY_AGE = 10.0
+"""Seconds after which the directory is read again."""
+DIRECTORY_AGE_MIN = 1.0
+"""The same for a dataset that it does not name."""
+
+Asked = tuple[Dataset, str]
+"""A key, and the dataset that it is of."""
+
+
+class Base:
+    """What is known of a namespace, and decisions on it."""
+
+    def __init__(self, client: Any, namespace: str, where: str, value_bytes_max: int = VALUE_BYTES_MAX) -> None:
+        if not isinstance(namespace, str) or not namespace:
+            raise InvalidInput(f"a namespace is text, not {namespace!r}: it is [service] namespace of the worker")
+        self.client = client
+        self.namespace = namespace
+        self._where = where
+        self._is_own = False
+        self._limit = value_bytes_max
+        self._directory: Optional[Directory] = None
+        self._directory_at = 0.0
+
+    def _known(self, dataset: Optional[str]) -> Optional[Directory]:
+        """The directory, if it need not be read again."""
+        directory, age = self._directory, time.monotonic() - self._directory_at
+        if directory is None or DIRECTORY_AGE < age:
+            return None
+        if dataset is not None and dataset not in directory.datasets and DIRECTORY_AGE_MIN < age:
+            return None
+        return directory
+
+    def _note_directory(self, fields: Mapping[Any, Any]) -> Directory:
+        try:
+            self._directory = parse_directory(fields, self.namespace, self._where)
+        except NotRegistered:
+            # Redis was flushed: the workers write it again, and until then it is as it was.
+            if self._directory is None:
+                raise
+        self._directory_at = time.monotonic()
+        assert self._directory is not None
+        return self._directory
+
+    def _pages(self, asked: Sequence[Asked], token: Optional[Token]) -> Iterable[tuple[Sequence[Asked], list[str]]]:
+        """What each MGET asks for; with a token the watermark comes first, in each."""
+        head = [] if token is None else [watermark_key(self.namespace)]
+        for at in range(0, len(asked), KEYS_MAX):
+            page = asked[at : at + KEYS_MAX]
+            yield page, [*head, *(key for _, key in page)]
+
+    def _readings(self, page: Sequence[Asked], token: Optional[Token], values: Sequence[Any]) -> list[Reading]:
+        """What a MGET answered."""
+        if token is None:
+            return [reading_of(of, key, value, None, self._limit) for (of, key), value in zip(page, values)]
+        watermark, now, found = values[0], datetime.now(timezone.utc), []
+        verdicts = {of.name: judge(watermark, token, of.name, now) for of, _ in page}
+        for (of, key), value in zip(page, values[1:]):
+            found.append(reading_of(of, key, value, verdicts[of.name], self._limit))
+        return found
+
+
+def token_of(token: Union[Token, str, None]) -> Optional[Token]:
+    """A token as it may be given."""
+    return None if token is None else Token.parse(token)
+
+
+def keys_of(directory: Directory, dataset: str, ids: Iterable[Any]) -> list[Asked]:
+    """The keys of these ids."""
+    if isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable):
+        raise InvalidInput(f"ids are a list, not {ids!r}")
+    of = directory.dataset(dataset)
+    return [(of, of.key(id)) for id in ids]
+
+
+def key_of(directory: Directory, key: str, dataset: Optional[str]) -> Asked:
+    """A key in full, with the dataset that it is of."""
+    return (directory.of_key(key) if dataset is None else directory.dataset(dataset), key)
+
+
+def limit_of(seconds: float, what: str) -> float:
+    """A time limit, as it may be given."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+        raise InvalidInput(f"{what} is a number of seconds, not {seconds!r}")
+    return time.monotonic() + seconds
+
+
+def value_of(readings: Sequence[Reading], token: Optional[Token]) -> list[Any]:
+    """The values alone, where the token allows it."""
+    if token is not None and not all(one.is_fresh for one in readings):
+        raise NotFresh(why_not_fresh(readings), list(readings))
+    return [one.value for one in readings]
+
+
+def event_of(event: Mapping[str, Any], directory: Directory, durable: bool) -> tuple[str, dict[str, Any]]:
+    """Where an event goes, and what is sent."""
+    if not isinstance(event, Mapping):
+        raise InvalidInput(f"an event is a mapping such as {{'key': 'product:42'}}, not {event!r}")
+    checked = check_event(event, directory)
+    target = directory.event_stream if durable else next(iter(directory.channels), None)
+    if target is None:
+        raise InvalidInput(f"namespace {directory.namespace!r} has no {'stream' if durable else 'channel'} for events")
+    return target, checked
