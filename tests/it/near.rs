@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cachekeeper_client::{Cache, Near, Policy, Space};
+use cachekeeper_client::{Cache, Near, Policy, Space, ValueFormat};
 use redis::AsyncCommands;
 
 use crate::cache::{HOUR, Product, cache_of, product};
@@ -180,6 +180,35 @@ async fn where_redis_may_not_tell_of_changes_reads_go_to_redis() {
         if is_counted { Ok(()) } else { Err(metrics) }
     })
     .await;
+}
+
+/// A server that has lost its scripts is marked again; meanwhile reads are as without a near cache.
+#[tokio::test]
+async fn after_scripts_were_flushed_reads_are_right_and_near_again() {
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let space = space_of(&cache);
+    space.set(&1, &product(1)).await.unwrap();
+    is_near(&space, 1).await;
+    let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut rig.client().await).await.unwrap();
+    for round in 0..20 {
+        space.set(&1, &product(round)).await.unwrap();
+        assert_eq!(space.get(&1).await.unwrap(), Some(product(round)));
+    }
+    is_near(&space, 1).await;
+}
+
+/// A key that is one of two spaces is read in the format in which it is written.
+#[tokio::test]
+async fn spaces_within_others_have_their_own_format() {
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let outer = cache.space::<str, u32>("a").format(ValueFormat::Json).near(near()).build().unwrap();
+    let _inner = cache.space::<str, u32>("a:b").build().unwrap();
+    outer.set("b:1", &49).await.unwrap();
+    for _ in 0..50 {
+        assert_eq!(outer.get("b:1").await.unwrap(), Some(49));
+    }
 }
 
 /// Names of which one begins as another does are told to Redis as one.

@@ -121,7 +121,7 @@ async fn a_space_has_a_format_of_its_own_and_wrong_names_are_told() {
     assert_eq!(cache.get::<Product>("json:1").await.unwrap(), Some(product(1)));
     let other = cache.space::<u32, Product>("json").build();
     assert!(matches!(other, Err(ClientError::Setting { setting: "format", .. })), "{other:?}");
-    for name in ["", "ck:{shop:0}"] {
+    for name in ["", "ck", "ck:{shop:0}"] {
         let wrong = cache.space::<u32, Product>(name).build();
         assert!(matches!(wrong, Err(ClientError::Key { .. })), "{name:?}");
     }
@@ -196,4 +196,16 @@ async fn a_dataset_is_a_space() {
     policy = policy.hard_timeout(Duration::from_secs(5));
     assert_eq!(space.with(policy).get(&7).await.unwrap().unwrap().price, 424_242);
     assert!(worker.stop().await);
+    // While Redis is down, a dataset comes from Postgres, near or not.
+    let mut rig = rig;
+    rig.redis.kill();
+    wait_until("it comes from Postgres", async || {
+        let read = space.get(&7).await.map_err(|error| error.to_string())?;
+        if read.is_some_and(|row| row.price == 424_242) { Ok(()) } else { Err("another row".to_owned()) }
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(space.get(&7).await.unwrap().unwrap().price, 424_242);
+        assert_eq!(space.get_many(&[&7, &8]).await.unwrap().iter().flatten().count(), 2);
+    }
 }

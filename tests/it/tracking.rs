@@ -97,3 +97,30 @@ async fn a_server_that_tells_no_more_is_noticed() {
     };
     assert!(ended.is_unreachable(), "{ended}");
 }
+
+/// More changes than are kept at once are not proved to have been told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_kept_is_never_proved() {
+    let rig = RedisRig::start(&[]).await;
+    let mut tracking = handle(&rig).track(&["p:".to_owned()], Duration::from_millis(5), LIMIT).await.unwrap();
+    while !matches!(tracking.next().await.unwrap(), Told::Proved { .. }) {}
+    // One script is one message: 36 MB of names.
+    let script =
+        "local name = 'p:' .. string.rep('x', 180) for i = 1, 200000 do redis.call('SET', name .. i, '') end";
+    let client = redis::Client::open(rig.redis.url()).unwrap();
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+    let mut writer = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
+    let writing =
+        async { redis::cmd("EVAL").arg(script).arg(0).query_async::<()>(&mut writer).await.unwrap() };
+    let hearing = async {
+        loop {
+            match tracking.next().await {
+                Ok(Told::Proved { .. }) => {}
+                Ok(other) => panic!("it is too much to be kept: {}", matches!(other, Told::Changed(_))),
+                Err(error) => return error,
+            }
+        }
+    };
+    let (ended, ()) = tokio::join!(hearing, writing);
+    assert!(ended.is_unreachable(), "{ended}");
+}

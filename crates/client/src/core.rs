@@ -336,6 +336,7 @@ impl Core {
             let keys: Vec<String> = missed.keys.iter().cloned().collect();
             let tags: Vec<String> = missed.tags.iter().cloned().collect();
             self.try_once("make up for what was missed", self.invalidate_now(&keys, &tags)).await?;
+            self.near.remove(&keys);
             if !tags.is_empty() || self.source.is_some() {
                 // Workers make up for the rest: entries that come from Postgres.
                 let event = Event { keys, tags, ..Event::default() };

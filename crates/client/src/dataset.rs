@@ -151,6 +151,7 @@ impl DatasetCache {
             Ok(Some(tokens::TokenRead::Fresh(Some(bytes)))) => self.typed(key, Some(bytes.into())),
             _ => {
                 let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(key)], true).await?;
+                self.core.near.remove(&[key]);
                 self.typed(key, loaded.into_iter().next().unwrap_or(Ok(None))?)
             }
         }

@@ -112,6 +112,9 @@ impl Default for LoadLockOptions {
     }
 }
 
+/// How long a look at Redis may take where no policy says: the connection's own limit is below it.
+const LOOK_MAX: Duration = Duration::from_secs(60);
+
 impl Policy {
     /// Values live this long. Everything else is off, but for single flight and the load lock.
     #[must_use]
@@ -193,6 +196,17 @@ impl Policy {
     pub fn tags(mut self, tags: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.tags = tags.into_iter().map(Into::into).collect();
         self
+    }
+
+    /// How long Redis is asked at most before the loader is.
+    pub(super) fn time_for_a_look(&self) -> Duration {
+        self.soft.into_iter().chain(self.hard).min().map_or(LOOK_MAX, |limit| limit / 2)
+    }
+
+    /// The same policy after this much of its time has passed.
+    pub(super) fn with_time_left(&self, passed: Duration) -> Self {
+        let left = |limit: Duration| limit.saturating_sub(passed).max(Duration::from_millis(1));
+        Self { soft: self.soft.map(left), hard: self.hard.map(left), ..self.clone() }
     }
 
     /// How long a value of this key is stored: its life, and as much longer as it is kept for bad times.

@@ -4,6 +4,7 @@ mod far;
 mod keys;
 mod near_reads;
 mod reads;
+mod short_text;
 #[cfg(feature = "postgres")]
 mod tokens;
 mod writes;
@@ -94,7 +95,9 @@ pub struct SpaceBuilder<K: ?Sized, V> {
 }
 
 impl Cache {
-    /// A space of keys `name:…`.
+    /// A space of keys `name:…`. Make it once and keep it: names are known for the life of the cache (labels of metrics, prefixes that
+    /// workers are told), so they are few, and not made of data. A key of another space whose name begins so (`a:b` beside `a`) is a key of
+    /// both; it has the format of the longer name.
     #[must_use]
     pub fn space<K: SpaceKey + ?Sized, V>(&self, name: &str) -> SpaceBuilder<K, V> {
         SpaceBuilder {
@@ -181,6 +184,7 @@ where
             None => {
                 check_key(&self.name)?;
                 let prefix = format!("{}:", self.name);
+                check_key(&prefix)?;
                 let new = KeyClass::new(&self.name, self.codec, &core.metrics);
                 let class = core.classes.of_space(&prefix, new);
                 if class.codec != self.codec {

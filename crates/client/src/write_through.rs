@@ -58,6 +58,8 @@ impl Core {
     fn leave_written(&self, written: &Written) {
         let keys: Vec<&String> = written.values.keys().collect();
         self.leave(&keys);
+        // The same rows may be in entries of other datasets, which were seen to as well.
+        self.leave_datasets();
     }
 }
 

@@ -17,8 +17,12 @@ use cachekeeper_engine::stores::redis::{CacheError, Redis, Told, Watermark};
 
 /// Heartbeats in the time of the smallest bound: an answer proves the moment of the heartbeat before it.
 const HEARTBEATS: u32 = 4;
-/// How long one is waited for at least.
-const REPLY_LIMIT_MIN: Duration = Duration::from_secs(1);
+/// However large the bound is: after a gap, nothing is near before the second heartbeat.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(1);
+/// How long one is waited for.
+const REPLY_LIMIT: Duration = Duration::from_secs(2);
+/// How long a server without its mark is put up with: each new mark is a script there.
+const WITHOUT_MARK: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Keys in use that wait to be told, and how many are told at once.
@@ -131,6 +135,14 @@ impl NearHub {
         *lock(&self.mark) = Some(mark.into());
     }
 
+    /// Commands do not go to that server, or it has lost its scripts: until it is marked again, reads are as without a near cache.
+    pub fn lose_mark(&self, mark: &str) {
+        let mut known = lock(&self.mark);
+        if known.as_deref() == Some(mark) {
+            *known = None;
+        }
+    }
+
     pub(super) fn prove(&self, since: Instant) {
         let nanos = since.saturating_duration_since(self.base).as_nanos();
         self.proved.store(u64::try_from(nanos).unwrap_or(u64::MAX - 1) + 1, Ordering::Release);
@@ -183,9 +195,9 @@ impl NearHub {
         lock(&self.watermark).as_ref()?.age_for(dataset)
     }
 
-    /// Which round of telling what is in use this is; from 1 on.
-    pub fn use_round(&self) -> u64 {
-        1 + self.base.elapsed().as_secs() / USE_ROUND.as_secs()
+    /// Which round of telling what is in use this moment belongs to; from 1 on.
+    pub fn use_round(&self, now: Instant) -> u64 {
+        1 + now.saturating_duration_since(self.base).as_secs() / USE_ROUND.as_secs()
     }
 
     /// This key is in use.
@@ -216,7 +228,7 @@ impl NearHub {
             |prefix: &str| all.iter().any(|other| *other != prefix && prefix.starts_with(*other));
         let prefixes = all.iter().filter(|prefix| !is_covered(prefix)).map(|prefix| (*prefix).to_owned());
         let staleness = spaces.iter().map(|space| space.staleness).min().unwrap_or(RETRY_MAX);
-        (prefixes.collect(), staleness / HEARTBEATS)
+        (prefixes.collect(), (staleness / HEARTBEATS).min(HEARTBEAT_MAX))
     }
 
     fn hear(&self, told: Told) {
@@ -299,15 +311,15 @@ impl Following {
         heartbeat: Duration,
         is_failing: &mut bool,
     ) -> Result<(), CacheError> {
-        let limit = (heartbeat * HEARTBEATS).max(REPLY_LIMIT_MIN);
-        let opening = redis.track(prefixes, heartbeat, limit);
-        let mut tracking = match tokio::time::timeout(2 * limit, opening).await {
+        let opening = redis.track(prefixes, heartbeat, REPLY_LIMIT);
+        let mut tracking = match tokio::time::timeout(2 * REPLY_LIMIT, opening).await {
             Ok(opened) => opened?,
             Err(_elapsed) => return Err(CacheError::timed_out("hear what changes")),
         };
         if let Some(hub) = self.0.upgrade() {
             hub.set_mark(tracking.mark());
         }
+        let marked = Instant::now();
         loop {
             let Some(hub) = self.0.upgrade() else { return Ok(()) };
             let changed = async {
@@ -321,6 +333,9 @@ impl Following {
                     }
                     let is_proof = matches!(told, Told::Proved { .. });
                     hub.hear(told);
+                    if is_proof && hub.mark().is_none() && WITHOUT_MARK < marked.elapsed() {
+                        return Err(CacheError::timed_out("read on the server that tells of changes"));
+                    }
                     // Nobody reads near any more.
                     if is_proof && hub.living().is_empty() {
                         return Ok(());

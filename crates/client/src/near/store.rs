@@ -5,14 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::NearLimits;
 use super::hub::{NearHub, NearValues};
 
+/// How long a read that somebody else has begun is waited for.
+const WAIT_FOR_OTHERS: Duration = Duration::from_millis(50);
+/// Bytes of a part of the store at least, and how many parts there are at most.
+const PART_BYTES: u64 = 4 << 20;
+const PARTS_MAX: usize = 32;
 /// Beside key and value.
 const ENTRY_BYTES: u64 = 128;
 
@@ -76,10 +81,23 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
     pub fn new(hub: &Arc<NearHub>, prefix: &str, limits: NearLimits) -> Arc<Self> {
         // A guess at how many entries there will be; it decides how the store is divided.
         let entries = usize::try_from(limits.bytes / 512).unwrap_or(usize::MAX).clamp(64, 1 << 20);
+        // Each part has its own bytes: of many small parts, none would hold a large value.
+        let parts = usize::try_from(limits.bytes / PART_BYTES).unwrap_or(PARTS_MAX).clamp(1, PARTS_MAX);
+        let mut options = OptionsBuilder::new();
+        options.estimated_items_capacity(entries).weight_capacity(limits.bytes).shards(parts);
+        let values = match options.build() {
+            Ok(options) => Cache::with_options(
+                options,
+                Weights,
+                DefaultHashBuilder::default(),
+                DefaultLifecycle::default(),
+            ),
+            Err(_not_all_is_given) => Cache::with_weighter(entries, limits.bytes, Weights),
+        };
         let store = Arc::new(Self {
             hub: Arc::clone(hub),
             limits,
-            values: Cache::with_weighter(entries, limits.bytes, Weights),
+            values,
             reading: Mutex::default(),
             numbers: AtomicU64::new(0),
         });
@@ -107,14 +125,14 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
         if held.ends.is_some_and(|ends| ends <= now) {
             return None;
         }
-        self.note_use(key, &held);
+        self.note_use(key, &held, now);
         let left = held.ends.map(|ends| ends - now);
         Some(NearHit { value: held.value.clone(), is_missing: held.is_missing, stale_at_most, left })
     }
 
     /// So that refresh-ahead, and Redis where memory is short, know what is read here.
-    fn note_use(&self, key: &str, held: &Held<T>) {
-        let round = self.hub.use_round();
+    fn note_use(&self, key: &str, held: &Held<T>, now: Instant) {
+        let round = self.hub.use_round(now);
         if held.told_used.load(Ordering::Relaxed) != round {
             held.told_used.store(round, Ordering::Relaxed);
             self.hub.note_use(key);
@@ -127,17 +145,18 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
         self.hub.proof()?;
         let under_way = self.lock().get(key).map(|reading| reading.ended.clone());
         if let Some(mut ended) = under_way {
-            // An error is what it waits for: the read has ended.
-            drop(ended.changed().await);
+            // An error is what it waits for: the read has ended. Whoever reads may not be polled, so it is not waited for long.
+            drop(tokio::time::timeout(WAIT_FOR_OTHERS, ended.changed()).await);
         }
         let key: Arc<str> = key.into();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (ends, ended) = watch::channel(());
-        // The mark first: after a gap both are others, and the generation is looked at once more.
-        let mark = self.hub.mark()?;
+        // The generation first: a mark of a later one does no harm, since what is read under another generation is not kept.
         let generation = self.hub.proof()?.generation;
+        let mark = self.hub.mark()?;
         self.lock().insert(Arc::clone(&key), Reading { number, ended });
-        Some(NearTicket { store: Arc::clone(self), key, number, generation, mark, _ends: ends })
+        let began = Instant::now();
+        Some(NearTicket { store: Arc::clone(self), key, number, generation, mark, began, _ends: ends })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Reading>> {
@@ -174,6 +193,8 @@ pub(in super::super) struct NearTicket<T: Clone + Send + Sync + 'static> {
     generation: u64,
     /// Of the server where it has to be read.
     pub mark: Arc<str>,
+    /// Before its command was sent: lifetimes that Redis tells begin later.
+    began: Instant,
     _ends: watch::Sender<()>,
 }
 
@@ -187,7 +208,7 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
             -1 => None,
             left => Some(Duration::from_millis(left.unsigned_abs())),
         };
-        let ends = left.and_then(|left| Instant::now().checked_add(left));
+        let ends = left.and_then(|left| self.began.checked_add(left));
         self.put(|generation| Held {
             value,
             is_missing: false,

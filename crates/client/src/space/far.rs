@@ -23,14 +23,6 @@ impl<K: SpaceKey + ?Sized, V: DeserializeOwned> Space<K, V> {
         }
     }
 
-    /// What Redis has not, where the space has a loader of its own.
-    pub(super) async fn load_missing(&self, key: &str) -> Result<Option<V>, ClientError> {
-        match &self.dataset {
-            Some(dataset) => dataset.get_by_key(key, &self.policy).await,
-            None => Ok(None),
-        }
-    }
-
     /// Whether the space has a loader of its own.
     pub(super) fn is_loaded_from_elsewhere(&self) -> bool {
         self.dataset.is_some()
@@ -43,7 +35,7 @@ impl<K: SpaceKey + ?Sized, V: DeserializeOwned> Space<K, V> {
 }
 
 #[cfg(not(feature = "postgres"))]
-#[expect(clippy::unused_self, clippy::unused_async, reason = "the same calls as with a database")]
+#[expect(clippy::unused_self, reason = "the same calls as with a database")]
 impl<K: SpaceKey + ?Sized, V: DeserializeOwned> Space<K, V> {
     pub(super) async fn get_far(&self, key: &str) -> Result<Option<V>, ClientError> {
         self.cache.get(key).await
@@ -51,10 +43,6 @@ impl<K: SpaceKey + ?Sized, V: DeserializeOwned> Space<K, V> {
 
     pub(super) async fn get_many_far(&self, keys: &[&str]) -> Result<Vec<Option<V>>, ClientError> {
         self.cache.get_many(keys).await
-    }
-
-    pub(super) async fn load_missing(&self, _key: &str) -> Result<Option<V>, ClientError> {
-        Ok(None)
     }
 
     pub(super) fn is_loaded_from_elsewhere(&self) -> bool {

@@ -88,24 +88,26 @@ tuples!((A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3));
 ///
 /// # Errors
 /// Where a part does not display.
-pub(super) fn render<K: SpaceKey + ?Sized>(key: &K, to: &mut String) -> fmt::Result {
+pub(super) fn render<K: SpaceKey + ?Sized>(key: &K, to: &mut impl Write) -> fmt::Result {
     let (mut is_first, mut part_text, mut shown) = (true, String::new(), Ok(()));
     key.parts(&mut |part| {
-        if !std::mem::take(&mut is_first) {
-            to.push(':');
-        }
-        if K::PARTS == 1 {
-            shown = shown.and_then(|()| write!(to, "{part}"));
-            return;
-        }
-        part_text.clear();
-        shown = shown.and_then(|()| write!(part_text, "{part}"));
-        for one in part_text.chars() {
-            match one {
-                '%' => to.push_str("%25"),
-                ':' => to.push_str("%3A"),
-                one => to.push(one),
+        let mut show = || {
+            if !std::mem::take(&mut is_first) {
+                to.write_char(':')?;
             }
+            if K::PARTS == 1 {
+                return write!(to, "{part}");
+            }
+            part_text.clear();
+            write!(part_text, "{part}")?;
+            part_text.chars().try_for_each(|one| match one {
+                '%' => to.write_str("%25"),
+                ':' => to.write_str("%3A"),
+                one => to.write_char(one),
+            })
+        };
+        if shown.is_ok() {
+            shown = show();
         }
     });
     shown

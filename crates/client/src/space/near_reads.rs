@@ -1,10 +1,13 @@
 //! Reads by way of the near cache.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::keys::render;
+use super::short_text::ShortText;
 use super::{Space, SpaceKey};
 use crate::error::ClientError;
 use crate::key_class::ReadOutcome;
@@ -45,6 +48,19 @@ where
     K: SpaceKey + ?Sized,
     V: DeserializeOwned + Clone + Send + Sync + 'static,
 {
+    /// A value that is near and may be served. Nothing is allocated for it but what the value needs.
+    pub(super) fn near_now(&self, key: &K) -> Option<NearRead<V>> {
+        let near = self.near.as_ref()?;
+        if self.is_loaded_from_elsewhere() {
+            // Its template makes the key.
+            return self.near_hit(near, &self.key(key).ok()?);
+        }
+        let mut text = ShortText::new();
+        text.write_str(&self.prefix).ok()?;
+        render(key, &mut text).ok()?;
+        self.near_hit(near, text.as_str()?)
+    }
+
     /// A value that is near and may be served.
     pub(super) fn near_hit(&self, near: &Arc<NearStore<V>>, key: &str) -> Option<NearRead<V>> {
         let NearHit { value, is_missing, stale_at_most, left } = near.hit(key)?;
@@ -78,7 +94,13 @@ where
             return Ok(hit);
         }
         let marked = match &ticket {
-            Some(ticket) => core.ask("read an entry", core.backend.look_marked(key, &ticket.mark)).await?,
+            Some(ticket) => {
+                let read = core.ask("read an entry", core.backend.look_marked(key, &ticket.mark)).await?;
+                if read.is_none() {
+                    core.near.lose_mark(&ticket.mark);
+                }
+                read
+            }
             None => None,
         };
         let ticket = ticket.as_ref().filter(|_| marked.is_some());
@@ -94,7 +116,8 @@ where
             ticket.inspect(|ticket| ticket.keep_missing());
             return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms });
         };
-        let codec = self.class.codec;
+        // Of the key: a space within this one may have another format.
+        let codec = core.class_of(key).codec;
         let found = match codec.decode::<V>(&bytes) {
             Ok(value) => {
                 self.class.count(ReadOutcome::Hit);

@@ -4,11 +4,13 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::near_reads::Found;
+use tokio::time::{Instant, timeout};
+
+use super::near_reads::{Found, NearRead};
 use super::{Space, SpaceKey};
 use crate::error::ClientError;
 use crate::get_or_load::{Loaded, ManyLoaded, Partial};
@@ -26,7 +28,8 @@ pub struct Aged<V> {
     /// connections open, a demoted server may still answer; near values are read from the server that tells of changes, and no other.)
     pub behind_redis: Duration,
     /// How far Redis may be behind the database, for entries of a dataset: the age of the watermark, by the clocks of this machine and of
-    /// the database. None: it is not known (there is no watermark, the dataset is not covered, or the space is none of a dataset).
+    /// the database. None: it is not known (there is no watermark, the dataset is not covered, the space is none of a dataset, or nothing
+    /// is near in this cache: the watermark is heard with the changes).
     pub behind_database: Option<Duration>,
 }
 
@@ -40,12 +43,26 @@ where
     /// # Errors
     /// [`ClientError`]: never because the value is missing.
     pub async fn get(&self, key: &K) -> Result<Option<V>, ClientError> {
+        if !self.is_loaded_from_elsewhere()
+            && let Some(read) = self.near_now(key)
+        {
+            return Ok(read.found.value());
+        }
         let key = self.key(key)?;
         let Some(near) = &self.near else { return self.get_far(&key).await };
-        match self.read_near(near, &key).await?.found {
-            Found::Missing => self.load_missing(&key).await,
-            found => Ok(found.value()),
+        match self.read_near(near, &key).await {
+            Ok(read) if self.is_served(&key, &read) => Ok(read.found.value()),
+            // As without a near cache: it may be loaded, or there may be an old value for bad times.
+            Ok(_) | Err(_) => self.get_far(&key).await,
         }
+    }
+
+    /// Whether what was read is the answer. What is old by the policy, or missing where there is a loader, is not.
+    fn is_served(&self, key: &str, read: &NearRead<V>) -> bool {
+        if !self.is_loaded_from_elsewhere() {
+            return true;
+        }
+        !matches!(read.found, Found::Missing) && self.policy.judge(key, read.left_ms) == Age::Fresh
     }
 
     /// The values of keys, in their order; none for each that is missing. What is not near is asked for at once.
@@ -58,9 +75,8 @@ where
         let mut far: Vec<(usize, &String)> = Vec::new();
         for (at, key) in keys.iter().enumerate() {
             let hit = self.near.as_ref().and_then(|near| self.near_hit(near, key));
-            match (hit.map(|hit| hit.found), values.get_mut(at)) {
-                (Some(Found::Value(value)), Some(place)) => *place = Some(value),
-                (Some(Found::Null), _) => {}
+            match (hit.filter(|hit| self.is_served(key, hit)), values.get_mut(at)) {
+                (Some(hit), Some(place)) => *place = hit.found.value(),
                 _ => far.push((at, key)),
             }
         }
@@ -87,17 +103,17 @@ where
         keys: &[&str],
     ) -> Result<Vec<Option<V>>, ClientError> {
         let mut values = vec![None; keys.len()];
-        let mut missing = Vec::new();
-        let reads = try_join_all(keys.iter().map(|key| self.read_near(near, key))).await?;
-        for ((at, read), place) in reads.into_iter().enumerate().zip(&mut values) {
-            match read.found {
-                Found::Missing => missing.push(at),
-                found => *place = found.value(),
+        let mut far = Vec::new();
+        let reads = join_all(keys.iter().map(|key| self.read_near(near, key))).await;
+        for (((at, key), read), place) in keys.iter().enumerate().zip(reads).zip(&mut values) {
+            match read {
+                Ok(read) if self.is_served(key, &read) => *place = read.found.value(),
+                Ok(_) | Err(_) => far.push(at),
             }
         }
-        if self.is_loaded_from_elsewhere() && !missing.is_empty() {
-            let wanted: Vec<&str> = missing.iter().filter_map(|at| keys.get(*at)).copied().collect();
-            for (at, value) in missing.into_iter().zip(self.get_many_far(&wanted).await?) {
+        if !far.is_empty() {
+            let wanted: Vec<&str> = far.iter().filter_map(|at| keys.get(*at)).copied().collect();
+            for (at, value) in far.into_iter().zip(self.get_many_far(&wanted).await?) {
                 if let Some(place) = values.get_mut(at) {
                     *place = value;
                 }
@@ -120,13 +136,16 @@ where
                 behind_database,
             });
         };
-        let read = self.read_near(near, &key).await?;
-        let behind_redis = read.stale_at_most.unwrap_or_default();
-        let value = match read.found {
-            Found::Missing => self.load_missing(&key).await?,
-            found => found.value(),
-        };
-        Ok(Aged { value, behind_redis, behind_database })
+        match self.read_near(near, &key).await {
+            Ok(read) if self.is_served(&key, &read) => {
+                let behind_redis = read.stale_at_most.unwrap_or_default();
+                Ok(Aged { value: read.found.value(), behind_redis, behind_database })
+            }
+            Ok(_) | Err(_) => {
+                let value = self.get_far(&key).await?;
+                Ok(Aged { value, behind_redis: Duration::ZERO, behind_database })
+            }
+        }
     }
 
     /// The value: from the cache, or from `loader`, which runs once for all who ask at the same time
@@ -146,9 +165,11 @@ where
     {
         let key = self.key(key)?;
         self.cache.core.check_own(&key)?;
+        let began = Instant::now();
         if let Some(near) = &self.near {
-            // Where Redis cannot be asked, the loader is.
-            if let Ok(read) = self.read_near(near, &key).await {
+            // Where Redis cannot be asked in time, the loader is.
+            let asked = timeout(self.policy.time_for_a_look(), self.read_near(near, &key)).await;
+            if let Ok(Ok(read)) = asked {
                 let is_fresh = self.policy.judge(&key, read.left_ms) == Age::Fresh;
                 match read.found {
                     Found::Value(value) if is_fresh => return Ok(Some(value)),
@@ -158,7 +179,7 @@ where
             }
         }
         let loader = || async move { loader().await.map(IntoLoaded::into_loaded) };
-        self.cache.get_or_load(&key, &self.policy, loader).await
+        self.cache.get_or_load(&key, &self.policy.with_time_left(began.elapsed()), loader).await
     }
 
     /// The values of keys: each as [`Self::get_or_load`] has it, but what is missing is loaded by one call of `loader`, with the keys that

@@ -49,6 +49,9 @@ pub async fn install_exactly(context: &Context) -> Result<Coverage, EngineError>
     look_and(context, Install::Exactly).await
 }
 
+/// How often somebody else may be faster in installing.
+const OVERTAKEN_MAX: usize = 5;
+
 /// What may be installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Install {
@@ -73,7 +76,7 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
     let mut survey = CoverageSurvey::take(context).await?;
     let mut obstacles = BTreeMap::new();
     if what != Install::Nothing {
-        obstacles = install(context, &survey, what == Install::Exactly).await?;
+        (survey, obstacles) = install_as_found(context, survey, what == Install::Exactly).await?;
         // What is installed is seen for the first time.
         context.postgres.note_objects().await?;
         survey = CoverageSurvey { captures: context.postgres.captures().await?, ..survey };
@@ -102,6 +105,24 @@ pub async fn is_current(context: &Context, coverage: &Coverage) -> Result<bool, 
 }
 
 /// Installs what is missing. The answer says for each root why that was not possible.
+/// Installs what is missing. Where another process does the same, what it has done is looked at, and the rest done.
+async fn install_as_found(
+    context: &Context,
+    mut survey: CoverageSurvey,
+    is_exact: bool,
+) -> Result<(CoverageSurvey, BTreeMap<u32, String>), EngineError> {
+    for _overtaken in 0..OVERTAKEN_MAX {
+        match install(context, &survey, is_exact).await {
+            Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
+                survey = CoverageSurvey::take(context).await?;
+            }
+            installed => return Ok((survey, installed?)),
+        }
+    }
+    let obstacles = install(context, &survey, is_exact).await?;
+    Ok((survey, obstacles))
+}
+
 async fn install(
     context: &Context,
     survey: &CoverageSurvey,
@@ -138,7 +159,10 @@ async fn install(
                 let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
                 tracing::info!(table, triggers = made, "changes are captured");
             }
-            Err(error) if error.is_unreachable() || error.kind == ErrorKind::NoSchema => {
+            Err(error)
+                if error.is_unreachable()
+                    || matches!(error.kind, ErrorKind::NoSchema | ErrorKind::Changed) =>
+            {
                 return Err(error.into());
             }
             Err(error) if is_captured => {

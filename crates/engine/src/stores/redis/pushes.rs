@@ -55,6 +55,10 @@ impl Pushes {
     pub fn waiting(&mut self) -> Result<Option<PushInfo>, CacheError> {
         match self.messages.try_recv() {
             Ok(message) => self.checked(Some(message)).map(Some),
+            // What was not kept is in no message; its bytes tell.
+            Err(TryRecvError::Empty) if WAITING_MAX < self.waiting.load(Ordering::Relaxed) => {
+                Err(self.ended("more messages wait than are kept"))
+            }
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => self.checked(None).map(Some),
         }

@@ -203,7 +203,7 @@ scripts! {
     MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE, CAUSES;
     FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;
     MARK_SLOTS = "mark_slots", ALLOW_OOM, PRELUDE, CAUSES;
-    NOTE_PROGRESS = "note_progress", ALLOW_OOM, PRELUDE;
+    NOTE_PROGRESS = "note_progress", ALLOW_OOM, PRELUDE, SERVER;
     PENDING_SLOTS = "pending_slots", ALLOW_OOM, PRELUDE;
     ADVANCE = "advance", ALLOW_OOM, PRELUDE, CAUSES;
     REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES, SERVER;

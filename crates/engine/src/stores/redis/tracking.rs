@@ -9,7 +9,9 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use redis::{AsyncConnectionConfig, FromRedisValue, ProtocolVersion, PushInfo, PushKind, RedisError, Value};
+use redis::{
+    AsyncConnectionConfig, FromRedisValue, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, Value,
+};
 use tokio::time::{Instant, Interval};
 
 use super::advance::{Watermark, parse};
@@ -53,7 +55,7 @@ pub struct Tracking {
     messages: Pushes,
     commands: SharedConnection,
     heartbeats: Interval,
-    watermark_key: String,
+    heartbeat: Pipeline,
     mark: String,
     /// The heartbeat that is under way, and its answer.
     under_way: Option<(Heartbeat, Answer)>,
@@ -96,6 +98,9 @@ impl Redis {
             command.arg("PREFIX").arg(prefix);
         }
         let _ok: String = command.query_async(&mut session.connection).await.map_err(failed)?;
+        // Asked once before anything is left behind: what the user may not ask ends this at once.
+        let asked: Result<Vec<Value>, _> = heartbeat_of(self).query_async(&mut session.connection).await;
+        let watermark = check(asked.map_err(failed)?)?;
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(format!("-- {:032x}\n{MARKED_READ}", rand::random::<u128>()));
         let mark: String = load.query_async(&mut session.connection).await.map_err(failed)?;
@@ -104,17 +109,17 @@ impl Redis {
             messages,
             commands: self.connection.clone(),
             heartbeats: every(heartbeat),
-            watermark_key: self.keys.metadata().watermark.clone(),
+            heartbeat: heartbeat_of(self),
             mark,
             under_way: None,
             answered: None,
             before: None,
-            watermark: None,
+            watermark,
         })
     }
 
     /// A value with its remaining lifetime, read on the server that has this mark. None: another one has answered, which may be older
-    /// than what is told of changes.
+    /// than what is told of changes; or this one has lost its scripts, or refuses.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -122,8 +127,8 @@ impl Redis {
         let command = redis::cmd("EVALSHA").arg(mark).arg(1).arg(key).to_owned();
         match self.command::<ValueAndLife>("read an entry", &command).await {
             Ok(read) => Ok(Some(read)),
-            Err(error) if error.source.code() == Some("NOSCRIPT") => Ok(None),
-            Err(error) => Err(error),
+            Err(error) if error.is_unreachable() => Err(error),
+            Err(_refused) => Ok(None),
         }
     }
 
@@ -196,14 +201,20 @@ impl Tracking {
         if self.commands.has_moved_from(&self.session) {
             return Err(CacheError::moved(WHAT));
         }
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("ROLE").cmd("CLIENT").arg("TRACKINGINFO").cmd("GET").arg(&self.watermark_key);
+        let pipeline = self.heartbeat.clone();
         let mut connection = self.session.connection.clone();
         let answer = Box::pin(async move { pipeline.query_async(&mut connection).await });
         let heartbeat = Heartbeat { sent: Instant::now(), watermark: self.watermark.clone() };
         self.under_way = Some((heartbeat, answer));
         Ok(())
     }
+}
+
+/// Whether it is a master, whether it tells on this connection, and the watermark.
+fn heartbeat_of(redis: &Redis) -> Pipeline {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("ROLE").cmd("CLIENT").arg("TRACKINGINFO").cmd("GET").arg(&redis.keys.metadata().watermark);
+    pipeline
 }
 
 /// Looks at what a heartbeat was answered; answers the watermark.

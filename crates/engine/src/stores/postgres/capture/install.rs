@@ -66,6 +66,21 @@ fn error(source: sqlx::Error) -> SourceError {
     SourceError::new(WHAT, source)
 }
 
+/// SQLSTATE: an object is there that is to be made, or is not there that is to be dropped.
+const DUPLICATE: &str = "42710";
+const UNDEFINED: &str = "42704";
+
+/// Whoever installs beside another one may find its work done, with what was to be done read before it waited.
+fn overtaken(source: sqlx::Error) -> SourceError {
+    let code = source.as_database_error().and_then(|error| error.code());
+    let is_overtaken = matches!(code.as_deref(), Some(DUPLICATE | UNDEFINED));
+    let mut error = error(source);
+    if is_overtaken {
+        error.kind = ErrorKind::Changed;
+    }
+    error
+}
+
 impl Postgres {
     /// Captures the changes of the tree under `root`: these columns and those that were captured before. Answers how many
     /// triggers were made.
@@ -216,7 +231,7 @@ async fn install(
     }
     let triggers = work.triggers.iter().filter(|_| !is_left_to_owners).map(|(_, statement)| statement);
     for statement in work.functions.iter().chain(triggers) {
-        transaction.execute(AssertSqlSafe(statement.clone())).await.map_err(error)?;
+        transaction.execute(AssertSqlSafe(statement.clone())).await.map_err(overtaken)?;
     }
     if is_left_to_owners {
         let text = leave_to_owners(&mut transaction, tree, &work).await?;
