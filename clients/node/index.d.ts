@@ -28,12 +28,16 @@ export interface KeyOptions extends ReadOptions {
   dataset?: string;
 }
 
-export interface Reading<T = unknown> {
+/** `negative`: it is known that there is no row; `missing`: there is no entry. */
+export type Found<T = unknown> =
+  | { readonly state: "hit"; readonly value: T }
+  | { readonly state: "negative"; readonly value: null }
+  | { readonly state: "missing"; readonly value: undefined };
+
+export type Reading<T = unknown> = Found<T> & Verdict;
+
+export interface Verdict {
   readonly key: string;
-  /** `negative`: it is known that there is no row; `missing`: there is no entry. */
-  readonly state: "hit" | "negative" | "missing";
-  /** `null` if negative, `undefined` if missing. */
-  readonly value: T | null | undefined;
   /** Whether the token sees nothing that this value could lack. Without a token: false. */
   readonly isFresh: boolean;
   /** With a token. */
@@ -120,7 +124,7 @@ export class Cache {
 
   /** What the workers tell of this namespace, at most ten seconds old. */
   directory(dataset?: string): Promise<Directory>;
-  /** Closes the connections that were opened here; a client that was given stays open. */
+  /** Closes the connections that were opened here; a client that was given stays open. Calls after it throw InvalidInput. */
   close(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }

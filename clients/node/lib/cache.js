@@ -5,21 +5,25 @@ import { build, explain, whereOf } from "./connection.js";
 import { Directory, directoryKey, watermarkKey } from "./directory.js";
 import { InvalidInput, NotFresh, NotRegistered, Unreachable, WriteUnknown } from "./errors.js";
 import { checkEvent, fieldsOf, messageOf } from "./events.js";
+import { optionsOf } from "./options.js";
 import { judge, KEYS_MAX, PAUSE_MAX_MS, PAUSE_MIN_MS, readingOf, whyNotFresh } from "./reading.js";
 import { Replies } from "./replies.js";
 import { shown } from "./template.js";
 import { Token } from "./tokens.js";
 import { Command, outcomeOf, SEND_AGAIN_AFTER_MS } from "./writes.js";
 
-// After so long the directory is read again; the same for a dataset that it does not name.
+// After so long the directory is read again; the same for a dataset that it does not name, and after an attempt that failed.
 const [DIRECTORY_AGE_MS, DIRECTORY_AGE_MIN_MS] = [10_000, 1_000];
 // Between two looks of a waiting write at whether the connection for replies was lost.
 const LOOK_EVERY_MS = 250;
+// What a timer can wait.
+const TIMER_MS_MAX = 2 ** 31 - 1;
 const now = () => performance.now();
 
 // Connects, and reads what the workers of this namespace tell.
 export async function connect(urlOrClient, namespace, options = {}) {
-  const { timeoutMs = 5_000, valueBytesMax, bigints, redis = {} } = options;
+  const names = ["timeoutMs", "valueBytesMax", "bigints", "redis"];
+  const { timeoutMs = 5_000, valueBytesMax, bigints, redis = {} } = optionsOf(options, ...names);
   const isOwn = typeof urlOrClient === "string";
   const { client, where } = isOwn
     ? build(urlOrClient, timeoutMs, redis)
@@ -38,6 +42,7 @@ export class Cache {
   #detach;
   #directory;
   #directoryAt = -Infinity;
+  #isClosed = false;
   #lastError;
   #isOwn;
   #options;
@@ -45,7 +50,8 @@ export class Cache {
   #where;
 
   // Asks nothing yet; `connect` does.
-  constructor(client, namespace, { valueBytesMax, bigints, where, isOwn = false } = {}) {
+  constructor(client, namespace, options = {}) {
+    const { valueBytesMax, bigints, where, isOwn = false } = optionsOf(options, "valueBytesMax", "bigints", "where", "isOwn");
     if (typeof namespace !== "string" || namespace === "") {
       throw new InvalidInput(`a namespace is text, not ${shown(namespace)}: it is [service] namespace of the worker`);
     }
@@ -76,19 +82,21 @@ export class Cache {
   }
 
   async readMany(dataset, ids, options = {}) {
+    optionsOf(options, "token", "waitMs");
     if (!Array.isArray(ids)) throw new InvalidInput(`ids are an array, not ${shown(ids)}`);
     const of = (await this.directory(dataset)).dataset(dataset);
     return this.#read(ids.map((id) => ({ of, key: of.key(id) })), options);
   }
 
   async readKey(key, options = {}) {
-    const { dataset } = options;
+    const { dataset } = optionsOf(options, "token", "waitMs", "dataset");
     const directory = await this.directory(dataset);
     const of = dataset === undefined ? directory.ofKey(key) : directory.dataset(dataset);
     return (await this.#read([{ of, key }], options))[0];
   }
 
-  async publish(event, { durable = false } = {}) {
+  async publish(event, options = {}) {
+    const { durable = false } = optionsOf(options, "durable");
     const directory = await this.directory(event?.dataset);
     const checked = checkEvent(event, directory);
     const target = durable ? directory.eventStream : directory.channels[0];
@@ -104,13 +112,19 @@ export class Cache {
     return this.#ask("publish an event", "publisher", () => this.client.publish(target, message));
   }
 
-  async write(dataset, params, { id, timeoutMs = 10_000 } = {}) {
+  async write(dataset, params, options = {}) {
+    const { id, timeoutMs = 10_000 } = optionsOf(options, "id", "timeoutMs");
     const deadline = deadlineOf(timeoutMs, "timeoutMs");
-    const directory = await this.directory(dataset);
+    const unsent = () => {
+      const text = `failed to hand over a write within ${timeoutMs} ms: nothing was sent to ${this.#where}`;
+      return new Unreachable(text, { cause: this.#lastError });
+    };
+    const directory = await within(this.directory(dataset), deadline - now());
+    if (directory === undefined) throw unsent();
     const command = new Command(directory, dataset, params, id);
     const explainReply = (error) => explain(error, "wait for a reply", this.#where, "writer", this.#lastError);
     this.#replies ??= new Replies(this.client, directory.replyPrefix, explainReply);
-    const sending = { isSent: false, failure: undefined };
+    const sending = { isSent: false, isOver: false, failure: undefined };
     let end;
     const answered = new Promise((resolve, reject) => {
       end = this.#replies.expect(command.id, (error, reply) => (error ? reject(error) : resolve(reply)));
@@ -120,23 +134,32 @@ export class Cache {
       const reply = await this.#sendUntilAnswered(command, answered, deadline, sending);
       if (reply !== undefined) return outcomeOf(command.id, reply);
     } finally {
+      sending.isOver = true;
       end();
     }
-    if (sending.failure !== undefined && !sending.isSent) throw sending.failure;
-    const text = `no reply to the write ${command.id} within ${timeoutMs} ms: it may have been carried out`;
+    if (!sending.isSent) throw sending.failure ?? unsent();
+    const until = this.#isClosed ? "before this cache was closed" : `within ${timeoutMs} ms`;
+    const text = `no reply to the write ${command.id} ${until}: it may have been carried out`;
     throw new WriteUnknown(`${text}. Say it again with the same id`, command.id, { cause: sending.failure });
   }
 
   // What the workers tell of this namespace, at most ten seconds old.
   async directory(dataset) {
+    this.#checkOpen();
     const age = now() - this.#directoryAt;
-    const isKnown = dataset === undefined || this.#directory?.datasets.has(dataset) || age < DIRECTORY_AGE_MIN_MS;
+    const isNamed = () => dataset === undefined || this.#directory?.datasets.has(dataset);
+    const isKnown = isNamed() || age < DIRECTORY_AGE_MIN_MS;
     if (this.#directory !== undefined && age < DIRECTORY_AGE_MS && isKnown) return this.#directory;
     const key = directoryKey(this.namespace);
-    const fields = await this.#ask("read the directory", "reader", () => this.client.hgetall(key));
     try {
+      const fields = await this.#ask("read the directory", "reader", () => this.client.hgetall(key));
       this.#directory = Directory.parse(fields, this.namespace, this.#where);
     } catch (error) {
+      // Redis is away, and what is asked next tells whether it still is.
+      if (error instanceof Unreachable && this.#directory !== undefined && isNamed()) {
+        this.#directoryAt = now() - DIRECTORY_AGE_MS + DIRECTORY_AGE_MIN_MS;
+        return this.#directory;
+      }
       // Redis was flushed: the workers write it again, and until then it is as it was.
       if (!(error instanceof NotRegistered) || this.#directory === undefined) throw error;
     }
@@ -146,6 +169,7 @@ export class Cache {
 
   // Closes what was opened here; a client that was given stays open.
   async close() {
+    this.#isClosed = true;
     this.#replies?.close();
     if (this.#isOwn) this.client.disconnect();
     else this.#detach();
@@ -155,14 +179,19 @@ export class Cache {
     await this.close();
   }
 
+  #checkOpen() {
+    if (this.#isClosed) throw new InvalidInput("this cache was closed");
+  }
+
   async #sendUntilAnswered(command, answered, deadline, sending) {
     let [sendAt, patience, pause, losses] = [0, SEND_AGAIN_AFTER_MS, PAUSE_MIN_MS, 0];
-    while (now() < deadline) {
+    while (now() < deadline && !this.#isClosed) {
       try {
         // What was sent may be lost with the server: it is sent again, under its id.
         if (sendAt <= now() || losses !== this.#replies.losses) {
           losses = this.#replies.losses;
-          await this.#send(command, sending);
+          const sent = await within(this.#send(command, sending), deadline - now());
+          if (sent === undefined) break;
           [sendAt, patience, pause] = [now() + patience, 2 * patience, PAUSE_MIN_MS];
         }
       } catch (error) {
@@ -183,9 +212,11 @@ export class Cache {
     const what = "hand over a write";
     // Where not even this comes back, nothing was sent.
     await this.#ask(what, "writer", () => this.client.ping());
+    if (sending.isOver) return false;
     sending.isSent = true;
     const fields = command.fields(this.#replies.name);
     await this.#ask(what, "writer", () => this.client.xadd(command.stream, "*", ...fields));
+    return true;
   }
 
   async #read(asked, { token: given, waitMs = 0 }) {
@@ -193,6 +224,7 @@ export class Cache {
     const deadline = deadlineOf(waitMs, "waitMs");
     let pause = PAUSE_MIN_MS;
     for (;;) {
+      this.#checkOpen();
       try {
         const readings = [];
         for (let at = 0; at < asked.length; at += KEYS_MAX) {
@@ -200,6 +232,7 @@ export class Cache {
         }
         if (token === undefined || readings.every((one) => one.isFresh) || deadline <= now()) return readings;
       } catch (error) {
+        this.#checkOpen();
         if (!(error instanceof Unreachable) || deadline <= now()) throw error;
       }
       await sleep(Math.max(0, Math.min(pause, deadline - now())));
@@ -246,7 +279,7 @@ function deadlineOf(limitMs, what) {
 async function within(promise, limitMs) {
   let timer;
   const limit = new Promise((resolve) => {
-    timer = setTimeout(resolve, Math.max(0, limitMs));
+    timer = setTimeout(resolve, Math.max(0, Math.min(limitMs, TIMER_MS_MAX)));
   });
   try {
     return await Promise.race([promise, limit]);

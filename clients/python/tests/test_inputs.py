@@ -129,6 +129,9 @@ class Connection:
 
 def test_a_token_is_taken_after_the_commit_only():
     assert str(take_token(Connection("life/1:2:", False))) == "life/1:2:"
+    by_name = Connection()
+    by_name.row = {"token": "life/1:2:", "is_open": False}
+    assert str(take_token(by_name)) == "life/1:2:"
     with pytest.raises(cachekeeper.InvalidToken, match="after the commit"):
         take_token(Connection("life/1:2:", True))
     with pytest.raises(cachekeeper.InvalidToken, match="no worker has seen"):

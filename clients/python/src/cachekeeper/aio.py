@@ -13,12 +13,12 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from .base import Asked, Base, event_of, key_of, keys_of, limit_of, token_of, value_of
+from .base import Asked, Base, key_of, keys_of, limit_of, target_of, token_of, value_of
 from .client import unanswered
 from .connection import PAUSES, build, check_client, explain, where_of
 from .directory import Directory, directory_key
 from .errors import Unreachable, WriteUnknown
-from .events import Event, fields_of, message_of
+from .events import Event, check_event, fields_of, message_of
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
 from .replies import Replies
 from .tokens import TOKEN_SQL, Token, token_of_row
@@ -123,7 +123,8 @@ class Cache(Base):
         Over pub/sub it answers how many heard it (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
         where it waits for a worker.
         """
-        target, checked = event_of(event, await self.directory(event.get("dataset")), durable)
+        checked = check_event(event)
+        target = target_of(checked, await self.directory(checked.get("dataset")), durable)
         if durable:
             added = await self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)))
             return added.decode() if isinstance(added, bytes) else str(added)
@@ -149,7 +150,7 @@ class Cache(Base):
         with replies.expect(command.id) as reply:
             while True:
                 now = time.monotonic()
-                if deadline <= now:
+                if deadline <= now or self._is_closed:
                     break
                 try:
                     # What was sent may be lost with the server: it is sent again, under its id.
@@ -169,8 +170,8 @@ class Cache(Base):
                 await asyncio.wait({reply}, timeout=max(0.0, min(LOOK_EVERY, deadline - time.monotonic())))
                 if reply.done():
                     return outcome(command.id, reply.result())
-        if failure is not None and not is_sent:
-            raise failure
+        if not is_sent:
+            raise failure or Unreachable(f"failed to hand over a write within {timeout:g} s: nothing was sent")
         raise WriteUnknown(unanswered(command.id, timeout), command.id, failure)
 
     async def directory(self, dataset: Optional[str] = None) -> Directory:
@@ -179,10 +180,15 @@ class Cache(Base):
         if known is not None:
             return known
         key = directory_key(self.namespace)
-        return self._note_directory(await self._call("read the directory", "reader", lambda: self.client.hgetall(key)))
+        ask = self._call if self._directory is None else self._once
+        try:
+            return self._note_directory(await ask("read the directory", "reader", lambda: self.client.hgetall(key)))
+        except Unreachable as error:
+            return self._old_directory(dataset, error)
 
     async def close(self) -> None:
-        """Closes the connections that were opened here; a client that was given stays open."""
+        """Closes the connections that were opened here; a client that was given stays open. No call is answered after it."""
+        self._is_closed = True
         if self._replies is not None:
             await self._replies.close()
         if self._is_own:
@@ -197,6 +203,7 @@ class Cache(Base):
     async def _read(self, asked: list[Asked], token: Optional[Token], wait: float) -> list[Reading]:
         deadline, pause = limit_of(wait, "wait"), PAUSE_MIN
         while True:
+            self._check_open()
             try:
                 readings: list[Reading] = []
                 for page, keys in self._pages(asked, token):

@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from typing import Any, Optional, Union
 
 from .directory import Dataset, Directory, parse_directory, watermark_key
-from .errors import InvalidInput, NotFresh, NotRegistered
-from .events import check_event
+from .errors import InvalidInput, NotFresh, NotRegistered, Unreachable
+from .events import check_target
 from .reading import KEYS_MAX, Reading, judge, reading_of, why_not_fresh
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
@@ -17,7 +17,7 @@ from .values import VALUE_BYTES_MAX
 DIRECTORY_AGE = 10.0
 """Seconds after which the directory is read again."""
 DIRECTORY_AGE_MIN = 1.0
-"""The same for a dataset that it does not name."""
+"""The same for a dataset that it does not name, and after an attempt that failed."""
 
 Asked = tuple[Dataset, str]
 """A key, and the dataset that it is of."""
@@ -33,17 +33,31 @@ class Base:
         self.namespace = namespace
         self._where = where
         self._is_own = False
+        self._is_closed = False
         self._limit = value_bytes_max
         self._directory: Optional[Directory] = None
         self._directory_at = 0.0
 
     def _known(self, dataset: Optional[str]) -> Optional[Directory]:
         """The directory, if it need not be read again."""
+        self._check_open()
         directory, age = self._directory, time.monotonic() - self._directory_at
         if directory is None or DIRECTORY_AGE < age:
             return None
         if dataset is not None and dataset not in directory.datasets and DIRECTORY_AGE_MIN < age:
             return None
+        return directory
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise InvalidInput("this cache was closed")
+
+    def _old_directory(self, dataset: Optional[str], failure: Unreachable) -> Directory:
+        """The directory as it was, where it cannot be read again now: what is asked next tells whether Redis is there."""
+        directory = self._directory
+        if directory is None or (dataset is not None and dataset not in directory.datasets):
+            raise failure
+        self._directory_at = time.monotonic() - DIRECTORY_AGE + DIRECTORY_AGE_MIN
         return directory
 
     def _note_directory(self, fields: Mapping[Any, Any]) -> Directory:
@@ -107,12 +121,10 @@ def value_of(readings: Sequence[Reading], token: Optional[Token]) -> list[Any]:
     return [one.value for one in readings]
 
 
-def event_of(event: Mapping[str, Any], directory: Directory, durable: bool) -> tuple[str, dict[str, Any]]:
-    """Where an event goes, and what is sent."""
-    if not isinstance(event, Mapping):
-        raise InvalidInput(f"an event is a mapping such as {{'key': 'product:42'}}, not {event!r}")
-    checked = check_event(event, directory)
+def target_of(event: Mapping[str, Any], directory: Directory, durable: bool) -> str:
+    """Where a checked event goes."""
+    check_target(event, directory)
     target = directory.event_stream if durable else next(iter(directory.channels), None)
     if target is None:
         raise InvalidInput(f"namespace {directory.namespace!r} has no {'stream' if durable else 'channel'} for events")
-    return target, checked
+    return target

@@ -12,11 +12,11 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from .base import Asked, Base, event_of, key_of, keys_of, limit_of, token_of, value_of
+from .base import Asked, Base, key_of, keys_of, limit_of, target_of, token_of, value_of
 from .connection import PAUSES, build, check_client, explain, where_of
 from .directory import Directory, directory_key
 from .errors import Unreachable, WriteUnknown
-from .events import Event, fields_of, message_of
+from .events import Event, check_event, fields_of, message_of
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
@@ -106,7 +106,8 @@ class Cache(Base):
         Over pub/sub it answers how many heard it (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
         where it waits for a worker.
         """
-        target, checked = event_of(event, self.directory(event.get("dataset")), durable)
+        checked = check_event(event)
+        target = target_of(checked, self.directory(checked.get("dataset")), durable)
         if durable:
             added = self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)))
             return added.decode() if isinstance(added, bytes) else str(added)
@@ -128,7 +129,7 @@ class Cache(Base):
         is_sent, failure, send_at, patience, pause = False, None, 0.0, SEND_AGAIN_AFTER, PAUSES[0]
         while True:
             now = time.monotonic()
-            if deadline <= now:
+            if deadline <= now or self._is_closed:
                 break
             try:
                 if send_at <= now:
@@ -149,8 +150,8 @@ class Cache(Base):
                 reply = read_reply(answer[1])
                 if reply.get("id") == command.id:
                     return outcome(command.id, reply)
-        if failure is not None and not is_sent:
-            raise failure
+        if not is_sent:
+            raise failure or Unreachable(f"failed to hand over a write within {timeout:g} s: nothing was sent")
         raise WriteUnknown(unanswered(command.id, timeout), command.id, failure)
 
     def directory(self, dataset: Optional[str] = None) -> Directory:
@@ -159,12 +160,15 @@ class Cache(Base):
         if known is not None:
             return known
         key = directory_key(self.namespace)
-        return self._note_directory(
-            self._call("read the directory", "reader", lambda: self.client.hgetall(key))
-        )
+        ask = self._call if self._directory is None else self._once
+        try:
+            return self._note_directory(ask("read the directory", "reader", lambda: self.client.hgetall(key)))
+        except Unreachable as error:
+            return self._old_directory(dataset, error)
 
     def close(self) -> None:
-        """Closes the connections that were opened here; a client that was given stays open."""
+        """Closes the connections that were opened here; a client that was given stays open. No call is answered after it."""
+        self._is_closed = True
         if self._is_own:
             self.client.close()
 
@@ -177,6 +181,7 @@ class Cache(Base):
     def _read(self, asked: list[Asked], token: Optional[Token], wait: float) -> list[Reading]:
         deadline, pause = limit_of(wait, "wait"), PAUSE_MIN
         while True:
+            self._check_open()
             try:
                 readings: list[Reading] = []
                 for page, keys in self._pages(asked, token):

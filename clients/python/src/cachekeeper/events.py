@@ -37,6 +37,8 @@ _NAMES = ("op", "id", "at", "key", "keys", "tag", "tags", "dataset", "ids")
 
 def check_event(event: Mapping[str, Any], directory: Optional[Directory] = None) -> dict[str, Any]:
     """The event as it is sent; raises `InvalidEvent` where the worker would not take it, or knows no such dataset."""
+    if not isinstance(event, Mapping):
+        raise InvalidEvent(f'an event is an object such as {{"key": "product:42"}}, not {event!r}')
     unknown = [str(name) for name in event if name not in _NAMES]
     if unknown:
         raise InvalidEvent(f"an event has no field {', '.join(unknown)}; it has {', '.join(_NAMES)}")
@@ -51,7 +53,7 @@ def check_event(event: Mapping[str, Any], directory: Optional[Directory] = None)
         if key.startswith("ck:"):
             raise InvalidEvent(f"keys under ck: belong to Cachekeeper: {key[:60]!r}")
     _check_op_and_at(checked)
-    _check_target(checked, directory)
+    check_target(checked, directory)
     return checked
 
 
@@ -80,7 +82,8 @@ def _check_op_and_at(event: Mapping[str, Any]) -> None:
         raise InvalidEvent(f"`at` must be a number of milliseconds, not {at!r}")
 
 
-def _check_target(event: Mapping[str, Any], directory: Optional[Directory]) -> None:
+def check_target(event: Mapping[str, Any], directory: Optional[Directory]) -> None:
+    """Raises `InvalidEvent` where an event names nothing, or ids that cannot be of the dataset."""
     if "ids" in event and "dataset" not in event:
         raise InvalidEvent("`ids` need the `dataset` that they are of")
     if not (event.get("key") or event.get("keys") or event.get("tag") or event.get("tags") or event.get("dataset")):

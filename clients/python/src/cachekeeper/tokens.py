@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,8 @@ class Token:
 
 def token_of_row(row: Any) -> Token:
     """The token of the row that `TOKEN_SQL` answers."""
-    token, is_open = row[0], row[1]
+    # Rows are mappings where the connection makes them so (psycopg's dict_row).
+    token, is_open = (row["token"], row["is_open"]) if isinstance(row, Mapping) else (row[0], row[1])
     if is_open:
         raise InvalidToken("this transaction has written and is not committed: take the token after the commit")
     if token is None:
