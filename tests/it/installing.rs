@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use cachekeeper::app::Worker;
 use cachekeeper_config::Config;
+use cachekeeper_engine::coverage;
 use cachekeeper_testkit::servers::{Postgres, Session};
+use futures_util::future::join_all;
 
 use crate::feed::ready;
 use crate::support::{Cli, Rig, wait_until};
@@ -333,4 +335,27 @@ async fn what_is_uninstalled_leaves_no_rest_and_others_go_on() {
     let left = "select (select count(*) from pg_namespace where nspname like 'cachekeeper%') + (select count(*) from pg_trigger where tgname like 'cachekeeper%')
         + (select count(*) from pg_proc where proname ~ '^(capture|truncate)_[0-9]+$')";
     assert_eq!(text(&url, &format!("select ({left})::text")).await, "0");
+}
+
+/// Each finds the others' work done, and nobody says that it failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_that_install_at_the_same_time_hinder_none() {
+    let rig = Rig::start(TABLES).await;
+    let toml = dataset("products");
+    for round in 0..6 {
+        let drop = "do $$ declare one name; begin
+            for one in select tgname from pg_trigger where tgrelid = 'products'::regclass and tgname like 'cachekeeper%' loop
+                execute format('drop trigger %I on products', one);
+            end loop; end $$";
+        rig.postgres.execute(drop).await.unwrap();
+        let looks = (0..6).map(|_| {
+            let context = rig.context(&toml);
+            async move { coverage::look(&context, true).await.map_err(|error| error.told()) }
+        });
+        for coverage in join_all(looks).await {
+            let coverage = coverage.unwrap();
+            let gaps: Vec<_> = coverage.gaps().collect();
+            assert!(gaps.is_empty(), "round {round}: {gaps:?}");
+        }
+    }
 }

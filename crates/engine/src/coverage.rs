@@ -3,6 +3,7 @@
 
 mod captures;
 mod growth;
+mod look;
 mod refusal;
 mod script;
 mod survey;
@@ -15,8 +16,9 @@ use super::catalog::{Catalog, Dataset};
 use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{CatalogScope, CatalogState, Change, Fingerprint, KeyValues};
 pub use captures::{Captured, Captures, Rule, Touches};
+pub use look::{install_exactly, is_current, look};
 pub use script::migration_script;
-pub use survey::{TRYING_AGAIN, install_exactly, is_current, look};
+pub use survey::TRYING_AGAIN;
 
 /// Which datasets are covered, and what the changes of each capture mean.
 #[derive(Debug, Default)]

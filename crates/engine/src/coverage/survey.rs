@@ -8,10 +8,7 @@ use crate::catalog::Dataset;
 use crate::context::Context;
 use crate::error::{EngineError, chain};
 use crate::stores::postgres::capture::WantedCapture;
-use crate::stores::postgres::{
-    Capture, CatalogScope, CatalogState, ErrorKind, Fingerprint, Inspection, NameKind, TreeMember,
-};
-use crate::{epoch, log_limit};
+use crate::stores::postgres::{Capture, CatalogScope, CatalogState, Inspection, NameKind, TreeMember};
 use cachekeeper_config::{CaptureMode, WatchTarget};
 
 /// Part of the reason where waiting helps.
@@ -23,168 +20,14 @@ const LOOKS_MAX: usize = 3;
 /// What the watch rules ask for, and what the database has.
 #[derive(Default, PartialEq, Eq)]
 pub(super) struct CoverageSurvey {
-    members: Vec<TreeMember>,
-    captures: Vec<Capture>,
+    pub(super) members: Vec<TreeMember>,
+    pub(super) captures: Vec<Capture>,
     /// For each dataset what its query reads, or why that cannot be told.
     reads: BTreeMap<String, Result<Inspection, String>>,
     /// For each dataset that `check` refuses, why.
     refused: BTreeMap<String, String>,
     /// The roots whose changes cannot be captured by statement, with the reason.
-    by_row_only: BTreeMap<u32, String>,
-}
-
-/// Computes the coverage of every dataset. With `may_install`, what is missing is installed where this role may do so.
-///
-/// # Errors
-/// [`EngineError`] if the database does not answer.
-pub async fn look(context: &Context, may_install: bool) -> Result<Coverage, EngineError> {
-    look_and(context, if may_install { Install::Missing } else { Install::Nothing }).await
-}
-
-/// Installs everything as the configuration has it, also where what is there would do, and computes the coverage.
-///
-/// # Errors
-/// [`EngineError`] if the database does not answer.
-pub async fn install_exactly(context: &Context) -> Result<Coverage, EngineError> {
-    look_and(context, Install::Exactly).await
-}
-
-/// How often somebody else may be faster in installing.
-const OVERTAKEN_MAX: usize = 5;
-
-/// What may be installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Install {
-    Nothing,
-    Missing,
-    Exactly,
-}
-
-async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineError> {
-    if !context.feed.is_on {
-        return Ok(Coverage::default());
-    }
-    if what != Install::Nothing {
-        // What is found belongs to an incarnation.
-        epoch::poll(context).await?;
-    }
-    context.postgres.note_objects().await?;
-    let marker = context.postgres.marker().await?;
-    // Sessions read the settings of roles and databases once; names are resolved by those of now.
-    context.postgres.renew_connections();
-    context.catalog.iter().for_each(|dataset| dataset.forget_source());
-    let mut survey = CoverageSurvey::take(context).await?;
-    let mut obstacles = BTreeMap::new();
-    if what != Install::Nothing {
-        (survey, obstacles) = install_as_found(context, survey, what == Install::Exactly).await?;
-        // What is installed is seen for the first time.
-        context.postgres.note_objects().await?;
-        survey = CoverageSurvey { captures: context.postgres.captures().await?, ..survey };
-        survey.members = context.postgres.trees(&survey.tables(context)).await?;
-    }
-    if survey.captures.iter().any(|capture| capture.settling.is_some()) {
-        context.postgres.settle_captures().await?;
-        survey.captures = context.postgres.captures().await?;
-    }
-    let coverage = survey.compute(context, &obstacles).await?;
-    Ok(Coverage { marker, ..coverage })
-}
-
-/// Whether nothing in the catalogs has changed since this coverage was computed.
-///
-/// # Errors
-/// [`EngineError`] if the database does not answer.
-pub async fn is_current(context: &Context, coverage: &Coverage) -> Result<bool, EngineError> {
-    let catalogs = &coverage.catalogs;
-    let (state, incarnation) = context.postgres.catalog_state(&catalogs.expression).await?;
-    let now = catalogs.fingerprints(&context.catalog, &state);
-    let is_same =
-        |(name, seen): (&String, &Fingerprint)| now.get(name).is_some_and(|now| now.is_unchanged_since(seen));
-    let has_grown = catalogs.grown(&state).next().is_some();
-    Ok(incarnation == coverage.incarnation && !has_grown && catalogs.seen.iter().all(is_same))
-}
-
-/// Installs what is missing. The answer says for each root why that was not possible.
-/// Installs what is missing. Where another process does the same, what it has done is looked at, and the rest done.
-async fn install_as_found(
-    context: &Context,
-    mut survey: CoverageSurvey,
-    is_exact: bool,
-) -> Result<(CoverageSurvey, BTreeMap<u32, String>), EngineError> {
-    for _overtaken in 0..OVERTAKEN_MAX {
-        match install(context, &survey, is_exact).await {
-            Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
-                survey = CoverageSurvey::take(context).await?;
-            }
-            installed => return Ok((survey, installed?)),
-        }
-    }
-    let obstacles = install(context, &survey, is_exact).await?;
-    Ok((survey, obstacles))
-}
-
-async fn install(
-    context: &Context,
-    survey: &CoverageSurvey,
-    is_exact: bool,
-) -> Result<BTreeMap<u32, String>, EngineError> {
-    let mut obstacles = BTreeMap::new();
-    for (root, mut wanted) in survey.wanted(context) {
-        let capture = survey.captures.iter().find(|capture| capture.root == root);
-        let members: Vec<&TreeMember> = survey.members_of(root);
-        // By row beats by statement: another namespace may ask for it.
-        let is_by_row = capture.is_some_and(|capture| !capture.by_statement && capture.function.is_some());
-        wanted.by_statement &= is_exact || !is_by_row;
-        if let Some(reason) = survey.by_row_only.get(&root).filter(|_| wanted.by_statement) {
-            if log_limit::due("changes captured by row", reason, 1).is_some() {
-                tracing::warn!(reason, "changes cannot be captured by statement, and are captured by row");
-            }
-            wanted.by_statement = false;
-        }
-        let is_captured = capture.is_some_and(|capture| {
-            wanted.columns.iter().all(|column| capture.columns.contains(column))
-                && !capture.is_outdated
-                && wanted.by_statement == capture.by_statement
-                && members.iter().all(|member| flaw(member, capture).is_none())
-        });
-        // A partition that was created later has no trigger that tells when it is emptied; its file tells, and more than that.
-        let tells =
-            |member: &&TreeMember| member.kind != 'r' || !member.is_ours || member.tells_of_truncate();
-        if is_captured && members.iter().all(tells) && !is_exact {
-            continue;
-        }
-        let done = context.postgres.install_capture(&members, root, &wanted, &context.feed.limits).await;
-        match done {
-            Ok(made) => {
-                let table = members.first().map(|member| member.name.as_str()).unwrap_or_default();
-                tracing::info!(table, triggers = made, "changes are captured");
-            }
-            Err(error)
-                if error.is_unreachable()
-                    || matches!(error.kind, ErrorKind::NoSchema | ErrorKind::Changed) =>
-            {
-                return Err(error.into());
-            }
-            Err(error) if is_captured => {
-                tracing::debug!(error = %chain(&error), "no trigger tells yet when a partition is emptied");
-            }
-            Err(error) => {
-                let text = match error.kind {
-                    ErrorKind::Forbidden => format!("its triggers are missing, and {}", error.message()),
-                    ErrorKind::Cancelled => {
-                        let holder = match &*error.source {
-                            sqlx::Error::Protocol(holder) => holder.as_str(),
-                            _ => "other transactions hold the table",
-                        };
-                        format!("its triggers are missing and {holder}; {TRYING_AGAIN}")
-                    }
-                    _ => chain(&error),
-                };
-                obstacles.insert(root, text);
-            }
-        }
-    }
-    Ok(obstacles)
+    pub(super) by_row_only: BTreeMap<u32, String>,
 }
 
 fn columns_of(target: &WatchTarget) -> Vec<String> {
@@ -211,7 +54,7 @@ fn flaw_of_kind(member: &TreeMember) -> Option<String> {
 }
 
 /// What is wrong with a member of a captured tree.
-fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
+pub(super) fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
     let table = &member.name;
     let of_kind = flaw_of_kind(member);
     if of_kind.is_some() {
@@ -233,7 +76,7 @@ fn flaw(member: &TreeMember, capture: &Capture) -> Option<String> {
 }
 
 impl CoverageSurvey {
-    async fn take(context: &Context) -> Result<Self, EngineError> {
+    pub(super) async fn take(context: &Context) -> Result<Self, EngineError> {
         let (mut reads, mut refused) = (BTreeMap::new(), BTreeMap::new());
         for dataset in context.catalog.iter() {
             let found = match context.postgres.inspect(&dataset.settings.query).await {
@@ -268,7 +111,7 @@ impl CoverageSurvey {
 
     /// The coverage, with the fingerprints that belong to it: they are read between two surveys that found the same. Else a change
     /// between the two would be taken for known.
-    async fn compute(
+    pub(super) async fn compute(
         mut self,
         context: &Context,
         obstacles: &BTreeMap<u32, String>,
@@ -322,7 +165,7 @@ impl CoverageSurvey {
     }
 
     /// Every table that is read or watched.
-    fn tables(&self, context: &Context) -> Vec<String> {
+    pub(super) fn tables(&self, context: &Context) -> Vec<String> {
         let read = self.reads.values().flatten().flat_map(Inspection::tables);
         let mut tables: BTreeSet<String> = read.map(str::to_owned).collect();
         for dataset in context.catalog.iter() {
