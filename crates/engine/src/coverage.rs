@@ -2,8 +2,8 @@
 //! of it can be missed; and what a change of each captured tree of tables touches.
 
 mod captures;
+mod computation;
 mod growth;
-mod look;
 mod refusal;
 mod script;
 mod survey;
@@ -16,7 +16,7 @@ use super::catalog::{Catalog, Dataset};
 use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{CatalogScope, CatalogState, Change, Fingerprint, KeyValues};
 pub use captures::{Captured, Captures, Rule, Touches};
-pub use look::{install_exactly, is_current, look};
+pub use computation::{install_exactly, is_current, look};
 pub use script::migration_script;
 pub use survey::TRYING_AGAIN;
 
