@@ -263,7 +263,7 @@ async fn servers_that_are_down_at_the_start_are_waited_for() {
     let worker = Worker::start(config).await.unwrap();
     wait_until("both are said to be down", || async {
         let reasons = worker.health.reasons();
-        if reasons.iter().any(|reason| reason.contains("redis: redis: failed")) {
+        if reasons.iter().any(|reason| reason.starts_with("redis: cannot connect to Redis")) {
             Ok(())
         } else {
             Err(format!("{reasons:?}"))
@@ -274,7 +274,7 @@ async fn servers_that_are_down_at_the_start_are_waited_for() {
     wait_until("only postgres is said to be down", || async {
         let reasons = worker.health.reasons();
         let says = |name: &str| reasons.iter().any(|reason| reason.starts_with(name));
-        if says("postgres: postgres: failed") && !says("redis: redis") {
+        if says("postgres: ") && !says("postgres: not reached yet") && !says("redis: ") {
             Ok(())
         } else {
             Err(format!("{reasons:?}"))
