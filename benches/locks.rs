@@ -24,7 +24,7 @@ const ROUNDS: usize = 5;
 async fn main() {
     let redis = Redis::start(&[]).await.unwrap();
     let cache = Cache::connect(&redis.url(), "bench").unwrap().build();
-    let ours = cache.locks().unwrap();
+    let ours = cache.locks();
     let theirs = LockManager::new(vec![redis.url()]);
     pairs(ours, &theirs).await;
     waiters(&redis, ours, &theirs).await;

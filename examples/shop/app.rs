@@ -209,7 +209,7 @@ async fn transfer(State(app): State<App>, Json(request): Json<Transfer>) -> Answ
     let names = [format!("account:{}", request.from), format!("account:{}", request.to)];
     let refused =
         |error: cachekeeper_client::LockError| Failed::Told(StatusCode::CONFLICT, error.to_string());
-    let guard = app.cache.locks()?.acquire_all(&names, LockOptions::default()).await.map_err(refused)?;
+    let guard = app.cache.locks().acquire_all(&names, LockOptions::default()).await.map_err(refused)?;
     let token = i64::try_from(guard.token()).unwrap_or(i64::MAX);
     let mut transaction = app.pool.begin().await?;
     for (account, change) in [(request.from, -request.amount), (request.to, request.amount)] {

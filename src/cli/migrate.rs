@@ -55,8 +55,32 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// Installs or updates the schema. Where a publication would copy it to subscribers that do not have it, it asks first.
+/// Installs or updates the schema; where a right is missing, says who can.
 pub async fn migrate(
+    context: &Context,
+    grant: Option<&str>,
+    wait: Duration,
+    is_confirmed: bool,
+    out: &Output,
+) -> Result<Exit, EngineError> {
+    match install(context, grant, wait, is_confirmed, out).await {
+        Err(EngineError::Source(error)) if error.kind == ErrorKind::Forbidden => {
+            let role = context.postgres.own_role().await.ok().flatten();
+            let role = grant.map(str::to_owned).or(role).unwrap_or_else(|| "ROLE".to_owned());
+            out.failure(&format!(
+                "{}. It needs a role that may create a schema in this database, and that owns the watched tables or is a member of their owners: \
+                 CACHEKEEPER__POSTGRES__URL=postgres://OWNER@HOST/DATABASE cachekeeper migrate --grant {role}; for tables of several owners \
+                 see docs/installing.md",
+                error.told()
+            ));
+            Ok(Exit::Configuration)
+        }
+        done => done,
+    }
+}
+
+/// Where a publication would copy the schema to subscribers that do not have it, it asks first.
+async fn install(
     context: &Context,
     grant: Option<&str>,
     wait: Duration,

@@ -268,7 +268,8 @@ async fn a_role_that_only_reads_can_run_the_worker() {
     // Nothing is to be done, so it needs no right to do it.
     cli.says(&["migrate"], 0, &["the schema is up to date"]);
     rig.postgres.execute("drop table cachekeeper.outbox").await.unwrap();
-    cli.says(&["migrate"], 78, &["must be owner of schema cachekeeper"]);
+    let way = "cachekeeper migrate --grant reader";
+    cli.says(&["migrate"], 78, &["must be owner of schema cachekeeper", "owns the watched tables", way]);
     cli.says(&["migrate", "--print"], 1, &["the schema is damaged", "table outbox was missing"]);
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use cachekeeper_client::{
-    BreakerSettings, BreakerState, Cache, ClientError, Lifetime, Loaded, Policy, SetManyOptions,
+    BreakerSettings, BreakerState, Cache, ClientError, Lifetime, Loaded, Near, Policy, SetManyOptions,
 };
 use redis::AsyncCommands;
 use tokio::sync::{Notify, Semaphore};
@@ -103,14 +103,14 @@ fn e4_a_cache_heals_in_another_runtime_than_the_one_in_which_its_breaker_opened(
         })
         .await;
         cache.set_with_tags("k", &2, HOUR, &["t"]).await.unwrap();
-        cache.locks().unwrap().acquire("a", Default::default()).await.unwrap().release().await.unwrap();
+        cache.locks().acquire("a", Default::default()).await.unwrap().release().await.unwrap();
     });
     runtime().block_on(async {
         wait_until("the third one works too", async || {
             cache.get::<u32>("k").await.map_err(|error| error.to_string())
         })
         .await;
-        cache.locks().unwrap().acquire("a", Default::default()).await.unwrap().release().await.unwrap();
+        cache.locks().acquire("a", Default::default()).await.unwrap().release().await.unwrap();
     });
 }
 
@@ -195,7 +195,7 @@ async fn e9_tags_that_do_not_concern_a_load_let_everybody_join_it_and_it_is_stor
 async fn e10_where_redis_takes_no_writes_the_old_value_is_deleted_as_soon_as_it_does() {
     let rig = RedisRig::start(&[]).await;
     let (cache, mut client) = (cache_of(&rig), rig.client().await);
-    let keys = ["plain", "tagged", "batched", "many", "unguarded", "deleted"];
+    let keys = ["s:plain", "s:tagged", "s:batched", "s:many", "s:unguarded", "s:deleted"];
     for key in keys {
         cache.set(key, &1, HOUR).await.unwrap();
     }
@@ -209,24 +209,50 @@ async fn e10_where_redis_takes_no_writes_the_old_value_is_deleted_as_soon_as_it_
         assert!(matches!(error, ClientError::Unavailable { is_noted: true, .. }), "{error:?}");
         assert!(error.to_string().contains("no writes"), "{error}");
     };
-    noted(&cache.set("plain", &2, HOUR).await.unwrap_err());
-    noted(&cache.set_with_tags("tagged", &2, HOUR, &["t"]).await.unwrap_err());
+    noted(&cache.set("s:plain", &2, HOUR).await.unwrap_err());
+    noted(&cache.set_with_tags("s:tagged", &2, HOUR, &["t"]).await.unwrap_err());
     let mut batch = cache.batch();
-    batch.set("batched", &2, HOUR).unwrap();
+    batch.set("s:batched", &2, HOUR).unwrap();
     noted(&batch.run().await.unwrap_err());
-    noted(&cache.delete("deleted").await.unwrap_err());
-    for (key, refuses_older_fills) in [("many", true), ("unguarded", false)] {
+    noted(&cache.delete("s:deleted").await.unwrap_err());
+    for (key, refuses_older_fills) in [("s:many", true), ("s:unguarded", false)] {
         let options = SetManyOptions { refuses_older_fills, ..SetManyOptions::ttl(HOUR) };
         assert_eq!(cache.set_many(&[(key, 2)], options).await.failed.len(), 1);
     }
+    let in_redis: Vec<Option<Vec<u8>>> = rig.client().await.mget(&keys[..]).await.unwrap();
+    assert!(in_redis.iter().all(Option::is_some), "Redis answers reads meanwhile, with the old values");
+    reads_as_missing(&cache, &keys).await;
     demand(0).await;
+    let client = rig.client().await;
     wait_until("all old values are gone", async || {
-        let left = cache.get_many::<u32>(&keys).await.map_err(|error| error.to_string())?;
+        let left: Vec<Option<Vec<u8>>> =
+            client.clone().mget(&keys[..]).await.map_err(|error| error.to_string())?;
         if left.iter().all(Option::is_none) { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;
-    cache.set("plain", &3, HOUR).await.unwrap();
-    assert_eq!(cache.get::<u32>("plain").await.unwrap(), Some(3));
+    cache.set("s:plain", &3, HOUR).await.unwrap();
+    assert_eq!(cache.get::<u32>("s:plain").await.unwrap(), Some(3));
+}
+
+/// Whatever way somebody reads these keys, which exist in Redis, they are missing.
+async fn reads_as_missing(cache: &Cache, keys: &[&str]) {
+    let near = cache.space::<str, u32>("s").near(Near::bytes("1MiB")).build().unwrap();
+    let read = cache.get_many::<u32>(keys).await.unwrap();
+    assert!(read.iter().all(Option::is_none), "{read:?}");
+    for key in keys {
+        assert_eq!(cache.get::<u32>(key).await.unwrap(), None, "{key}");
+        assert_eq!(cache.get_bytes(key).await.unwrap(), None, "{key}");
+        assert_eq!(near.get(key.trim_start_matches("s:")).await.unwrap(), None, "{key}");
+        assert!(!cache.exists(key).await.unwrap(), "{key}");
+        let mut batch = cache.batch();
+        let (value, flag) = (batch.get::<u32>(key).unwrap(), batch.exists(key).unwrap());
+        let results = batch.run().await.unwrap();
+        assert_eq!((results.value(&value).unwrap(), results.flag(&flag).unwrap()), (None, false), "{key}");
+        for policy in [Policy::ttl(HOUR), Policy::ttl(HOUR).fail_safe(HOUR)] {
+            let loaded = cache.get_or_load::<u32, _, _, _, _>(key, &policy, failing).await;
+            assert!(loaded.is_err(), "{key}: there is no old value for bad times: {loaded:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -52,6 +52,7 @@ mod feed_cost;
 mod flows;
 mod full_outbox;
 mod handover;
+mod in_memory;
 mod installing;
 mod key_types;
 mod large_commands;

@@ -196,7 +196,7 @@ async fn library(rig: &Rig, toml: &str) {
     batch.get::<String>("page:2").unwrap();
     batch.delete("page:2").unwrap();
     batch.run().await.unwrap();
-    let guard = cache.locks().unwrap().acquire("report", LockOptions::default()).await.unwrap();
+    let guard = cache.locks().acquire("report", LockOptions::default()).await.unwrap();
     assert!(guard.release().await.unwrap());
     let mut events = cache.events().await.unwrap();
     let event = Event { keys: vec!["product:11".to_owned()], ..Event::default() };

@@ -1,10 +1,9 @@
 //! Where the entries are: Redis, or memory for tests.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::in_memory::InMemory;
 use super::policy::Sliding;
-use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::{
     Answer, BatchCommand, BatchReply, CacheError, CounterRule, Precondition, Redis, ValueAndLife,
 };
@@ -16,7 +15,7 @@ use cachekeeper_protocol::stamp::Stamp;
 #[derive(Debug, Clone)]
 pub(super) enum Backend {
     Redis(Box<Redis>),
-    Memory(Arc<Mutex<Memory>>),
+    Memory(InMemory),
 }
 
 /// Members of one page of a tag.
@@ -35,7 +34,7 @@ impl Backend {
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
         match self {
             Self::Redis(redis) => redis.get(key).await,
-            Self::Memory(memory) => Ok(lock(memory).look(key).0),
+            Self::Memory(memory) => Ok(memory.entries().look(key).0),
         }
     }
 
@@ -43,7 +42,7 @@ impl Backend {
         match self {
             Self::Redis(redis) => redis.get_sliding(key, sliding.span(), sliding.cap()).await,
             Self::Memory(memory) => {
-                let mut memory = lock(memory);
+                let mut memory = memory.entries();
                 let value = memory.look(key).0;
                 let left = sliding.until.map(|end| end.duration_since(std::time::SystemTime::now()));
                 let left = left.map_or(sliding.span(), |left| left.unwrap_or_default().min(sliding.span()));
@@ -57,7 +56,7 @@ impl Backend {
         match self {
             Self::Redis(redis) => redis.expire(key, life_ms).await,
             Self::Memory(memory) => {
-                let mut memory = lock(memory);
+                let mut memory = memory.entries();
                 memory.extend(key, Duration::from_millis(life_ms));
                 Ok(memory.look(key).0.is_some())
             }
@@ -78,7 +77,7 @@ impl Backend {
         match self {
             Self::Redis(redis) => redis.get_many(keys).await,
             Self::Memory(memory) => {
-                let mut memory = lock(memory);
+                let mut memory = memory.entries();
                 Ok(keys.iter().map(|key| memory.look(key.as_ref()).0).collect())
             }
         }
@@ -87,7 +86,7 @@ impl Backend {
     pub async fn exists(&self, key: &str) -> Result<bool, CacheError> {
         match self {
             Self::Redis(redis) => redis.exists(key).await,
-            Self::Memory(memory) => Ok(lock(memory).look(key).0.is_some()),
+            Self::Memory(memory) => Ok(memory.entries().look(key).0.is_some()),
         }
     }
 
@@ -96,7 +95,7 @@ impl Backend {
         match self {
             Self::Redis(redis) => redis.read(keys).await,
             Self::Memory(memory) => {
-                let mut memory = lock(memory);
+                let mut memory = memory.entries();
                 Ok(keys.iter().map(|key| memory.look(key.as_ref())).collect())
             }
         }
@@ -119,7 +118,7 @@ impl Backend {
         match self {
             Self::Redis(redis) => redis.read_with_counters(keys, tags, has_stamps).await,
             Self::Memory(memory) => {
-                let mut memory = lock(memory);
+                let mut memory = memory.entries();
                 let counters = memory.counters(keys, tags);
                 Ok((keys.iter().map(|key| memory.look(key.as_ref())).collect(), counters))
             }
@@ -139,7 +138,7 @@ impl Backend {
                     CounterRule::Unchanged(counters) => Some(counters),
                     CounterRule::Raise => None,
                 };
-                Ok(Answer::Done(lock(memory).fill(batch, counters, stamp.map(|(_, stamp)| stamp))))
+                Ok(Answer::Done(memory.entries().fill(batch, counters, stamp.map(|(_, stamp)| stamp))))
             }
         }
     }
@@ -148,7 +147,7 @@ impl Backend {
         match self {
             Self::Redis(redis) => redis.set_plain(batch).await,
             Self::Memory(memory) => {
-                lock(memory).fill(batch, None, None);
+                memory.entries().fill(batch, None, None);
                 Ok(Vec::new())
             }
         }
@@ -157,7 +156,7 @@ impl Backend {
     pub async fn invalidate(&self, keys: &[impl AsRef<str>]) -> Result<u64, CacheError> {
         match self {
             Self::Redis(redis) => redis.invalidate_keys(keys, "").await,
-            Self::Memory(memory) => Ok(lock(memory).invalidate_keys(keys)),
+            Self::Memory(memory) => Ok(memory.entries().invalidate_keys(keys)),
         }
     }
 
@@ -171,7 +170,7 @@ impl Backend {
     ) -> Result<u64, CacheError> {
         let redis = match self {
             Self::Redis(redis) => redis,
-            Self::Memory(memory) => return Ok(lock(memory).invalidate_tags(tags)),
+            Self::Memory(memory) => return Ok(memory.entries().invalidate_tags(tags)),
         };
         let mut deleted = 0;
         for (set, _size) in redis.invalidate_tags(tags).await? {
@@ -198,7 +197,7 @@ impl Backend {
             Self::Redis(redis) => return redis.batch(commands).await,
             Self::Memory(memory) => memory,
         };
-        let mut memory = lock(memory);
+        let mut memory = memory.entries();
         let run = |command: &BatchCommand| match command {
             BatchCommand::Get(key) => BatchReply::Value(memory.look(key).0),
             BatchCommand::Exists(key) => BatchReply::Flag(memory.look(key).0.is_some()),
@@ -223,14 +222,27 @@ impl Backend {
     pub async fn publish(&self, channel: &str, body: &[u8]) -> Result<u64, CacheError> {
         match self {
             Self::Redis(redis) => redis.publish(channel, body).await,
-            Self::Memory(_) => Ok(0),
+            Self::Memory(memory) => Ok(memory.publish(channel, body)),
         }
     }
-}
 
-/// The longest that a memory store is held is one operation.
-fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
-    memory.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same, to add to it.
+    #[cfg(feature = "postgres")]
+    pub fn in_memory_mut(&mut self) -> Option<&mut InMemory> {
+        match self {
+            Self::Redis(_) => None,
+            Self::Memory(memory) => Some(memory),
+        }
+    }
+
+    /// The one in memory.
+    #[cfg(feature = "postgres")]
+    pub fn in_memory(&self) -> Option<&InMemory> {
+        match self {
+            Self::Redis(_) => None,
+            Self::Memory(memory) => Some(memory),
+        }
+    }
 }
 
 /// How long a reply may take before the breaker's probe counts as failed.

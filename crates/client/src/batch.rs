@@ -1,12 +1,13 @@
 //! Several operations of different types in one round trip, carried out as one step.
 
+use std::collections::HashSet;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::core::{Cache, check_key};
+use super::core::{Cache, Core, check_key};
 use super::error::ClientError;
 use super::key_class::ReadOutcome;
 use super::policy::Lifetime;
@@ -128,34 +129,45 @@ impl Batch {
         let Self { cache, number, commands } = self;
         let core = &cache.core;
         core.source.learn_types().await;
-        let written: Vec<&str> = commands
-            .iter()
-            .filter_map(|command| match command {
-                BatchCommand::Set(key, ..) | BatchCommand::Delete(key) => Some(key.as_str()),
-                BatchCommand::Get(_) | BatchCommand::Exists(_) => None,
-            })
-            .collect();
+        let written: Vec<&str> =
+            commands.iter().filter(|command| command.is_write()).map(BatchCommand::key).collect();
         core.leave(&written);
         let replies = if commands.is_empty() {
             Vec::new()
         } else {
+            let hidden = hidden(core, &commands);
             let answer = core.ask("carry out a batch", core.backend.batch(&commands)).await;
             core.near.remove(&written);
             match answer {
-                Ok(replies) => replies,
+                Ok(mut replies) => {
+                    hidden
+                        .into_iter()
+                        .for_each(|at| replies.get_mut(at).into_iter().for_each(BatchReply::hide));
+                    replies
+                }
                 Err(error) => return Err(core.not_replaced(error, &written).await),
             }
         };
         core.breaker.settle(&written);
-        let key_of = |command: BatchCommand| match command {
-            BatchCommand::Get(key)
-            | BatchCommand::Exists(key)
-            | BatchCommand::Set(key, ..)
-            | BatchCommand::Delete(key) => key,
-        };
-        let keys = commands.into_iter().map(key_of).collect();
+        let keys = commands.iter().map(|command| command.key().to_owned()).collect();
         Ok(Results { cache, number, keys, replies })
     }
+}
+
+/// The positions of commands that ask for what is deleted and only noted so far (`Breaker::hidden`), up to where the batch itself
+/// writes the key.
+fn hidden(core: &Core, commands: &[BatchCommand]) -> Vec<usize> {
+    let keys: Vec<&str> = commands.iter().map(BatchCommand::key).collect();
+    let mut hidden = core.breaker.hidden(&keys);
+    let mut written = HashSet::new();
+    let mut writes = commands.iter().enumerate().filter(|(_, command)| command.is_write()).peekable();
+    hidden.retain(|at| {
+        while let Some((_, command)) = writes.next_if(|(write, _)| write < at) {
+            written.insert(command.key());
+        }
+        keys.get(*at).is_some_and(|key| !written.contains(key))
+    });
+    hidden
 }
 
 impl Results {

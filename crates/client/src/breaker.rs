@@ -2,10 +2,10 @@
 //!
 //! Closed: commands go to Redis. After some failures in a row it opens: commands are refused at once, and a task of its own
 //! probes (half-open: its probe is the only command). What was to be invalidated meanwhile is carried out before it
-//! closes, so that no reader meets a value that should have been gone.
+//! closes, so that no reader meets a value that should have been gone. While it is closed, keys that are noted are read as missing.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub(super) struct Breaker {
     pub settings: BreakerSettings,
     state: AtomicU8,
     failures: AtomicU32,
+    /// Keys are among what is missed: so that a read takes the lock only then.
+    hides_keys: AtomicBool,
     missed: Mutex<Missed>,
 }
 
@@ -135,6 +137,18 @@ impl Breaker {
         self.with_missed(|missed| !missed.is_empty())
     }
 
+    /// The positions of keys that are deleted as far as this process is concerned: what Redis still has there is not to be read. To be
+    /// asked before the read is sent: what is noted later was deleted while it was under way.
+    pub fn hidden(&self, keys: &[impl AsRef<str>]) -> Vec<usize> {
+        if !self.hides_keys.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        self.with_missed(|missed| {
+            let is_noted = |(_, key): &(usize, &_)| missed.keys.contains(AsRef::<str>::as_ref(*key));
+            keys.iter().enumerate().filter(is_noted).map(|(at, _)| at).collect()
+        })
+    }
+
     /// It was; what was noted since stays.
     pub fn done(&self, done: &Missed) {
         self.with_missed(|missed| {
@@ -178,6 +192,9 @@ impl Breaker {
     }
 
     fn with_missed<T>(&self, work: impl FnOnce(&mut Missed) -> T) -> T {
-        work(&mut self.missed.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = work(&mut missed);
+        self.hides_keys.store(!missed.keys.is_empty(), Ordering::Release);
+        answer
     }
 }

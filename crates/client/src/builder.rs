@@ -1,7 +1,7 @@
 //! How a cache is opened.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -13,6 +13,9 @@ use super::codec::{Codec, ValueFormat};
 use super::core::{Cache, Core};
 use super::error::ClientError;
 use super::flight::Flights;
+use super::in_memory::InMemory;
+#[cfg(feature = "postgres")]
+use super::in_memory::Table;
 use super::key_class::KeyClasses;
 use super::locks::Locks;
 use super::near::NearHub;
@@ -21,9 +24,7 @@ use super::source::Source;
 use cachekeeper_config as config;
 use cachekeeper_config::Compression;
 use cachekeeper_engine::metrics::Metrics;
-use cachekeeper_engine::stores::memory::Memory;
 use cachekeeper_engine::stores::redis::Redis;
-use cachekeeper_protocol::stamp::Stamp;
 
 /// Where events go unless something else is said.
 const CHANNEL: &str = "cache:invalidation";
@@ -76,13 +77,11 @@ impl Cache {
         Ok(CacheBuilder::new(Backend::Redis(Box::new(redis)), Source::none()))
     }
 
-    /// A cache in this process's memory, for tests: it follows the same rules, and its lifetimes follow tokio's clock.
+    /// A cache in this process's memory, for tests: it follows the same rules, and its lifetimes follow tokio's clock. It has locks,
+    /// channels, datasets ([`CacheBuilder::dataset`]), and applies the events that it publishes, as a worker would.
     #[must_use]
     pub fn in_memory() -> CacheBuilder {
-        CacheBuilder::new(
-            Backend::Memory(Arc::new(Mutex::new(Memory::new(Stamp::default())))),
-            Source::none(),
-        )
+        CacheBuilder::new(Backend::Memory(InMemory::new(CHANNEL)), Source::none())
     }
 }
 
@@ -141,7 +140,27 @@ impl CacheBuilder {
     #[must_use]
     pub fn channel(mut self, channel: &str) -> Self {
         channel.clone_into(&mut self.channel);
+        if let Backend::Memory(memory) = self.backend {
+            self.backend = Backend::Memory(memory.with_events_channel(channel));
+        }
         self
+    }
+
+    /// Adds a dataset to a cache in memory: [`Cache::rows`] has its rows.
+    ///
+    /// # Errors
+    /// [`ClientError::Setting`] where the template cannot be read, or where the cache is not in memory: its datasets come from the
+    /// configuration.
+    #[cfg(feature = "postgres")]
+    pub fn dataset(mut self, name: &str, key: &str, life: Duration) -> Result<Self, ClientError> {
+        let Some(memory) = self.backend.in_memory_mut() else {
+            let problem = format!("{name}: the datasets of this cache come from the configuration");
+            return Err(ClientError::Setting { setting: "dataset", problem });
+        };
+        let table = Table::new(name, key, life)?;
+        memory.add_dataset(name, table.key.clone());
+        self.source.add(table);
+        Ok(self)
     }
 
     /// What the application's own keys begin with (`"page:"`). Workers are told, and then the events of anybody may delete
@@ -171,10 +190,10 @@ impl CacheBuilder {
     #[must_use]
     pub fn build(self) -> Cache {
         let metrics = self.source.metrics().unwrap_or_else(|| Arc::new(Metrics::new()));
-        let classes = KeyClasses::new(self.source.codecs(), self.codec, &metrics);
+        let classes = KeyClasses::new(self.source.codecs(self.codec), self.codec, &metrics);
         let locks = match &self.backend {
-            Backend::Redis(redis) => Some(Locks::new((**redis).clone(), Arc::clone(&metrics))),
-            Backend::Memory(_) => None,
+            Backend::Redis(redis) => Locks::new((**redis).clone(), Arc::clone(&metrics)),
+            Backend::Memory(_) => Locks::in_memory(Arc::clone(&metrics)),
         };
         let near = match &self.backend {
             Backend::Redis(redis) => Some((**redis).clone()),

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tracing::{Span, info, warn};
 
@@ -41,12 +42,10 @@ impl Cache {
         self.core.breaker.state()
     }
 
-    /// The locks of this process in the same Redis.
-    ///
-    /// # Errors
-    /// [`ClientError::NoRedis`] for a cache in memory.
-    pub fn locks(&self) -> Result<&Locks, ClientError> {
-        self.core.locks.as_ref().ok_or(ClientError::NoRedis)
+    /// Locks in the same Redis; of a cache in memory, those of its clones.
+    #[must_use]
+    pub fn locks(&self) -> &Locks {
+        &self.core.locks
     }
 
     /// The metrics of this cache in the text format of Prometheus.
@@ -55,6 +54,11 @@ impl Cache {
     /// Only if formatting fails.
     pub fn render_metrics(&self) -> Result<String, std::fmt::Error> {
         self.core.metrics.render()
+    }
+
+    /// Adds the metrics of this cache to a registry of the application's, under the prefix `cachekeeper_`; once for a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.core.metrics.register_client(registry.sub_registry_with_prefix("cachekeeper"));
     }
 }
 
@@ -71,8 +75,7 @@ pub(super) struct Core {
     pub waits: Arc<Waits>,
     /// A task drops old windows of tags.
     pub drops_windows: AtomicBool,
-    /// None in memory.
-    pub locks: Option<Locks>,
+    pub locks: Locks,
     /// Loads at the same time while Redis is down, so that the database survives it.
     pub loads: Semaphore,
     pub channel: String,
@@ -160,6 +163,8 @@ impl Core {
     /// Notes what an operation that failed should have made obsolete.
     pub fn note(&self, error: ClientError, keys: &[impl AsRef<str>], tags: &[String]) -> ClientError {
         let is_noted = self.breaker.note(keys, tags);
+        // A read that began before it may have put the old value there.
+        self.near.remove(keys);
         self.tend();
         if is_noted { error.noted() } else { error }
     }

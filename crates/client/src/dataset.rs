@@ -1,6 +1,7 @@
 //! Caches over datasets, and their entries: read from Redis, and loaded from Postgres under a stamp where they are missing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -9,6 +10,7 @@ use super::builder::CacheBuilder;
 use super::core::{Cache, Core};
 use super::error::ClientError;
 use super::flight::{Bytes, LoadRequest, LoadedBytes, Loader};
+use super::in_memory::{InMemory, Table};
 use super::key_class::KeyClass;
 use super::policy::Policy;
 use super::source::{Snapshot, Source};
@@ -19,16 +21,24 @@ use cachekeeper_engine::epoch::{self, with_current_epoch};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::load::{Job, Keys, LoadOptions, load};
 use cachekeeper_engine::tokens;
+use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::token::Token;
 
 /// A dataset of the configuration, for reading.
 #[derive(Debug, Clone)]
 pub struct DatasetCache {
     core: Arc<Core>,
-    context: Context,
-    dataset: Arc<Dataset>,
+    rows: RowSource,
     class: Arc<KeyClass>,
     policy: Arc<Policy>,
+}
+
+/// Where the entries of a dataset are loaded from.
+#[derive(Debug, Clone)]
+enum RowSource {
+    Postgres(Arc<Context>, Arc<Dataset>),
+    /// Of a cache in memory.
+    Memory(InMemory, Arc<Table>),
 }
 
 impl Cache {
@@ -63,13 +73,74 @@ impl Cache {
     /// [`ClientError::NoSource`] where the cache was opened without datasets; [`ClientError::NoDataset`].
     pub fn dataset(&self, name: &str) -> Result<DatasetCache, ClientError> {
         let core = Arc::clone(&self.core);
-        let context = core.source.context()?.clone();
-        let found = context.catalog.iter().zip(&core.classes.datasets);
-        let found = found.into_iter().find(|(dataset, _)| dataset.name() == name);
-        let (dataset, class) = found.ok_or_else(|| ClientError::NoDataset(name.to_owned()))?;
-        let (dataset, class) = (Arc::clone(dataset), Arc::clone(class));
-        let policy = Arc::new(Policy::ttl(dataset.settings.ttl));
-        Ok(DatasetCache { core, context, dataset, class, policy })
+        if !core.source.is_some() {
+            return Err(ClientError::NoSource);
+        }
+        let no_dataset = || ClientError::NoDataset(name.to_owned());
+        let position = core.source.position_of_name(name).ok_or_else(no_dataset)?;
+        let rows = match (core.source.context(), core.backend.in_memory()) {
+            (Ok(context), _) => {
+                let dataset = context.catalog.iter().nth(position).ok_or_else(no_dataset)?;
+                RowSource::Postgres(Arc::new(context.clone()), Arc::clone(dataset))
+            }
+            (Err(_), Some(store)) => {
+                let table = core.source.tables().get(position).ok_or_else(no_dataset)?;
+                RowSource::Memory(store.clone(), Arc::clone(table))
+            }
+            (Err(error), None) => return Err(error),
+        };
+        let class = core.classes.datasets.get(position).cloned().ok_or_else(no_dataset)?;
+        let policy = Arc::new(Policy::ttl(rows.life()));
+        Ok(DatasetCache { core, rows, class, policy })
+    }
+}
+
+impl RowSource {
+    fn name(&self) -> &str {
+        match self {
+            Self::Postgres(_, dataset) => dataset.name(),
+            Self::Memory(_, table) => &table.name,
+        }
+    }
+
+    fn life(&self) -> Duration {
+        match self {
+            Self::Postgres(_, dataset) => dataset.settings.ttl,
+            Self::Memory(_, table) => table.life,
+        }
+    }
+
+    /// What its keys begin with.
+    fn prefix(&self) -> &str {
+        match self {
+            Self::Postgres(_, dataset) => dataset.settings.key.prefix(),
+            Self::Memory(_, table) => table.key.prefix(),
+        }
+    }
+
+    fn key_of(&self, parts: &[String]) -> Option<String> {
+        match self {
+            Self::Postgres(_, dataset) => dataset.key_of(parts),
+            Self::Memory(_, table) => {
+                let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+                table.key.render(&parts).ok()
+            }
+        }
+    }
+
+    /// Loads entries; they are stored where counters are given.
+    async fn load(
+        &self,
+        keys: &[Arc<str>],
+        counters: Option<InvalidationCounters>,
+    ) -> Result<Vec<LoadedBytes>, ClientError> {
+        match self {
+            // Their stamps order them; without counters Redis could not be asked, or another process stores.
+            Self::Postgres(context, dataset) => {
+                load_entries(context, dataset, keys, counters.is_some()).await
+            }
+            Self::Memory(store, table) => Ok(table.load(store, keys, counters.as_ref())),
+        }
     }
 }
 
@@ -140,17 +211,25 @@ impl DatasetCache {
         key: &Arc<str>,
         token: &Token,
     ) -> Result<Option<T>, ClientError> {
+        let (context, dataset) = match &self.rows {
+            RowSource::Postgres(context, dataset) => (context, dataset),
+            // What is put there is seen to at once.
+            RowSource::Memory(..) => return self.get_by_key(key, &self.policy).await,
+        };
         let command = async {
-            match tokens::get(&self.context, key, token).await {
+            match tokens::get(context, key, token).await {
                 Ok(found) => Ok(Some(found)),
                 Err(EngineError::Cache(error)) => Err(error),
                 Err(_other) => Ok(None),
             }
         };
+        let hidden = self.core.breaker.hidden(&[key]);
         match self.core.ask("read an entry and the watermark", command).await {
-            Ok(Some(tokens::TokenRead::Fresh(Some(bytes)))) => self.typed(key, Some(bytes.into())),
+            Ok(Some(tokens::TokenRead::Fresh(Some(bytes)))) if hidden.is_empty() => {
+                self.typed(key, Some(bytes.into()))
+            }
             _ => {
-                let loaded = load_entries(&self.context, &self.dataset, &[Arc::clone(key)], true).await?;
+                let loaded = load_entries(context, dataset, &[Arc::clone(key)], true).await?;
                 self.core.near.remove(&[key]);
                 self.typed(key, loaded.into_iter().next().unwrap_or(Ok(None))?)
             }
@@ -172,23 +251,27 @@ impl DatasetCache {
 
     /// What its keys begin with.
     pub(super) fn prefix(&self) -> &str {
-        self.dataset.settings.key.prefix()
+        self.rows.prefix()
     }
 
     /// The key of an entry, by the texts of its placeholders.
     pub(super) fn key_of_parts(&self, parts: &[String]) -> Result<String, ClientError> {
         let problem = "has another number of parts than the dataset's key, or an empty one";
-        self.dataset.key_of(parts).ok_or_else(|| ClientError::Key { key: parts.join(" "), problem })
+        self.rows.key_of(parts).ok_or_else(|| ClientError::Key { key: parts.join(" "), problem })
     }
 
-    pub(super) fn context(&self) -> &Context {
-        &self.context
+    /// The stores behind it; none: it is in memory.
+    pub(super) fn context(&self) -> Option<&Context> {
+        match &self.rows {
+            RowSource::Postgres(context, _) => Some(context),
+            RowSource::Memory(..) => None,
+        }
     }
 
     /// The dataset's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.dataset.name()
+        self.rows.name()
     }
 
     pub(super) fn typed<T: DeserializeOwned>(
@@ -205,7 +288,7 @@ impl DatasetCache {
 
     /// A request for keys of this dataset, and what loads them.
     fn request(&self, keys: Vec<Arc<str>>, policy: &Arc<Policy>) -> (LoadRequest, Loader) {
-        let (context, dataset) = (self.context.clone(), Arc::clone(&self.dataset));
+        let rows = self.rows.clone();
         let keys: Arc<[Arc<str>]> = keys.into();
         let request = LoadRequest {
             keys: Arc::clone(&keys),
@@ -214,10 +297,9 @@ impl DatasetCache {
             is_forced: false,
         };
         let loader: Loader = Arc::new(move |positions, counters| {
-            let (context, dataset) = (context.clone(), Arc::clone(&dataset));
+            let rows = rows.clone();
             let wanted: Vec<Arc<str>> = positions.iter().filter_map(|at| keys.get(*at)).cloned().collect();
-            // Their stamps order them; without counters Redis could not be asked, or another process stores.
-            Box::pin(async move { load_entries(&context, &dataset, &wanted, counters.is_some()).await })
+            Box::pin(async move { rows.load(&wanted, counters).await })
         });
         (request, loader)
     }

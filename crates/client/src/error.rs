@@ -49,11 +49,10 @@ pub enum ClientError {
     #[error("there is no dataset {0:?} in the configuration")]
     NoDataset(String),
     /// The cache was opened without Postgres and datasets.
-    #[error("this needs the datasets and Postgres: open the cache with `Cache::open`, not `Cache::connect`")]
+    #[error(
+        "this needs the datasets and Postgres: open the cache with `Cache::open`, not `Cache::connect` or `Cache::in_memory`"
+    )]
     NoSource,
-    /// A cache in memory has no locks: it is alone.
-    #[error("a cache in memory has no locks that processes share")]
-    NoRedis,
     /// A value could not be encoded.
     #[error("the value of {key:?} cannot be encoded: {reason}")]
     Encode {

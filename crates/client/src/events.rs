@@ -38,8 +38,7 @@ impl Cache {
 }
 
 impl Events {
-    /// The next event. It subscribes again by itself when the connection breaks, and says so. A cache in memory hears
-    /// nothing.
+    /// The next event. It subscribes again by itself when the connection breaks, and says so.
     pub async fn next(&mut self) -> Heard {
         match self.0.next().await {
             Some((_channel, body)) => Event::decode(&body).map_or_else(Heard::Invalid, Heard::Event),

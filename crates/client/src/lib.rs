@@ -40,6 +40,7 @@ mod error;
 mod events;
 mod flight;
 mod get_or_load;
+mod in_memory;
 mod key_class;
 mod keys_until;
 mod load;
@@ -51,6 +52,8 @@ mod near;
 mod policy;
 mod prefixes;
 mod read;
+#[cfg(feature = "postgres")]
+mod rows;
 mod set_many;
 #[cfg(feature = "postgres")]
 mod source;
@@ -80,6 +83,8 @@ pub use messages::{HeardMessage, Messages};
 pub use near::{IntoBytes, IntoDuration, Near};
 pub use policy::{Lifetime, LoadLockOptions, Policy, Sliding};
 pub use read::Read;
+#[cfg(feature = "postgres")]
+pub use rows::Rows;
 pub use set_many::{Identified, SetManyOptions, SetReport};
 #[cfg(feature = "postgres")]
 pub use source::Snapshot;
@@ -97,3 +102,4 @@ pub use cachekeeper_engine::context::Context;
 pub use cachekeeper_engine::write::{CacheState, Parameter, Parameters, WriteEffects, WriteError, Written};
 pub use cachekeeper_protocol::event::{Event, Op};
 pub use cachekeeper_protocol::token::Token;
+pub use prometheus_client::registry::Registry;

@@ -101,14 +101,16 @@ impl LoadTask {
         leaders: Vec<&'a (usize, FlightLeader)>,
         deadline: Instant,
     ) -> Vec<&'a (usize, FlightLeader)> {
-        let Some(locks) = self.core.locks.as_ref().filter(|_| !leaders.is_empty()) else { return leaders };
+        if leaders.is_empty() {
+            return leaders;
+        }
         if self.is_refresh {
             leaders.into_iter().for_each(|leader| self.end(leader, FlightResult::Abandoned));
             return Vec::new();
         }
         let names: Vec<String> = leaders.iter().map(|(_, leader)| LoadLock::name(leader.key())).collect();
         let left = deadline.saturating_duration_since(Instant::now());
-        let waits = names.iter().map(|name| locks.wait_for_unlock(name, left));
+        let waits = names.iter().map(|name| self.core.locks.wait_for_unlock(name, left));
         if let Some(error) = join_all(waits).await.into_iter().find_map(Result::err) {
             debug!(%error, "load locks could not be waited for");
         }

@@ -12,7 +12,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use cachekeeper_client::{Cache, LockOptions};
 //! let cache = Cache::connect("redis://localhost:6379/0", "bank")?.build();
-//! let guard = cache.locks()?.acquire_all(&["account:1", "account:2"], LockOptions::default()).await?;
+//! let guard = cache.locks().acquire_all(&["account:1", "account:2"], LockOptions::default()).await?;
 //! tokio::select! {
 //!     () = transfer(guard.token()) => {}
 //!     () = guard.lost().cancelled() => {} // somebody else may hold it now: stop
@@ -23,7 +23,10 @@
 //! # }
 //! ```
 
+mod error;
 mod guard;
+mod in_memory;
+mod options;
 mod turns;
 
 use std::sync::Arc;
@@ -32,40 +35,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-pub use guard::{LockError, LockGuard};
+pub use error::LockError;
+pub use guard::LockGuard;
+pub use options::LockOptions;
 
+use self::in_memory::MemoryLocks;
 use self::turns::Turns;
-use super::moments::{FAR, after};
+use super::moments::after;
 use cachekeeper_engine::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, Metrics};
 use cachekeeper_engine::stores::redis::{LeaseAttempt, Redis};
-
-/// How a lock is taken and kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LockOptions {
-    /// How long it lives without renewal (default 10 s).
-    pub life: Duration,
-    /// How long to wait for it (default 5 s); zero: not at all.
-    pub wait: Duration,
-    /// Whether it is renewed while it is held (default).
-    pub is_renewed: bool,
-    /// How long it may be held in any case; then the holder is told that it is lost, and it ends.
-    pub max_hold: Option<Duration>,
-}
-
-impl Default for LockOptions {
-    fn default() -> Self {
-        Self { life: Duration::from_secs(10), wait: Duration::from_secs(5), is_renewed: true, max_hold: None }
-    }
-}
-
-impl LockOptions {
-    /// What is longer than anybody waits is very long.
-    fn bounded(self) -> Self {
-        let max_hold = self.max_hold.filter(|hold| *hold < FAR);
-        Self { life: self.life.min(FAR), wait: self.wait.min(FAR), max_hold, ..self }
-    }
-}
 
 /// Shorter lives are over before they can be used.
 const LIFE_MIN: Duration = Duration::from_millis(10);
@@ -78,8 +57,20 @@ pub struct Locks {
 
 #[derive(Debug)]
 struct Shared {
-    redis: Redis,
     metrics: Arc<Metrics>,
+    place: LockPlace,
+}
+
+/// Where the locks are.
+#[derive(Debug)]
+enum LockPlace {
+    Redis(Box<RedisLocks>),
+    Memory(MemoryLocks),
+}
+
+#[derive(Debug)]
+struct RedisLocks {
+    redis: Redis,
     turns: Turns,
     wakeups: Wakeups,
     renewer: Renewer,
@@ -92,7 +83,14 @@ impl Locks {
         let wakeups = Wakeups::new(redis.clone());
         let renewer = Renewer::new(redis.clone(), Arc::clone(&metrics));
         let turns = Turns::default();
-        Self { shared: Arc::new(Shared { redis, metrics, turns, wakeups, renewer }) }
+        let place = LockPlace::Redis(Box::new(RedisLocks { redis, turns, wakeups, renewer }));
+        Self { shared: Arc::new(Shared { metrics, place }) }
+    }
+
+    /// Locks of this process alone.
+    pub(super) fn in_memory(metrics: Arc<Metrics>) -> Self {
+        let place = LockPlace::Memory(MemoryLocks::default());
+        Self { shared: Arc::new(Shared { metrics, place }) }
     }
 
     /// Takes a lock, waiting for it as long as the options say.
@@ -134,7 +132,13 @@ impl Locks {
             return Err(LockError::Meaningless);
         }
         let began = Instant::now();
-        let taken = self.take(names, options).instrument(tracing::info_span!("lock.acquire")).await;
+        let taking = async {
+            match &self.shared.place {
+                LockPlace::Redis(locks) => locks.take(names, options).await,
+                LockPlace::Memory(locks) => locks.take(names, options).await.map(LockGuard::in_memory),
+            }
+        };
+        let taken = taking.instrument(tracing::info_span!("lock.acquire")).await;
         let outcome = match &taken {
             Ok(_) => "acquired",
             Err(LockError::Held { .. }) => "held",
@@ -150,18 +154,27 @@ impl Locks {
     /// # Errors
     /// [`LockError::Unavailable`].
     pub async fn wait_for_unlock(&self, name: &str, at_most: Duration) -> Result<bool, LockError> {
+        match &self.shared.place {
+            LockPlace::Redis(locks) => locks.wait_for_unlock(name, at_most).await,
+            LockPlace::Memory(locks) => Ok(locks.wait_for_unlock(name, at_most).await),
+        }
+    }
+}
+
+impl RedisLocks {
+    async fn wait_for_unlock(&self, name: &str, at_most: Duration) -> Result<bool, LockError> {
         let deadline = after(at_most);
         let mut wakeup: Option<Wakeup> = None;
         loop {
             let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
-            let Some(left) = self.shared.redis.lock_left(name).await? else { return Ok(true) };
+            let Some(left) = self.redis.lock_left(name).await? else { return Ok(true) };
             if deadline <= Instant::now() {
                 return Ok(false);
             }
             match &mut wakeup {
                 Some(wakeup) => wakeup.wait(heard, left, deadline).await,
                 // Who listens first and looks then misses nothing.
-                None => wakeup = Some(self.shared.wakeups.of(name)),
+                None => wakeup = Some(self.wakeups.of(name)),
             }
         }
     }
@@ -169,7 +182,7 @@ impl Locks {
     async fn take(&self, names: Vec<String>, options: LockOptions) -> Result<LockGuard, LockError> {
         let deadline = after(options.wait);
         // In this process they come one after the other, first come, first served: a release wakes one, not a thousand.
-        let turns = tokio::time::timeout_at(deadline, self.shared.turns.of(&names));
+        let turns = tokio::time::timeout_at(deadline, self.turns.of(&names));
         let Ok(turns) = turns.await else { return Err(self.held(names).await) };
         let owner = unique_owner();
         let LockOptions { life, is_renewed, max_hold, .. } = options;
@@ -177,7 +190,7 @@ impl Locks {
         let mut wakeup: Option<Wakeup> = None;
         loop {
             let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
-            let (name, holder, left) = match self.shared.renewer.acquire(&names, &owner, terms).await {
+            let (name, holder, left) = match self.renewer.acquire(&names, &owner, terms).await {
                 LeaseReply::Granted(lease) => return Ok(LockGuard::new(lease, turns)),
                 LeaseReply::Held { name, owner, left } => (name, owner, left),
                 LeaseReply::Unavailable(error) => return Err(error.into()),
@@ -188,14 +201,14 @@ impl Locks {
             match &mut wakeup {
                 Some(wakeup) if wakeup.is_of(&name) => wakeup.wait(heard, left, deadline).await,
                 // Who listens first and looks then misses nothing.
-                _ => wakeup = Some(self.shared.wakeups.of(&name)),
+                _ => wakeup = Some(self.wakeups.of(&name)),
             }
         }
     }
 
     /// Who holds one of these, for a caller whose turn did not come.
     async fn held(&self, names: Vec<String>) -> LockError {
-        match self.shared.redis.lock_holder(&names).await {
+        match self.redis.lock_holder(&names).await {
             Ok(Some(LeaseAttempt::Held { name, owner, left })) => LockError::Held { name, owner, left },
             Ok(_) => LockError::Held {
                 name: names.into_iter().next().unwrap_or_default(),

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::backend::Backend;
 use super::core::Cache;
 use super::error::ClientError;
+use super::in_memory::Listening;
 use cachekeeper_engine::stores::redis::{Notice, Subscription};
 
 /// How often a silent subscription is probed, and how long that may take.
@@ -37,7 +38,7 @@ pub struct Messages<T> {
 }
 
 impl Cache {
-    /// Publishes a message as JSON; answers how many heard it. A cache in memory has no channels.
+    /// Publishes a message as JSON; answers how many heard it.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -68,8 +69,7 @@ impl Cache {
 }
 
 impl<T: DeserializeOwned> Messages<T> {
-    /// The next message. It subscribes again by itself when the connection breaks, and says so. A cache in memory hears
-    /// nothing.
+    /// The next message. It subscribes again by itself when the connection breaks, and says so.
     pub async fn next(&mut self) -> HeardMessage<T> {
         match self.listener.next().await {
             None => HeardMessage::Gap,
@@ -81,33 +81,49 @@ impl<T: DeserializeOwned> Messages<T> {
     }
 }
 
+/// Where a listener hears.
+#[derive(Debug)]
+enum Subscribed {
+    InRedis(Box<Subscription>),
+    InMemory(Listening),
+}
+
 /// Listens to channels, and subscribes again where that breaks.
 #[derive(Debug)]
 pub(super) struct Listener {
     cache: Cache,
     channels: Vec<String>,
-    subscription: Option<Subscription>,
+    subscription: Option<Subscribed>,
     pause: Duration,
 }
 
 impl Listener {
     pub async fn open(cache: &Cache, channels: Vec<String>) -> Result<Self, ClientError> {
         let mut listener = Self { cache: cache.clone(), channels, subscription: None, pause: Duration::ZERO };
-        listener.subscription = listener.subscribe().await?;
+        listener.subscription = Some(listener.subscribe().await?);
         Ok(listener)
     }
 
-    async fn subscribe(&self) -> Result<Option<Subscription>, ClientError> {
-        let Backend::Redis(redis) = &self.cache.core.backend else { return Ok(None) };
-        Ok(Some(redis.subscribe(&self.channels, false, HEARTBEAT, REPLY_LIMIT).await?))
+    async fn subscribe(&self) -> Result<Subscribed, ClientError> {
+        match &self.cache.core.backend {
+            Backend::Redis(redis) => {
+                let subscribed = redis.subscribe(&self.channels, false, HEARTBEAT, REPLY_LIMIT).await?;
+                Ok(Subscribed::InRedis(Box::new(subscribed)))
+            }
+            Backend::Memory(memory) => Ok(Subscribed::InMemory(memory.channels.listen(&self.channels))),
+        }
     }
 
     /// The next message with its channel; none: the subscription broke, and is active again.
     pub async fn next(&mut self) -> Option<(String, Vec<u8>)> {
         loop {
-            let Some(subscription) = &mut self.subscription else {
-                self.open_again().await;
-                return None;
+            let subscription = match &mut self.subscription {
+                Some(Subscribed::InRedis(subscription)) => subscription,
+                Some(Subscribed::InMemory(listening)) => return listening.next().await,
+                None => {
+                    self.open_again().await;
+                    return None;
+                }
             };
             match subscription.next().await {
                 Ok(Notice::Event { channel, body }) => return Some((channel, body)),
@@ -121,12 +137,11 @@ impl Listener {
         loop {
             tokio::time::sleep(self.pause).await;
             match self.subscribe().await {
-                Ok(Some(subscription)) => {
+                Ok(subscription) => {
                     self.pause = Duration::ZERO;
                     self.subscription = Some(subscription);
                     return;
                 }
-                Ok(None) => std::future::pending().await,
                 Err(_down) => self.pause = (self.pause * 2).clamp(RETRY_MIN, RETRY_MAX),
             }
         }

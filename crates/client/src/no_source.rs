@@ -42,7 +42,7 @@ impl Source {
         None
     }
 
-    pub fn codecs(&self) -> impl Iterator<Item = (String, Codec)> {
+    pub fn codecs(&self, _own: Codec) -> impl Iterator<Item = (String, Codec)> {
         std::iter::empty()
     }
 

@@ -59,7 +59,9 @@ impl Cache {
     /// The value's bytes as they stand in Redis.
     pub async fn get_bytes(&self, key: &str) -> Result<Option<Vec<u8>>, ClientError> {
         check_key(key)?;
-        self.core.ask("read an entry", self.core.backend.get(key)).await
+        let hidden = self.core.breaker.hidden(&[key]);
+        let value = self.core.ask("read an entry", self.core.backend.get(key)).await?;
+        Ok(value.filter(|_| hidden.is_empty()))
     }
 
     /// As [`Self::get`]; a hit extends the entry's life in the same command, a miss does nothing.
@@ -87,7 +89,9 @@ impl Cache {
         keys.iter().try_for_each(|key| check_key(key.as_ref()))?;
         self.core.source.learn_types().await;
         let began = Instant::now();
-        let values = self.core.ask("read entries", self.core.backend.get_many(keys)).await?;
+        let hidden = self.core.breaker.hidden(keys);
+        let mut values = self.core.ask("read entries", self.core.backend.get_many(keys)).await?;
+        hide(&mut values, &hidden, None);
         let took = began.elapsed();
         let typed = |(key, value): (&_, Option<Vec<u8>>)| {
             let key: &str = AsRef::<str>::as_ref(key);
@@ -105,7 +109,9 @@ impl Cache {
     /// Whether a key exists.
     pub async fn exists(&self, key: &str) -> Result<bool, ClientError> {
         check_key(key)?;
-        self.core.ask("look for an entry", self.core.backend.exists(key)).await
+        let hidden = self.core.breaker.hidden(&[key]);
+        let exists = self.core.ask("look for an entry", self.core.backend.exists(key)).await?;
+        Ok(exists && hidden.is_empty())
     }
 }
 
@@ -121,6 +127,7 @@ impl Core {
         self.source.learn_types().await;
         let class = self.class_of(key);
         let span = self.span("cache.get", key, &class);
+        let hidden = self.breaker.hidden(&[key]);
         let began = Instant::now();
         // Time is taken around the command only.
         let answer = if span.is_disabled() {
@@ -130,7 +137,7 @@ impl Core {
         };
         let took = began.elapsed();
         let (found, read) = match answer {
-            Ok(value) => typed(&class, value),
+            Ok(value) => typed(&class, value.filter(|_| hidden.is_empty())),
             Err(error) => {
                 span.record("otel.status_code", "ERROR");
                 (ReadOutcome::Unavailable, Read::Unavailable(error))
@@ -140,6 +147,15 @@ impl Core {
         class.count_timed(found, took);
         self.report_slow("get", key, &class, took);
         read
+    }
+}
+
+/// What is deleted and only noted so far is missing (`Breaker::hidden`).
+pub(super) fn hide<T: Clone>(read: &mut [T], hidden: &[usize], missing: T) {
+    for at in hidden {
+        if let Some(place) = read.get_mut(*at) {
+            *place = missing.clone();
+        }
     }
 }
 
@@ -197,6 +213,7 @@ const NO_END: i64 = -1;
 impl Core {
     /// Looks for one key. By one command, which asks for the age only where the policy depends on it.
     pub async fn look_one(&self, key: &str, class: &KeyClass, policy: &Policy, began: Instant) -> Look {
+        let hidden = self.breaker.hidden(&[key]);
         let looked = if policy.needs_age() {
             let keys = [key];
             let look = within(policy, began, self.backend.look(&keys));
@@ -207,6 +224,7 @@ impl Core {
             self.ask("read an entry", get).await.map(|value| (value, NO_END))
         };
         match looked {
+            Ok(_) if !hidden.is_empty() => Look::Missing,
             Ok(looked) => judge(key, class, policy, looked),
             Err(error) => unavailable(&error),
         }
@@ -220,6 +238,7 @@ impl Core {
         policy: &Policy,
         began: Instant,
     ) -> Vec<Look> {
+        let hidden = self.breaker.hidden(keys);
         let looked = if policy.needs_age() {
             self.ask("read entries", within(policy, began, self.backend.look(keys))).await
         } else {
@@ -228,7 +247,10 @@ impl Core {
             values.map(|values| values.into_iter().map(|value| (value, NO_END)).collect())
         };
         match looked {
-            Ok(looked) => self.judge_all(keys.iter(), of_dataset, policy, looked),
+            Ok(mut looked) => {
+                hide(&mut looked, &hidden, (None, NO_END));
+                self.judge_all(keys.iter(), of_dataset, policy, looked)
+            }
             Err(error) => keys.iter().map(|_| unavailable(&error)).collect(),
         }
     }
@@ -242,10 +264,12 @@ impl Core {
         policy: &Policy,
         began: Instant,
     ) -> (Vec<Look>, Option<InvalidationCounters>) {
+        let hidden = self.breaker.hidden(keys);
         let look = self.backend.look_with_counters(keys, &policy.tags, of_dataset.is_some());
         let look = within(policy, began, look);
         match self.ask("read entries", look).await {
-            Ok((looked, counters)) => {
+            Ok((mut looked, counters)) => {
+                hide(&mut looked, &hidden, (None, NO_END));
                 (self.judge_all(keys.iter().copied(), of_dataset, policy, looked), Some(counters))
             }
             Err(_unavailable) => (keys.iter().map(|_| Look::Unavailable).collect(), None),

@@ -11,6 +11,7 @@ use tracing::debug;
 
 use super::codec::{Codec, ValueFormat};
 use super::error::ClientError;
+use super::in_memory::Table;
 use cachekeeper_config::Format;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::epoch::{self, with_current_epoch};
@@ -29,6 +30,8 @@ use cachekeeper_protocol::event::Op;
 pub(super) struct Source {
     context: Option<Context>,
     types: Arc<KeyTypes>,
+    /// The datasets of a cache in memory.
+    tables: Vec<Arc<Table>>,
 }
 
 /// Whether Postgres was asked for the types of the datasets' keys.
@@ -102,15 +105,32 @@ impl From<EngineError> for ClientError {
 
 impl Source {
     pub fn new(context: Context) -> Self {
-        Self { context: Some(context), types: Arc::default() }
+        Self { context: Some(context), types: Arc::default(), tables: Vec::new() }
     }
 
     pub fn none() -> Self {
-        Self { context: None, types: Arc::default() }
+        Self { context: None, types: Arc::default(), tables: Vec::new() }
+    }
+
+    /// Adds a dataset of a cache in memory.
+    pub fn add(&mut self, table: Table) {
+        self.tables.push(Arc::new(table));
+    }
+
+    pub fn tables(&self) -> &[Arc<Table>] {
+        &self.tables
+    }
+
+    /// The position of the dataset of this name.
+    pub fn position_of_name(&self, name: &str) -> Option<usize> {
+        match &self.context {
+            Some(context) => context.catalog.iter().position(|dataset| dataset.name() == name),
+            None => self.tables.iter().position(|table| table.name == name),
+        }
     }
 
     pub fn is_some(&self) -> bool {
-        self.context.is_some()
+        self.context.is_some() || !self.tables.is_empty()
     }
 
     pub fn context(&self) -> Result<&Context, ClientError> {
@@ -122,34 +142,42 @@ impl Source {
         self.context.as_ref().map(|context| Arc::clone(&context.metrics))
     }
 
-    /// Names and codecs of the datasets, in their order.
-    pub fn codecs(&self) -> impl Iterator<Item = (String, Codec)> {
+    /// Names and codecs of the datasets, in their order; those in memory have the application's own codec.
+    pub fn codecs(&self, own: Codec) -> impl Iterator<Item = (String, Codec)> {
+        let tables = self.tables.iter().map(move |table| (table.name.clone(), own));
         let datasets = self.context.iter().flat_map(|context| context.catalog.iter());
-        datasets.map(|dataset| {
+        let datasets = datasets.map(|dataset| {
             let format = match dataset.settings.format {
                 Format::Json { .. } => ValueFormat::Json,
                 Format::MessagePack { .. } | Format::Raw { .. } => ValueFormat::MessagePack,
             };
             (dataset.name().to_owned(), Codec { format, compression: dataset.settings.compression })
-        })
+        });
+        datasets.chain(tables)
     }
 
     /// What the keys of datasets begin with.
     pub fn prefixes(&self) -> Vec<&str> {
         let datasets = self.context.iter().flat_map(|context| context.catalog.iter());
-        datasets.map(|dataset| dataset.settings.key.prefix()).collect()
+        let tables = self.tables.iter().map(|table| table.key.prefix());
+        datasets.map(|dataset| dataset.settings.key.prefix()).chain(tables).collect()
     }
 
     /// The position of the dataset that a key belongs to.
     pub fn position_of(&self, key: &str) -> Option<usize> {
-        self.context.as_ref()?.catalog.position_of_key(key)
+        match &self.context {
+            Some(context) => context.catalog.position_of_key(key),
+            None => self.tables.iter().position(|table| table.key.read(key).is_some()),
+        }
     }
 
     /// The name of the dataset that a key belongs to.
     pub fn dataset_of(&self, key: &str) -> Option<&str> {
-        let context = self.context.as_ref()?;
-        let position = context.catalog.position_of_key(key)?;
-        context.catalog.iter().nth(position).map(|dataset| dataset.name())
+        let position = self.position_of(key)?;
+        match &self.context {
+            Some(context) => context.catalog.iter().nth(position).map(|dataset| dataset.name()),
+            None => self.tables.get(position).map(|table| table.name.as_str()),
+        }
     }
 
     /// Asks Postgres, once, for the types of all datasets' keys: a text may fit a template and still be none of its keys, and
@@ -170,7 +198,10 @@ impl Source {
 
     /// Invalidates the datasets' members of tags as their `on_change` says; answers how many were deleted or loaded again.
     pub async fn invalidate_tags(&self, tags: &[String]) -> Result<u64, NotInvalidated> {
-        let Some(context) = &self.context else { return Err(NotInvalidated::NoStamp) };
+        let Some(context) = &self.context else {
+            // In memory, those of all are deleted already.
+            return if self.tables.is_empty() { Err(NotInvalidated::NoStamp) } else { Ok(0) };
+        };
         let report = with_current_epoch(context, || invalidate::tags(context, tags, None)).await?;
         Ok(report.stored + report.gone + report.invalidated)
     }

@@ -75,8 +75,8 @@ impl Cache {
     /// who comes from now on does not wait for them.
     ///
     /// # Errors
-    /// [`ClientError`]; [`ClientError::Unavailable`] with `is_noted`: it is deleted before anybody reads from Redis through this cache
-    /// again.
+    /// [`ClientError`]; [`ClientError::Unavailable`] with `is_noted`: for reads through this cache the key is missing from now on, and it is
+    /// deleted as soon as Redis can be asked.
     pub async fn delete(&self, key: &str) -> Result<bool, ClientError> {
         self.delete_many(&[key]).await.map(|deleted| 0 < deleted)
     }
@@ -134,7 +134,8 @@ impl Cache {
     /// loaded again here.
     ///
     /// # Errors
-    /// As [`Self::delete`].
+    /// [`ClientError`]; [`ClientError::Unavailable`] with `is_noted`: it is done as soon as Redis can be asked. Until then members can be
+    /// read as they are, where Redis answers reads: which they are, only Redis knows.
     pub async fn invalidate_tags(&self, tags: &[impl AsRef<str>]) -> Result<u64, ClientError> {
         let tags: Vec<String> = tags.iter().map(|tag| tag.as_ref().to_owned()).collect();
         if tags.is_empty() {

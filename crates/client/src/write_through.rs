@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use super::core::{Cache, Core};
 use super::dataset::DatasetCache;
 use super::error::ClientError;
+use cachekeeper_engine::context::Context;
 use cachekeeper_engine::write::{Parameters, WriteEffects, WriteError, Written, settle, write, write_in};
 
 impl DatasetCache {
@@ -18,7 +19,7 @@ impl DatasetCache {
     /// [`WriteError`]: Postgres has nothing of it (but see [`WriteError::Unknown`]), and Redis is as it was. Redis being down
     /// is no error: [`Written::cache`] says so.
     pub async fn write(&self, parameters: &Parameters) -> Result<Written, WriteError> {
-        let written = write(self.context(), self.name(), parameters).await;
+        let written = write(self.postgres()?, self.name(), parameters).await;
         if let Ok(written) = &written {
             self.cache().core.leave_written(written);
         }
@@ -35,7 +36,15 @@ impl DatasetCache {
         connection: &mut PgConnection,
         parameters: &Parameters,
     ) -> Result<WriteEffects, WriteError> {
-        write_in(self.context(), connection, self.name(), parameters).await
+        write_in(self.postgres()?, connection, self.name(), parameters).await
+    }
+
+    fn postgres(&self) -> Result<&Context, WriteError> {
+        let problem =
+            "it is one of a cache in memory, which has no statements: put its rows by `Cache::rows`";
+        let unusable =
+            || WriteError::Unusable { dataset: self.name().to_owned(), problem: problem.to_owned() };
+        self.context().ok_or_else(unusable)
     }
 
     /// The value of an entry that was written; none where it was deleted or is not among them.

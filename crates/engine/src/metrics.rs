@@ -152,6 +152,15 @@ impl Metrics {
         metrics
     }
 
+    /// Adds what a library counts to another registry.
+    pub fn register_client(&self, registry: &mut Registry) {
+        self.client.register(registry);
+        registry.register("entries_stored", "Entries stored", self.stored.clone());
+        let refused = "Stores refused because something newer had touched the stamp slot";
+        registry.register("entries_refused", refused, self.refused.clone());
+        registry.register("load_duration_seconds", "Loads by keys", self.load_seconds.clone());
+    }
+
     /// The Prometheus text.
     ///
     /// # Errors

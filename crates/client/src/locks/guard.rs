@@ -1,69 +1,59 @@
-//! A lock that is held, and why one is not.
-
-use std::time::Duration;
+//! A lock that is held.
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use super::error::LockError;
+use super::in_memory::Hold;
 use cachekeeper_engine::lease::Lease;
-use cachekeeper_engine::stores::redis::CacheError;
-
-/// Why a lock was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    /// Somebody else holds it.
-    #[error("lock {name:?} is held by {owner} for another {left:?}")]
-    Held {
-        /// Which one.
-        name: String,
-        /// Who: host, process and a number.
-        owner: String,
-        /// For how much longer, unless it is renewed.
-        left: Duration,
-    },
-    /// Redis could not be asked: nothing is held, or it ends by itself.
-    #[error("lock cannot be taken: {0}")]
-    Unavailable(#[from] CacheError),
-    /// A lock without a name, or a lifetime of zero.
-    #[error("a lock needs a name and a lifetime of at least 10 ms")]
-    Meaningless,
-}
-
-impl LockError {
-    /// Whether somebody else holds it.
-    #[must_use]
-    pub fn is_held(&self) -> bool {
-        matches!(self, Self::Held { .. })
-    }
-}
 
 /// Locks that are held. Dropped, they are released in the background; [`Self::release`] tells how it went.
 #[derive(Debug)]
-pub struct LockGuard(Lease);
+pub struct LockGuard(Held);
+
+#[derive(Debug)]
+enum Held {
+    InRedis(Lease),
+    InMemory(Hold),
+}
 
 impl LockGuard {
     /// `turns` end with the lock.
     pub(super) fn new(lease: Lease, turns: Vec<OwnedSemaphorePermit>) -> Self {
         lease.keep_until_end(turns);
-        Self(lease)
+        Self(Held::InRedis(lease))
+    }
+
+    pub(super) fn in_memory(hold: Hold) -> Self {
+        Self(Held::InMemory(hold))
     }
 
     /// The fencing token: larger than that of every holder before.
     #[must_use]
     pub fn token(&self) -> u64 {
-        self.0.token()
+        match &self.0 {
+            Held::InRedis(lease) => lease.token(),
+            Held::InMemory(hold) => hold.token,
+        }
     }
 
     /// The names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.names()
+        let (in_redis, in_memory) = match &self.0 {
+            Held::InRedis(lease) => (Some(lease.names()), None),
+            Held::InMemory(hold) => (None, Some(hold.names.iter().map(String::as_str))),
+        };
+        in_redis.into_iter().flatten().chain(in_memory.into_iter().flatten())
     }
 
     /// Cancelled when the lock may be lost, at a moment that is early rather than late: somebody took or deleted it, it
     /// could not be renewed in time, or `max_hold` is over.
     #[must_use]
     pub fn lost(&self) -> &CancellationToken {
-        self.0.lost()
+        match &self.0 {
+            Held::InRedis(lease) => lease.lost(),
+            Held::InMemory(hold) => &hold.lost,
+        }
     }
 
     /// Whether it is still held, as far as can be known here.
@@ -77,6 +67,9 @@ impl LockGuard {
     /// # Errors
     /// [`LockError::Unavailable`]: it ends by its lifetime.
     pub async fn release(self) -> Result<bool, LockError> {
-        Ok(self.0.release().await?)
+        match self.0 {
+            Held::InRedis(lease) => Ok(lease.release().await?),
+            Held::InMemory(hold) => Ok(hold.release()),
+        }
     }
 }

@@ -89,6 +89,10 @@ where
         if let Some(hit) = self.near_hit(near, key) {
             return Ok(hit);
         }
+        if !core.breaker.hidden(&[key]).is_empty() {
+            self.class.count(ReadOutcome::Miss);
+            return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms: -1 });
+        }
         let ticket = near.begin(key).await;
         if let Some(hit) = self.near_hit(near, key) {
             return Ok(hit);

@@ -53,9 +53,13 @@ where
     /// [`ClientError::NoSource`] where the space is not a dataset's; [`ClientError::Decode`]; [`ClientError::Unavailable`], also where
     /// too many wait already.
     pub async fn read_at(&self, key: &K, token: &Token, wait: Duration) -> Result<ReadAt<V>, ClientError> {
+        let key_given = key;
         let key = self.key(key)?;
         let dataset = self.dataset.as_ref().ok_or(ClientError::NoSource)?;
-        let context = dataset.context();
+        let Some(context) = dataset.context() else {
+            // In memory, what is put there is seen to at once.
+            return Ok(ReadAt { value: self.get(key_given).await?, freshness: Freshness::Fresh });
+        };
         if !wait.is_zero() {
             let waited = tokens::wait(context, token, Some(dataset.name()), wait).await;
             waited.map_err(|error| match error {
@@ -64,6 +68,7 @@ where
             })?;
         }
         let read = async { context.redis.read_with_watermark(&key).await };
+        let hidden = self.cache.core.breaker.hidden(&[&key]);
         let (bytes, watermark) = self.cache.core.ask("read an entry and the watermark", read).await?;
         let freshness = match &watermark {
             _ if tokens::satisfies(watermark.as_ref(), token, Some(dataset.name())) => Freshness::Fresh,
@@ -72,6 +77,9 @@ where
             }
             _ => Freshness::Unknown,
         };
-        Ok(ReadAt { value: dataset.typed(&key, bytes.map(Into::into))?, freshness })
+        Ok(ReadAt {
+            value: dataset.typed(&key, bytes.filter(|_| hidden.is_empty()).map(Into::into))?,
+            freshness,
+        })
     }
 }

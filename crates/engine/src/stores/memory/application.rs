@@ -23,6 +23,13 @@ impl Memory {
         (Some(value.clone()), left.map_or(-1, |left| i64::try_from(left.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// The keys of entries that begin so.
+    #[must_use]
+    pub fn keys_beginning_with(&self, prefix: &str) -> Vec<String> {
+        let from = self.entries.range(prefix.to_owned()..);
+        from.map(|(key, _)| key).take_while(|key| key.starts_with(prefix)).cloned().collect()
+    }
+
     /// Gives an entry another lifetime.
     pub fn extend(&mut self, key: &str, life: Duration) {
         if self.entries.contains_key(key) {

@@ -23,6 +23,22 @@ pub enum BatchCommand {
     Delete(String),
 }
 
+impl BatchCommand {
+    /// The key that it is about.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Get(key) | Self::Exists(key) | Self::Set(key, ..) | Self::Delete(key) => key,
+        }
+    }
+
+    /// Whether it changes the entry.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        matches!(self, Self::Set(..) | Self::Delete(_))
+    }
+}
+
 /// What one operation of a batch answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BatchReply {
@@ -32,6 +48,17 @@ pub enum BatchReply {
     Flag(bool),
     /// A value was stored.
     Stored,
+}
+
+impl BatchReply {
+    /// Makes it the answer of a key that does not exist.
+    pub fn hide(&mut self) {
+        match self {
+            Self::Value(value) => *value = None,
+            Self::Flag(flag) => *flag = false,
+            Self::Stored => {}
+        }
+    }
 }
 
 impl Redis {
