@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
+use cachekeeper_client::{Cache, Event};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 
@@ -10,7 +11,7 @@ use crate::support::{Rig, wait_until};
 use crate::writes::{DATASETS, TABLES, prepared};
 
 #[tokio::test]
-async fn durable_events_are_applied_although_no_worker_ran_when_they_were_published() {
+async fn row_28_durable_events_are_applied_although_no_worker_ran_when_they_were_published() {
     let rig = Rig::start(TABLES).await;
     let toml = DATASETS.replace("watch = [{ table = \"products\"", "# watch = [{ table = \"products\"");
     let toml = format!("[feed]\nmode = \"off\"\n{toml}");
@@ -26,6 +27,12 @@ async fn durable_events_are_applied_although_no_worker_ran_when_they_were_publis
     ] {
         context.redis.append("cache:invalidation:log", fields).await.unwrap();
     }
+    let own = Cache::over(context.clone()).stream("cache:invalidation:log").prefixes(["page:"]).build();
+    own.set("page:2", "x", Duration::from_secs(600)).await.unwrap();
+    let event = Event { keys: vec!["page:2".to_owned()], id: Some("e2".to_owned()), ..Event::default() };
+    own.publish_durable(&event).await.unwrap();
+    let unknown = cache.publish_durable(&event).await.unwrap_err().to_string();
+    assert!(unknown.contains("CacheBuilder::stream"), "{unknown}");
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
     wait_until("they are applied and removed", async || {
         let state = context.redis.stream_state("cache:invalidation:log", "cachekeeper:test").await.unwrap();
@@ -34,6 +41,7 @@ async fn durable_events_are_applied_although_no_worker_ran_when_they_were_publis
     .await;
     assert_eq!(cache.get::<Value>("product:7").await.unwrap().unwrap()["price_cents"], 5);
     assert!(!cache.exists("page:1").await.unwrap());
+    assert!(!cache.exists("page:2").await.unwrap(), "the library's own event (row 28)");
     worker.stop().await;
 }
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use cachekeeper_client::{LockError, LockOptions, Locks};
+use cachekeeper_client::{Cache, LockError, LockOptions, Locks};
 use cachekeeper_engine::metrics::Metrics;
+use cachekeeper_testkit::proxy::Proxy;
 use redis::AsyncCommands;
 
 use crate::support::{RedisRig, Rig, wait_until};
@@ -77,6 +78,22 @@ async fn row_13_a_lock_is_renewed_while_it_is_held_even_a_very_short_one() {
         tokio::task::yield_now().await;
     }
     assert!(guard.release().await.unwrap());
+}
+
+#[tokio::test]
+async fn row_13_the_holder_is_told_while_the_lock_is_still_its_own() {
+    let rig = RedisRig::start(&[]).await;
+    let proxy = Proxy::start(rig.redis.port()).await.unwrap();
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let cache = Cache::connect(&url, "test").unwrap().build();
+    let key = rig.store().keys().lock("a");
+    let mut client = rig.client().await;
+    let guard = cache.locks().acquire("a", PATIENT).await.unwrap();
+    // From here on nothing that is sent to Redis arrives.
+    proxy.change_all(|link| link.is_held = true);
+    guard.lost().cancelled().await;
+    let left: i64 = client.pttl(&key).await.unwrap();
+    assert!(0 < left, "it had ended before its holder was told: {left}");
 }
 
 #[tokio::test]

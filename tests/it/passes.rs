@@ -1,5 +1,7 @@
 //! Backfills, revalidations, poison rows, stalled loads, tags over time.
 
+use std::collections::BTreeSet;
+
 use cachekeeper::app::Worker;
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::context::Context;
@@ -103,6 +105,35 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
             .await
             .unwrap();
     assert!(found.is_clean() && found.checked == 5_000, "{found:?}");
+}
+
+#[tokio::test]
+async fn row_10_the_most_wanted_are_warmed_their_lifetimes_are_spread_and_nothing_newer_is_overwritten() {
+    let rig = Rig::start(TABLES).await;
+    let warm = "ttl = \"24h\"\nttl_jitter = \"10%\"\nwarm = { order_by = \"id desc\", limit = 100 }";
+    let context = rig.context(&DATASET.replace("warm = {}", warm));
+    let dataset = context.catalog.get("t").unwrap();
+    let state = epoch::ensure(&context, "").await.unwrap();
+    let standing = dataset.precondition(&state.epoch, &state.poll.incarnation);
+    let mut newer = EntryBatch::default();
+    newer.push("t:4950", b"newer", 80_000_000);
+    let later = Stamp::new(1 << 40, 0).unwrap();
+    let life = dataset.lifetimes.longest();
+    context.redis.store(&standing, later, &newer, life, StoreMode::Slots).await.unwrap();
+    backfill(&context, dataset, &options()).await.unwrap();
+    let mut client = rig.client().await;
+    let expected: BTreeSet<String> = (4901..=5000).map(|id| format!("t:{id}")).collect();
+    let keys: BTreeSet<String> = client.keys::<_, Vec<String>>("t:*").await.unwrap().into_iter().collect();
+    assert_eq!(keys, expected);
+    let value: String = client.get("t:4950").await.unwrap();
+    assert_eq!(value, "newer");
+    let mut lives = BTreeSet::new();
+    for key in expected.iter().filter(|key| *key != "t:4950") {
+        let left: i64 = client.ttl(key).await.unwrap();
+        assert!((70_000..=86_400).contains(&left), "{key}: {left}");
+        lives.insert(left / 60);
+    }
+    assert!(20 < lives.len(), "lifetimes are spread: {lives:?}");
 }
 
 #[tokio::test]

@@ -201,6 +201,7 @@ async fn library(rig: &Rig, toml: &str) {
     let mut events = cache.events().await.unwrap();
     let event = Event { keys: vec!["product:11".to_owned()], ..Event::default() };
     cache.publish(&event).await.unwrap();
+    cache.publish_durable(&event).await.unwrap();
     assert!(matches!(events.next().await, Heard::Event(heard) if heard == event));
     cache.get_sliding::<String>("page:4", Sliding::idle(hour)).await.unwrap();
     cache.get_many::<String>(&["page:4", "product:11"]).await.unwrap();

@@ -42,6 +42,7 @@ pub struct CacheBuilder {
     chaos: Option<Chaos>,
     loads: usize,
     channel: String,
+    stream: Option<String>,
     prefixes: Vec<String>,
     shows_keys: bool,
     slow: Duration,
@@ -95,6 +96,7 @@ impl CacheBuilder {
             chaos: None,
             loads: 64,
             channel: CHANNEL.to_owned(),
+            stream: None,
             prefixes: Vec::new(),
             shows_keys: false,
             slow: Duration::from_millis(100),
@@ -143,6 +145,14 @@ impl CacheBuilder {
         if let Backend::Memory(memory) = self.backend {
             self.backend = Backend::Memory(memory.with_events_channel(channel));
         }
+        self
+    }
+
+    /// The stream for durable events, `[invalidation] stream` of the worker's configuration (default: that, where the cache is opened by
+    /// the configuration).
+    #[must_use]
+    pub fn stream(mut self, stream: &str) -> Self {
+        self.stream = Some(stream.to_owned());
         self
     }
 
@@ -213,6 +223,7 @@ impl CacheBuilder {
             locks,
             loads: Semaphore::new(self.loads),
             channel: self.channel,
+            stream: self.stream,
             prefixes: Prefixes::new(self.prefixes),
             near: NearHub::new(near, metrics_of_near),
             shows_keys: self.shows_keys,

@@ -79,6 +79,8 @@ pub(super) struct Core {
     /// Loads at the same time while Redis is down, so that the database survives it.
     pub loads: Semaphore,
     pub channel: String,
+    /// The stream of events, where it is known.
+    pub stream: Option<String>,
     /// What the application's own keys begin with.
     pub prefixes: Prefixes,
     pub near: Arc<NearHub>,
@@ -133,6 +135,13 @@ impl Core {
                 core.prefixes.register(&core.backend).await;
             }
         }));
+    }
+
+    /// The same, and waits for it.
+    pub async fn register_prefixes_now(&self) {
+        if self.prefixes.begin() {
+            self.prefixes.register(&self.backend).await;
+        }
     }
 
     async fn try_once<T>(
@@ -190,9 +199,7 @@ impl Core {
         let body = event.to_json();
         let publish = async {
             // Before it, so that it finds them registered.
-            if self.prefixes.begin() {
-                self.prefixes.register(&self.backend).await;
-            }
+            self.register_prefixes_now().await;
             self.backend.publish(&self.channel, body.as_bytes()).await
         };
         self.ask("publish an event", publish).await

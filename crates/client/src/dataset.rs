@@ -49,7 +49,9 @@ impl Cache {
     pub fn open(config: &Config) -> Result<CacheBuilder, ClientError> {
         let builder = Self::over(Context::new(config)?);
         let channel = config.invalidation.channels.first();
-        Ok(channel.iter().fold(builder, |builder, channel| builder.channel(channel)))
+        let builder = channel.iter().fold(builder, |builder, channel| builder.channel(channel));
+        let stream = config.invalidation.stream.iter();
+        Ok(stream.fold(builder, |builder, stream| builder.stream(stream)))
     }
 
     /// A cache over stores that the caller has prepared.

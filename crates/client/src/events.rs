@@ -1,5 +1,6 @@
 //! Invalidation events: publish them, and hear them.
 
+use super::backend::Backend;
 use super::core::Cache;
 use super::error::ClientError;
 use super::messages::Listener;
@@ -26,6 +27,34 @@ impl Cache {
     /// the commit: an event says that the source changed before.
     pub async fn publish(&self, event: &Event) -> Result<u64, ClientError> {
         self.core.announce(event).await
+    }
+
+    /// Appends an event to the stream of events: workers apply it also where none runs at the moment. (Applications that listen to the
+    /// channel do not hear it.)
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Setting`] where the stream is not known: it is that of the configuration, or
+    /// [`super::CacheBuilder::stream`].
+    pub async fn publish_durable(&self, event: &Event) -> Result<(), ClientError> {
+        let Some(stream) = &self.core.stream else {
+            let problem = "no stream of events is known: name the worker's ([invalidation] stream) by `CacheBuilder::stream`";
+            return Err(ClientError::Setting { setting: "stream", problem: problem.to_owned() });
+        };
+        let fields = event.to_fields();
+        let fields: Vec<(&str, &[u8])> =
+            fields.iter().map(|(name, text)| (name.as_str(), text.as_bytes())).collect();
+        let append = async {
+            // Before it, so that a worker finds them registered.
+            self.core.register_prefixes_now().await;
+            match &self.core.backend {
+                Backend::Redis(redis) => redis.append(stream, &fields).await.map(drop),
+                Backend::Memory(memory) => {
+                    memory.apply(event);
+                    Ok(())
+                }
+            }
+        };
+        self.core.ask("publish an event", append).await
     }
 
     /// Subscribes to events. When this returns, every later event is heard or a gap is told.

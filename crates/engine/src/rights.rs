@@ -179,6 +179,8 @@ impl Needs<'_> {
             Program::Library => {
                 keys.extend(of_applications);
                 keys.insert(KeyRight::All(own));
+                let stream = config.invalidation.stream.iter();
+                keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
             }
             Program::Reader => {
                 keys.extend(entries.map(KeyRight::Read));
@@ -226,7 +228,7 @@ impl Needs<'_> {
                 }
                 all
             }
-            Program::Library => LIBRARY.iter().copied().collect(),
+            Program::Library => LIBRARY.iter().copied().chain(has_events.then_some(commands::ADD)).collect(),
             Program::Reader => READER.iter().copied().collect(),
             Program::Publisher => ["publish CHANNEL x", commands::DIRECTORY]
                 .into_iter()

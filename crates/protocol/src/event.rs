@@ -2,8 +2,6 @@
 //!
 //! Anyone may publish, in any language: what arrives is not trusted, and what it means never depends on the encoding.
 
-use serde_json::json;
-
 use super::keyspace::RESERVED_PREFIX;
 
 mod invalid;
@@ -12,6 +10,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 mod value;
+mod written;
 
 pub use invalid::InvalidEvent;
 use invalid::{excerpt, is_printable, not_utf8, wrong_type};
@@ -115,40 +114,6 @@ impl Event {
         draft.finish()
     }
 
-    /// The event as JSON, for publishing. [`Self::decode`] reads the same event.
-    #[must_use]
-    pub fn to_json(&self) -> String {
-        let mut fields = serde_json::Map::new();
-        let mut put = |name: &str, value| drop(fields.insert(name.to_owned(), value));
-        if let Some(op) = self.op {
-            put("op", json!(op.as_str()));
-        }
-        if let Some(id) = &self.id {
-            put("id", json!(id));
-        }
-        if let Some(at_ms) = self.at_ms {
-            put("at", json!(at_ms));
-        }
-        match self.keys.as_slice() {
-            [] => {}
-            [key] => put("key", json!(key)),
-            keys => put("keys", json!(keys)),
-        }
-        match self.tags.as_slice() {
-            [] => {}
-            [tag] => put("tag", json!(tag)),
-            tags => put("tags", json!(tags)),
-        }
-        if let Some(dataset) = &self.dataset {
-            put("dataset", json!(dataset));
-        }
-        if !self.ids.is_empty() {
-            let ids: Vec<_> = self.ids.iter().map(|id| id_to_json(id)).collect();
-            put("ids", json!(ids));
-        }
-        serde_json::Value::Object(fields).to_string()
-    }
-
     fn from_bare_key(bytes: &[u8]) -> Result<Self, InvalidEvent> {
         let text = std::str::from_utf8(bytes).map_err(|_error| not_utf8("a bare key", bytes))?;
         let key = check_key("a bare key", text.to_owned())?;
@@ -157,14 +122,6 @@ impl Event {
             return Err(InvalidEvent::UnprintableKey { excerpt });
         }
         Ok(Self { keys: vec![key], ..Self::default() })
-    }
-}
-
-/// An id of one column stands for itself.
-fn id_to_json(id: &[String]) -> serde_json::Value {
-    match id {
-        [only] => json!(only),
-        parts => json!(parts),
     }
 }
 

@@ -52,13 +52,18 @@ impl InMemory {
         if *channel == *self.events_channel
             && let Ok(event) = Event::decode(body)
         {
-            let mut entries = self.entries();
-            entries.invalidate_keys(&event.keys);
-            entries.invalidate_tags(&event.tags);
-            let of_dataset = self.keys_of(&event, &entries);
-            entries.invalidate_keys(&of_dataset);
+            self.apply(&event);
         }
         self.channels.publish(channel, body)
+    }
+
+    /// Deletes what an event says.
+    pub fn apply(&self, event: &Event) {
+        let mut entries = self.entries();
+        entries.invalidate_keys(&event.keys);
+        entries.invalidate_tags(&event.tags);
+        let of_dataset = self.keys_of(event, &entries);
+        entries.invalidate_keys(&of_dataset);
     }
 
     /// The entries that an event means by a dataset and ids.

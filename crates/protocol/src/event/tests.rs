@@ -26,6 +26,9 @@ fn msgpack(json: &str) -> Vec<u8> {
 fn check(json: &str, expected: &Event) {
     assert_eq!(Event::decode(json.as_bytes()).as_ref(), Ok(expected), "{json}");
     assert_eq!(Event::decode(&msgpack(json)).as_ref(), Ok(expected), "MessagePack of {json}");
+    let fields = expected.to_fields();
+    let fields = fields.iter().map(|(name, text)| (name, text.as_bytes()));
+    assert_eq!(Event::from_fields(fields).as_ref(), Ok(expected), "fields of {json}");
 }
 
 #[track_caller]
