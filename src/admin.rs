@@ -1,33 +1,96 @@
-//! The admin listener: health, metrics, status. Which paths there are stands here; what they answer, in the files below.
+//! The admin listener: health, metrics, status. Which paths there are stands here; what they answer, and what stands before them
+//! all ([`guard`]), in the files below.
 
+mod action_log;
+mod caller;
+mod connections;
+mod files;
+mod guard;
 mod health;
+mod held;
+mod origin;
+mod problem;
+mod refusal;
+mod server;
 mod shared;
 mod status;
+mod tls;
+mod tokens;
 mod watermark;
+mod write_limit;
+
+use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tracing::warn;
 
+use self::connections::Connections;
+use self::files::Files;
+use self::guard::Guard;
 use self::shared::Shared;
 use crate::actors::health::Health;
+use cachekeeper_config::Admin;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::process::open_files_limit;
+
+pub use self::files::problems;
+pub use self::problem::FileProblem;
+pub(crate) use self::tls::certificates;
 
 /// Serves until the task is aborted.
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn serve(listener: TcpListener, context: Context, health: Health) -> std::io::Result<()> {
-    axum::serve(listener, router(Shared { context, health })).await
+pub async fn serve(
+    listener: TcpListener,
+    admin: &Admin,
+    context: Context,
+    health: Health,
+) -> std::io::Result<()> {
+    let metrics = Arc::clone(&context.metrics);
+    let connections = Connections::new(most_connections(admin), Arc::clone(&metrics));
+    let files = Arc::new(Files::open(admin));
+    let guard = Guard { files: Arc::clone(&files), connections: Arc::clone(&connections), metrics };
+    let router = router(Shared { context, health }, guard);
+    tokio::select! {
+        ended = server::accept(listener, router, Arc::clone(&files), connections) => ended,
+        () = files.follow() => Ok(()),
+    }
 }
 
-fn router(shared: Shared) -> Router {
+/// A path that is added costs much if it asks the servers or renders much: then it belongs among the costly ones.
+fn router(shared: Shared, guard: Guard) -> Router {
+    let costly = Router::new()
+        .route("/metrics", get(health::metrics))
+        .route("/api/v1/status", get(status::status))
+        .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
     Router::new()
         .route("/livez", get(health::livez))
         .route("/healthz", get(health::livez))
         .route("/readyz", get(health::readyz))
-        .route("/metrics", get(health::metrics))
-        .route("/api/v1/status", get(status::status))
         .route("/api/v1/watermark", get(watermark::watermark))
+        .merge(costly)
+        .layer(from_fn_with_state(guard, guard::guard))
         .with_state(shared)
+}
+
+/// As configured, but never so many that the process has no files left for its servers.
+fn most_connections(admin: &Admin) -> usize {
+    /// That of the file.
+    const DEFAULT: usize = 512;
+    let wanted = if admin.max_connections == 0 { DEFAULT } else { admin.max_connections };
+    let Some(open_files) = open_files_limit() else { return wanted };
+    let possible = open_files / 2;
+    if possible < wanted {
+        warn!(
+            wanted,
+            possible,
+            open_files,
+            "fewer connections to the admin listener than configured; raise the limit of open files"
+        );
+    }
+    wanted.min(possible)
 }

@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use super::refusal::refuse;
 use super::shared::Shared;
 use cachekeeper_engine::error::chain;
 use cachekeeper_engine::tokens::{self, WaitError};
@@ -25,8 +26,6 @@ pub(super) struct Asked {
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 pub(super) async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
-    let refuse =
-        |code: StatusCode, error: String| (code, axum::Json(json!({ "error": error }))).into_response();
     let token = match asked.token.as_deref().map(str::parse::<Token>).transpose() {
         Ok(token) => token,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),
