@@ -1,127 +1,96 @@
-//! The admin listener: health, metrics, status.
+//! The admin listener: health, metrics, status. Which paths there are stands here; what they answer, and what stands before them
+//! all ([`guard`]), in the files below.
 
-use std::time::Duration;
+mod action_log;
+mod caller;
+mod connections;
+mod files;
+mod guard;
+mod health;
+mod held;
+mod origin;
+mod problem;
+mod refusal;
+mod server;
+mod shared;
+mod status;
+mod tls;
+mod tokens;
+mod watermark;
+mod write_limit;
+
+use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
-use serde_json::json;
 use tokio::net::TcpListener;
+use tracing::warn;
 
+use self::connections::Connections;
+use self::files::Files;
+use self::guard::Guard;
+use self::shared::Shared;
 use crate::actors::health::Health;
+use cachekeeper_config::Admin;
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::error::chain;
-use cachekeeper_engine::tokens::{self, WaitError};
-use cachekeeper_protocol::token::Token;
-use cachekeeper_protocol::units::parse_duration;
+use cachekeeper_engine::process::open_files_limit;
 
-#[derive(Clone)]
-struct Shared {
-    context: Context,
-    health: Health,
-}
+pub use self::files::problems;
+pub use self::problem::FileProblem;
+pub(crate) use self::tls::certificates;
 
 /// Serves until the task is aborted.
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn serve(listener: TcpListener, context: Context, health: Health) -> std::io::Result<()> {
-    let router = Router::new()
-        // Never asks a dependency: a database that is down must not restart every worker.
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/watermark", get(watermark))
-        .with_state(Shared { context, health });
-    axum::serve(listener, router).await
-}
-
-async fn readyz(State(shared): State<Shared>) -> Response {
-    let reasons = shared.health.reasons();
-    let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let notes = shared.health.facts().notes();
-    (code, axum::Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "notes": notes })))
-        .into_response()
-}
-
-async fn metrics(State(shared): State<Shared>) -> Response {
-    match shared.context.metrics.render() {
-        Ok(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+pub async fn serve(
+    listener: TcpListener,
+    admin: &Admin,
+    context: Context,
+    health: Health,
+) -> std::io::Result<()> {
+    let metrics = Arc::clone(&context.metrics);
+    let connections = Connections::new(most_connections(admin), Arc::clone(&metrics));
+    let files = Arc::new(Files::open(admin));
+    let guard = Guard { files: Arc::clone(&files), connections: Arc::clone(&connections), metrics };
+    let router = router(Shared { context, health }, guard);
+    tokio::select! {
+        ended = server::accept(listener, router, Arc::clone(&files), connections) => ended,
+        () = files.follow() => Ok(()),
     }
 }
 
-/// `?token=…` (of `select cachekeeper.token()`), `&dataset=…`, `&wait=500ms`.
-#[derive(serde::Deserialize)]
-struct Asked {
-    token: Option<String>,
-    dataset: Option<String>,
-    wait: Option<String>,
+/// A path that is added costs much if it asks the servers or renders much: then it belongs among the costly ones.
+fn router(shared: Shared, guard: Guard) -> Router {
+    let costly = Router::new()
+        .route("/metrics", get(health::metrics))
+        .route("/api/v1/status", get(status::status))
+        .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
+    Router::new()
+        .route("/livez", get(health::livez))
+        .route("/healthz", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/api/v1/watermark", get(watermark::watermark))
+        .merge(costly)
+        .layer(from_fn_with_state(guard, guard::guard))
+        .with_state(shared)
 }
 
-/// Nobody waits longer than this for one answer.
-const WAIT_MAX: Duration = Duration::from_secs(30);
-
-async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
-    let refuse =
-        |code: StatusCode, error: String| (code, axum::Json(json!({ "error": error }))).into_response();
-    let token = match asked.token.as_deref().map(str::parse::<Token>).transpose() {
-        Ok(token) => token,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),
-    };
-    let wait = match asked.wait.as_deref().map(parse_duration).transpose() {
-        Ok(wait) => wait.unwrap_or_default().min(WAIT_MAX),
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("wait: {error}")),
-    };
-    if let Some(name) = asked.dataset.as_deref()
-        && shared.context.catalog.get(name).is_none()
-    {
-        return refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"));
+/// As configured, but never so many that the process has no files left for its servers.
+fn most_connections(admin: &Admin) -> usize {
+    /// That of the file.
+    const DEFAULT: usize = 512;
+    let wanted = if admin.max_connections == 0 { DEFAULT } else { admin.max_connections };
+    let Some(open_files) = open_files_limit() else { return wanted };
+    let possible = open_files / 2;
+    if possible < wanted {
+        warn!(
+            wanted,
+            possible,
+            open_files,
+            "fewer connections to the admin listener than configured; raise the limit of open files"
+        );
     }
-    let found = match &token {
-        Some(token) => tokens::wait(&shared.context, token, asked.dataset.as_deref(), wait).await,
-        None => {
-            let watermark = shared.context.redis.watermark().await;
-            watermark.map(|watermark| (watermark, false)).map_err(|error| WaitError::Flow(error.into()))
-        }
-    };
-    match found {
-        Ok((watermark, is_fresh)) => {
-            let body = json!({ "watermark": watermark, "fresh": token.as_ref().map(|_| is_fresh) });
-            axum::Json(body).into_response()
-        }
-        Err(error @ WaitError::TooMany) => refuse(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
-        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),
-    }
-}
-
-async fn status(State(shared): State<Shared>) -> Response {
-    let facts = shared.health.facts();
-    let reasons = shared.health.reasons();
-    let datasets: Vec<_> = shared
-        .context
-        .catalog
-        .iter()
-        .map(|dataset| {
-            json!({
-                "name": dataset.name(),
-                "key": dataset.settings.key.as_str(),
-                "definition": dataset.definition,
-                "pending": facts.pending.get(dataset.name()),
-                "not_covered": facts.uncovered.get(dataset.name()).or(facts.renamed.get(dataset.name())),
-                "warmed": !facts.not_warmed.contains(dataset.name()),
-                "broken": facts.broken.get(dataset.name()),
-            })
-        })
-        .collect();
-    let body = json!({ "ready": reasons.is_empty(), "reasons": reasons, "epoch": facts.epoch, "datasets": datasets,
-        "watermark": facts.watermark.as_ref().map(|(watermark, _)| watermark) });
-    axum::Json(body).into_response()
+    wanted.min(possible)
 }

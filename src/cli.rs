@@ -1,6 +1,7 @@
 //! The command line: a file for each group of verbs.
 
 mod acl;
+mod admin_client;
 mod audit;
 mod check;
 mod choose;
@@ -205,7 +206,14 @@ async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: 
 
 async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Exit, EngineError> {
     match verb {
-        Verb::Run => return Ok(run::run(config, out).await),
+        Verb::Run => {
+            let problems = check::of_admin(&config);
+            if !problems.is_empty() {
+                out.problems(&problems);
+                return Ok(Exit::Configuration);
+            }
+            return Ok(run::run(config, out).await);
+        }
         Verb::Check { offline } => return check::check(config, offline, out).await,
         Verb::Healthcheck { ready } => return Ok(healthcheck::healthcheck(&config, ready, out).await),
         _ => {}

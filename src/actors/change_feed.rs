@@ -27,7 +27,7 @@ use cachekeeper_engine::definitions;
 use cachekeeper_engine::epoch;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName};
-use cachekeeper_engine::metrics::{ByDataset, ByReason};
+use cachekeeper_engine::metrics::ByReason;
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Registered;
 use cachekeeper_engine::{log_limit, namespaces};
@@ -386,10 +386,6 @@ impl Feed {
     }
 
     fn tell(&mut self, coverage: &Coverage) {
-        let engine = &self.context.engine;
-        for (name, mark) in &coverage.datasets {
-            engine.metrics.covered.get_or_create(&ByDataset::new(name)).set(i64::from(mark.is_ok()));
-        }
         let found: BTreeMap<String, String> =
             coverage.gaps().map(|(name, reason)| (name.clone(), reason.clone())).collect();
         for (name, reason) in &found {
@@ -403,8 +399,8 @@ impl Feed {
         self.context.health.update(|facts| {
             facts.uncovered.clone_from(&found);
             facts.unmet.clear();
-            for dataset in engine.catalog.iter().filter(|dataset| dataset.settings.feed == FeedNeed::Required)
-            {
+            let catalog = self.context.engine.catalog.iter();
+            for dataset in catalog.filter(|dataset| dataset.settings.feed == FeedNeed::Required) {
                 if let Some(reason) = found.get(dataset.name()) {
                     facts.unmet.insert(dataset.name().to_owned(), reason.clone());
                 }

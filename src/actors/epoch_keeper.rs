@@ -129,8 +129,14 @@ impl Keeper {
             if let Ok(watermark) = read {
                 facts.see_watermark(watermark);
             }
-            if let Some((_, moved)) = &facts.watermark {
+            if let Some((watermark, moved)) = &facts.watermark {
                 engine.metrics.watermark_age_seconds.set(moved.elapsed().as_secs_f64());
+                // Of the watermark, not of who leads: a worker that leads no more would go on telling what it knew.
+                for dataset in engine.catalog.iter() {
+                    let is_covered = watermark.not_covered.iter().all(|name| name != dataset.name());
+                    let labels = ByDataset::new(dataset.name());
+                    engine.metrics.covered.get_or_create(&labels).set(i64::from(is_covered));
+                }
             }
         });
     }

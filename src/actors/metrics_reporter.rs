@@ -2,6 +2,7 @@
 //!
 //! A port that is taken is a warning, and tried again. While the task is down, scrapes fail.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -60,7 +61,7 @@ async fn report(context: &TaskContext) {
     match context.engine.redis.facts().await {
         Ok(facts) => {
             context.engine.metrics.redis_used_memory.set(facts.used_memory);
-            context.engine.metrics.redis_evicted.set(facts.evicted_keys);
+            context.engine.metrics.redis_evicted.inner().store(facts.evicted_keys, Ordering::Relaxed);
             let reasons = context.health.reasons();
             debug!(ready = reasons.is_empty(), not_ready = %reasons.join("; "), redis.bytes = facts.used_memory,
                 redis.evicted = facts.evicted_keys, "still running");
@@ -131,9 +132,12 @@ async fn listen_forever(context: &TaskContext) {
         match tokio::net::TcpListener::bind(listen).await {
             Ok(listener) => {
                 if let Ok(address) = listener.local_addr() {
-                    info!(%address, "admin listener is open: /livez /readyz /metrics /api/v1/status");
+                    let admin = &context.config.admin;
+                    info!(%address, tls = admin.tls.is_some(), token = admin.asks_for_token(), read_only = admin.is_read_only,
+                        "admin listener is open: /livez /readyz /metrics /api/v1/status");
                 }
-                let served = admin::serve(listener, context.engine.clone(), context.health.clone()).await;
+                let (engine, health) = (context.engine.clone(), context.health.clone());
+                let served = admin::serve(listener, &context.config.admin, engine, health).await;
                 let what = "admin listener ended, opening it again";
                 if let Err(error) = served
                     && let Some(times) = log_limit::due(what, "", 1)

@@ -10,6 +10,7 @@ use serde_json::json;
 use self::located::located;
 use super::choose::explain;
 use super::output::{Exit, Output};
+use crate::admin::{self, FileProblem};
 use cachekeeper_config::diagnostic::{Diagnostic, Severity};
 use cachekeeper_config::{Config, FeedNeed};
 use cachekeeper_engine::catalog::Dataset;
@@ -26,7 +27,7 @@ use cachekeeper_engine::stores::redis::{Refusal, ServerFacts};
 
 /// Checks what only the servers know.
 pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, EngineError> {
-    let mut problems = Vec::new();
+    let mut problems = of_admin(&config);
     if !offline {
         let context = Context::new(&config)?;
         if let Err(error) = check_servers(&config, &context, &mut problems).await {
@@ -52,6 +53,15 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
         notes.iter().for_each(|note| out.note(&format!("note: {note}")));
     }
     Ok(if errors == 0 { Exit::Ok } else { Exit::Configuration })
+}
+
+/// What is wrong with the files of the admin listener, which nobody reads but the worker.
+pub fn of_admin(config: &Config) -> Vec<Diagnostic> {
+    let problems = admin::problems(&config.admin).into_iter();
+    let located = problems.map(|FileProblem { setting, message, help }| {
+        config.source.problem(&format!("admin.{setting}"), message, help.to_owned())
+    });
+    located.collect()
 }
 
 async fn check_servers(

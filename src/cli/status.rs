@@ -98,7 +98,7 @@ async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> 
         LeaseAttempt::Granted(_) => None,
     });
     let said = match &config.admin.listen {
-        Some(listen) => readiness(listen).await,
+        Some(_) => readiness(&config.admin).await,
         None => None,
     };
     lines.push(match (&said, &config.admin.listen) {

@@ -58,7 +58,8 @@ fn every_registered_metric_is_counted_somewhere() {
         let uses = |base: &str| [".", ";"].iter().any(|end| code.contains(&format!("{base}{field}{end}")));
         uses("metrics.") || uses("metrics.client.")
     };
-    let never = fields.iter().filter(|field| !is_used(field));
+    // What does not change: the version.
+    let never = fields.iter().filter(|field| *field != "build" && !is_used(field));
     assert_eq!(never.collect::<Vec<_>>(), Vec::<&String>::new(), "registered, and never counted");
 }
 

@@ -1,5 +1,6 @@
 //! From settings to a checked [`Config`], with all problems at once.
 
+mod admin;
 mod dataset;
 mod reader;
 mod redis;
@@ -14,8 +15,8 @@ use super::key::Kind;
 use super::source::Source;
 use super::table;
 use super::{
-    Admin, Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, environment,
-    raw, values,
+    Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, environment, raw,
+    values,
 };
 use cachekeeper_protocol::glob::Glob;
 
@@ -115,7 +116,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
             connect_timeout: reader.duration("postgres.connect_timeout"),
         },
         redis: redis::read(reader),
-        admin: Admin { listen: reader.text_unless_empty("admin.listen") },
+        admin: admin::read(reader),
         feed,
         invalidation: Invalidation {
             channels: reader.texts("invalidation.channels"),

@@ -21,6 +21,8 @@ pub(crate) enum Form {
     Url(&'static [&'static str]),
     /// An address with a port, or nothing.
     Listen,
+    /// The name of a host, without scheme and port.
+    HostName,
     /// The name of a stream, or nothing.
     Stream,
     /// What the names of lists for replies begin with.
@@ -70,6 +72,7 @@ impl Form {
                 let help = "for example \"127.0.0.1:9464\", or \"\" for none";
                 Flaw::new(format!("{text:?} is not an address with a port"), help)
             }),
+            Self::HostName => host_name(text),
             Self::Stream => reserved(text, "choose another name"),
             Self::ReplyPrefix => reply_prefix(text),
             Self::Glob => glob(text),
@@ -98,6 +101,7 @@ impl Form {
             Self::Listen => {
                 json!({ "pattern": "^(?:|[0-9.]+:[0-9]{1,5}|\\[[0-9A-Fa-f:.%]+\\]:[0-9]{1,5})$" })
             }
+            Self::HostName => json!({ "pattern": "^[A-Za-z0-9._-]+$" }),
             Self::Stream => json!({ "not": not_reserved }),
             Self::Key => {
                 json!({ "pattern": format!("^(?:{literal}+{column})+{literal}*$"), "not": not_reserved })
@@ -123,6 +127,13 @@ fn namespace(text: &str) -> Option<Flaw> {
     let is_right = !text.is_empty() && text.chars().all(is_plain);
     let help = "use letters, digits, `-`, `_` and `.`";
     (!is_right).then(|| Flaw::new(format!("{text:?} cannot be a namespace"), help))
+}
+
+fn host_name(text: &str) -> Option<Flaw> {
+    let is_plain = |one: char| one.is_ascii_alphanumeric() || matches!(one, '-' | '_' | '.');
+    let is_right = !text.is_empty() && text.chars().all(is_plain);
+    let help = "a name alone, without scheme, port and patterns, for example \"cachekeeper.internal\"";
+    (!is_right).then(|| Flaw::new(format!("{text:?} is not the name of a host"), help))
 }
 
 fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {

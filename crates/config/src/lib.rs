@@ -3,6 +3,7 @@
 //!
 //! What keys there are, what they may hold and what they mean stands in `table.rs`, and only there.
 
+mod admin;
 #[cfg(feature = "file")]
 pub mod check;
 pub mod diagnostic;
@@ -35,6 +36,7 @@ mod words;
 
 use std::time::Duration;
 
+pub use self::admin::Admin;
 #[cfg(feature = "file")]
 pub use self::from_file::ConfigError;
 pub use self::postgres::Postgres;
@@ -91,13 +93,6 @@ words! {
         /// They are deleted.
         Drop = "drop",
     }
-}
-
-/// `[admin]`
-#[derive(Clone, Debug)]
-pub struct Admin {
-    /// Address of `/livez`, `/readyz`, `/metrics`; none: off.
-    pub listen: Option<String>,
 }
 
 /// `[feed]`

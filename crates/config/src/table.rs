@@ -3,6 +3,7 @@
 //! The checks ([`super::values`]), the overrides from the environment, the JSON Schema ([`super::schema`]) and the
 //! commented file ([`super::reference`]) all come from here.
 
+mod admin;
 mod inherited;
 mod limits;
 mod within_dataset;
@@ -12,6 +13,7 @@ use super::key::{Key, Kind};
 use super::words::Words;
 use super::{FeedMode, LogFormat, OnNewEpoch, Rows, Scope};
 
+use admin::ADMIN;
 use inherited::{
     BATCH, COMPRESSION, DEFAULTS, FEED_NEED, FORMAT, MAX_STALE, NEGATIVE_TTL, NUMERIC, ON_CHANGE, ON_MISS,
     REVALIDATION_RATE, TTL, TTL_JITTER,
@@ -168,13 +170,6 @@ const REDIS: &[Key] = &[
     Key::new("response_timeout", duration(TENTH, MINUTE), "Time limit for the reply to one command.")
         .default("5s"),
 ];
-
-const ADMIN: &[Key] = &[Key::new(
-    "listen",
-    Kind::Text(Form::Listen),
-    "Address of /livez, /readyz, /metrics and /api/v1/status; \"\" turns it off. A busy port is a warning, and retried.",
-)
-.default("127.0.0.1:9464")];
 
 const FEED: &[Key] = &[
     Key::new(

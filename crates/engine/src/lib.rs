@@ -57,6 +57,7 @@ pub mod metrics;
 pub mod miss_events;
 #[cfg(feature = "postgres")]
 pub mod namespaces;
+pub mod process;
 #[cfg(feature = "postgres")]
 mod rate_limit;
 #[cfg(feature = "postgres")]

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -27,19 +28,32 @@ macro_rules! metrics {
             pub(super) fn register(&self, registry: &mut Registry) {
                 $(registry.register($name, $help, self.$field.clone());)+
             }
+
+            pub(super) fn descriptions() -> Vec<Description> {
+                vec![$(Description {
+                    name: concat!("cachekeeper_", $name),
+                    kind: <$kind as Described>::KIND,
+                    labels: <$kind as Described>::LABELS,
+                    help: $help,
+                }),+]
+            }
         }
     };
 }
 
 // Below the macro, which it uses.
 mod client;
+mod description;
+mod exposition;
 mod labels;
 
 pub use client::ClientMetrics;
+use description::Described;
+pub use description::Description;
+use labels::{Build, Latencies, latency};
 pub use labels::{
     ByActor, ByDataset, ByDatasetCause, ByDatasetOutcome, ByDependency, ByReason, BySource, BySourceKind,
 };
-use labels::{Latencies, latency};
 
 metrics! {
     /// All metrics.
@@ -48,6 +62,10 @@ metrics! {
         /// What applications do through the library.
         pub client: ClientMetrics = ClientMetrics::unregistered(),
     }
+    "build_info", build: Family<Build, Gauge> = Family::default(),
+        "1, with the version of the program";
+    "ready", ready: Gauge = Gauge::default(),
+        "1 while the worker is ready";
     "entries_stored", stored: Family<ByDatasetCause, Counter> = Family::default(),
         "Entries stored";
     "entries_refused", refused: Family<ByDatasetCause, Counter> = Family::default(),
@@ -107,7 +125,9 @@ metrics! {
     "watermark_age_seconds", watermark_age_seconds: Gauge<f64, AtomicU64> = Gauge::default(),
         "Age of the watermark";
     "dataset_covered", covered: Family<ByDataset, Gauge> = Family::default(),
-        "1 while every relation of the dataset's query is captured";
+        "1 while the watermark covers the dataset";
+    "dataset_broken", broken: Family<ByDataset, Gauge> = Family::default(),
+        "1 while the dataset cannot work";
     "entries_audited", audited: Family<ByDatasetOutcome, Counter> = Family::default(),
         "Entries that the background audit looked at";
     "audit_nines", nines: Family<ByDataset, Gauge<f64, AtomicU64>> = Family::default(),
@@ -128,8 +148,12 @@ metrics! {
         "Queues of write commands that locks or conflicts hold up";
     "redis_used_memory_bytes", redis_used_memory: Gauge<u64, AtomicU64> = Gauge::default(),
         "Bytes that Redis uses";
-    "redis_evicted_keys", redis_evicted: Gauge<u64, AtomicU64> = Gauge::default(),
-        "Keys that Redis evicted";
+    "redis_evicted_keys", redis_evicted: Counter = Counter::default(),
+        "Keys that Redis has evicted since it started";
+    "admin_connections", admin_connections: Gauge = Gauge::default(),
+        "Open connections to the admin listener";
+    "admin_refusals", admin_refusals: Family<ByReason, Counter> = Family::default(),
+        "Requests to the admin listener that were refused before their path was asked";
     "log_lines_lost", log_lines_lost: Counter = Counter::default(),
         "Log lines that could not be written";
 }
@@ -148,6 +172,7 @@ impl Metrics {
         let mut registry = std::mem::take(&mut metrics.registry);
         metrics.register(&mut registry);
         metrics.client.register(&mut registry);
+        metrics.build.get_or_create(&Build::new(env!("CARGO_PKG_VERSION"))).set(1);
         metrics.registry = registry;
         metrics
     }
@@ -161,13 +186,37 @@ impl Metrics {
         registry.register("load_duration_seconds", "Loads by keys", self.load_seconds.clone());
     }
 
-    /// The Prometheus text.
+    /// The `OpenMetrics` text.
     ///
     /// # Errors
     /// Only if formatting fails.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
+        self.render_with(&[])
+    }
+
+    /// The same with what other registries know.
+    ///
+    /// # Errors
+    /// Only if formatting fails.
+    pub fn render_with(&self, others: &[&Registry]) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        for registry in std::iter::once(&self.registry).chain(others.iter().copied()) {
+            encode_registry(&mut text, registry)?;
+        }
+        encode_eof(&mut text)?;
         Ok(text)
+    }
+
+    /// What [`Metrics::render_with`] has made, in Prometheus's older text format.
+    #[must_use]
+    pub fn classic(open_metrics: &str) -> String {
+        exposition::classic(open_metrics)
+    }
+
+    /// All metrics of a worker, in the order of the table.
+    #[must_use]
+    pub fn described() -> Vec<Description> {
+        let own = Self::descriptions().into_iter().chain(ClientMetrics::descriptions());
+        own.chain(crate::process::descriptions()).collect()
     }
 }

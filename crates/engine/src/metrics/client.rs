@@ -6,6 +6,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::description::{Described, Description};
 use super::labels::{ByDataset, ByDatasetOutcome, ByReason, Latencies, latency};
 
 metrics! {

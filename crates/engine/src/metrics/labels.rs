@@ -4,6 +4,8 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 
+use super::description::Labelled;
+
 /// A set of labels.
 macro_rules! label {
     ($name:ident { $($field:ident),+ }) => {
@@ -14,6 +16,9 @@ macro_rules! label {
             #[doc = "The labels with these values."]
             #[must_use]
             pub fn new($($field: &str),+) -> Self { Self { $($field: $field.to_owned()),+ } }
+        }
+        impl Labelled for $name {
+            const NAMES: &'static [&'static str] = &[$(stringify!($field)),+];
         }
     };
 }
@@ -26,6 +31,7 @@ label!(BySource { source });
 label!(BySourceKind { source, kind });
 label!(ByActor { actor });
 label!(ByDependency { dependency });
+label!(Build { version });
 
 pub(super) type Latencies = Family<ByDataset, Histogram, fn() -> Histogram>;
 

@@ -1,0 +1,39 @@
+//! Prometheus's older text format, of the newer one (`OpenMetrics`): `promtool` and people's eyes read it.
+
+/// The same metrics in the older format: a counter is described under the name that its samples have.
+pub(super) fn classic(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len() + 1024);
+    // The description of a metric comes before its type, and its name depends on the type.
+    let mut help: Option<(&str, &str)> = None;
+    for line in open_metrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described.split_once(' ');
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|typed| typed.split_once(' '))
+        {
+            let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+            if let Some((_, help)) = help.take() {
+                text.push_str(&format!("# HELP {name} {help}\n"));
+            }
+            text.push_str(&format!("# TYPE {name} {kind}\n"));
+        } else if !line.starts_with("# EOF") && !line.starts_with("# UNIT ") {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::classic;
+
+    #[test]
+    fn counters_are_described_by_the_names_of_their_samples() {
+        let newer = "# HELP a_changes Changes.\n# TYPE a_changes counter\na_changes_total{x=\"# EOF\"} 1\n\
+                     # HELP a_age Age.\n# TYPE a_age gauge\na_age 0.5\n# EOF\n";
+        let older = "# HELP a_changes_total Changes.\n# TYPE a_changes_total counter\na_changes_total{x=\"# EOF\"} 1\n\
+                     # HELP a_age Age.\n# TYPE a_age gauge\na_age 0.5\n";
+        assert_eq!(classic(newer), older);
+    }
+}

@@ -1,0 +1,59 @@
+//! Who did what: a line of the log with the target `audit` for each action, let through or not. The guard writes it for every
+//! action by itself; a path that acts only says in words what it did, by [`done`].
+
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::Response;
+use tracing::info;
+
+use super::caller::Caller;
+use cachekeeper_engine::log_limit;
+
+/// What an action did, in words, for the log.
+#[derive(Clone, Debug)]
+struct Done(String);
+
+/// The answer of an action, with what it did: "the dataset product is warmed". Never a value of data.
+#[expect(dead_code, reason = "there is no action yet")]
+pub(super) fn done(mut response: Response, what: impl Into<String>) -> Response {
+    response.extensions_mut().insert(Done(what.into()));
+    response
+}
+
+/// Names an action, before its request is used up.
+pub(super) fn name(method: &Method, uri: &Uri) -> String {
+    format!("{method} {}", uri.path_and_query().map_or("", |asked| asked.as_str()))
+}
+
+/// Says who did what, and what became of it.
+pub(super) fn log(caller: &Caller, action: &str, response: &Response) {
+    let done = response.extensions().get::<Done>().map(|Done(what)| what.as_str());
+    let peer = caller.peer.map(|peer| peer.to_string());
+    info!(
+        target: "audit",
+        action,
+        role = caller.role.name(),
+        peer,
+        user = caller.user,
+        status = response.status().as_u16(),
+        outcome = outcome(response.status()),
+        done,
+        "action over the admin listener"
+    );
+}
+
+/// Says that somebody without a right token tried to. Anybody can do that as often as they like, so not each is told.
+pub(super) fn log_stranger(peer: Option<String>, action: &str) {
+    if let Some(times) = log_limit::due("action over the admin listener without a right token", "", 1) {
+        info!(target: "audit", action, peer, outcome = "refused", times, "action over the admin listener without a right token");
+    }
+}
+
+fn outcome(status: StatusCode) -> &'static str {
+    if status.is_success() {
+        "done"
+    } else if status.is_server_error() {
+        "failed"
+    } else {
+        "refused"
+    }
+}

@@ -1,0 +1,56 @@
+//! Whether the worker lives and is ready, and its numbers. None of it asks a server: a database that is down must not restart
+//! every worker.
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::caller::Caller;
+use super::refusal::refuse;
+use super::shared::Shared;
+use cachekeeper_engine::metrics::{ByDataset, Metrics};
+use cachekeeper_engine::process;
+
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Whoever may not read is told that it is not ready, but not why.
+pub(super) async fn readyz(State(shared): State<Shared>, caller: Option<Extension<Caller>>) -> Response {
+    let reasons = shared.health.reasons();
+    let is_ready = reasons.is_empty();
+    let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = match caller {
+        Some(_) => json!({ "ready": is_ready, "reasons": reasons, "notes": shared.health.facts().notes() }),
+        None => json!({ "ready": is_ready }),
+    };
+    (code, axum::Json(body)).into_response()
+}
+
+/// What is known as a fact is put into numbers when it is asked for.
+fn set_states(shared: &Shared) {
+    let (metrics, facts) = (&shared.context.metrics, shared.health.facts());
+    metrics.ready.set(i64::from(shared.health.reasons().is_empty()));
+    for dataset in shared.context.catalog.iter() {
+        let is_broken = facts.broken.contains_key(dataset.name());
+        metrics.broken.get_or_create(&ByDataset::new(dataset.name())).set(i64::from(is_broken));
+    }
+}
+
+/// As `OpenMetrics` to who asks for it, else in Prometheus's text format.
+pub(super) async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let asked = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    set_states(&shared);
+    let text = match shared.context.metrics.render_with(&[&process::registry()]) {
+        Ok(text) => text,
+        Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    };
+    let (text, kind) = if asked.contains("application/openmetrics-text") {
+        (text, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    } else {
+        (Metrics::classic(&text), "text/plain; version=0.0.4; charset=utf-8")
+    };
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}

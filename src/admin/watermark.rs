@@ -1,0 +1,57 @@
+//! Whether what a token says is in Redis: read your own writes, for programs without the library.
+
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::refusal::refuse;
+use super::shared::Shared;
+use cachekeeper_engine::error::chain;
+use cachekeeper_engine::tokens::{self, WaitError};
+use cachekeeper_protocol::token::Token;
+use cachekeeper_protocol::units::parse_duration;
+
+/// `?token=…` (of `select cachekeeper.token()`), `&dataset=…`, `&wait=500ms`.
+#[derive(serde::Deserialize)]
+pub(super) struct Asked {
+    token: Option<String>,
+    dataset: Option<String>,
+    wait: Option<String>,
+}
+
+/// Nobody waits longer than this for one answer.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+pub(super) async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+    let token = match asked.token.as_deref().map(str::parse::<Token>).transpose() {
+        Ok(token) => token,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let wait = match asked.wait.as_deref().map(parse_duration).transpose() {
+        Ok(wait) => wait.unwrap_or_default().min(WAIT_MAX),
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("wait: {error}")),
+    };
+    if let Some(name) = asked.dataset.as_deref()
+        && shared.context.catalog.get(name).is_none()
+    {
+        return refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"));
+    }
+    let found = match &token {
+        Some(token) => tokens::wait(&shared.context, token, asked.dataset.as_deref(), wait).await,
+        None => {
+            let watermark = shared.context.redis.watermark().await;
+            watermark.map(|watermark| (watermark, false)).map_err(|error| WaitError::Flow(error.into()))
+        }
+    };
+    match found {
+        Ok((watermark, is_fresh)) => {
+            let body = json!({ "watermark": watermark, "fresh": token.as_ref().map(|_| is_fresh) });
+            axum::Json(body).into_response()
+        }
+        Err(error @ WaitError::TooMany) => refuse(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),
+    }
+}

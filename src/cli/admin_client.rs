@@ -1,0 +1,137 @@
+//! Asks a running worker's admin listener, as its own configuration says: by its certificate, and with its token.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::admin::certificates;
+use cachekeeper_config::{Admin, Secret, TlsIdentity};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// An answer.
+pub struct Answer {
+    pub code: u16,
+    pub body: String,
+}
+
+/// Asks for a path.
+pub async fn get(admin: &Admin, path: &str) -> io::Result<Answer> {
+    let answer = timeout(LIMIT, ask(admin, path)).await;
+    answer.unwrap_or_else(|_elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
+}
+
+async fn ask(admin: &Admin, path: &str) -> io::Result<Answer> {
+    let listen = admin.listen.as_deref().unwrap_or_default();
+    let address = listen.parse().map(reachable).map_err(|_wrong| io::Error::other("no address to ask"))?;
+    let stream = TcpStream::connect(address).await?;
+    let token = token(admin).map(|token| format!("Authorization: Bearer {}\r\n", token.reveal()));
+    let authorization = token.unwrap_or_default();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{authorization}Connection: close\r\n\r\n");
+    let reply = match &admin.tls {
+        None => exchange(stream, &request).await?,
+        Some(identity) => {
+            let connector = TlsConnector::from(Arc::new(client(identity)?));
+            let name = ServerName::IpAddress(address.ip().into());
+            exchange(connector.connect(name, stream).await?, &request).await?
+        }
+    };
+    let code = reply.split_whitespace().nth(1).and_then(|code| code.parse().ok());
+    let code = code.ok_or_else(|| io::Error::other("the answer is not one of HTTP"))?;
+    let body = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
+    Ok(Answer { code, body: body.to_owned() })
+}
+
+/// Where a listener can be asked that takes connections to every address of this machine.
+fn reachable(mut listen: SocketAddr) -> SocketAddr {
+    if listen.ip().is_unspecified() {
+        let is_v4 = listen.is_ipv4();
+        listen.set_ip(if is_v4 { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
+    }
+    listen
+}
+
+/// One that may read is enough. Without one the bare answers of probes are had.
+fn token(admin: &Admin) -> Option<Secret> {
+    let files = [&admin.read_token_file, &admin.token_file].into_iter().flatten();
+    files.filter_map(|file| Secret::of_file(file).ok()).next()
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> io::Result<String> {
+    stream.write_all(request.as_bytes()).await?;
+    let mut reply = Vec::new();
+    match stream.read_to_end(&mut reply).await {
+        // Whoever closes without saying goodbye in TLS has answered all the same.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !reply.is_empty() => {}
+        read => drop(read?),
+    }
+    Ok(String::from_utf8_lossy(&reply).into_owned())
+}
+
+/// Trusts the very certificate of the configuration, whatever names it has: the listener is asked by its address.
+fn client(identity: &TlsIdentity) -> io::Result<ClientConfig> {
+    let pem = std::fs::read(&identity.cert_file)?;
+    let found = certificates(&pem).map_err(|problem| io::Error::other(problem.message))?;
+    let certificate = found.into_iter().next().ok_or_else(|| io::Error::other("no certificate"))?;
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(Pinned { certificate, provider: Arc::clone(&provider) });
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
+/// The one certificate that is trusted.
+#[derive(Debug)]
+struct Pinned {
+    certificate: CertificateDer<'static>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *end_entity == self.certificate {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::General("the listener has another certificate than [admin] cert_file".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
