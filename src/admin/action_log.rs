@@ -13,7 +13,6 @@ use cachekeeper_engine::log_limit;
 struct Done(String);
 
 /// The answer of an action, with what it did: "the dataset product is warmed". Never a value of data.
-#[expect(dead_code, reason = "there is no action yet")]
 pub(super) fn done(mut response: Response, what: impl Into<String>) -> Response {
     response.extensions_mut().insert(Done(what.into()));
     response

@@ -47,6 +47,7 @@ mod encodings;
 mod event_log;
 mod event_scope;
 mod example;
+mod explain;
 mod failovers;
 mod feed;
 mod feed_cost;
