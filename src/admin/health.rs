@@ -10,7 +10,7 @@ use serde_json::json;
 use super::caller::Caller;
 use super::refusal::refuse;
 use super::shared::Shared;
-use cachekeeper_engine::metrics::{ByDataset, Metrics};
+use cachekeeper_engine::metrics::{ByDataset, Metrics, Unlabelled};
 use cachekeeper_engine::process;
 
 pub(super) async fn livez() -> &'static str {
@@ -32,7 +32,13 @@ pub(super) async fn readyz(State(shared): State<Shared>, caller: Option<Extensio
 /// What is known as a fact is put into numbers when it is asked for.
 fn set_states(shared: &Shared) {
     let (metrics, facts) = (&shared.engine().metrics, shared.health().facts());
-    metrics.ready.set(i64::from(shared.health().reasons().is_empty()));
+    if let Some((_, moved)) = &facts.watermark {
+        metrics.watermark_age_seconds.get_or_create(&Unlabelled).set(moved.elapsed().as_secs_f64());
+    } else {
+        // Not 0: a worker that knows no watermark must not pass for the freshest.
+        metrics.watermark_age_seconds.remove(&Unlabelled);
+    }
+    metrics.ready.get_or_create(&Unlabelled).set(i64::from(shared.health().reasons().is_empty()));
     for dataset in shared.engine().catalog.iter() {
         let is_broken = facts.broken.contains_key(dataset.name());
         metrics.broken.get_or_create(&ByDataset::new(dataset.name())).set(i64::from(is_broken));

@@ -69,6 +69,7 @@ mod misses;
 mod namespaces;
 mod near;
 mod near_bound;
+mod observing;
 mod oracle;
 mod passes;
 mod postgres_hosts;
