@@ -42,9 +42,10 @@ impl Shop {
     async fn start() -> Self {
         let rig = Rig::start(TABLES).await;
         let port = free_port().unwrap();
-        let toml = format!("[admin]\nlisten = \"127.0.0.1:{port}\"\n{DATASETS}");
-        let worker = Worker::start(rig.config(&toml)).await.unwrap();
-        let cli = Cli::new(&rig, &toml).with("CACHEKEEPER__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+        let mut config = rig.config(DATASETS);
+        config.admin.listen = Some(format!("127.0.0.1:{port}"));
+        let worker = Worker::start(config).await.unwrap();
+        let cli = Cli::new(&rig, DATASETS).with("CACHEKEEPER__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
         let shop = Self { rig, worker: Some(worker), cli, port };
         wait_until("the worker is ready", async || {
             let (code, body) = shop.ask("GET", "/readyz", "").await;
