@@ -310,7 +310,14 @@ async fn pages_of_the_web_cannot_ask_by_a_name_of_their_own() {
 async fn waits_leave_room_for_probes() {
     let rig = rig().await;
     let worker = Running::start(&rig, "max_connections = 32").await;
-    let path = "/api/v1/watermark?token=other/9999999:9999999:&wait=30s";
+    let incarnation = wait_until("there is a watermark", async || {
+        let answer = worker.get("/api/v1/watermark", "").await;
+        let said: Value = serde_json::from_str(&answer.body).map_err(|error| error.to_string())?;
+        said["watermark"]["incarnation"].as_str().map(str::to_owned).ok_or(answer.body)
+    })
+    .await;
+    // A moment that does not come.
+    let path = format!("/api/v1/watermark?token={incarnation}/9999999:9999999:&wait=30s");
     let mut waiting = Vec::new();
     for _ in 0..60 {
         let mut stream = TcpStream::connect(("127.0.0.1", worker.port)).await.unwrap();
@@ -319,6 +326,7 @@ async fn waits_leave_room_for_probes() {
         worker.get("/livez", "").await.says(200, &["ok"]);
         worker.get("/readyz", "").await.says(200, &["true"]);
     }
+    worker.get("/metrics", "").await.says(503, &["retry-after", "max_connections"]);
     drop(waiting);
     wait_until("others have their turn again", async || {
         let answer = worker.get("/metrics", "").await;
