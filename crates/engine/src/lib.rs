@@ -58,6 +58,10 @@ pub mod miss_events;
 #[cfg(feature = "postgres")]
 pub mod namespaces;
 #[cfg(feature = "postgres")]
+pub mod plan;
+#[cfg(feature = "postgres")]
+pub mod proposal;
+#[cfg(feature = "postgres")]
 mod rate_limit;
 #[cfg(feature = "postgres")]
 pub mod refresh;

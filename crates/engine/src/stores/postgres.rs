@@ -1,6 +1,7 @@
 //! Postgres: statements and the binary format of rows.
 
 pub mod capture;
+mod census;
 mod connect_error;
 mod connection;
 mod connector;
@@ -17,6 +18,7 @@ mod load;
 mod mend;
 mod migrate;
 mod outbox;
+mod outline;
 mod pinned;
 mod pool;
 mod pooler;
@@ -32,6 +34,7 @@ pub mod write;
 mod write_check;
 
 pub use capture::{Capture, CaptureLimits, TreeMember};
+pub use census::{Access, Census, KeyTable};
 pub use connection::{Postgres, QUICK_MAX};
 pub use dataset_check::{Finding, MissingRights, Weight, findings_of_reads};
 pub use error::{Blame, ErrorKind, SourceError};
@@ -41,6 +44,7 @@ pub use inspect::{Function, Inspection, ReadRelation};
 pub use load::{BackfillRows, Loaded, Poll, Row};
 pub(crate) use migrate::Before;
 pub use migrate::MigrationState;
+pub use outline::{OutlineColumn, Outlined, Reference, TableOutline, UniqueKey};
 pub(crate) use session::Session;
 pub use statement::{DatasetSource, KeyValues, SourceProblem};
 pub use uninstall::{Removed, Users};

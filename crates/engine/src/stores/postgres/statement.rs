@@ -12,6 +12,7 @@ use sqlx::postgres::PgTypeInfo;
 
 use self::columns::{KeyColumn, base_type, is_coarse, key_type};
 pub use self::describe::SourceProblem;
+pub(super) use self::describe::columns as columns_of;
 use self::describe::{CAST, DESCRIBE};
 use self::sql::Statements;
 use super::pool::Pool;
@@ -46,6 +47,10 @@ pub struct DatasetSource {
     pub(super) first_keys: Option<String>,
     pub(super) keys: String,
     pub(super) keys_behind: String,
+    /// The load by key without snapshot and incarnation.
+    pub(super) unstamped: String,
+    /// Counts, then keys; how many is to be added.
+    pub(super) census: String,
 }
 
 impl DatasetSource {
@@ -120,7 +125,7 @@ impl Postgres {
     ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
         let what = DESCRIBE;
         let mut connection = pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
-        let (number, columns) = match describe::columns(&mut connection, dataset).await? {
+        let (number, columns) = match columns_of(&mut connection, &dataset.query).await? {
             Ok(described) => described,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -218,6 +223,8 @@ fn make_source(
         first_keys: statements.first_keys(),
         keys: statements.keys(false),
         keys_behind: statements.keys(true),
+        unstamped: statements.unstamped(),
+        census: statements.census(),
         key_types: keys.into_iter().map(|key| key.kind).collect(),
         loaded,
         plan,

@@ -1,0 +1,206 @@
+//! `cachekeeper init`: a configuration, or datasets for one, made of what is there. What it prints passes `check`.
+
+mod base;
+mod draft;
+mod settle;
+mod table;
+mod toml;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use self::base::Base;
+use self::draft::Refusal;
+use self::settle::Proposals;
+use super::output::{Exit, Output};
+use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::stores::postgres::{ErrorKind, Outlined, TableOutline};
+
+/// What datasets are made of.
+#[derive(Debug, clap::Args)]
+pub struct Request {
+    /// A table, or a view, as SQL writes it: products, sales.orders, '"Products"'; several times for several
+    #[arg(long, value_name = "TABLE", required = true)]
+    from_table: Vec<String>,
+    /// The columns that tell the rows of that table apart, where it has no key
+    #[arg(long, value_name = "COLUMN", value_delimiter = ',')]
+    key: Vec<String>,
+    /// Where Postgres is; a whole configuration is made then, and not only datasets for the one that is there
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Write it to this file, which may not be there yet
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace that file
+    #[arg(long, requires = "output")]
+    force: bool,
+}
+
+/// Prints what it proposes, or writes it to a file.
+pub async fn init(
+    explicit: Option<PathBuf>,
+    request: &Request,
+    environment: &BTreeMap<String, String>,
+    out: &Output,
+) -> Result<Exit, EngineError> {
+    if 1 < request.from_table.len() && !request.key.is_empty() {
+        out.failure("--key names the columns of one table; make the datasets of several one after the other");
+        return Ok(Exit::Usage);
+    }
+    let base = match Base::find(explicit, request.url.as_deref(), environment, out) {
+        Ok(base) => base,
+        Err(exit) => return Ok(exit),
+    };
+    if let Some(flaw) = request.output.as_deref().and_then(|file| flaw_of(file, request.force, &base)) {
+        out.failure(&flaw);
+        return Ok(Exit::Usage);
+    }
+    let config = match base.with("") {
+        Ok(config) => config,
+        Err(problem) => {
+            out.problems(&[problem]);
+            return Ok(Exit::Configuration);
+        }
+    };
+    let context = Context::new(&config)?;
+    let mut proposals = Proposals::new(&base);
+    if let Err(exit) = from_tables(&context, request, &mut proposals, out).await? {
+        return Ok(exit);
+    }
+    finish(&base, request, &proposals, out)
+}
+
+/// Why this file may not be written.
+fn flaw_of(file: &Path, is_forced: bool, base: &Base) -> Option<String> {
+    let shown = file.display();
+    let is_same = |own: &PathBuf| match (std::fs::canonicalize(own), std::fs::canonicalize(file)) {
+        (Ok(own), Ok(file)) => own == file,
+        _ => false,
+    };
+    if base.file.as_ref().is_some_and(is_same) {
+        return Some(format!(
+            "{shown} is the configuration itself, of which datasets alone would be left; print them and add them to it"
+        ));
+    }
+    (!is_forced && file.symlink_metadata().is_ok())
+        .then(|| format!("{shown} is there already; name another file, or say --force to replace it"))
+}
+
+/// Datasets of tables. The inner error: nothing can be proposed, which was said.
+async fn from_tables(
+    context: &Context,
+    request: &Request,
+    proposals: &mut Proposals<'_>,
+    out: &Output,
+) -> Result<Result<(), Exit>, EngineError> {
+    let mut tables: Vec<TableOutline> = Vec::new();
+    for name in &request.from_table {
+        match context.postgres.outline(name).await {
+            Ok(Outlined::Table(table)) if tables.iter().any(|known| known.oid == table.oid) => {}
+            Ok(Outlined::Table(table)) => tables.push(*table),
+            Ok(Outlined::Missing(similar)) => {
+                out.failure(&missing(name, &similar));
+                return Ok(Err(Exit::Usage));
+            }
+            Err(error) if error.kind == ErrorKind::Data => {
+                let help = "write it as SQL does: products, sales.orders, '\"Products\"'";
+                out.failure(&format!("{name} cannot be the name of a table: {}; {help}", error.message()));
+                return Ok(Err(Exit::Usage));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for table in &tables {
+        let reads = match table.kind {
+            'v' => tables_of_view(context, table).await?,
+            _ => Vec::new(),
+        };
+        match table::of_table(table, &request.key, &reads) {
+            Ok(draft) => proposals.add(draft).await?,
+            Err(refusal) => proposals.refuse(refusal),
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn missing(name: &str, similar: &[String]) -> String {
+    let help = match similar {
+        [] => "name it with its schema, as SQL writes it".to_owned(),
+        similar => format!("there is {}", similar.join(", ")),
+    };
+    format!("there is no table {name} in the search path of this role; {help}")
+}
+
+/// The tables that a view reads, through other views too.
+async fn tables_of_view(context: &Context, view: &TableOutline) -> Result<Vec<String>, EngineError> {
+    if !view.may_use_schema {
+        return Ok(Vec::new());
+    }
+    match context.postgres.inspect(&format!("select * from {}", view.path)).await {
+        Ok(inspection) => {
+            let tables = inspection.relations.iter().filter(|relation| matches!(relation.kind, 'r' | 'p'));
+            let names: std::collections::BTreeSet<String> = tables
+                .filter(|relation| !relation.is_catalog)
+                .map(|relation| relation.name.clone())
+                .collect();
+            Ok(names.into_iter().collect())
+        }
+        Err(error) if error.is_transient() => Err(error.into()),
+        // Whoever settles the proposal says why.
+        Err(_cannot_be_told) => Ok(Vec::new()),
+    }
+}
+
+/// Prints or writes what was settled.
+fn finish(
+    base: &Base,
+    request: &Request,
+    proposals: &Proposals<'_>,
+    out: &Output,
+) -> Result<Exit, EngineError> {
+    let text = format!("{}{}", base.head(), proposals.text);
+    let text = text.trim_start_matches('\n');
+    if let Some(file) = &request.output
+        && let Err(error) = write(file, text, request.force)
+    {
+        out.failure(&format!("{} cannot be written: {error}", file.display()));
+        return Ok(Exit::Failed);
+    }
+    let refused: Vec<_> = proposals.refusals.iter().map(Refusal::facts).collect();
+    let is_whole = refused.is_empty();
+    let file = request.output.as_ref().map(|file| file.display().to_string());
+    if out.json {
+        out.line(
+            &json!({ "ok": is_whole, "file": file, "text": text, "datasets": proposals.datasets, "refused": refused })
+                .to_string(),
+        );
+    } else if let Some(file) = &file {
+        let count = proposals.datasets.len();
+        let plural = if count == 1 { "dataset" } else { "datasets" };
+        out.line(&format!("{file}: {count} {plural}"));
+    } else {
+        out.line(text.trim_end());
+    }
+    for refusal in &proposals.refusals {
+        out.note(&format!("not proposed: {}", refusal.told()));
+    }
+    Ok(if is_whole { Exit::Ok } else { Exit::Failed })
+}
+
+/// A file that came into being meanwhile is not replaced either.
+fn write(path: &Path, text: &str, is_forced: bool) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true);
+    if is_forced {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
+    let mut file = options.open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
