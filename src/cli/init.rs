@@ -2,9 +2,14 @@
 
 mod base;
 mod draft;
+mod import;
+mod read;
 mod settle;
+mod statements;
 mod table;
 mod toml;
+mod words;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -20,14 +25,33 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::{ErrorKind, Outlined, TableOutline};
 
+/// Statements that are proposed unless it is said otherwise.
+const TOP: usize = 10;
+
 /// What datasets are made of.
 #[derive(Debug, clap::Args)]
-pub struct Request {
+#[group(required = true, multiple = false)]
+struct Origin {
     /// A table, or a view, as SQL writes it: products, sales.orders, '"Products"'; several times for several
-    #[arg(long, value_name = "TABLE", required = true)]
+    #[arg(long, value_name = "TABLE")]
     from_table: Vec<String>,
+    /// The reads that take the most of the database's time, where they can become datasets
+    #[arg(long)]
+    from_pg_stat_statements: bool,
+    /// The file of another program: rdi (a job of Redis Data Integration) or sequin (sequin.yaml)
+    #[arg(long, num_args = 2, value_names = ["PROGRAM", "FILE"])]
+    from: Vec<String>,
+}
+
+/// What is wanted.
+#[derive(Debug, clap::Args)]
+pub struct Request {
+    #[command(flatten)]
+    origin: Origin,
+    #[arg(long, value_name = "N", help = "Propose so many of the statements [default: 10]")]
+    top: Option<usize>,
     /// The columns that tell the rows of that table apart, where it has no key
-    #[arg(long, value_name = "COLUMN", value_delimiter = ',')]
+    #[arg(long, value_name = "COLUMN", value_delimiter = ',', requires = "from_table")]
     key: Vec<String>,
     /// Where Postgres is; a whole configuration is made then, and not only datasets for the one that is there
     #[arg(long, value_name = "URL")]
@@ -47,8 +71,12 @@ pub async fn init(
     environment: &BTreeMap<String, String>,
     out: &Output,
 ) -> Result<Exit, EngineError> {
-    if 1 < request.from_table.len() && !request.key.is_empty() {
+    if 1 < request.origin.from_table.len() && !request.key.is_empty() {
         out.failure("--key names the columns of one table; make the datasets of several one after the other");
+        return Ok(Exit::Usage);
+    }
+    if request.top.is_some() && !request.origin.from_pg_stat_statements {
+        out.failure("--top goes with --from-pg-stat-statements");
         return Ok(Exit::Usage);
     }
     let base = match Base::find(explicit, request.url.as_deref(), environment, out) {
@@ -62,13 +90,27 @@ pub async fn init(
     let config = match base.with("") {
         Ok(config) => config,
         Err(problem) => {
-            out.problems(&[problem]);
+            out.problems(&[*problem]);
             return Ok(Exit::Configuration);
         }
     };
     let context = Context::new(&config)?;
     let mut proposals = Proposals::new(&base);
-    if let Err(exit) = from_tables(&context, request, &mut proposals, out).await? {
+    let proposed = if request.origin.from_pg_stat_statements {
+        proposals.is_choice = true;
+        statements::propose(&context, request.top.unwrap_or(TOP), &mut proposals, out).await?
+    } else if let [program, file] = request.origin.from.as_slice() {
+        from_file(&context, (program, file), &mut proposals, out).await?
+    } else {
+        from_tables(&context, request, &mut proposals, out).await?
+    };
+    if let Err(exit) = proposed {
+        if proposals.is_choice {
+            proposals
+                .refusals
+                .iter()
+                .for_each(|refusal| out.note(&format!("not proposed: {}", refusal.told())));
+        }
         return Ok(exit);
     }
     finish(&base, request, &proposals, out)
@@ -98,7 +140,7 @@ async fn from_tables(
     out: &Output,
 ) -> Result<Result<(), Exit>, EngineError> {
     let mut tables: Vec<TableOutline> = Vec::new();
-    for name in &request.from_table {
+    for name in &request.origin.from_table {
         match context.postgres.outline(name).await {
             Ok(Outlined::Table(table)) if tables.iter().any(|known| known.oid == table.oid) => {}
             Ok(Outlined::Table(table)) => tables.push(*table),
@@ -116,7 +158,9 @@ async fn from_tables(
     }
     for table in &tables {
         let reads = match table.kind {
-            'v' => tables_of_view(context, table).await?,
+            'v' if table.may_use_schema => {
+                tables_of(context, &format!("select * from {}", table.path)).await?
+            }
             _ => Vec::new(),
         };
         match table::of_table(table, &request.key, &reads) {
@@ -135,12 +179,98 @@ fn missing(name: &str, similar: &[String]) -> String {
     format!("there is no table {name} in the search path of this role; {help}")
 }
 
-/// The tables that a view reads, through other views too.
-async fn tables_of_view(context: &Context, view: &TableOutline) -> Result<Vec<String>, EngineError> {
-    if !view.may_use_schema {
-        return Ok(Vec::new());
+/// Datasets of another program's file. The inner error: nothing can be proposed, which was said.
+async fn from_file(
+    context: &Context,
+    (program, file): (&str, &str),
+    proposals: &mut Proposals<'_>,
+    out: &Output,
+) -> Result<Result<(), Exit>, EngineError> {
+    let of_document = match program {
+        "rdi" => import::of_rdi,
+        "sequin" => import::of_sequin,
+        other => {
+            out.failure(&format!("the files of {other} are not known; known are rdi and sequin"));
+            return Ok(Err(Exit::Usage));
+        }
+    };
+    let read = std::fs::read_to_string(file).map_err(|error| format!("cannot be read: {error}"));
+    let documents = read
+        .and_then(|text| yaml::read(&text).map_err(|error| format!("is no YAML that is read here: {error}")));
+    let found: Result<Vec<import::Found>, String> =
+        documents.and_then(|documents| documents.iter().map(of_document).collect());
+    let found = match found {
+        Ok(found) if found.is_empty() => Err("holds nothing".to_owned()),
+        found => found,
+    };
+    let found = match found {
+        Ok(found) => found.into_iter().flatten(),
+        Err(reason) => {
+            out.failure(&format!("{file} {reason}"));
+            return Ok(Err(Exit::Failed));
+        }
+    };
+    let mut lost = 0;
+    for one in found {
+        match one {
+            Ok(imported) => {
+                lost += imported.lost.len();
+                add_imported(context, &imported, proposals).await?;
+            }
+            Err((origin, reason)) => {
+                lost += 1;
+                proposals.refuse(Refusal::new(&origin, reason, ""));
+            }
+        }
     }
-    match context.postgres.inspect(&format!("select * from {}", view.path)).await {
+    if 0 < lost {
+        out.note(&format!("{lost} parts of {file} have no counterpart; each stands as a comment: No counterpart, or Not proposed"));
+    }
+    Ok(Ok(()))
+}
+
+/// The dataset of a table, with what another program's file says of it.
+async fn add_imported(
+    context: &Context,
+    imported: &import::Imported,
+    proposals: &mut Proposals<'_>,
+) -> Result<(), EngineError> {
+    let refusal = |reason: String| Refusal::new(&imported.origin, reason, "");
+    let table = match context.postgres.outline(&imported.table).await {
+        Ok(Outlined::Table(table)) => table,
+        Ok(Outlined::Missing(similar)) => {
+            proposals.refuse(refusal(missing(&imported.table, &similar)));
+            return Ok(());
+        }
+        Err(error) if error.kind == ErrorKind::Data => {
+            proposals.refuse(refusal(format!("{} cannot be the name of a table", imported.table)));
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let reads = match table.kind {
+        'v' if table.may_use_schema => tables_of(context, &format!("select * from {}", table.path)).await?,
+        _ => Vec::new(),
+    };
+    let key = imported.template.as_ref().map_or(&[][..], |(_, columns)| columns);
+    match table::of_table(&table, key, &reads) {
+        Ok(mut draft) => {
+            draft.template = imported.template.as_ref().map(|(template, _)| template.clone());
+            draft.settings.extend(imported.settings());
+            draft.about.extend(imported.lost.iter().map(|lost| format!("No counterpart: {lost}.")));
+            draft.origin = format!("{} ({})", imported.origin, table.path);
+            proposals.add(draft).await
+        }
+        Err(refused) => {
+            proposals.refuse(refused);
+            Ok(())
+        }
+    }
+}
+
+/// The tables that a query reads, through views too.
+async fn tables_of(context: &Context, query: &str) -> Result<Vec<String>, EngineError> {
+    match context.postgres.inspect(query).await {
         Ok(inspection) => {
             let tables = inspection.relations.iter().filter(|relation| matches!(relation.kind, 'r' | 'p'));
             let names: std::collections::BTreeSet<String> = tables
@@ -171,7 +301,7 @@ fn finish(
         return Ok(Exit::Failed);
     }
     let refused: Vec<_> = proposals.refusals.iter().map(Refusal::facts).collect();
-    let is_whole = refused.is_empty();
+    let is_whole = refused.is_empty() || proposals.is_choice;
     let file = request.output.as_ref().map(|file| file.display().to_string());
     if out.json {
         out.line(
@@ -185,7 +315,7 @@ fn finish(
     } else {
         out.line(text.trim_end());
     }
-    for refusal in &proposals.refusals {
+    for refusal in proposals.refusals.iter().filter(|_one| !proposals.is_choice) {
         out.note(&format!("not proposed: {}", refusal.told()));
     }
     Ok(if is_whole { Exit::Ok } else { Exit::Failed })

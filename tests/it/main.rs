@@ -53,6 +53,8 @@ mod flows;
 mod full_outbox;
 mod handover;
 mod init;
+mod init_files;
+mod init_statements;
 mod installing;
 mod key_types;
 mod large_commands;

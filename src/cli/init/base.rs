@@ -98,12 +98,15 @@ impl Base {
     ///
     /// # Errors
     /// The first thing that is wrong with it.
-    pub fn with(&self, proposals: &str) -> Result<Config, Diagnostic> {
+    pub fn with(&self, proposals: &str) -> Result<Config, Box<Diagnostic>> {
         let path = self.file.as_deref().unwrap_or(Path::new(NEW));
         let text = format!("{}\n{proposals}", self.text);
         match Config::load_with(path, text, &self.environment, crate::schedule::check) {
             Ok((config, _warnings)) => Ok(Config { postgres: self.postgres.clone(), ..config }),
-            Err(problems) => Err(problems.into_iter().next().unwrap_or_else(|| Diagnostic::error("", None))),
+            Err(problems) => {
+                let first = problems.into_iter().next();
+                Err(Box::new(first.unwrap_or_else(|| Diagnostic::error("", None))))
+            }
         }
     }
 }

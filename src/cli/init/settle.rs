@@ -19,6 +19,8 @@ pub struct Proposals<'a> {
     pub datasets: Vec<Value>,
     /// The others.
     pub refusals: Vec<Refusal>,
+    /// Whether they are chosen from many, so that some that do not fit are no failure.
+    pub is_choice: bool,
 }
 
 impl<'a> Proposals<'a> {
@@ -29,6 +31,7 @@ impl<'a> Proposals<'a> {
             text: String::new(),
             datasets: Vec::new(),
             refusals: Vec::new(),
+            is_choice: false,
         }
     }
 

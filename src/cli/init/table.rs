@@ -45,7 +45,7 @@ pub fn of_table(table: &TableOutline, key: &[String], reads: &[String]) -> Resul
 }
 
 /// Why nothing of it can be kept in Redis, and what to do.
-fn flaw(table: &TableOutline) -> Option<(String, String)> {
+pub fn flaw(table: &TableOutline) -> Option<(String, String)> {
     let foreign = "copy its rows into a table of this server, or cache them where they come from";
     let (reason, help) = match table.kind {
         _ if table.is_catalog => ("is a catalog of the server's, whose changes cannot be captured", ""),
@@ -285,7 +285,8 @@ fn tags(table: &TableOutline, columns: &[&OutlineColumn]) -> Vec<String> {
     tags
 }
 
-fn watch(table: &TableOutline, reads: &[String], pairs: Vec<(String, String)>, draft: &mut Draft) {
+/// The watch rules of a table's rows.
+pub fn watch(table: &TableOutline, reads: &[String], pairs: Vec<(String, String)>, draft: &mut Draft) {
     draft.about_watch = match table.kind {
         'm' => "Changes of a materialized view cannot be captured: publish an event after each refresh \
              ({\"dataset\": \"…\"}), or schedule a backfill. Until then entries are as fresh as their ttl."

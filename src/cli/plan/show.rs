@@ -187,7 +187,7 @@ fn triggers(plan: &DatasetPlan) -> Vec<String> {
         0 if lines.is_empty() => lines.push("all there: `migrate` has nothing to do".to_owned()),
         0 => {}
         total => {
-            lines.push(format!("{} statements in all: `cachekeeper migrate --print`", number(total as u64)))
+            lines.push(format!("{} statements in all: `cachekeeper migrate --print`", number(total as u64)));
         }
     }
     lines

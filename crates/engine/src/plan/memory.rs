@@ -85,12 +85,12 @@ impl MemoryModel {
     /// A set of keys, the members of one tag: so many, of this length.
     #[must_use]
     pub fn set(&self, name: usize, members: u64, member: usize) -> u64 {
-        let head = self.size(NODE) + self.size(text(name)) + self.size(OBJECT) + PLACE as usize;
+        let head = self.size(NODE) + self.size(text(name)) + self.size(OBJECT);
         let is_list = match self.layout {
             Layout::Nodes { has_set_lists } => has_set_lists,
             Layout::KeyedObjects | Layout::Buckets => true,
         };
-        let head = head as u64;
+        let head = head as u64 + PLACE;
         if is_list && members <= 128 && member <= 64 {
             let bytes = 7 + members.saturating_mul(member as u64 + 2);
             return head + self.size(usize::try_from(bytes).unwrap_or(usize::MAX)) as u64;

@@ -1,5 +1,6 @@
 //! Postgres: statements and the binary format of rows.
 
+mod busy_statements;
 pub mod capture;
 mod census;
 mod connect_error;
@@ -33,6 +34,7 @@ mod uninstall;
 pub mod write;
 mod write_check;
 
+pub use busy_statements::{Busy, BusyStatement};
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use census::{Access, Census, KeyTable};
 pub use connection::{Postgres, QUICK_MAX};

@@ -204,7 +204,7 @@ impl Postgres {
         let sql = format!("explain (format json) select q.* from (\n{}\n) q", dataset.query);
         let mut session = self.open_unlimited().await?;
         let plan = explained(&mut session, &sql).await.map_err(|source| SourceError::new(EXPLAIN, source))?;
-        Ok(plan["Plan Rows"].as_f64().and_then(whole))
+        Ok(plan.get("Plan Rows").and_then(serde_json::Value::as_f64).and_then(whole))
     }
 
     /// What a load by key reads, whatever the keys. With `is_forced`, no table is read as a whole that has an index for it.
@@ -318,5 +318,5 @@ async fn explained(session: &mut Session, sql: &str) -> Result<serde_json::Value
     let text: String = row.try_get_unchecked(0)?;
     let plan: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    Ok(plan[0]["Plan"].clone())
+    Ok(plan.pointer("/0/Plan").cloned().unwrap_or_default())
 }

@@ -13,9 +13,10 @@ use super::{Postgres, SourceError};
 /// What fails where the catalogs cannot be read.
 const LOOK: &str = "look at a table";
 /// Other tables that are named where there is none of the name.
-const SIMILAR_MAX: usize = 5;
+const SIMILAR_MAX: i64 = 5;
 
 /// A table, view or the like, as far as a dataset depends on it.
+#[expect(clippy::struct_excessive_bools, reason = "what the catalogs say, each for itself")]
 #[derive(Debug, Clone, Default)]
 pub struct TableOutline {
     /// As in `pg_class`.
@@ -59,6 +60,7 @@ pub struct TableOutline {
 }
 
 /// A column.
+#[expect(clippy::struct_excessive_bools, reason = "what the catalogs say, each for itself")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OutlineColumn {
     /// Its name.
@@ -156,7 +158,7 @@ impl Postgres {
             let parts = "select parts[cardinality(parts)] from (select parse_ident($1)) p (parts)";
             let name: String =
                 sqlx::query_scalar(parts).bind(table).fetch_one(&self.pool).await.map_err(error)?;
-            let similar = sqlx::query_scalar(SIMILAR).bind(name).bind(SIMILAR_MAX as i64);
+            let similar = sqlx::query_scalar(SIMILAR).bind(name).bind(SIMILAR_MAX);
             return Ok(Outlined::Missing(similar.fetch_all(&self.pool).await.map_err(error)?));
         };
         let mut outline = read_table(&row).map_err(error)?;

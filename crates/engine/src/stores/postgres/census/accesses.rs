@@ -62,8 +62,8 @@ pub(super) fn of_plan(plan: &Value) -> Vec<Found> {
 }
 
 fn read(node: &Value, found: &mut Vec<Found>) {
-    let text = |name: &str| node[name].as_str().unwrap_or_default().to_owned();
-    if node["Relation Name"].is_string() {
+    let text = |name: &str| text_of(node, name).unwrap_or_default().to_owned();
+    if text_of(node, "Relation Name").is_some() {
         let mut indexes = Vec::new();
         find_indexes(node, &mut indexes);
         // The index of a bitmap is a node of its own, below.
@@ -74,16 +74,20 @@ fn read(node: &Value, found: &mut Vec<Found>) {
 }
 
 fn find_indexes(node: &Value, found: &mut Vec<(String, Option<String>)>) {
-    if let Some(index) = node["Index Name"].as_str() {
-        found.push((index.to_owned(), node["Index Cond"].as_str().map(str::to_owned)));
+    if let Some(index) = text_of(node, "Index Name") {
+        found.push((index.to_owned(), text_of(node, "Index Cond").map(str::to_owned)));
     }
-    if node["Relation Name"].is_null() {
+    if text_of(node, "Relation Name").is_none() {
         below(node).for_each(|below| find_indexes(below, found));
     }
 }
 
+fn text_of<'v>(node: &'v Value, name: &str) -> Option<&'v str> {
+    node.get(name).and_then(Value::as_str)
+}
+
 fn below(node: &Value) -> impl Iterator<Item = &Value> {
-    node["Plans"].as_array().into_iter().flatten()
+    node.get("Plans").and_then(Value::as_array).into_iter().flatten()
 }
 
 #[cfg(test)]
