@@ -4,6 +4,7 @@ mod base;
 mod draft;
 mod import;
 mod read;
+mod relations;
 mod settle;
 mod statements;
 mod table;
@@ -19,6 +20,7 @@ use serde_json::json;
 
 use self::base::Base;
 use self::draft::Refusal;
+use self::relations::tables_of;
 use self::settle::Proposals;
 use super::output::{Exit, Output};
 use cachekeeper_engine::context::Context;
@@ -265,23 +267,6 @@ async fn add_imported(
             proposals.refuse(refused);
             Ok(())
         }
-    }
-}
-
-/// The tables that a query reads, through views too.
-async fn tables_of(context: &Context, query: &str) -> Result<Vec<String>, EngineError> {
-    match context.postgres.inspect(query).await {
-        Ok(inspection) => {
-            let tables = inspection.relations.iter().filter(|relation| matches!(relation.kind, 'r' | 'p'));
-            let names: std::collections::BTreeSet<String> = tables
-                .filter(|relation| !relation.is_catalog)
-                .map(|relation| relation.name.clone())
-                .collect();
-            Ok(names.into_iter().collect())
-        }
-        Err(error) if error.is_transient() => Err(error.into()),
-        // Whoever settles the proposal says why.
-        Err(_cannot_be_told) => Ok(Vec::new()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a dataset would be in Redis, and how it would be loaded: nothing is written, in Postgres or in Redis. What is asked has a
 //! limit, in time and in rows, and what was given up is said.
 
+mod limit;
 pub mod memory;
 mod path;
 mod sample;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::limit::{is_over, left};
 use self::memory::MemoryModel;
 pub use self::path::{LoadPath, PathVerdict};
 use self::sample::Sampling;
@@ -18,7 +20,7 @@ use crate::catalog::{Catalog, Dataset};
 use crate::context::Context;
 use crate::coverage::migration_script;
 use crate::error::EngineError;
-use crate::stores::postgres::{DatasetSource, ErrorKind, SourceError};
+use crate::stores::postgres::DatasetSource;
 use crate::stores::redis::MemoryFacts;
 use cachekeeper_config::Format;
 
@@ -128,15 +130,6 @@ pub async fn plan(
     }
     plan.triggers = triggers(context, dataset).await?;
     Ok(plan)
-}
-
-/// What remains until a moment, at least a little: nobody is asked without any.
-fn left(until: Instant) -> Duration {
-    until.saturating_duration_since(Instant::now()).max(Duration::from_millis(50))
-}
-
-fn is_over(error: &SourceError) -> bool {
-    error.kind == ErrorKind::Cancelled
 }
 
 /// Counts, and chooses the keys whose rows are read: at random where all could be counted, else the first ones.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::draft::{Draft, Refusal, Rule, Setting};
 use super::read::{NO_TABLE, Read, read};
+use super::relations::tables_of;
 use super::settle::Proposals;
+use super::table;
 use super::toml::quoted;
-use super::{table, tables_of};
 use crate::cli::output::{Exit, Output};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;

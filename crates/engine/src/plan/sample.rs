@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
+use super::limit::{is_over, left};
 use super::memory::EntrySize;
-use super::{is_over, left};
 use crate::catalog::Dataset;
 use crate::encode::{Encoder, Failure};
 use crate::error::EngineError;

@@ -12,7 +12,6 @@ use sqlx::postgres::PgTypeInfo;
 
 use self::columns::{KeyColumn, base_type, is_coarse, key_type};
 pub use self::describe::SourceProblem;
-pub(super) use self::describe::columns as columns_of;
 use self::describe::{CAST, DESCRIBE};
 use self::sql::Statements;
 use super::pool::Pool;
@@ -138,6 +137,14 @@ impl Postgres {
             made => Ok(made),
         }
     }
+}
+
+/// The columns of a query, and a number that makes the texts of its statements new ones.
+pub(super) async fn columns_of(
+    connection: &mut Session,
+    query: &str,
+) -> Result<Result<(u64, Vec<QueryColumn>), SourceProblem>, SourceError> {
+    describe::columns(connection, query).await
 }
 
 /// The columns of the key whose collation takes different texts for equal.

@@ -38,7 +38,7 @@ pub struct SourceProblem {
 }
 
 /// The columns of a query, and a number that makes the texts of its statements new ones.
-pub(in crate::stores::postgres) async fn columns(
+pub(super) async fn columns(
     connection: &mut Session,
     query: &str,
 ) -> Result<Result<(u64, Vec<QueryColumn>), SourceProblem>, SourceError> {
