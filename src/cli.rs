@@ -8,9 +8,11 @@ mod choose;
 mod explain;
 mod get;
 mod healthcheck;
+mod init;
 mod invalidate;
 mod migrate;
 mod output;
+mod plan;
 mod purge;
 mod run;
 mod status;
@@ -59,6 +61,10 @@ enum Verb {
         #[arg(long)]
         offline: bool,
     },
+    /// Propose datasets, or a whole configuration, of what is there; nothing is written but the file of -o
+    Init(init::Request),
+    /// Say what would be in Redis, what it would take, and how it would be loaded; nothing is written
+    Plan(plan::Request),
     /// Install or update the schema `cachekeeper` in Postgres
     Migrate {
         /// Print what would be done as SQL, for somebody who runs it by hand: schema, triggers, rights of the worker's role
@@ -196,6 +202,7 @@ async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: 
                 Ending::NoServers => Exit::Unavailable,
             };
         }
+        Verb::Init(request) => init::init(arguments.config, &request, environment, out).await,
         verb => match load(arguments.config, environment, out) {
             Ok(config) => {
                 let places = (config.postgres.url.redacted(), config.redis.url.redacted());
@@ -234,6 +241,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Migrate { grant, wait, yes, .. } => {
             migrate::migrate(&context, grant.as_deref(), wait, yes, out).await
         }
+        Verb::Plan(request) => plan::plan(&context, &request, out).await,
         Verb::Acl { program } => acl::acl(&context, &config, program.as_deref(), out).await,
         Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
@@ -248,9 +256,12 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Writes(action) => writes::writes(&context, &config, &action, out).await,
         Verb::Status => status::status(&context, &config, out).await,
         Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
-        Verb::Run | Verb::Check { .. } | Verb::Healthcheck { .. } | Verb::Schema { .. } | Verb::Demo(_) => {
-            Ok(Exit::Usage)
-        }
+        Verb::Run
+        | Verb::Check { .. }
+        | Verb::Healthcheck { .. }
+        | Verb::Schema { .. }
+        | Verb::Demo(_)
+        | Verb::Init(_) => Ok(Exit::Usage),
     };
     match done {
         Err(error) => Err(with_reason(&context, error).await),

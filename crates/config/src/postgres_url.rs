@@ -2,6 +2,7 @@
 
 mod options;
 mod parameters;
+mod shareable;
 #[cfg(test)]
 mod tests;
 

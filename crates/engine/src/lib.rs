@@ -65,6 +65,10 @@ pub mod miss_events;
 pub mod namespaces;
 pub mod process;
 #[cfg(feature = "postgres")]
+pub mod plan;
+#[cfg(feature = "postgres")]
+pub mod proposal;
+#[cfg(feature = "postgres")]
 mod rate_limit;
 #[cfg(feature = "postgres")]
 pub mod refresh;

@@ -1,6 +1,8 @@
 //! Postgres: statements and the binary format of rows.
 
+mod busy_statements;
 pub mod capture;
+mod census;
 mod connect_error;
 mod connection;
 mod connector;
@@ -17,6 +19,7 @@ mod load;
 mod mend;
 mod migrate;
 mod outbox;
+mod outline;
 mod pinned;
 mod pool;
 mod pooler;
@@ -31,7 +34,9 @@ mod uninstall;
 pub mod write;
 mod write_check;
 
+pub use busy_statements::{Busy, BusyStatement};
 pub use capture::{Capture, CaptureLimits, TreeMember};
+pub use census::{Access, Census, KeyTable};
 pub use connection::{Postgres, QUICK_MAX};
 pub use dataset_check::{Finding, MissingRights, Weight, findings_of_reads};
 pub use error::{Blame, ErrorKind, SourceError};
@@ -41,6 +46,7 @@ pub use inspect::{Function, Inspection, ReadRelation};
 pub use load::{BackfillRows, Loaded, Poll, Row};
 pub(crate) use migrate::Before;
 pub use migrate::MigrationState;
+pub use outline::{OutlineColumn, Outlined, Reference, TableOutline, UniqueKey};
 pub(crate) use session::Session;
 pub use statement::{DatasetSource, KeyValues, SourceProblem};
 pub use uninstall::{Removed, Users};

@@ -12,6 +12,7 @@ mod epoch;
 mod error;
 mod hello;
 mod leases;
+mod memory;
 mod metadata;
 mod namespaces;
 mod pending_slots;
@@ -42,6 +43,7 @@ pub use entries::{CounterRule, StoreMode, ValueAndLife};
 pub use epoch::{Creation, NewEpoch};
 pub use error::{CacheError, Refusal};
 pub use leases::{LeaseAttempt, LeaseGrant};
+pub use memory::MemoryFacts;
 pub use metadata::{
     Backfilled, Claim, Metadata, Missing, OlderLoads, PendingRevalidation, PendingSlots, Settled,
 };

@@ -83,7 +83,7 @@ impl Postgres {
     ) -> Result<(), SourceError> {
         let what = "describe a dataset's statements";
         let statements =
-            [Some(("sort", &source.by_key)), source.first_keys.as_ref().map(|sql| ("warm.order_by", sql))];
+            [Some(("sort", &source.unstamped)), source.first_keys.as_ref().map(|sql| ("warm.order_by", sql))];
         for (setting, sql) in statements.into_iter().flatten() {
             let mut connection =
                 self.pool.acquire().await.map_err(|source| SourceError::new(what, source))?;

@@ -220,7 +220,7 @@ impl DatasetSource {
         ))
     }
 
-    fn has_key(&self, row: &Row) -> bool {
+    pub(super) fn has_key(&self, row: &Row) -> bool {
         self.key_columns.iter().any(|column| {
             row.try_get_raw(Self::FIRST_COLUMN + column).is_ok_and(|value| !sqlx::ValueRef::is_null(&value))
         })
@@ -296,7 +296,11 @@ async fn read_rows(
 }
 
 /// The texts of a key's columns; none: a null is among them.
-fn read_key(what: &'static str, row: &Row, source: &DatasetSource) -> Result<Option<KeyValues>, SourceError> {
+pub(super) fn read_key(
+    what: &'static str,
+    row: &Row,
+    source: &DatasetSource,
+) -> Result<Option<KeyValues>, SourceError> {
     let values: Result<Vec<Option<String>>, _> =
         (0..source.key_columns.len()).map(|column| row.try_get(column)).collect();
     Ok(values.map_err(|error| SourceError::new(what, error))?.into_iter().collect())
@@ -316,7 +320,10 @@ fn read_poll(what: &'static str, row: &Row) -> Result<Poll, SourceError> {
 }
 
 /// One array for each placeholder. Keys that no row can have are left out.
-fn bind_keys<K: AsRef<[String]>>(source: &DatasetSource, keys: &[K]) -> Result<PgArguments, sqlx::Error> {
+pub(super) fn bind_keys<K: AsRef<[String]>>(
+    source: &DatasetSource,
+    keys: &[K],
+) -> Result<PgArguments, sqlx::Error> {
     let possible: Vec<&[String]> =
         keys.iter().map(AsRef::as_ref).filter(|values| source.can_hold(values)).collect();
     let mut arguments = PgArguments::default();

@@ -46,6 +46,10 @@ pub struct DatasetSource {
     pub(super) first_keys: Option<String>,
     pub(super) keys: String,
     pub(super) keys_behind: String,
+    /// The load by key without snapshot and incarnation.
+    pub(super) unstamped: String,
+    /// Counts, then keys; how many is to be added.
+    pub(super) census: String,
 }
 
 impl DatasetSource {
@@ -120,7 +124,7 @@ impl Postgres {
     ) -> Result<Result<DatasetSource, SourceProblem>, SourceError> {
         let what = DESCRIBE;
         let mut connection = pool.acquire().await.map_err(|source| SourceError::new(what, source))?;
-        let (number, columns) = match describe::columns(&mut connection, dataset).await? {
+        let (number, columns) = match columns_of(&mut connection, &dataset.query).await? {
             Ok(described) => described,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -133,6 +137,14 @@ impl Postgres {
             made => Ok(made),
         }
     }
+}
+
+/// The columns of a query, and a number that makes the texts of its statements new ones.
+pub(super) async fn columns_of(
+    connection: &mut Session,
+    query: &str,
+) -> Result<Result<(u64, Vec<QueryColumn>), SourceProblem>, SourceError> {
+    describe::columns(connection, query).await
 }
 
 /// The columns of the key whose collation takes different texts for equal.
@@ -218,6 +230,8 @@ fn make_source(
         first_keys: statements.first_keys(),
         keys: statements.keys(false),
         keys_behind: statements.keys(true),
+        unstamped: statements.unstamped(),
+        census: statements.census(),
         key_types: keys.into_iter().map(|key| key.kind).collect(),
         loaded,
         plan,

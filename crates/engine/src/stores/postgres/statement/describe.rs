@@ -11,7 +11,6 @@ use super::super::session::Session;
 use super::columns::quote;
 use crate::stores::postgres::transcode::{Kind, QueryColumn, kind_of_catalog_name};
 use crate::stores::postgres::{ErrorKind, SourceError};
-use cachekeeper_config::Dataset;
 
 /// What fails where a query cannot be described.
 pub(super) const DESCRIBE: &str = "describe a query";
@@ -38,15 +37,15 @@ pub struct SourceProblem {
     pub offset: Option<usize>,
 }
 
-/// The columns of a dataset's query, and a number that makes the texts of its statements new ones.
+/// The columns of a query, and a number that makes the texts of its statements new ones.
 pub(super) async fn columns(
     connection: &mut Session,
-    dataset: &Dataset,
+    query: &str,
 ) -> Result<Result<(u64, Vec<QueryColumn>), SourceProblem>, SourceError> {
     let mut columns = Vec::new();
     for _ in 0..RESOLVED_WITHIN {
         let number = DESCRIBED.fetch_add(1, Ordering::Relaxed);
-        columns = match prepare(connection, &dataset.query, number).await? {
+        columns = match prepare(connection, query, number).await? {
             Ok(columns) => columns,
             Err(problem) => return Ok(Err(problem)),
         };

@@ -23,6 +23,15 @@ pub(super) struct Statements<'a> {
 impl Statements<'_> {
     /// The entries of given keys, with the snapshot and the incarnation also where no row matches (R1).
     pub(super) fn by_key(&self) -> String {
+        self.of_keys(&format!("pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc"))
+    }
+
+    /// The same without them, for whoever only looks: it needs no schema of ours.
+    pub(super) fn unstamped(&self) -> String {
+        self.of_keys("null::text as ck_snap, null::text as ck_inc")
+    }
+
+    fn of_keys(&self, stamped: &str) -> String {
         let parameters: Vec<String> =
             self.keys.iter().enumerate().map(|(index, key)| key.kind.parameter(index + 1)).collect();
         let condition = match (self.keys, parameters.as_slice()) {
@@ -35,11 +44,40 @@ impl Statements<'_> {
         };
         format!(
             "select s.ck_snap, s.ck_inc, {} from \
-             (select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc) s \
+             (select {stamped}) s \
              left join (select q0.* from (\n{}\n) q0 where {condition}) q on true{}",
             self.list(),
             self.dataset.query,
             self.order()
+        )
+    }
+
+    /// How many keys there are, rows, rows without a key and keys with several rows, and the most rows of a key; then the texts
+    /// of keys chosen at random, of which a `limit` and two parentheses are still to come.
+    pub(super) fn census(&self) -> String {
+        let own = |position: usize| format!("ck_{position}");
+        let columns: Vec<String> = self
+            .keys
+            .iter()
+            .enumerate()
+            .map(|(position, key)| format!("q.{} as {}", key.name, own(position)))
+            .collect();
+        let names: Vec<String> = (0..self.keys.len()).map(own).collect();
+        let names = names.join(", ");
+        let texts: Vec<String> =
+            self.keys.iter().enumerate().map(|(position, key)| key.text(&own(position))).collect();
+        let nulls = vec!["null::text"; self.keys.len()].join(", ");
+        let has_null = format!("0 < pg_catalog.num_nulls({names})");
+        format!(
+            "with ck_keys as materialized (select {}, count(*) as ck_rows from (\n{}\n) q group by {names}) \
+             select count(*) filter (where not {has_null}), coalesce(sum(ck_rows), 0)::bigint, \
+             coalesce(sum(ck_rows) filter (where {has_null}), 0)::bigint, \
+             count(*) filter (where not {has_null} and 1 < ck_rows), \
+             coalesce(max(ck_rows) filter (where not {has_null}), 0), {nulls} from ck_keys \
+             union all (select null, null, null, null, null, {} from (select {names} from ck_keys where not {has_null} order by random()",
+            columns.join(", "),
+            self.dataset.query,
+            texts.join(", ")
         )
     }
 

@@ -59,6 +59,16 @@ impl QueryColumn {
         self.info.name() != UNRESOLVED
     }
 
+    /// Whether its type has a form here.
+    pub(crate) fn has_form(&self) -> bool {
+        self.kind.is_some()
+    }
+
+    /// Whether its values can stand in keys and tags.
+    pub(crate) fn can_be_in_keys(&self) -> bool {
+        self.kind.as_ref().is_some_and(|kind| kind.clone().when_read().can_be_in_keys())
+    }
+
     /// A column of a type that the driver cannot describe.
     pub(crate) fn of_kind(name: &str, type_name: &str, kind: Option<Kind>) -> Self {
         let info = <String as sqlx::Type<sqlx::Postgres>>::type_info();
