@@ -4,10 +4,14 @@
 mod action_log;
 mod caller;
 mod connections;
+mod datasets;
 mod files;
 mod guard;
 mod health;
 mod held;
+mod keys;
+mod machine;
+mod now;
 mod origin;
 mod problem;
 mod refusal;
@@ -16,6 +20,7 @@ mod shared;
 mod status;
 mod tls;
 mod tokens;
+mod touches;
 mod watermark;
 mod write_limit;
 
@@ -23,7 +28,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tracing::warn;
 
@@ -31,9 +36,9 @@ use self::connections::Connections;
 use self::files::Files;
 use self::guard::Guard;
 use self::shared::Shared;
-use crate::actors::health::Health;
+use crate::actors::clock::now_ms;
+use crate::actors::context::TaskContext;
 use cachekeeper_config::Admin;
-use cachekeeper_engine::context::Context;
 use cachekeeper_engine::process::open_files_limit;
 
 pub use self::files::problems;
@@ -44,17 +49,13 @@ pub(crate) use self::tls::certificates;
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn serve(
-    listener: TcpListener,
-    admin: &Admin,
-    context: Context,
-    health: Health,
-) -> std::io::Result<()> {
-    let metrics = Arc::clone(&context.metrics);
+pub async fn serve(listener: TcpListener, tasks: &TaskContext) -> std::io::Result<()> {
+    let admin = &tasks.config.admin;
+    let metrics = Arc::clone(&tasks.engine.metrics);
     let connections = Connections::new(most_connections(admin), Arc::clone(&metrics));
     let files = Arc::new(Files::open(admin));
     let guard = Guard { files: Arc::clone(&files), connections: Arc::clone(&connections), metrics };
-    let router = router(Shared { context, health }, guard);
+    let router = router(Shared { tasks: tasks.clone(), started_ms: now_ms() }, guard);
     tokio::select! {
         ended = server::accept(listener, router, Arc::clone(&files), connections) => ended,
         () = files.follow() => Ok(()),
@@ -66,12 +67,22 @@ fn router(shared: Shared, guard: Guard) -> Router {
     let costly = Router::new()
         .route("/metrics", get(health::metrics))
         .route("/api/v1/status", get(status::status))
+        .route("/api/v1/now", get(now::now))
+        .route("/api/v1/datasets", get(datasets::datasets))
+        .route("/api/v1/datasets/{name}", get(datasets::dataset))
+        .route("/api/v1/explain", get(keys::explain))
+        .route("/api/v1/touches", get(touches::touches))
+        .route("/api/v1/machine", get(machine::machine))
+        .route("/api/v1/keys/refresh", post(keys::refresh))
+        .route("/api/v1/keys/delete", post(keys::delete))
         .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
     Router::new()
         .route("/livez", get(health::livez))
         .route("/healthz", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/api/v1/watermark", get(watermark::watermark))
+        .route("/api/v1/live", get(touches::live))
+        .route("/api/v1/datasets/{name}/warm", post(datasets::warm))
         .merge(costly)
         .layer(from_fn_with_state(guard, guard::guard))
         .with_state(shared)

@@ -5,6 +5,7 @@ mod admin_client;
 mod audit;
 mod check;
 mod choose;
+mod explain;
 mod get;
 mod healthcheck;
 mod invalidate;
@@ -31,7 +32,7 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_protocol::units::parse_duration;
-use choose::{exit_of, explain};
+use choose::{exit_of, with_reason};
 pub use output::Exit;
 
 /// Keeps Redis consistent with Postgres.
@@ -109,6 +110,11 @@ enum Verb {
     /// Show an entry, decoded
     Get {
         /// Its key
+        key: String,
+    },
+    /// Say why a key has the value that it has: Redis, Postgres, what is pending, what happened to it
+    Explain {
+        /// The key
         key: String,
     },
     /// Write to Postgres by a dataset's write statement, then store what it touched in Redis
@@ -237,6 +243,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
                 .await
         }
         Verb::Get { key } => get::get(&context, &key, out).await,
+        Verb::Explain { key } => explain::explain(&context, &config, &key, out).await,
         Verb::Write(request) => write::write(&context, &request, out).await,
         Verb::Writes(action) => writes::writes(&context, &config, &action, out).await,
         Verb::Status => status::status(&context, &config, out).await,
@@ -246,7 +253,7 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         }
     };
     match done {
-        Err(error) => Err(explain(&context, error).await),
+        Err(error) => Err(with_reason(&context, error).await),
         done => done,
     }
 }

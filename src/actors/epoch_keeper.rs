@@ -26,7 +26,7 @@ use cachekeeper_engine::definitions::former;
 use cachekeeper_engine::epoch::{self, EpochState};
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
-use cachekeeper_engine::metrics::{ByDataset, ByReason};
+use cachekeeper_engine::metrics::{ByDataset, ByReason, Unlabelled};
 use cachekeeper_engine::stores::redis::{Epoch, PreconditionFailed, REDEFINED};
 use cachekeeper_engine::{load::LoadReport, log_limit, revalidation};
 
@@ -130,7 +130,8 @@ impl Keeper {
                 facts.see_watermark(watermark);
             }
             if let Some((watermark, moved)) = &facts.watermark {
-                engine.metrics.watermark_age_seconds.set(moved.elapsed().as_secs_f64());
+                let age = moved.elapsed().as_secs_f64();
+                engine.metrics.watermark_age_seconds.get_or_create(&Unlabelled).set(age);
                 // Of the watermark, not of who leads: a worker that leads no more would go on telling what it knew.
                 for dataset in engine.catalog.iter() {
                     let is_covered = watermark.not_covered.iter().all(|name| name != dataset.name());

@@ -136,8 +136,7 @@ async fn listen_forever(context: &TaskContext) {
                     info!(%address, tls = admin.tls.is_some(), token = admin.asks_for_token(), read_only = admin.is_read_only,
                         "admin listener is open: /livez /readyz /metrics /api/v1/status");
                 }
-                let (engine, health) = (context.engine.clone(), context.health.clone());
-                let served = admin::serve(listener, &context.config.admin, engine, health).await;
+                let served = admin::serve(listener, context).await;
                 let what = "admin listener ended, opening it again";
                 if let Err(error) = served
                     && let Some(times) = log_limit::due(what, "", 1)

@@ -13,7 +13,6 @@ use cachekeeper_engine::log_limit;
 struct Done(String);
 
 /// The answer of an action, with what it did: "the dataset product is warmed". Never a value of data.
-#[expect(dead_code, reason = "there is no action yet")]
 pub(super) fn done(mut response: Response, what: impl Into<String>) -> Response {
     response.extensions_mut().insert(Done(what.into()));
     response
@@ -24,9 +23,10 @@ pub(super) fn name(method: &Method, uri: &Uri) -> String {
     format!("{method} {}", uri.path_and_query().map_or("", |asked| asked.as_str()))
 }
 
-/// Says who did what, and what became of it.
-pub(super) fn log(caller: &Caller, action: &str, response: &Response) {
-    let done = response.extensions().get::<Done>().map(|Done(what)| what.as_str());
+/// Says who did what, and what became of it: the answer, or the code of a refusal.
+pub(super) fn log(caller: &Caller, action: &str, result: Result<&Response, StatusCode>) {
+    let status = result.map_or_else(|code| code, Response::status);
+    let done = result.ok().and_then(|response| response.extensions().get::<Done>());
     let peer = caller.peer.map(|peer| peer.to_string());
     info!(
         target: "audit",
@@ -34,9 +34,9 @@ pub(super) fn log(caller: &Caller, action: &str, response: &Response) {
         role = caller.role.name(),
         peer,
         user = caller.user,
-        status = response.status().as_u16(),
-        outcome = outcome(response.status()),
-        done,
+        status = status.as_u16(),
+        outcome = outcome(status),
+        done = done.map(|Done(what)| what.as_str()),
         "action over the admin listener"
     );
 }

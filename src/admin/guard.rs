@@ -44,19 +44,35 @@ pub(super) struct Guard {
 struct Refusal {
     /// For the metric.
     reason: &'static str,
-    response: Response,
+    code: StatusCode,
+    error: &'static str,
 }
 
-fn no(reason: &'static str, code: StatusCode, error: impl Into<String>) -> Refusal {
-    Refusal { reason, response: refuse(code, error) }
+fn no(reason: &'static str, code: StatusCode, error: &'static str) -> Refusal {
+    Refusal { reason, code, error }
+}
+
+impl Refusal {
+    fn response(&self) -> Response {
+        if self.code == StatusCode::SERVICE_UNAVAILABLE {
+            return busy(self.error);
+        }
+        let mut response = refuse(self.code, self.error);
+        if self.code == StatusCode::UNAUTHORIZED {
+            for way in ["Basic realm=\"cachekeeper\", charset=\"UTF-8\"", "Bearer realm=\"cachekeeper\""] {
+                response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(way));
+            }
+        }
+        response
+    }
 }
 
 /// Lets a request through to its path, or says why not.
 pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let result = guard.pass(request, next).await;
-    let mut response = result.unwrap_or_else(|Refusal { reason, response }| {
-        guard.metrics.admin_refusals.get_or_create(&ByReason::new(reason)).inc();
-        response
+    let mut response = result.unwrap_or_else(|refusal| {
+        guard.metrics.admin_refusals.get_or_create(&ByReason::new(refusal.reason)).inc();
+        refusal.response()
     });
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
@@ -83,8 +99,8 @@ impl Guard {
             return Ok(next.run(request).await);
         }
         let Some(permit) = self.connections.request() else {
-            let response = busy("too many requests at a time; raise [admin] max_connections");
-            return Err(Refusal { reason: "busy", response });
+            let error = "too many requests at a time; raise [admin] max_connections";
+            return Err(no("busy", StatusCode::SERVICE_UNAVAILABLE, error));
         };
         let response =
             if is_action { self.act(request, next, &caller).await } else { Ok(next.run(request).await) };
@@ -121,8 +137,7 @@ impl Guard {
             Ok(request) => Ok(next.run(request).await),
             Err(refusal) => Err(refusal),
         };
-        let response = result.as_ref().unwrap_or_else(|refusal| &refusal.response);
-        action_log::log(caller, &action, response);
+        action_log::log(caller, &action, result.as_ref().map_err(|refusal| refusal.code));
         result
     }
 
@@ -155,8 +170,7 @@ async fn with_body(request: Request) -> Result<Request, Refusal> {
     match timeout(BODY_WITHIN, to_bytes(body, BODY_MAX)).await {
         Ok(Ok(bytes)) => Ok(Request::from_parts(parts, Body::from(bytes))),
         Ok(Err(_too_long_or_broken_off)) => {
-            let error = format!("the body is longer than {BODY_MAX} bytes, or broke off");
-            Err(no("body", StatusCode::PAYLOAD_TOO_LARGE, error))
+            Err(no("body", StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 64 KiB, or broke off"))
         }
         Err(_elapsed) => Err(no("body", StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
     }
@@ -168,12 +182,7 @@ fn unknown(request: &Request, is_action: bool) -> Refusal {
         action_log::log_stranger(peer(request).map(|peer| peer.to_string()), &action);
     }
     let error = "a token is needed: `Authorization: Bearer …` with the one of [admin] token_file or read_token_file, or as the password of any user";
-    let mut refusal = no("token", StatusCode::UNAUTHORIZED, error);
-    let headers = refusal.response.headers_mut();
-    for way in ["Basic realm=\"cachekeeper\", charset=\"UTF-8\"", "Bearer realm=\"cachekeeper\""] {
-        headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(way));
-    }
-    refusal
+    no("token", StatusCode::UNAUTHORIZED, error)
 }
 
 fn peer(request: &Request) -> Option<std::net::SocketAddr> {

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::caller::Caller;
 use super::refusal::refuse;
 use super::shared::Shared;
-use cachekeeper_engine::metrics::{ByDataset, Metrics};
+use cachekeeper_engine::metrics::{ByDataset, Metrics, Unlabelled};
 use cachekeeper_engine::process;
 
 pub(super) async fn livez() -> &'static str {
@@ -19,11 +19,11 @@ pub(super) async fn livez() -> &'static str {
 
 /// Whoever may not read is told that it is not ready, but not why.
 pub(super) async fn readyz(State(shared): State<Shared>, caller: Option<Extension<Caller>>) -> Response {
-    let reasons = shared.health.reasons();
+    let reasons = shared.health().reasons();
     let is_ready = reasons.is_empty();
     let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = match caller {
-        Some(_) => json!({ "ready": is_ready, "reasons": reasons, "notes": shared.health.facts().notes() }),
+        Some(_) => json!({ "ready": is_ready, "reasons": reasons, "notes": shared.health().facts().notes() }),
         None => json!({ "ready": is_ready }),
     };
     (code, axum::Json(body)).into_response()
@@ -31,9 +31,15 @@ pub(super) async fn readyz(State(shared): State<Shared>, caller: Option<Extensio
 
 /// What is known as a fact is put into numbers when it is asked for.
 fn set_states(shared: &Shared) {
-    let (metrics, facts) = (&shared.context.metrics, shared.health.facts());
-    metrics.ready.set(i64::from(shared.health.reasons().is_empty()));
-    for dataset in shared.context.catalog.iter() {
+    let (metrics, facts) = (&shared.engine().metrics, shared.health().facts());
+    if let Some((_, moved)) = &facts.watermark {
+        metrics.watermark_age_seconds.get_or_create(&Unlabelled).set(moved.elapsed().as_secs_f64());
+    } else {
+        // Not 0: a worker that knows no watermark must not pass for the freshest.
+        metrics.watermark_age_seconds.remove(&Unlabelled);
+    }
+    metrics.ready.get_or_create(&Unlabelled).set(i64::from(shared.health().reasons().is_empty()));
+    for dataset in shared.engine().catalog.iter() {
         let is_broken = facts.broken.contains_key(dataset.name());
         metrics.broken.get_or_create(&ByDataset::new(dataset.name())).set(i64::from(is_broken));
     }
@@ -43,7 +49,7 @@ fn set_states(shared: &Shared) {
 pub(super) async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
     let asked = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     set_states(&shared);
-    let text = match shared.context.metrics.render_with(&[&process::registry()]) {
+    let text = match shared.engine().metrics.render_with(&[&process::registry()]) {
         Ok(text) => text,
         Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     };

@@ -1,10 +1,29 @@
 //! What every path may ask.
 
+use crate::actors::context::TaskContext;
 use crate::actors::health::Health;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::metrics::ByDataset;
 
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub context: Context,
-    pub health: Health,
+    pub tasks: TaskContext,
+    /// When this listener was opened first, in Unix milliseconds.
+    pub started_ms: u64,
+}
+
+impl Shared {
+    pub fn engine(&self) -> &Context {
+        &self.tasks.engine
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.tasks.health
+    }
+
+    /// Entries of the last complete backfill that this worker knows of.
+    pub fn backfill_entries(&self, dataset: &str) -> Option<i64> {
+        let entries = self.engine().metrics.backfill_entries.get_or_create(&ByDataset::new(dataset)).get();
+        (0 < entries).then_some(entries)
+    }
 }

@@ -7,10 +7,10 @@ use serde_json::json;
 use super::shared::Shared;
 
 pub(super) async fn status(State(shared): State<Shared>) -> Response {
-    let facts = shared.health.facts();
-    let reasons = shared.health.reasons();
+    let facts = shared.health().facts();
+    let reasons = shared.health().reasons();
     let datasets: Vec<_> = shared
-        .context
+        .engine()
         .catalog
         .iter()
         .map(|dataset| {

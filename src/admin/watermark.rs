@@ -35,14 +35,14 @@ pub(super) async fn watermark(State(shared): State<Shared>, Query(asked): Query<
         Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("wait: {error}")),
     };
     if let Some(name) = asked.dataset.as_deref()
-        && shared.context.catalog.get(name).is_none()
+        && shared.engine().catalog.get(name).is_none()
     {
         return refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"));
     }
     let found = match &token {
-        Some(token) => tokens::wait(&shared.context, token, asked.dataset.as_deref(), wait).await,
+        Some(token) => tokens::wait(shared.engine(), token, asked.dataset.as_deref(), wait).await,
         None => {
-            let watermark = shared.context.redis.watermark().await;
+            let watermark = shared.engine().redis.watermark().await;
             watermark.map(|watermark| (watermark, false)).map_err(|error| WaitError::Flow(error.into()))
         }
     };

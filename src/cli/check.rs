@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use self::located::located;
-use super::choose::explain;
+use super::choose::with_reason;
 use super::output::{Exit, Output};
 use crate::admin::{self, FileProblem};
 use cachekeeper_config::diagnostic::{Diagnostic, Severity};
@@ -31,7 +31,7 @@ pub async fn check(config: Config, offline: bool, out: &Output) -> Result<Exit, 
     if !offline {
         let context = Context::new(&config)?;
         if let Err(error) = check_servers(&config, &context, &mut problems).await {
-            return Err(explain(&context, error).await);
+            return Err(with_reason(&context, error).await);
         }
     }
     let notes = write::notes(&config);

@@ -32,7 +32,7 @@ pub(super) fn choose<'a>(
 }
 
 /// The same error, with what only Postgres knows about it: why no connection was had, or who holds a table.
-pub(super) async fn explain(context: &Context, error: EngineError) -> EngineError {
+pub(super) async fn with_reason(context: &Context, error: EngineError) -> EngineError {
     match error {
         EngineError::Source(error) => {
             let error = context.postgres.explain(error).await;

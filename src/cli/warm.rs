@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::choose::{choose, exit_of, explain};
+use super::choose::{choose, exit_of, with_reason};
 use super::output::{Exit, Output};
 use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
 use cachekeeper_engine::context::Context;
@@ -78,7 +78,7 @@ pub async fn warm(
                 return Ok(Exit::Failed);
             }
             Err(error) => {
-                let error = explain(context, error).await;
+                let error = with_reason(context, error).await;
                 out.failure(&format!("dataset {}: {}", dataset.name(), error.told()));
                 exit = exit_of(&error);
             }

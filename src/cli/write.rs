@@ -7,10 +7,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::choose::choose;
-use super::get::shown;
 use super::output::{Exit, Output};
 use cachekeeper_config::diagnostic::did_you_mean;
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::decoded::decoded;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::stores::postgres::write::WriteStatement;
 use cachekeeper_engine::write::{
@@ -188,7 +188,7 @@ fn show(context: &Context, dataset: &str, written: &Written, out: &Output) {
         .iter()
         .map(|(key, value)| {
             let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset);
-            let value = value.as_ref().map(|value| shown(value, dataset.map(|one| &one.settings.format)));
+            let value = value.as_ref().map(|value| decoded(value, dataset.map(|one| &one.settings.format)));
             let value = value
                 .map(|shown| shown.unwrap_or_else(|error| Value::from(format!("cannot be read: {error}"))));
             (key, value.unwrap_or_default())

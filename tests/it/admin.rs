@@ -256,7 +256,7 @@ async fn only_who_may_act_acts_and_each_attempt_is_in_the_audit_log() {
     action(&[&act, "Content-Type: application/x-www-form-urlencoded"], "a=b").await.says(415, &[]);
     action(&[&act, json, "Origin: https://evil.example"], "{}").await.says(403, &["another origin"]);
     action(&[&act, json, "Sec-Fetch-Site: cross-site"], "{}").await.says(403, &["another origin"]);
-    action(&[&act, json], &"x".repeat(70_000)).await.says(413, &["65536 bytes"]);
+    action(&[&act, json], &"x".repeat(70_000)).await.says(413, &["longer than 64 KiB"]);
     // Nothing is in the way any more, but there is no such action.
     action(&[&act, json], "{}").await.says(404, &[]);
     action(&[&act, "Content-Type: application/json; charset=utf-8", "Origin: http://localhost"], "")

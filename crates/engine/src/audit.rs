@@ -232,7 +232,7 @@ async fn look_at(
     let after = again.as_ref().unwrap_or(&expected);
     let judge = |key: &String, value: Option<Vec<u8>>| {
         let (row, again) = (expected.values.get(key), after.values.get(key));
-        let is_unreadable = expected.unreadable.contains(key) && after.unreadable.contains(key);
+        let is_unreadable = expected.unreadable.contains_key(key) && after.unreadable.contains_key(key);
         match (value, row, again) {
             // Gone meanwhile: absence is always right.
             (None, _, _) => Verdict::Right,
@@ -248,7 +248,7 @@ async fn look_at(
     Ok(chunk.iter().zip(cached).map(|((key, _), (value, _))| judge(key, value)).collect())
 }
 
-async fn is_covered(context: &Context, dataset: &Dataset) -> Result<bool, EngineError> {
+pub(crate) async fn is_covered(context: &Context, dataset: &Dataset) -> Result<bool, EngineError> {
     let watermark = context.redis.watermark().await?;
     Ok(watermark.is_some_and(|watermark| !watermark.not_covered.iter().any(|name| name == dataset.name())))
 }
@@ -264,27 +264,30 @@ fn is_decodable(dataset: &Dataset, value: &[u8]) -> bool {
 }
 
 /// An explicit null of a negative entry.
-fn is_null(value: &[u8]) -> bool {
+pub(crate) fn is_null(value: &[u8]) -> bool {
     value == [0xc0] || value == b"null"
 }
 
 /// What the rows of some keys say.
-struct Expected {
+pub(crate) struct Expected {
     /// Of the last statement.
-    poll: Poll,
-    values: HashMap<String, Vec<u8>>,
-    /// Keys whose rows cannot be sent, or have no form.
-    unreadable: HashSet<String>,
+    pub poll: Poll,
+    pub values: HashMap<String, Vec<u8>>,
+    /// Tags of entries.
+    pub tags: BTreeMap<String, Vec<String>>,
+    /// Keys whose rows cannot be sent, or have no form, and why.
+    pub unreadable: HashMap<String, String>,
 }
 
 /// Loads keys. A row that makes the statement fail is found by halves.
-async fn expect(
+pub(crate) async fn expect(
     context: &Context,
     dataset: &Dataset,
     source: &DatasetSource,
     keys: &[(String, KeyValues)],
 ) -> Result<Expected, EngineError> {
-    let (mut values, mut unreadable, mut poll) = (HashMap::new(), HashSet::new(), None);
+    let (mut values, mut unreadable, mut poll) = (HashMap::new(), HashMap::new(), None);
+    let mut tags: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut parts = vec![keys];
     while let Some(part) = parts.pop() {
         let wanted: Vec<KeyValues> = part.iter().map(|(_, values)| values.clone()).collect();
@@ -296,7 +299,7 @@ async fn expect(
                 continue;
             }
             Err(error) if error.kind == ErrorKind::Data => {
-                unreadable.extend(part.iter().map(|(key, _)| key.clone()));
+                unreadable.extend(part.iter().map(|(key, _)| (key.clone(), error.told())));
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -308,14 +311,19 @@ async fn expect(
         }
         encoder.finish(&mut batch);
         values.extend(batch.iter().map(|entry| (entry.key.to_owned(), entry.value.to_vec())));
-        unreadable.extend(encoder.failures.into_iter().filter_map(|failure| failure.key));
+        for (tag, positions) in batch.tags() {
+            let entries = positions.iter().filter_map(|position| batch.get(*position as usize));
+            entries.for_each(|entry| tags.entry(entry.key.to_owned()).or_default().push(tag.to_owned()));
+        }
+        let failures = encoder.failures.into_iter();
+        unreadable.extend(failures.filter_map(|failure| Some((failure.key?, failure.reason))));
         poll = Some(loaded.poll);
     }
     let poll = match poll {
         Some(poll) => poll,
         None => epoch::poll(context).await?,
     };
-    Ok(Expected { poll, values, unreadable })
+    Ok(Expected { poll, values, tags, unreadable })
 }
 
 async fn find_missing(
@@ -392,7 +400,7 @@ async fn absent_keys(
         let unseen: Vec<(String, KeyValues)> = named.filter(|(key, _)| !seen.contains(key)).collect();
         for chunk in unseen.chunks(PAGE) {
             let expected = expect(context, dataset, source, chunk).await?;
-            found.unreadable.extend(expected.unreadable);
+            found.unreadable.extend(expected.unreadable.into_keys());
             absent.extend(expected.values.into_keys());
         }
     }

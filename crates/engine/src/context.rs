@@ -11,6 +11,7 @@ use super::coverage::Coverage;
 use super::directory;
 use super::error::EngineError;
 use super::event_scope::EventScope;
+use super::history::{History, What};
 use super::lease::unique_owner;
 use super::registrar::Registrar;
 use super::watermark_watch::WatermarkWatch;
@@ -37,6 +38,8 @@ pub struct Context {
     pub feed: FeedSettings,
     /// What events may touch.
     pub event_scope: Arc<EventScope>,
+    /// What happened to entries, where somebody may ask for it: in a worker.
+    pub history: Option<Arc<History>>,
     /// Registers the definitions of a worker (R16). A process that has none goes by those that are registered.
     pub(super) registrar: Option<Arc<Registrar>>,
     registered: Arc<RwLock<Arc<Registered>>>,
@@ -70,7 +73,7 @@ impl Context {
         let context = Self::new(config)?;
         let (release, service) = (config.service.release, directory::of_service(config));
         let registrar = Registrar::new(unique_owner(), release, service, Arc::clone(&context.catalog));
-        Ok(Self { registrar: Some(Arc::new(registrar)), ..context })
+        Ok(Self { registrar: Some(Arc::new(registrar)), history: Some(Arc::default()), ..context })
     }
 
     /// Prepares the stores; nothing connects yet.
@@ -90,6 +93,7 @@ impl Context {
                 max_lag: config.feed.max_lag,
             },
             event_scope: Arc::new(EventScope::new(config)),
+            history: None,
             registrar: None,
             registered: Arc::default(),
             epoch: Arc::default(),
@@ -218,6 +222,17 @@ impl Context {
                 self.set_epoch(None);
                 EngineError::PreconditionFailed(failed)
             }
+        }
+    }
+
+    /// Notes what happened to entries of a dataset, where that is kept.
+    pub(crate) fn note_touches<'k>(
+        &self,
+        of: (&str, &'static str),
+        touches: impl Iterator<Item = (&'k str, What, Option<&'k str>)>,
+    ) {
+        if let Some(history) = &self.history {
+            history.note(of, touches);
         }
     }
 

@@ -7,6 +7,7 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
+use super::history::What;
 use super::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::metrics::ByDatasetCause;
 use crate::stores::postgres::{KeyValues, Poll};
@@ -302,6 +303,8 @@ pub(super) async fn delete_keys(
         let stamp = poll.snapshot.stamp();
         let answer = context.redis.invalidate(&precondition, stamp, &names, &job.id, "").await?;
         job.count += 1;
+        let touches = names.iter().map(|key| (*key, What::Deleted, None));
+        context.note_touches((NO_DATASET, "change"), touches);
         deleted += context.checked(None, answer)?;
     }
     Ok(deleted)
@@ -328,6 +331,8 @@ async fn delete(
         if let Some((job, _)) = &mut member_of {
             job.count += 1;
         }
+        let touches = page.iter().map(|key| (key.as_str(), What::Deleted, None));
+        context.note_touches((dataset, "event"), touches);
         // The delete was carried out in any case; where the epoch changed, the caller repeats it under the new one.
         deleted += context.checked(None, answer)?;
     }

@@ -27,6 +27,8 @@ pub mod coverage;
 #[cfg(feature = "postgres")]
 pub mod dead_letters;
 #[cfg(feature = "postgres")]
+pub mod decoded;
+#[cfg(feature = "postgres")]
 pub mod definitions;
 #[cfg(feature = "postgres")]
 mod directory;
@@ -41,7 +43,11 @@ pub mod event_scope;
 #[cfg(feature = "postgres")]
 pub mod events;
 #[cfg(feature = "postgres")]
+pub mod explain;
+#[cfg(feature = "postgres")]
 pub mod failpoint;
+#[cfg(feature = "postgres")]
+pub mod history;
 #[cfg(feature = "postgres")]
 pub mod invalidate;
 #[cfg(feature = "postgres")]

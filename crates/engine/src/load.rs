@@ -21,6 +21,7 @@ use super::context::Context;
 use super::encode::{Encoder, Failure};
 use super::epoch;
 use super::error::EngineError;
+use super::history::What;
 use super::log_limit;
 use crate::metrics::{ByDataset, ByDatasetCause};
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues};
@@ -203,6 +204,13 @@ impl Loading<'_> {
         if let Some(entries) = log_limit::due(what, dataset.name(), keys.len() as u64) {
             warn!(dataset = dataset.name(), entries, reason, cause, "{what}");
         }
+        let what = match (&why, must_go) {
+            (Why::RowFails(_), _) => What::Failed,
+            (Why::Refused | Why::Full, true) => What::Deleted,
+            (Why::Refused | Why::Full, false) => What::Refused,
+        };
+        let touches = keys.iter().map(|(key, _)| (key.as_str(), what, Some(reason)));
+        context.note_touches((dataset.name(), cause), touches);
         let failed = |(key, _): &&(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
         report.add(LoadReport { failures: keys.iter().map(failed).collect(), ..LoadReport::default() });
         let must_go = must_go && self.options.storing == Storing::Always;

@@ -53,6 +53,7 @@ pub use description::Description;
 use labels::{Build, Latencies, latency};
 pub use labels::{
     ByActor, ByDataset, ByDatasetCause, ByDatasetOutcome, ByDependency, ByReason, BySource, BySourceKind,
+    Unlabelled,
 };
 
 metrics! {
@@ -64,7 +65,7 @@ metrics! {
     }
     "build_info", build: Family<Build, Gauge> = Family::default(),
         "1, with the version of the program";
-    "ready", ready: Gauge = Gauge::default(),
+    "ready", ready: Family<Unlabelled, Gauge> = Family::default(),
         "1 while the worker is ready";
     "entries_stored", stored: Family<ByDatasetCause, Counter> = Family::default(),
         "Entries stored";
@@ -122,7 +123,7 @@ metrics! {
         "From a statement in Postgres to its effect in Redis";
     "feed_restarts", feed_restarts: Family<ByReason, Counter> = Family::default(),
         "Batches of the feed that had to begin again";
-    "watermark_age_seconds", watermark_age_seconds: Gauge<f64, AtomicU64> = Gauge::default(),
+    "watermark_age_seconds", watermark_age_seconds: Family<Unlabelled, Gauge<f64, AtomicU64>> = Family::default(),
         "Age of the watermark";
     "dataset_covered", covered: Family<ByDataset, Gauge> = Family::default(),
         "1 while the watermark covers the dataset";
@@ -204,7 +205,7 @@ impl Metrics {
             encode_registry(&mut text, registry)?;
         }
         encode_eof(&mut text)?;
-        Ok(text)
+        Ok(exposition::without_empty_labels(&text))
     }
 
     /// What [`Metrics::render_with`] has made, in Prometheus's older text format.

@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::encode::Failure;
 use crate::epoch;
 use crate::error::{EngineError, chain};
+use crate::history::What;
 use crate::log_limit;
 use crate::metrics::ByDatasetCause;
 use crate::stores::postgres::{KeyValues, Poll};
@@ -314,7 +315,29 @@ pub(crate) fn note_stored(
     context.metrics.stored.get_or_create(&labels).inc_by(stored);
     context.metrics.deleted.get_or_create(&labels).inc_by(gone);
     context.metrics.refused.get_or_create(&labels).inc_by(refused.len() as u64);
+    note_touched(context, dataset.name(), cause, entries, refused);
     keys
+}
+
+fn note_touched(context: &Context, dataset: &str, cause: Cause, entries: &EntryBatch, refused: &[usize]) {
+    let Some(history) = &context.history else { return };
+    let mut positions = refused.iter().copied().peekable();
+    let touches = entries.iter().enumerate().map(|(position, entry)| {
+        let what = match entry.life_ms {
+            _ if positions.next_if_eq(&position).is_some() => What::Refused,
+            0 => What::Gone,
+            _ => What::Stored,
+        };
+        (entry.key, what, None)
+    });
+    if cause == Cause::Backfill {
+        // All of a dataset would leave room for nothing else.
+        let (stored, others): (Vec<_>, Vec<_>) = touches.partition(|(_, what, _)| *what == What::Stored);
+        history.note_stored(dataset, stored.into_iter().map(|(key, ..)| key));
+        history.note((dataset, cause.label()), others.into_iter());
+    } else {
+        history.note((dataset, cause.label()), touches);
+    }
 }
 
 /// Deletes the entries of rows that have none any more, as a step of the job.
@@ -345,6 +368,10 @@ fn note_failed(context: &Context, dataset: &Dataset, cause: Cause, failures: &[F
     let Some(first) = failures.first() else { return };
     let labels = ByDatasetCause::new(dataset.name(), cause.label());
     context.metrics.failed.get_or_create(&labels).inc_by(failures.len() as u64);
+    let failed =
+        failures.iter().filter_map(|failure| Some((failure.key.as_deref()?, failure.reason.as_str())));
+    let failed = failed.map(|(key, reason)| (key, What::Failed, Some(reason)));
+    context.note_touches((dataset.name(), cause.label()), failed);
     let what = "rows could not be encoded, their entries are missing";
     if let Some(failed) = log_limit::due(what, dataset.name(), failures.len() as u64) {
         warn!(dataset = dataset.name(), failed, entry.key = first.key.as_deref(), reason = %first.reason, "{what}");

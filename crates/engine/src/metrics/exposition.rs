@@ -1,4 +1,20 @@
-//! Prometheus's older text format, of the newer one (`OpenMetrics`): `promtool` and people's eyes read it.
+//! The texts of `/metrics`: as `OpenMetrics`, and of it in Prometheus's older format, which `promtool` and people's eyes read.
+
+/// The same without braces that hold no labels, so that a metric looks alike whether or not it may be absent.
+pub(super) fn without_empty_labels(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.split_inclusive('\n') {
+        // The first brace of a sample begins its labels, whatever their values hold.
+        match line.split_once('{').map(|(name, rest)| (name, rest.strip_prefix('}'))) {
+            Some((name, Some(value))) if !line.starts_with('#') => {
+                text.push_str(name);
+                text.push_str(value);
+            }
+            _ => text.push_str(line),
+        }
+    }
+    text
+}
 
 /// The same metrics in the older format: a counter is described under the name that its samples have.
 pub(super) fn classic(open_metrics: &str) -> String {
@@ -26,7 +42,13 @@ pub(super) fn classic(open_metrics: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::classic;
+    use super::{classic, without_empty_labels};
+
+    #[test]
+    fn only_braces_without_labels_go() {
+        let text = "# HELP a Of {} or so.\na{} 1\nb{x=\"{} \"} 2\nc 3\n";
+        assert_eq!(without_empty_labels(text), "# HELP a Of {} or so.\na 1\nb{x=\"{} \"} 2\nc 3\n");
+    }
 
     #[test]
     fn counters_are_described_by_the_names_of_their_samples() {

@@ -1,6 +1,8 @@
 //! The labels of metrics, and the buckets of latencies.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use std::fmt;
+
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 
@@ -32,6 +34,21 @@ label!(BySourceKind { source, kind });
 label!(ByActor { actor });
 label!(ByDependency { dependency });
 label!(Build { version });
+
+/// No labels, for a metric that is not there before it is known: an application that exports the library's metrics has none of what
+/// only a worker knows.
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+pub struct Unlabelled;
+
+impl EncodeLabelSet for Unlabelled {
+    fn encode(&self, _encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        Ok(())
+    }
+}
+
+impl Labelled for Unlabelled {
+    const NAMES: &'static [&'static str] = &[];
+}
 
 pub(super) type Latencies = Family<ByDataset, Histogram, fn() -> Histogram>;
 

@@ -34,6 +34,12 @@ impl Watermark {
         if self.not_covered.iter().any(|name| name == dataset) {
             return None;
         }
+        self.age()
+    }
+
+    /// The same of the datasets that it holds for.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
         Some(SystemTime::now().duration_since(parse_utc(&self.as_of)?).unwrap_or_default())
     }
 }

@@ -1,0 +1,262 @@
+//! What happened to entries while this worker runs: the newest of it, within a bound of bytes; and the rows that have no entry.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+/// What is kept, in bytes.
+const BYTES_MAX: usize = 8 << 20;
+/// What a touch takes beside its texts.
+const TOUCH_BYTES: usize = 96;
+/// Rows without an entry that are named, of one dataset.
+const REFUSED_ROWS_MAX: usize = 1_000;
+
+/// What happened to an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// Its value was stored.
+    Stored,
+    /// It was deleted, because its row is gone.
+    Gone,
+    /// It was deleted, because somebody asked for that or nothing newer could be stored.
+    Deleted,
+    /// A value was not stored: something newer had touched its stamp slot.
+    Refused,
+    /// Its row has no entry; the reason says why.
+    Failed,
+}
+
+impl What {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Gone => "gone",
+            Self::Deleted => "deleted",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Something that happened to an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Touch {
+    /// Its number; each is larger than the one before.
+    pub number: u64,
+    /// When, in Unix milliseconds, by this machine's clock.
+    pub at_ms: u64,
+    /// The dataset, or `none`.
+    #[serde(serialize_with = "as_text")]
+    pub dataset: Arc<str>,
+    /// The key.
+    pub key: Box<str>,
+    /// What happened.
+    pub what: What,
+    /// Why: the label `cause` of the metrics.
+    pub cause: &'static str,
+    /// More about it, where there is more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Box<str>>,
+}
+
+fn as_text<S: serde::Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+impl Touch {
+    fn bytes(&self) -> usize {
+        TOUCH_BYTES + self.key.len() + self.reason.as_ref().map_or(0, |reason| reason.len())
+    }
+}
+
+/// A row that has no entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusedRow {
+    /// The key that its entry would have.
+    pub key: String,
+    /// Why.
+    pub reason: String,
+    /// Since when, in Unix milliseconds, as far as this worker has seen it.
+    pub since_ms: u64,
+}
+
+/// The rows of a dataset that have no entry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RefusedRows {
+    /// Those that are named.
+    pub rows: Vec<RefusedRow>,
+    /// Whether there are, or were, more.
+    pub has_more: bool,
+}
+
+/// The newest of what happened.
+#[derive(Debug, Default)]
+pub struct History {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    touches: VecDeque<Touch>,
+    bytes: usize,
+    last: u64,
+    refused: BTreeMap<String, RefusedOfDataset>,
+}
+
+#[derive(Debug, Default)]
+struct RefusedOfDataset {
+    by_key: BTreeMap<String, (String, u64)>,
+    has_more: bool,
+}
+
+impl History {
+    /// Notes what happened to entries of a dataset, all at once.
+    pub(crate) fn note<'k>(
+        &self,
+        (dataset, cause): (&str, &'static str),
+        touches: impl Iterator<Item = (&'k str, What, Option<&'k str>)>,
+    ) {
+        let dataset: Arc<str> = dataset.into();
+        let at_ms = now_ms();
+        let mut inner = self.inner();
+        for (key, what, reason) in touches {
+            inner.note_refused(&dataset, key, what, reason, at_ms);
+            inner.last += 1;
+            let touch = Touch {
+                number: inner.last,
+                at_ms,
+                dataset: Arc::clone(&dataset),
+                key: key.into(),
+                what,
+                cause,
+                reason: reason.map(Into::into),
+            };
+            inner.bytes += touch.bytes();
+            inner.touches.push_back(touch);
+        }
+        while BYTES_MAX < inner.bytes
+            && let Some(oldest) = inner.touches.pop_front()
+        {
+            inner.bytes -= oldest.bytes();
+        }
+    }
+
+    /// Notes that keys have entries now, without a touch for each: a backfill stores a whole dataset.
+    pub(crate) fn note_stored<'k>(&self, dataset: &str, keys: impl Iterator<Item = &'k str>) {
+        let mut inner = self.inner();
+        if let Some(refused) = inner.refused.get_mut(dataset) {
+            keys.for_each(|key| drop(refused.by_key.remove(key)));
+        }
+    }
+
+    /// The last that happened to a key, the newest first.
+    #[must_use]
+    pub fn of_key(&self, key: &str, most: usize) -> Vec<Touch> {
+        let inner = self.inner();
+        inner.touches.iter().rev().filter(|touch| *touch.key == *key).take(most).cloned().collect()
+    }
+
+    /// What happened after the touch of this number, the oldest first, as far as a filter lets it through; and the last number. Where
+    /// there is more than `most`, the newest.
+    #[must_use]
+    pub fn since(&self, number: u64, most: usize, wanted: impl Fn(&Touch) -> bool) -> (Vec<Touch>, u64) {
+        let inner = self.inner();
+        let newer = inner.touches.iter().rev().take_while(|touch| number < touch.number);
+        let mut touches: Vec<Touch> = newer.filter(|touch| wanted(touch)).take(most).cloned().collect();
+        touches.reverse();
+        (touches, inner.last)
+    }
+
+    /// The rows of a dataset without an entry.
+    #[must_use]
+    pub fn refused_rows(&self, dataset: &str) -> RefusedRows {
+        let inner = self.inner();
+        let Some(refused) = inner.refused.get(dataset) else { return RefusedRows::default() };
+        let row = |(key, (reason, since_ms)): (&String, &(String, u64))| RefusedRow {
+            key: key.clone(),
+            reason: reason.clone(),
+            since_ms: *since_ms,
+        };
+        RefusedRows { rows: refused.by_key.iter().map(row).collect(), has_more: refused.has_more }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn note_refused(&mut self, dataset: &str, key: &str, what: What, reason: Option<&str>, at_ms: u64) {
+        match what {
+            What::Failed => {
+                let refused = self.refused.entry(dataset.to_owned()).or_default();
+                let reason = reason.unwrap_or_default().to_owned();
+                if let Some(known) = refused.by_key.get_mut(key) {
+                    known.0 = reason;
+                } else if refused.by_key.len() < REFUSED_ROWS_MAX {
+                    refused.by_key.insert(key.to_owned(), (reason, at_ms));
+                } else {
+                    refused.has_more = true;
+                }
+            }
+            What::Stored | What::Gone => {
+                if let Some(refused) = self.refused.get_mut(dataset) {
+                    refused.by_key.remove(key);
+                }
+            }
+            What::Deleted | What::Refused => {}
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(history: &History, keys: &[&str]) {
+        history.note(("t", "change"), keys.iter().map(|key| (*key, What::Stored, None)));
+    }
+
+    #[test]
+    fn the_newest_is_kept_within_its_bound() {
+        let history = History::default();
+        let long = "k".repeat(1_000);
+        for number in 0..20_000 {
+            stored(&history, &[&format!("{long}{number}")]);
+        }
+        let (touches, last) = history.since(0, usize::MAX, |_| true);
+        assert_eq!(last, 20_000);
+        let bytes: usize = touches.iter().map(Touch::bytes).sum();
+        assert!(BYTES_MAX - 2_000 < bytes && bytes <= BYTES_MAX, "{bytes}");
+        assert_eq!(touches.last().map(|touch| touch.number), Some(20_000));
+        let (newer, _) = history.since(19_990, 3, |_| true);
+        assert_eq!(newer.iter().map(|touch| touch.number).collect::<Vec<_>>(), [19_998, 19_999, 20_000]);
+    }
+
+    #[test]
+    fn a_row_is_refused_until_its_entry_is_stored_or_its_row_is_gone() {
+        let history = History::default();
+        let failed = |key: &'static str| (key, What::Failed, Some("too large"));
+        history.note(("t", "backfill"), [failed("a"), failed("b"), failed("c")].into_iter());
+        let since = history.refused_rows("t").rows[0].since_ms;
+        history.note(("t", "change"), [failed("a")].into_iter());
+        stored(&history, &["b"]);
+        history.note_stored("t", ["c"].into_iter());
+        let refused = history.refused_rows("t");
+        let row = RefusedRow { key: "a".into(), reason: "too large".into(), since_ms: since };
+        assert_eq!(refused, RefusedRows { rows: vec![row], has_more: false });
+        history.note(("t", "change"), [("a", What::Gone, None)].into_iter());
+        assert_eq!(history.refused_rows("t"), RefusedRows::default());
+        assert_eq!(history.of_key("a", 2).len(), 2);
+    }
+}

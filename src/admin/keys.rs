@@ -1,0 +1,85 @@
+//! One key: why it has its value; and keys that somebody wants loaded again or deleted.
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::action_log::done;
+use super::refusal::refuse;
+use super::shared::Shared;
+use cachekeeper_engine::epoch::with_current_epoch;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::explain::explain as explain_key;
+use cachekeeper_engine::{events, invalidate};
+use cachekeeper_protocol::event::Op;
+
+/// Keys of one request.
+const KEYS_MAX: usize = 1_000;
+
+#[derive(Deserialize)]
+pub(super) struct OneKey {
+    key: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Keys {
+    keys: Vec<String>,
+}
+
+pub(super) async fn explain(State(shared): State<Shared>, Query(asked): Query<OneKey>) -> Response {
+    if asked.key.is_empty() {
+        return refuse(StatusCode::BAD_REQUEST, "name a key: /api/v1/explain?key=product:42");
+    }
+    match explain_key(shared.engine(), &asked.key).await {
+        Ok(explained) => axum::Json(explained).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+pub(super) async fn refresh(State(shared): State<Shared>, axum::Json(asked): axum::Json<Keys>) -> Response {
+    apply(&shared, asked.keys, Op::Refresh).await
+}
+
+pub(super) async fn delete(State(shared): State<Shared>, axum::Json(asked): axum::Json<Keys>) -> Response {
+    apply(&shared, asked.keys, Op::Delete).await
+}
+
+/// Does what an event would.
+async fn apply(shared: &Shared, mut keys: Vec<String>, op: Op) -> Response {
+    if keys.is_empty() || KEYS_MAX < keys.len() {
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            format!("name 1 to {KEYS_MAX} keys: {{\"keys\": [\"product:42\"]}}"),
+        );
+    }
+    let context = shared.engine();
+    let work = async {
+        let left_out = events::leave_out(context, &mut keys).await?;
+        let report = with_current_epoch(context, || invalidate::keys(context, &keys, Some(op))).await?;
+        Ok::<_, EngineError>((left_out, report))
+    };
+    let (left_out, report) = match work.await {
+        Ok(done) => done,
+        Err(error) => return failed(&error),
+    };
+    let (deleted, stored) = (report.gone + report.invalidated, report.stored);
+    let mut what = format!("{stored} loaded again, {deleted} deleted");
+    if let Some(first) = left_out.first() {
+        what = format!(
+            "{what}; left alone: {first}, a key of no dataset that [invalidation] keys does not name"
+        );
+    }
+    let failures: Vec<_> = report
+        .failures
+        .iter()
+        .map(|failure| json!({ "key": failure.key, "reason": failure.reason }))
+        .collect();
+    let answer = json!({ "done": what, "stored": stored, "deleted": deleted, "left_out": left_out, "failed": failures });
+    done(axum::Json(answer).into_response(), what)
+}
+
+fn failed(error: &EngineError) -> Response {
+    refuse(StatusCode::SERVICE_UNAVAILABLE, error.told())
+}
