@@ -35,7 +35,7 @@ function view({ now, age, rates }) {
     attention(now),
     freshness(now, age),
     counts(now, rates),
-    now.notes.length && el("section", { class: "quiet" },
+    0 < now.notes.length && el("section", { class: "quiet" },
       el("h2", null, "Worth knowing"), el("ul", null, now.notes.map((note) => el("li", null, note)))),
   ];
 }
@@ -73,7 +73,7 @@ function freshness(now, age) {
 
 function counts(now, rates) {
   const known = TOTALS.filter(([name]) => now.totals[name] !== undefined);
-  return el("section", null,
+  return el("section", { class: "counts" },
     el("h2", null, "What the worker does"),
     el("div", { class: "scroll" }, table({
       label: "Counts",
