@@ -1,0 +1,52 @@
+// Actions: a question first that says what will happen, then what became of it.
+
+import { post } from "./api.js";
+import { el, show } from "./dom.js";
+
+/** Whether the listener refuses actions to everybody; said by the worker. */
+let isReadOnly = false;
+
+export function setReadOnly(value) {
+  isReadOnly = value;
+}
+
+/** A button of an action. Where nothing may be done it says why instead. */
+export function button(label, { question, does, path, body, after, isDangerous }) {
+  const ask = async () => {
+    if (!(await confirmed(question, does, isDangerous))) return;
+    tell("Asking the worker …", "");
+    try {
+      const { done } = await post(path, body);
+      tell(done ? `Done: ${done}` : "Done.", "good");
+      after?.();
+    } catch (failure) {
+      tell(`Not done, or not known: ${failure.message}`, "bad");
+    }
+  };
+  const why = isReadOnly ? "The listener is read-only: [admin] read_only = true" : null;
+  return el("button", { type: "button", disabled: isReadOnly, title: why, class: isDangerous ? "danger" : null, onclick: ask }, label);
+}
+
+/** Asks; the answer is false by Escape and by default. */
+function confirmed(question, does, isDangerous) {
+  return new Promise((answer) => {
+    const no = el("button", { value: "", autofocus: true }, "Cancel");
+    const yes = el("button", { value: "yes", class: isDangerous ? "danger" : "primary" }, does);
+    const dialog = el("dialog", { "aria-labelledby": "question" },
+      el("form", { method: "dialog" },
+        el("p", { id: "question" }, question),
+        el("div", { class: "buttons" }, no, yes)));
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      answer(dialog.returnValue === "yes");
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+function tell(text, mood) {
+  const close = el("button", { type: "button", class: "plain", onclick: () => show(place) }, "Close");
+  const place = document.getElementById("outcome");
+  show(place, el("div", { class: `note ${mood}` }, el("p", null, text), close));
+}

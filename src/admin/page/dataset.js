@@ -1,0 +1,85 @@
+// One dataset: what it is, how it is, and which of its rows could not be stored.
+
+import { get, repeat } from "./api.js";
+import { bar, warm } from "./datasets.js";
+import { code, el, facts, link, show, table } from "./dom.js";
+import { ago, clock, count, span, value } from "./format.js";
+import { datasetMeaning, datasetWord } from "./states.js";
+import { to, toKey } from "./route.js";
+
+const EVERY_MS = 2_000;
+
+export const title = ({ name }) => name;
+
+export function open(root, { name }) {
+  const back = el("p", { class: "back" }, link("#/datasets", "All datasets"));
+  show(root, back, el("h1", null, name), el("p", { class: "quiet" }, "Asking the worker …"));
+  return repeat(EVERY_MS, async (signal) => {
+    try {
+      const dataset = await get(`datasets/${encodeURIComponent(name)}`, { signal });
+      if (!signal.aborted) show(root, back.cloneNode(true), view(dataset));
+    } catch (failure) {
+      if (!signal.aborted) show(root, back.cloneNode(true), el("h1", null, name), el("p", { class: "note bad" }, failure.message));
+    }
+  });
+}
+
+function view(one) {
+  return [
+    el("div", { class: "head" }, el("h1", null, one.name), el("div", { class: "buttons" },
+      link(to("live", "", { dataset: one.name }), "Watch it live"), warm(one))),
+    el("p", { class: "lead" }, datasetWord(one.state), " ", one.reason ?? datasetMeaning(one.state)),
+    one.progress && bar(one.progress),
+    refused(one),
+    el("section", null,
+      el("h2", null, "What it is"),
+      facts(
+        ["Key template", code(one.key)],
+        ["Tags", list(one.tags)],
+        ["Scope", one.scope],
+        ["Format", value(one.format)],
+        ["Lifetime", one.ttl_ms === null || one.ttl_ms === undefined ? "without end" : span(one.ttl_ms)],
+        ["Last backfill", one.last_backfill_ms === null ? "none yet" : `${ago(one.last_backfill_ms)}, ${count(one.last_backfill_entries)} entries`],
+      ),
+      el("h3", null, "Query"),
+      el("pre", { tabindex: "0", "aria-label": "Query" }, one.query)),
+    el("section", null,
+      el("h2", null, "Watched tables"),
+      (one.watch ?? []).length === 0 ? el("p", null, "None: changes in Postgres do not reach it.")
+        : el("ul", { class: "plainlist" }, one.watch.map((rule) => el("li", null, code(value(rule)))))),
+    settings(one.settings ?? {}),
+  ];
+}
+
+const list = (tags) => (tags?.length ? tags.map((tag, at) => [at ? ", " : null, code(tag)]) : "none");
+
+function refused({ refused: given, refused_rows: number }) {
+  const rows = given?.rows ?? [];
+  if (rows.length === 0) {
+    return el("section", { id: "refused" }, el("h2", null, "Refused rows"),
+      el("p", { class: "quiet" }, number ? `${count(number)}; which, is not known any more.` : "None: every row can be stored."));
+  }
+  return el("section", { id: "refused" },
+    el("h2", null, `Refused rows (${count(number ?? rows.length)})`),
+    el("p", null, "These rows have no entry, because they cannot be stored as they are. Mend the row or the query; the next change of it, or a backfill, tries again."),
+    table({
+      label: "Refused rows",
+      rows,
+      id: ({ key }) => key,
+      columns: [
+        { head: "Key", kind: "name", cell: ({ key }) => link(toKey(key), code(key)) },
+        { head: "Reason", kind: "wide", cell: ({ reason }) => reason },
+        { head: "Since", kind: "number", cell: ({ since_ms: since }) => [ago(since), el("small", null, clock(since))] },
+      ],
+    }),
+    given.has_more && el("p", { class: "quiet" }, "There are more than are shown."));
+}
+
+function settings(given) {
+  const rows = Object.entries(given);
+  if (rows.length === 0) return null;
+  return el("section", null,
+    el("h2", null, "Settings as given"),
+    el("dl", { class: "settings" }, rows.map(([name, of]) =>
+      el("div", null, el("dt", null, code(name)), el("dd", null, code(value(of)))))));
+}
