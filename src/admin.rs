@@ -1,4 +1,4 @@
-//! The admin listener: health, metrics, status. Which paths there are stands here; what they answer, and what stands before them
+//! The admin listener: the page, the API, health, metrics. Which paths there are stands here; what they answer, and what stands before them
 //! all ([`guard`]), in the files below.
 
 mod action_log;
@@ -13,6 +13,7 @@ mod keys;
 mod machine;
 mod now;
 mod origin;
+mod page;
 mod problem;
 mod refusal;
 mod server;
@@ -77,6 +78,8 @@ fn router(shared: Shared, guard: Guard) -> Router {
         .route("/api/v1/keys/delete", post(keys::delete))
         .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
     Router::new()
+        .route("/", get(page::index))
+        .route("/assets/{name}", get(page::asset))
         .route("/livez", get(health::livez))
         .route("/healthz", get(health::livez))
         .route("/readyz", get(health::readyz))

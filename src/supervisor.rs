@@ -152,6 +152,9 @@ impl Actor for Supervisor {
 impl SupervisorState {
     async fn start(&mut self, myself: &ActorRef<SupervisorMessage>, task: TaskEntry) {
         // Actors have no names: ractor's registry is shared by the whole process, tests too.
+        self.context.health.update(|facts| {
+            facts.tasks.insert(task.name);
+        });
         let arguments = (task, self.context.clone());
         match Actor::spawn_linked(None, Runner, arguments, myself.get_cell()).await {
             Ok((actor, _join)) => {

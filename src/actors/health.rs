@@ -21,6 +21,8 @@ pub struct Health {
 pub struct Facts {
     /// Servers and subscriptions that are not reachable, with the reason. Missing: not asked yet.
     pub dependencies: BTreeMap<&'static str, Result<(), String>>,
+    /// The tasks that have been started.
+    pub tasks: BTreeSet<&'static str>,
     /// What is wrong with the schema in Postgres, where something of ours has failed there.
     pub schema: Option<String>,
     /// What the worker's user in Redis lacks and needs.

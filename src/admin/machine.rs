@@ -5,7 +5,6 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::shared::Shared;
-use crate::actors::TASKS;
 use crate::actors::health::DEPENDENCIES;
 use cachekeeper_engine::metrics::ByActor;
 
@@ -23,7 +22,7 @@ pub(super) async fn machine(State(shared): State<Shared>) -> Response {
         Some(Err(reason)) => json!({ "name": name, "is_up": false, "reason": reason }),
         None => json!({ "name": name, "is_up": false, "reason": "not reached yet" }),
     };
-    let tasks: Vec<Value> = TASKS.iter().map(|entry| task(entry.name)).collect();
+    let tasks: Vec<Value> = facts.tasks.iter().map(|name| task(name)).collect();
     let servers: Vec<Value> = DEPENDENCIES.into_iter().map(server).collect();
     let body = json!({
         "tasks": tasks,

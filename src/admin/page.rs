@@ -41,7 +41,8 @@ pub(super) async fn asset(Path(name): Path<String>) -> Response {
     let Some((_, text)) = ASSETS.iter().find(|(known, _)| *known == name) else {
         return refuse(StatusCode::NOT_FOUND, format!("the page has no file {name}"));
     };
-    let kind = if name.ends_with(".css") { "text/css; charset=utf-8" } else { "text/javascript; charset=utf-8" };
+    let kind =
+        if name.ends_with(".css") { "text/css; charset=utf-8" } else { "text/javascript; charset=utf-8" };
     file(kind, text)
 }
 
@@ -67,7 +68,15 @@ mod tests {
         assert!(!INDEX.contains("<style") && !INDEX.contains(" style=") && !INDEX.contains(" onclick"));
         for (name, text) in ASSETS.iter().chain(&[("index.html", INDEX)]) {
             let own = text.replace("http://www.w3.org/2000/svg", "");
-            for wrong in ["http://", "https://", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            for wrong in [
+                "http://",
+                "https://",
+                "innerHTML",
+                "outerHTML",
+                "insertAdjacentHTML",
+                "document.write",
+                "eval(",
+            ] {
                 assert!(!own.contains(wrong), "{name}: {wrong}");
             }
         }
@@ -77,7 +86,11 @@ mod tests {
     fn every_file_that_is_asked_for_is_there_and_none_is_left_over() {
         let is_asked = |name: &str| {
             let asked = [format!("\"assets/{name}\""), format!("\"./{name}\"")];
-            ASSETS.iter().map(|(_, text)| *text).chain([INDEX]).any(|text| asked.iter().any(|one| text.contains(one)))
+            ASSETS
+                .iter()
+                .map(|(_, text)| *text)
+                .chain([INDEX])
+                .any(|text| asked.iter().any(|one| text.contains(one)))
         };
         for (name, text) in ASSETS {
             assert!(is_asked(name), "nothing asks for {name}");

@@ -87,7 +87,7 @@ fn text(explained: &Explanation, touches: Option<&Value>) -> String {
     line("slot", &format!("{}, {touched}{floor}", slot.number));
     match touches.and_then(Value::as_array) {
         None => {
-            line("history", "no worker was asked: none answers on the admin listener of this configuration")
+            line("history", "no worker was asked: none answers on the admin listener of this configuration");
         }
         Some(touches) if touches.is_empty() => line("history", "nothing, as far as the worker remembers"),
         Some(touches) => {

@@ -4,7 +4,7 @@ mod show;
 
 use std::time::Duration;
 
-use super::choose::{choose, exit_of, explain};
+use super::choose::{choose, exit_of, with_reason};
 use super::output::{Exit, Output};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
@@ -67,7 +67,7 @@ pub async fn plan(context: &Context, request: &Request, out: &Output) -> Result<
             }
             Err(error) if error.is_unreachable() => return Err(error),
             Err(error) => {
-                let error = explain(context, error).await;
+                let error = with_reason(context, error).await;
                 out.error(&format!("dataset {}: {}", dataset.name(), error.told()));
                 planned.push(serde_json::json!({ "dataset": dataset.name(), "error": error.told() }));
                 exit = exit_of(&error);

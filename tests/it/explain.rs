@@ -47,9 +47,10 @@ impl Shop {
         let worker = Worker::start(config).await.unwrap();
         let cli = Cli::new(&rig, DATASETS).with("CACHEKEEPER__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
         let shop = Self { rig, worker: Some(worker), cli, port };
-        wait_until("the worker is ready", async || {
-            let (code, body) = shop.ask("GET", "/readyz", "").await;
-            if code == 200 { Ok(()) } else { Err(body.to_string()) }
+        wait_until("the watermark covers everything", async || {
+            let (code, body) = shop.ask("GET", "/api/v1/now", "").await;
+            let is_whole = body["sentence"].as_str().is_some_and(|sentence| sentence.starts_with("All 2 "));
+            if code == 200 && body["ready"] == true && is_whole { Ok(()) } else { Err(body.to_string()) }
         })
         .await;
         shop
@@ -111,7 +112,7 @@ impl Shop {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_explained_in_every_state() {
     let mut shop = Shop::start().await;
     let right = shop.explained("product:7", "right", "is what Postgres says now").await;
@@ -166,7 +167,7 @@ async fn a_key_is_explained_in_every_state() {
     shop.cli.says(&["explain", "product:7"], 0, &["Postgres cannot be asked", "renamed"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_happens_is_told_as_it_comes_and_actions_are_carried_out() {
     let shop = Shop::start().await;
     let mut live = TcpStream::connect(("127.0.0.1", shop.port)).await.unwrap();
@@ -215,7 +216,7 @@ async fn what_happens_is_told_as_it_comes_and_actions_are_carried_out() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_sentence_says_how_fresh_it_is_and_what_needs_somebody() {
     let mut shop = Shop::start().await;
     let now = shop.get("/api/v1/now").await;

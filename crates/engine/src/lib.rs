@@ -63,9 +63,9 @@ pub mod metrics;
 pub mod miss_events;
 #[cfg(feature = "postgres")]
 pub mod namespaces;
-pub mod process;
 #[cfg(feature = "postgres")]
 pub mod plan;
+pub mod process;
 #[cfg(feature = "postgres")]
 pub mod proposal;
 #[cfg(feature = "postgres")]

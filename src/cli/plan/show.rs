@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::get::shown;
 use cachekeeper_config::Format;
 use cachekeeper_engine::catalog::Dataset;
+use cachekeeper_engine::decoded::decoded;
 use cachekeeper_engine::plan::{DatasetPlan, MemoryPlan, PathVerdict};
 use cachekeeper_engine::stores::redis::MemoryFacts;
 use cachekeeper_protocol::units::show_duration;
@@ -202,7 +202,7 @@ fn example(dataset: &Dataset, plan: &DatasetPlan) -> Vec<String> {
     if !tags.is_empty() {
         lines.push(format!("tags {}", tags.join(", ")));
     }
-    let value = shown(&example.value, Some(&dataset.settings.format)).map(|value| value.to_string());
+    let value = decoded(&example.value, Some(&dataset.settings.format)).map(|value| value.to_string());
     if let Ok(value) = value {
         let cut: String = value.chars().take(VALUE_MAX).collect();
         lines.push(if cut.len() < value.len() { format!("{cut} …") } else { cut });
@@ -270,7 +270,7 @@ pub fn facts(dataset: &Dataset, plan: &DatasetPlan) -> Value {
         })
         .collect();
     let example = plan.sample.example.as_ref().map(|example| {
-        let value = shown(&example.value, Some(&dataset.settings.format)).ok();
+        let value = decoded(&example.value, Some(&dataset.settings.format)).ok();
         json!({ "key": example.key, "bytes": example.value.len(), "px": example.life_ms, "tags": example.tags, "value": value })
     });
     json!({
