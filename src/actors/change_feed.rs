@@ -297,11 +297,13 @@ impl Feed {
             }
             is_new = !Arc::ptr_eq(&catalog, &self.engine.catalog);
         }
-        let has_gaps =
-            || self.context.engine.coverage().is_none_or(|coverage| coverage.gaps().next().is_some());
+        let is_wanting = || {
+            let known = self.context.engine.coverage();
+            known.is_none_or(|known| known.is_to_be_completed || known.gaps().next().is_some())
+        };
         let is_due = (follower.wants_coverage() || self.follows_others())
             && LOOK_MIN < self.looked_at.elapsed()
-            || self.look_at <= Instant::now() && has_gaps();
+            || self.look_at <= Instant::now() && is_wanting();
         if self.looking.is_none() && is_due {
             self.looking = Some(Background::spawn(self.compute()));
         }
@@ -346,7 +348,11 @@ impl Feed {
     /// Whether the catalogs are as they were when the coverage was computed.
     async fn is_current(&self) -> bool {
         match self.context.engine.coverage() {
-            Some(coverage) if coverage.gaps().next().is_none() && !self.follows_others() => {
+            Some(coverage)
+                if coverage.gaps().next().is_none()
+                    && !coverage.is_to_be_completed
+                    && !self.follows_others() =>
+            {
                 coverage::is_current(&self.engine, &coverage).await.unwrap_or(false)
             }
             _ => false,
@@ -358,11 +364,11 @@ impl Feed {
         match looked {
             Ok(Looked { engine, followed, coverage }) => {
                 (self.engine, self.followed) = (engine, followed);
-                let before = self.reasons.clone();
+                let (before, is_whole) = (self.reasons.clone(), !coverage.is_to_be_completed);
                 self.tell(&coverage);
                 self.context.engine.set_coverage(coverage);
                 self.note_watched().await;
-                if self.reasons.is_empty() || before != self.reasons {
+                if (self.reasons.is_empty() && is_whole) || before != self.reasons {
                     self.looks.reset();
                 }
                 self.look_at = Instant::now() + self.looks.pause();

@@ -189,16 +189,29 @@ async fn strangers_learn_whether_it_lives_and_is_ready_and_nothing_else() {
     worker.get("/livez", "").await.says(200, &["ok"]);
     let bare = worker.get("/readyz", "").await;
     assert_eq!((bare.code, bare.body.as_str()), (200, "{\"ready\":true}"));
-    for path in ["/metrics", "/api/v1/status", "/api/v1/watermark", "/nowhere", "/"] {
+    let paths = [
+        "/",
+        "/assets/app.css",
+        "/api/v1/now",
+        "/api/v1/explain?key=product:1",
+        "/api/v1/touches",
+        "/nowhere",
+    ];
+    for path in paths.into_iter().chain(["/metrics", "/api/v1/status", "/api/v1/watermark"]) {
         for token in ["", "wrong", &ACT[1..], "ACT"] {
             let refused = worker.get(path, token).await;
             refused.says(401, &["www-authenticate: basic", "www-authenticate: bearer", "a token is needed"]);
         }
         for token in [READ, ACT] {
-            let code = if matches!(path, "/nowhere" | "/") { 404 } else { 200 };
+            let code = if path == "/nowhere" { 404 } else { 200 };
             worker.get(path, token).await.says(code, &["cache-control: no-store"]);
         }
     }
+    let policy =
+        ["content-security-policy: default-src 'none'; script-src 'self'", "referrer-policy: no-referrer"];
+    worker.get("/", READ).await.says(200, &policy);
+    worker.get("/assets/main.js", READ).await.says(200, &["content-type: text/javascript", policy[0]]);
+    worker.get("/assets/nowhere.js", READ).await.says(404, &["nowhere.js"]);
     worker.get("/readyz", READ).await.says(200, &["\"reasons\":[]"]);
     // A browser gives the token as a password: anna:the-token-that-may-read-0123.
     let basic = "Authorization: Basic YW5uYTp0aGUtdG9rZW4tdGhhdC1tYXktcmVhZC0wMTIz";

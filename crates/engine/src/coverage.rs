@@ -32,6 +32,8 @@ pub struct Coverage {
     pub(crate) catalogs: WatchedCatalogs,
     /// The columns that a change of a capture carries, and what it touches.
     pub captures: Captures,
+    /// A trigger could not be made because somebody held its table; every change is captured all the same. Worth another attempt.
+    pub is_to_be_completed: bool,
     /// The marker of what triggers could not write, as far as it is taken into account.
     pub marker: i64,
 }

@@ -79,7 +79,7 @@ function settings(given) {
   const rows = Object.entries(given);
   if (rows.length === 0) return null;
   return el("section", null,
-    el("h2", null, "Settings as given"),
+    el("h2", null, "Settings in effect"),
     el("dl", { class: "settings" }, rows.map(([name, of]) =>
-      el("div", null, el("dt", null, code(name)), el("dd", null, code(value(of)))))));
+      el("div", null, el("dt", null, code(name)), el("dd", null, of === null ? "not set" : code(value(of)))))));
 }

@@ -13,8 +13,8 @@ const TOTALS = [
   ["refused", "Refused", "stores that something newer had overtaken"],
   ["failed", "Failed", "entries that could not be loaded or stored"],
   ["events", "Events", "invalidation events that were applied"],
-  ["hits", "Hits", "reads that the library told of, found in Redis"],
-  ["misses", "Misses", "reads that the library told of, not found"],
+  ["hits", "Hits", "reads through a library in this process that found a value"],
+  ["misses", "Misses", "misses of applications that were filled"],
   ["written", "Written", "write commands that were applied"],
 ];
 

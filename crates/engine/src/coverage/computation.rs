@@ -50,9 +50,9 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
     context.postgres.renew_connections();
     context.catalog.iter().for_each(|dataset| dataset.forget_source());
     let mut survey = CoverageSurvey::take(context).await?;
-    let mut obstacles = BTreeMap::new();
+    let mut installed = Installed::default();
     if what != Install::Nothing {
-        (survey, obstacles) = install_as_found(context, survey, what == Install::Exactly).await?;
+        (survey, installed) = install_as_found(context, survey, what == Install::Exactly).await?;
         // What is installed is seen for the first time.
         context.postgres.note_objects().await?;
         survey.captures = context.postgres.captures().await?;
@@ -62,8 +62,8 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
         context.postgres.settle_captures().await?;
         survey.captures = context.postgres.captures().await?;
     }
-    let coverage = survey.compute(context, &obstacles).await?;
-    Ok(Coverage { marker, ..coverage })
+    let coverage = survey.compute(context, &installed.obstacles).await?;
+    Ok(Coverage { marker, is_to_be_completed: installed.is_to_be_completed, ..coverage })
 }
 
 /// Whether nothing in the catalogs has changed since this coverage was computed.
@@ -85,7 +85,7 @@ async fn install_as_found(
     context: &Context,
     mut survey: CoverageSurvey,
     is_exact: bool,
-) -> Result<(CoverageSurvey, BTreeMap<u32, String>), EngineError> {
+) -> Result<(CoverageSurvey, Installed), EngineError> {
     for _overtaken in 0..OVERTAKEN_MAX {
         match install(context, &survey, is_exact).await {
             Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed => {
@@ -94,17 +94,25 @@ async fn install_as_found(
             installed => return Ok((survey, installed?)),
         }
     }
-    let obstacles = install(context, &survey, is_exact).await?;
-    Ok((survey, obstacles))
+    let installed = install(context, &survey, is_exact).await?;
+    Ok((survey, installed))
 }
 
-/// The answer says for each root why it was not possible.
+/// What became of an attempt to install.
+#[derive(Debug, Default)]
+struct Installed {
+    /// For each root why it was not possible.
+    obstacles: BTreeMap<u32, String>,
+    /// Somebody held a table whose changes are captured already, but for one trigger that only spares work.
+    is_to_be_completed: bool,
+}
+
 async fn install(
     context: &Context,
     survey: &CoverageSurvey,
     is_exact: bool,
-) -> Result<BTreeMap<u32, String>, EngineError> {
-    let mut obstacles = BTreeMap::new();
+) -> Result<Installed, EngineError> {
+    let mut installed = Installed::default();
     for (root, mut wanted) in survey.wanted(context) {
         let capture = survey.captures.iter().find(|capture| capture.root == root);
         let members: Vec<&TreeMember> = survey.members_of(root);
@@ -142,6 +150,7 @@ async fn install(
                 return Err(error.into());
             }
             Err(error) if is_captured => {
+                installed.is_to_be_completed |= error.kind == ErrorKind::Cancelled;
                 tracing::debug!(error = %chain(&error), "no trigger tells yet when a partition is emptied");
             }
             Err(error) => {
@@ -156,9 +165,9 @@ async fn install(
                     }
                     _ => chain(&error),
                 };
-                obstacles.insert(root, text);
+                installed.obstacles.insert(root, text);
             }
         }
     }
-    Ok(obstacles)
+    Ok(installed)
 }
