@@ -279,6 +279,12 @@ async fn only_who_may_act_acts_and_each_attempt_is_in_the_audit_log() {
         let request = Asked { method, path: "/metrics", headers: &[&read], ..Asked::default() };
         worker.ask(&request).await.says(403, &[]);
     }
+    // The log is written beside the answers.
+    wait_until("each attempt is in the log", async || {
+        let count = worker.actions().len();
+        if count < 14 { Err(count.to_string()) } else { Ok(()) }
+    })
+    .await;
     let told = worker.actions();
     let count = |field: &str, value: &str| told.iter().filter(|line| line[field] == value).count();
     assert_eq!(count("action", "POST /api/v1/nothing?of=this"), 10, "{told:#?}");

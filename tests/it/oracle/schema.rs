@@ -31,14 +31,14 @@ pub const TABLES: &str = "
         select coalesce(max(number), -1) from public.lives where started = pg_postmaster_start_time() $$;
     insert into lives values (0);
     create table history (id int, version bigint, is_deleted boolean, xid xid8 default pg_current_xact_id(),
-        life int default life(), at timestamptz default clock_timestamp());
+        life int default life(), at timestamptz default now());
     create table group_history (id int, version bigint, xid xid8 default pg_current_xact_id(),
-        life int default life(), at timestamptz default clock_timestamp());
+        life int default life(), at timestamptz default now());
     create table shape_history (id int, version bigint, xid xid8 default pg_current_xact_id(),
-        life int default life(), at timestamptz default clock_timestamp());
+        life int default life(), at timestamptz default now());
     create table command_log (seq bigserial primary key, producer text not null, id int not null, n int not null check (0 < n),
         version bigint not null, xid xid8 default pg_current_xact_id(),
-        life int default life(), at timestamptz default clock_timestamp());
+        life int default life(), at timestamptz default now());
     create table trouble (code text not null, chance float not null);
     create function make_trouble() returns trigger language plpgsql as $$
         declare wanted record;

@@ -41,9 +41,10 @@ impl Lives {
         self.by_incarnation.entry(id).or_insert(self.numbered.len());
     }
 
-    /// The life of a transaction that noted this number at this time.
+    /// The life of a transaction that began at this time and noted this number. When it noted it says nothing: its snapshot may be
+    /// older than the number, where it waited for a row.
     fn of(&self, noted: i64, at: i64) -> usize {
-        // None yet: it came between the beginning of a life and its number.
+        // None yet: it began between the beginning of a life and its number.
         let before = || self.numbered.iter().filter(|numbered| **numbered <= at).count() + 1;
         usize::try_from(noted).unwrap_or_else(|_none| before())
     }
