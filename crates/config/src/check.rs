@@ -15,7 +15,7 @@ use super::key::Kind;
 use super::source::Source;
 use super::table;
 use super::{
-    Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, environment, raw,
+    Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, changes, environment, raw,
     values,
 };
 use cachekeeper_protocol::glob::Glob;
@@ -47,6 +47,7 @@ impl Config {
         let mut problems = Vec::new();
         let mut leaves = raw::read(&mut source, &mut problems);
         environment::apply(environment, &mut leaves, &mut source, &mut problems);
+        source.set_given(changes::given(&leaves));
         values::check(&mut leaves, &source, &mut problems);
         let mut reader = Reader {
             leaves: &leaves,

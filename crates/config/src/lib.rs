@@ -5,6 +5,8 @@
 
 mod admin;
 #[cfg(feature = "file")]
+mod changes;
+#[cfg(feature = "file")]
 pub mod check;
 pub mod diagnostic;
 #[cfg(feature = "file")]
@@ -37,6 +39,8 @@ mod words;
 use std::time::Duration;
 
 pub use self::admin::Admin;
+#[cfg(feature = "file")]
+pub use self::changes::Change;
 #[cfg(feature = "file")]
 pub use self::from_file::ConfigError;
 pub use self::postgres::Postgres;

@@ -12,13 +12,32 @@ pub struct Source {
     text: String,
     spans: BTreeMap<String, Range<usize>>,
     variables: BTreeMap<String, String>,
+    /// Each setting as it was given, by the file or the environment.
+    #[cfg(feature = "file")]
+    given: BTreeMap<String, String>,
 }
 
 impl Source {
     /// Begins with a file.
     #[must_use]
     pub fn new(file: String, text: String) -> Self {
-        Self { file, text, spans: BTreeMap::new(), variables: BTreeMap::new() }
+        Self { file, text, ..Self::default() }
+    }
+
+    /// The file's path.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    #[cfg(feature = "file")]
+    pub(crate) fn given(&self) -> &BTreeMap<String, String> {
+        &self.given
+    }
+
+    #[cfg(feature = "file")]
+    pub(crate) fn set_given(&mut self, given: BTreeMap<String, String>) {
+        self.given = given;
     }
 
     /// The file's text.
@@ -144,7 +163,7 @@ impl Source {
 }
 
 /// Whether the line of a known setting may hold a secret: a URL, or what stands beside one in an inline table.
-fn may_hold_secret(path: &str, line: &str) -> bool {
+pub(crate) fn may_hold_secret(path: &str, line: &str) -> bool {
     let of_server = path.split('.').next().is_some_and(|section| matches!(section, "postgres" | "redis"));
     line.contains("://") || of_server && (path.ends_with(".url") || line.contains('{'))
 }
