@@ -4,6 +4,7 @@
 mod action_log;
 mod caller;
 mod connections;
+mod control;
 mod datasets;
 mod files;
 mod guard;
@@ -74,6 +75,7 @@ fn router(shared: Shared, guard: Guard) -> Router {
         .route("/api/v1/explain", get(keys::explain))
         .route("/api/v1/touches", get(touches::touches))
         .route("/api/v1/machine", get(machine::machine))
+        .route("/api/v1/settings", get(control::settings))
         .route("/api/v1/keys/refresh", post(keys::refresh))
         .route("/api/v1/keys/delete", post(keys::delete))
         .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
@@ -86,6 +88,11 @@ fn router(shared: Shared, guard: Guard) -> Router {
         .route("/api/v1/watermark", get(watermark::watermark))
         .route("/api/v1/live", get(touches::live))
         .route("/api/v1/datasets/{name}/warm", post(datasets::warm))
+        .route("/api/v1/reload", post(control::reload))
+        .route("/api/v1/drain", post(control::drain))
+        .route("/api/v1/log-level", post(control::log_level))
+        .route("/api/v1/datasets/{name}/pause", post(datasets::pause))
+        .route("/api/v1/datasets/{name}/resume", post(datasets::resume))
         .merge(costly)
         .layer(from_fn_with_state(guard, guard::guard))
         .with_state(shared)

@@ -8,7 +8,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::actors::context::TaskContext;
+use crate::actors::clock::now_ms;
+use crate::actors::context::{Handover, TaskContext};
 use crate::actors::health::Health;
 use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
@@ -37,6 +38,7 @@ pub struct Worker {
     pub health: Health,
     /// Stores and metrics.
     pub context: Context,
+    handover: Handover,
     shutdown_timeout: Duration,
 }
 
@@ -105,6 +107,15 @@ impl Worker {
 
     /// The same with stores that the caller has prepared.
     pub async fn start_with(config: Config, context: Context) -> Result<Self, StartError> {
+        Self::start_after(config, context, Handover::default()).await
+    }
+
+    /// The same after another worker of this process.
+    pub async fn start_after(
+        config: Config,
+        context: Context,
+        handover: Handover,
+    ) -> Result<Self, StartError> {
         check_schedules(&config)?;
         let lost = context.metrics.log_lines_lost.clone();
         telemetry::count_lost_in(lost);
@@ -123,10 +134,13 @@ impl Worker {
         health.update(|facts| {
             let warmed =
                 config.datasets.iter().filter(|set| set.warm.as_ref().is_some_and(|warm| warm.on_start));
-            facts.not_warmed = warmed.map(|dataset| dataset.name.clone()).collect();
+            let not_warmed = warmed.map(|dataset| dataset.name.clone());
+            facts.not_warmed = not_warmed.filter(|name| !handover.warmed.contains(name)).collect();
             facts.max_lag = (config.feed.mode == FeedMode::Outbox).then_some(config.feed.max_lag);
         });
         let shutdown_timeout = config.service.shutdown_timeout;
+        context.metrics.reload_ok.set(1);
+        context.metrics.reload_seconds.set(i64::try_from(now_ms() / 1000).unwrap_or_default());
         info!(
             version = env!("CARGO_PKG_VERSION"),
             namespace = %config.service.namespace,
@@ -135,19 +149,25 @@ impl Worker {
             redis = %config.redis.url.redacted(),
             "worker starts"
         );
-        let tasks = TaskContext::new(config, context.clone(), health.clone());
+        let tasks = TaskContext::new(config, context.clone(), health.clone(), handover.clone());
         let (sender, outcome) = oneshot::channel();
         // A second less than the whole: the stores must be closed too.
         let stop_within = shutdown_timeout.saturating_sub(Duration::from_secs(1)).max(shutdown_timeout / 2);
         let arguments = SupervisorArguments { context: tasks, stop_within, outcome: sender };
         let (root, join) = Actor::spawn(None, Supervisor, arguments).await.map_err(StartError::Spawn)?;
-        Ok(Self { root, join, outcome, health, context, shutdown_timeout })
+        Ok(Self { root, join, outcome, health, context, handover, shutdown_timeout })
     }
 
     /// The supervisor, for tests and the demo.
     #[must_use]
     pub fn supervisor(&self) -> &ActorRef<SupervisorMessage> {
         &self.root
+    }
+
+    /// What the next worker of this process takes over.
+    #[must_use]
+    pub fn handover(&self) -> Handover {
+        self.handover.clone()
     }
 
     /// Waits until the worker ends by itself: an actor failed too often.

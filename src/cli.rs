@@ -12,8 +12,10 @@ mod init;
 mod invalidate;
 mod migrate;
 mod output;
+mod pause;
 mod plan;
 mod purge;
+mod reload;
 mod run;
 mod status;
 mod uninstall;
@@ -28,6 +30,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::demo::Ending;
+use crate::service::Place;
 use cachekeeper_config::diagnostic::{Diagnostic, render};
 use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::context::Context;
@@ -55,6 +58,31 @@ struct Arguments {
 enum Verb {
     /// Run the worker
     Run,
+    /// Have the running worker load its configuration again, as SIGHUP does; a wrong one changes nothing
+    Reload {
+        /// Say only what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Pause datasets for all workers: no backfill by schedule, no refreshing ahead, no audit; changes are applied all the same
+    Pause {
+        /// Which datasets
+        #[arg(required = true)]
+        datasets: Vec<String>,
+    },
+    /// Go on with datasets that were paused
+    Resume {
+        /// Which datasets
+        #[arg(required = true)]
+        datasets: Vec<String>,
+    },
+    /// Have the running worker take no more work, as SIGUSR1 does; it lives on until it is stopped
+    Drain,
+    /// Have the running worker log at another level, until its configuration is loaded again
+    LogLevel {
+        /// error, warn, info, debug, trace, or filters
+        level: String,
+    },
     /// Check the configuration: syntax, meaning, then the servers
     Check {
         /// Leave the servers out
@@ -206,7 +234,7 @@ async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: 
         verb => match load(arguments.config, environment, out) {
             Ok(config) => {
                 let places = (config.postgres.url.redacted(), config.redis.url.redacted());
-                run_verb(verb, config, out).await.inspect_err(|error| name_server(error, &places, out))
+                run_verb(verb, config, environment, out).await.inspect_err(|error| name_server(error, &places, out))
             }
             Err(exit) => return exit,
         },
@@ -217,17 +245,26 @@ async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: 
     })
 }
 
-async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Exit, EngineError> {
+async fn run_verb(
+    verb: Verb,
+    config: Config,
+    environment: &BTreeMap<String, String>,
+    out: &output::Output,
+) -> Result<Exit, EngineError> {
     match verb {
         Verb::Run => {
-            let problems = check::of_admin(&config);
+            let problems = crate::check::of_admin(&config);
             if !problems.is_empty() {
                 out.problems(&problems);
                 return Ok(Exit::Configuration);
             }
-            return Ok(run::run(config, out).await);
+            let place = Place { path: config.source.file().into(), environment: environment.clone() };
+            return Ok(run::run(config, place, out).await);
         }
         Verb::Check { offline } => return check::check(config, offline, out).await,
+        Verb::Reload { dry_run } => return Ok(reload::reload(&config, dry_run, out).await),
+        Verb::Drain => return Ok(reload::drain(&config, out).await),
+        Verb::LogLevel { level } => return Ok(reload::log_level(&config, &level, out).await),
         Verb::Healthcheck { ready } => return Ok(healthcheck::healthcheck(&config, ready, out).await),
         _ => {}
     }
@@ -245,6 +282,8 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Acl { program } => acl::acl(&context, &config, program.as_deref(), out).await,
         Verb::Capture { state } => migrate::capture(&context, state == "on", out).await,
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
+        Verb::Pause { datasets } => pause::pause(&context, &datasets, true, out).await,
+        Verb::Resume { datasets } => pause::pause(&context, &datasets, false, out).await,
         Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,
         Verb::Refresh(targets) => {
             invalidate::invalidate(&context, &targets, Some(cachekeeper_protocol::event::Op::Refresh), out)
@@ -257,6 +296,9 @@ async fn run_verb(verb: Verb, config: Config, out: &output::Output) -> Result<Ex
         Verb::Status => status::status(&context, &config, out).await,
         Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
         Verb::Run
+        | Verb::Reload { .. }
+        | Verb::Drain
+        | Verb::LogLevel { .. }
         | Verb::Check { .. }
         | Verb::Healthcheck { .. }
         | Verb::Schema { .. }

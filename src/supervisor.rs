@@ -18,9 +18,14 @@ pub use policy::{Decision, RestartPolicy};
 
 use crate::actors::TASKS;
 use crate::actors::context::TaskContext;
+use crate::actors::lock_renewer::LockRenewer;
+use crate::actors::metrics_reporter::MetricsReporter;
 use crate::actors::runner::Runner;
-use crate::actors::task::TaskEntry;
+use crate::actors::task::{Task, TaskEntry};
 use cachekeeper_engine::metrics::ByActor;
+
+/// The tasks that a drained worker still has: those that tell how it is, and that give back what it held.
+const LASTING: [&str; 2] = [LockRenewer::NAME, MetricsReporter::NAME];
 
 /// What the supervisor needs.
 #[derive(Debug)]
@@ -52,6 +57,10 @@ pub enum SupervisorMessage {
     Start(TaskEntry),
     /// Kill the task of this name, as a crash would. Sent by tests and the demo.
     Kill(&'static str),
+    /// Stop every task but those that tell how it is.
+    Drain,
+    /// Say that this actor still takes messages.
+    Beat(oneshot::Sender<()>),
 }
 
 /// What the supervisor knows.
@@ -63,6 +72,7 @@ pub struct SupervisorState {
     stop_within: Duration,
     outcome: Option<oneshot::Sender<Outcome>>,
     gave_up: Option<&'static str>,
+    is_draining: bool,
 }
 
 #[derive(Debug)]
@@ -96,6 +106,7 @@ impl Actor for Supervisor {
             stop_within: arguments.stop_within,
             outcome: Some(arguments.outcome),
             gave_up: None,
+            is_draining: false,
         })
     }
 
@@ -106,7 +117,15 @@ impl Actor for Supervisor {
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
+            SupervisorMessage::Start(task) if !state.may_run(&task) => {}
             SupervisorMessage::Start(task) => state.start(&myself, task).await,
+            SupervisorMessage::Drain => {
+                state.is_draining = true;
+                state.stop_all(|task| !LASTING.contains(&task.name)).await;
+                info!("drained: only the admin listener is left");
+            }
+            // Whoever asked waits no longer.
+            SupervisorMessage::Beat(beat) => drop(beat.send(())),
             SupervisorMessage::Kill(name) => {
                 for child in state.running.values().filter(|child| child.task.name == name) {
                     child.cell.kill();
@@ -139,7 +158,8 @@ impl Actor for Supervisor {
         _myself: ActorRef<SupervisorMessage>,
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
-        state.stop_all().await;
+        state.stop_all(|_| true).await;
+        info!("all actors have stopped");
         let outcome = state.gave_up.map_or(Outcome::Stopped, |task| Outcome::GaveUp { task });
         if let Some(sender) = state.outcome.take() {
             // Nobody waits for it any more: fine.
@@ -172,6 +192,9 @@ impl SupervisorState {
             return;
         };
         self.up(child.task.name).set(0);
+        if !self.may_run(&child.task) {
+            return;
+        }
         self.after_exit(myself, child.task, child.since.elapsed(), reason);
     }
 
@@ -203,9 +226,14 @@ impl SupervisorState {
         self.context.engine.metrics.actor_up.get_or_create(&ByActor::new(name)).clone()
     }
 
-    async fn stop_all(&mut self) {
+    /// Whether a task is not among those that a drained worker has given up.
+    fn may_run(&self, task: &TaskEntry) -> bool {
+        !self.is_draining || LASTING.contains(&task.name)
+    }
+
+    async fn stop_all(&mut self, is_meant: impl Fn(&TaskEntry) -> bool) {
         let deadline = Instant::now() + self.stop_within;
-        for task in TASKS.iter().rev() {
+        for task in TASKS.iter().rev().filter(|task| is_meant(task)) {
             let Some((_, child)) = self.running.iter().find(|(_, child)| child.task.name == task.name) else {
                 continue;
             };
@@ -216,6 +244,5 @@ impl SupervisorState {
                 child.cell.kill();
             }
         }
-        info!("all actors have stopped");
     }
 }

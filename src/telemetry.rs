@@ -3,11 +3,12 @@
 mod lines;
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use cachekeeper_config::{Log, LogFormat};
 use cachekeeper_engine::log_limit;
@@ -20,17 +21,17 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 static LINES: Lines = Lines::new();
 
+/// Sets another level.
+type SetLevel = dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync;
+
+static SET_LEVEL: OnceLock<Box<SetLevel>> = OnceLock::new();
+
 /// Turns logging on, once a process.
 ///
 /// # Errors
 /// What is wrong with the level.
 pub fn start(log: &Log) -> Result<(), String> {
-    let filter = filter(&log.level).map_err(|error| {
-        format!(
-            "log.level = {:?} is not understood: {error}; use error, warn, info, debug or filters",
-            log.level
-        )
-    })?;
+    let filter = understood(&log.level)?;
     let is_terminal = std::io::stderr().is_terminal();
     // Else the subscriber prints its own trouble to standard error, and panics where that fails.
     let builder =
@@ -41,15 +42,38 @@ pub fn start(log: &Log) -> Result<(), String> {
         LogFormat::Json => false,
     };
     let started = if is_pretty {
-        builder.with_ansi(is_terminal).with_target(false).try_init()
+        let builder = builder.with_ansi(is_terminal).with_target(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.try_init().map(|()| drop(SET_LEVEL.set(Box::new(move |filter| handle.reload(filter)))))
     } else {
-        builder.json().flatten_event(true).with_current_span(false).try_init()
+        let builder = builder.json().flatten_event(true).with_current_span(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.try_init().map(|()| drop(SET_LEVEL.set(Box::new(move |filter| handle.reload(filter)))))
     };
     // A second start in one process (tests, the demo) keeps the first.
     if started.is_err() {
         return Ok(());
     }
     LINES.write_to(std::io::stderr()).map_err(|error| format!("log lines cannot be written: {error}"))
+}
+
+/// Logs at another level from now on.
+///
+/// # Errors
+/// What is wrong with the level.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let filter = understood(level)?;
+    match SET_LEVEL.get() {
+        Some(set) => set(filter).map_err(|error| format!("the level of the log cannot be set: {error}")),
+        // Nobody logs.
+        None => Ok(()),
+    }
+}
+
+fn understood(level: &str) -> Result<EnvFilter, String> {
+    filter(level).map_err(|error| {
+        format!("log.level = {level:?} is not understood: {error}; use error, warn, info, debug or filters")
+    })
 }
 
 /// Says panics as log lines: the usual message would wait for whoever does not read standard error.

@@ -41,7 +41,7 @@ impl Task for Auditor {
 
 /// Every dataset once.
 async fn round(context: &Context, extent: &Extent) {
-    for dataset in context.catalog.iter() {
+    for dataset in context.catalog.iter().filter(|dataset| !dataset.is_paused()) {
         match compare(context, dataset, extent).await {
             Ok(found) => {
                 note(context, &found);

@@ -1,5 +1,7 @@
 //! What every task is given. It outlives the restarts of all of them.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::clock::now_ms;
@@ -7,11 +9,27 @@ use super::health::Health;
 use super::inbox::{MissedKeys, Since, WantedBackfills};
 use super::seen_events::SeenEvents;
 use super::wake::Wake;
+use crate::control::Control;
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::lease::{Elector, Renewer, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, BySource};
 use cachekeeper_protocol::event::Event;
+
+/// The socket of the admin listener. It stays open from one worker of a process to the next, so that nobody is turned away, and is
+/// served by one at a time.
+pub type ListenerSlot = Arc<tokio::sync::Mutex<Option<(SocketAddr, std::net::TcpListener)>>>;
+
+/// What a worker takes over from the one before it in the same process; nothing, for the first.
+#[derive(Clone, Debug, Default)]
+pub struct Handover {
+    /// Takes what the process is asked for.
+    pub control: Control,
+    /// The socket of the admin listener.
+    pub listener: ListenerSlot,
+    /// Datasets that need not be warmed at the start.
+    pub warmed: BTreeSet<String>,
+}
 
 /// Stores, configuration, and what tasks share. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -38,12 +56,16 @@ pub struct TaskContext {
     pub misses: MissedKeys,
     /// Events that were applied, by either way.
     pub seen: SeenEvents,
+    /// Takes what the process is asked for.
+    pub control: Control,
+    /// The socket of the admin listener.
+    pub listener: ListenerSlot,
 }
 
 impl TaskContext {
     /// Nothing runs yet.
     #[must_use]
-    pub fn new(config: Config, engine: Context, health: Health) -> Self {
+    pub fn new(config: Config, engine: Context, health: Health, handover: Handover) -> Self {
         let owner = unique_owner();
         let renewer = Renewer::supervised(engine.redis.clone(), Arc::clone(&engine.metrics));
         let elector = Elector::new(renewer.clone(), Wakeups::new(engine.redis.clone()), &owner);
@@ -59,6 +81,8 @@ impl TaskContext {
             backfills: WantedBackfills::default(),
             misses: MissedKeys::default(),
             seen: SeenEvents::default(),
+            control: handover.control,
+            listener: handover.listener,
         }
     }
 

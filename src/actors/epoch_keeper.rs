@@ -220,6 +220,13 @@ impl Keeper {
             let is_pending = metadata.is_pending(dataset.name()) || unfilled.contains_key(dataset.name());
             let labels = ByDataset::new(dataset.name());
             engine.metrics.pending_revalidations.get_or_create(&labels).set(i64::from(is_pending));
+            let is_paused = metadata.paused.contains_key(dataset.name());
+            engine.metrics.paused.get_or_create(&labels).set(i64::from(is_paused));
+            if dataset.note_paused(is_paused) {
+                info!(dataset = dataset.name(), is_paused, "a person has paused the dataset, or resumed it");
+                // What was due meanwhile.
+                self.context.backfills.wake.now();
+            }
             let progress = metadata.progress.get(dataset.name()).filter(|_| is_pending);
             let count = |count: Option<u64>| i64::try_from(count.unwrap_or_default()).unwrap_or(i64::MAX);
             let done = progress.map(|progress| progress.done);
@@ -233,6 +240,7 @@ impl Keeper {
             facts.superseded = superseded.map(|dataset| dataset.name().to_owned()).collect();
             let owned = |(dataset, reason): (&str, &str)| (dataset.to_owned(), reason.to_owned());
             facts.pending = metadata.reasons().map(owned).collect();
+            facts.paused.clone_from(&metadata.paused);
             facts.left_out =
                 metadata.slots.iter().map(|(name, slots)| owned((name, slots.reason()))).collect();
         });

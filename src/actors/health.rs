@@ -37,6 +37,8 @@ pub struct Facts {
     pub superseded: BTreeSet<String>,
     /// Datasets that have not been warmed since the start.
     pub not_warmed: BTreeSet<String>,
+    /// Datasets that a person has paused, each with since when, in Unix milliseconds.
+    pub paused: BTreeMap<String, u64>,
     /// Datasets that cannot work, with the reason.
     pub broken: BTreeMap<String, String>,
     /// Datasets that ask for what this worker does not give, with the reason.
@@ -58,6 +60,8 @@ pub struct Facts {
     pub epoch: Option<String>,
     /// Set while the worker stops.
     pub is_stopping: bool,
+    /// Set once the worker takes no more work.
+    pub is_draining: bool,
 }
 
 /// The dependencies that readiness waits for.
@@ -108,6 +112,11 @@ impl Health {
         if facts.is_stopping {
             reasons.push("stopping".to_owned());
         }
+        if facts.is_draining {
+            // Nobody looks at the rest any more.
+            reasons.push("draining: this worker takes no more work; start it again to have it work".to_owned());
+            return reasons;
+        }
         for dependency in DEPENDENCIES {
             match facts.dependencies.get(dependency) {
                 Some(Ok(())) => {}
@@ -134,6 +143,8 @@ impl Health {
         let told = told.filter(|(dataset, _)| is_own(dataset));
         reasons.extend(told.map(|(dataset, reason)| format!("dataset {dataset}: {reason}")));
         let not_warmed = facts.not_warmed.iter().filter(|dataset| is_own(dataset));
+        // Its backfill waits for whoever paused it.
+        let not_warmed = not_warmed.filter(|dataset| !facts.paused.contains_key(*dataset));
         reasons.extend(not_warmed.map(|dataset| format!("dataset {dataset}: not warmed yet")));
         reasons
     }

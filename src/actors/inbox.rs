@@ -75,6 +75,11 @@ impl Since {
         causes_only.is_satisfied_by(began, now_ms)
     }
 
+    /// Whether nothing depends on it but that entries are there early: a start or a schedule wants it, and no cause.
+    fn is_optional(self) -> bool {
+        self.cause.is_none()
+    }
+
     /// Whether what satisfies this satisfies the other too.
     fn includes(self, other: Self) -> bool {
         self.and(other) == self
@@ -103,10 +108,12 @@ impl WantedBackfills {
         self.wake.now();
     }
 
-    /// All datasets of which one is wanted, but for what runs.
+    /// All datasets of which one is wanted, but for what runs and for what can wait where a dataset is paused.
     #[must_use]
-    pub fn datasets(&self) -> Vec<String> {
-        self.lock().wanted.keys().cloned().collect()
+    pub fn datasets(&self, is_paused: impl Fn(&str) -> bool) -> Vec<String> {
+        let state = self.lock();
+        let due = state.wanted.iter().filter(|(name, since)| !(since.is_optional() && is_paused(name)));
+        due.map(|(name, _)| name.clone()).collect()
     }
 
     /// One begins that is to do for all requests so far; answers after which moment that has to be. None: none is wanted.
@@ -229,15 +236,19 @@ mod tests {
         let wanted = WantedBackfills::default();
         wanted.want("product", Since::cause(2));
         assert_eq!(wanted.begin("product"), Some(Since::cause(2)));
-        assert_eq!(wanted.datasets(), Vec::<String>::new());
+        assert_eq!(wanted.datasets(|_| false), Vec::<String>::new());
         // The one that runs does for an earlier request, not for a later one.
         wanted.want("product", Since::cause(1));
-        assert_eq!(wanted.datasets(), Vec::<String>::new());
+        assert_eq!(wanted.datasets(|_| false), Vec::<String>::new());
         wanted.want("product", Since::cause(3));
         wanted.done();
         assert_eq!(wanted.begin("product"), Some(Since::cause(3)));
         wanted.put_back();
-        assert_eq!(wanted.datasets(), ["product"]);
+        assert_eq!(wanted.datasets(|_| false), ["product"]);
+        // A paused dataset waits only with what nothing depends on.
+        assert_eq!(wanted.datasets(|_| true), ["product"]);
+        wanted.want("shop", Since::start());
+        assert_eq!((wanted.datasets(|_| true), wanted.datasets(|_| false).len()), (vec!["product".to_owned()], 2));
         assert_eq!(wanted.begin("product"), Some(Since::cause(3)));
         wanted.done();
         wanted.put_back();

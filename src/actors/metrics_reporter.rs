@@ -2,6 +2,7 @@
 //!
 //! A port that is taken is a warning, and tried again. While the task is down, scrapes fail.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -126,17 +127,38 @@ async fn log_forever() {
     }
 }
 
+/// The socket of this address: the one that is open already, or a new one.
+fn open(
+    slot: &mut Option<(SocketAddr, std::net::TcpListener)>,
+    listen: &str,
+) -> std::io::Result<tokio::net::TcpListener> {
+    let address: SocketAddr = listen.parse().map_err(std::io::Error::other)?;
+    if slot.as_ref().is_none_or(|(open, _)| *open != address) {
+        // The old one first: both may be of the same port.
+        *slot = None;
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        *slot = Some((address, listener));
+    }
+    let Some((_, listener)) = slot else { return Err(std::io::ErrorKind::NotFound.into()) };
+    tokio::net::TcpListener::from_std(listener.try_clone()?)
+}
+
 async fn listen_forever(context: &TaskContext) {
     let Some(listen) = &context.config.admin.listen else { return };
+    // Whoever was served by the worker before is served by it until it has ended.
+    let mut slot = context.listener.lock().await;
     loop {
-        match tokio::net::TcpListener::bind(listen).await {
+        match open(&mut slot, listen) {
             Ok(listener) => {
                 if let Ok(address) = listener.local_addr() {
                     let admin = &context.config.admin;
+                    let scheme = if admin.tls.is_some() { "https" } else { "http" };
                     info!(%address, tls = admin.tls.is_some(), token = admin.asks_for_token(), read_only = admin.is_read_only,
-                        "admin listener is open: /livez /readyz /metrics /api/v1/status");
+                        "admin listener is open: {scheme}://{address}/ is the page; /livez /readyz /metrics /api/v1");
                 }
                 let served = admin::serve(listener, context).await;
+                *slot = None;
                 let what = "admin listener ended, opening it again";
                 if let Err(error) = served
                     && let Some(times) = log_limit::due(what, "", 1)

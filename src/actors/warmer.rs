@@ -121,9 +121,8 @@ impl Plan {
         if !self.is_listening() {
             return now + WAIT_FOR_LISTENER;
         }
-        let backfills = &self.context.backfills;
         if self.running.is_none() {
-            let wanted = backfills.datasets();
+            let wanted = self.wanted();
             let due = wanted.iter().filter(|name| self.not_before.get(*name).is_none_or(|at| *at <= now));
             // What has waited longest comes first.
             if let Some(name) = due.min_by_key(|name| self.not_before.get(*name)) {
@@ -131,12 +130,18 @@ impl Plan {
             }
         }
         // While one runs its end wakes this task, so what waits for it needs no timer.
-        let waiting = if self.running.is_some() { Vec::new() } else { backfills.datasets() };
+        let waiting = if self.running.is_some() { Vec::new() } else { self.wanted() };
         let next_wanted = waiting.iter().map(|name| self.not_before.get(name).copied().unwrap_or(now)).min();
         let next_fire =
             self.fires.values().map(|fire| now + (*fire - Utc::now()).to_std().unwrap_or_default()).min();
         let next = next_wanted.into_iter().chain(next_fire).min().unwrap_or(now + LOOK_EVERY);
         next.clamp(now + Duration::from_millis(10), now + LOOK_EVERY)
+    }
+
+    fn wanted(&self) -> Vec<String> {
+        let catalog = &self.context.engine.catalog;
+        let is_paused = |name: &str| catalog.get(name).is_some_and(|dataset| dataset.is_paused());
+        self.context.backfills.datasets(is_paused)
     }
 
     /// A backfill that begins before events are listened to, or before the feed has taken over what is covered, would have to

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::action_log::done;
 use super::refusal::refuse;
 use super::shared::Shared;
+use crate::actors::clock::now_ms;
 use crate::actors::health::Facts;
 use crate::actors::inbox::Since;
 use cachekeeper_config::{Format, Rows, Scope};
@@ -39,7 +40,11 @@ pub(super) async fn warm(State(shared): State<Shared>, Path(name): Path<String>)
         return unknown(&name);
     }
     shared.tasks.backfills.want(&name, Since::now());
-    let what = format!("a backfill of {name} is wanted; it begins when no other one runs");
+    let when = match shared.health().facts().paused.contains_key(&name) {
+        true => "the dataset is resumed",
+        false => "no other one runs",
+    };
+    let what = format!("a backfill of {name} is wanted; it begins when {when}");
     done((StatusCode::ACCEPTED, axum::Json(json!({ "done": what }))).into_response(), what)
 }
 
@@ -73,10 +78,36 @@ fn overview(
         "last_backfill_ms": backfilled.map(|backfilled| backfilled.began_ms),
         "last_backfill_entries": shared.backfill_entries(name),
         "refused_rows": refused.rows.len(),
+        "paused_since_ms": facts.paused.get(name),
     });
     match about {
         Value::Object(about) => about,
         _ => Map::new(),
+    }
+}
+
+pub(super) async fn pause(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
+    if shared.engine().catalog.get(&name).is_none() {
+        return unknown(&name);
+    }
+    match shared.engine().redis.pause(&name, now_ms()).await {
+        Ok(()) => {
+            shared.tasks.epoch_keeper.now();
+            let what = format!("{name} is paused for all workers; changes are applied all the same");
+            done(axum::Json(json!({ "done": what })).into_response(), what)
+        }
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.told()),
+    }
+}
+
+pub(super) async fn resume(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
+    match shared.engine().redis.resume(&name).await {
+        Ok(was_paused) => {
+            shared.tasks.epoch_keeper.now();
+            let what = format!("{name} {}", if was_paused { "goes on" } else { "was not paused" });
+            done(axum::Json(json!({ "done": what })).into_response(), what)
+        }
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.told()),
     }
 }
 
@@ -94,6 +125,9 @@ fn state<'f>(name: &str, facts: &'f Facts) -> (&'static str, Option<&'f str>) {
     }
     if let Some((state, reason)) = states.into_iter().find(|(_, reason)| reason.is_some()) {
         return (state, reason);
+    }
+    if facts.paused.contains_key(name) {
+        return ("paused", Some("a person has paused its backfills, its refreshing ahead and its audit; changes are applied"));
     }
     if facts.not_warmed.contains(name) {
         return ("not_warmed", Some("its first backfill since the start has not ended"));

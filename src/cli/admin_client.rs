@@ -18,6 +18,8 @@ use crate::admin::certificates;
 use cachekeeper_config::{Admin, Secret, TlsIdentity};
 
 const LIMIT: Duration = Duration::from_secs(5);
+/// A reload checks everything against the servers, and waits for the next worker.
+const ACTION_LIMIT: Duration = Duration::from_secs(60);
 
 /// An answer.
 pub struct Answer {
@@ -27,18 +29,35 @@ pub struct Answer {
 
 /// Asks for a path.
 pub async fn get(admin: &Admin, path: &str) -> io::Result<Answer> {
-    let answer = timeout(LIMIT, ask(admin, path)).await;
+    within(LIMIT, ask(admin, ("GET", path, ""))).await
+}
+
+/// Asks for an action, whose end is waited for.
+pub async fn post(admin: &Admin, path: &str, body: &serde_json::Value) -> io::Result<Answer> {
+    within(ACTION_LIMIT, ask(admin, ("POST", path, &body.to_string()))).await
+}
+
+async fn within(
+    limit: Duration,
+    asking: impl Future<Output = io::Result<Answer>>,
+) -> io::Result<Answer> {
+    let answer = timeout(limit, asking).await;
     answer.unwrap_or_else(|_elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
 }
 
-async fn ask(admin: &Admin, path: &str) -> io::Result<Answer> {
+async fn ask(admin: &Admin, (method, path, body): (&str, &str, &str)) -> io::Result<Answer> {
     let listen = admin.listen.as_deref().unwrap_or_default();
     let address = listen.parse().map(reachable).map_err(|_wrong| io::Error::other("no address to ask"))?;
     let stream = TcpStream::connect(address).await?;
-    let token = token(admin).map(|token| format!("Authorization: Bearer {}\r\n", token.reveal()));
+    let is_action = method != "GET";
+    let token = token(admin, is_action).map(|token| format!("Authorization: Bearer {}\r\n", token.reveal()));
     let authorization = token.unwrap_or_default();
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{authorization}Connection: close\r\n\r\n");
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n{authorization}Connection: close\r\n");
+    if is_action {
+        let length = body.len();
+        request.push_str(&format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"));
+    }
+    request.push_str(&format!("\r\n{body}"));
     let reply = match &admin.tls {
         None => exchange(stream, &request).await?,
         Some(identity) => {
@@ -62,10 +81,10 @@ fn reachable(mut listen: SocketAddr) -> SocketAddr {
     listen
 }
 
-/// One that may read is enough. Without one the bare answers of probes are had.
-fn token(admin: &Admin) -> Option<Secret> {
-    let files = [&admin.read_token_file, &admin.token_file].into_iter().flatten();
-    files.filter_map(|file| Secret::of_file(file).ok()).next()
+/// To read, one that may read is enough. Without one the bare answers of probes are had.
+fn token(admin: &Admin, is_action: bool) -> Option<Secret> {
+    let files = [admin.read_token_file.as_ref().filter(|_| !is_action), admin.token_file.as_ref()];
+    files.into_iter().flatten().filter_map(|file| Secret::of_file(file).ok()).next()
 }
 
 async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> io::Result<String> {

@@ -6,7 +6,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::output::{Exit, Output};
-use crate::app::{StartError, Worker};
+use crate::app::StartError;
+use crate::control::Control;
+use crate::service::{Place, Service};
 use crate::supervisor::Outcome;
 use crate::telemetry;
 use cachekeeper_config::Config;
@@ -15,24 +17,23 @@ use cachekeeper_engine::error::chain;
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;
 
-/// Runs the worker until a signal; a second one ends it at once.
-pub async fn run(config: Config, out: &Output) -> Exit {
+/// Runs the worker until a signal; a second one ends it at once. SIGHUP loads the configuration again, SIGUSR1 drains.
+pub async fn run(config: Config, place: Place, out: &Output) -> Exit {
     telemetry::log_panics();
-    let (mut interrupt, mut terminate) =
-        match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-            (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-            (Err(error), _) | (_, Err(error)) => {
-                out.error(&format!("signals cannot be handled: {error}"));
-                return Exit::Failed;
-            }
-        };
-    let started = tokio::select! {
-        started = Worker::start(config) => started,
-        // Nothing is done yet that would have to be ended in order.
-        _ = one_of(&mut interrupt, &mut terminate) => return Exit::Ok,
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            out.error(&format!("signals cannot be handled: {error}"));
+            return Exit::Failed;
+        }
     };
-    let mut worker = match started {
-        Ok(worker) => worker,
+    let started = tokio::select! {
+        started = Service::start(config, place) => started,
+        // Nothing is done yet that would have to be ended in order.
+        _ = signals.ending() => return Exit::Ok,
+    };
+    let mut service = match started {
+        Ok(service) => service,
         Err(error) => {
             out.error(&chain(&error));
             return match error {
@@ -48,18 +49,19 @@ pub async fn run(config: Config, out: &Output) -> Exit {
             };
         }
     };
+    let control = service.control();
     let ended = tokio::select! {
-        outcome = worker.ended() => Some(outcome),
-        _ = one_of(&mut interrupt, &mut terminate) => None,
+        outcome = service.run() => Some(outcome),
+        _ = signals.ending_after_orders(&control) => None,
     };
     if let Some(Outcome::GaveUp { task }) = ended {
         error!(actor = task, "the worker gives up");
-        worker.stop().await;
+        service.stop().await;
         return Exit::Failed;
     }
     info!("stopping; a second signal ends the worker at once");
     tokio::select! {
-        in_time = worker.stop() => {
+        in_time = service.stop() => {
             telemetry::say_left_out(Duration::ZERO);
             if in_time {
                 info!("stopped");
@@ -68,13 +70,50 @@ pub async fn run(config: Config, out: &Output) -> Exit {
             warn!("not everything stopped in time");
             Exit::Failed
         }
-        number = one_of(&mut interrupt, &mut terminate) => Exit::Signal(number),
+        number = signals.ending() => Exit::Signal(number),
     }
 }
 
-async fn one_of(interrupt: &mut Signal, terminate: &mut Signal) -> u8 {
-    tokio::select! {
-        _ = interrupt.recv() => SIGINT,
-        _ = terminate.recv() => SIGTERM,
+/// The signals that a worker knows.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    reload: Signal,
+    drain: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            reload: signal(SignalKind::hangup())?,
+            drain: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Waits for one that ends the worker; answers its number.
+    async fn ending(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => SIGINT,
+            _ = self.terminate.recv() => SIGTERM,
+        }
+    }
+
+    /// The same, and has orders carried out meanwhile. What becomes of them is said in the log.
+    async fn ending_after_orders(&mut self, control: &Control) -> u8 {
+        loop {
+            tokio::select! {
+                number = async { tokio::select! {
+                    _ = self.interrupt.recv() => SIGINT,
+                    _ = self.terminate.recv() => SIGTERM,
+                } } => return number,
+                _ = self.reload.recv() => {
+                    let control = control.clone();
+                    tokio::spawn(async move { drop(control.reload(false).await) });
+                }
+                _ = self.drain.recv() => drop(control.drain()),
+            }
+        }
     }
 }

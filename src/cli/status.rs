@@ -193,16 +193,18 @@ fn datasets(
         let progress = metadata.progress.get(dataset.name()).filter(|_| pending.is_some());
         let backfill = metadata.backfills.get(dataset.name());
         let trouble = troubles.get(dataset.name());
+        let paused = metadata.paused.get(dataset.name());
         lines.push(format!(
-            "dataset    {} ({}): {definition}{}{}{}{}",
+            "dataset    {} ({}): {definition}{}{}{}{}{}",
             dataset.name(),
             dataset.settings.key,
             trouble.map_or(String::new(), |trouble| format!(", {trouble}")),
+            if paused.is_some() { ", paused" } else { "" },
             pending.as_ref().map_or(String::new(), |reason| format!(", pending: {reason}")),
             progress.map_or(String::new(), |progress| format!(" ({progress})")),
             backfill.map_or(String::new(), |key| format!(", a backfill is at {key}"))
         ));
-        datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "trouble": trouble, "pending": pending, "progress": progress, "backfill": backfill }));
+        datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "trouble": trouble, "paused_since_ms": paused, "pending": pending, "progress": progress, "backfill": backfill }));
     }
     datasets
 }

@@ -89,6 +89,7 @@ mod redis_roles;
 mod redis_tls;
 mod revalidation_order;
 mod revalidations;
+mod reload;
 mod rights;
 mod rollouts;
 mod scripts;

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Config;
 use super::raw::{Leaf, Leaves};
 use super::source::may_hold_secret;
 
 /// A setting that another file, or another environment, gives otherwise. A dataset that comes or goes is one setting.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// `dataset.product.ttl`
     pub setting: String,
@@ -60,6 +60,15 @@ impl Config {
             }
         }
         changes
+    }
+}
+
+impl Config {
+    /// Every setting that the file or the environment gives, as text; secrets are hidden. Of sections only their names stand here.
+    #[must_use]
+    pub fn given(&self) -> BTreeMap<&str, String> {
+        let given = self.source.given().iter();
+        given.map(|(setting, text)| (setting.as_str(), shown(setting, text))).collect()
     }
 }
 

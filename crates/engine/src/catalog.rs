@@ -45,6 +45,7 @@ pub struct Dataset {
     /// Whether it is another worker's, followed and never loaded.
     is_foreign: bool,
     is_superseded: AtomicBool,
+    is_paused: AtomicBool,
 }
 
 impl Dataset {
@@ -84,6 +85,7 @@ impl Dataset {
             write: RwLock::default(),
             is_foreign: false,
             is_superseded: AtomicBool::new(false),
+            is_paused: AtomicBool::new(false),
         }
     }
 
@@ -273,6 +275,17 @@ impl Dataset {
     }
 
     /// Notes whether another definition is registered, and its revision where it is this one.
+    /// Whether somebody has paused what fills it for comfort: backfills by schedule, refreshing ahead, the audit.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it is paused; answers whether that is news.
+    pub fn note_paused(&self, is_paused: bool) -> bool {
+        self.is_paused.swap(is_paused, Ordering::Relaxed) != is_paused
+    }
+
     pub(super) fn note_registered(&self, is_superseded: bool, revision: Option<Revision>) {
         self.is_superseded.store(is_superseded, Ordering::Relaxed);
         self.set_revision(revision);

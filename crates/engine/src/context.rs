@@ -104,6 +104,12 @@ impl Context {
         })
     }
 
+    /// The same, knowing what happened before: that of a worker of this process which this one replaces.
+    #[must_use]
+    pub fn with_history_of(self, before: &Self) -> Self {
+        Self { history: before.history.clone(), ..self }
+    }
+
     /// The same with other datasets.
     pub(super) fn with(&self, catalog: Catalog) -> Self {
         Self { catalog: Arc::new(catalog), ..self.clone() }

@@ -127,6 +127,8 @@ metrics! {
         "Age of the watermark";
     "dataset_covered", covered: Family<ByDataset, Gauge> = Family::default(),
         "1 while the watermark covers the dataset";
+    "dataset_paused", paused: Family<ByDataset, Gauge> = Family::default(),
+        "1 while the dataset is paused";
     "dataset_broken", broken: Family<ByDataset, Gauge> = Family::default(),
         "1 while the dataset cannot work";
     "entries_audited", audited: Family<ByDatasetOutcome, Counter> = Family::default(),
@@ -155,6 +157,10 @@ metrics! {
         "Open connections to the admin listener";
     "admin_refusals", admin_refusals: Family<ByReason, Counter> = Family::default(),
         "Requests to the admin listener that were refused before their path was asked";
+    "config_last_reload_successful", reload_ok: Gauge = Gauge::default(),
+        "1 unless the last attempt to load the configuration again has failed";
+    "config_last_reload_success_timestamp_seconds", reload_seconds: Gauge = Gauge::default(),
+        "When the configuration that counts was loaded";
     "log_lines_lost", log_lines_lost: Counter = Counter::default(),
         "Log lines that could not be written";
 }

@@ -65,7 +65,9 @@ impl RefreshScan {
             .catalog
             .iter()
             .filter(|dataset| !dataset.is_superseded())
-            .filter(|dataset| dataset.settings.refresh_ahead.is_some() || outage.is_some())
+            .filter(|dataset| {
+                dataset.settings.refresh_ahead.is_some() && !dataset.is_paused() || outage.is_some()
+            })
             .collect();
         if interested.is_empty() {
             return Ok(true);

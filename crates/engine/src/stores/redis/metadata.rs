@@ -44,6 +44,8 @@ pub struct Metadata {
     pub backfills: BTreeMap<String, String>,
     /// Datasets of which Redis is to hold every row and some may be missing, each with the cause that a backfill must have seen.
     pub unfilled: BTreeMap<String, u64>,
+    /// Datasets that somebody has paused, each with since when, in Unix milliseconds.
+    pub paused: BTreeMap<String, u64>,
     /// The last whole backfill of each dataset.
     pub backfilled: BTreeMap<String, Backfilled>,
     /// The number of the newest cause that made a dataset pending (R14a).
@@ -73,6 +75,20 @@ impl Redis {
         let command = redis::cmd("GETRANGE").arg(&self.keys.metadata().stamps).arg(at).arg(at + 7).to_owned();
         let bytes: Vec<u8> = self.command("read a stamp", &command).await?;
         Ok(bytes.try_into().ok().map(Stamp::from_bytes).filter(|stamp| *stamp != Stamp::default()))
+    }
+
+    /// Pauses a dataset for every worker of the namespace, from this moment on; one that is paused stays so since it was.
+    pub async fn pause(&self, dataset: &str, now_ms: u64) -> Result<(), CacheError> {
+        let meta = &self.keys.metadata().meta;
+        let command = redis::cmd("HSETNX").arg(meta).arg(format!("paused:{dataset}")).arg(now_ms).to_owned();
+        self.command::<u64>("pause a dataset", &command).await.map(drop)
+    }
+
+    /// Resumes a dataset. Whether it was paused.
+    pub async fn resume(&self, dataset: &str) -> Result<bool, CacheError> {
+        let meta = &self.keys.metadata().meta;
+        let command = redis::cmd("HDEL").arg(meta).arg(format!("paused:{dataset}")).to_owned();
+        self.command::<u64>("resume a dataset", &command).await.map(|count| 0 < count)
     }
 
     /// Records since when Postgres has been down, or that it is back; with a dataset, that its entries cannot be loaded, or can be
@@ -143,6 +159,9 @@ impl Metadata {
             ("unfilled", dataset) => {
                 // What cannot be read is as new as can be: it stays until a backfill has seen everything.
                 self.unfilled.insert(dataset.to_owned(), text.parse().unwrap_or(u64::MAX));
+            }
+            ("paused", dataset) => {
+                drop(self.paused.insert(dataset.to_owned(), text.parse().unwrap_or_default()));
             }
             ("causes", _) => self.causes = text.parse().unwrap_or_default(),
             ("life", _) => self.life = text.split_once(' ').map(|(_, place)| place.to_owned()),

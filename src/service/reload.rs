@@ -1,0 +1,72 @@
+//! The file's configuration, checked against the servers, and what it changes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::Place;
+use crate::check::{of_admin, of_servers};
+use crate::control::{ReloadError, Reloaded};
+use crate::schedule;
+use cachekeeper_config::Config;
+use cachekeeper_config::diagnostic::{Diagnostic, Severity, render};
+use cachekeeper_engine::context::Context;
+
+/// What counts only for a new process: lines of the log are formatted from its beginning.
+const NEEDS_RESTART: [&str; 1] = ["log.format"];
+/// How long the servers may take to check it.
+const CHECKED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Loads and checks the configuration.
+pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloaded), ReloadError> {
+    let text = tokio::fs::read_to_string(&place.path).await.map_err(|error| {
+        ReloadError::Wrong(format!("{} cannot be read: {error}", place.path.display()))
+    })?;
+    let loaded = Config::load_with(&place.path, text, &place.environment, schedule::check);
+    let (newer, mut problems) = loaded.map_err(|problems| ReloadError::Wrong(render(&problems)))?;
+    let changes = old.changes(&newer);
+    if !changes.is_empty() {
+        problems.extend(of_admin(&newer));
+        check(&newer, &mut problems).await?;
+    }
+    if problems.iter().any(|problem| problem.severity == Severity::Error) {
+        return Err(ReloadError::Wrong(render(&problems)));
+    }
+    let warnings = problems.iter().map(|problem| problem.to_string().trim_end().to_owned()).collect();
+    let needs_restart = |setting: &str| NEEDS_RESTART.contains(&setting);
+    let (needs_restart, changes) = changes.into_iter().partition(|change| needs_restart(&change.setting));
+    Ok((newer, Reloaded { changes, needs_restart, warnings }))
+}
+
+async fn check(newer: &Config, problems: &mut Vec<Diagnostic>) -> Result<(), ReloadError> {
+    let context = Context::new(newer).map_err(|error| super::unavailable(&error))?;
+    let checked = timeout(CHECKED_WITHIN, of_servers(newer, &context, problems)).await;
+    // Whatever it holds open is closed in the background.
+    tokio::spawn(async move { context.postgres.close().await });
+    match checked {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            Err(ReloadError::Unavailable(format!("the servers could not be asked: {}", error.told())))
+        }
+        Err(_elapsed) => {
+            let limit = CHECKED_WITHIN.as_secs();
+            Err(ReloadError::Unavailable(format!("the servers did not answer within {limit} s")))
+        }
+    }
+}
+
+/// The datasets that need not be warmed again: nothing about them has changed, and the worker before has warmed them.
+pub(super) fn warmed(old: &Config, newer: &Config, not_warmed: &BTreeSet<String>) -> BTreeSet<String> {
+    let changes = old.changes(newer);
+    let is_changed = |dataset: &str| {
+        let own = format!("dataset.{dataset}");
+        let of_all = |setting: &str| setting.starts_with("defaults.") || setting.starts_with("postgres.") || setting.starts_with("redis.");
+        changes.iter().any(|change| {
+            let rest = change.setting.strip_prefix(&own);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) || of_all(&change.setting)
+        }) || changes.iter().any(|change| change.setting == "service.namespace")
+    };
+    let names = newer.datasets.iter().map(|dataset| &dataset.name);
+    names.filter(|name| !not_warmed.contains(*name) && !is_changed(name)).cloned().collect()
+}
