@@ -161,7 +161,7 @@ impl Metadata {
                 self.unfilled.insert(dataset.to_owned(), text.parse().unwrap_or(u64::MAX));
             }
             ("paused", dataset) => {
-                drop(self.paused.insert(dataset.to_owned(), text.parse().unwrap_or_default()));
+                self.paused.extend([(dataset.to_owned(), text.parse().unwrap_or_default())]);
             }
             ("causes", _) => self.causes = text.parse().unwrap_or_default(),
             ("life", _) => self.life = text.split_once(' ').map(|(_, place)| place.to_owned()),
