@@ -47,7 +47,7 @@ pub use self::files::problems;
 pub use self::problem::FileProblem;
 pub(crate) use self::tls::certificates;
 
-/// Serves until the task is aborted.
+/// Serves until the task is aborted, or the listener is left to another worker: then what was asked is answered first.
 ///
 /// # Errors
 /// When the socket fails.
@@ -59,7 +59,7 @@ pub async fn serve(listener: TcpListener, tasks: &TaskContext) -> std::io::Resul
     let guard = Guard { files: Arc::clone(&files), connections: Arc::clone(&connections), metrics };
     let router = router(Shared { tasks: tasks.clone(), started_ms: now_ms() }, guard);
     tokio::select! {
-        ended = server::accept(listener, router, Arc::clone(&files), connections) => ended,
+        ended = server::accept(listener, router, Arc::clone(&files), connections, &tasks.leaving.begun) => ended,
         () = files.follow() => Ok(()),
     }
 }

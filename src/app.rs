@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::actors::clock::now_ms;
-use crate::actors::context::{Handover, TaskContext};
+use crate::actors::context::{Handover, Leaving, TaskContext};
 use crate::actors::health::Health;
 use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
@@ -25,6 +25,9 @@ use cachekeeper_engine::stores::redis::{CacheError, ServerFacts};
 /// probes and scrapes are answered.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
+/// How long the last answers over the admin listener may take, event streams included, which do not end by themselves.
+const LEFT_WITHIN: Duration = Duration::from_secs(1);
+
 /// The oldest Redis that has what the scripts need.
 const REDIS_MAJOR_MIN: u32 = 7;
 
@@ -39,6 +42,7 @@ pub struct Worker {
     /// Stores and metrics.
     pub context: Context,
     handover: Handover,
+    leaving: Leaving,
     shutdown_timeout: Duration,
 }
 
@@ -150,12 +154,13 @@ impl Worker {
             "worker starts"
         );
         let tasks = TaskContext::new(config, context.clone(), health.clone(), handover.clone());
+        let leaving = tasks.leaving.clone();
         let (sender, outcome) = oneshot::channel();
         // A second less than the whole: the stores must be closed too.
         let stop_within = shutdown_timeout.saturating_sub(Duration::from_secs(1)).max(shutdown_timeout / 2);
         let arguments = SupervisorArguments { context: tasks, stop_within, outcome: sender };
         let (root, join) = Actor::spawn(None, Supervisor, arguments).await.map_err(StartError::Spawn)?;
-        Ok(Self { root, join, outcome, health, context, handover, shutdown_timeout })
+        Ok(Self { root, join, outcome, health, context, handover, leaving, shutdown_timeout })
     }
 
     /// The supervisor, for tests and the demo.
@@ -168,6 +173,13 @@ impl Worker {
     #[must_use]
     pub fn handover(&self) -> Handover {
         self.handover.clone()
+    }
+
+    /// Has the worker answer what it was asked over the admin listener, and then leave the socket to the next one.
+    pub async fn leave_listener(&self) {
+        self.leaving.begun.cancel();
+        // It may have none.
+        drop(timeout(LEFT_WITHIN, self.leaving.done.cancelled()).await);
     }
 
     /// Waits until the worker ends by itself: an actor failed too often.

@@ -6,8 +6,6 @@
 mod notify;
 mod reload;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,22 +20,15 @@ use crate::control::{Control, Order, ReloadError, Reloaded};
 use crate::supervisor::{Outcome, SupervisorMessage};
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::error::chain;
+
+pub use self::reload::Place;
+use self::reload::unavailable;
 
 /// How long a worker waits for the next one to be ready before it leaves all the same: what keeps that one from it is told by then.
 const READY_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a worker waits for its last answer to be read.
 const READ_WITHIN: Duration = Duration::from_secs(1);
-
-/// Where the configuration comes from.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// The file.
-    pub path: PathBuf,
-    /// What overrides it.
-    pub environment: BTreeMap<String, String>,
-}
 
 /// Workers, one at a time but for the moment of a reload.
 #[derive(Debug)]
@@ -120,6 +111,9 @@ impl Service {
         // Whoever asked may have gone.
         drop(answer.send((result, told)));
         drop(timeout(READ_WITHIN, read).await);
+        if let Some(leaving) = &self.leaving {
+            leaving.leave_listener().await;
+        }
         if let Some(leaving) = self.leaving.take()
             && !leaving.stop().await
         {
@@ -164,10 +158,6 @@ impl Service {
         self.config = newer;
         Ok(reloaded)
     }
-}
-
-fn unavailable(error: &(dyn std::error::Error + 'static)) -> ReloadError {
-    ReloadError::Unavailable(chain(error))
 }
 
 /// Waits until a worker is ready, within a limit.

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::clock::now_ms;
 use super::health::Health;
 use super::inbox::{MissedKeys, Since, WantedBackfills};
@@ -19,6 +21,15 @@ use cachekeeper_protocol::event::Event;
 /// The socket of the admin listener. It stays open from one worker of a process to the next, so that nobody is turned away, and is
 /// served by one at a time.
 pub type ListenerSlot = Arc<tokio::sync::Mutex<Option<(SocketAddr, std::net::TcpListener)>>>;
+
+/// How a worker lets go of the admin listener: it answers what was asked, and takes nothing new.
+#[derive(Clone, Debug, Default)]
+pub struct Leaving {
+    /// It is to let go.
+    pub begun: CancellationToken,
+    /// It has.
+    pub done: CancellationToken,
+}
 
 /// What a worker takes over from the one before it in the same process; nothing, for the first.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +71,8 @@ pub struct TaskContext {
     pub control: Control,
     /// The socket of the admin listener.
     pub listener: ListenerSlot,
+    /// How this worker lets go of it.
+    pub leaving: Leaving,
 }
 
 impl TaskContext {
@@ -83,6 +96,7 @@ impl TaskContext {
             seen: SeenEvents::default(),
             control: handover.control,
             listener: handover.listener,
+            leaving: Leaving::default(),
         }
     }
 

@@ -145,25 +145,31 @@ fn open(
 }
 
 async fn listen_forever(context: &TaskContext) {
-    let Some(listen) = &context.config.admin.listen else { return };
-    // Whoever was served by the worker before is served by it until it has ended.
+    if let Some(listen) = &context.config.admin.listen {
+        tokio::select! {
+            () = listen_until_left(context, listen) => {}
+            () = context.leaving.done.cancelled() => {}
+        }
+    }
+    context.leaving.done.cancel();
+}
+
+/// Opens the listener, again where it fails, until it is left to another worker.
+async fn listen_until_left(context: &TaskContext, listen: &str) {
+    let leaving = &context.leaving.begun;
+    // Whoever was served by the worker before is served by it until it has let go.
     let mut slot = context.listener.lock().await;
-    loop {
+    while !leaving.is_cancelled() {
         match open(&mut slot, listen) {
             Ok(listener) => {
-                if let Ok(address) = listener.local_addr() {
-                    let admin = &context.config.admin;
-                    let scheme = if admin.tls.is_some() { "https" } else { "http" };
-                    info!(%address, tls = admin.tls.is_some(), token = admin.asks_for_token(), read_only = admin.is_read_only,
-                        "admin listener is open: {scheme}://{address}/ is the page; /livez /readyz /metrics /api/v1");
-                }
+                say_open(context, &listener);
                 let served = admin::serve(listener, context).await;
-                *slot = None;
                 let what = "admin listener ended, opening it again";
-                if let Err(error) = served
-                    && let Some(times) = log_limit::due(what, "", 1)
-                {
-                    warn!(%error, times, "{what}");
+                if let Err(error) = served {
+                    *slot = None;
+                    if let Some(times) = log_limit::due(what, "", 1) {
+                        warn!(%error, times, "{what}");
+                    }
                 }
             }
             Err(error) => {
@@ -173,6 +179,17 @@ async fn listen_forever(context: &TaskContext) {
                 }
             }
         }
-        tokio::time::sleep(LISTEN_AGAIN).await;
+        tokio::select! {
+            () = tokio::time::sleep(LISTEN_AGAIN) => {}
+            () = leaving.cancelled() => {}
+        }
     }
+}
+
+fn say_open(context: &TaskContext, listener: &tokio::net::TcpListener) {
+    let Ok(address) = listener.local_addr() else { return };
+    let admin = &context.config.admin;
+    let scheme = if admin.tls.is_some() { "https" } else { "http" };
+    info!(%address, tls = admin.tls.is_some(), token = admin.asks_for_token(), read_only = admin.is_read_only,
+        "admin listener is open: {scheme}://{address}/ is the page; /livez /readyz /metrics /api/v1");
 }

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
@@ -31,15 +32,18 @@ use cachekeeper_engine::log_limit;
 const HEADERS_WITHIN: Duration = Duration::from_secs(20);
 /// The longest headers, and what is read ahead of a body.
 const BUFFER_MAX: usize = 32 * 1024;
+/// How long answers may take once the listener is left to another worker.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(500);
 /// Between two attempts to accept, where the process has no file left.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts for ever. Connections end with it.
+/// Accepts until the listener is left to another worker. Connections end with it.
 pub(super) async fn accept(
     listener: TcpListener,
     router: Router,
     files: Arc<Files>,
     connections: Arc<Connections>,
+    leaving: &CancellationToken,
 ) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     loop {
@@ -47,6 +51,7 @@ pub(super) async fn accept(
             accepted = listener.accept() => accepted,
             // What has ended is forgotten.
             Some(_) = tasks.join_next() => continue,
+            () = leaving.cancelled() => break,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -63,11 +68,11 @@ pub(super) async fn accept(
             }
             continue;
         };
-        let (router, files) = (router.clone(), Arc::clone(&files));
+        let (router, files, leaving) = (router.clone(), Arc::clone(&files), leaving.clone());
         tasks.spawn(async move {
             let connection = Arc::new(connection);
             tokio::select! {
-                served = serve(stream, peer, router, (&files, &connection)) => {
+                served = serve(stream, peer, router, (&files, &connection, &leaving)) => {
                     if let Err(error) = served {
                         debug!(%peer, error, "a connection of the admin listener broke off");
                     }
@@ -76,6 +81,9 @@ pub(super) async fn accept(
             }
         });
     }
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    drop(timeout(ANSWERED_WITHIN, ended).await);
+    Ok(())
 }
 
 /// What goes on after an error of one connection, or for want of files; anything else ends the listener.
@@ -100,27 +108,27 @@ async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
-    (files, connection): (&Files, &Arc<Connection>),
+    (files, connection, leaving): (&Files, &Arc<Connection>, &CancellationToken),
 ) -> Result<(), String> {
     // Answers are small; waiting to fill a packet helps nobody.
     drop(stream.set_nodelay(true));
     let stream = WriteLimited::new(stream);
     if files.admin.tls.is_none() {
-        return speak(stream, peer, router, connection).await;
+        return speak(stream, peer, router, (connection, leaving)).await;
     }
     let Some(config) = files.tls() else {
         return Err("there is no certificate yet".to_owned());
     };
     let greeting = timeout(HEADERS_WITHIN, TlsAcceptor::from(config).accept(stream)).await;
     let stream = greeting.map_err(|_elapsed| "no greeting of TLS in time")?;
-    speak(stream.map_err(|error| error.to_string())?, peer, router, connection).await
+    speak(stream.map_err(|error| error.to_string())?, peer, router, (connection, leaving)).await
 }
 
 async fn speak<S>(
     stream: S,
     peer: SocketAddr,
     router: Router,
-    connection: &Arc<Connection>,
+    (connection, leaving): (&Arc<Connection>, &CancellationToken),
 ) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -135,5 +143,13 @@ where
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_buf_size(BUFFER_MAX);
-    http.serve_connection(TokioIo::new(stream), service).await.map_err(|error| error.to_string())
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
+        () = leaving.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    served.map_err(|error| error.to_string())
 }

@@ -1,22 +1,36 @@
 //! The file's configuration, checked against the servers, and what it changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Place;
 use crate::check::{of_admin, of_servers};
 use crate::control::{ReloadError, Reloaded};
 use crate::schedule;
 use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::{Diagnostic, Severity, render};
 use cachekeeper_engine::context::Context;
+use cachekeeper_engine::error::chain;
 
 /// What counts only for a new process: lines of the log are formatted from its beginning.
 const NEEDS_RESTART: [&str; 1] = ["log.format"];
 /// How long the servers may take to check it.
 const CHECKED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// What overrides it.
+    pub environment: BTreeMap<String, String>,
+}
+
+pub(super) fn unavailable(error: &(dyn std::error::Error + 'static)) -> ReloadError {
+    ReloadError::Unavailable(chain(error))
+}
 
 /// Loads and checks the configuration.
 pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloaded), ReloadError> {
@@ -40,7 +54,7 @@ pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloade
 }
 
 async fn check(newer: &Config, problems: &mut Vec<Diagnostic>) -> Result<(), ReloadError> {
-    let context = Context::new(newer).map_err(|error| super::unavailable(&error))?;
+    let context = Context::new(newer).map_err(|error| unavailable(&error))?;
     let checked = timeout(CHECKED_WITHIN, of_servers(newer, &context, problems)).await;
     // Whatever it holds open is closed in the background.
     tokio::spawn(async move { context.postgres.close().await });
