@@ -21,6 +21,7 @@ mod cache_load;
 mod cache_load_many;
 mod cache_trouble;
 mod capture;
+mod capture_columns;
 mod capture_world;
 mod causes;
 mod check;

@@ -149,10 +149,11 @@ impl CoverageSurvey {
                 let Ok(root) = self.root_of(table) else { continue };
                 scope.roots.insert(root);
                 let members = self.members_of(root);
-                // A partition has the columns of its root.
+                // A partition has the columns of its root, but for the expressions of generated ones.
                 let is_partitioned = members.first().is_some_and(|member| member.kind == 'p');
                 let oids = members.iter().map(|member| member.oid);
                 if is_partitioned {
+                    scope.generated.extend(members.iter().filter(|it| it.has_generated).map(|it| it.oid));
                     scope.members.extend(oids);
                     scope.relations.insert(root);
                 } else {
@@ -291,7 +292,7 @@ impl CoverageSurvey {
             }
             if capture.is_outdated {
                 return Err(format!(
-                    "{table} is captured by functions of an earlier version; run `cachekeeper migrate`"
+                    "{table} is captured by functions of an earlier version, or made for columns of other types; run `cachekeeper migrate`"
                 ));
             }
             if capture.settling.is_some() {

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Postgres, SourceError};
 pub use function::CaptureLimits;
-pub(crate) use install::WantedCapture;
+pub(crate) use install::{VIRTUAL, WantedCapture};
 pub(super) use switch::MARKERS;
 
 /// One relation of the tree that a table belongs to. Row triggers of a partitioned table are those of its partitions too;
@@ -34,6 +34,8 @@ pub struct TreeMember {
     pub kind: char,
     /// Whether it is a partition of another one.
     pub is_partition: bool,
+    /// Whether it has generated columns.
+    pub has_generated: bool,
     /// Whether this role may make triggers on it.
     pub is_ours: bool,
     /// Whether a transaction has written to it that was prepared in an earlier incarnation: what it captured is lost.
@@ -85,7 +87,7 @@ pub struct Capture {
     pub settling: Option<(String, String)>,
     /// How often something may have slipped past.
     pub gaps: i64,
-    /// Whether its functions are of an earlier form, which cannot be relied on.
+    /// Whether its functions are of an earlier form, or were made for columns of other types, and cannot be relied on.
     pub is_outdated: bool,
     /// The trigger function and its version, if it is there.
     pub function: Option<(u32, String)>,
@@ -138,7 +140,8 @@ const TREES: &str = "
             from pg_trigger t join pg_proc p on p.oid = t.tgfoid
             where t.tgrelid = d.rel
                 and (p.pronamespace = to_regnamespace('cachekeeper') or t.tgname ~ '^cachekeeper_[0-9]+(_truncate)?$') order by t.tgname),
-        quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner)::text
+        quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner)::text,
+        exists (select from pg_attribute g where g.attrelid = d.rel and 0 < g.attnum and g.attgenerated <> '')
     from asked a left join down d on d.name = a.name left join pg_class c on c.oid = d.rel left join pg_namespace n on n.oid = c.relnamespace
     order by a.name, d.root, d.rel";
 
@@ -150,7 +153,9 @@ const WAS_PREPARED_BEFORE: &str = "pg_snapshot_xmax(pg_current_snapshot())::text
 /// `$1`: what says the form of their functions. An oid of another database, from which this one was copied, means nothing.
 const CAPTURES: &str = "
     select c.id, c.root, c.columns, c.is_on, c.settling, c.settling_in, p.oid, p.xmin::text, c.version,
-        c.mode = 'statement', c.gaps, c.is_on and p.oid is not null and strpos(p.prosrc, $1) = 0
+        c.mode = 'statement', c.gaps, c.is_on and p.oid is not null and (strpos(p.prosrc, $1) = 0 or strpos(p.prosrc, concat('types ',
+            (select string_agg(a.attnum || ':' || a.atttypid, ' ' order by a.attnum) from pg_attribute a
+             where a.attrelid = c.root and 0 < a.attnum and not a.attisdropped and a.attname::text = any(c.columns)), ';')) = 0)
     from cachekeeper.capture c
     left join pg_proc p on p.proname = 'capture_' || c.id and p.pronamespace = 'cachekeeper'::regnamespace
     where c.db = (select d.oid from pg_database d where d.datname = current_database())
@@ -189,6 +194,7 @@ impl Postgres {
             let is_partition: Option<bool> = row.try_get(7).map_err(error)?;
             let triggers: Vec<String> = row.try_get(8).map_err(error)?;
             let path: Option<String> = row.try_get(9).map_err(error)?;
+            let has_generated: Option<bool> = row.try_get(11).map_err(error)?;
             members.push(TreeMember {
                 asked: row.try_get(0).map_err(error)?,
                 root: root.map(|root| root.0),
@@ -198,6 +204,7 @@ impl Postgres {
                 owner: row.try_get::<Option<String>, _>(10).map_err(error)?.unwrap_or_default(),
                 kind: kind.and_then(|kind| kind.chars().next()).unwrap_or('?'),
                 is_partition: is_partition.unwrap_or_default(),
+                has_generated: has_generated.unwrap_or_default(),
                 is_ours: is_ours.unwrap_or_default(),
                 is_prepared: is_prepared.unwrap_or_default(),
                 triggers: triggers.iter().filter_map(|text| read_trigger(text)).collect(),

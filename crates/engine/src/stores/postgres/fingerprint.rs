@@ -44,6 +44,8 @@ pub struct CatalogScope {
     pub relations: BTreeSet<u32>,
     /// Further members of their trees. A partition has the columns of its root.
     pub members: BTreeSet<u32>,
+    /// Those of them with generated columns: the expressions of a partition may be its own.
+    pub generated: BTreeSet<u32>,
     /// Roots of captured trees.
     pub roots: BTreeSet<u32>,
     /// User-defined types.
@@ -99,6 +101,7 @@ impl CatalogScope {
     pub(crate) fn add(&mut self, other: &Self) {
         self.relations.extend(&other.relations);
         self.members.extend(&other.members);
+        self.generated.extend(&other.generated);
         self.roots.extend(&other.roots);
         self.types.extend(&other.types);
         self.functions.extend(&other.functions);
@@ -121,7 +124,8 @@ impl CatalogScope {
 
     /// The members that trees have beyond those of `before`, where nothing else differs.
     pub(crate) fn grown_since(&self, before: &Self) -> Option<BTreeSet<u32>> {
-        let as_before = Self { members: before.members.clone(), ..self.clone() };
+        let (members, generated) = (before.members.clone(), before.generated.clone());
+        let as_before = Self { members, generated, ..self.clone() };
         let is_grown = as_before == *before && before.members.is_subset(&self.members);
         is_grown.then(|| self.members.difference(&before.members).copied().collect())
     }
@@ -137,6 +141,7 @@ impl CatalogScope {
             .replace("{own_sequences}", OWN_SEQUENCES)
             .replace("{relations}", &oids(&all))
             .replace("{shaped}", &oids(&self.relations))
+            .replace("{computed}", &oids(&self.relations.union(&self.generated).copied().collect()))
             .replace("{types}", &oids(&self.types))
             .replace("{functions}", &oids(&self.functions))
             .replace("{others}", &oids(&self.others))

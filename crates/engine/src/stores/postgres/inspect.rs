@@ -45,6 +45,8 @@ pub struct Function {
     pub volatility: char,
     /// Whether it may read tables: its language is neither C nor internal.
     pub may_read_tables: bool,
+    /// Whether it came with the server and says what stands in tables, catalogs or rights, whatever it is called with.
+    pub reads_state: bool,
     /// Whether it may read tables that no dependency names: its body is a text, and it is not immutable.
     pub is_opaque: bool,
 }
@@ -141,6 +143,37 @@ enum Certainty {
 /// Objects below this came with the server, and do not change.
 const FIRST_USER_OID: u32 = 16_384;
 
+/// Functions of the server whose results follow from tables, catalogs or rights that no dependency names.
+fn reads_state(name: &str) -> bool {
+    const BEGINNINGS: [&str; 11] = [
+        "has_",
+        "pg_describe_",
+        "pg_get_",
+        "pg_has_role",
+        "pg_identify_",
+        "pg_index",
+        "pg_partition_",
+        "pg_relation_",
+        "pg_sequence_",
+        "pg_stat_",
+        "to_reg",
+    ];
+    const ENDS: [&str; 5] =
+        ["_to_xml", "_to_xmlschema", "_to_xml_and_xmlschema", "_description", "_is_visible"];
+    const NAMES: [&str; 7] = [
+        "current_schema",
+        "current_schemas",
+        "format_type",
+        "pg_column_is_updatable",
+        "pg_current_snapshot",
+        "row_security_active",
+        "txid_current_snapshot",
+    ];
+    BEGINNINGS.iter().any(|part| name.starts_with(part))
+        || ENDS.iter().any(|part| name.ends_with(part))
+        || NAMES.contains(&name)
+}
+
 impl Inspection {
     fn add(&mut self, found: Dependency) {
         let scope = &mut self.scope;
@@ -216,6 +249,7 @@ impl Inspection {
                 name: found.shown.clone(),
                 volatility: found.kind,
                 may_read_tables: found.is_special,
+                reads_state: !is_user && reads_state(&found.name),
                 is_opaque: is_user && found.is_special && !found.is_known && found.kind != 'i',
             });
         }

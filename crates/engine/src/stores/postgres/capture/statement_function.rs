@@ -8,7 +8,8 @@ const CHUNK: u32 = 64;
 const CHUNK_BYTES: u32 = 65_536;
 
 impl Definition<'_> {
-    /// Removing equal rows from both sides leaves the same change, whichever old row is paired with whichever new one. Above
+    /// Removing equal rows from both sides leaves the same change, whichever old row is paired with whichever new one; a row that moves
+    /// to a partition which refuses it has no new one. Above
     /// the limit the rows are not looked at any further. `row(o.*)`, because a bare `o` would be a column of that name, where
     /// there is one.
     pub(super) fn by_statement(&self) -> String {
@@ -28,12 +29,13 @@ begin
 {is_whole}
   begin
     if tg_op = 'UPDATE' then
-      select count(*), array_agg(distinct k.touched) filter (where not p.is_same) into seen, touched
+      select count(*), array_agg(distinct k.touched) filter (where p.is_same is not true) into seen, touched
       from (select o.touched as before, n.touched as after, o.image *= n.image as is_same
             from (select row_number() over () as place, row(o.*) as image, {old} as touched from old_rows o limit {enough}) o
-            join (select row_number() over () as place, row(n.*) as image, {new} as touched from new_rows n limit {enough}) n
+            full join (select row_number() over () as place, row(n.*) as image, {new} as touched from new_rows n limit {enough}) n
             using (place)) p
-      cross join lateral (select p.before as touched union all select p.after where p.after <> p.before) k;
+      cross join lateral (select p.before as touched where p.before is not null
+                          union all select p.after where p.after is not null and p.after is distinct from p.before) k;
     elsif tg_op = 'INSERT' then
       select count(*), array_agg(distinct s.touched) into seen, touched
       from (select {new} as touched from new_rows n limit {enough}) s;

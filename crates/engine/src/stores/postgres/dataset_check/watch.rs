@@ -6,6 +6,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Column as _, Row as _};
 
 use super::Finding;
+use crate::stores::postgres::capture::VIRTUAL;
 use crate::stores::postgres::spelling::{SpelledColumn, difference};
 use crate::stores::postgres::statement::quote;
 use crate::stores::postgres::{ErrorKind, Postgres, SourceError};
@@ -123,6 +124,12 @@ fn check_rule(
             findings.push(Finding::new(setting, message, format!("its columns: {}", names.join(", "))));
             continue;
         };
+        if column.is_virtual {
+            let message = format!("the column {name} of {table} is virtual: {VIRTUAL}");
+            let help = "watch the columns that it is computed from, or make it `stored`";
+            findings.push(Finding::new(setting, message, help));
+            continue;
+        }
         let Some((shown, origin)) = shown.and_then(|shown| Some((shown, origins.get(shown)?))) else {
             continue;
         };

@@ -21,7 +21,7 @@ array(
     group by a.attrelid) a on a.attrelid = c.oid
   left join (select d.adrelid, string_agg(md5(d.adbin::text), ',' order by d.adnum) as generated
     from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
-    where d.adrelid = any({shaped}) and a.attgenerated <> '' group by d.adrelid) d on d.adrelid = c.oid
+    where d.adrelid = any({computed}) and a.attgenerated <> '' group by d.adrelid) d on d.adrelid = c.oid
   left join (select t.tgrelid, bit_or(t.tgtype) as events, string_agg(concat_ws(' ', t.oid, t.xmin, t.tgenabled, t.tgfoid, t.tgtype,
         t.tgattr, t.tgqual is null), ',' order by t.oid) as triggers
     from pg_catalog.pg_trigger t where t.tgrelid = any({relations}) and t.tgname like 'cachekeeper%'
@@ -101,6 +101,13 @@ array(
   from pg_catalog.pg_db_role_setting s
   where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
     and s.setrole in (0, (select r.oid from pg_catalog.pg_roles r where r.rolname = session_user))
+  union all
+  -- The rows of a statement that are captured together are kept in temporary files of whoever writes, whose limit would make it fail.
+  select concat_ws(E'\x1f', 's', l.setdatabase, l.setrole, l.setting)
+  from (select s.setdatabase, s.setrole, c.setting from pg_catalog.pg_db_role_setting s, unnest(s.setconfig) c(setting)
+        where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))
+        union all select 0, 0, 'temp_file_limit=' || current_setting('temp_file_limit')) l
+  where l.setting like 'temp\_file\_limit=%' and exists (select from cachekeeper.capture c where c.mode = 'statement')
   union all
   select concat_ws(E'\x1f', 'k', k.oid) from pg_catalog.pg_cast k where 16384 <= k.oid
   union all
