@@ -234,7 +234,9 @@ async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: 
         verb => match load(arguments.config, environment, out) {
             Ok(config) => {
                 let places = (config.postgres.url.redacted(), config.redis.url.redacted());
-                run_verb(verb, config, environment, out).await.inspect_err(|error| name_server(error, &places, out))
+                run_verb(verb, config, environment, out)
+                    .await
+                    .inspect_err(|error| name_server(error, &places, out))
             }
             Err(exit) => return exit,
         },

@@ -116,10 +116,14 @@ impl Control {
 
     fn order(&self, order: Order) -> Result<(), ReloadError> {
         let Some(orders) = &self.orders else {
-            return Err(ReloadError::Refused("this worker runs inside of another program, which must do that"));
+            return Err(ReloadError::Refused(
+                "this worker runs inside of another program, which must do that",
+            ));
         };
         orders.try_send(order).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => ReloadError::Refused("too many of these are waiting already"),
+            mpsc::error::TrySendError::Full(_) => {
+                ReloadError::Refused("too many of these are waiting already")
+            }
             mpsc::error::TrySendError::Closed(_) => ReloadError::Refused("the worker stops"),
         })
     }

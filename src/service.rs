@@ -100,7 +100,9 @@ impl Service {
 
     async fn reload(&mut self, is_dry: bool, answer: oneshot::Sender<crate::control::Answered>) {
         let result = if self.worker.health.facts().is_draining {
-            Err(ReloadError::Refused("the worker drains; start it again to have it work with the new configuration"))
+            Err(ReloadError::Refused(
+                "the worker drains; start it again to have it work with the new configuration",
+            ))
         } else {
             self.replace(is_dry).await
         };
@@ -169,6 +171,9 @@ async fn is_ready(worker: &Worker) {
     };
     if timeout(READY_WITHIN, ready).await.is_err() {
         let reasons = worker.health.reasons().join("; ");
-        warn!(not_ready = reasons, "the worker with the new configuration is not ready, and takes over all the same");
+        warn!(
+            not_ready = reasons,
+            "the worker with the new configuration is not ready, and takes over all the same"
+        );
     }
 }

@@ -4,7 +4,7 @@
 //! a Postgres that does not answer are noticed here first. Pending revalidations are run one dataset at a time (but for those at
 //! a rate), beside that, by the one worker that holds the lease. They stand in Redis, so whoever comes next goes on with them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -237,7 +237,12 @@ impl Keeper {
         self.context.health.update(|facts| {
             facts.epoch = Some(state.epoch.to_string());
             let superseded = engine.catalog.iter().filter(|dataset| dataset.is_superseded());
-            facts.superseded = superseded.map(|dataset| dataset.name().to_owned()).collect();
+            let superseded: BTreeSet<String> = superseded.map(|dataset| dataset.name().to_owned()).collect();
+            if !facts.superseded.is_subset(&superseded) {
+                // What was wanted before another worker's definition counted.
+                self.context.backfills.wake.now();
+            }
+            facts.superseded = superseded;
             let owned = |(dataset, reason): (&str, &str)| (dataset.to_owned(), reason.to_owned());
             facts.pending = metadata.reasons().map(owned).collect();
             facts.paused.clone_from(&metadata.paused);

@@ -114,7 +114,8 @@ impl Health {
         }
         if facts.is_draining {
             // Nobody looks at the rest any more.
-            reasons.push("draining: this worker takes no more work; start it again to have it work".to_owned());
+            reasons
+                .push("draining: this worker takes no more work; start it again to have it work".to_owned());
             return reasons;
         }
         for dependency in DEPENDENCIES {

@@ -248,7 +248,10 @@ mod tests {
         // A paused dataset waits only with what nothing depends on.
         assert_eq!(wanted.datasets(|_| true), ["product"]);
         wanted.want("shop", Since::start());
-        assert_eq!((wanted.datasets(|_| true), wanted.datasets(|_| false).len()), (vec!["product".to_owned()], 2));
+        assert_eq!(
+            (wanted.datasets(|_| true), wanted.datasets(|_| false).len()),
+            (vec!["product".to_owned()], 2)
+        );
         assert_eq!(wanted.begin("product"), Some(Since::cause(3)));
         wanted.done();
         wanted.put_back();

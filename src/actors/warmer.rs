@@ -141,7 +141,8 @@ impl Plan {
     fn wanted(&self) -> Vec<String> {
         let catalog = &self.context.engine.catalog;
         let is_paused = |name: &str| catalog.get(name).is_some_and(|dataset| dataset.is_paused());
-        self.context.backfills.datasets(is_paused)
+        let is_own = |name: &String| catalog.get(name).is_some_and(|dataset| !dataset.is_superseded());
+        self.context.backfills.datasets(is_paused).into_iter().filter(is_own).collect()
     }
 
     /// A backfill that begins before events are listened to, or before the feed has taken over what is covered, would have to
@@ -231,14 +232,13 @@ impl Plan {
     }
 
     fn on_failed(&mut self, name: &str, error: &EngineError) {
-        let is_broken = matches!(error, EngineError::Superseded { .. } | EngineError::Dataset { .. });
-        if is_broken {
+        if matches!(error, EngineError::Dataset { .. }) {
             let text = error.to_string();
             self.context.health.update(|facts| drop(facts.broken.insert(name.to_owned(), text)));
         }
         match error {
-            // A newer process takes care of it.
-            EngineError::Superseded { .. } => return self.context.backfills.done(),
+            // A newer process takes care of it, until this one's definition counts again.
+            EngineError::Superseded { .. } => return self.context.backfills.put_back(),
             EngineError::RedisRolledBack => self.context.epoch_keeper.now(),
             EngineError::Dataset { .. }
             | EngineError::Source(_)

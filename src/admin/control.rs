@@ -65,7 +65,8 @@ pub(super) async fn drain(State(shared): State<Shared>) -> Response {
 pub(super) async fn log_level(axum::Json(asked): axum::Json<Level>) -> Response {
     match telemetry::set_level(&asked.level) {
         Ok(()) => {
-            let what = format!("the level of the log is {} until the configuration is loaded again", asked.level);
+            let what =
+                format!("the level of the log is {} until the configuration is loaded again", asked.level);
             done(axum::Json(json!({ "done": what })).into_response(), what)
         }
         Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error),

@@ -127,7 +127,12 @@ fn state<'f>(name: &str, facts: &'f Facts) -> (&'static str, Option<&'f str>) {
         return (state, reason);
     }
     if facts.paused.contains_key(name) {
-        return ("paused", Some("a person has paused its backfills, its refreshing ahead and its audit; changes are applied"));
+        return (
+            "paused",
+            Some(
+                "a person has paused its backfills, its refreshing ahead and its audit; changes are applied",
+            ),
+        );
     }
     if facts.not_warmed.contains(name) {
         return ("not_warmed", Some("its first backfill since the start has not ended"));

@@ -8,6 +8,7 @@ use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::Effect;
 use cachekeeper_protocol::parameters::ParameterizedSql;
+use cachekeeper_protocol::units::show_duration;
 
 /// Whether the server accepts a dataset's write statement, and whether it writes anything. It is not carried out.
 pub async fn check(
@@ -38,8 +39,28 @@ pub async fn check(
     Ok(())
 }
 
-/// What is worth knowing about write statements, although it is no problem.
+/// What is worth knowing although it is no problem.
 pub fn notes(config: &Config) -> Vec<String> {
+    let mut notes: Vec<String> = config.datasets.iter().filter_map(ends_early).collect();
+    notes.extend(of_writes(config));
+    notes
+}
+
+/// A dataset that is filled at the start only, and then grows empty.
+fn ends_early(dataset: &cachekeeper_config::Dataset) -> Option<String> {
+    let warm = dataset.warm.as_ref()?;
+    let is_renewed = dataset.refresh_ahead.is_some() || warm.schedule.is_some();
+    (warm.on_start && !is_renewed).then(|| {
+        format!(
+            "dataset {}: what the start fills ends after its ttl ({}) and is not filled again; `refresh` keeps what is read, a `schedule` within \
+             the ttl keeps everything",
+            dataset.name,
+            show_duration(dataset.ttl)
+        )
+    })
+}
+
+fn of_writes(config: &Config) -> Vec<String> {
     let Some(stream) = &config.writes.stream else { return Vec::new() };
     let note = |dataset: &cachekeeper_config::Dataset| {
         let statement = ParameterizedSql::parse(dataset.write.as_ref()?);

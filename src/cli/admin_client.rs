@@ -37,10 +37,7 @@ pub async fn post(admin: &Admin, path: &str, body: &serde_json::Value) -> io::Re
     within(ACTION_LIMIT, ask(admin, ("POST", path, &body.to_string()))).await
 }
 
-async fn within(
-    limit: Duration,
-    asking: impl Future<Output = io::Result<Answer>>,
-) -> io::Result<Answer> {
+async fn within(limit: Duration, asking: impl Future<Output = io::Result<Answer>>) -> io::Result<Answer> {
     let answer = timeout(limit, asking).await;
     answer.unwrap_or_else(|_elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
 }
@@ -52,7 +49,8 @@ async fn ask(admin: &Admin, (method, path, body): (&str, &str, &str)) -> io::Res
     let is_action = method != "GET";
     let token = token(admin, is_action).map(|token| format!("Authorization: Bearer {}\r\n", token.reveal()));
     let authorization = token.unwrap_or_default();
-    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n{authorization}Connection: close\r\n");
+    let mut request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n{authorization}Connection: close\r\n");
     if is_action {
         let length = body.len();
         request.push_str(&format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"));

@@ -37,7 +37,11 @@ pub(super) async fn tell(current: watch::Receiver<Current>) {
     loop {
         let Current { supervisor, health } = current.borrow().clone();
         let reasons = health.reasons();
-        let state = if reasons.is_empty() { "ready".to_owned() } else { format!("not ready: {}", reasons.join("; ")) };
+        let state = if reasons.is_empty() {
+            "ready".to_owned()
+        } else {
+            format!("not ready: {}", reasons.join("; "))
+        };
         if state != told {
             say(&[NotifyState::Status(&state)]);
             told = state;
@@ -63,7 +67,8 @@ pub(super) fn stopping(within: Duration) {
 /// Whether the supervisor still takes messages.
 async fn lives(supervisor: &ActorRef<SupervisorMessage>, within: Duration) -> bool {
     let (beat, beats) = oneshot::channel();
-    supervisor.cast(SupervisorMessage::Beat(beat)).is_ok() && matches!(timeout(within, beats).await, Ok(Ok(())))
+    supervisor.cast(SupervisorMessage::Beat(beat)).is_ok()
+        && matches!(timeout(within, beats).await, Ok(Ok(())))
 }
 
 /// Where nobody listens, or no more, there is nobody to tell.

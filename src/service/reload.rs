@@ -34,9 +34,9 @@ pub(super) fn unavailable(error: &(dyn std::error::Error + 'static)) -> ReloadEr
 
 /// Loads and checks the configuration.
 pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloaded), ReloadError> {
-    let text = tokio::fs::read_to_string(&place.path).await.map_err(|error| {
-        ReloadError::Wrong(format!("{} cannot be read: {error}", place.path.display()))
-    })?;
+    let text = tokio::fs::read_to_string(&place.path)
+        .await
+        .map_err(|error| ReloadError::Wrong(format!("{} cannot be read: {error}", place.path.display())))?;
     let loaded = Config::load_with(&place.path, text, &place.environment, schedule::check);
     let (newer, mut problems) = loaded.map_err(|problems| ReloadError::Wrong(render(&problems)))?;
     let changes = old.changes(&newer);
@@ -75,7 +75,11 @@ pub(super) fn warmed(old: &Config, newer: &Config, not_warmed: &BTreeSet<String>
     let changes = old.changes(newer);
     let is_changed = |dataset: &str| {
         let own = format!("dataset.{dataset}");
-        let of_all = |setting: &str| setting.starts_with("defaults.") || setting.starts_with("postgres.") || setting.starts_with("redis.");
+        let of_all = |setting: &str| {
+            setting.starts_with("defaults.")
+                || setting.starts_with("postgres.")
+                || setting.starts_with("redis.")
+        };
         changes.iter().any(|change| {
             let rest = change.setting.strip_prefix(&own);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) || of_all(&change.setting)

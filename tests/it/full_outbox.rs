@@ -129,7 +129,12 @@ async fn functions_of_an_earlier_form_are_replaced() {
         .await
         .unwrap();
     let found = reason(&context, false).await.unwrap();
-    assert!(found.contains("functions of an earlier version, or made for columns of other types; run `cachekeeper migrate`"), "{found}");
+    assert!(
+        found.contains(
+            "functions of an earlier version, or made for columns of other types; run `cachekeeper migrate`"
+        ),
+        "{found}"
+    );
     // Whoever may make functions makes them.
     assert_eq!(reason(&context, true).await, None);
     assert_eq!(reason(&context, false).await, None);

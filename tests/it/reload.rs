@@ -36,8 +36,8 @@ impl Running {
 
     fn begin(rig: &Rig, environment: &[(&str, &str)]) -> Self {
         let port = free_port().unwrap();
-        let cli = Cli::new(rig, &file(PRODUCT))
-            .with("CACHEKEEPER__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+        let cli =
+            Cli::new(rig, &file(PRODUCT)).with("CACHEKEEPER__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
         let log = std::env::temp_dir().join(format!("cachekeeper-reload-{:016x}.log", rand::random::<u64>()));
         let output = std::fs::File::create(&log).unwrap();
         let mut command = cli.command(&["run"]);
@@ -123,7 +123,11 @@ async fn is_in_redis(rig: &Rig, key: &str, part: &str) {
         let mut client = client.clone();
         async move {
             let value: Option<String> = redis::cmd("GET").arg(key).query_async(&mut client).await.unwrap();
-            if value.as_ref().is_some_and(|value| value.contains(part)) { Ok(()) } else { Err(format!("{value:?}")) }
+            if value.as_ref().is_some_and(|value| value.contains(part)) {
+                Ok(())
+            } else {
+                Err(format!("{value:?}"))
+            }
         }
     })
     .await;
@@ -135,6 +139,8 @@ async fn a_reload_says_what_changed_and_nobody_is_turned_away() {
     let worker = Arc::new(Running::start(&rig, &[]).await);
     is_in_redis(&rig, "product:1", "\"x\"").await;
     worker.cli.says(&["reload"], 0, &["nothing has changed"]);
+    rig.postgres.execute("update products set name = 'w' where id = 2").await.unwrap();
+    is_in_redis(&rig, "product:2", "\"w\"").await;
     // Whoever asks meanwhile is answered that the worker is ready.
     let (is_over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let prober = tokio::spawn({
@@ -148,9 +154,17 @@ async fn a_reload_says_what_changed_and_nobody_is_turned_away() {
         }
     });
     worker.write(&format!("{}{SHOP}", PRODUCT.replace("warm =", "ttl = \"2h\"\nwarm =")));
-    let dry = worker.cli.says(&["reload", "--dry-run"], 0, &["dataset.product.ttl: now \"2h\"", "dataset.shop: new"]);
+    let dry = worker.cli.says(
+        &["reload", "--dry-run"],
+        0,
+        &["dataset.product.ttl: now \"2h\"", "dataset.shop: new"],
+    );
     assert!(dry.contains("nothing was done"), "{dry}");
-    worker.cli.says(&["reload"], 0, &["dataset.product.ttl: now \"2h\"", "dataset.shop: new", "works with the new"]);
+    worker.cli.says(
+        &["reload"],
+        0,
+        &["dataset.product.ttl: now \"2h\"", "dataset.shop: new", "works with the new"],
+    );
     is_in_redis(&rig, "shop:7", "Ulm").await;
     // The one before has gone, and the one that leads has the new settings.
     rig.postgres.execute("update products set name = 'z' where id = 1").await.unwrap();
@@ -170,9 +184,9 @@ async fn a_reload_says_what_changed_and_nobody_is_turned_away() {
     assert_eq!(settings["given"]["dataset.product.ttl"], "\"2h\"");
     assert_eq!(settings["last_reload"]["error"], Value::Null);
     assert_eq!(settings["given"]["postgres.url"], "(not shown)");
-    // What a dataset had before the reload is known after it.
-    let touches: Value = serde_json::from_str(&worker.get("/api/v1/touches?key=product:1").await.1).unwrap();
-    assert!(1 < touches["touches"].as_array().unwrap().len(), "{touches}");
+    // What happened to an entry before the reload is known after it.
+    let touches: Value = serde_json::from_str(&worker.get("/api/v1/touches?key=product:2").await.1).unwrap();
+    assert_eq!(touches["touches"].as_array().unwrap().len(), 1, "{touches}");
     // A dataset that goes.
     worker.write(SHOP);
     worker.cli.says(&["reload"], 0, &["dataset.product: gone"]);
@@ -194,7 +208,10 @@ async fn a_wrong_file_changes_nothing_and_says_where_it_is_wrong() {
     // The verb itself reads the file; what only the servers know, the worker says.
     wrong(PRODUCT.replace("key = ", "kee = "), &["unknown key `kee`", ":5:1", "did you mean `key`?"]);
     wrong(PRODUCT.replace("id, name", "id, nam"), &["nam", "query", ".toml:4"]);
-    wrong(format!("{PRODUCT}[dataset.other]\nquery = \"select 1 as id from nowhere\"\nkey = \"o:{{id}}\"\n"), &["nowhere"]);
+    wrong(
+        format!("{PRODUCT}[dataset.other]\nquery = \"select 1 as id from nowhere\"\nkey = \"o:{{id}}\"\n"),
+        &["nowhere"],
+    );
     assert_eq!(worker.metric("cachekeeper_config_last_reload_successful").await, "0");
     let (_, settings) = worker.get("/api/v1/settings").await;
     assert!(settings.contains("nowhere"), "the error of the last reload: {settings}");
@@ -226,8 +243,11 @@ async fn a_drained_worker_lives_on_and_others_work() {
     let rig = rig().await;
     let mut first = Running::start(&rig, &[]).await;
     let second = Running::start(&rig, &[]).await;
-    first.cli.says(&["log-level", "trace"], 0, &["trace"]);
-    first.logs("\"level\":\"TRACE\"").await;
+    first.cli.says(&["log-level", "debug"], 0, &["debug"]);
+    // What only a level for debugging says: a peer that speaks no HTTP.
+    let mut stranger = std::net::TcpStream::connect(("127.0.0.1", first.port)).unwrap();
+    std::io::Write::write_all(&mut stranger, b"what?\r\n\r\n").unwrap();
+    first.logs("a connection of the admin listener broke off").await;
     first.cli.says(&["log-level", "info"], 0, &["info"]);
     first.cli.says(&["log-level", "cachekeeper=loud"], 78, &["not understood"]);
     first.signal("-USR1");
@@ -283,7 +303,8 @@ async fn systemd_is_told_of_readiness_and_life() {
     let mut hear = |part: &str| {
         let mut buffer = [0_u8; 4_096];
         while !told.contains(part) {
-            let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("no {part}: {error}\n{told}"));
+            let length =
+                socket.recv(&mut buffer).unwrap_or_else(|error| panic!("no {part}: {error}\n{told}"));
             told.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
         std::mem::take(&mut told)
@@ -312,7 +333,8 @@ async fn a_paused_dataset_is_not_filled_but_its_changes_are_applied() {
         let count = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0").to_owned();
         count.parse::<u64>().unwrap()
     };
-    wait_until("the schedule fires", async || if 1 < done().await { Ok(()) } else { Err(String::new()) }).await;
+    wait_until("the schedule fires", async || if 1 < done().await { Ok(()) } else { Err(String::new()) })
+        .await;
     worker.cli.says(&["pause", "product"], 0, &["product is paused"]);
     wait_until("the worker knows", async || {
         let (_, text) = worker.get("/metrics").await;
@@ -330,13 +352,17 @@ async fn a_paused_dataset_is_not_filled_but_its_changes_are_applied() {
     is_in_redis(&rig, "product:1", "\"z\"").await;
     // Several moments of the schedule go by.
     for number in 0..3 {
-        rig.postgres.execute(&format!("select pg_sleep(1); update products set name = 'z{number}' where id = 1")).await.unwrap();
+        rig.postgres
+            .execute(&format!("select pg_sleep(1); update products set name = 'z{number}' where id = 1"))
+            .await
+            .unwrap();
         is_in_redis(&rig, "product:1", &format!("\"z{number}\"")).await;
     }
     assert!(done().await <= before);
     // Another process sees it too, and what was due is done once it is resumed.
     worker.cli.says(&["resume", "product"], 0, &["product goes on"]);
     worker.cli.says(&["resume", "product"], 0, &["was not paused"]);
-    wait_until("it goes on", async || if before < done().await { Ok(()) } else { Err(before.to_string()) }).await;
+    wait_until("it goes on", async || if before < done().await { Ok(()) } else { Err(before.to_string()) })
+        .await;
     worker.cli.says(&["pause", "produkt"], 2, &["did you mean product?"]);
 }

@@ -52,11 +52,7 @@ impl Config {
             });
             if before != after && !is_told {
                 let shown = |text: Option<&String>| text.map(|text| shown(setting, text));
-                changes.push(Change {
-                    setting: setting.clone(),
-                    before: shown(before),
-                    after: shown(after),
-                });
+                changes.push(Change { setting: setting.clone(), before: shown(before), after: shown(after) });
             }
         }
         changes

@@ -15,8 +15,8 @@ use super::key::Kind;
 use super::source::Source;
 use super::table;
 use super::{
-    Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, changes, environment, raw,
-    values,
+    Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, changes, environment,
+    raw, values,
 };
 use cachekeeper_protocol::glob::Glob;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::audit;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
@@ -99,7 +100,8 @@ impl RefreshScan {
                 due.entry(known.name()).or_insert_with(|| (*known, Vec::new())).1.push(entry);
             }
         }
-        for (dataset, entries) in due.into_values() {
+        for (dataset, mut entries) in due.into_values() {
+            leave_out_nulls(context, dataset, &mut entries).await?;
             match &outage {
                 None => self.load_or_extend(context, dataset, entries).await?,
                 Some(outage) => self.extend(context, dataset, &entries, outage).await?,
@@ -220,6 +222,23 @@ impl RefreshScan {
         context.metrics.extended.get_or_create(&ByDataset::new(dataset.name())).inc_by(extended);
         Ok(())
     }
+}
+
+/// An explicit null says that there is no row. It ends after its own lifetime, read or not: whoever asks for keys at random would else
+/// have them kept for ever.
+async fn leave_out_nulls(
+    context: &Context,
+    dataset: &Dataset,
+    due: &mut Vec<Due>,
+) -> Result<(), EngineError> {
+    if dataset.settings.negative_ttl.is_none() || due.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<&str> = due.iter().map(|due| due.key.as_str()).collect();
+    let values = context.redis.beginnings(&keys).await?;
+    let mut is_null = values.iter().map(|value| audit::is_null(value));
+    due.retain(|_| !is_null.next().unwrap_or_default());
+    Ok(())
 }
 
 /// An entry to act on.

@@ -247,7 +247,13 @@ async fn store(context: &Context, dataset: &Dataset, part: &[(String, KeyValues)
     let options = LoadOptions { keeps_values: true, ..LoadOptions::because(Cause::Change) };
     let store = || async { load(context, dataset, part, options, &mut Job::uncounted()).await };
     let loaded = match with_current_epoch(context, store).await {
-        Ok(report) => report.loaded,
+        Ok(report) => {
+            // Redis is full, or a row cannot be encoded: the entry is deleted, so that no older one is read, but it is not there.
+            if !report.failures.is_empty() || 0 < report.invalidated + report.left {
+                written.cache = CacheState::Pending;
+            }
+            report.loaded
+        }
         Err(error) => {
             debug!(dataset = dataset.name(), error = %chain(&error), "what was written is stored by the feed");
             written.cache = CacheState::Pending;

@@ -337,7 +337,8 @@ fn hints(columns: &[&OutlineColumn]) -> Vec<String> {
         hints.push("ttl = \"5m\"".to_owned());
     }
     hints.push(
-        "warm = { on_start = true } fills it when the worker starts, and keeps every row in Redis; without it, what is asked for."
+        "warm = { on_start = true } fills it when the worker starts; a `schedule` within the ttl keeps every row in Redis. Without it there is what \
+         the library loads, and with on_miss = \"load\" what a plain GET misses."
             .to_owned(),
     );
     hints

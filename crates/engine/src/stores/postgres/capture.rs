@@ -2,6 +2,7 @@
 
 mod function;
 mod install;
+mod reliance;
 mod statement_function;
 mod switch;
 mod triggers;
@@ -233,7 +234,7 @@ impl Postgres {
     pub async fn captures(&self) -> Result<Vec<Capture>, SourceError> {
         let what = "read what is captured";
         let error = |source| SourceError::new(what, source);
-        let rows = sqlx::query(CAPTURES).bind(function::FORM).fetch_all(&self.pool).await.map_err(error)?;
+        let rows = sqlx::query(CAPTURES).bind(reliance::FORM).fetch_all(&self.pool).await.map_err(error)?;
         let mut captures = Vec::with_capacity(rows.len());
         for row in rows {
             let root: Oid = row.try_get(1).map_err(error)?;

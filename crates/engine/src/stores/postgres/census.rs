@@ -189,7 +189,8 @@ impl Postgres {
             .within(what, within, async |session| {
                 let arguments = bind_keys(source, keys)?;
                 let sql = AssertSqlSafe(source.unstamped.clone());
-                sqlx::query_with(sql, arguments).persistent(false).fetch_all(session).await
+                // By a name: for a type that it does not know the driver asks the server in between, which ends the unnamed statement.
+                sqlx::query_with(sql, arguments).fetch_all(session).await
             })
             .await?;
         rows.retain(|row| source.has_key(row));

@@ -70,6 +70,22 @@ impl Redis {
         })
     }
 
+    /// The first bytes of values, enough to tell an explicit null from everything else. Of what is not there, or is no string: none.
+    pub async fn beginnings(&self, keys: &[&str]) -> Result<Vec<Vec<u8>>, CacheError> {
+        let mut pipeline = redis::pipe();
+        pipeline.ignore_errors();
+        for key in keys {
+            pipeline.cmd("GETRANGE").arg(*key).arg(0).arg(4);
+        }
+        let mut replies = self.pipeline("read the beginnings of values", &pipeline, keys.len()).await?;
+        let mut read = || match replies.next::<Value>()? {
+            Value::BulkString(bytes) => Ok(bytes),
+            // Another type.
+            _ => Ok(Vec::new()),
+        };
+        keys.iter().map(|_| read()).collect()
+    }
+
     /// One page of a scan over the entries that end soon.
     pub async fn scan(
         &self,

@@ -13,6 +13,7 @@
 //! them, so they are never trusted where a change would be lost: rows are left out only where a sequence, whose value in a
 //! session nobody else can set, says that this transaction has noted the whole table.
 
+use super::reliance::delimiter;
 use crate::stores::postgres::statement::quote;
 
 /// Limits that are written into the trigger functions.
@@ -61,21 +62,10 @@ const PLAIN: [&str; 8] =
 const SHORT: [&str; 5] = ["bigint", "boolean", "integer", "smallint", "uuid"];
 const PINS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, MDY' \
      set intervalstyle = 'iso_8601' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'";
-/// Says in a function's text what it can be relied on for: those of an earlier form are replaced before their tables are covered.
-/// Since form 2 they tell when the outbox was full; since form 3 they name the types of the columns, and a row that moves to a partition
-/// which refuses it is captured by statement too.
-pub(super) const FORM: &str = "cachekeeper capture, form 3";
 /// Bytes of the keys of one row above which "the whole table" is meant.
 pub(super) const KEY_BYTES_MAX: u32 = 8_192;
 /// Bytes of the stored keys of an old and a new row above which they are not even read.
 const STORED_BYTES_MAX: u32 = 2 * KEY_BYTES_MAX;
-/// A quote that does not stand in the text: a column may have any name.
-fn delimiter(text: &str) -> String {
-    let quotes = std::iter::once("$capture$".to_owned()).chain((0_u32..).map(|number| format!("$capture{number}$")));
-    let mut free = quotes.filter(|quote| !text.contains(quote.as_str()));
-    free.next().unwrap_or_default()
-}
-
 /// The function that the triggers of a capture call.
 pub(crate) fn name(capture: i32) -> String {
     format!("cachekeeper.capture_{capture}")
@@ -101,13 +91,6 @@ impl Definition<'_> {
             format!("revoke all on function {capture}(), {truncate}() from public"),
         ]);
         statements
-    }
-
-    /// What a function's text says of what it can be relied on for: its form, and the types that it was made for.
-    pub(super) fn reliance(&self) -> String {
-        let places = self.columns.iter().map(|column| format!("{}:{}", column.place.0, column.place.1));
-        // `CAPTURES` makes the same text of the columns as they are.
-        format!("-- {FORM}\n-- types {};", places.collect::<Vec<_>>().join(" "))
     }
 
     fn function(&self, name: &str, body: &str) -> String {

@@ -300,7 +300,8 @@ async fn work(
     let definition = statements.join(";\n");
     // What was captured by functions that cannot be relied on may have slipped past, and whoever wrote meanwhile may still be open.
     let (calls, is_whole) = functions_of(connection, recorded).await?;
-    let is_unsure = !recorded.definition.is_empty() && !(is_whole && recorded.definition.contains(&defined.reliance()));
+    let is_unsure =
+        !recorded.definition.is_empty() && !(is_whole && recorded.definition.contains(&defined.reliance()));
     let settling = if is_unsure { ", gaps = gaps + 1, settling = 'pending', settling_in = null" } else { "" };
     // Functions and triggers change together where they change how rows are captured.
     let is_other = recorded.by_statement != by_statement;

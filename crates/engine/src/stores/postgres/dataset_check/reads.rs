@@ -52,7 +52,9 @@ fn functions(reads: &Inspection, dataset: &Dataset, findings: &mut Vec<Finding>)
             let help = "give the dataset a short ttl, or leave the time to the readers";
             findings.push(Finding::new(QUERY, message, help).weighing(Weight::Odd));
         } else if function.reads_state && dataset.reads.is_empty() {
-            let message = format!("the query calls {name}, which says what stands in tables, catalogs or rights: their changes are missed");
+            let message = format!(
+                "the query calls {name}, which says what stands in tables, catalogs or rights: their changes are missed"
+            );
             let help = "leave it out, or name the tables that decide about it in `reads` and watch them";
             findings.push(Finding::new(QUERY, message, help).weighing(Weight::NotCovered));
         } else if function.is_opaque && dataset.reads.is_empty() {
