@@ -73,6 +73,7 @@ fn overview(
         "last_backfill_ms": backfilled.map(|backfilled| backfilled.began_ms),
         "last_backfill_entries": shared.backfill_entries(name),
         "refused_rows": refused.rows.len(),
+        "backfills": shared.engine().history.as_ref().map(|history| history.backfills(name)),
     });
     match about {
         Value::Object(about) => about,
