@@ -186,6 +186,10 @@ async fn a_dataset_shows_what_it_is_made_of_and_its_refused_rows() {
     // One row that cannot be computed.
     shop.rig.postgres.execute("update products set price = 0 where id = 5").await.unwrap();
     page.reads(&["Refused rows (1)", "product:5", "division by zero"]).await;
+    shop.until("it is counted", "/api/v1/now", |now| {
+        now["totals"]["failed"].as_u64().is_some_and(|failed| 0 < failed)
+    })
+    .await;
     let shown = page.value("location.hash").await;
     page.press("#refused a", "product:5").await;
     page.reads(&["refused: ", "division by zero"]).await;
