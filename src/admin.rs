@@ -2,15 +2,18 @@
 //! all ([`guard`]), in the files below.
 
 mod action_log;
+mod attention;
 mod caller;
 mod connections;
 mod control;
 mod datasets;
+mod dead_letters;
 mod files;
 mod guard;
 mod health;
 mod held;
 mod keys;
+mod look;
 mod machine;
 mod now;
 mod origin;
@@ -34,6 +37,7 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tracing::warn;
 
+use self::attention::Since;
 use self::connections::Connections;
 use self::files::Files;
 use self::guard::Guard;
@@ -57,10 +61,13 @@ pub async fn serve(listener: TcpListener, tasks: &TaskContext) -> std::io::Resul
     let connections = Connections::new(most_connections(admin), Arc::clone(&metrics));
     let files = Arc::new(Files::open(admin));
     let guard = Guard { files: Arc::clone(&files), connections: Arc::clone(&connections), metrics };
-    let router = router(Shared { tasks: tasks.clone(), started_ms: now_ms() }, guard);
+    let since = Since::default();
+    let shared = Shared { tasks: tasks.clone(), started_ms: now_ms(), since: since.clone() };
+    let router = router(shared, guard);
     tokio::select! {
         ended = server::accept(listener, router, Arc::clone(&files), connections, &tasks.leaving.begun) => ended,
         () = files.follow() => Ok(()),
+        () = since.follow(tasks.clone()) => Ok(()),
     }
 }
 
@@ -72,6 +79,12 @@ fn router(shared: Shared, guard: Guard) -> Router {
         .route("/api/v1/now", get(now::now))
         .route("/api/v1/datasets", get(datasets::datasets))
         .route("/api/v1/datasets/{name}", get(datasets::dataset))
+        .route("/api/v1/datasets/{name}/relations", get(look::relations))
+        .route("/api/v1/datasets/{name}/lifetimes", get(look::lifetimes))
+        .route("/api/v1/datasets/{name}/rows", get(look::rows))
+        .route("/api/v1/dead-letters", get(dead_letters::list))
+        .route("/api/v1/dead-letters/replay", post(dead_letters::replay))
+        .route("/api/v1/dead-letters/discard", post(dead_letters::discard))
         .route("/api/v1/explain", get(keys::explain))
         .route("/api/v1/touches", get(touches::touches))
         .route("/api/v1/machine", get(machine::machine))

@@ -79,6 +79,7 @@ fn overview(
         "last_backfill_entries": shared.backfill_entries(name),
         "refused_rows": refused.rows.len(),
         "paused_since_ms": facts.paused.get(name),
+        "backfills": shared.engine().history.as_ref().map(|history| history.backfills(name)),
     });
     match about {
         Value::Object(about) => about,

@@ -3,7 +3,7 @@
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::action_log::done;
@@ -11,7 +11,7 @@ use super::refusal::refuse;
 use super::shared::Shared;
 use cachekeeper_engine::epoch::with_current_epoch;
 use cachekeeper_engine::error::EngineError;
-use cachekeeper_engine::explain::explain as explain_key;
+use cachekeeper_engine::explain::{Explanation, explain as explain_key};
 use cachekeeper_engine::{events, invalidate};
 use cachekeeper_protocol::event::Op;
 
@@ -28,14 +28,36 @@ pub(super) struct Keys {
     keys: Vec<String>,
 }
 
+/// What is told of a key, and whether values are left out of it.
+#[derive(Serialize)]
+struct Told {
+    #[serde(flatten)]
+    explained: Explanation,
+    values_hidden: bool,
+}
+
 pub(super) async fn explain(State(shared): State<Shared>, Query(asked): Query<OneKey>) -> Response {
     if asked.key.is_empty() {
         return refuse(StatusCode::BAD_REQUEST, "name a key: /api/v1/explain?key=product:42");
     }
     match explain_key(shared.engine(), &asked.key).await {
-        Ok(explained) => axum::Json(explained).into_response(),
+        Ok(explained) => {
+            let hides = shared.hides_values();
+            let explained = if hides { without_values(explained) } else { explained };
+            axum::Json(Told { explained, values_hidden: hides }).into_response()
+        }
         Err(error) => failed(&error),
     }
+}
+
+/// Which columns differ is told all the same.
+fn without_values(mut explained: Explanation) -> Explanation {
+    explained.entry.iter_mut().for_each(|entry| entry.value = None);
+    explained.row.value = None;
+    for difference in &mut explained.differences {
+        (difference.redis, difference.postgres) = (None, None);
+    }
+    explained
 }
 
 pub(super) async fn refresh(State(shared): State<Shared>, axum::Json(asked): axum::Json<Keys>) -> Response {

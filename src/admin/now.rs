@@ -3,27 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use serde_json::json;
 
+use super::caller::Caller;
 use super::refusal::refuse;
 use super::shared::Shared;
+use super::tokens::Role;
 use crate::actors::clock::now_ms;
 use crate::actors::health::Facts;
 use cachekeeper_protocol::units::show_duration;
 
-/// What needs somebody.
-#[derive(Debug, Serialize)]
-pub(super) struct Attention {
-    what: String,
-    consequence: &'static str,
-    next: &'static str,
-}
-
-pub(super) async fn now(State(shared): State<Shared>) -> Response {
+pub(super) async fn now(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
     let facts = shared.health().facts();
     let reasons = shared.health().reasons();
     let Ok(text) = shared.engine().metrics.render() else {
@@ -34,15 +28,26 @@ pub(super) async fn now(State(shared): State<Shared>) -> Response {
         "at_ms": now_ms(),
         "ready": reasons.is_empty(),
         "sentence": sentence(&shared, &facts, age, reasons.is_empty()),
-        "attention": attention(&facts, &reasons),
+        "attention": shared.since.look(shared.health()),
         "notes": facts.notes(),
         "watermark_age_ms": age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         "totals": totals(&text),
-        "read_only": shared.tasks.config.admin.is_read_only,
+        "may_not_act": may_not_act(&shared, caller.role),
         "version": env!("CARGO_PKG_VERSION"),
         "namespace": shared.tasks.config.service.namespace,
     });
     axum::Json(body).into_response()
+}
+
+/// Why whoever asks can do nothing here; the guard refuses it all the same.
+fn may_not_act(shared: &Shared, role: Role) -> Option<&'static str> {
+    match role {
+        _ if shared.tasks.config.admin.is_read_only => {
+            Some("nothing can be done over this listener: [admin] read_only = true")
+        }
+        Role::Read => Some("this token may only read; the one of [admin] token_file may act"),
+        Role::Act => None,
+    }
 }
 
 /// How fresh the whole is, in one sentence.
@@ -84,68 +89,9 @@ fn show_age(age: Duration) -> String {
     }
 }
 
-/// Each reason of readiness, with what it means for who reads the cache, and what to do.
-fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
-    let mut attention: Vec<Attention> = reasons
-        .iter()
-        .filter(|reason| *reason != "stopping")
-        .map(|reason| {
-            let (consequence, next) = meaning(reason);
-            Attention { what: reason.clone(), consequence, next }
-        })
-        .collect();
-    for (dataset, reason) in &facts.uncovered {
-        if !facts.unmet.contains_key(dataset) {
-            let (consequence, next) = UNCOVERED;
-            attention.push(Attention {
-                what: format!("dataset {dataset}: not covered: {reason}"),
-                consequence,
-                next,
-            });
-        }
-    }
-    for (dataset, reason) in &facts.pending {
-        attention.push(Attention {
-            what: format!("dataset {dataset}: being revalidated: {reason}"),
-            consequence: "Its entries are readable and may be old until they were compared.",
-            next: "Nothing: it ends by itself. The datasets show how far it is.",
-        });
-    }
-    attention
-}
-
-const UNCOVERED: (&str, &str) = (
-    "Changes of its tables may be missed; entries are renewed by events, schedules and the end of their lifetime.",
-    "`cachekeeper check` names what is missing; often it is `cachekeeper migrate` by the owner of the tables.",
-);
-
-fn meaning(reason: &str) -> (&'static str, &'static str) {
-    let begins = |start: &str| reason.starts_with(start);
-    if begins("postgres") {
-        let consequence = "Entries stay readable and grow old; misses cannot be loaded.";
-        (consequence, "See to the database or its address; the worker goes on by itself once it answers.")
-    } else if begins("redis") {
-        let consequence = "Applications may not reach their entries; changes wait in the outbox.";
-        (consequence, "See to Redis or its address; the worker goes on by itself once it answers.")
-    } else if begins("subscription") {
-        let consequence = "Events may have been missed; where changes are captured nothing is lost.";
-        (consequence, "Nothing, if it ends soon. `cachekeeper check` names missing rights.")
-    } else if begins("feed") {
-        let consequence = "Entries grow old: changes are not followed, or not fast enough.";
-        (
-            consequence,
-            "Look for long transactions and locks in Postgres, and at the log of the worker that leads.",
-        )
-    } else if reason.contains("not warmed") {
-        ("Entries are missing until the backfill has come to them.", "Nothing: the backfill runs.")
-    } else {
-        let consequence = "The dataset is not kept as it is configured.";
-        (consequence, "`cachekeeper check` says what to correct, and where.")
-    }
-}
-
-/// The names that the totals have here, with those of the metrics that they add up.
-const TOTALS: [(&str, &str, &str); 11] = [
+/// The names that the totals have here, with those of the metrics that they add up. A worker reads no entry for anybody: hits are in the
+/// metrics of applications.
+const TOTALS: [(&str, &str, &str); 10] = [
     ("changes", "cachekeeper_changes_total", ""),
     ("changed_keys", "cachekeeper_changed_keys_total", ""),
     ("stored", "cachekeeper_entries_stored_total", ""),
@@ -156,7 +102,6 @@ const TOTALS: [(&str, &str, &str); 11] = [
     ("misses", "cachekeeper_misses_filled_total", ""),
     ("refreshed", "cachekeeper_entries_refreshed_total", ""),
     ("written", "cachekeeper_write_commands_total", "reason=\"done\""),
-    ("hits", "cachekeeper_reads_total", "outcome=\"hit\""),
 ];
 
 fn totals(text: &str) -> BTreeMap<&'static str, u64> {

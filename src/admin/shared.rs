@@ -1,5 +1,6 @@
 //! What every path may ask.
 
+use super::attention::Since;
 use crate::actors::context::TaskContext;
 use crate::actors::health::Health;
 use cachekeeper_engine::context::Context;
@@ -10,11 +11,16 @@ pub(super) struct Shared {
     pub tasks: TaskContext,
     /// When this listener was opened first, in Unix milliseconds.
     pub started_ms: u64,
+    pub since: Since,
 }
 
 impl Shared {
     pub fn engine(&self) -> &Context {
         &self.tasks.engine
+    }
+
+    pub fn hides_values(&self) -> bool {
+        self.tasks.config.admin.hides_values
     }
 
     pub fn health(&self) -> &Health {

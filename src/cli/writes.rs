@@ -8,11 +8,10 @@ use super::output::{Exit, Output};
 use cachekeeper_config::Config;
 use cachekeeper_engine::commands::group_of;
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::dead_letters::{Rejected, rejected, replay};
+use cachekeeper_engine::dead_letters::{Rejected, hex, rejected, replay};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lease::LeaseName;
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, StreamState};
-use cachekeeper_engine::write::{Parameter, decode};
 
 /// More than are ever kept.
 const ALL: usize = 1_000_000;
@@ -149,7 +148,7 @@ async fn put_back(
 ) -> Result<Exit, EngineError> {
     let mut found = rejected(context, stream, ALL).await?;
     if !chosen.all {
-        let is_known = |id: &String| found.iter().any(|one| is_meant_by(one, id));
+        let is_known = |id: &String| found.iter().any(|one| one.is_meant_by(id));
         let unknown: Vec<&str> = chosen.ids.iter().filter(|id| !is_known(id)).map(String::as_str).collect();
         if !unknown.is_empty() {
             out.failure(&format!(
@@ -158,7 +157,7 @@ async fn put_back(
             ));
             return Ok(Exit::Failed);
         }
-        found.retain(|one| chosen.ids.iter().any(|id| is_meant_by(one, id)));
+        found.retain(|one| chosen.ids.iter().any(|id| one.is_meant_by(id)));
     }
     let replayed = replay(context, stream, &found).await;
     let done = found.get(..replayed.count).unwrap_or_default();
@@ -178,36 +177,14 @@ async fn put_back(
     }
 }
 
-fn is_meant_by(rejected: &Rejected, id: &str) -> bool {
-    rejected.kept_as() == id || rejected.id.as_deref() == Some(id)
-}
-
-fn field(rejected: &Rejected, name: &str) -> Option<String> {
-    rejected.command.field(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-}
-
 fn rejected_at(rejected: &Rejected) -> String {
     let at = DateTime::from_timestamp_millis(rejected.rejected_ms());
     at.map_or_else(String::new, |at| at.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
 }
 
-/// The parameters as JSON, where they can be read.
-fn params_of(rejected: &Rejected) -> Option<Value> {
-    let parameters = decode(rejected.command.field("params")?).ok()?;
-    let plain = |(name, value): (String, Parameter)| {
-        let value = match value {
-            Parameter::Value(value) => value,
-            Parameter::Text(text) => Value::from(text),
-            Parameter::Bytes(bytes) => Value::from(hex(&bytes)),
-        };
-        (name, value)
-    };
-    Some(Value::Object(parameters.into_iter().map(plain).collect()))
-}
-
 fn as_text(rejected: &Rejected) -> String {
     let none = || "(none)".to_owned();
-    let params = match (rejected.command.field("params").map(std::str::from_utf8), params_of(rejected)) {
+    let params = match (rejected.command.field("params").map(std::str::from_utf8), rejected.parameters()) {
         // JSON as it came, so that numbers lose nothing, on one line: in its texts there are no raw line breaks.
         (Some(Ok(text)), Some(_)) if text.trim_start().starts_with('{') => {
             text.trim().replace(['\n', '\r', '\t'], " ")
@@ -220,7 +197,7 @@ fn as_text(rejected: &Rejected) -> String {
     [
         format!("{}  rejected at {}", rejected.kept_as(), rejected_at(rejected)),
         format!("  id       {}", rejected.id.clone().unwrap_or_else(none)),
-        format!("  dataset  {}", field(rejected, "dataset").unwrap_or_else(none)),
+        format!("  dataset  {}", rejected.field("dataset").unwrap_or_else(none)),
         format!("  params   {params}"),
         format!("  entry    {}", rejected.command.id),
         format!("  reason   {}", rejected.reason),
@@ -235,14 +212,10 @@ fn as_json(rejected: &Rejected) -> Value {
         "at": rejected_at(rejected),
         "id": rejected.id,
         "entry": rejected.command.id,
-        "dataset": field(rejected, "dataset"),
-        "params": params_of(rejected).or_else(|| field(rejected, "params").map(Value::from)),
+        "dataset": rejected.field("dataset"),
+        "params": rejected.parameters().or_else(|| rejected.field("params").map(Value::from)),
         "reason": rejected.reason,
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    format!("\\x{}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// A text that a producer chose, without what a terminal would act on.

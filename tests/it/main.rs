@@ -75,6 +75,7 @@ mod near;
 mod near_bound;
 mod observing;
 mod oracle;
+mod page;
 mod passes;
 mod plan;
 mod postgres_hosts;

@@ -19,6 +19,8 @@ pub struct Admin {
     pub read_token_file: Option<PathBuf>,
     /// Whether every action is refused.
     pub is_read_only: bool,
+    /// Whether no value of an entry or a row is shown.
+    pub hides_values: bool,
     /// For TLS.
     pub tls: Option<TlsIdentity>,
     /// Most connections at a time; 0: the default of the file.

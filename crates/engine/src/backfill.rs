@@ -10,6 +10,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -68,7 +69,12 @@ pub async fn backfill(
     dataset: &Dataset,
     options: &BackfillOptions,
 ) -> Result<LoadReport, EngineError> {
-    backfill_for(context, dataset, options, None).await
+    let began = Instant::now();
+    let report = backfill_for(context, dataset, options, None).await?;
+    if let Some(history) = &context.history {
+        history.note_backfill(dataset.name(), began.elapsed(), report.stored, report.failures.len());
+    }
+    Ok(report)
 }
 
 /// The job that a backfill is part of, and makes the claim.

@@ -5,6 +5,7 @@ mod captures;
 mod computation;
 mod growth;
 mod refusal;
+mod relations;
 mod script;
 mod survey;
 
@@ -17,6 +18,7 @@ use crate::stores::postgres::write::DIRECT;
 use crate::stores::postgres::{CatalogScope, CatalogState, Change, Fingerprint, KeyValues};
 pub use captures::{Captured, Captures, Rule, Touches};
 pub use computation::{install_exactly, is_current, look};
+pub use relations::{Relation, relations_of};
 pub use script::migration_script;
 pub use survey::TRYING_AGAIN;
 

@@ -1,6 +1,8 @@
-//! Write commands that were rejected: looked at, and put back into their stream.
+//! Write commands that were rejected: looked at, put back into their stream, or discarded.
 
 use std::collections::HashSet;
+
+use serde_json::Value;
 
 use super::commands::command::record_id;
 use super::context::Context;
@@ -9,6 +11,7 @@ use super::failpoint;
 use crate::stores::postgres::records::forget_rejections;
 use crate::stores::postgres::write::CommandStream;
 use crate::stores::redis::{CacheError, StreamEntry};
+use crate::write::{Parameter, decode};
 
 /// A write command that was rejected.
 #[derive(Debug, Clone)]
@@ -48,6 +51,20 @@ pub async fn replay(context: &Context, stream: &str, commands: &[Rejected]) -> R
     let mut count = 0;
     let error = replay_all(context, stream, commands, &mut count).await.err();
     Replayed { count, error }
+}
+
+/// Discards rejected commands; answers how many were still there. That they were rejected stays on record, so that a producer who
+/// sends one again is told the same.
+///
+/// # Errors
+/// [`CacheError`]
+pub async fn discard(context: &Context, stream: &str, commands: &[Rejected]) -> Result<u64, CacheError> {
+    let mut count = 0;
+    for part in commands.chunks(AT_ONCE) {
+        let letters: Vec<&str> = part.iter().map(Rejected::kept_as).collect();
+        count += context.redis.discard_dead(stream, &letters).await?;
+    }
+    Ok(count)
 }
 
 async fn replay_all(
@@ -90,6 +107,33 @@ impl Rejected {
         &self.letter.id
     }
 
+    /// Whether somebody who names this id means it: that of the command, or that under which it is kept.
+    #[must_use]
+    pub fn is_meant_by(&self, id: &str) -> bool {
+        self.kept_as() == id || self.id.as_deref() == Some(id)
+    }
+
+    /// A field of the command as text.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<String> {
+        self.command.field(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    /// The parameters, where they can be read.
+    #[must_use]
+    pub fn parameters(&self) -> Option<Value> {
+        let parameters = decode(self.command.field("params")?).ok()?;
+        let plain = |(name, value): (String, Parameter)| {
+            let value = match value {
+                Parameter::Value(value) => value,
+                Parameter::Text(text) => Value::from(text),
+                Parameter::Bytes(bytes) => Value::from(hex(&bytes)),
+            };
+            (name, value)
+        };
+        Some(Value::Object(parameters.into_iter().map(plain).collect()))
+    }
+
     /// When it was rejected, in milliseconds by Redis's clock.
     #[must_use]
     pub fn rejected_ms(&self) -> i64 {
@@ -105,4 +149,10 @@ impl Rejected {
         }
         fields
     }
+}
+
+/// Bytes as Postgres writes them.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    format!("\\x{}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }

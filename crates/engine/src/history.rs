@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -10,6 +10,8 @@ use serde::Serialize;
 const BYTES_MAX: usize = 8 << 20;
 /// What a touch takes beside its texts.
 const TOUCH_BYTES: usize = 96;
+/// Backfills that are kept, of one dataset.
+const BACKFILLS_MAX: usize = 30;
 /// Rows without an entry that are named, of one dataset.
 const REFUSED_ROWS_MAX: usize = 1_000;
 
@@ -74,6 +76,19 @@ impl Touch {
     }
 }
 
+/// A backfill that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct EndedBackfill {
+    /// When it ended, in Unix milliseconds.
+    pub at_ms: u64,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// How many entries it stored.
+    pub stored: u64,
+    /// How many rows have no entry.
+    pub failed: u64,
+}
+
 /// A row that has no entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusedRow {
@@ -106,6 +121,7 @@ struct Inner {
     bytes: usize,
     last: u64,
     refused: BTreeMap<String, RefusedOfDataset>,
+    backfills: BTreeMap<String, VecDeque<EndedBackfill>>,
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +168,28 @@ impl History {
         if let Some(refused) = inner.refused.get_mut(dataset) {
             keys.for_each(|key| drop(refused.by_key.remove(key)));
         }
+    }
+
+    /// Notes a backfill that has just ended.
+    pub(crate) fn note_backfill(&self, dataset: &str, took: Duration, stored: u64, failed: usize) {
+        let ended = EndedBackfill {
+            at_ms: now_ms(),
+            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            stored,
+            failed: failed as u64,
+        };
+        let mut inner = self.inner();
+        let backfills = inner.backfills.entry(dataset.to_owned()).or_default();
+        backfills.push_back(ended);
+        if BACKFILLS_MAX < backfills.len() {
+            backfills.pop_front();
+        }
+    }
+
+    /// The last backfills of a dataset that this worker did, the oldest first.
+    #[must_use]
+    pub fn backfills(&self, dataset: &str) -> Vec<EndedBackfill> {
+        self.inner().backfills.get(dataset).into_iter().flatten().copied().collect()
     }
 
     /// The last that happened to a key, the newest first.
@@ -241,6 +279,20 @@ mod tests {
         assert_eq!(touches.last().map(|touch| touch.number), Some(20_000));
         let (newer, _) = history.since(19_990, 3, |_| true);
         assert_eq!(newer.iter().map(|touch| touch.number).collect::<Vec<_>>(), [19_998, 19_999, 20_000]);
+    }
+
+    #[test]
+    fn the_last_thirty_backfills_are_kept() {
+        let history = History::default();
+        for number in 1..=40 {
+            history.note_backfill("t", Duration::from_millis(number), 10 * number, 0);
+        }
+        let backfills = history.backfills("t");
+        assert_eq!(
+            backfills.iter().map(|one| one.took_ms).collect::<Vec<_>>(),
+            (11..=40).collect::<Vec<_>>()
+        );
+        assert_eq!((backfills[0].stored, history.backfills("other")), (110, Vec::new()));
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub mod lease;
 #[cfg(feature = "postgres")]
 mod life;
 #[cfg(feature = "postgres")]
+pub mod lifetimes;
+#[cfg(feature = "postgres")]
 pub mod load;
 pub mod log_limit;
 pub mod metrics;

@@ -209,6 +209,10 @@ impl Loading<'_> {
             (Why::Refused | Why::Full, true) => What::Deleted,
             (Why::Refused | Why::Full, false) => What::Refused,
         };
+        if what == What::Failed {
+            let labels = ByDatasetCause::new(dataset.name(), cause);
+            context.metrics.failed.get_or_create(&labels).inc_by(keys.len() as u64);
+        }
         let touches = keys.iter().map(|(key, _)| (key.as_str(), what, Some(reason)));
         context.note_touches((dataset.name(), cause), touches);
         let failed = |(key, _): &&(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };

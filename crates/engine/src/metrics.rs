@@ -74,7 +74,7 @@ metrics! {
     "entries_deleted", deleted: Family<ByDatasetCause, Counter> = Family::default(),
         "Entries deleted: row gone, or invalidated";
     "entries_failed", failed: Family<ByDatasetCause, Counter> = Family::default(),
-        "Rows without an entry because they cannot be encoded";
+        "Rows without an entry because they cannot be computed or encoded";
     "backfills", backfills: Family<ByDatasetOutcome, Counter> = Family::default(),
         "Backfills, by how they ended";
     "last_backfill_timestamp_seconds", last_backfill: Family<ByDataset, Gauge> = Family::default(),

@@ -4,6 +4,7 @@
 mod limit;
 pub mod memory;
 mod path;
+mod rows;
 mod sample;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use self::limit::{is_over, left};
 use self::memory::MemoryModel;
 pub use self::path::{LoadPath, PathVerdict};
+pub use self::rows::{RowAsStored, rows_as_stored};
 use self::sample::Sampling;
 pub use self::sample::{Example, Sample};
 use crate::catalog::{Catalog, Dataset};

@@ -3,11 +3,19 @@
 import { post } from "./api.js";
 import { el, show } from "./dom.js";
 
-/** Whether the listener refuses actions to everybody; said by the worker. */
-let isReadOnly = false;
+/** Why the worker would refuse every action of whoever looks at this page; said by the worker. */
+let why = null;
 
-export function setReadOnly(value) {
-  isReadOnly = value;
+/** Buttons that are there already learn it too. */
+export function mayNotAct(reason) {
+  why = reason;
+  for (const button of document.querySelectorAll("button[data-acts]")) bar(button);
+}
+
+function bar(button) {
+  button.disabled = why !== null;
+  if (why) button.setAttribute("title", why);
+  else button.removeAttribute("title");
 }
 
 /** A button of an action. Where nothing may be done it says why instead. */
@@ -23,8 +31,9 @@ export function button(label, { question, does, path, body, after, isDangerous }
       tell(`Not done, or not known: ${failure.message}`, "bad");
     }
   };
-  const why = isReadOnly ? "The listener is read-only: [admin] read_only = true" : null;
-  return el("button", { type: "button", disabled: isReadOnly, title: why, class: isDangerous ? "danger" : null, onclick: ask }, label);
+  const made = el("button", { type: "button", "data-acts": true, class: isDangerous ? "danger" : null, onclick: ask }, label);
+  bar(made);
+  return made;
 }
 
 /** Asks; the answer is false by Escape and by default. */

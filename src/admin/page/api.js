@@ -4,6 +4,16 @@ const ANSWER_WITHIN_MS = 5_000;
 /** `explain` asks both servers, and a warm run has to be recorded in Redis. */
 export const SLOW_MS = 15_000;
 
+/** Once a token counts no more nothing is asked again: at each answer the browser would ask for another one. */
+let isLockedOut = false;
+
+export const mayAsk = () => !isLockedOut && !document.hidden;
+
+const LOCKED_OUT = "The token does not count any more. Load this page again to give another one.";
+
+/** The address of a path of the API: without a name and a password that somebody wrote into that of the page, with which nothing may be asked. */
+export const address = (path) => `${location.origin}${location.pathname}api/v1/${path}`;
+
 /** Why there is no answer, in words for people. `status` is 0 where the worker was not reached. */
 export class Failure extends Error {
   constructor(message, status) {
@@ -21,13 +31,15 @@ export const post = (path, body) => ask(path, {
 }, { within: SLOW_MS });
 
 async function ask(path, request, { within = ANSWER_WITHIN_MS, signal } = {}) {
+  if (isLockedOut) throw new Failure(LOCKED_OUT, 401);
   const limit = new AbortController();
   const timer = setTimeout(() => limit.abort(), within);
   const leave = () => limit.abort();
   signal?.addEventListener("abort", leave);
   try {
-    const response = await fetch(`api/v1/${path}`, { ...request, signal: limit.signal });
+    const response = await fetch(address(path), { ...request, signal: limit.signal });
     const body = await response.json().catch(() => null);
+    isLockedOut ||= response.status === 401;
     if (!response.ok) throw new Failure(refused(response.status, body), response.status);
     if (body === null) throw new Failure("The answer is no JSON; is this the worker, or something in front of it?", response.status);
     return body;
@@ -43,7 +55,7 @@ async function ask(path, request, { within = ANSWER_WITHIN_MS, signal } = {}) {
 }
 
 function refused(status, body) {
-  if (status === 401) return "The token does not count any more. Load this page again to give another one.";
+  if (status === 401) return LOCKED_OUT;
   const said = typeof body?.error === "string" ? body.error : "";
   return said ? `${said[0].toUpperCase()}${said.slice(1)}${/[.!?]$/.test(said) ? "" : "."}` : `The worker answered ${status}.`;
 }

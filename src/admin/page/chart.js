@@ -26,6 +26,18 @@ export function line({ samples, label, format }) {
     el("div", { class: "scale", "aria-hidden": "true" }, el("span", null, "5 min ago"), el("span", null, "now")));
 }
 
+/** Bars from the left to the right; where there are fewer than places they stand at the right. */
+export function bars({ values, places, label }) {
+  const top = Math.max(1, ...values);
+  const first = places - values.length;
+  // Also the smallest is seen; what is none is not.
+  const height = (value) => (value === 0 ? 0 : Math.max(1, (24 * value) / top)).toFixed(1);
+  return svg("svg", { class: "bars", viewBox: `0 0 ${4 * places} 24`, preserveAspectRatio: "none", role: "img", "aria-label": label },
+    svg("title", null, label),
+    values.map((value, at) =>
+      svg("rect", { x: 4 * (first + at), y: 24 - height(value), width: 3, height: height(value) })));
+}
+
 function path(shown, x, y) {
   let before = null;
   const parts = [];

@@ -1,34 +1,47 @@
 // One dataset: what it is, how it is, and which of its rows could not be stored.
 
 import { get, repeat } from "./api.js";
-import { bar, warm } from "./datasets.js";
-import { code, el, facts, link, show, table } from "./dom.js";
+import { closer } from "./closer.js";
+import { bar, trend, warm } from "./datasets.js";
+import { code, el, facts, link, prose, show, table } from "./dom.js";
 import { ago, clock, count, span, value } from "./format.js";
 import { datasetMeaning, datasetWord } from "./states.js";
 import { to, toKey } from "./route.js";
 
-const EVERY_MS = 2_000;
+const EVERY_MS = 1_000;
 
 export const title = ({ name }) => name;
 
 export function open(root, { name }) {
   const back = el("p", { class: "back" }, link("#/datasets", "All datasets"));
-  show(root, back, el("h1", null, name), el("p", { class: "quiet" }, "Asking the worker …"));
-  return repeat(EVERY_MS, async (signal) => {
+  const state = el("div", { id: "state" }, el("h1", null, name), el("p", { class: "quiet" }, "Asking the worker …"));
+  const looked = closer(name);
+  show(root, back, state);
+  const end = repeat(EVERY_MS, async (signal) => {
     try {
       const dataset = await get(`datasets/${encodeURIComponent(name)}`, { signal });
-      if (!signal.aborted) show(root, back.cloneNode(true), view(dataset));
+      if (signal.aborted) return;
+      show(state, view(dataset));
+      // Only of what there is, and once: it asks the servers.
+      if (!looked.root.isConnected) {
+        root.append(looked.root);
+        looked.look();
+      }
     } catch (failure) {
-      if (!signal.aborted) show(root, back.cloneNode(true), el("h1", null, name), el("p", { class: "note bad" }, failure.message));
+      if (!signal.aborted) show(state, el("h1", null, name), el("p", { class: "note bad" }, failure.message));
     }
   });
+  return () => {
+    end();
+    looked.end();
+  };
 }
 
 function view(one) {
   return [
     el("div", { class: "head" }, el("h1", null, one.name), el("div", { class: "buttons" },
       link(to("live", "", { dataset: one.name }), "Watch it live"), warm(one))),
-    el("p", { class: "lead" }, datasetWord(one.state), " ", one.reason ?? datasetMeaning(one.state)),
+    el("p", { class: "lead" }, datasetWord(one.state), " ", prose(one.reason ?? datasetMeaning(one.state))),
     one.progress && bar(one.progress),
     refused(one),
     el("section", null,
@@ -39,14 +52,11 @@ function view(one) {
         ["Scope", one.scope],
         ["Format", value(one.format)],
         ["Lifetime", one.ttl_ms === null || one.ttl_ms === undefined ? "without end" : span(one.ttl_ms)],
+        ["Last 30 backfills", one.backfills?.length ? [trend(one.backfills), el("small", null, "how long each of this worker took, the newest at the right")] : null],
         ["Last backfill", one.last_backfill_ms === null ? "none yet" : `${ago(one.last_backfill_ms)}, ${count(one.last_backfill_entries)} entries`],
       ),
       el("h3", null, "Query"),
       el("pre", { tabindex: "0", "aria-label": "Query" }, one.query)),
-    el("section", null,
-      el("h2", null, "Watched tables"),
-      (one.watch ?? []).length === 0 ? el("p", null, "None: changes in Postgres do not reach it.")
-        : el("ul", { class: "plainlist" }, one.watch.map((rule) => el("li", null, code(value(rule)))))),
     settings(one.settings ?? {}),
   ];
 }
@@ -75,11 +85,16 @@ function refused({ refused: given, refused_rows: number }) {
     given.has_more && el("p", { class: "quiet" }, "There are more than are shown."));
 }
 
+function setting(name, of) {
+  if (of === null) return "not set";
+  return code(name.endsWith("_ms") ? span(of) : value(of));
+}
+
 function settings(given) {
   const rows = Object.entries(given);
   if (rows.length === 0) return null;
   return el("section", null,
     el("h2", null, "Settings in effect"),
     el("dl", { class: "settings" }, rows.map(([name, of]) =>
-      el("div", null, el("dt", null, code(name)), el("dd", null, of === null ? "not set" : code(value(of)))))));
+      el("div", null, el("dt", null, code(name.replace(/_ms$/, ""))), el("dd", null, setting(name, of))))));
 }

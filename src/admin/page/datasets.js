@@ -2,12 +2,13 @@
 
 import { get, repeat } from "./api.js";
 import { button } from "./act.js";
-import { code, el, link, show, table } from "./dom.js";
-import { ago, count, entries } from "./format.js";
+import { code, el, link, prose, show, table } from "./dom.js";
+import { bars } from "./chart.js";
+import { ago, count, entries, span } from "./format.js";
 import { byGravity, datasetMood, datasetWord } from "./states.js";
 import { toDataset } from "./route.js";
 
-const EVERY_MS = 2_000;
+const EVERY_MS = 1_000;
 
 export const title = () => "Datasets";
 
@@ -40,11 +41,12 @@ function view(datasets) {
         { head: "State", kind: "wide", cell: stateCell },
         { head: "Entries", kind: "number", cell: (one) => count(one.last_backfill_entries) },
         { head: "Last backfill", kind: "number", cell: (one) => (one.last_backfill_ms === null ? "none yet" : ago(one.last_backfill_ms)) },
+        { head: "Last 30", kind: "trend", cell: ({ backfills }) => trend(backfills) },
         { head: "Refused rows", kind: "number", cell: refusedCell },
         { head: "Action", kind: "action", cell: warm },
       ],
     }),
-    el("p", { class: "quiet" }, "Entries: as many as the last backfill stored."),
+    el("p", { class: "quiet" }, "Entries: as many as the last backfill stored. Last 30: how long each backfill of this worker took, the newest at the right."),
   ];
 }
 
@@ -60,7 +62,17 @@ function empty() {
 }
 
 export function stateCell({ state, reason, progress }) {
-  return [datasetWord(state), reason && el("small", null, reason), progress && bar(progress)];
+  return [datasetWord(state), reason && el("small", null, prose(reason)), progress && bar(progress)];
+}
+
+/** How long the last backfills took. */
+export function trend(backfills) {
+  const known = backfills ?? [];
+  if (known.length === 0) return null;
+  const took = known.map((one) => one.took_ms);
+  const label = known.length === 1 ? `1 backfill: ${span(took[0])}`
+    : `${count(known.length)} backfills: ${span(Math.min(...took))} to ${span(Math.max(...took))}, the last one ${span(took.at(-1))}`;
+  return bars({ values: took, places: 30, label });
 }
 
 export function bar({ done, total }) {

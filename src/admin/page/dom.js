@@ -75,5 +75,10 @@ export function facts(...pairs) {
     given.map(([name, value]) => el("div", null, el("dt", null, name), el("dd", null, value))));
 }
 
+/** A sentence of the worker's, in which commands and names stand between backticks. */
+export function prose(text) {
+  return text.split("`").map((part, at) => (at % 2 ? code(part) : part)).filter((part) => part !== "");
+}
+
 export const code = (text) => el("code", null, text);
 export const link = (href, ...children) => el("a", { href }, ...children);

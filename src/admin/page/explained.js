@@ -12,7 +12,7 @@ export function view(explained, actions) {
       el("p", { class: "state" }, label),
       el("h2", { class: "truth" }, explained.verdict.sentence),
       el("div", { class: "buttons" }, actions)),
-    compared(explained),
+    explained.values_hidden ? hidden(explained) : compared(explained),
     about(explained),
     history(explained.touches),
   ];
@@ -29,6 +29,14 @@ function compared({ entry, row, differences }) {
     areRecords ? columns(sides, heads, differences) : whole(sides, heads),
     differences.length > 0 && !areRecords && el("ul", null, differences.map((one) =>
       el("li", null, code(one.column), ": ", value(one.redis), " in Redis, ", value(one.postgres), " in Postgres"))));
+}
+
+function hidden({ entry, row, differences }) {
+  return el("section", { id: "compared" },
+    el("h2", null, "In Redis and in Postgres"),
+    el("p", { class: "quiet" }, "Values are hidden: [admin] hide_values = true."),
+    facts(["Redis", redisState(entry)], ["Postgres", postgresState(row)],
+      ["Differ", differences.length ? differences.map(({ column }, at) => [at ? ", " : null, code(column || "the value")]) : "nothing"]));
 }
 
 function redisState(entry) {

@@ -1,6 +1,6 @@
 // Live: what the worker does, as it does it.
 
-import { get } from "./api.js";
+import { address, get, mayAsk } from "./api.js";
 import { el, show, table } from "./dom.js";
 import { clock, count, now } from "./format.js";
 import { KINDS } from "./states.js";
@@ -85,10 +85,10 @@ function follow(filters, state, bring) {
   };
   const restart = () => {
     close();
-    if (isEnded || state.isPaused || document.hidden) return;
+    if (isEnded || state.isPaused || !mayAsk()) return;
     const asked = new URLSearchParams(Object.entries(filters).filter(([, value]) => value));
     if (state.last) asked.set("after", String(state.last));
-    source = new EventSource(`api/v1/live?${asked}`);
+    source = new EventSource(address(`live?${asked}`));
     source.addEventListener("open", () => {
       pauseMs = RETRY_MIN_MS;
       state.failure = null;

@@ -1,6 +1,6 @@
 // The frame: which screen is open, what is at the top of every one, and one loop that asks how things are.
 
-import { setReadOnly } from "./act.js";
+import { mayNotAct } from "./act.js";
 import { el, link, show } from "./dom.js";
 import { clock, span } from "./format.js";
 import { parse } from "./route.js";
@@ -61,7 +61,7 @@ function frame() {
   document.body.classList.toggle("stale", Boolean(failure));
   show(place("trouble"), failure && el("p", { class: "note bad" }, failure.message,
     heardAt ? ` What you see is from ${clock(heardAt)}.` : ""));
-  show(place("foot"), known && [el("span", null, `Cachekeeper ${known.version}`), known.read_only && el("span", null, "read-only"),
+  show(place("foot"), known && [el("span", null, `Cachekeeper ${known.version}`), known.may_not_act && el("span", null, `Read only: ${known.may_not_act}.`),
     link("metrics", "Metrics"), link("readyz", "Readiness"), link("api/v1/now", "API")]);
 }
 
@@ -78,7 +78,7 @@ if (!location.hash) history.replaceState(null, "", "#/now");
 open(true);
 sample((heard) => {
   samples = heard;
-  setReadOnly(Boolean(heard.now?.read_only));
+  mayNotAct(heard.now?.may_not_act ?? null);
   frame();
   listener?.(heard);
 });

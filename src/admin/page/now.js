@@ -1,8 +1,9 @@
 // Now: is it right, how fresh is it, what needs somebody.
 
-import { el, facts, link, show, table } from "./dom.js";
-import { ago, count, rate, span } from "./format.js";
+import { code, el, facts, link, prose, show, table } from "./dom.js";
+import { ago, clock, count, rate, span } from "./format.js";
 import { line } from "./chart.js";
+import { toDataset } from "./route.js";
 
 /** What is counted, in the order of its way through the worker. */
 const TOTALS = [
@@ -13,7 +14,6 @@ const TOTALS = [
   ["refused", "Refused", "stores that something newer had overtaken"],
   ["failed", "Failed", "entries that could not be loaded or stored"],
   ["events", "Events", "invalidation events that were applied"],
-  ["hits", "Hits", "reads through a library in this process that found a value"],
   ["misses", "Misses", "misses of applications that were filled"],
   ["written", "Written", "write commands that were applied"],
 ];
@@ -36,7 +36,7 @@ function view({ now, age, rates }) {
     freshness(now, age),
     counts(now, rates),
     0 < now.notes.length && el("section", { class: "quiet" },
-      el("h2", null, "Worth knowing"), el("ul", null, now.notes.map((note) => el("li", null, note)))),
+      el("h2", null, "Worth knowing"), el("ul", null, now.notes.map((note) => el("li", null, prose(note))))),
   ];
 }
 
@@ -49,13 +49,13 @@ function attention(now) {
     el("h2", null, `Needs attention (${now.attention.length})`),
     el("ol", { class: "attention" }, now.attention.map((item) =>
       el("li", { class: "card" },
-        el("h3", null, item.what),
+        el("h3", null, prose(item.what)),
         facts(
-          item.since_ms && ["Since", ago(item.since_ms)],
-          ["Consequence", item.consequence],
-          ["Next step", item.next],
+          item.since_ms && ["Since", [`${clock(item.since_ms)}, ${ago(item.since_ms)}`]],
+          ["Consequence", prose(item.consequence)],
+          ["Next step", prose(item.next)],
         ),
-        item.dataset && el("p", null, link(`#/datasets/${encodeURIComponent(item.dataset)}`, `Open ${item.dataset}`))))));
+        item.dataset && el("p", null, link(toDataset(item.dataset), `Open ${item.dataset}`))))));
 }
 
 function freshness(now, age) {
@@ -67,7 +67,7 @@ function freshness(now, age) {
       el("h2", null, "Watermark age"),
       el("p", { class: "figure", id: "age" }, now.watermark_age_ms === null ? "unknown" : span(now.watermark_age_ms)),
       el("p", { class: "quiet" }, known.length < 2 ? "There is no line yet."
-        : `median ${span(share(0.5))}, p99 ${span(share(0.99))} of ${minutes}`)),
+        : `p50 ${span(share(0.5))}, p99 ${span(share(0.99))} of ${minutes}`)),
     line({ samples: age, label: `Watermark age, ${minutes}`, format: span }));
 }
 
@@ -85,5 +85,7 @@ function counts(now, rates) {
         { head: "Since the start", kind: "number", cell: ([name]) => count(now.totals[name]) },
       ],
     })),
-    el("p", { class: "quiet" }, "In a second: the mean of the last 10 seconds. The worker's own counts since it started."));
+    el("p", { class: "quiet" }, "In a second: the mean of the last 10 seconds. The worker's own counts since it started."),
+    el("p", { class: "quiet" }, "Hits: applications read Redis without the worker, so it knows none. They are in the applications' own metrics: ",
+      code("cachekeeper_reads_total"), " of the library, or the hits and misses of Redis (", code("INFO stats"), ") for everything that reads it."));
 }

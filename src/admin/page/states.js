@@ -34,6 +34,7 @@ export const datasetMood = (state) => known(DATASETS, state)[1];
 export const datasetMeaning = (state) => known(DATASETS, state)[2] ?? "";
 export const verdict = (state) => known(VERDICTS, state);
 export const touchWord = (what) => word([what, TOUCHES[what] ?? "calm"]);
+export const tick = (is) => el("span", { class: `tick ${is ? "good" : "bad"}` }, is ? "✓ yes" : "✗ no");
 export const upWord = (isUp) => word(isUp ? ["up", "good"] : ["down", "bad"]);
 
 /** The gravest first. */

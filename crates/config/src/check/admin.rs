@@ -23,6 +23,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Admin {
         token_file: file(reader, "token_file"),
         read_token_file: file(reader, "read_token_file"),
         is_read_only: reader.boolean("admin.read_only"),
+        hides_values: reader.boolean("admin.hide_values"),
         tls: cert_file.zip(key_file).map(|(cert_file, key_file)| TlsIdentity { cert_file, key_file }),
         max_connections: reader.number("admin.max_connections"),
     };

@@ -39,6 +39,13 @@ pub(super) const ADMIN: &[Key] = &[
     )
     .default("false"),
     Key::new(
+        "hide_values",
+        Kind::Boolean,
+        "Shows no values of entries, rows and write commands, for who may read this worker but not its data. Keys, tags and the reasons \
+         that Postgres gives are shown all the same.",
+    )
+    .default("false"),
+    Key::new(
         "cert_file",
         Kind::Text(Form::Filled),
         "For TLS: the listener's certificate, and behind it those that lead to its authority (PEM); it needs `key_file`. Read again \

@@ -195,7 +195,12 @@ impl CoverageSurvey {
         wanted
     }
 
-    fn root_of(&self, table: &str) -> Result<u32, String> {
+    /// The name of the table at the top of a tree.
+    pub(super) fn name_of(&self, root: u32) -> Option<&str> {
+        self.members_of(root).first().map(|member| member.name.as_str())
+    }
+
+    pub(super) fn root_of(&self, table: &str) -> Result<u32, String> {
         let mut roots: Vec<u32> = self
             .members
             .iter()

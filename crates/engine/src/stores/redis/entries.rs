@@ -316,6 +316,19 @@ impl Redis {
         values.into_iter().map(|value| Ok((value, replies.next()?))).collect()
     }
 
+    /// The remaining lifetimes of keys in milliseconds (-1: no end, -2: no entry). It is no use of them.
+    pub(crate) async fn lives(&self, keys: &[impl AsRef<str>]) -> Result<Vec<i64>, CacheError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        for key in keys {
+            pipeline.cmd("PTTL").arg(key.as_ref());
+        }
+        let mut replies = self.pipeline("read lifetimes", &pipeline, keys.len()).await?;
+        keys.iter().map(|_| replies.next()).collect()
+    }
+
     /// Whether [`Self::look_at`] does not count as use: from Redis 7.2 on, where the user may say `CLIENT NO-TOUCH`.
     pub async fn can_look_unnoticed(&self) -> Result<bool, CacheError> {
         let command = redis::cmd("CLIENT").arg("NO-TOUCH").arg("OFF").to_owned();

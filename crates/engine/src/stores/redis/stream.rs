@@ -224,6 +224,13 @@ impl Redis {
         self.pipeline("revive a rejected entry", &pipeline, 0).await.map(drop)
     }
 
+    /// Removes rejected entries; answers how many were there.
+    pub(crate) async fn discard_dead(&self, stream: &str, dead: &[&str]) -> Result<u64, CacheError> {
+        let mut command = redis::cmd("XDEL");
+        command.arg(dead_of(stream)).arg(dead);
+        self.command("discard rejected entries", &command).await
+    }
+
     /// Adds an entry to a stream; answers its id.
     pub async fn append(&self, stream: &str, fields: &[(&str, &[u8])]) -> Result<String, CacheError> {
         let mut command = redis::cmd("XADD");

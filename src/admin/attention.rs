@@ -1,0 +1,202 @@
+//! What needs somebody: what it means for who reads the cache, what to do, and since when, as far as this worker has seen it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::actors::clock::now_ms;
+use crate::actors::context::TaskContext;
+use crate::actors::health::{Facts, Health};
+use cachekeeper_engine::backoff::every;
+use cachekeeper_engine::commands::group_of;
+
+/// How exactly it is known since when.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Of so many looks one counts what Redis keeps.
+const COUNT_EACH: u64 = 5;
+
+/// Something that needs somebody.
+#[derive(Debug, Serialize)]
+pub(super) struct Attention {
+    what: String,
+    /// Names it although its words change.
+    #[serde(skip)]
+    subject: String,
+    dataset: Option<String>,
+    since_ms: Option<u64>,
+    consequence: &'static str,
+    next: &'static str,
+}
+
+/// Since when each subject needs somebody, and what is looked for only now and then.
+#[derive(Clone, Default)]
+pub(super) struct Since {
+    subjects: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// Write commands that were rejected and are kept.
+    rejected: Arc<AtomicU64>,
+}
+
+impl Since {
+    /// Looks for ever: also what nobody asks for has its beginning.
+    pub(super) async fn follow(self, tasks: TaskContext) {
+        let mut ticks = every(LOOK_EVERY);
+        for tick in 0_u64.. {
+            ticks.tick().await;
+            if tick.is_multiple_of(COUNT_EACH)
+                && let Some(stream) = tasks.config.writes.stream.as_deref()
+            {
+                let redis = &tasks.engine.redis;
+                // Where Redis does not answer readiness says so, and what was known is still so.
+                if let Ok(state) = redis.stream_state(stream, &group_of(redis.keys().namespace())).await {
+                    self.note_rejected(state.dead);
+                }
+            }
+            drop(self.look(&tasks.health));
+        }
+    }
+
+    /// Whoever has counted them says so.
+    pub(super) fn note_rejected(&self, count: u64) {
+        self.rejected.store(count, Ordering::Relaxed);
+    }
+
+    /// What needs somebody now.
+    pub(super) fn look(&self, health: &Health) -> Vec<Attention> {
+        let mut attention = attention(&health.facts(), &health.reasons());
+        attention.extend(of_rejected(self.rejected.load(Ordering::Relaxed)));
+        let mut known = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = now_ms();
+        let mut still = BTreeMap::new();
+        for item in &mut attention {
+            let since = known.get(&item.subject).copied().unwrap_or(now);
+            item.since_ms = Some(since);
+            still.insert(item.subject.clone(), since);
+        }
+        *known = still;
+        attention
+    }
+}
+
+/// Each reason of readiness, with what it means for who reads the cache, and what to do.
+fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
+    let mut attention: Vec<Attention> =
+        reasons.iter().filter(|reason| *reason != "stopping").map(|reason| of_reason(reason)).collect();
+    for (dataset, reason) in &facts.uncovered {
+        if !facts.unmet.contains_key(dataset) {
+            let what = format!("dataset {dataset}: not covered: {reason}");
+            attention.push(of_dataset(("not covered", dataset), what, UNCOVERED));
+        }
+    }
+    for (dataset, reason) in &facts.pending {
+        let what = format!("dataset {dataset}: being revalidated: {reason}");
+        attention.push(of_dataset(("pending", dataset), what, PENDING));
+    }
+    attention
+}
+
+fn of_dataset(
+    (kind, dataset): (&str, &str),
+    what: String,
+    (consequence, next): (&'static str, &'static str),
+) -> Attention {
+    let (subject, dataset) = (format!("{kind}: {dataset}"), Some(dataset.to_owned()));
+    Attention { what, subject, dataset, since_ms: None, consequence, next }
+}
+
+fn of_rejected(count: u64) -> Option<Attention> {
+    let what = match count {
+        0 => return None,
+        1 => "1 write command was rejected".to_owned(),
+        _ => format!("{count} write commands were rejected"),
+    };
+    let (consequence, next) = REJECTED;
+    Some(Attention { what, subject: "rejected".to_owned(), dataset: None, since_ms: None, consequence, next })
+}
+
+fn of_reason(reason: &str) -> Attention {
+    let (consequence, next) = meaning(reason);
+    // What follows tells more, and may be another thing each second.
+    let subject = reason.split_once(": ").map_or(reason, |(subject, _)| subject);
+    let dataset = subject.strip_prefix("dataset ").map(str::to_owned);
+    Attention {
+        what: reason.to_owned(),
+        subject: subject.to_owned(),
+        dataset,
+        since_ms: None,
+        consequence,
+        next,
+    }
+}
+
+const UNCOVERED: (&str, &str) = (
+    "Changes of its tables may be missed; entries are renewed by events, schedules and the end of their lifetime.",
+    "`cachekeeper check` names what is missing; often it is `cachekeeper migrate` by the owner of the tables.",
+);
+
+const PENDING: (&str, &str) = (
+    "Its entries are readable and may be old until they were compared.",
+    "Nothing: it ends by itself. The datasets show how far it is.",
+);
+
+const REJECTED: (&str, &str) = (
+    "What they were to write is not in Postgres.",
+    "The machine room shows each with its reason: mend what is wrong and replay it, or discard it.",
+);
+
+fn meaning(reason: &str) -> (&'static str, &'static str) {
+    let begins = |start: &str| reason.starts_with(start);
+    if begins("postgres") {
+        let consequence = "Entries stay readable and grow old; misses cannot be loaded.";
+        (consequence, "See to the database or its address; the worker goes on by itself once it answers.")
+    } else if begins("redis") {
+        let consequence = "Applications may not reach their entries; changes wait in the outbox.";
+        (consequence, "See to Redis or its address; the worker goes on by itself once it answers.")
+    } else if begins("subscription") {
+        let consequence = "Events may have been missed; where changes are captured nothing is lost.";
+        (consequence, "Nothing, if it ends soon. `cachekeeper check` names missing rights.")
+    } else if begins("feed") {
+        let consequence = "Entries grow old: changes are not followed, or not fast enough.";
+        (
+            consequence,
+            "Look for long transactions and locks in Postgres, and at the log of the worker that leads.",
+        )
+    } else if reason.contains("not warmed") {
+        ("Entries are missing until the backfill has come to them.", "Nothing: the backfill runs.")
+    } else {
+        let consequence = "The dataset is not kept as it is configured.";
+        (consequence, "`cachekeeper check` says what to correct, and where.")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use cachekeeper_engine::metrics::Metrics;
+
+    #[test]
+    fn it_is_known_since_when_until_it_is_over() {
+        let (health, since) = (Health::new(Arc::new(Metrics::new())), Since::default());
+        let broken = |reason: &str| {
+            let reason = reason.to_owned();
+            health.update(|facts| drop(facts.broken.insert("product".to_owned(), reason)));
+        };
+        let of = |since: &Since| {
+            since.look(&health).into_iter().find(|item| item.dataset.as_deref() == Some("product"))
+        };
+        broken("first");
+        let first = of(&since).unwrap().since_ms;
+        since.subjects.lock().unwrap().insert("dataset product".to_owned(), 5);
+        // In other words it is the same.
+        broken("second");
+        assert_eq!((first.is_some(), of(&since).unwrap().since_ms), (true, Some(5)));
+        health.update(|facts| facts.broken.clear());
+        assert!(of(&since).is_none());
+        broken("third");
+        assert!(Some(5) < of(&since).unwrap().since_ms);
+    }
+}

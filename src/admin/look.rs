@@ -1,0 +1,64 @@
+//! A closer look at one dataset, for who asks for it: each is bounded, whatever the size of the dataset.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::refusal::refuse;
+use super::shared::Shared;
+use cachekeeper_engine::catalog::Dataset;
+use cachekeeper_engine::coverage;
+use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::lifetimes::lifetimes as lifetimes_of;
+use cachekeeper_engine::plan::rows_as_stored;
+
+/// Rows that are shown, and how long Postgres may take to find them.
+const ROWS: usize = 10;
+const ROWS_WITHIN: Duration = Duration::from_secs(2);
+
+/// What its query reads and its rules watch, and whether every change of that is captured.
+pub(super) async fn relations(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
+    let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
+    match coverage::relations_of(shared.engine(), &dataset).await {
+        Ok(relations) => axum::Json(json!({ "relations": relations })).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+/// How long some of its entries still live.
+pub(super) async fn lifetimes(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
+    let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
+    match lifetimes_of(shared.engine(), &dataset).await {
+        Ok(lifetimes) => axum::Json(lifetimes).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Its first rows, as they would be stored now.
+pub(super) async fn rows(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
+    let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
+    match rows_as_stored(shared.engine(), &dataset, ROWS, ROWS_WITHIN).await {
+        Ok(mut rows) => {
+            let hidden = shared.hides_values();
+            rows.iter_mut().filter(|_| hidden).for_each(|row| row.value = None);
+            axum::Json(json!({ "rows": rows, "values_hidden": hidden })).into_response()
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn of_name(shared: &Shared, name: &str) -> Option<Arc<Dataset>> {
+    shared.engine().catalog.get(name).cloned()
+}
+
+fn unknown(name: &str) -> Response {
+    refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"))
+}
+
+fn failed(error: &EngineError) -> Response {
+    refuse(StatusCode::SERVICE_UNAVAILABLE, error.told())
+}
