@@ -11,6 +11,7 @@
     reason = "tests say what went wrong by failing"
 )]
 
+mod absent;
 mod admin;
 mod backlog;
 mod broken_outbox;

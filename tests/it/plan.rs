@@ -310,3 +310,20 @@ async fn servers_that_are_gone_are_named() {
     rig.postgres.stop();
     cli.says(&["plan", "product"], 69, &["cannot connect to"]);
 }
+
+/// The driver asks the server for types that it does not know, in between.
+#[tokio::test]
+async fn columns_of_any_type_are_planned() {
+    let rig = Rig::start(
+        "create type mood as enum ('sad', 'happy'); create domain price as numeric check (0 <= value); create type pair as (a int, b text);
+         create table items (id int, mood mood, price price, pair pair, moods mood[], primary key (id, mood));
+         insert into items select n, 'sad', n, row(n, 'x')::pair, array['sad', 'happy']::mood[] from generate_series(1, 10) n",
+    )
+    .await;
+    let cli = Cli::new(
+        &rig,
+        "[dataset.item]\nquery = \"select * from items\"\nkey = \"item:{id}:{mood}\"\ntags = [\"mood:{mood}\"]\n",
+    );
+    let plan = cli.json(&["plan"]);
+    assert_eq!(dataset(&plan, "item")["keys"]["count"], 10, "{plan:#}");
+}

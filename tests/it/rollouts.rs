@@ -513,3 +513,17 @@ async fn a_schema_that_may_not_be_used_stops_no_other_dataset() {
     agrees_of(&worker, "apart").await;
     assert!(worker.stop().await);
 }
+
+/// The backfill of the start meets another definition; once that has ended, it is done after all.
+#[tokio::test]
+async fn a_worker_that_is_taken_back_to_is_warmed_and_ready() {
+    let rig = rig().await;
+    let warmed = both(false, false).replace("warm = {}", "warm = { on_start = true }");
+    ready_and_stopped(&rig, &warmed).await;
+    ready_and_stopped(&rig, &both(true, true)).await;
+    let worker = start(&rig, &warmed).await;
+    counts(&rig, &worker, "product").await;
+    ready(&worker).await;
+    assert!(worker.health.facts().not_warmed.is_empty());
+    assert!(worker.stop().await);
+}

@@ -13,7 +13,7 @@
 //! them, so they are never trusted where a change would be lost: rows are left out only where a sequence, whose value in a
 //! session nobody else can set, says that this transaction has noted the whole table.
 
-use super::reliance::delimiter;
+use super::reliance::{WatchedColumn, delimiter, reliance};
 use crate::stores::postgres::statement::quote;
 
 /// Limits that are written into the trigger functions.
@@ -23,19 +23,6 @@ pub struct CaptureLimits {
     pub max_rows: u64,
     /// Units of 1 KiB in the outbox above which nothing more is written; a row takes at least one.
     pub max_outbox: u64,
-}
-
-/// A column whose values a change carries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct WatchedColumn {
-    /// Its name.
-    pub name: String,
-    /// Its position in the table, and its type there: what is compiled for another type tells nothing of its values.
-    pub place: (i16, u32),
-    /// Its type, without length, or the base type of a domain.
-    pub kind: String,
-    /// Whether its type came with the server: only then a cast to text cannot be somebody's function.
-    pub is_built_in: bool,
 }
 
 /// What a capture's functions are made of.
@@ -98,7 +85,7 @@ impl Definition<'_> {
         let is_plain = self.columns.iter().all(|column| PLAIN.contains(&column.kind.as_str()));
         // The transition tables of a statement are joined and grouped, which costs a statement the pinned path once.
         let pins = if is_plain && !self.by_statement { "" } else { PINS };
-        let text = format!("\n{}\n{body}\n", self.reliance());
+        let text = format!("\n{}\n{body}\n", reliance(self.columns));
         let quote = delimiter(&text);
         format!(
             "create or replace function {name}() returns trigger language plpgsql security definer {pins}\n\

@@ -7,7 +7,8 @@ use sqlx::{AssertSqlSafe, Executor, Row as _};
 
 use super::super::session::Session;
 use super::TreeMember;
-use super::function::{CaptureLimits, Definition, WatchedColumn, name, truncate_name};
+use super::function::{CaptureLimits, Definition, name, truncate_name};
+use super::reliance::{WatchedColumn, reliance};
 use super::triggers::{Functions, Plan};
 use crate::stores::postgres::holders::{OF_READERS, held, wait_shortly};
 use crate::stores::postgres::statement::quote;
@@ -301,7 +302,7 @@ async fn work(
     // What was captured by functions that cannot be relied on may have slipped past, and whoever wrote meanwhile may still be open.
     let (calls, is_whole) = functions_of(connection, recorded).await?;
     let is_unsure =
-        !recorded.definition.is_empty() && !(is_whole && recorded.definition.contains(&defined.reliance()));
+        !recorded.definition.is_empty() && !(is_whole && recorded.definition.contains(&reliance(&watched)));
     let settling = if is_unsure { ", gaps = gaps + 1, settling = 'pending', settling_in = null" } else { "" };
     // Functions and triggers change together where they change how rows are captured.
     let is_other = recorded.by_statement != by_statement;
