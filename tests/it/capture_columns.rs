@@ -162,3 +162,18 @@ async fn any_name_of_a_column_can_be_watched() {
     agrees(&worker).await;
     assert!(worker.stop().await);
 }
+
+/// What one dataset asks for in vain keeps no other one from being covered.
+#[tokio::test]
+async fn a_rule_with_a_wrong_column_is_one_datasets_alone() {
+    let rig = Rig::start(PRODUCTS).await;
+    let wrong = DATASET
+        .replace("product", "other")
+        .replace("others", "products")
+        .replace("id = \"id\"", "id = \"number\"");
+    let context = rig.context(&format!("{DATASET}{wrong}"));
+    let found = coverage::look(&context, true).await.unwrap();
+    let gaps: Vec<(&String, &String)> = found.gaps().collect();
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert!(gaps[0].0 == "other" && gaps[0].1.contains("has no column number"), "{gaps:?}");
+}

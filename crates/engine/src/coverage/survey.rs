@@ -153,7 +153,7 @@ impl CoverageSurvey {
                 let is_partitioned = members.first().is_some_and(|member| member.kind == 'p');
                 let oids = members.iter().map(|member| member.oid);
                 if is_partitioned {
-                    scope.generated.extend(members.iter().filter(|it| it.has_generated).map(|it| it.oid));
+                    scope.generated.extend(members.iter().filter(|it| 0 < it.generated).map(|it| it.oid));
                     scope.members.extend(oids);
                     scope.relations.insert(root);
                 } else {

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Postgres, SourceError};
 pub use function::CaptureLimits;
-pub(crate) use install::{VIRTUAL, WantedCapture};
+pub(crate) use install::WantedCapture;
 pub(super) use switch::MARKERS;
 
 /// One relation of the tree that a table belongs to. Row triggers of a partitioned table are those of its partitions too;
@@ -35,8 +35,8 @@ pub struct TreeMember {
     pub kind: char,
     /// Whether it is a partition of another one.
     pub is_partition: bool,
-    /// Whether it has generated columns.
-    pub has_generated: bool,
+    /// How many generated columns it has.
+    pub generated: i64,
     /// Whether this role may make triggers on it.
     pub is_ours: bool,
     /// Whether a transaction has written to it that was prepared in an earlier incarnation: what it captured is lost.
@@ -142,7 +142,7 @@ const TREES: &str = "
             where t.tgrelid = d.rel
                 and (p.pronamespace = to_regnamespace('cachekeeper') or t.tgname ~ '^cachekeeper_[0-9]+(_truncate)?$') order by t.tgname),
         quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_userbyid(c.relowner)::text,
-        exists (select from pg_attribute g where g.attrelid = d.rel and 0 < g.attnum and g.attgenerated <> '')
+        (select count(*) from pg_attribute g where g.attrelid = d.rel and 0 < g.attnum and g.attgenerated <> '')
     from asked a left join down d on d.name = a.name left join pg_class c on c.oid = d.rel left join pg_namespace n on n.oid = c.relnamespace
     order by a.name, d.root, d.rel";
 
@@ -195,7 +195,7 @@ impl Postgres {
             let is_partition: Option<bool> = row.try_get(7).map_err(error)?;
             let triggers: Vec<String> = row.try_get(8).map_err(error)?;
             let path: Option<String> = row.try_get(9).map_err(error)?;
-            let has_generated: Option<bool> = row.try_get(11).map_err(error)?;
+            let generated: Option<i64> = row.try_get(11).map_err(error)?;
             members.push(TreeMember {
                 asked: row.try_get(0).map_err(error)?,
                 root: root.map(|root| root.0),
@@ -205,7 +205,7 @@ impl Postgres {
                 owner: row.try_get::<Option<String>, _>(10).map_err(error)?.unwrap_or_default(),
                 kind: kind.and_then(|kind| kind.chars().next()).unwrap_or('?'),
                 is_partition: is_partition.unwrap_or_default(),
-                has_generated: has_generated.unwrap_or_default(),
+                generated: generated.unwrap_or_default(),
                 is_ours: is_ours.unwrap_or_default(),
                 is_prepared: is_prepared.unwrap_or_default(),
                 triggers: triggers.iter().filter_map(|text| read_trigger(text)).collect(),

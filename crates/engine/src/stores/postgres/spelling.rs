@@ -9,8 +9,8 @@ use super::Postgres;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SpelledColumn {
     pub name: String,
-    /// Whether its values are computed when they are read.
-    pub is_virtual: bool,
+    /// `v` virtual, `s` stored: whether and how it is generated, as in `pg_attribute`.
+    pub generated: String,
     /// Its position in its relation.
     pub number: i16,
     /// What it is the same as: the top of the tree of partitions that it belongs to.
@@ -39,7 +39,7 @@ const COLUMNS: &str = "
     select distinct on (up.attnum) up.attnum, up.attname::text, t.typname::text, t.typtype = 'e', up.modifier, up.domains,
         exists (select from pg_catalog.pg_collation c where c.oid = up.attcollation and not c.collisdeterministic),
         coalesce(pg_catalog.pg_partition_root($1)::oid, $1), (select c.relkind = 'v' from pg_catalog.pg_class c where c.oid = $1),
-        exists (select from pg_catalog.pg_attribute g where g.attrelid = $1 and g.attnum = up.attnum and g.attgenerated = 'v')
+        (select g.attgenerated::text from pg_catalog.pg_attribute g where g.attrelid = $1 and g.attnum = up.attnum)
     from up join pg_catalog.pg_type t on t.oid = up.type order by up.attnum, up.domains desc";
 
 impl Postgres {
@@ -57,7 +57,7 @@ impl Postgres {
                 is_folded: row.try_get(6)?,
                 relation: row.try_get::<Oid, _>(7)?.0,
                 is_of_view: row.try_get(8)?,
-                is_virtual: row.try_get(9)?,
+                generated: row.try_get(9)?,
             })
         };
         rows.iter().map(read).collect()
@@ -115,7 +115,7 @@ mod tests {
 
     fn of(kind: &str, modifier: i32) -> SpelledColumn {
         SpelledColumn {
-            is_virtual: false,
+            generated: String::new(),
             name: "a".to_owned(),
             number: 1,
             relation: 1,

@@ -6,12 +6,14 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Column as _, Row as _};
 
 use super::Finding;
-use crate::stores::postgres::capture::VIRTUAL;
 use crate::stores::postgres::spelling::{SpelledColumn, difference};
 use crate::stores::postgres::statement::quote;
 use crate::stores::postgres::{ErrorKind, Postgres, SourceError};
 use cachekeeper_config::{Dataset, Watch, WatchTarget};
 use cachekeeper_protocol::template::Template;
+
+/// Of PostgreSQL 18.
+const VIRTUAL: &str = "its values are computed when they are read, and no trigger sees them";
 
 struct Table {
     /// As in `pg_class`.
@@ -124,7 +126,7 @@ fn check_rule(
             findings.push(Finding::new(setting, message, format!("its columns: {}", names.join(", "))));
             continue;
         };
-        if column.is_virtual {
+        if column.generated == "v" {
             let message = format!("the column {name} of {table} is virtual: {VIRTUAL}");
             let help = "watch the columns that it is computed from, or make it `stored`";
             findings.push(Finding::new(setting, message, help));
