@@ -52,6 +52,9 @@ pub async fn of_servers(
     if check_rights(config, context, problems).await? {
         check_misses(config, context, problems).await?;
     }
+    if let Some(full) = facts.full() {
+        problems.push(config.source.problem("redis.url", full, None).into_warning());
+    }
     if facts.evicts_anything() {
         let message = format!("Redis may evict anything (maxmemory-policy {})", facts.maxmemory_policy);
         let required = config.datasets.iter().any(|dataset| dataset.feed == FeedNeed::Required);

@@ -58,6 +58,8 @@ pub struct Facts {
     pub left_out: BTreeMap<String, String>,
     /// The epoch.
     pub epoch: Option<String>,
+    /// Why Redis stores nothing more, where it is full.
+    pub full: Option<String>,
     /// Set while the worker stops.
     pub is_stopping: bool,
     /// Set once the worker takes no more work.
@@ -162,7 +164,7 @@ impl Facts {
             )
         });
         let renamed = self.renamed.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}"));
-        superseded.chain(renamed).collect()
+        superseded.chain(renamed).chain(self.full.clone()).collect()
     }
 
     /// Why the changes do not come through.

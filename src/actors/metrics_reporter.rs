@@ -17,7 +17,7 @@ use cachekeeper_engine::definitions::renamed;
 use cachekeeper_engine::error::chain;
 use cachekeeper_engine::{log_limit, namespaces, rights};
 
-const REPORT_EVERY: Duration = Duration::from_secs(30);
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 const LOG_EVERY: Duration = Duration::from_secs(5);
 /// How soon rights that were taken away are noticed, and those that were given.
 const RIGHTS_EVERY: Duration = Duration::from_secs(5);
@@ -62,8 +62,12 @@ async fn report(context: &TaskContext) {
     match context.engine.redis.facts().await {
         Ok(facts) => {
             context.engine.metrics.redis_used_memory.set(facts.used_memory);
+            context.engine.metrics.redis_max_memory.set(facts.maxmemory);
+            context.health.update(|known| known.full = facts.full());
             context.engine.metrics.redis_evicted.inner().store(facts.evicted_keys, Ordering::Relaxed);
             let reasons = context.health.reasons();
+            // Not each time: it says only that all goes on.
+            let Some(_times) = log_limit::due("still running", "", 1) else { return };
             debug!(ready = reasons.is_empty(), not_ready = %reasons.join("; "), redis.bytes = facts.used_memory,
                 redis.evicted = facts.evicted_keys, "still running");
         }

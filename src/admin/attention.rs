@@ -94,8 +94,19 @@ fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
         let what = format!("dataset {dataset}: being revalidated: {reason}");
         attention.push(of_dataset(("pending", dataset), what, PENDING));
     }
+    attention.extend(facts.full.as_ref().map(|full| {
+        let (consequence, next) = FULL;
+        let subject = "full".to_owned();
+        Attention { what: full.clone(), subject, dataset: None, since_ms: None, consequence, next }
+    }));
     attention
 }
+
+/// Redis takes nothing more.
+const FULL: (&str, &str) = (
+    "No entry is old, but what changes or comes is missing until there is room; backfills do not end.",
+    "Raise maxmemory of Redis, or have fewer entries or shorter lifetimes; `cachekeeper plan` says what each dataset takes.",
+);
 
 fn of_dataset(
     (kind, dataset): (&str, &str),

@@ -38,6 +38,7 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         let (memory, policy) = (facts.used_memory >> 20, &facts.maxmemory_policy);
         format!("redis      {} {}, {keys} keys, {memory} MiB, {policy}", facts.version, facts.role)
     }];
+    lines.extend(facts.full().map(|full| format!("full       {full}")));
     let weaker = missing.weaker.iter();
     lines.extend(weaker.map(|(what, means)| format!("rights     lacking in redis: {what}: {means}")));
     match &poll {

@@ -10,7 +10,7 @@ use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::ready;
-use crate::support::{Cli, Rig};
+use crate::support::{Cli, Rig, wait_until};
 
 const TABLES: &str =
     "create table products (id int primary key, name text); insert into products values (1, 'x'), (2, 'y')";
@@ -58,7 +58,6 @@ async fn a_write_that_a_full_redis_does_not_store_is_pending() {
     let toml = format!("{DATASET}warm = {{}}\n{write}");
     let worker = Worker::start(rig.config(&toml)).await.unwrap();
     ready(&worker).await;
-    assert!(worker.stop().await);
     let mut client = rig.client().await;
     let full: () =
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query_async(&mut client).await.unwrap();
@@ -70,4 +69,13 @@ async fn a_write_that_a_full_redis_does_not_store_is_pending() {
         "{said} {full:?}"
     );
     assert!(!client.exists::<_, bool>("product:1").await.unwrap());
+    // Everybody who is asked says so.
+    wait_until("the worker knows", async || {
+        let notes = worker.health.facts().notes();
+        if notes.iter().any(|note| note.starts_with("redis is full")) { Ok(()) } else { Err(format!("{notes:?}")) }
+    })
+    .await;
+    assert!(worker.stop().await);
+    cli.says(&["check"], 0, &["redis is full", "maxmemory 0 MiB", "raise maxmemory"]);
+    cli.says(&["status"], 0, &["redis is full"]);
 }

@@ -151,6 +151,8 @@ metrics! {
         "Queues of write commands that locks or conflicts hold up";
     "redis_used_memory_bytes", redis_used_memory: Gauge<u64, AtomicU64> = Gauge::default(),
         "Bytes that Redis uses";
+    "redis_max_memory_bytes", redis_max_memory: Gauge<u64, AtomicU64> = Gauge::default(),
+        "Bytes that Redis may use; 0 without a limit";
     "redis_evicted_keys", redis_evicted: Counter = Counter::default(),
         "Keys that Redis has evicted since it started";
     "admin_connections", admin_connections: Gauge = Gauge::default(),

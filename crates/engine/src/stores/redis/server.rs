@@ -24,6 +24,8 @@ pub struct ServerFacts {
     pub maxmemory_policy: String,
     /// Bytes in use.
     pub used_memory: u64,
+    /// The most bytes that it may use; 0: it has no limit, or it is hidden.
+    pub maxmemory: u64,
     /// Entries evicted since the start.
     pub evicted_keys: u64,
 }
@@ -46,6 +48,22 @@ impl ServerFacts {
     #[must_use]
     pub fn evicts_anything(&self) -> bool {
         self.maxmemory_policy.starts_with("allkeys-")
+    }
+
+    /// How full it is where it takes nothing more: it may not evict what does not end, and has no room.
+    #[must_use]
+    pub fn full(&self) -> Option<String> {
+        let is_full = 0 < self.maxmemory && self.maxmemory <= self.used_memory && !self.evicts_anything();
+        let mebibytes = |bytes: u64| bytes >> 20;
+        is_full.then(|| {
+            format!(
+                "redis is full ({} MiB in use, maxmemory {} MiB, {}): what cannot be stored is deleted or left out; raise maxmemory, or have \
+                 fewer entries or shorter lifetimes",
+                mebibytes(self.used_memory),
+                mebibytes(self.maxmemory),
+                self.maxmemory_policy
+            )
+        })
     }
 
     /// How it tells whether an entry was used: under an LFU policy use is counted instead of timed.
@@ -126,6 +144,7 @@ impl Redis {
                     "cluster_enabled" => facts.is_cluster_node = value == "1",
                     "maxmemory_policy" => facts.maxmemory_policy = value.to_owned(),
                     "used_memory" => facts.used_memory = value.parse().unwrap_or_default(),
+                    "maxmemory" => facts.maxmemory = value.parse().unwrap_or_default(),
                     "evicted_keys" => facts.evicted_keys = value.parse().unwrap_or_default(),
                     _ => {}
                 }
