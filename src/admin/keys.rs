@@ -1,12 +1,13 @@
 //! One key: why it has its value; and keys that somebody wants loaded again or deleted.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::action_log::done;
+use super::asked::{Asked, Told};
 use super::refusal::refuse;
 use super::shared::Shared;
 use cachekeeper_engine::epoch::with_current_epoch;
@@ -28,7 +29,7 @@ pub(super) struct Keys {
     keys: Vec<String>,
 }
 
-pub(super) async fn explain(State(shared): State<Shared>, Query(asked): Query<OneKey>) -> Response {
+pub(super) async fn explain(State(shared): State<Shared>, Asked(asked): Asked<OneKey>) -> Response {
     if asked.key.is_empty() {
         return refuse(StatusCode::BAD_REQUEST, "name a key: /api/v1/explain?key=product:42");
     }
@@ -38,11 +39,11 @@ pub(super) async fn explain(State(shared): State<Shared>, Query(asked): Query<On
     }
 }
 
-pub(super) async fn refresh(State(shared): State<Shared>, axum::Json(asked): axum::Json<Keys>) -> Response {
+pub(super) async fn refresh(State(shared): State<Shared>, Told(asked): Told<Keys>) -> Response {
     apply(&shared, asked.keys, Op::Refresh).await
 }
 
-pub(super) async fn delete(State(shared): State<Shared>, axum::Json(asked): axum::Json<Keys>) -> Response {
+pub(super) async fn delete(State(shared): State<Shared>, Told(asked): Told<Keys>) -> Response {
     apply(&shared, asked.keys, Op::Delete).await
 }
 

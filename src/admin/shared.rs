@@ -1,5 +1,8 @@
 //! What every path may ask.
 
+use std::sync::Arc;
+
+use super::live::Live;
 use crate::actors::context::TaskContext;
 use crate::actors::health::Health;
 use cachekeeper_engine::context::Context;
@@ -10,6 +13,7 @@ pub(super) struct Shared {
     pub tasks: TaskContext,
     /// When this listener was opened first, in Unix milliseconds.
     pub started_ms: u64,
+    pub live: Arc<Live>,
 }
 
 impl Shared {

@@ -78,6 +78,7 @@ mod registrar;
 pub mod revalidation;
 #[cfg(feature = "postgres")]
 pub mod rights;
+pub mod shown;
 pub mod stores;
 #[cfg(feature = "postgres")]
 pub mod tokens;
