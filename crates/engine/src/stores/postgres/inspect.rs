@@ -53,7 +53,7 @@ pub struct Function {
 
 impl Function {
     /// Whether its result changes without any change of the data.
-    pub(in crate::stores::postgres) fn is_clock(&self) -> bool {
+    pub(super) fn is_clock(&self) -> bool {
         CLOCKS.contains(&self.name.as_str())
     }
 }
