@@ -62,10 +62,10 @@ pub async fn compare(
     extent: &Extent,
 ) -> Result<Comparison, EngineError> {
     let mut found = compare_all(context, dataset, extent).await?;
-    let is_accused = !found.stale.is_empty() || !found.extra.is_empty() || !found.missing.is_empty();
-    if is_accused && clock_of(context, dataset).await.is_some() {
-        let by_the_clock = [&mut found.stale, &mut found.extra, &mut found.missing];
-        found.clock = by_the_clock.into_iter().flat_map(std::mem::take).collect();
+    // What differs each time that it is read is unsure, at best.
+    let mut differing = [&mut found.stale, &mut found.extra, &mut found.missing, &mut found.unsure];
+    if differing.iter().any(|keys| !keys.is_empty()) && clock_of(context, dataset).await.is_some() {
+        found.clock = differing.iter_mut().flat_map(|keys| std::mem::take(*keys)).collect();
     }
     Ok(found)
 }
