@@ -2,6 +2,7 @@
 //! all ([`guard`]), in the files below.
 
 mod action_log;
+mod asked;
 mod attention;
 mod caller;
 mod connections;
@@ -9,10 +10,13 @@ mod control;
 mod datasets;
 mod dead_letters;
 mod files;
+mod filter;
 mod guard;
 mod health;
 mod held;
 mod keys;
+mod leave;
+mod live;
 mod look;
 mod machine;
 mod now;
@@ -41,6 +45,7 @@ use self::attention::Since;
 use self::connections::Connections;
 use self::files::Files;
 use self::guard::Guard;
+use self::live::Live;
 use self::shared::Shared;
 use crate::actors::clock::now_ms;
 use crate::actors::context::TaskContext;
@@ -62,21 +67,30 @@ pub async fn serve(listener: TcpListener, tasks: &TaskContext) -> std::io::Resul
     let files = Arc::new(Files::open(admin));
     let guard = Guard { files: Arc::clone(&files), connections: Arc::clone(&connections), metrics };
     let since = Since::default();
-    let shared = Shared { tasks: tasks.clone(), started_ms: now_ms(), since: since.clone() };
+    let live = Arc::new(Live::new(tasks.engine.history.clone()));
+    let shared =
+        Shared { tasks: tasks.clone(), started_ms: now_ms(), since: since.clone(), live: Arc::clone(&live) };
     let router = router(shared, guard);
     tokio::select! {
+        () = live.run() => Ok(()),
         ended = server::accept(listener, router, Arc::clone(&files), connections, &tasks.leaving.begun) => ended,
         () = files.follow() => Ok(()),
         () = since.follow(tasks.clone()) => Ok(()),
     }
 }
 
-/// A path that is added costs much if it asks the servers or renders much: then it belongs among the costly ones.
+/// A path that is added costs much if it asks the servers or renders much: then it belongs among the costly ones of its kind. What
+/// only renders never waits for a server that others have asked.
 fn router(shared: Shared, guard: Guard) -> Router {
-    let costly = Router::new()
+    let rendering = Router::new()
         .route("/metrics", get(health::metrics))
-        .route("/api/v1/status", get(status::status))
         .route("/api/v1/now", get(now::now))
+        .route("/api/v1/touches", get(touches::touches))
+        .route("/api/v1/machine", get(machine::machine))
+        .route("/api/v1/settings", get(control::settings))
+        .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
+    let asking = Router::new()
+        .route("/api/v1/status", get(status::status))
         .route("/api/v1/datasets", get(datasets::datasets))
         .route("/api/v1/datasets/{name}", get(datasets::dataset))
         .route("/api/v1/datasets/{name}/relations", get(look::relations))
@@ -86,9 +100,6 @@ fn router(shared: Shared, guard: Guard) -> Router {
         .route("/api/v1/dead-letters/replay", post(dead_letters::replay))
         .route("/api/v1/dead-letters/discard", post(dead_letters::discard))
         .route("/api/v1/explain", get(keys::explain))
-        .route("/api/v1/touches", get(touches::touches))
-        .route("/api/v1/machine", get(machine::machine))
-        .route("/api/v1/settings", get(control::settings))
         .route("/api/v1/keys/refresh", post(keys::refresh))
         .route("/api/v1/keys/delete", post(keys::delete))
         .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
@@ -99,14 +110,15 @@ fn router(shared: Shared, guard: Guard) -> Router {
         .route("/healthz", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/api/v1/watermark", get(watermark::watermark))
-        .route("/api/v1/live", get(touches::live))
+        .route(guard::LIVE, get(touches::live))
         .route("/api/v1/datasets/{name}/warm", post(datasets::warm))
         .route("/api/v1/reload", post(control::reload))
         .route("/api/v1/drain", post(control::drain))
         .route("/api/v1/log-level", post(control::log_level))
         .route("/api/v1/datasets/{name}/pause", post(datasets::pause))
         .route("/api/v1/datasets/{name}/resume", post(datasets::resume))
-        .merge(costly)
+        .merge(rendering)
+        .merge(asking)
         .layer(from_fn_with_state(guard, guard::guard))
         .with_state(shared)
 }

@@ -71,6 +71,7 @@ fn note(context: &Context, found: &Comparison) {
         ("undecodable", &found.undecodable),
         ("unreadable", &found.unreadable),
         ("unsure", &found.unsure),
+        ("clock", &found.clock),
     ] {
         count(outcome, keys.len() as u64);
     }

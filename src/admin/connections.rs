@@ -18,6 +18,8 @@ pub(super) struct Connections {
     most: usize,
     open: Mutex<Open>,
     requests: Arc<Semaphore>,
+    /// Answers without an end, which are requests too: half of all, so that whatever else is asked finds room.
+    streams: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -39,8 +41,10 @@ struct State {
 
 impl Connections {
     pub(super) fn new(most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        let requests = Arc::new(Semaphore::new(most.saturating_sub(RESERVE).max(1)));
-        Arc::new(Self { most, open: Mutex::default(), requests, metrics })
+        let requests = most.saturating_sub(RESERVE).max(1);
+        let streams = (most / 2).min(requests.saturating_sub(1)).max(1);
+        let (requests, streams) = (Arc::new(Semaphore::new(requests)), Arc::new(Semaphore::new(streams)));
+        Arc::new(Self { most, open: Mutex::default(), requests, streams, metrics })
     }
 
     /// A place for a new connection; none: all of them are busy.
@@ -68,6 +72,11 @@ impl Connections {
     /// Leave to keep a connection busy for as long as it takes; none: too many do.
     pub(super) fn request(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.requests).try_acquire_owned().ok()
+    }
+
+    /// Leave to send an answer without an end; none: too many do.
+    pub(super) fn stream(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.streams).try_acquire_owned().ok()
     }
 
     fn count(&self, open: &Open) {
@@ -165,6 +174,14 @@ mod tests {
         assert!(all.enter().is_none() && !all.close_oldest());
         drop((second, third));
         assert_eq!(all.metrics.admin_connections.get(), 3);
+    }
+
+    #[test]
+    fn streams_leave_room_for_requests() {
+        let all = Connections::new(100, Arc::default());
+        let streams: Vec<_> = std::iter::from_fn(|| Some((all.stream()?, all.request()?))).collect();
+        assert_eq!(streams.len(), 50);
+        assert!(all.stream().is_none() && all.request().is_some());
     }
 
     #[test]

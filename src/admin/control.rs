@@ -1,12 +1,13 @@
 //! The worker as a whole: its configuration, to load it again, to drain, the level of its log.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::action_log::done;
+use super::asked::{Asked, Told};
 use super::held::hold;
 use super::refusal::refuse;
 use super::shared::Shared;
@@ -37,7 +38,7 @@ pub(super) async fn settings(State(shared): State<Shared>) -> Response {
 }
 
 /// Answers when it is done; the worker that answers waits with its end until the answer was read.
-pub(super) async fn reload(State(shared): State<Shared>, Query(how): Query<HowToReload>) -> Response {
+pub(super) async fn reload(State(shared): State<Shared>, Asked(how): Asked<HowToReload>) -> Response {
     match shared.tasks.control.reload(how.dry_run).await {
         Ok((reloaded, told)) => {
             let (count, plural) = match reloaded.changes.len() {
@@ -62,7 +63,7 @@ pub(super) async fn drain(State(shared): State<Shared>) -> Response {
     }
 }
 
-pub(super) async fn log_level(axum::Json(asked): axum::Json<Level>) -> Response {
+pub(super) async fn log_level(Told(asked): Told<Level>) -> Response {
     match telemetry::set_level(&asked.level) {
         Ok(()) => {
             let what =

@@ -67,8 +67,7 @@ fn overview(
     let (state, reason) = state(name, facts);
     let progress = metadata.and_then(|metadata| metadata.progress.get(name));
     let backfilled = metadata.and_then(|metadata| metadata.backfilled.get(name));
-    let refused = shared.engine().history.as_ref().map(|history| history.refused_rows(name));
-    let refused = refused.unwrap_or_default();
+    let refused = shared.engine().history.as_ref().map_or(0, |history| history.count_refused(name));
     let about = json!({
         "name": name,
         "key": dataset.settings.key.as_str(),
@@ -77,7 +76,7 @@ fn overview(
         "progress": progress.map(|progress| json!({ "done": progress.done, "total": progress.entries })),
         "last_backfill_ms": backfilled.map(|backfilled| backfilled.began_ms),
         "last_backfill_entries": shared.backfill_entries(name),
-        "refused_rows": refused.rows.len(),
+        "refused_rows": refused,
         "paused_since_ms": facts.paused.get(name),
         "backfills": shared.engine().history.as_ref().map(|history| history.backfills(name)),
     });

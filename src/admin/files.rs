@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::problem::FileProblem;
@@ -34,6 +35,8 @@ pub fn problems(admin: &Admin) -> Vec<FileProblem> {
 pub(super) struct Files {
     pub admin: Admin,
     content: RwLock<Content>,
+    /// Tells that tokens have changed.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -49,11 +52,16 @@ impl Files {
         let mut problems = Vec::new();
         let content = Content::read(admin, &Content::default(), &mut problems);
         tell(&problems);
-        Self { admin: admin.clone(), content: RwLock::new(content) }
+        Self { admin: admin.clone(), content: RwLock::new(content), changed: watch::Sender::new(()) }
     }
 
     pub(super) fn tokens(&self) -> Tokens {
         self.content.read().unwrap_or_else(PoisonError::into_inner).tokens.clone()
+    }
+
+    /// Tells when the tokens change.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// None: without TLS, or its files could never be read.
@@ -82,6 +90,9 @@ impl Files {
         let has_tls = content.tls.as_ref().map(|(pem, _)| pem) != before.tls.as_ref().map(|(pem, _)| pem);
         if has_tokens || has_tls {
             *self.content.write().unwrap_or_else(PoisonError::into_inner) = content;
+            if has_tokens {
+                self.changed.send_replace(());
+            }
             info!(tokens = has_tokens, certificate = has_tls, "files of the admin listener have changed");
         }
     }

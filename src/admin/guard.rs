@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::action_log;
@@ -20,6 +20,7 @@ use super::caller::{Caller, Peer};
 use super::connections::Connections;
 use super::files::Files;
 use super::held::hold;
+use super::leave::Leave;
 use super::origin::{is_own_host, is_same_origin};
 use super::refusal::{busy, refuse};
 use super::tokens::{Presented, Role};
@@ -31,6 +32,9 @@ const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// Costly requests that are answered at a time, and how long others wait for their turn.
 const COSTLY_MAX: usize = 8;
 const TURN_WITHIN: Duration = Duration::from_secs(5);
+
+/// The one path whose answer has no end.
+pub(super) const LIVE: &str = "/api/v1/live";
 
 /// What is asked before a path.
 #[derive(Clone)]
@@ -98,13 +102,22 @@ impl Guard {
         if is_readiness {
             return Ok(next.run(request).await);
         }
+        let stream = if request.uri().path() == LIVE { Some(self.let_stay(&mut request)?) } else { None };
         let Some(permit) = self.connections.request() else {
             let error = "too many requests at a time; raise [admin] max_connections";
             return Err(no("busy", StatusCode::SERVICE_UNAVAILABLE, error));
         };
         let response =
             if is_action { self.act(request, next, &caller).await } else { Ok(next.run(request).await) };
-        Ok(hold(response?, permit))
+        Ok(hold(response?, (permit, stream)))
+    }
+
+    /// A place for an answer without an end.
+    fn let_stay(&self, request: &mut Request) -> Result<OwnedSemaphorePermit, Refusal> {
+        let token = Presented::of(request.headers()).map(|presented| presented.token);
+        request.extensions_mut().insert(Leave::new(&self.files, token));
+        let error = "too many follow what happens: at most half of [admin] max_connections";
+        self.connections.stream().ok_or(no("busy", StatusCode::SERVICE_UNAVAILABLE, error))
     }
 
     fn check_host(&self, request: &Request) -> Result<(), Refusal> {

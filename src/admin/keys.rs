@@ -1,12 +1,13 @@
 //! One key: why it has its value; and keys that somebody wants loaded again or deleted.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::action_log::done;
+use super::asked::{Asked, Told};
 use super::refusal::refuse;
 use super::shared::Shared;
 use cachekeeper_engine::epoch::with_current_epoch;
@@ -30,13 +31,13 @@ pub(super) struct Keys {
 
 /// What is told of a key, and whether values are left out of it.
 #[derive(Serialize)]
-struct Told {
+struct Answered {
     #[serde(flatten)]
     explained: Explanation,
     values_hidden: bool,
 }
 
-pub(super) async fn explain(State(shared): State<Shared>, Query(asked): Query<OneKey>) -> Response {
+pub(super) async fn explain(State(shared): State<Shared>, Asked(asked): Asked<OneKey>) -> Response {
     if asked.key.is_empty() {
         return refuse(StatusCode::BAD_REQUEST, "name a key: /api/v1/explain?key=product:42");
     }
@@ -44,7 +45,7 @@ pub(super) async fn explain(State(shared): State<Shared>, Query(asked): Query<On
         Ok(explained) => {
             let hides = shared.hides_values();
             let explained = if hides { without_values(explained) } else { explained };
-            axum::Json(Told { explained, values_hidden: hides }).into_response()
+            axum::Json(Answered { explained, values_hidden: hides }).into_response()
         }
         Err(error) => failed(&error),
     }
@@ -60,11 +61,11 @@ fn without_values(mut explained: Explanation) -> Explanation {
     explained
 }
 
-pub(super) async fn refresh(State(shared): State<Shared>, axum::Json(asked): axum::Json<Keys>) -> Response {
+pub(super) async fn refresh(State(shared): State<Shared>, Told(asked): Told<Keys>) -> Response {
     apply(&shared, asked.keys, Op::Refresh).await
 }
 
-pub(super) async fn delete(State(shared): State<Shared>, axum::Json(asked): axum::Json<Keys>) -> Response {
+pub(super) async fn delete(State(shared): State<Shared>, Told(asked): Told<Keys>) -> Response {
     apply(&shared, asked.keys, Op::Delete).await
 }
 

@@ -1,6 +1,9 @@
 //! What every path may ask.
 
+use std::sync::Arc;
+
 use super::attention::Since;
+use super::live::Live;
 use crate::actors::context::TaskContext;
 use crate::actors::health::Health;
 use cachekeeper_engine::context::Context;
@@ -12,6 +15,7 @@ pub(super) struct Shared {
     /// When this listener was opened first, in Unix milliseconds.
     pub started_ms: u64,
     pub since: Since,
+    pub live: Arc<Live>,
 }
 
 impl Shared {

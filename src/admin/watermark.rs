@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use super::asked;
 use super::refusal::refuse;
 use super::shared::Shared;
 use cachekeeper_engine::error::chain;
@@ -25,7 +26,10 @@ pub(super) struct Asked {
 /// Nobody waits longer than this for one answer.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-pub(super) async fn watermark(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+pub(super) async fn watermark(
+    State(shared): State<Shared>,
+    asked::Asked(asked): asked::Asked<Asked>,
+) -> Response {
     let token = match asked.token.as_deref().map(str::parse::<Token>).transpose() {
         Ok(token) => token,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),

@@ -11,6 +11,7 @@ use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::explain::{Explanation, State, explain as explain_key};
+use cachekeeper_engine::shown::escaped;
 use cachekeeper_protocol::units::show_duration;
 
 /// Says why a key has the value that it has. A running worker is asked what happened to it.
@@ -20,37 +21,51 @@ pub async fn explain(
     key: &str,
     out: &Output,
 ) -> Result<Exit, EngineError> {
-    // The query's types decide to which dataset a key belongs. One that cannot work has no keys.
-    for dataset in context.catalog.iter() {
-        if let Err(error @ EngineError::Cache(_)) = dataset.source(&context.postgres).await {
-            return Err(error);
-        }
-    }
     let explained = explain_key(context, key).await?;
-    let touches = touches_of_worker(config, key).await;
+    let history = history_of_worker(config, key).await;
     let mut json = serde_json::to_value(&explained).unwrap_or_default();
-    if let (Some(Value::Array(touches)), Some(json)) = (&touches, json.as_object_mut()) {
-        let newest_first = touches.iter().rev().cloned().collect();
-        json.insert("touches".to_owned(), Value::Array(newest_first));
+    if let (History::Told { touches, since_ms }, Some(json)) = (&history, json.as_object_mut()) {
+        json.insert("touches".to_owned(), Value::Array(touches.clone()));
+        json.insert("touches_since_ms".to_owned(), since_ms.clone());
     }
-    out.result(&text(&explained, touches.as_ref()), &json);
+    out.result(&text(&explained, &history), &json);
     Ok(if explained.verdict.state == State::Wrong { Exit::Failed } else { Exit::Ok })
 }
 
-/// None: no worker of this configuration answers, or it is of an earlier version.
-async fn touches_of_worker(config: &Config, key: &str) -> Option<Value> {
+/// What the worker of this configuration remembers.
+enum History {
+    /// None answers, or it may not be asked.
+    NotAsked,
+    /// What answers there belongs to another installation.
+    OfAnother(String),
+    /// The newest first.
+    Told { touches: Vec<Value>, since_ms: Value },
+}
+
+async fn history_of_worker(config: &Config, key: &str) -> History {
+    told_by_worker(config, key).await.unwrap_or(History::NotAsked)
+}
+
+async fn told_by_worker(config: &Config, key: &str) -> Option<History> {
     // What is special in a pattern or a query stands for itself.
     let pattern = cachekeeper_protocol::glob::escape(key);
     let pattern: String = pattern.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let answer = get(&config.admin, &format!("/api/v1/touches?limit=20&key={pattern}")).await.ok()?;
-    let mut body: Value = serde_json::from_str(&answer.body).ok()?;
-    (answer.code == 200).then(|| body.get_mut("touches").map(Value::take)).flatten()
+    let mut body: Value = serde_json::from_str(&answer.body).ok().filter(|_| answer.code == 200)?;
+    let namespace = body.get("namespace").and_then(Value::as_str).unwrap_or_default();
+    if namespace != config.service.namespace {
+        return Some(History::OfAnother(namespace.to_owned()));
+    }
+    let since_ms = body.get_mut("since_ms").map(Value::take).unwrap_or_default();
+    let Value::Array(mut touches) = body.get_mut("touches").map(Value::take)? else { return None };
+    touches.reverse();
+    Some(History::Told { touches, since_ms })
 }
 
-fn text(explained: &Explanation, touches: Option<&Value>) -> String {
-    let mut text = format!("{}\n\n", explained.verdict.sentence);
+fn text(explained: &Explanation, history: &History) -> String {
+    let mut text = format!("{}\n\n", escaped(&explained.verdict.sentence));
     let mut line = |name: &str, value: &str| {
-        text.push_str(&format!("{name:<10} {value}\n"));
+        text.push_str(&format!("{name:<10} {}\n", escaped(value)));
     };
     line("key", &explained.key);
     if let Some(dataset) = &explained.dataset {
@@ -85,18 +100,26 @@ fn text(explained: &Explanation, touches: Option<&Value>) -> String {
         .as_deref()
         .map_or(String::new(), |floor| format!("; nothing older than {floor} is stored"));
     line("slot", &format!("{}, {touched}{floor}", slot.number));
-    match touches.and_then(Value::as_array) {
-        None => {
-            line("history", "no worker was asked: none answers on the admin listener of this configuration");
-        }
-        Some(touches) if touches.is_empty() => line("history", "nothing, as far as the worker remembers"),
-        Some(touches) => {
-            for (at, touch) in touches.iter().rev().enumerate() {
-                line(if at == 0 { "history" } else { "" }, &touched_at(touch));
-            }
-        }
+    for (at, told) in told(history).iter().enumerate() {
+        line(if at == 0 { "history" } else { "" }, told);
     }
     text.trim_end().to_owned()
+}
+
+/// The history in lines.
+fn told(history: &History) -> Vec<String> {
+    match history {
+        History::NotAsked => {
+            vec!["no worker was asked: none answers on the admin listener of this configuration".to_owned()]
+        }
+        History::OfAnother(namespace) => vec![format!(
+            "another installation's worker answers there (namespace {namespace}): see [admin] listen"
+        )],
+        History::Told { touches, since_ms } if touches.is_empty() => {
+            vec![format!("nothing since {}, when the worker's memory begins", moment(Some(since_ms)))]
+        }
+        History::Told { touches, .. } => touches.iter().map(touched_at).collect(),
+    }
 }
 
 fn entry(explained: &Explanation) -> String {
@@ -107,15 +130,19 @@ fn entry(explained: &Explanation) -> String {
     );
     let value = match (&entry.value, &entry.undecodable) {
         (Some(value), _) => value.to_string(),
-        (None, reason) => format!("(cannot be decoded: {})", reason.as_deref().unwrap_or_default()),
+        (None, reason) => format!("(not shown: {})", reason.as_deref().unwrap_or_default()),
     };
-    format!("{value}  ({} bytes, {left})", entry.bytes)
+    format!("{value}  ({}, {} bytes, {left})", entry.kind, entry.bytes)
 }
 
 fn row(explained: &Explanation) -> String {
     let row = &explained.row;
     match (&row.not_asked, &row.refused, &row.value) {
         (Some(reason), ..) => format!("(not asked: {reason})"),
+        _ if row.impossible.is_some() => "(no row can have this key)".to_owned(),
+        _ if row.not_shown.is_some() => {
+            format!("(not shown: {})", row.not_shown.as_deref().unwrap_or_default())
+        }
         (_, Some(reason), _) => format!("(the row has no entry: {reason})"),
         (_, _, Some(value))
             if explained.entry.as_ref().and_then(|entry| entry.value.as_ref()) == Some(value) =>
@@ -123,7 +150,9 @@ fn row(explained: &Explanation) -> String {
             "the same".to_owned()
         }
         (_, _, Some(value)) => value.to_string(),
-        _ => "(no row)".to_owned(),
+        _ => row.hidden.as_ref().map_or("(no row)".to_owned(), |hidden| {
+            format!("(no row that the role sees; row security of {hidden} decides)")
+        }),
     }
 }
 
@@ -139,9 +168,13 @@ fn watermark(explained: &Explanation) -> String {
 
 fn touched_at(touch: &Value) -> String {
     let word = |name: &str| touch.get(name).and_then(Value::as_str).unwrap_or_default();
-    let at = touch.get("at_ms").and_then(Value::as_i64).and_then(DateTime::<Utc>::from_timestamp_millis);
-    let at = at.map_or(String::new(), |at| at.format("%Y-%m-%d %H:%M:%S%.3fZ").to_string());
+    let at = moment(touch.get("at_ms"));
     let reason = word("reason");
     let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     format!("{at}  {} ({}){reason}", word("what"), word("cause"))
+}
+
+fn moment(at_ms: Option<&Value>) -> String {
+    let at = at_ms.and_then(Value::as_i64).and_then(DateTime::<Utc>::from_timestamp_millis);
+    at.map_or(String::new(), |at| at.format("%Y-%m-%d %H:%M:%S%.3fZ").to_string())
 }

@@ -72,7 +72,11 @@ async fn a_write_that_a_full_redis_does_not_store_is_pending() {
     // Everybody who is asked says so.
     wait_until("the worker knows", async || {
         let notes = worker.health.facts().notes();
-        if notes.iter().any(|note| note.starts_with("redis is full")) { Ok(()) } else { Err(format!("{notes:?}")) }
+        if notes.iter().any(|note| note.starts_with("redis is full")) {
+            Ok(())
+        } else {
+            Err(format!("{notes:?}"))
+        }
     })
     .await;
     assert!(worker.stop().await);

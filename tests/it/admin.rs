@@ -462,3 +462,35 @@ async fn tls_is_spoken_with_the_certificate_of_the_files_as_they_are_now() {
     worker.cli.says(&["healthcheck", "--ready"], 0, &["\"ready\":true"]);
     std::fs::remove_dir_all(at).unwrap();
 }
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token_and_streams_leave_room_for_others() {
+    let rig = rig().await;
+    let running = Running::start(&rig, &format!("{TOKENS}\nmax_connections = 40")).await;
+    let open = async || {
+        let mut stream = TcpStream::connect(("127.0.0.1", running.port)).await.unwrap();
+        let request =
+            format!("GET /api/v1/live HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {READ}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        (String::from_utf8(head.to_vec()).unwrap(), stream)
+    };
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let (head, stream) = open().await;
+        assert_eq!(head, "HTTP/1.1 200");
+        streams.push(stream);
+    }
+    assert_eq!(open().await.0, "HTTP/1.1 503");
+    for path in ["/metrics", "/readyz", "/api/v1/now"] {
+        running.get(path, READ).await.says(200, &[]);
+    }
+    running.write("read", "another-token-that-may-read");
+    for mut stream in streams {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
+    }
+    running.get("/metrics", READ).await.says(401, &[]);
+}

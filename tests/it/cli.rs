@@ -43,7 +43,8 @@ async fn verbs_do_their_work_without_a_running_worker() {
     let (code, text) = cli.run(&["audit"]);
     assert!(code == 0 && text.contains("500 entries looked at, 500 right"), "{text}");
     let mut client = rig.client().await;
-    let _: () = client.set("product:7", "planted").await.unwrap();
+    // Of the format: `{"id": 7}`.
+    let _: () = client.set("product:7", &[0x81, 0xa2, b'i', b'd', 7][..]).await.unwrap();
     let _: () = client.set("product:7777", "planted").await.unwrap();
     let _: () = client.del(&["product:8", "product:9"]).await.unwrap();
     // What is no string at all is looked at like any other wrong value.

@@ -31,32 +31,38 @@ const DATASETS: &str = r#"
     watch = [{ table = "notes", key = { id = "id" } }]
 "#;
 
-struct Shop {
-    rig: Rig,
-    worker: Option<Worker>,
-    cli: Cli,
-    port: u16,
+pub struct Shop {
+    pub rig: Rig,
+    pub worker: Option<Worker>,
+    pub cli: Cli,
+    pub port: u16,
 }
 
 impl Shop {
     async fn start() -> Self {
-        let rig = Rig::start(TABLES).await;
+        Self::with(TABLES, DATASETS).await
+    }
+
+    pub async fn with(tables: &str, datasets: &str) -> Self {
+        let rig = Rig::start(tables).await;
         let port = free_port().unwrap();
-        let mut config = rig.config(DATASETS);
+        let mut config = rig.config(datasets);
         config.admin.listen = Some(format!("127.0.0.1:{port}"));
         let worker = Worker::start(config).await.unwrap();
-        let cli = Cli::new(&rig, DATASETS).with("CACHEKEEPER__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
+        let cli = Cli::new(&rig, datasets).with("CACHEKEEPER__ADMIN__LISTEN", &format!("127.0.0.1:{port}"));
         let shop = Self { rig, worker: Some(worker), cli, port };
         wait_until("the watermark covers everything", async || {
             let (code, body) = shop.ask("GET", "/api/v1/now", "").await;
-            let is_whole = body["sentence"].as_str().is_some_and(|sentence| sentence.starts_with("All 2 "));
+            let is_whole = body["sentence"].as_str().is_some_and(|sentence| {
+                sentence.starts_with("All ") || sentence.starts_with("The dataset is")
+            });
             if code == 200 && body["ready"] == true && is_whole { Ok(()) } else { Err(body.to_string()) }
         })
         .await;
         shop
     }
 
-    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    pub async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)).await else {
             return (0, Value::Null);
         };
@@ -72,14 +78,14 @@ impl Shop {
         (code, serde_json::from_str(body).unwrap_or_else(|_text| json!(body)))
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         let (code, body) = self.ask("GET", path, "").await;
         assert_eq!(code, 200, "{path}: {body}");
         body
     }
 
     /// By both ways, which must agree; answers what the API says.
-    async fn explained(&self, key: &str, state: &str, part: &str) -> Value {
+    pub async fn explained(&self, key: &str, state: &str, part: &str) -> Value {
         let by_api = self.get(&format!("/api/v1/explain?key={key}")).await;
         assert_eq!(by_api["verdict"]["state"], state, "{by_api:#}");
         let sentence = by_api["verdict"]["sentence"].as_str().unwrap();
@@ -88,7 +94,17 @@ impl Shop {
         let text = self.cli.says(&["explain", key], code, &[sentence]);
         let by_verb: Value =
             serde_json::from_str(&self.cli.says(&["explain", key, "--json"], code, &[])).unwrap();
-        for part in ["verdict", "entry", "row", "differences", "dataset", "placeholders", "slot", "touches"] {
+        for part in [
+            "verdict",
+            "entry",
+            "row",
+            "differences",
+            "dataset",
+            "placeholders",
+            "slot",
+            "touches",
+            "touches_since_ms",
+        ] {
             let (mut one, mut other) = (by_api[part].clone(), by_verb[part].clone());
             // Time passes between the two.
             for facts in [&mut one, &mut other] {
@@ -101,7 +117,7 @@ impl Shop {
         by_api
     }
 
-    async fn value_contains(&self, key: &str, part: &str) {
+    pub async fn value_contains(&self, key: &str, part: &str) {
         let client = self.rig.client().await;
         wait_until("the entry is there", async || {
             let value: Option<Vec<u8>> = client.clone().get(key).await.unwrap();
@@ -160,7 +176,11 @@ async fn a_key_is_explained_in_every_state() {
     let behind = shop.cli.says(
         &["explain", "product:11"],
         0,
-        &["A change is on its way", "name: \"product 11\" in Redis, \"unseen\" in Postgres"],
+        &[
+            "nobody follows the changes",
+            "start one (`cachekeeper run`)",
+            "name: \"product 11\" in Redis, \"unseen\" in Postgres",
+        ],
     );
     assert!(behind.contains("no worker was asked"), "{behind}");
     shop.rig.postgres.kill();
@@ -210,9 +230,13 @@ async fn what_happens_is_told_as_it_comes_and_actions_are_carried_out() {
         ("POST", "/api/v1/datasets/produkt/warm", "{}", 404),
         ("POST", "/api/v1/keys/delete", r#"{"keys": []}"#, 400),
         ("POST", "/api/v1/keys/delete", "not json", 400),
+        ("POST", "/api/v1/log-level", "{}", 422),
+        ("GET", "/api/v1/explain?key=%ff", "", 400),
+        ("GET", "/api/v1/touches?limit=-1", "", 400),
     ] {
         let (found, answer) = shop.ask(method, path, body).await;
         assert_eq!(found, code, "{method} {path}: {answer}");
+        assert!(answer["error"].is_string(), "{method} {path}: {answer}");
     }
 }
 

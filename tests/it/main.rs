@@ -50,6 +50,7 @@ mod event_log;
 mod event_scope;
 mod example;
 mod explain;
+mod explain_doubts;
 mod failovers;
 mod feed;
 mod feed_cost;

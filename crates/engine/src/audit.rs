@@ -1,16 +1,20 @@
 //! The audit: compares Redis with Postgres, and accuses only where it is sure.
 //!
 //! Where the feed covers the dataset, an entry is wrong if it differs from its row although the watermark has passed the
-//! snapshot at which the row was read, and the row is still the same afterwards (the method of Meta's Polaris: Bronson,
-//! "Cache made consistent", 2022). Where it does not, what stays different for a second is accused.
+//! snapshot at which the row was read, and nothing newer has touched the entry ([`sure`]). Where it does not, what stays different for a
+//! second is accused.
 
 mod comparison;
+mod expected;
+pub(crate) mod sure;
 mod unread;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 pub use self::comparison::Comparison;
+pub(crate) use self::expected::{Expected, expect};
+use self::sure::{Moment, clock_of, is_null};
 use super::catalog::Dataset;
 use super::context::Context;
 use super::encode::Encoder;
@@ -20,9 +24,11 @@ use super::key_pages::{KeyPage, KeyPages};
 use super::load::{Cause, Job, Keys, LoadOptions, load};
 use super::tokens::{self, WaitError};
 use crate::compress::decompress;
+use crate::decoded;
 use crate::rate_limit::RateLimit;
-use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Poll};
-use cachekeeper_config::{Format, Scope};
+use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues};
+use crate::stores::redis::SeenEntry;
+use cachekeeper_config::Scope;
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::keyspace::key_hash;
 use cachekeeper_protocol::token::Token;
@@ -51,6 +57,20 @@ const DECODED_MAX: usize = 64 << 20;
 /// # Errors
 /// [`EngineError`] if a server does not answer.
 pub async fn compare(
+    context: &Context,
+    dataset: &Dataset,
+    extent: &Extent,
+) -> Result<Comparison, EngineError> {
+    let mut found = compare_all(context, dataset, extent).await?;
+    // What differs each time that it is read is unsure, at best.
+    let mut differing = [&mut found.stale, &mut found.extra, &mut found.missing, &mut found.unsure];
+    if differing.iter().any(|keys| !keys.is_empty()) && clock_of(context, dataset).await.is_some() {
+        found.clock = differing.iter_mut().flat_map(|keys| std::mem::take(*keys)).collect();
+    }
+    Ok(found)
+}
+
+async fn compare_all(
     context: &Context,
     dataset: &Dataset,
     extent: &Extent,
@@ -217,35 +237,47 @@ async fn look_at(
 ) -> Result<Vec<Verdict>, EngineError> {
     let names: Vec<&str> = chunk.iter().map(|(key, _)| key.as_str()).collect();
     let expected = expect(context, dataset, source, chunk).await?;
-    let mut is_sure = false;
-    if with_care && is_covered(context, dataset).await? {
+    let is_covered = is_covered(context, dataset).await?;
+    if with_care && is_covered {
         let poll = expected.poll.clone();
         let token = Token { incarnation: poll.incarnation, snapshot: poll.snapshot };
-        is_sure = match tokens::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await {
-            Ok((_, is_fresh)) => is_fresh,
-            Err(WaitError::TooMany) => false,
+        match tokens::wait(context, &token, Some(dataset.name()), WATERMARK_WITHIN).await {
+            Ok(_) | Err(WaitError::TooMany) => {}
             Err(WaitError::Flow(error)) => return Err(error),
-        };
+        }
     }
-    let cached = context.redis.look_at(&names).await?;
-    let again = if is_sure { Some(expect(context, dataset, source, chunk).await?) } else { None };
+    let seen = context.redis.see_in_order(&names, usize::MAX).await?;
+    let again = if with_care { Some(expect(context, dataset, source, chunk).await?) } else { None };
     let after = again.as_ref().unwrap_or(&expected);
-    let judge = |key: &String, value: Option<Vec<u8>>| {
+    let moment = Moment::of(&seen, &expected, dataset);
+    let judge = |key: &String, entry: &SeenEntry| {
+        let is_sure = with_care && moment.is_sure_of(entry);
         let (row, again) = (expected.values.get(key), after.values.get(key));
         let is_unreadable = expected.unreadable.contains_key(key) && after.unreadable.contains_key(key);
-        match (value, row, again) {
-            // Gone meanwhile: absence is always right.
-            (None, _, _) => Verdict::Right,
-            (Some(value), Some(row), _) | (Some(value), _, Some(row)) if value == *row => Verdict::Right,
-            (Some(_), None, None) if is_unreadable => Verdict::Stale { is_sure },
-            (Some(value), None, None) if is_null(&value) => Verdict::Right,
-            (Some(_), row, again) if row != again => Verdict::Changing,
-            (Some(value), Some(_), _) if !is_decodable(dataset, &value) => Verdict::Undecodable,
-            (Some(_), Some(_), _) => Verdict::Stale { is_sure },
-            (Some(_), None, _) => Verdict::Extra { is_sure },
+        // Gone meanwhile: absence is always right.
+        if !entry.is_there() {
+            return Verdict::Right;
+        }
+        let is_the_row = |row: Option<&Vec<u8>>| row.is_some_and(|row| *row == entry.value);
+        if entry.is_string() && (is_the_row(row) || is_the_row(again)) {
+            return Verdict::Right;
+        }
+        let is_refused = expected.unreadable.contains_key(key) || after.unreadable.contains_key(key);
+        if row.is_none() && again.is_none() && !is_refused && is_null(dataset, entry) {
+            return Verdict::Right;
+        }
+        // Where the feed follows the dataset, whoever is not sure has seen something on its way.
+        if with_care && (row != again || is_covered && !is_sure) {
+            return Verdict::Changing;
+        }
+        match row {
+            None if is_unreadable => Verdict::Stale { is_sure },
+            Some(_) if !entry.is_string() || !is_decodable(dataset, &entry.value) => Verdict::Undecodable,
+            Some(_) => Verdict::Stale { is_sure },
+            None => Verdict::Extra { is_sure },
         }
     };
-    Ok(chunk.iter().zip(cached).map(|((key, _), (value, _))| judge(key, value)).collect())
+    Ok(chunk.iter().zip(&seen.entries).map(|((key, _), entry)| judge(key, entry)).collect())
 }
 
 pub(crate) async fn is_covered(context: &Context, dataset: &Dataset) -> Result<bool, EngineError> {
@@ -255,75 +287,7 @@ pub(crate) async fn is_covered(context: &Context, dataset: &Dataset) -> Result<b
 
 /// Whether these bytes are a value of the dataset's format, plain or as a frame.
 fn is_decodable(dataset: &Dataset, value: &[u8]) -> bool {
-    let Ok(plain) = decompress(value, DECODED_MAX) else { return false };
-    match dataset.settings.format {
-        Format::Json { .. } => serde_json::from_slice::<serde::de::IgnoredAny>(&plain).is_ok(),
-        Format::MessagePack { .. } => rmp_serde::from_slice::<serde::de::IgnoredAny>(&plain).is_ok(),
-        Format::Raw { .. } => true,
-    }
-}
-
-/// An explicit null of a negative entry.
-pub(crate) fn is_null(value: &[u8]) -> bool {
-    value == [0xc0] || value == b"null"
-}
-
-/// What the rows of some keys say.
-pub(crate) struct Expected {
-    /// Of the last statement.
-    pub poll: Poll,
-    pub values: HashMap<String, Vec<u8>>,
-    /// Tags of entries.
-    pub tags: BTreeMap<String, Vec<String>>,
-    /// Keys whose rows cannot be sent, or have no form, and why.
-    pub unreadable: HashMap<String, String>,
-}
-
-/// Loads keys. A row that makes the statement fail is found by halves.
-pub(crate) async fn expect(
-    context: &Context,
-    dataset: &Dataset,
-    source: &DatasetSource,
-    keys: &[(String, KeyValues)],
-) -> Result<Expected, EngineError> {
-    let (mut values, mut unreadable, mut poll) = (HashMap::new(), HashMap::new(), None);
-    let mut tags: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut parts = vec![keys];
-    while let Some(part) = parts.pop() {
-        let wanted: Vec<KeyValues> = part.iter().map(|(_, values)| values.clone()).collect();
-        let loaded = match context.postgres.load(source, &wanted).await {
-            Ok(loaded) => loaded,
-            Err(error) if error.kind == ErrorKind::Data && 1 < part.len() => {
-                let (left, right) = part.split_at(part.len() / 2);
-                parts.extend([left, right]);
-                continue;
-            }
-            Err(error) if error.kind == ErrorKind::Data => {
-                unreadable.extend(part.iter().map(|(key, _)| (key.clone(), error.told())));
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let mut encoder = Encoder::new(dataset, source);
-        let mut batch = EntryBatch::default();
-        for row in &loaded.rows {
-            encoder.add(row, &mut batch);
-        }
-        encoder.finish(&mut batch);
-        values.extend(batch.iter().map(|entry| (entry.key.to_owned(), entry.value.to_vec())));
-        for (tag, positions) in batch.tags() {
-            let entries = positions.iter().filter_map(|position| batch.get(*position as usize));
-            entries.for_each(|entry| tags.entry(entry.key.to_owned()).or_default().push(tag.to_owned()));
-        }
-        let failures = encoder.failures.into_iter();
-        unreadable.extend(failures.filter_map(|failure| Some((failure.key?, failure.reason))));
-        poll = Some(loaded.poll);
-    }
-    let poll = match poll {
-        Some(poll) => poll,
-        None => epoch::poll(context).await?,
-    };
-    Ok(Expected { poll, values, tags, unreadable })
+    decompress(value, DECODED_MAX).is_ok_and(|plain| decoded::is_of(&plain, &dataset.settings.format))
 }
 
 async fn find_missing(
@@ -341,8 +305,8 @@ async fn find_missing(
     };
     // Stored between the scan of Redis and the one of the table?
     for chunk in absent.chunks(PAGE) {
-        let cached = context.redis.look_at(chunk).await?;
-        let missing = chunk.iter().zip(cached).filter(|(_, (value, _))| value.is_none());
+        let seen = context.redis.see(chunk, 0).await?;
+        let missing = chunk.iter().zip(seen.entries).filter(|(_, entry)| !entry.is_there());
         found.missing.extend(missing.map(|(key, _)| key.clone()));
     }
     Ok(())

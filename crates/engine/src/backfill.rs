@@ -22,6 +22,7 @@ use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use super::rate_limit::RateLimit;
 use crate::metrics::ByReason;
+use crate::shown::cut_name;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
 use crate::stores::redis::{AddedMembers, Backfilled, Claim, Settled};
 pub use bookmark::interrupted;
@@ -184,7 +185,7 @@ impl<'a> BackfillStream<'a> {
         let interrupted = interrupted.filter(|bookmark| recent < bookmark.began.began_ms);
         let behind = interrupted.as_ref().map(|bookmark| &bookmark.values);
         if let Some(bookmark) = &interrupted {
-            info!(dataset = dataset.name(), behind = %bookmark.key, entries = bookmark.entries, "resuming the backfill");
+            info!(dataset = dataset.name(), behind = %cut_name(&bookmark.key), entries = bookmark.entries, "resuming the backfill");
         }
         let now = Backfilled { began_ms: state.metadata.now_ms, cause: state.metadata.causes };
         let mut rows = context.postgres.backfill(source, behind).await?;

@@ -1,35 +1,120 @@
-//! Stored values as people read them.
+//! Stored values as people read them, within bounds of size and depth: anybody may have stored them.
 
+use std::io::Cursor;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use crate::compress::decompress;
 use cachekeeper_config::Format;
 
-/// The largest value that is decoded.
-const DECODED_MAX: usize = 64 << 20;
+/// The largest value that is decoded to be shown.
+const SHOWN_MAX: usize = 1 << 20;
+/// So much is shown of a value that belongs to no dataset.
+pub const FOREIGN_MAX: usize = 64 << 10;
+/// How deep a value of MessagePack may be nested; JSON has the same limit.
+const DEPTH_MAX: usize = 128;
 
 /// A stored value as JSON: as the format says, or as what it looks like.
 ///
 /// # Errors
-/// Where it cannot be decompressed.
+/// Where it cannot be decompressed, or is too large to show.
 pub fn decoded(value: &[u8], format: Option<&Format>) -> Result<Value, String> {
-    let plain = decompress(value, DECODED_MAX).map_err(|error| error.to_string())?;
+    let plain = decompress(value, SHOWN_MAX).map_err(|error| error.to_string())?;
+    if SHOWN_MAX < plain.len() {
+        return Err("it is larger than 1 MiB".to_owned());
+    }
     Ok(decode(&plain, format))
 }
 
+/// The same, where other tasks do not wait for it.
+///
+/// # Errors
+/// As [`decoded`].
+pub async fn decoded_aside(value: Vec<u8>, format: Option<Format>) -> Result<Value, String> {
+    let decoding = tokio::task::spawn_blocking(move || decoded(&value, format.as_ref()));
+    decoding.await.unwrap_or_else(|_broken_off| Err("decoding it was broken off".to_owned()))
+}
+
 fn decode(plain: &[u8], format: Option<&Format>) -> Value {
-    let as_text = || match std::str::from_utf8(plain) {
-        Ok(text) => Value::from(text),
-        Err(_binary) => {
-            Value::from(format!("\\x{}", plain.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
-        }
-    };
     match format {
-        Some(Format::Raw { .. }) => as_text(),
-        Some(Format::Json { .. }) => serde_json::from_slice(plain).unwrap_or_else(|_other| as_text()),
-        Some(Format::MessagePack { .. }) => rmp_serde::from_slice(plain).unwrap_or_else(|_other| as_text()),
-        None => serde_json::from_slice(plain)
-            .or_else(|_json| rmp_serde::from_slice(plain))
-            .unwrap_or_else(|_other| as_text()),
+        Some(Format::Raw { .. }) => as_text(plain),
+        Some(Format::Json { .. }) => serde_json::from_slice(plain).unwrap_or_else(|_other| as_text(plain)),
+        Some(Format::MessagePack { .. }) => message_pack(plain).unwrap_or_else(|| as_text(plain)),
+        // Text first: almost every text begins as a number of MessagePack does.
+        None if std::str::from_utf8(plain).is_ok() => {
+            serde_json::from_slice(plain).unwrap_or_else(|_other| as_text(plain))
+        }
+        None => message_pack(plain).unwrap_or_else(|| as_text(plain)),
+    }
+}
+
+/// Whether these bytes are a value of a format, without a look at what it says.
+pub(crate) fn is_of(plain: &[u8], format: &Format) -> bool {
+    match format {
+        Format::Json { .. } => serde_json::from_slice::<IgnoredAny>(plain).is_ok(),
+        Format::MessagePack { .. } => message_pack::<IgnoredAny>(plain).is_some(),
+        Format::Raw { .. } => true,
+    }
+}
+
+/// One value and nothing behind it.
+fn message_pack<T: DeserializeOwned>(plain: &[u8]) -> Option<T> {
+    let mut deserializer = rmp_serde::Deserializer::new(Cursor::new(plain));
+    deserializer.set_max_depth(DEPTH_MAX);
+    let value = T::deserialize(&mut deserializer).ok()?;
+    (deserializer.position() == plain.len() as u64).then_some(value)
+}
+
+fn as_text(plain: &[u8]) -> Value {
+    if let Ok(text) = std::str::from_utf8(plain) {
+        return Value::from(text);
+    }
+    let mut text = String::with_capacity(2 + 2 * plain.len());
+    text.push_str("\\x");
+    for byte in plain {
+        text.extend(
+            [byte >> 4, byte & 15].iter().filter_map(|digit| char::from_digit(u32::from(*digit), 16)),
+        );
+    }
+    Value::from(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cachekeeper_config::Numeric;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_nested_too_deep_or_has_something_behind_it_is_no_message_pack() {
+        let format = Format::MessagePack { numeric: Numeric::Text };
+        let mut nested = vec![0x91; 701];
+        nested.push(0xc0);
+        assert!(decoded(&nested, Some(&format)).unwrap().is_string());
+        assert!(!is_of(&nested, &format));
+        assert!(decoded(&nested, None).unwrap().as_str().unwrap().starts_with("\\x91"));
+        assert_eq!(decoded(&[0x91, 0x07], Some(&format)), Ok(json!([7])));
+        assert_eq!(decoded(&[0x91, 0x07, 0x07], Some(&format)), Ok(json!("\\x910707")));
+        assert!(!is_of(&[0xc0, 0xc0], &format) && is_of(&[0xc0], &format));
+    }
+
+    #[test]
+    fn a_value_of_no_dataset_is_text_first() {
+        for (value, shown) in
+            [(&b"hello"[..], json!("hello")), (b"7", json!(7)), (b"{\"a\":1}", json!({ "a": 1 }))]
+        {
+            assert_eq!(decoded(value, None), Ok(shown));
+        }
+        assert_eq!(decoded(&[0x81, 0xa1, b'a', 0x01], None), Ok(json!({ "a": 1 })));
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_shown() {
+        let large = vec![b'x'; SHOWN_MAX + 1];
+        assert!(decoded(&large, None).unwrap_err().contains("1 MiB"));
+        let mut packed = Vec::new();
+        assert!(crate::compress::compress(cachekeeper_config::Codec::Zstd, &large, &mut packed));
+        assert!(decoded(&packed, None).is_err());
     }
 }

@@ -10,6 +10,7 @@ use super::epoch::with_current_epoch;
 use super::error::{EngineError, chain};
 use super::{epoch, invalidate, log_limit};
 use crate::metrics::{ByReason, BySourceKind};
+use crate::shown::cut;
 use crate::stores::postgres::ErrorKind;
 use crate::stores::redis::OlderLoads;
 use cachekeeper_protocol::event::{Event, Op};
@@ -153,7 +154,7 @@ impl Merged {
         if let Some(dataset) = self.unknown.keys().next() {
             let what = "events name a dataset that is not configured";
             if let Some(count) = log_limit::due(what, "", self.unknown.values().sum()) {
-                warn!(dataset = beginning(dataset), count, "{what}");
+                warn!(dataset = %cut(dataset), count, "{what}");
             }
         }
     }
@@ -231,12 +232,7 @@ fn count_left_out(context: &Context, keys: &[String]) {
     }
     warn!(
         keys = keys.len(),
-        example = beginning(example),
+        example = %cut(example),
         "events name keys of no dataset, they are ignored and counted; [invalidation] keys says which ones events may delete"
     );
-}
-
-/// Enough of a name that anybody may have chosen.
-fn beginning(name: &str) -> String {
-    name.chars().take(100).collect()
 }

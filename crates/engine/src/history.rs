@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::shown::{cut, cut_name};
+
 /// What is kept, in bytes.
 const BYTES_MAX: usize = 8 << 20;
 /// What a touch takes beside its texts.
@@ -14,6 +16,10 @@ const TOUCH_BYTES: usize = 96;
 const BACKFILLS_MAX: usize = 30;
 /// Rows without an entry that are named, of one dataset.
 const REFUSED_ROWS_MAX: usize = 1_000;
+/// And what they take, in bytes.
+const REFUSED_BYTES_MAX: usize = 1 << 20;
+/// Touches that are taken out at a time, so that whoever notes some never waits.
+const CHUNK: usize = 1_024;
 
 /// What happened to an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -48,7 +54,7 @@ impl What {
 /// Something that happened to an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Touch {
-    /// Its number; each is larger than the one before.
+    /// Its number: the one before, and one.
     pub number: u64,
     /// When, in Unix milliseconds, by this machine's clock.
     pub at_ms: u64,
@@ -110,14 +116,21 @@ pub struct RefusedRows {
 }
 
 /// The newest of what happened.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct History {
+    began_ms: u64,
     inner: Mutex<Inner>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { began_ms: now_ms(), inner: Mutex::default() }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    touches: VecDeque<Touch>,
+    touches: VecDeque<Arc<Touch>>,
     bytes: usize,
     last: u64,
     refused: BTreeMap<String, RefusedOfDataset>,
@@ -127,12 +140,13 @@ struct Inner {
 #[derive(Debug, Default)]
 struct RefusedOfDataset {
     by_key: BTreeMap<String, (String, u64)>,
+    bytes: usize,
     has_more: bool,
 }
 
 impl History {
     /// Notes what happened to entries of a dataset, all at once.
-    pub(crate) fn note<'k>(
+    pub fn note<'k>(
         &self,
         (dataset, cause): (&str, &'static str),
         touches: impl Iterator<Item = (&'k str, What, Option<&'k str>)>,
@@ -150,10 +164,10 @@ impl History {
                 key: key.into(),
                 what,
                 cause,
-                reason: reason.map(Into::into),
+                reason: reason.map(|reason| cut(reason).into()),
             };
             inner.bytes += touch.bytes();
-            inner.touches.push_back(touch);
+            inner.touches.push_back(Arc::new(touch));
         }
         while BYTES_MAX < inner.bytes
             && let Some(oldest) = inner.touches.pop_front()
@@ -166,7 +180,7 @@ impl History {
     pub(crate) fn note_stored<'k>(&self, dataset: &str, keys: impl Iterator<Item = &'k str>) {
         let mut inner = self.inner();
         if let Some(refused) = inner.refused.get_mut(dataset) {
-            keys.for_each(|key| drop(refused.by_key.remove(key)));
+            keys.for_each(|key| refused.remove(key));
         }
     }
 
@@ -195,19 +209,46 @@ impl History {
     /// The last that happened to a key, the newest first.
     #[must_use]
     pub fn of_key(&self, key: &str, most: usize) -> Vec<Touch> {
+        let (touches, _) = self.newest(0, most, |touch| *touch.key == *key);
+        touches.into_iter().map(Arc::unwrap_or_clone).collect()
+    }
+
+    /// Since when it remembers everything, in Unix milliseconds.
+    #[must_use]
+    pub fn since_ms(&self) -> u64 {
         let inner = self.inner();
-        inner.touches.iter().rev().filter(|touch| *touch.key == *key).take(most).cloned().collect()
+        let oldest = inner.touches.front();
+        // Something was forgotten.
+        oldest.filter(|oldest| 1 < oldest.number).map_or(self.began_ms, |oldest| oldest.at_ms)
+    }
+
+    /// The number of the last touch.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.inner().last
     }
 
     /// What happened after the touch of this number, the oldest first, as far as a filter lets it through; and the last number. Where
     /// there is more than `most`, the newest.
     #[must_use]
-    pub fn since(&self, number: u64, most: usize, wanted: impl Fn(&Touch) -> bool) -> (Vec<Touch>, u64) {
-        let inner = self.inner();
-        let newer = inner.touches.iter().rev().take_while(|touch| number < touch.number);
-        let mut touches: Vec<Touch> = newer.filter(|touch| wanted(touch)).take(most).cloned().collect();
+    pub fn since(&self, number: u64, most: usize, wanted: impl Fn(&Touch) -> bool) -> (Vec<Arc<Touch>>, u64) {
+        let (mut touches, last) = self.newest(number, most, wanted);
         touches.reverse();
-        (touches, inner.last)
+        (touches, last)
+    }
+
+    /// The newest first. What is looked through is taken out in parts, and looked at while others note.
+    fn newest(&self, after: u64, most: usize, wanted: impl Fn(&Touch) -> bool) -> (Vec<Arc<Touch>>, u64) {
+        let last = self.last();
+        let (mut found, mut upto) = (Vec::new(), last);
+        while after < upto && found.len() < most {
+            let part = self.inner().before(after, upto);
+            let Some(oldest) = part.last() else { break };
+            upto = oldest.number.saturating_sub(1);
+            let left = most - found.len();
+            found.extend(part.into_iter().filter(|touch| wanted(touch)).take(left));
+        }
+        (found, last)
     }
 
     /// The rows of a dataset without an entry.
@@ -223,31 +264,62 @@ impl History {
         RefusedRows { rows: refused.by_key.iter().map(row).collect(), has_more: refused.has_more }
     }
 
+    /// How many they are.
+    #[must_use]
+    pub fn count_refused(&self, dataset: &str) -> usize {
+        self.inner().refused.get(dataset).map_or(0, |refused| refused.by_key.len())
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
+    /// Touches behind one number and up to another, the newest first: at most a part of them.
+    fn before(&self, after: u64, upto: u64) -> Vec<Arc<Touch>> {
+        let Some(first) = self.touches.front().map(|touch| touch.number) else { return Vec::new() };
+        let place = |number: u64| usize::try_from(number.saturating_sub(first)).unwrap_or(usize::MAX);
+        let end = place(upto.saturating_add(1)).min(self.touches.len());
+        let begin = place(after.saturating_add(1)).max(end.saturating_sub(CHUNK)).min(end);
+        self.touches.range(begin..end).rev().cloned().collect()
+    }
+
     fn note_refused(&mut self, dataset: &str, key: &str, what: What, reason: Option<&str>, at_ms: u64) {
         match what {
             What::Failed => {
                 let refused = self.refused.entry(dataset.to_owned()).or_default();
-                let reason = reason.unwrap_or_default().to_owned();
-                if let Some(known) = refused.by_key.get_mut(key) {
-                    known.0 = reason;
-                } else if refused.by_key.len() < REFUSED_ROWS_MAX {
-                    refused.by_key.insert(key.to_owned(), (reason, at_ms));
-                } else {
-                    refused.has_more = true;
-                }
+                refused.add(key, reason.unwrap_or_default(), at_ms);
             }
             What::Stored | What::Gone => {
                 if let Some(refused) = self.refused.get_mut(dataset) {
-                    refused.by_key.remove(key);
+                    refused.remove(key);
                 }
             }
             What::Deleted | What::Refused => {}
+        }
+    }
+}
+
+impl RefusedOfDataset {
+    fn add(&mut self, key: &str, reason: &str, at_ms: u64) {
+        let (name, reason) = (cut_name(key), cut(reason).into_owned());
+        let since_ms = self.by_key.get(&*name).map(|(_, since_ms)| *since_ms);
+        self.remove(key);
+        let bytes = TOUCH_BYTES + name.len() + reason.len();
+        let has_room = self.by_key.len() < REFUSED_ROWS_MAX && self.bytes + bytes <= REFUSED_BYTES_MAX;
+        if has_room {
+            self.bytes += bytes;
+            self.by_key.insert(name.into_owned(), (reason, since_ms.unwrap_or(at_ms)));
+        } else {
+            self.has_more = true;
+        }
+    }
+
+    fn remove(&mut self, key: &str) {
+        let name = cut_name(key);
+        if let Some((reason, _)) = self.by_key.remove(&*name) {
+            self.bytes = self.bytes.saturating_sub(TOUCH_BYTES + name.len() + reason.len());
         }
     }
 }
@@ -274,7 +346,7 @@ mod tests {
         }
         let (touches, last) = history.since(0, usize::MAX, |_| true);
         assert_eq!(last, 20_000);
-        let bytes: usize = touches.iter().map(Touch::bytes).sum();
+        let bytes: usize = touches.iter().map(|touch| touch.bytes()).sum();
         assert!(BYTES_MAX - 2_000 < bytes && bytes <= BYTES_MAX, "{bytes}");
         assert_eq!(touches.last().map(|touch| touch.number), Some(20_000));
         let (newer, _) = history.since(19_990, 3, |_| true);
@@ -293,6 +365,24 @@ mod tests {
             (11..=40).collect::<Vec<_>>()
         );
         assert_eq!((backfills[0].stored, history.backfills("other")), (110, Vec::new()));
+    }
+
+    #[test]
+    fn what_is_told_of_refused_rows_is_bounded_in_bytes() {
+        let history = History::default();
+        let reason = "r".repeat(5_000);
+        let key = |number: u64| format!("{number}:{}", "k".repeat(5_000));
+        for number in 0..3_000 {
+            let key = key(number);
+            history.note(("t", "change"), [(key.as_str(), What::Failed, Some(reason.as_str()))].into_iter());
+        }
+        let refused = history.refused_rows("t");
+        let bytes: usize = refused.rows.iter().map(|row| row.key.len() + row.reason.len()).sum();
+        assert!(refused.has_more && bytes <= REFUSED_BYTES_MAX, "{bytes}");
+        assert_eq!(history.count_refused("t"), refused.rows.len());
+        assert!(refused.rows[0].key.contains('…') && refused.rows[0].reason.ends_with('…'));
+        stored(&history, &[&key(0)]);
+        assert_eq!(history.count_refused("t") + 1, refused.rows.len());
     }
 
     #[test]

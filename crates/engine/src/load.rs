@@ -4,7 +4,7 @@
 //! Readers, the change feed, events, refresh-ahead, revalidation, the rest of a backfill, write-through and the repair of
 //! an audit all use it; they differ in their [`LoadOptions`] only.
 
-mod store;
+pub(crate) mod store;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::audit;
 use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch;
 use super::error::EngineError;
+use super::load::store::null_of;
 use super::load::{self, Cause, Job, Keys, LoadOptions, load};
 use super::use_scan::idle_for;
 use crate::metrics::ByDataset;
@@ -236,7 +236,8 @@ async fn leave_out_nulls(
     }
     let keys: Vec<&str> = due.iter().map(|due| due.key.as_str()).collect();
     let values = context.redis.beginnings(&keys).await?;
-    let mut is_null = values.iter().map(|value| audit::is_null(value));
+    let null = null_of(&dataset.settings.format);
+    let mut is_null = values.iter().map(|value| Some(value.as_slice()) == null);
     due.retain(|_| !is_null.next().unwrap_or_default());
     Ok(())
 }

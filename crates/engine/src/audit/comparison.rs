@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::shown::{cut, escaped};
+
 /// Keys of each kind that are named in the text.
 const SHOWN: usize = 10;
 
@@ -23,6 +25,8 @@ pub struct Comparison {
     pub unreadable: Vec<String>,
     /// Keys that changed too often while they were looked at, or for which the watermark did not come.
     pub unsure: Vec<String>,
+    /// Keys whose value differs where the query depends on the clock: they are renewed when their lifetime ends.
+    pub clock: Vec<String>,
     /// Whether so many entries were chosen at random, not all looked at.
     pub is_sample: bool,
     /// Keys whose value differs.
@@ -71,12 +75,14 @@ impl fmt::Display for Comparison {
             ("undecodable", &self.undecodable),
             ("unreadable", &self.unreadable),
             ("unsure", &self.unsure),
+            ("other by the clock", &self.clock),
         ];
         for (kind, keys) in kinds {
             if keys.is_empty() {
                 continue;
             }
-            let shown: Vec<&str> = keys.iter().take(SHOWN).map(String::as_str).collect();
+            let shown = |key: &String| escaped(&cut(key)).into_owned();
+            let shown: Vec<String> = keys.iter().take(SHOWN).map(shown).collect();
             let more = if SHOWN < keys.len() { ", …" } else { "" };
             write!(formatter, "\n  {} {kind}: {}{more}", keys.len(), shown.join(", "))?;
         }

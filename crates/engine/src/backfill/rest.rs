@@ -10,6 +10,7 @@ use crate::error::{EngineError, chain};
 use crate::key_pages::{KeyPage, KeyPages};
 use crate::load::{Cause, Keys, LoadOptions, LoadReport, load};
 use crate::rate_limit::RateLimit;
+use crate::shown::cut;
 use crate::stores::postgres::{DatasetSource, KeyValues, SourceError};
 
 impl BackfillStream<'_> {
@@ -22,7 +23,7 @@ impl BackfillStream<'_> {
         rate: &mut RateLimit,
     ) -> Result<(), EngineError> {
         let (dataset, reason) = (self.dataset.name(), chain(reason));
-        warn!(dataset, reason, "a row cannot be read; the backfill goes on key by key");
+        warn!(dataset, reason = %cut(&reason), "a row cannot be read; the backfill goes on key by key");
         let behind = Bookmark::parse(&self.confirmed, self.dataset).map(|bookmark| bookmark.values);
         // Keys that are equal to the last one but for their text may be missing.
         self.load_keys(behind.iter().cloned(), options, rate).await?;

@@ -9,10 +9,12 @@ use serde_json::Value;
 use super::difference::Difference;
 use super::verdict::Verdict;
 use crate::catalog::Dataset;
-use crate::decoded::decoded;
+use crate::decoded::decoded_aside;
 use crate::history::Touch;
-use crate::stores::redis::Watermark;
+use crate::stores::redis::{SeenEntry, Watermark};
 use cachekeeper_config::Format;
+use cachekeeper_protocol::keyspace::slot;
+use cachekeeper_protocol::stamp::Stamp;
 
 /// All that is known of a key.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -43,14 +45,18 @@ pub struct Explanation {
     pub pending: Vec<String>,
     /// What happened to it while this worker runs, the newest first; none: no worker was asked.
     pub touches: Option<Vec<Touch>>,
+    /// Since when the worker remembers everything, in Unix milliseconds.
+    pub touches_since_ms: Option<u64>,
 }
 
-/// An entry.
+/// What stands under the key.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EntryFacts {
-    /// The value, decoded; none: it cannot be.
+    /// Its type in Redis: an entry is a `string`.
+    pub kind: String,
+    /// The value, decoded; none: it is not shown.
     pub value: Option<Value>,
-    /// Why it cannot be decoded.
+    /// Why it is not shown.
     pub undecodable: Option<String>,
     /// Its bytes in Redis.
     pub bytes: usize,
@@ -59,12 +65,37 @@ pub struct EntryFacts {
 }
 
 impl EntryFacts {
-    pub(super) fn new(value: &[u8], left: i64, format: Option<&Format>) -> Self {
-        let (shown, undecodable) = match decoded(value, format) {
-            Ok(shown) => (Some(shown), None),
-            Err(reason) => (None, Some(reason)),
+    /// Of a value that is shown, as the format says or as what it looks like.
+    pub async fn shown(entry: &SeenEntry, format: Option<&Format>) -> Self {
+        if !entry.is_string() {
+            return Self::hidden(entry, format!("a {} is no entry", entry.kind));
+        }
+        // What is cut has no end that a decoder needs.
+        let shown = if entry.is_whole() {
+            decoded_aside(entry.value.clone(), format.cloned()).await
+        } else {
+            Ok(Value::from(format!("{}…", String::from_utf8_lossy(&entry.value))))
         };
-        Self { value: shown, undecodable, bytes: value.len(), left_ms: u64::try_from(left).ok() }
+        match shown {
+            Ok(shown) => Self { value: Some(shown), ..Self::hidden(entry, String::new()) },
+            Err(reason) => Self::hidden(entry, reason),
+        }
+        .without_empty_reason()
+    }
+
+    /// Of one that is not.
+    pub(super) fn hidden(entry: &SeenEntry, reason: String) -> Self {
+        Self {
+            kind: entry.kind.clone(),
+            value: None,
+            undecodable: Some(reason),
+            bytes: entry.bytes,
+            left_ms: u64::try_from(entry.left_ms).ok(),
+        }
+    }
+
+    fn without_empty_reason(self) -> Self {
+        Self { undecodable: self.undecodable.filter(|reason| !reason.is_empty()), ..self }
     }
 }
 
@@ -75,10 +106,16 @@ pub struct RowFacts {
     pub exists: Option<bool>,
     /// The value that its entry would have.
     pub value: Option<Value>,
+    /// Why that value is not shown.
+    pub not_shown: Option<String>,
     /// Its tags.
     pub tags: Vec<String>,
     /// Why it has no entry.
     pub refused: Option<String>,
+    /// Why no row can have this key.
+    pub impossible: Option<String>,
+    /// What may hide the row from the worker's role.
+    pub hidden: Option<String>,
     /// Why Postgres could not be asked.
     pub not_asked: Option<String>,
 }
@@ -92,6 +129,13 @@ pub struct SlotFacts {
     pub stamp: Option<String>,
     /// What is older than this is refused for every key.
     pub floor: Option<String>,
+}
+
+impl SlotFacts {
+    pub(super) fn new(key: &str, entry: &SeenEntry, floor: Option<Stamp>) -> Self {
+        let stamp = (entry.slot != Stamp::ZERO).then(|| entry.slot.to_string());
+        Self { number: slot(key.as_bytes()), stamp, floor: floor.map(|floor| floor.to_string()) }
+    }
 }
 
 /// How fresh entries are promised to be.

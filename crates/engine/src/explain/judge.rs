@@ -2,37 +2,44 @@
 
 use std::time::Duration;
 
+use super::doubts::Doubts;
 use super::facts::Explanation;
-use super::look::Looked;
+use super::look::{Looked, Proof};
 use super::verdict::{State, Verdict};
-use crate::audit::is_null;
 use crate::catalog::Dataset;
-use cachekeeper_config::Scope;
+use cachekeeper_config::{OnMiss, Scope};
 
-pub(super) fn judge(explained: &Explanation, dataset: &Dataset, looked: &Looked) -> Verdict {
+pub(super) fn judge(explained: &Explanation, dataset: &Dataset, looked: &Looked, doubts: &Doubts) -> Verdict {
     let key = explained.key.as_str();
+    let is_there = looked.entry.is_there();
     let row = match &looked.row {
         Ok(row) => row,
         Err(reason) => {
-            let what = if explained.entry.is_some() {
-                "what Redis has is kept for its lifetime"
-            } else {
-                "Redis has nothing"
-            };
+            let what = if is_there { "what Redis has is kept for its lifetime" } else { "Redis has nothing" };
             return Verdict::new(State::Unknown, format!("Postgres cannot be asked ({reason}); {what}."));
         }
     };
-    let refused = row.unreadable.get(key);
-    match (&looked.value, row.values.contains_key(key), refused) {
-        (None, _, Some(reason)) => Verdict::new(State::Absent, format!("The row has no entry: {reason}.")),
-        (None, false, None) => Verdict::new(State::Absent, "There is no row, and no entry: both agree."),
-        (None, true, None) => missing(explained, dataset),
-        (Some((value, _)), false, None) if is_null(value) => {
-            let sentence = "There is no row, and Redis remembers that for its `negative_ttl`.";
+    if let Some(reason) = doubts.impossible.as_ref().filter(|_| !is_there) {
+        return Verdict::new(State::Absent, format!("This text is {reason}: no row can have this key."));
+    }
+    let no_row = match &doubts.hidden {
+        Some(hidden) => format!("The role sees no row; row security decides ({hidden})"),
+        None => "There is no row".to_owned(),
+    };
+    match (is_there, row.values.contains_key(key), row.unreadable.get(key)) {
+        (false, _, Some(reason)) => Verdict::new(State::Absent, format!("The row has no entry: {reason}.")),
+        (false, false, None) => Verdict::new(State::Absent, format!("{no_row}, and no entry: both agree.")),
+        (false, true, None) => missing(explained, dataset),
+        (true, false, None) if looked.is_null => {
+            Verdict::new(State::Right, format!("{no_row}, and Redis remembers that for its `negative_ttl`."))
+        }
+        (true, ..) if looked.agrees => Verdict::new(State::Right, "The entry is what Postgres says now."),
+        (true, ..) if doubts.is_same => {
+            let sentence = "The entry has the contents of the row, in other bytes than this worker would write: somebody else wrote the key. \
+                            `cachekeeper refresh` with the key writes it anew; an audit counts it as stale.";
             Verdict::new(State::Right, sentence)
         }
-        (Some(_), ..) if looked.agrees => Verdict::new(State::Right, "The entry is what Postgres says now."),
-        (Some(_), ..) => differing(explained, dataset, looked),
+        (true, ..) => differing(explained, dataset, looked, doubts),
     }
 }
 
@@ -49,56 +56,79 @@ fn missing(explained: &Explanation, dataset: &Dataset) -> Verdict {
                         none has run. `cachekeeper refresh` with the key loads it.";
         return Verdict::new(State::Absent, sentence);
     }
-    let sentence = "Redis does not have it: nobody has asked for it since it expired or was deleted. Whoever misses it next has it loaded \
-                    (by the library, or by the worker where `misses` are filled).";
+    let who = match dataset.settings.on_miss {
+        OnMiss::Load => {
+            "Whoever misses it next has it loaded, by the library or by the worker (`on_miss = \"load\"`)"
+        }
+        OnMiss::Ignore => {
+            "Only the library fills it, where an application misses it next; the worker does not (`on_miss = \"ignore\"`)"
+        }
+    };
+    let sentence =
+        format!("Redis does not have it: nobody has asked for it since it expired or was deleted. {who}.");
     Verdict::new(State::Absent, sentence)
 }
 
 /// There is an entry that is not what Postgres says.
-fn differing(explained: &Explanation, dataset: &Dataset, looked: &Looked) -> Verdict {
+fn differing(explained: &Explanation, dataset: &Dataset, looked: &Looked, doubts: &Doubts) -> Verdict {
     let name = dataset.name();
+    let behind = |sentence: String| Verdict::new(State::Behind, sentence);
     if let Some(reason) = &explained.not_covered {
-        let sentence = format!(
+        return behind(format!(
             "The entry is older than the row: changes of {name} may be missed ({reason}). It is renewed by an event, by `cachekeeper refresh`, \
              or when its lifetime ends."
-        );
-        return Verdict::new(State::Behind, sentence);
+        ));
     }
     if let Some(reason) = explained.pending.first() {
-        let sentence = format!("The entry differs from the row, and is about to be revalidated ({reason}).");
-        return Verdict::new(State::Behind, sentence);
-    }
-    if looked.is_changing {
-        let sentence = "The row changes as fast as it is looked at: the entry follows it.";
-        return Verdict::new(State::Unknown, sentence);
+        return behind(match &doubts.nobody {
+            Some(nobody) => {
+                format!("The entry differs from the row and is to be revalidated ({reason}), but {nobody}.")
+            }
+            None => format!("The entry differs from the row, and is about to be revalidated ({reason})."),
+        });
     }
     if explained.is_superseded {
-        let sentence = format!(
+        return behind(format!(
             "A newer definition of {name} than this configuration's is served, so the entry looks different."
+        ));
+    }
+    if !looked.entry.is_whole() {
+        return Verdict::new(State::Unknown, "The entry is larger than 64 MiB: too large to be compared.");
+    }
+    let Some(watermark) = &explained.watermark else {
+        return behind("The entry is older than the row, and no feed has run: start a worker.".to_owned());
+    };
+    let Some(age) = watermark.age_ms else {
+        return behind(format!(
+            "The entry differs from the row, and the watermark leaves {name} out at the moment."
+        ));
+    };
+    if looked.proof == Proof::Sure {
+        return accuse(doubts);
+    }
+    if looked.proof == Proof::Touched {
+        let sentence = "The entry changes just now: each time it was looked at, something newer had touched its stamp slot. Ask again.";
+        return Verdict::new(State::Unknown, sentence);
+    }
+    behind(match &doubts.nobody {
+        Some(nobody) => format!("The entry is older than the row, and {nobody}."),
+        None => format!(
+            "A change is on its way: the watermark is {:.1} s old and has not reached the row's last change.",
+            Duration::from_millis(age).as_secs_f64()
+        ),
+    })
+}
+
+/// It differs, and no change is on its way.
+fn accuse(doubts: &Doubts) -> Verdict {
+    if let Some(clock) = &doubts.clock {
+        let sentence = format!(
+            "The entry differs from the row, and that is as it must be: the query depends on {clock}, so its result changes without a \
+             change of the data. The entry is renewed when its lifetime ends."
         );
         return Verdict::new(State::Behind, sentence);
     }
-    match explained.watermark.as_ref().map(|watermark| watermark.age_ms) {
-        None => Verdict::new(
-            State::Behind,
-            "The entry is older than the row, and no feed has run: start a worker.",
-        ),
-        Some(None) => {
-            let sentence =
-                format!("The entry differs from the row, and the watermark leaves {name} out at the moment.");
-            Verdict::new(State::Behind, sentence)
-        }
-        Some(Some(age)) if !looked.is_past => {
-            let sentence = format!(
-                "A change is on its way: the watermark is {:.1} s old and has not reached the row's last change.",
-                Duration::from_millis(age).as_secs_f64()
-            );
-            Verdict::new(State::Behind, sentence)
-        }
-        Some(Some(_)) => {
-            let sentence = "The entry is wrong: it differs from the row although the watermark has passed it. Somebody else wrote the key, or \
-                            this is a fault of ours. `cachekeeper refresh` with the key mends it, `cachekeeper audit` looks for others.";
-            Verdict::new(State::Wrong, sentence)
-        }
-    }
+    let sentence = "The entry is wrong: it differs from the row although the watermark has passed it. Somebody else wrote the key, or \
+                    this is a fault of ours. `cachekeeper refresh` with the key mends it, `cachekeeper audit` looks for others.";
+    Verdict::new(State::Wrong, sentence)
 }

@@ -40,8 +40,10 @@ impl Verdict {
         Self::new(State::Foreign, format!("The key belongs to no dataset of this configuration. {what}."))
     }
 
-    /// Whether the entry and its row are told apart.
-    pub(super) fn is_difference(&self) -> bool {
-        matches!(self.state, State::Behind | State::Wrong | State::Unknown)
+    pub(super) fn of_no_value(dataset: &str) -> Self {
+        let sentence = format!(
+            "The key has the form of {dataset}'s keys, but its text is no value of their columns' types: no row can have this key."
+        );
+        Self::new(State::Foreign, sentence)
     }
 }

@@ -14,6 +14,7 @@ use crate::error::{EngineError, chain};
 use crate::history::What;
 use crate::log_limit;
 use crate::metrics::ByDatasetCause;
+use crate::shown::{cut, cut_name};
 use crate::stores::postgres::{KeyValues, Poll};
 use crate::stores::redis::StoreMode;
 use cachekeeper_config::Format;
@@ -374,12 +375,12 @@ fn note_failed(context: &Context, dataset: &Dataset, cause: Cause, failures: &[F
     context.note_touches((dataset.name(), cause.label()), failed);
     let what = "rows could not be encoded, their entries are missing";
     if let Some(failed) = log_limit::due(what, dataset.name(), failures.len() as u64) {
-        warn!(dataset = dataset.name(), failed, entry.key = first.key.as_deref(), reason = %first.reason, "{what}");
+        warn!(dataset = dataset.name(), failed, entry.key = first.key.as_deref().map(|key| cut_name(key).into_owned()), reason = %cut(&first.reason), "{what}");
     }
 }
 
 /// An explicit null, where the format has one.
-fn null_of(format: &Format) -> Option<&'static [u8]> {
+pub(crate) fn null_of(format: &Format) -> Option<&'static [u8]> {
     match format {
         Format::MessagePack { .. } => Some(&[0xc0]),
         Format::Json { .. } => Some(b"null"),

@@ -14,6 +14,7 @@ mod fingerprint;
 mod holders;
 mod inquiry;
 mod inspect;
+mod key_facts;
 pub(crate) mod life;
 mod load;
 mod mend;

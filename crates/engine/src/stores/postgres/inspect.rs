@@ -21,6 +21,8 @@ pub struct Inspection {
     pub has_system_columns: bool,
     /// Whether it locks rows, as `for update` does.
     pub locks_rows: bool,
+    /// That it says `current_date`, `current_timestamp` or the like, which are no functions to the server.
+    pub clock_word: Option<&'static str>,
     /// Everything in the catalogs that decides what it returns.
     pub scope: CatalogScope,
 }
@@ -51,14 +53,23 @@ pub struct Function {
     pub is_opaque: bool,
 }
 
+impl Function {
+    /// Whether its result changes without any change of the data.
+    pub(super) fn is_clock(&self) -> bool {
+        CLOCKS.contains(&self.name.as_str())
+    }
+}
+
 const DEPENDENCIES: &str = include_str!("inspect/dependencies.sql");
 
 /// So many objects of the catalogs may decide about a query. More would make each poll slow.
 const OBJECTS_MAX: usize = 4_000;
 
-/// Whether the query itself says `for update` or the like, in a part of it too.
-const LOCKS_ROWS: &str = "
-    select coalesce(bool_or(r.ev_action::text like '%{ROWMARKCLAUSE %'), false) from pg_catalog.pg_rewrite r
+/// Whether the query itself says `for update` or the like, in a part of it too; and whether it says a word for the time (the first nine kinds
+/// of such words).
+const SAYS: &str = "
+    select coalesce(bool_or(r.ev_action::text like '%{ROWMARKCLAUSE %'), false),
+        coalesce(bool_or(r.ev_action::text ~ '{SQLVALUEFUNCTION :op [0-8] '), false) from pg_catalog.pg_rewrite r
     where r.ev_class = 'pg_temp.cachekeeper_inspected'::pg_catalog.regclass";
 
 /// Where names are looked up.
@@ -82,18 +93,16 @@ impl Postgres {
         let dependencies = DEPENDENCIES.replace("{most}", &OBJECTS_MAX.to_string());
         let dependencies = sqlx::query(AssertSqlSafe(dependencies)).persistent(false);
         let rows = dependencies.fetch_all(&mut *transaction).await.map_err(error)?;
-        let locks_rows: bool = sqlx::query_scalar(LOCKS_ROWS)
-            .persistent(false)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(error)?;
+        let (locks_rows, has_clock_word): (bool, bool) =
+            sqlx::query_as(SAYS).persistent(false).fetch_one(&mut *transaction).await.map_err(error)?;
         let schemas: Vec<String> = sqlx::query_scalar(SCHEMAS)
             .persistent(false)
             .fetch_all(&mut *transaction)
             .await
             .map_err(error)?;
         transaction.rollback().await.map_err(error)?;
-        let mut inspection = Inspection { locks_rows, ..Inspection::default() };
+        let clock_word = has_clock_word.then_some("current_date or its like");
+        let mut inspection = Inspection { locks_rows, clock_word, ..Inspection::default() };
         inspection.scope.schemas.extend(schemas);
         for row in rows {
             inspection.add(Dependency {
@@ -139,6 +148,9 @@ enum Certainty {
     Used,
     Possible,
 }
+
+/// Functions that tell when the statement or its transaction began.
+const CLOCKS: [&str; 3] = ["now", "transaction_timestamp", "statement_timestamp"];
 
 /// Objects below this came with the server, and do not change.
 const FIRST_USER_OID: u32 = 16_384;
@@ -253,6 +265,13 @@ impl Inspection {
                 is_opaque: is_user && found.is_special && !found.is_known && found.kind != 'i',
             });
         }
+    }
+
+    /// What it calls whose result changes without any change of the data; none: nothing of the kind.
+    #[must_use]
+    pub fn clock(&self) -> Option<&str> {
+        let clocks = self.functions.iter().filter(|function| function.is_clock());
+        clocks.map(|function| function.name.as_str()).chain(self.clock_word).next()
     }
 
     /// The names of the tables that it reads, each once.

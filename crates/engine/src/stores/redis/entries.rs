@@ -291,26 +291,11 @@ impl Redis {
 
     /// The values of keys with their remaining lifetimes.
     pub async fn read(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
-        self.read_as(keys, false).await
-    }
-
-    /// Commands of other tasks do not come in between: a pipeline is sent as one.
-    async fn read_as(
-        &self,
-        keys: &[impl AsRef<str>],
-        is_unnoticed: bool,
-    ) -> Result<Vec<ValueAndLife>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipeline = redis::pipe();
-        if is_unnoticed {
-            pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("ON").ignore();
-        }
         read_with_lives(&mut pipeline, keys);
-        if is_unnoticed {
-            pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("OFF").ignore();
-        }
         let mut replies = self.pipeline("read entries", &pipeline, 1 + keys.len()).await?;
         let values: Vec<Option<Vec<u8>>> = replies.next()?;
         values.into_iter().map(|value| Ok((value, replies.next()?))).collect()
@@ -329,7 +314,7 @@ impl Redis {
         keys.iter().map(|_| replies.next()).collect()
     }
 
-    /// Whether [`Self::look_at`] does not count as use: from Redis 7.2 on, where the user may say `CLIENT NO-TOUCH`.
+    /// Whether [`Self::see`] does not count as use: from Redis 7.2 on, where the user may say `CLIENT NO-TOUCH`.
     pub async fn can_look_unnoticed(&self) -> Result<bool, CacheError> {
         let command = redis::cmd("CLIENT").arg("NO-TOUCH").arg("OFF").to_owned();
         match self.command::<()>("look without a trace", &command).await {
@@ -338,48 +323,10 @@ impl Redis {
             Err(_does_not_know_it) => Ok(false),
         }
     }
-
-    /// The same for whoever only looks: what is not there is no miss to Redis, so that nobody fills it, and to look is no use of an
-    /// entry, where the server can tell it apart. What is no string is no value that an entry could have, and is shown as an empty one.
-    pub async fn look_at(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        for key in keys {
-            pipeline.cmd("OBJECT").arg("ENCODING").arg(key.as_ref());
-        }
-        let mut replies = self.pipeline("look for entries", &pipeline, keys.len()).await?;
-        let (mut present, mut others) = (Vec::new(), Vec::new());
-        let is_unnoticed = self.can_look_unnoticed().await?;
-        for (position, key) in keys.iter().enumerate() {
-            let encoding: Option<String> = replies.next()?;
-            match encoding.as_deref() {
-                None => {}
-                Some("int" | "embstr" | "raw") => present.push((position, key.as_ref())),
-                Some(_other_type) => others.push(position),
-            }
-        }
-        let names: Vec<&str> = present.iter().map(|(_, key)| *key).collect();
-        let mut found = vec![(None, NOT_THERE); keys.len()];
-        for position in others {
-            if let Some(place) = found.get_mut(position) {
-                *place = (Some(Vec::new()), NO_END);
-            }
-        }
-        for ((position, _), entry) in present.iter().zip(self.read_as(&names, is_unnoticed).await?) {
-            if let Some(place) = found.get_mut(*position) {
-                *place = entry;
-            }
-        }
-        Ok(found)
-    }
 }
 
 /// What Redis answers when it is asked for the remaining lifetime of a key that is not there.
-const NOT_THERE: i64 = -2;
-/// And of one that has none.
-const NO_END: i64 = -1;
+pub(super) const NOT_THERE: i64 = -2;
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -9,7 +9,6 @@ use super::script::{
     Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, PROTOCOL_VERSION, nonce, read_word,
 };
 use super::{Answer, CacheError, Epoch, Precondition, Redis};
-use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::revision::Revision;
 use cachekeeper_protocol::stamp::Stamp;
 
@@ -66,15 +65,6 @@ impl Redis {
         let mut call = Call::new(if job.is_empty() { &METADATA } else { &METADATA_COUNTED }, 3);
         call.arg(&on.meta).arg(&on.stamps).arg(&on.tag_stamps).arg(job);
         call.run(self).await
-    }
-
-    /// The newest snapshot that touched a key of this key's stamp slot; none: the table is not whole, or nothing has.
-    pub async fn slot_stamp(&self, key: &str) -> Result<Option<Stamp>, CacheError> {
-        // Behind the epoch, eight bytes for each slot.
-        let at = 8 + 8 * i64::from(slot(key.as_bytes()));
-        let command = redis::cmd("GETRANGE").arg(&self.keys.metadata().stamps).arg(at).arg(at + 7).to_owned();
-        let bytes: Vec<u8> = self.command("read a stamp", &command).await?;
-        Ok(bytes.try_into().ok().map(Stamp::from_bytes).filter(|stamp| *stamp != Stamp::default()))
     }
 
     /// Pauses a dataset for every worker of the namespace, from this moment on; one that is paused stays so since it was.

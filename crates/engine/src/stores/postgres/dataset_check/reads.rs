@@ -46,7 +46,7 @@ fn functions(reads: &Inspection, dataset: &Dataset, findings: &mut Vec<Finding>)
                 format!("the query calls {name}, which is volatile: it can return data newer than its stamp");
             let help = "declare the function stable if it is, or leave it out";
             findings.push(Finding::new(QUERY, message, help));
-        } else if matches!(name.as_str(), "now" | "transaction_timestamp" | "statement_timestamp") {
+        } else if function.is_clock() {
             let message =
                 format!("the query calls {name}(): its result changes without any change of the data");
             let help = "give the dataset a short ttl, or leave the time to the readers";
