@@ -147,7 +147,6 @@ impl Service {
         if is_dry || reloaded.changes.is_empty() {
             return Ok(reloaded);
         }
-        crate::telemetry::set_level(&newer.log.level).map_err(ReloadError::Wrong)?;
         let context = Context::of_worker(&newer).map_err(|error| unavailable(&error))?;
         let context = context.with_history_of(&self.worker.context);
         let warmed = reload::warmed(&self.config, &newer, &self.worker.health.facts().not_warmed);
@@ -157,6 +156,8 @@ impl Service {
         is_ready(&next).await;
         self.current.send_replace(notify::Current::of(&next));
         self.leaving = Some(std::mem::replace(&mut self.worker, next));
+        // It was understood a moment ago.
+        drop(crate::telemetry::set_level(&newer.log.level));
         self.config = newer;
         Ok(reloaded)
     }

@@ -40,7 +40,7 @@ pub(super) async fn tell(current: watch::Receiver<Current>) {
         let state = if reasons.is_empty() {
             "ready".to_owned()
         } else {
-            format!("not ready: {}", reasons.join("; "))
+            format!("not ready: {}", one_line(&reasons.join("; ")))
         };
         if state != told {
             say(&[NotifyState::Status(&state)]);
@@ -78,4 +78,9 @@ fn say(states: &[NotifyState<'_>]) {
 
 fn microseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// What follows a line break would be taken for another message.
+fn one_line(text: &str) -> String {
+    text.replace('\n', " ")
 }

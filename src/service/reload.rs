@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::check::{of_admin, of_servers};
 use crate::control::{ReloadError, Reloaded};
-use crate::schedule;
+use crate::{schedule, telemetry};
 use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::{Diagnostic, Severity, render};
 use cachekeeper_engine::context::Context;
@@ -44,6 +45,7 @@ pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloade
         problems.extend(of_admin(&newer));
         check(&newer, &mut problems).await?;
     }
+    problems.extend(of_process(old, &newer).await);
     if problems.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(ReloadError::Wrong(render(&problems)));
     }
@@ -51,6 +53,25 @@ pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloade
     let needs_restart = |setting: &str| NEEDS_RESTART.contains(&setting);
     let (needs_restart, changes) = changes.into_iter().partition(|change| needs_restart(&change.setting));
     Ok((newer, Reloaded { changes, needs_restart, warnings }))
+}
+
+/// What only this process can tell: whether it could listen where it is to, and log as it is to.
+async fn of_process(old: &Config, newer: &Config) -> Vec<Diagnostic> {
+    let mut problems = Vec::new();
+    if let Err(message) = telemetry::check_level(&newer.log.level) {
+        problems.push(newer.source.problem("log.level", message, None));
+    }
+    if let Some(listen) = newer.admin.listen.as_ref().filter(|_| old.admin.listen != newer.admin.listen)
+        && let Err(error) = TcpListener::bind(listen).await
+    {
+        let message = format!("{listen} cannot be listened on: {error}");
+        problems.push(newer.source.problem(
+            "admin.listen",
+            message,
+            "free the port, or choose another".to_owned(),
+        ));
+    }
+    problems
 }
 
 async fn check(newer: &Config, problems: &mut Vec<Diagnostic>) -> Result<(), ReloadError> {

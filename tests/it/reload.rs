@@ -212,6 +212,15 @@ async fn a_wrong_file_changes_nothing_and_says_where_it_is_wrong() {
         format!("{PRODUCT}[dataset.other]\nquery = \"select 1 as id from nowhere\"\nkey = \"o:{{id}}\"\n"),
         &["nowhere"],
     );
+    // What only this process can tell.
+    let loud = file(PRODUCT).replacen("[log]\n", "[log]\nlevel = \"cachekeeper=loud\"\n", 1);
+    std::fs::write(&worker.cli.file, loud).unwrap();
+    worker.signal("-HUP");
+    worker.logs("is not understood").await;
+    worker.write(&format!(
+        "{PRODUCT}[dataset.other]\nquery = \"select 1 as id from nowhere\"\nkey = \"o:{{id}}\"\n"
+    ));
+    worker.cli.says(&["reload"], 78, &["nowhere"]);
     assert_eq!(worker.metric("cachekeeper_config_last_reload_successful").await, "0");
     let (_, settings) = worker.get("/api/v1/settings").await;
     assert!(settings.contains("nowhere"), "the error of the last reload: {settings}");
