@@ -156,8 +156,12 @@ enum Verb {
     /// Look at the stream of write commands, or put rejected ones back
     #[command(subcommand)]
     Writes(writes::Action),
-    /// Show what stands in Redis and Postgres
-    Status,
+    /// Show what stands in Redis and Postgres, and whether the worker is ready; exit 1 where something is broken
+    Status {
+        /// Show it again each second
+        #[arg(long)]
+        watch: bool,
+    },
     /// Compare Redis with Postgres
     Audit {
         /// Which datasets [default: all]
@@ -295,7 +299,8 @@ async fn run_verb(
         Verb::Explain { key } => explain::explain(&context, &config, &key, out).await,
         Verb::Write(request) => write::write(&context, &request, out).await,
         Verb::Writes(action) => writes::writes(&context, &config, &action, out).await,
-        Verb::Status => status::status(&context, &config, out).await,
+        Verb::Status { watch: true } => status::watch(&context, &config, out).await,
+        Verb::Status { watch: false } => status::status(&context, &config, out).await,
         Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
         Verb::Run
         | Verb::Reload { .. }

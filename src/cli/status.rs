@@ -1,6 +1,8 @@
 //! `cachekeeper status`
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -8,7 +10,7 @@ use super::choose::exit_of;
 use super::healthcheck::readiness;
 use super::output::{Exit, Output};
 use super::writes::look;
-use cachekeeper_config::Config;
+use cachekeeper_config::{Config, FeedNeed};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::definitions::renamed;
@@ -18,7 +20,43 @@ use cachekeeper_engine::rights;
 use cachekeeper_engine::stores::redis::{LeaseAttempt, Metadata, Watermark};
 use cachekeeper_protocol::revision::Revision;
 
-/// Shows what stands in both servers. Nothing is changed.
+/// Between two looks of `status --watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Moves to the beginning of the terminal and empties it.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+
+/// Shows it again and again, until Ctrl-C; the code is that of the last look.
+pub async fn watch(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {
+    let mut exit = Exit::Ok;
+    let looks = async {
+        loop {
+            if !out.json && std::io::stdout().is_terminal() {
+                out.line(CLEAR);
+            }
+            // What cannot be shown now may be the next time.
+            exit = status(context, config, out).await.unwrap_or_else(|error| {
+                out.failure(&error.told());
+                exit_of(&error)
+            });
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = looks => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    Ok(exit)
+}
+
+/// Something that keeps a dataset from being what it is to be.
+struct Trouble {
+    text: String,
+    /// Whether it is more than the configuration allows.
+    is_broken: bool,
+}
+
+/// Shows what stands in both servers. Nothing is changed. The code is 1 where something is broken: the stamp tables, a dataset, or the
+/// readiness of the worker.
 pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {
     let facts = context.redis.facts().await?;
     let metadata = context.redis.metadata("").await?;
@@ -63,8 +101,13 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     let mut troubles = if poll.is_ok() { troubles(context).await } else { BTreeMap::new() };
     let not_covered = watermark.as_ref().map_or(&[][..], |watermark| watermark.not_covered.as_slice());
     let renamed = renamed::reasons(context, &metadata.revisions, not_covered).await?;
-    troubles.extend(renamed.into_iter().map(|(name, reason)| (name, format!("not covered: {reason}"))));
-    let is_whole = metadata.is_whole;
+    troubles.extend(
+        renamed.into_iter().map(|(name, reason)| {
+            (name, Trouble { text: format!("not covered: {reason}"), is_broken: false })
+        }),
+    );
+    let is_ready = worker.get("ready").and_then(Value::as_bool) != Some(false);
+    let is_right = metadata.is_whole && is_ready && !troubles.values().any(|trouble| trouble.is_broken);
     let datasets = datasets(context, &metadata, &troubles, &mut lines);
     out.result(
         &lines.join("\n"),
@@ -86,7 +129,7 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     Ok(match poll {
         // What the whole is worth is told already; the code says which kind of trouble it is.
         Err(error) => exit_of(&error.into()),
-        Ok(_) if is_whole => Exit::Ok,
+        Ok(_) if is_right => Exit::Ok,
         Ok(_) => Exit::Failed,
     })
 }
@@ -126,15 +169,21 @@ fn with(state: &str, notes: &[String]) -> String {
 }
 
 /// Datasets that cannot work or whose changes may be missed, each with the reason.
-async fn troubles(context: &Context) -> BTreeMap<String, String> {
+async fn troubles(context: &Context) -> BTreeMap<String, Trouble> {
     let mut troubles = BTreeMap::new();
     if let Ok(coverage) = coverage::look(context, false).await {
-        let gaps = coverage.gaps().map(|(name, reason)| (name.clone(), format!("not covered: {reason}")));
-        troubles.extend(gaps);
+        let is_required = |name: &str| {
+            context.catalog.get(name).is_some_and(|dataset| dataset.settings.feed == FeedNeed::Required)
+        };
+        troubles.extend(coverage.gaps().map(|(name, reason)| {
+            let text = format!("not covered: {reason}");
+            (name.clone(), Trouble { text, is_broken: is_required(name) })
+        }));
     }
     for dataset in context.catalog.iter() {
         if let Err(EngineError::Dataset { problem, .. }) = dataset.source(&context.postgres).await {
-            troubles.insert(dataset.name().to_owned(), format!("cannot work: {}", problem.message));
+            let text = format!("cannot work: {}", problem.message);
+            troubles.insert(dataset.name().to_owned(), Trouble { text, is_broken: true });
         }
     }
     troubles
@@ -178,7 +227,7 @@ async fn streams(
 fn datasets(
     context: &Context,
     metadata: &Metadata,
-    troubles: &BTreeMap<String, String>,
+    troubles: &BTreeMap<String, Trouble>,
     lines: &mut Vec<String>,
 ) -> Vec<Value> {
     let mut datasets = Vec::new();
@@ -193,7 +242,7 @@ fn datasets(
             metadata.reasons().find(|(name, _)| *name == dataset.name()).map(|(_, reason)| reason.to_owned());
         let progress = metadata.progress.get(dataset.name()).filter(|_| pending.is_some());
         let backfill = metadata.backfills.get(dataset.name());
-        let trouble = troubles.get(dataset.name());
+        let trouble = troubles.get(dataset.name()).map(|trouble| &trouble.text);
         let paused = metadata.paused.get(dataset.name());
         lines.push(format!(
             "dataset    {} ({}): {definition}{}{}{}{}{}",
