@@ -79,21 +79,13 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     lines.extend(facts.full().map(|full| format!("full       {full}")));
     let weaker = missing.weaker.iter();
     lines.extend(weaker.map(|(what, means)| format!("rights     lacking in redis: {what}: {means}")));
-    match &poll {
-        Ok(poll) => lines.push(format!(
-            "postgres   snapshot {}, incarnation {}",
-            poll.snapshot.as_str(),
-            poll.incarnation
-        )),
-        Err(error) => lines.push(format!("postgres   {}", error.told())),
-    }
-    match (&metadata.epoch, metadata.is_whole) {
-        (Some(epoch), true) => {
-            lines.push(format!("epoch      {epoch}, floor {}", metadata.floor.unwrap_or_default()));
+    lines.push(match &poll {
+        Ok(poll) => {
+            format!("postgres   snapshot {}, incarnation {}", poll.snapshot.as_str(), poll.incarnation)
         }
-        (Some(epoch), false) => lines.push(format!("epoch      {epoch}, but the stamp tables are not whole")),
-        (None, _) => lines.push("epoch      none yet: no worker has run here".to_owned()),
-    }
+        Err(error) => format!("postgres   {}", error.told()),
+    });
+    lines.push(epoch_line(&metadata));
     let worker = worker(context, config, &mut lines).await?;
     let watermark = context.redis.watermark().await?;
     lines.push(watermark_line(watermark.as_ref()));
@@ -132,6 +124,14 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         Ok(_) if is_right => Exit::Ok,
         Ok(_) => Exit::Failed,
     })
+}
+
+fn epoch_line(metadata: &Metadata) -> String {
+    match (&metadata.epoch, metadata.is_whole) {
+        (Some(epoch), true) => format!("epoch      {epoch}, floor {}", metadata.floor.unwrap_or_default()),
+        (Some(epoch), false) => format!("epoch      {epoch}, but the stamp tables are not whole"),
+        (None, _) => "epoch      none yet: no worker has run here".to_owned(),
+    }
 }
 
 /// Who leads, and whether the worker of this configuration is ready.
