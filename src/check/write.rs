@@ -1,8 +1,8 @@
 //! The write statements of `cachekeeper check`.
 
 use super::located::located;
-use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::Diagnostic;
+use cachekeeper_config::{Config, OnMiss};
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
@@ -49,7 +49,8 @@ pub fn notes(config: &Config) -> Vec<String> {
 /// A dataset that is filled at the start only, and then grows empty.
 fn ends_early(dataset: &cachekeeper_config::Dataset) -> Option<String> {
     let warm = dataset.warm.as_ref()?;
-    let is_renewed = dataset.refresh_ahead.is_some() || warm.schedule.is_some();
+    let is_renewed =
+        dataset.refresh_ahead.is_some() || warm.schedule.is_some() || dataset.on_miss == OnMiss::Load;
     (warm.on_start && !is_renewed).then(|| {
         format!(
             "dataset {}: what the start fills ends after its ttl ({}) and is not filled again; `refresh` keeps what is read, a `schedule` within \
