@@ -57,14 +57,6 @@ pub fn start(log: &Log) -> Result<(), String> {
     LINES.write_to(std::io::stderr()).map_err(|error| format!("log lines cannot be written: {error}"))
 }
 
-/// Whether a level is understood.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_level(level: &str) -> Result<(), String> {
-    understood(level).map(drop)
-}
-
 /// Logs at another level from now on.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::check::{of_admin, of_servers};
 use crate::control::{ReloadError, Reloaded};
-use crate::{schedule, telemetry};
+use crate::schedule;
 use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::{Diagnostic, Severity, render};
 use cachekeeper_engine::context::Context;
@@ -45,7 +45,7 @@ pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloade
         problems.extend(of_admin(&newer));
         check(&newer, &mut problems).await?;
     }
-    problems.extend(of_process(old, &newer).await);
+    problems.extend(of_address(old, &newer).await);
     if problems.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(ReloadError::Wrong(render(&problems)));
     }
@@ -55,23 +55,12 @@ pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloade
     Ok((newer, Reloaded { changes, needs_restart, warnings }))
 }
 
-/// What only this process can tell: whether it could listen where it is to, and log as it is to.
-async fn of_process(old: &Config, newer: &Config) -> Vec<Diagnostic> {
-    let mut problems = Vec::new();
-    if let Err(message) = telemetry::check_level(&newer.log.level) {
-        problems.push(newer.source.problem("log.level", message, None));
-    }
-    if let Some(listen) = newer.admin.listen.as_ref().filter(|_| old.admin.listen != newer.admin.listen)
-        && let Err(error) = TcpListener::bind(listen).await
-    {
-        let message = format!("{listen} cannot be listened on: {error}");
-        problems.push(newer.source.problem(
-            "admin.listen",
-            message,
-            "free the port, or choose another".to_owned(),
-        ));
-    }
-    problems
+/// Whether this process could listen where it is to. What it listens on already is its own.
+async fn of_address(old: &Config, newer: &Config) -> Option<Diagnostic> {
+    let listen = newer.admin.listen.as_ref().filter(|_| old.admin.listen != newer.admin.listen)?;
+    let error = TcpListener::bind(listen).await.err()?;
+    let message = format!("{listen} cannot be listened on: {error}");
+    Some(newer.source.problem("admin.listen", message, "free the port, or choose another".to_owned()))
 }
 
 async fn check(newer: &Config, problems: &mut Vec<Diagnostic>) -> Result<(), ReloadError> {

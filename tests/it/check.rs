@@ -350,7 +350,7 @@ async fn verbs_say_what_they_did_and_what_stands() {
         Cli::new(&rig, &DATASETS.replace("select id, name, price from products", "select id from nowhere"));
     broken.says(
         &["status"],
-        0,
+        1,
         &["dataset    product (product:{id})", "cannot work: Postgres does not accept the query"],
     );
 }

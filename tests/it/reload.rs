@@ -212,11 +212,10 @@ async fn a_wrong_file_changes_nothing_and_says_where_it_is_wrong() {
         format!("{PRODUCT}[dataset.other]\nquery = \"select 1 as id from nowhere\"\nkey = \"o:{{id}}\"\n"),
         &["nowhere"],
     );
-    // What only this process can tell.
     let loud = file(PRODUCT).replacen("[log]\n", "[log]\nlevel = \"cachekeeper=loud\"\n", 1);
     std::fs::write(&worker.cli.file, loud).unwrap();
     worker.signal("-HUP");
-    worker.logs("is not understood").await;
+    worker.logs("is not a log level").await;
     worker.write(&format!(
         "{PRODUCT}[dataset.other]\nquery = \"select 1 as id from nowhere\"\nkey = \"o:{{id}}\"\n"
     ));
