@@ -36,8 +36,8 @@ pub struct Service {
     place: Place,
     config: Config,
     worker: Worker,
-    /// The one before, until it has stopped.
-    leaving: Option<Worker>,
+    /// While one takes over from another: the next one until it is ready, then the one before until it has stopped.
+    other: Option<Worker>,
     control: Control,
     orders: mpsc::Receiver<Order>,
     /// The worker that systemd is told about.
@@ -57,7 +57,7 @@ impl Service {
         let worker = Worker::start_after(config.clone(), context, handover).await?;
         let (current, follow) = watch::channel(notify::Current::of(&worker));
         let notifier = tokio::spawn(notify::tell(follow));
-        Ok(Self { place, config, worker, leaving: None, control, orders, current, notifier })
+        Ok(Self { place, config, worker, other: None, control, orders, current, notifier })
     }
 
     /// Takes orders, from signals too.
@@ -84,8 +84,8 @@ impl Service {
     pub async fn stop(self) -> bool {
         notify::stopping(self.config.service.shutdown_timeout);
         self.notifier.abort();
-        if let Some(leaving) = self.leaving {
-            tokio::join!(leaving.stop(), self.worker.stop()).1
+        if let Some(other) = self.other {
+            tokio::join!(other.stop(), self.worker.stop()).1
         } else {
             self.worker.stop().await
         }
@@ -113,11 +113,11 @@ impl Service {
         // Whoever asked may have gone.
         drop(answer.send((result, told)));
         drop(timeout(READ_WITHIN, read).await);
-        if let Some(leaving) = &self.leaving {
-            leaving.leave_listener().await;
+        if let Some(before) = &self.other {
+            before.leave_listener().await;
         }
-        if let Some(leaving) = self.leaving.take()
-            && !leaving.stop().await
+        if let Some(before) = self.other.take()
+            && !before.stop().await
         {
             warn!("the worker before did not stop in time");
         }
@@ -152,10 +152,11 @@ impl Service {
         let warmed = reload::warmed(&self.config, &newer, &self.worker.health.facts().not_warmed);
         let handover = Handover { warmed, ..self.worker.handover() };
         let next = Worker::start_after(newer.clone(), context, handover).await;
-        let next = next.map_err(|error| unavailable(&error))?;
-        is_ready(&next).await;
-        self.current.send_replace(notify::Current::of(&next));
-        self.leaving = Some(std::mem::replace(&mut self.worker, next));
+        // Kept here: a signal that ends the process meanwhile ends it too.
+        let next = self.other.insert(next.map_err(|error| unavailable(&error))?);
+        is_ready(next).await;
+        self.current.send_replace(notify::Current::of(next));
+        std::mem::swap(&mut self.worker, next);
         // It was understood a moment ago.
         drop(crate::telemetry::set_level(&newer.log.level));
         self.config = newer;
