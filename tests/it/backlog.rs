@@ -30,7 +30,7 @@ const DATASETS: &str = r#"
 "#;
 
 /// Of the process, at its highest, in MiB.
-fn memory_of(pid: u32) -> u64 {
+pub fn memory_of(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10

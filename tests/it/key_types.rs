@@ -212,11 +212,15 @@ async fn columns_without_one_text_are_refused_as_parts_of_keys_and_tags() {
     let rig = Rig::start("create table t (id int, j jsonb, p point, l int[], x xml)").await;
     let context = rig.context(
         "[dataset.keys]\nquery = \"select * from t\"\nkey = \"keys:{j}:{id}:{p}\"\n\
-         [dataset.tags]\nquery = \"select * from t\"\nkey = \"tags:{id}\"\ntags = [\"a:{l}\", \"b:{x}\"]",
+         [dataset.tags]\nquery = \"select * from t\"\nkey = \"tags:{id}\"\ntags = [\"a:{l}\", \"b:{x}\", \"c:{j}\"]\n\
+         [dataset.lists]\nquery = \"select * from t\"\nkey = \"lists:{id}\"\ntags = [\"a:{l}:{l}\"]\n\
+         [dataset.keyed]\nquery = \"select * from t\"\nkey = \"keyed:{l}\"",
     );
     for (name, expected) in [
         ("keys", "column j has the type jsonb, column p has the type point, whose values have no one text"),
-        ("tags", "column l has the type int4[], column x has the type xml, whose values have no one text"),
+        ("tags", "column j has the type jsonb, column x has the type xml, whose values have no one text"),
+        ("lists", "a:{l}:{l} has two columns that are lists"),
+        ("keyed", "column l has the type int4[], whose values have no one text"),
     ] {
         let error = context.catalog.get(name).unwrap().source(&context.postgres).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");

@@ -79,6 +79,7 @@ mod observing;
 mod oracle;
 mod page;
 mod passes;
+mod per_row;
 mod plan;
 mod postgres_hosts;
 mod postgres_login;

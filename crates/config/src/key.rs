@@ -13,8 +13,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Text such as `"30s"`, from the first to the second.
     Duration(Duration, Duration),
-    /// Text such as `"1KiB"`.
-    Size,
+    /// Text such as `"1KiB"`, in bytes from the first to the second.
+    Size(u64, u64),
     /// Text such as `"20%"`, in percent from the first to the second.
     Share(u8, u8),
     /// A whole number from the first to the second.

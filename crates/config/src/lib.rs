@@ -196,6 +196,8 @@ pub struct Dataset {
     pub ttl: Duration,
     /// By which share of `ttl` jitter may shorten a lifetime (0.0 to below 1.0).
     pub ttl_jitter: f64,
+    /// The column that says how long each row's entry lives, at most `ttl`; none: all live as long.
+    pub ttl_column: Option<String>,
     /// How long past its lifetime an entry may be kept while Postgres is down.
     pub max_stale: Duration,
     /// Lifetime of an explicit null for a key without a row; none: nothing is stored.
@@ -218,6 +220,17 @@ pub struct Dataset {
     pub batch: usize,
     /// Most entries a second that a revalidation loads again; none: as fast as one statement after another goes.
     pub revalidation_rate: Option<u64>,
+    /// Larger values are refused, in bytes, before they are compressed.
+    pub max_value_size: usize,
+    /// Longer keys are refused, in bytes.
+    pub max_key_size: usize,
+}
+
+impl Dataset {
+    /// Unless the configuration says otherwise.
+    pub const MAX_VALUE_SIZE: usize = 64 << 20;
+    /// Unless the configuration says otherwise.
+    pub const MAX_KEY_SIZE: usize = 4 << 10;
 }
 
 words! {

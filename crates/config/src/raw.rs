@@ -32,7 +32,7 @@ impl Leaf {
     /// Reads a value as an environment variable says it: without quotes, lists with commas.
     pub(crate) fn from_plain(kind: Kind, text: &str) -> Option<Self> {
         match kind {
-            Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size | Kind::Share(..) => {
+            Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size(..) | Kind::Share(..) => {
                 Some(Self::Text(text.to_owned()))
             }
             Kind::Integer(..) => text.parse().ok().map(Self::Integer),
@@ -90,7 +90,7 @@ impl File<'_> {
     fn value(&mut self, value: &DeValue<'_>, kind: Kind, path: &str) -> Leaf {
         match (kind, value) {
             (
-                Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size | Kind::Share(..),
+                Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size(..) | Kind::Share(..),
                 DeValue::String(text),
             ) => Leaf::Text(text.to_string()),
             (Kind::Integer(..), DeValue::Integer(number)) => {
@@ -177,7 +177,7 @@ impl File<'_> {
         };
         let unit = match kind {
             Kind::Duration(..) => Some("s"),
-            Kind::Size => Some("B"),
+            Kind::Size(..) => Some("B"),
             Kind::Share(..) => Some("%"),
             _ => None,
         };
@@ -204,7 +204,7 @@ impl File<'_> {
 /// What a kind is called in messages.
 pub fn expected(kind: Kind) -> &'static str {
     match kind {
-        Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size | Kind::Share(..) => {
+        Kind::Text(_) | Kind::Choice(_) | Kind::Duration(..) | Kind::Size(..) | Kind::Share(..) => {
             "text in quotes"
         }
         Kind::Integer(..) => "a whole number",

@@ -45,6 +45,7 @@ const DATASETS: [Example; 2] = [
             ("sort", ""),
             ("watch", "[{ table = \"reviews\", key = { product_id = \"product_id\" } }]"),
             ("# value", ""),
+            ("# ttl_column", ""),
         ],
     ),
 ];

@@ -58,7 +58,7 @@ fn kind(kind: Kind) -> Map<String, Value> {
         Kind::Text(form) => text(form.schema()),
         Kind::Choice(words) => text(json!({ "enum": words })),
         Kind::Duration(..) => text(json!({ "pattern": amounts(&DURATIONS) })),
-        Kind::Size => text(json!({ "pattern": amounts(&SIZES) })),
+        Kind::Size(..) => text(json!({ "pattern": amounts(&SIZES) })),
         Kind::Share(..) => text(json!({ "pattern": "^\\s*(?:[0-9]+\\.?[0-9]*|\\.[0-9]+)\\s*%\\s*$" })),
         Kind::Integer(min, max) => object(json!({ "type": "integer", "minimum": min, "maximum": max })),
         Kind::Boolean => object(json!({ "type": "boolean" })),

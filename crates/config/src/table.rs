@@ -15,8 +15,8 @@ use super::{FeedMode, LogFormat, OnNewEpoch, Rows, Scope};
 
 use admin::ADMIN;
 use inherited::{
-    BATCH, COMPRESSION, DEFAULTS, FEED_NEED, FORMAT, MAX_STALE, NEGATIVE_TTL, NUMERIC, ON_CHANGE, ON_MISS,
-    REVALIDATION_RATE, TTL, TTL_JITTER,
+    BATCH, COMPRESSION, DEFAULTS, FEED_NEED, FORMAT, MAX_KEY_SIZE, MAX_STALE, MAX_VALUE_SIZE, NEGATIVE_TTL,
+    NUMERIC, ON_CHANGE, ON_MISS, REVALIDATION_RATE, TTL, TTL_JITTER,
 };
 use limits::{DAY, MINUTE, SECOND, TENTH, duration, seconds};
 use within_dataset::{REFRESH, WARM, WATCH, WRITE};
@@ -343,6 +343,13 @@ const DATASET: &[Key] = &[
     COMPRESSION.inherited(),
     TTL.inherited(),
     TTL_JITTER.inherited(),
+    Key::new(
+        "ttl_column",
+        Kind::Text(Form::Filled),
+        "A column of the query that says how long each row's entry lives, at most `ttl`: a number of seconds, an interval, or \
+         a timestamptz at which it ends. Null: `ttl`. What has ended has no entry. No jitter, and no longer while Postgres is down.",
+    )
+    .example("\"expires_at\""),
     MAX_STALE.inherited(),
     NEGATIVE_TTL.inherited(),
     ON_CHANGE.inherited(),
@@ -350,4 +357,6 @@ const DATASET: &[Key] = &[
     FEED_NEED.inherited(),
     BATCH.inherited(),
     REVALIDATION_RATE.inherited(),
+    MAX_VALUE_SIZE.inherited(),
+    MAX_KEY_SIZE.inherited(),
 ];

@@ -7,7 +7,7 @@ use super::key::{Key, Kind};
 use super::raw::{Leaf, Leaves, join};
 use super::source::Source;
 use super::table::ROOT;
-use cachekeeper_protocol::units::{parse_duration, parse_share, parse_size, show_duration};
+use cachekeeper_protocol::units::{parse_duration, parse_share, parse_size, show_duration, show_size};
 
 /// Notes all problems, and marks what is wrong, so that the default stands in for it until all problems are known.
 pub fn check(leaves: &mut Leaves, source: &Source, problems: &mut Vec<Diagnostic>) {
@@ -98,9 +98,10 @@ pub(crate) fn flaws(kind: Kind, leaf: &Leaf) -> Vec<Flaw> {
             }
             Err(help) => Some(Flaw::new(format!("{text:?} is not a duration"), help)),
         },
-        (Kind::Size, Leaf::Text(text)) => {
-            parse_size(text).err().map(|help| Flaw::new(format!("{text:?} is not a size"), help))
-        }
+        (Kind::Size(min, max), Leaf::Text(text)) => match parse_size(text) {
+            Ok(size) => (!(min..=max).contains(&size)).then(|| out_of_range(kind, &format!("{text:?}"))),
+            Err(help) => Some(Flaw::new(format!("{text:?} is not a size"), help)),
+        },
         (Kind::Share(min, max), Leaf::Text(text)) => match parse_share(text) {
             Ok(share) => {
                 let (min, max) = (f64::from(min) / 100.0, f64::from(max) / 100.0);
@@ -139,6 +140,9 @@ fn out_of_range(kind: Kind, shown: &str) -> Flaw {
 pub fn range(kind: Kind) -> Option<String> {
     match kind {
         Kind::Duration(min, max) => Some(format!("{} to {}", show_duration(min), show_duration(max))),
+        // Without an end it is no range.
+        Kind::Size(_, u64::MAX) => None,
+        Kind::Size(min, max) => Some(format!("{} to {}", show_size(min), show_size(max))),
         Kind::Share(min, max) => Some(format!("{min}% to {max}%")),
         Kind::Integer(min, max) => Some(format!("{min} to {max}")),
         _ => None,

@@ -325,8 +325,12 @@ async fn absent_rows(
     let mut batch = EntryBatch::default();
     let mut absent = Vec::new();
     let mut take = |batch: &mut EntryBatch| {
-        absent
-            .extend(batch.iter().filter(|entry| !seen.contains(entry.key)).map(|entry| entry.key.to_owned()));
+        absent.extend(
+            batch
+                .iter()
+                .filter(|entry| entry.life_ms != 0 && !seen.contains(entry.key))
+                .map(|entry| entry.key.to_owned()),
+        );
         batch.clear();
     };
     while let Some(group) = rows.next().await? {

@@ -59,7 +59,7 @@ impl Dataset {
             ahead: settings.refresh_ahead.unwrap_or(AHEAD_WITHOUT_REFRESH),
         };
         let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
-        let parts = [
+        let mut parts = vec![
             settings.query.clone(),
             settings.key.to_string(),
             text(&settings.rows),
@@ -72,6 +72,11 @@ impl Dataset {
             text(&settings.on_change),
             text(&is_filled_whole(&settings)),
         ];
+        // Without them the definition is what it was before they were known.
+        let sizes = (settings.max_value_size, settings.max_key_size);
+        if sizes != (config::Dataset::MAX_VALUE_SIZE, config::Dataset::MAX_KEY_SIZE) {
+            parts.push(text(&sizes));
+        }
         Self {
             definition: hash_of(parts.iter().map(String::as_str)),
             revision: RwLock::default(),

@@ -4,7 +4,7 @@ use super::catalog::Dataset;
 use crate::compress::compress;
 use crate::stores::postgres::transcode::EncodeError;
 use crate::stores::postgres::{DatasetSource, Row};
-use cachekeeper_config::{Format, Rows};
+use cachekeeper_config::{self as config, Format, Rows};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::template::{RenderError, Template};
 
@@ -16,6 +16,9 @@ pub struct Failure {
     /// Why.
     pub reason: String,
 }
+
+/// Tags that one entry may have: each is a step of the script that stores it.
+const TAGS_MAX: usize = 1_000;
 
 /// Turns the rows of one load, those of one key together, into entries. One that fails, fails alone.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ struct Pending {
     value: Vec<u8>,
     tags: Vec<String>,
     tag_count: usize,
+    /// The shortest lifetime that its rows say, in milliseconds.
+    life_ms: Option<u64>,
     failure: Option<String>,
 }
 
@@ -67,7 +72,7 @@ impl<'a> Encoder<'a> {
         let mut key = std::mem::take(&mut self.text);
         key.clear();
         let rendered =
-            render(&self.dataset.settings.key, &self.source.key_columns, self.source, row, &mut key);
+            render(&self.dataset.settings.key, &self.source.key_columns, self.source, row, None, &mut key);
         match rendered {
             Ok(()) => {
                 if self.pending.rows == 0 || key != self.pending.key {
@@ -97,6 +102,7 @@ impl<'a> Encoder<'a> {
             None => {
                 let life = self.dataset.lifetimes.of(&pending.key).as_millis();
                 let life_ms = u64::try_from(life).unwrap_or(u64::MAX);
+                let life_ms = pending.life_ms.map_or(life_ms, |own| own.min(life_ms));
                 let value = assemble(self.dataset, pending.rows, &mut pending.value, &mut self.packed);
                 let position = batch.push(&pending.key, value, life_ms);
                 for tag in pending.tags.iter().take(pending.tag_count) {
@@ -113,28 +119,59 @@ impl<'a> Encoder<'a> {
         if pending.failure.is_some() {
             return;
         }
+        if let Err(reason) = pending.look_at(row, self.source, &self.dataset.settings) {
+            pending.fail(reason);
+            return;
+        }
         let is_json = matches!(self.dataset.settings.format, Format::Json { .. });
         if self.dataset.settings.rows == Rows::Many && is_json {
             pending.value.push(if pending.rows == 1 { b'[' } else { b',' });
         }
         let written = self.source.plan.write_row(row, DatasetSource::FIRST_COLUMN, &mut pending.value);
         if let Err(error) = written {
-            pending.failure = Some(error.to_string());
+            pending.fail(error.to_string());
             return;
         }
-        for (tag, columns) in self.dataset.settings.tags.iter().zip(&self.source.tag_columns) {
-            let text = pending.next_tag();
-            // A row whose tag column is null has no such tag.
-            match render(tag, columns, self.source, row, text) {
-                Ok(()) => pending.tag_count += 1,
-                Err(RowError::Render(RenderError::Missing { .. })) => {}
-                Err(error) => pending.failure = Some(format!("tag {tag}: {error}")),
-            }
+        let most = self.dataset.settings.max_value_size;
+        if most < pending.value.len() {
+            let size = pending.value.len();
+            pending.fail(format!("the value has {size} bytes or more, and max_value_size is {most}"));
+            return;
+        }
+        if let Err(reason) = pending.add_tags(row, self.source, &self.dataset.settings) {
+            pending.fail(reason);
         }
     }
 }
 
 impl Pending {
+    /// The tags that a row gives its entry; the error is why it can have none.
+    fn add_tags(
+        &mut self,
+        row: &Row,
+        source: &DatasetSource,
+        settings: &config::Dataset,
+    ) -> Result<(), String> {
+        let lists = source.tag_lists.iter();
+        for ((tag, columns), list) in settings.tags.iter().zip(&source.tag_columns).zip(lists) {
+            let failed = |error: RowError| format!("tag {tag}: {error}");
+            let Some((place, column)) = list.and_then(|place| Some((place, *columns.get(place)?))) else {
+                let rendered = render(tag, columns, source, row, None, self.next_tag());
+                self.tag_count += usize::from(is_tag(rendered).map_err(failed)?);
+                continue;
+            };
+            let elements = source.plan.texts(row, DatasetSource::FIRST_COLUMN, column);
+            for element in elements.map_err(|error| failed(error.into()))? {
+                let rendered = render(tag, columns, source, row, Some((place, &element)), self.next_tag());
+                self.tag_count += usize::from(is_tag(rendered).map_err(failed)?);
+                if TAGS_MAX < self.tag_count {
+                    return Err(format!("more than {TAGS_MAX} tags"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The buffer for one more tag.
     fn next_tag(&mut self) -> &mut String {
         if self.tags.len() == self.tag_count {
@@ -155,20 +192,71 @@ impl Pending {
         self.value.clear();
         self.rows = 0;
         self.tag_count = 0;
+        self.life_ms = None;
         self.failure = None;
+    }
+
+    /// What a row says beside its value; the error is why it can have none.
+    fn look_at(
+        &mut self,
+        row: &Row,
+        source: &DatasetSource,
+        settings: &config::Dataset,
+    ) -> Result<(), String> {
+        if settings.max_key_size < self.key.len() {
+            let (size, most) = (self.key.len(), settings.max_key_size);
+            return Err(format!("the key has {size} bytes, and max_key_size is {most}"));
+        }
+        if source.is_measured
+            && let Some(size) = source.size(row)?
+        {
+            return Err(format!(
+                "the row has {size} bytes, and max_value_size is {}",
+                settings.max_value_size
+            ));
+        }
+        if source.has_lifetimes
+            && let Some(life_ms) = source.life(row)?
+        {
+            self.life_ms = Some(self.life_ms.map_or(life_ms, |other| other.min(life_ms)));
+        }
+        Ok(())
+    }
+
+    /// The entry cannot be, and what was gathered for it is given back.
+    fn fail(&mut self, reason: String) {
+        self.failure = Some(reason);
+        self.value = Vec::new();
     }
 }
 
+/// A row whose column is null or empty has no such tag.
+fn is_tag(rendered: Result<(), RowError>) -> Result<bool, RowError> {
+    match rendered {
+        Ok(()) => Ok(true),
+        Err(RowError::Render(RenderError::Missing { .. })) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Appends a template with the values of a row; an element of a list stands in its place.
 fn render(
     template: &Template,
     columns: &[usize],
     source: &DatasetSource,
     row: &Row,
+    element: Option<(usize, &str)>,
     text: &mut String,
 ) -> Result<(), RowError> {
     let mut failed = None;
     template
         .render_into(text, |position, output| {
+            if let Some((place, element)) = element
+                && place == position
+            {
+                output.push_str(element);
+                return true;
+            }
             let Some(column) = columns.get(position) else {
                 return false;
             };

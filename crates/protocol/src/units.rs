@@ -115,6 +115,20 @@ pub fn show_duration(duration: Duration) -> String {
     fitting.map_or_else(|| format!("{millis}ms"), |(unit, factor)| format!("{}{unit}", millis / factor))
 }
 
+/// A size in the largest of B, KiB, MiB and GiB that shows it exactly.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    let fitting = SIZES
+        .iter()
+        .filter(|(unit, factor)| {
+            matches!(*unit, "B" | "KiB" | "MiB" | "GiB")
+                && bytes.is_multiple_of(*factor)
+                && 0 < bytes / factor
+        })
+        .max_by_key(|(_, factor)| *factor);
+    fitting.map_or_else(|| format!("{bytes}B"), |(unit, factor)| format!("{}{unit}", bytes / factor))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! `[dataset.*]`
 
+use std::time::Duration;
+
 use super::reader::Reader;
 use super::writes;
 use crate::raw::{Leaf, join};
@@ -84,7 +86,8 @@ impl One<'_, '_> {
             compression: self.compression(),
             ttl: self.reader.duration(&self.own("ttl")),
             ttl_jitter: self.reader.share(&self.own("ttl_jitter")),
-            max_stale: self.reader.duration(&self.own("max_stale")),
+            ttl_column: self.ttl_column(),
+            max_stale: self.max_stale(),
             negative_ttl: self.reader.optional_duration(&self.own("negative_ttl")),
             on_change: self.reader.choice(&self.own("on_change")),
             on_miss: self.reader.choice(&self.own("on_miss")),
@@ -95,6 +98,8 @@ impl One<'_, '_> {
             write: writes::statement(self.reader, self.name),
             batch: self.reader.number(&self.own("batch")),
             revalidation_rate: self.reader.optional_number(&self.own("revalidation_rate")),
+            max_value_size: self.reader.size(&self.own("max_value_size")),
+            max_key_size: self.reader.size(&self.own("max_key_size")),
         };
         // Every setting has been looked at by now, so that all problems are known.
         (query.is_some() && key.is_some()).then_some(dataset)
@@ -156,6 +161,30 @@ impl One<'_, '_> {
             FormatName::Json => Format::Json { numeric },
             FormatName::Raw => Format::Raw { column: column.unwrap_or_default() },
         }
+    }
+
+    fn ttl_column(&mut self) -> Option<String> {
+        let column = self.reader.optional_text(&self.own("ttl_column"))?;
+        let refresh = self.own("refresh");
+        if self.reader.has(&refresh) {
+            let help = "remove one of them: what the column lets end is not to be kept by loading it again";
+            self.reader.error(&refresh, "`refresh` and `ttl_column` exclude each other", help);
+        }
+        Some(column)
+    }
+
+    /// What a column lets end does not live longer because Postgres is down.
+    fn max_stale(&mut self) -> Duration {
+        let own = self.own("max_stale");
+        let max_stale = self.reader.duration(&own);
+        if !self.reader.has(&self.own("ttl_column")) {
+            return max_stale;
+        }
+        if self.reader.has(&own) && !max_stale.is_zero() {
+            let help = "remove it, or set it to \"0s\"";
+            self.reader.error(&own, "`max_stale` would keep what `ttl_column` lets end", help);
+        }
+        Duration::ZERO
     }
 
     fn refresh_ahead(&mut self) -> Option<f64> {

@@ -75,6 +75,19 @@ pub(super) const REVALIDATION_RATE: Key = Key::new(
 )
 .example("5000");
 
+pub(super) const MAX_VALUE_SIZE: Key = Key::new(
+    "max_value_size",
+    Kind::Size(1 << 10, 512 << 20),
+    "Rows whose value is larger, before it is compressed, are refused and listed: they have no entry.",
+)
+.default("64MiB");
+pub(super) const MAX_KEY_SIZE: Key = Key::new(
+    "max_key_size",
+    Kind::Size(16, 64 << 10),
+    "Rows whose key is longer are refused and listed: they have no entry.",
+)
+.default("4KiB");
+
 pub(super) const DEFAULTS: &[Key] = &[
     FORMAT,
     NUMERIC,
@@ -88,4 +101,6 @@ pub(super) const DEFAULTS: &[Key] = &[
     FEED_NEED,
     BATCH,
     REVALIDATION_RATE,
+    MAX_VALUE_SIZE,
+    MAX_KEY_SIZE,
 ];

@@ -12,7 +12,7 @@ pub(super) const COMPRESSION_KEYS: &[Key] = &[
         "\"zstd\" (RFC 8878), \"lz4\" (frame format 1.6), or \"none\".",
     )
     .default("zstd"),
-    Key::new("min_size", Kind::Size, "Values below this stay as they are.").default("1KiB"),
+    Key::new("min_size", Kind::Size(0, u64::MAX), "Values below this stay as they are.").default("1KiB"),
 ];
 
 pub(super) const WATCH: &[Key] = &[

@@ -64,7 +64,9 @@ pub(crate) async fn expect(
             encoder.add(row, &mut batch);
         }
         encoder.finish(&mut batch);
-        values.extend(batch.iter().map(|entry| (entry.key.to_owned(), entry.value.to_vec())));
+        // What has ended by now has no entry.
+        let alive = batch.iter().filter(|entry| entry.life_ms != 0);
+        values.extend(alive.map(|entry| (entry.key.to_owned(), entry.value.to_vec())));
         for (tag, positions) in batch.tags() {
             let entries = positions.iter().filter_map(|position| batch.get(*position as usize));
             entries.for_each(|entry| tags.entry(entry.key.to_owned()).or_default().push(tag.to_owned()));

@@ -112,6 +112,7 @@ pub(super) fn read(name: &str, text: &str) -> Option<Dataset> {
         compression: None,
         ttl: Duration::ZERO,
         ttl_jitter: 0.0,
+        ttl_column: None,
         max_stale: Duration::ZERO,
         negative_ttl: None,
         on_change: OnChange::Delete,
@@ -123,5 +124,7 @@ pub(super) fn read(name: &str, text: &str) -> Option<Dataset> {
         write: None,
         batch: BATCH,
         revalidation_rate: None,
+        max_value_size: usize::MAX,
+        max_key_size: usize::MAX,
     })
 }

@@ -155,15 +155,23 @@ impl Postgres {
         within: Duration,
     ) -> Result<u64, SourceError> {
         let columns = source.tag_columns.get(tag).into_iter().flatten();
-        let names = columns.filter_map(|at| source.columns.get(*at));
-        let names: Vec<String> = names.map(|column| format!("q.{}", quote(&column.name))).collect();
+        let mut names: Vec<String> = columns
+            .filter_map(|at| source.columns.get(*at))
+            .map(|column| format!("q.{}", quote(&column.name)))
+            .collect();
         if names.is_empty() {
             return Ok(1);
         }
+        let list = source.tag_lists.get(tag).copied().flatten().and_then(|place| names.get_mut(place));
+        let elements = list.map(|name| {
+            let column = std::mem::replace(name, "ck_list.ck_element".to_owned());
+            format!(" cross join lateral pg_catalog.unnest({column}) ck_list(ck_element)")
+        });
         let list = names.join(", ");
         let sql = format!(
-            "select count(*) from (select distinct {list} from (\n{}\n) q where pg_catalog.num_nulls({list}) = 0) t",
-            dataset.query
+            "select count(*) from (select distinct {list} from (\n{}\n) q{} where pg_catalog.num_nulls({list}) = 0) t",
+            dataset.query,
+            elements.unwrap_or_default()
         );
         let counted = self.within(COUNT, within, async |session| {
             sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql.clone()))
@@ -190,9 +198,10 @@ impl Postgres {
                 let arguments = bind_keys(source, keys)?;
                 let sql = AssertSqlSafe(source.unstamped.clone());
                 // By a name: for a type that it does not know the driver asks the server in between, which ends the unnamed statement.
-                sqlx::query_with(sql, arguments).fetch_all(session).await
+                let rows = sqlx::query_with(sql, arguments).fetch(session);
+                Ok(source.bounded(what, keys.len(), rows).await)
             })
-            .await?;
+            .await??;
         rows.retain(|row| source.has_key(row));
         Ok(rows)
     }

@@ -86,11 +86,65 @@ pub struct BackfillRows {
 
 impl DatasetSource {
     /// How many columns come before the query's.
-    pub(crate) const FIRST_COLUMN: usize = 2;
+    pub(crate) const FIRST_COLUMN: usize = 4;
+    const SIZE: usize = 2;
+    const LIFE: usize = 3;
     /// Rows are handed over in groups, because handing over costs more than reading one.
     const GROUP: usize = 256;
     const GROUPS_AHEAD: usize = 4;
+    /// A group with more bytes is full.
+    const GROUP_BYTES: usize = 1 << 20;
+
+    /// The bytes of a row that is too large to be read; none: it is not.
+    pub(crate) fn size(&self, row: &Row) -> Result<Option<i64>, String> {
+        row.try_get(Self::SIZE).map_err(|error| error.to_string())
+    }
+
+    /// How long the row says that its entry lives, in milliseconds.
+    pub(crate) fn life(&self, row: &Row) -> Result<Option<u64>, String> {
+        let life: Option<i64> = row.try_get(Self::LIFE).map_err(|error| error.to_string())?;
+        Ok(life.map(|life| u64::try_from(life).unwrap_or_default()))
+    }
+
+    /// The rows of so many keys. Where they have too many bytes, that is an error of the data: fewer keys may be loaded.
+    pub(super) async fn bounded(
+        &self,
+        what: &'static str,
+        keys: usize,
+        mut stream: BoxStream<'_, Result<Row, sqlx::Error>>,
+    ) -> Result<Vec<Row>, SourceError> {
+        let most = if keys <= 1 { self.max_value_size.saturating_add(ROWS_BYTES) } else { LOAD_BYTES };
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = stream.next().await {
+            let row = row.map_err(|error| SourceError::new(what, error))?;
+            bytes += bytes_of(&row, &self.large);
+            if most < bytes {
+                let message = if keys <= 1 {
+                    format!(
+                        "its rows have more than {most} bytes, and max_value_size is {}",
+                        self.max_value_size
+                    )
+                } else {
+                    format!("the rows have more than {most} bytes")
+                };
+                return Err(SourceError::with(what, ErrorKind::Data, message));
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
 }
+
+/// The bytes of these columns of a row.
+fn bytes_of(row: &Row, large: &[usize]) -> usize {
+    let values = large.iter().filter_map(|at| row.try_get_raw(DatasetSource::FIRST_COLUMN + at).ok());
+    values.filter_map(|value| value.as_bytes().ok().map(<[u8]>::len)).sum()
+}
+
+/// Bytes of the rows of one load. More of several keys are loaded in parts.
+const LOAD_BYTES: usize = 16 << 20;
+/// Bytes of the rows of one key, beyond what its value may have.
+const ROWS_BYTES: usize = 16 << 20;
 
 impl Postgres {
     /// Loads the entries of these keys in one statement.
@@ -125,7 +179,8 @@ impl Postgres {
             None => (source.all.clone(), Vec::new()),
         };
         let (sender, mut rows) = mpsc::channel(DatasetSource::GROUPS_AHEAD);
-        let reader = tokio::task::spawn(read_rows(connection, sql, values, sender));
+        let large = source.large.clone();
+        let reader = tokio::task::spawn(read_rows(connection, (sql, values), large, sender));
         let what = "begin a backfill";
         let first = match rows.recv().await {
             Some(Ok(group)) => group.into_iter().next(),
@@ -234,8 +289,9 @@ async fn load_from<K: AsRef<[String]>>(
 ) -> Result<Loaded, SourceError> {
     let what = LOAD;
     let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
+    let mut session = pool.acquire().await.map_err(|error| SourceError::new(what, error))?;
     let statement = sqlx::query_with(AssertSqlSafe(source.by_key.clone()), arguments);
-    let mut rows = statement.fetch_all(pool).await.map_err(|error| SourceError::new(what, error))?;
+    let mut rows = source.bounded(what, keys.len(), statement.fetch(&mut *session)).await?;
     let Some(first) = rows.first() else {
         return Err(SourceError::with(
             what,
@@ -252,8 +308,8 @@ async fn load_from<K: AsRef<[String]>>(
 
 async fn read_rows(
     mut connection: Session,
-    sql: String,
-    values: KeyValues,
+    (sql, values): (String, KeyValues),
+    large: Vec<usize>,
     sender: mpsc::Sender<Result<Vec<Row>, SourceError>>,
 ) {
     let mut statement = sqlx::query(AssertSqlSafe(sql));
@@ -262,11 +318,15 @@ async fn read_rows(
     }
     let mut stream: BoxStream<'_, Result<PgRow, sqlx::Error>> = statement.fetch(&mut connection);
     let mut group = Vec::with_capacity(DatasetSource::GROUP);
+    let mut bytes = 0;
     let mut is_first = true;
     while let Some(row) = stream.next().await {
         let is_last = row.is_err();
         match row {
-            Ok(row) => group.push(row),
+            Ok(row) => {
+                bytes += bytes_of(&row, &large);
+                group.push(row);
+            }
             Err(error) => {
                 if !group.is_empty() && sender.send(Ok(std::mem::take(&mut group))).await.is_err() {
                     return;
@@ -281,10 +341,16 @@ async fn read_rows(
             return;
         }
         // The first row goes alone: it carries the snapshot.
-        if is_first || group.len() == DatasetSource::GROUP {
+        if is_first || group.len() == DatasetSource::GROUP || DatasetSource::GROUP_BYTES <= bytes {
             is_first = false;
             let full = std::mem::replace(&mut group, Vec::with_capacity(DatasetSource::GROUP));
             if sender.send(Ok(full)).await.is_err() {
+                return;
+            }
+            // Where rows are large, the next are read when these are taken.
+            if DatasetSource::GROUP_BYTES <= std::mem::take(&mut bytes)
+                && sender.reserve_many(DatasetSource::GROUPS_AHEAD).await.is_err()
+            {
                 return;
             }
         }

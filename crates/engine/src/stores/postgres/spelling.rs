@@ -24,23 +24,27 @@ pub(super) struct SpelledColumn {
     modifier: i32,
     /// How many domains there are between it and its type.
     domains: i32,
+    /// Whether it is a list of that type.
+    is_list: bool,
     /// Whether its collation takes different texts for equal.
     is_folded: bool,
 }
 
 const COLUMNS: &str = "
     with recursive up as (
-        select a.attnum, a.attname, a.attcollation, a.atttypid as type, a.atttypmod as modifier, 0 as domains
+        select a.attnum, a.attname, a.attcollation, a.atttypid as type, a.atttypmod as modifier, 0 as domains, 0 as depth, false as is_list
         from pg_catalog.pg_attribute a where a.attrelid = $1 and 0 < a.attnum and not a.attisdropped
         union all
-        select up.attnum, up.attname, up.attcollation, t.typbasetype, t.typtypmod, up.domains + 1
-        from up join pg_catalog.pg_type t on t.oid = up.type where t.typtype = 'd'
+        select up.attnum, up.attname, up.attcollation, case t.typtype when 'd' then t.typbasetype else t.typelem end,
+            case t.typtype when 'd' then t.typtypmod else up.modifier end, up.domains + (t.typtype = 'd')::int4, up.depth + 1,
+            up.is_list or t.typtype <> 'd'
+        from up join pg_catalog.pg_type t on t.oid = up.type where t.typtype = 'd' or t.typcategory = 'A' and t.typelem <> 0
     )
     select distinct on (up.attnum) up.attnum, up.attname::text, t.typname::text, t.typtype = 'e', up.modifier, up.domains,
         exists (select from pg_catalog.pg_collation c where c.oid = up.attcollation and not c.collisdeterministic),
         coalesce(pg_catalog.pg_partition_root($1)::oid, $1), (select c.relkind = 'v' from pg_catalog.pg_class c where c.oid = $1),
-        (select g.attgenerated::text from pg_catalog.pg_attribute g where g.attrelid = $1 and g.attnum = up.attnum)
-    from up join pg_catalog.pg_type t on t.oid = up.type order by up.attnum, up.domains desc";
+        (select g.attgenerated::text from pg_catalog.pg_attribute g where g.attrelid = $1 and g.attnum = up.attnum), up.is_list
+    from up join pg_catalog.pg_type t on t.oid = up.type order by up.attnum, up.depth desc";
 
 impl Postgres {
     /// The columns of a relation.
@@ -58,6 +62,7 @@ impl Postgres {
                 relation: row.try_get::<Oid, _>(7)?.0,
                 is_of_view: row.try_get(8)?,
                 generated: row.try_get(9)?,
+                is_list: row.try_get(10)?,
             })
         };
         rows.iter().map(read).collect()
@@ -66,12 +71,16 @@ impl Postgres {
 
 /// Why a watched column's text can be another than that of a column of the query which has the same value; none: it cannot.
 pub(super) fn difference(watched: &SpelledColumn, shown: &SpelledColumn) -> Option<String> {
+    // Of a list that the query shows, each element has the text.
+    if watched.is_list {
+        return Some("of a list, the text of the whole is captured".to_owned());
+    }
     if watched.kind == "bool" && 1 < watched.domains {
         return Some(
             "of a domain over a domain over boolean `t` is captured, and `true` is shown".to_owned(),
         );
     }
-    let is_same = watched.relation == shown.relation && watched.name == shown.name;
+    let is_same = watched.relation == shown.relation && watched.name == shown.name && !shown.is_list;
     if is_same {
         return None;
     }
@@ -124,6 +133,7 @@ mod tests {
             is_enum: kind.ends_with("_enum"),
             modifier,
             domains: 0,
+            is_list: false,
             is_folded: false,
         }
     }
@@ -163,6 +173,9 @@ mod tests {
         for kind in ["numeric", "citext", "float8", "interval", "bpchar", "bool", "inet"] {
             assert_eq!(difference(&of(kind, -1), &of(kind, -1)), None, "{kind}");
         }
+        let list = SpelledColumn { is_list: true, ..of("int4", -1) };
+        assert!(difference(&list, &list).is_some(), "the list itself is no element of it");
+        assert_eq!(difference(&SpelledColumn { relation: 2, ..of("int4", -1) }, &list), None);
         let deep = SpelledColumn { domains: 2, ..of("bool", -1) };
         assert!(difference(&deep, &deep).is_some());
     }

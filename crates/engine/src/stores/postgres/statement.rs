@@ -10,13 +10,13 @@ use std::time::Duration;
 use sqlx::TypeInfo;
 use sqlx::postgres::PgTypeInfo;
 
-use self::columns::{KeyColumn, base_type, is_coarse, key_type};
+use self::columns::{KeyColumn, is_coarse, key_type};
 pub use self::describe::SourceProblem;
 use self::describe::{CAST, DESCRIBE};
 use self::sql::Statements;
 use super::pool::Pool;
 use super::session::Session;
-use super::transcode::{QueryColumn, ReadAs, RowPlan};
+use super::transcode::{LifetimeKind, QueryColumn, ReadAs, RowPlan, base_type};
 use super::{Postgres, SourceError};
 use cachekeeper_config::Dataset;
 use cachekeeper_protocol::template::{Alphabet, Template};
@@ -37,6 +37,15 @@ pub struct DatasetSource {
     pub key_columns: Vec<usize>,
     /// For each tag, the columns of its placeholders.
     pub tag_columns: Vec<Vec<usize>>,
+    /// For each tag, which of its placeholders is a list: the row has a tag for each element.
+    pub(crate) tag_lists: Vec<Option<usize>>,
+    pub(super) max_value_size: usize,
+    /// The columns whose values may be large.
+    pub(super) large: Vec<usize>,
+    /// Whether rows say how large they are where they are too large to be read.
+    pub(crate) is_measured: bool,
+    /// Whether rows say how long their entries live.
+    pub(crate) has_lifetimes: bool,
     pub(super) key_types: Vec<KeyType>,
     /// Names and types of a load's columns; no type: it is read as text or JSON, under another name.
     pub(super) loaded: Vec<(String, Option<PgTypeInfo>)>,
@@ -204,14 +213,19 @@ fn make_source(
         offset: None,
     })?;
     check_texts("key", &plan, &columns, &key_columns)?;
-    check_texts("tags", &plan, &columns, &tag_columns.concat())?;
+    let plain: Vec<usize> = tag_columns.concat().into_iter().filter(|at| !plan.is_list(*at)).collect();
+    check_texts("tags", &plan, &columns, &plain)?;
+    let tag_lists = lists_of(dataset, &plan, &tag_columns)?;
     let loaded: Vec<(String, Option<PgTypeInfo>)> = columns
         .iter()
         .enumerate()
         .map(|(at, column)| match plan.read_as(at) {
+            // Another name where it is not the column as it is, so that the sorting of a list means the column itself.
+            ReadAs::Binary if column.measure.is_some() && !key_columns.contains(&at) => {
+                (shown(at), Some(column.info.clone()))
+            }
             ReadAs::Binary => (column.name.clone(), Some(column.info.clone())),
-            // Another name, so that the sorting of a list means the column itself.
-            ReadAs::Text | ReadAs::Json => (format!("ck_shown_{at}"), None),
+            ReadAs::Text | ReadAs::Json => (shown(at), None),
         })
         .collect();
     let keys: Vec<KeyColumn> = key_columns
@@ -222,7 +236,9 @@ fn make_source(
             Some(KeyColumn { name: quote(name), kind: key_type(info), is_coarse })
         })
         .collect();
-    let statements = Statements { dataset, columns: &columns, loaded: &loaded, plan: &plan, keys: &keys };
+    let lifetime = lifetime_column(dataset, &columns)?;
+    let statements =
+        Statements { dataset, columns: &columns, loaded: &loaded, plan: &plan, keys: &keys, lifetime };
     Ok(DatasetSource {
         by_key: format!("/* {number} */ {}", statements.by_key()),
         all: statements.all(false),
@@ -232,13 +248,69 @@ fn make_source(
         keys_behind: statements.keys(true),
         unstamped: statements.unstamped(),
         census: statements.census(),
+        max_value_size: dataset.max_value_size,
+        large: (0..columns.len())
+            .filter(|at| columns.get(*at).is_some_and(QueryColumn::can_be_large))
+            .collect(),
+        is_measured: statements.is_measured(),
+        has_lifetimes: lifetime.is_some(),
         key_types: keys.into_iter().map(|key| key.kind).collect(),
         loaded,
         plan,
         key_columns,
         tag_columns,
+        tag_lists,
         columns,
     })
+}
+
+/// Which placeholder of each tag is a list.
+fn lists_of(
+    dataset: &Dataset,
+    plan: &RowPlan,
+    tag_columns: &[Vec<usize>],
+) -> Result<Vec<Option<usize>>, SourceProblem> {
+    let mut found = Vec::with_capacity(tag_columns.len());
+    for (tag, columns) in dataset.tags.iter().zip(tag_columns) {
+        let mut lists = columns.iter().enumerate().filter(|(_, at)| plan.is_list(**at));
+        found.push(lists.next().map(|(place, _)| place));
+        if lists.next().is_some() {
+            return Err(SourceProblem {
+                setting: "tags",
+                message: format!("{tag} has two columns that are lists"),
+                help: "give each a tag of its own: the tags of every pair would be too many".to_owned(),
+                offset: None,
+            });
+        }
+    }
+    Ok(found)
+}
+
+fn shown(column: usize) -> String {
+    format!("ck_shown_{column}")
+}
+
+/// The column that says how long each entry lives, and what it holds.
+fn lifetime_column(
+    dataset: &Dataset,
+    columns: &[QueryColumn],
+) -> Result<Option<(usize, LifetimeKind)>, SourceProblem> {
+    let Some(name) = &dataset.ttl_column else { return Ok(None) };
+    let problem = |message, help| SourceProblem { setting: "ttl_column", message, help, offset: None };
+    let Some((at, column)) = columns.iter().enumerate().find(|(_, column)| column.name == *name) else {
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        return Err(problem(
+            format!("the query has no column {name:?}"),
+            format!("columns: {}", names.join(", ")),
+        ));
+    };
+    match column.lifetime() {
+        Some(kind) => Ok(Some((at, kind))),
+        None => Err(problem(
+            format!("column {name} has the type {}, which says no lifetime", column.type_name),
+            "take a number of seconds, an interval, or a timestamptz at which the entry ends; cast it in the query".to_owned(),
+        )),
+    }
 }
 
 /// Whether the values of these columns can be part of a key or tag.

@@ -11,5 +11,6 @@ mod sink;
 mod text;
 mod time;
 
-pub(super) use kind::{Kind, ReadAs, kind_of_catalog_name};
+pub(super) use kind::{Kind, LifetimeKind, ReadAs, base_type, kind_of_catalog_name};
+pub(super) use plan::Measure;
 pub use plan::{EncodeError, QueryColumn, RowPlan, UnsupportedType};

@@ -3,6 +3,8 @@
 use sqlx::TypeInfo;
 use sqlx::postgres::{PgTypeInfo, PgTypeKind};
 
+use crate::stores::postgres::transcode::base_type;
+
 /// How the values of a key column are bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KeyType {
@@ -49,18 +51,6 @@ pub(crate) fn text_of(value: &str) -> String {
 /// An identifier as SQL text.
 pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-pub(crate) fn base_type(kind: &PgTypeInfo) -> PgTypeInfo {
-    match kind.kind() {
-        PgTypeKind::Domain(inner) => base_type(inner),
-        PgTypeKind::Simple
-        | PgTypeKind::Pseudo
-        | PgTypeKind::Composite(_)
-        | PgTypeKind::Array(_)
-        | PgTypeKind::Enum(_)
-        | PgTypeKind::Range(_) => kind.clone(),
-    }
 }
 
 pub(crate) fn key_type(kind: &PgTypeInfo) -> KeyType {

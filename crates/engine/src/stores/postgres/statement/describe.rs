@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sqlx::postgres::PgColumn;
 use sqlx::postgres::types::Oid;
 use sqlx::{Column, Either, Executor, Row as _, SqlSafeStr, Statement};
 
@@ -90,10 +91,12 @@ async fn prepare(
                     offset: query.find('$'),
                 }));
             }
-            let columns = prepared.columns().iter();
-            return Ok(Ok(columns
-                .map(|column| QueryColumn::new(column.name(), column.type_info()))
-                .collect()));
+            let found = prepared.columns().iter();
+            let mut columns: Vec<QueryColumn> =
+                found.map(|column| QueryColumn::new(column.name(), column.type_info())).collect();
+            let origins: Vec<Option<(Oid, i16)>> = prepared.columns().iter().map(origin).collect();
+            measure(connection, &mut columns, &origins).await?;
+            return Ok(Ok(columns));
         }
         Err(source) => source,
     };
@@ -120,6 +123,41 @@ async fn prepare(
         help: "the query is used inside a larger statement; try it as `select * from (<query>) q`".to_owned(),
         offset,
     }))
+}
+
+/// Of which relation a column is, and its number there; none: it is computed.
+fn origin(column: &PgColumn) -> Option<(Oid, i16)> {
+    column.relation_id().zip(column.relation_attribute_no())
+}
+
+/// Texts that are declared no longer than this are not measured.
+const SHORT: i32 = 10_000;
+
+/// Says how large columns are measured: those of tables. What is computed is computed twice if it is measured, so it is not.
+async fn measure(
+    connection: &mut Session,
+    columns: &mut [QueryColumn],
+    origins: &[Option<(Oid, i16)>],
+) -> Result<(), SourceError> {
+    let relations: Vec<Oid> = origins.iter().flatten().map(|(relation, _)| *relation).collect();
+    if relations.is_empty() || columns.iter().all(|column| column.measure_of_type().is_none()) {
+        return Ok(());
+    }
+    let sql = "select a.attrelid, a.attnum from pg_catalog.pg_class c \
+         join pg_catalog.pg_attribute a on a.attrelid = c.oid and 0 < a.attnum \
+         where c.oid = any($1) and c.relkind in ('r', 'p', 'm') and not a.atttypmod between 5 and $2";
+    let found: Vec<(Oid, i16)> = sqlx::query_as(sql)
+        .bind(relations)
+        .bind(SHORT)
+        .fetch_all(connection)
+        .await
+        .map_err(|source| SourceError::new(DESCRIBE, source))?;
+    for (column, origin) in columns.iter_mut().zip(origins) {
+        if origin.is_some_and(|origin| found.contains(&origin)) {
+            column.measure = column.measure_of_type();
+        }
+    }
+    Ok(())
 }
 
 /// Types, and all that they are made of. Of those that are domains, lists or composites: of what.

@@ -3,7 +3,7 @@
 use sqlx::postgres::PgTypeInfo;
 
 use super::columns::{KeyColumn, KeyType, null_of, quote, text_of};
-use crate::stores::postgres::transcode::{QueryColumn, ReadAs, RowPlan};
+use crate::stores::postgres::transcode::{LifetimeKind, Measure, QueryColumn, ReadAs, RowPlan};
 use cachekeeper_config::{Dataset, Rows};
 
 /// The id of this server's present life, or null: valid only where the recorded start time and database are this
@@ -18,6 +18,22 @@ pub(super) struct Statements<'a> {
     pub(super) loaded: &'a [(String, Option<PgTypeInfo>)],
     pub(super) plan: &'a RowPlan,
     pub(super) keys: &'a [KeyColumn],
+    /// Which column says how long an entry lives.
+    pub(super) lifetime: Option<(usize, LifetimeKind)>,
+}
+
+/// The longest lifetime that a column may say, in milliseconds: a thousand years, which nothing overflows.
+const LIFE_MAX_MS: u64 = 31_536_000_000_000;
+
+fn column_of_query(column: &QueryColumn) -> String {
+    format!("q.{}", quote(&column.name))
+}
+
+fn size_of(measure: Measure, column: &str) -> String {
+    match measure {
+        Measure::Octets => format!("pg_catalog.octet_length({column})"),
+        Measure::Stored => format!("pg_catalog.pg_column_size({column})"),
+    }
 }
 
 impl Statements<'_> {
@@ -43,12 +59,56 @@ impl Statements<'_> {
             ),
         };
         format!(
-            "select s.ck_snap, s.ck_inc, {} from \
+            "select s.ck_snap, s.ck_inc, {} as ck_size, {} as ck_life, {} from \
              (select {stamped}) s \
              left join (select q0.* from (\n{}\n) q0 where {condition}) q on true{}",
+            self.size(),
+            self.life(),
             self.list(),
             self.dataset.query,
             self.order()
+        )
+    }
+
+    /// Whether rows that are too large are told without being read.
+    pub(super) fn is_measured(&self) -> bool {
+        self.columns.iter().any(|column| column.measure.is_some())
+    }
+
+    /// The bytes of a row, where they are more than a value may have; else null.
+    fn size(&self) -> String {
+        let sizes: Vec<String> = self
+            .columns
+            .iter()
+            .filter_map(|column| {
+                let size = size_of(column.measure?, &column_of_query(column));
+                Some(format!("coalesce({size}, 0)"))
+            })
+            .collect();
+        if sizes.is_empty() {
+            return "null::int8".to_owned();
+        }
+        // The first makes it a sum of eight bytes.
+        let sum = format!("0::int8 + {}", sizes.join(" + "));
+        format!("case when {} < {sum} then {sum} end", self.dataset.max_value_size)
+    }
+
+    /// How long a row's entry lives, in milliseconds; null: as long as all of them.
+    fn life(&self) -> String {
+        let Some((at, kind)) = self.lifetime else { return "null::int8".to_owned() };
+        let Some(column) = self.columns.get(at).map(column_of_query) else { return "null::int8".to_owned() };
+        let seconds = match kind {
+            LifetimeKind::Seconds => format!("{column}::numeric"),
+            LifetimeKind::Span => format!("extract(epoch from {column})::numeric"),
+            // Of the moment at which the row is read: a backfill may take long.
+            LifetimeKind::End => format!(
+                "case when pg_catalog.isfinite({column}) then extract(epoch from {column} - pg_catalog.clock_timestamp())::numeric \
+                 when {column} < pg_catalog.clock_timestamp() then 0 end"
+            ),
+        };
+        // `least` and `greatest` leave nulls out, so one has to be kept from them.
+        format!(
+            "case when ({seconds}) is not null then least(greatest(trunc(({seconds}) * 1000), 0), {LIFE_MAX_MS})::int8 end"
         )
     }
 
@@ -98,9 +158,12 @@ impl Statements<'_> {
         let comparison = if self.keys.iter().any(|key| key.is_coarse) { ">=" } else { ">" };
         let behind = if is_resumed { self.behind(comparison) } else { String::new() };
         format!(
-            "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, {} \
-             union all (select null, null, {} from (\n{}\n) q{behind}{})",
+            "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, \
+             null::int8 as ck_size, null::int8 as ck_life, {} \
+             union all (select null, null, {}, {}, {} from (\n{}\n) q{behind}{})",
             nulls.join(", "),
+            self.size(),
+            self.life(),
             self.list(),
             self.dataset.query,
             self.order()
@@ -109,17 +172,23 @@ impl Statements<'_> {
 
     /// The columns, each as it is read.
     fn list(&self) -> String {
-        if self.loaded.iter().all(|(_, kind)| kind.is_some()) {
+        if self.columns.iter().zip(self.loaded).all(|(column, (loaded, _))| *loaded == column.name) {
             return "q.*".to_owned();
         }
         let columns = self.columns.iter().zip(self.loaded).enumerate();
         let list = columns.map(|(at, (column, (shown, _)))| {
-            let column = format!("q.{}", quote(&column.name));
-            match self.plan.read_as(at) {
-                ReadAs::Binary => column,
-                ReadAs::Text => format!("{} as {shown}", text_of(&column)),
-                ReadAs::Json => format!("pg_catalog.to_json({column}) as {shown}"),
-            }
+            let value = column_of_query(column);
+            let form = match self.plan.read_as(at) {
+                ReadAs::Binary if *shown == column.name => return value,
+                ReadAs::Binary => value.clone(),
+                ReadAs::Text => text_of(&value),
+                ReadAs::Json => format!("pg_catalog.to_json({value})"),
+            };
+            let Some(measure) = column.measure else { return format!("{form} as {shown}") };
+            let size = size_of(measure, &value);
+            let max = self.dataset.max_value_size;
+            // What is too large is not even sent.
+            format!("case when {max} < {size} then null else {form} end as {shown}")
         });
         list.collect::<Vec<_>>().join(", ")
     }

@@ -53,6 +53,30 @@ pub enum ReadAs {
     Json,
 }
 
+/// What a column that says how long an entry lives holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LifetimeKind {
+    /// A number of seconds.
+    Seconds,
+    /// An interval.
+    Span,
+    /// The moment at which it ends.
+    End,
+}
+
+/// What a domain is made of; any other type is its own.
+pub(crate) fn base_type(kind: &PgTypeInfo) -> PgTypeInfo {
+    match kind.kind() {
+        PgTypeKind::Domain(inner) => base_type(inner),
+        PgTypeKind::Simple
+        | PgTypeKind::Pseudo
+        | PgTypeKind::Composite(_)
+        | PgTypeKind::Array(_)
+        | PgTypeKind::Enum(_)
+        | PgTypeKind::Range(_) => kind.clone(),
+    }
+}
+
 impl Kind {
     /// How a column of this kind is read.
     pub(crate) fn read_as(&self) -> ReadAs {
@@ -99,6 +123,35 @@ impl Kind {
                 | Self::ShownAsJson
                 | Self::Guided(_)
         )
+    }
+
+    /// Whether a value can be larger than a page of the server.
+    pub(crate) fn can_be_large(&self) -> bool {
+        matches!(
+            self,
+            Self::Text
+                | Self::Bytes
+                | Self::Json
+                | Self::Jsonb
+                | Self::Bits
+                | Self::Array(_)
+                | Self::Composite(_)
+                | Self::Shown
+                | Self::ShownAsJson
+                | Self::Guided(_)
+        )
+    }
+
+    /// Whether it is a point in time, a span or a number of seconds: something that a lifetime can be made of.
+    pub(crate) fn lifetime(&self) -> Option<LifetimeKind> {
+        match self {
+            Self::Int2 | Self::Int4 | Self::Int8 | Self::Float4 | Self::Float8 | Self::Numeric => {
+                Some(LifetimeKind::Seconds)
+            }
+            Self::Interval => Some(LifetimeKind::Span),
+            Self::TimestampTz => Some(LifetimeKind::End),
+            _ => None,
+        }
     }
 
     fn has(&self, wanted: &dyn Fn(&Self) -> bool) -> bool {

@@ -136,6 +136,31 @@ fn write_dimension<S: Sink>(
     Ok(())
 }
 
+/// The texts of a list's elements, also of lists in it; nulls are left out.
+pub(crate) fn texts_of(element: &Kind, bytes: &[u8]) -> Result<Vec<String>, Malformed> {
+    let mut reader = Reader::new(bytes, "array");
+    let dimensions = reader.length()?;
+    let (_has_null, _element_type) = (reader.i32()?, reader.i32()?);
+    if DIMENSIONS_MAX < dimensions {
+        return Err(Malformed("array"));
+    }
+    let mut count = usize::from(dimensions != 0);
+    for _dimension in 0..dimensions {
+        count = count.saturating_mul(reader.length()?);
+        let _lower_bound = reader.i32()?;
+    }
+    let mut texts = Vec::new();
+    for _element in 0..count {
+        if let Some(bytes) = reader.value()? {
+            let mut text = String::new();
+            super::text::write_column_text(element, bytes, &mut text)?;
+            texts.push(text);
+        }
+    }
+    reader.end()?;
+    Ok(texts)
+}
+
 /// A map with the names of the fields (src/backend/utils/adt/rowtypes.c, `record_send`).
 fn write_composite<S: Sink>(
     fields: &[(String, Kind)],

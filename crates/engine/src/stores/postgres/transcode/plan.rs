@@ -1,10 +1,10 @@
 //! How a row becomes a value, decided once from the types of its columns.
 
-use sqlx::postgres::{PgRow, PgTypeInfo, PgValueFormat};
+use sqlx::postgres::{PgRow, PgTypeInfo, PgTypeKind, PgValueFormat};
 use sqlx::{Row as _, TypeInfo, ValueRef};
 
-use super::kind::{Kind, ReadAs, kind_of};
-use super::nested::write_value;
+use super::kind::{Kind, LifetimeKind, ReadAs, base_type, kind_of};
+use super::nested::{texts_of, write_value};
 use super::read::Malformed;
 use super::sink::{JsonSink, PackSink, Sink};
 use super::text::write_column_text;
@@ -41,6 +41,17 @@ pub struct QueryColumn {
     pub type_name: String,
     /// How it is written; none: its type has no form here.
     kind: Option<Kind>,
+    /// How its size is found out; none: it is small, or known only by computing it.
+    pub(crate) measure: Option<Measure>,
+}
+
+/// How the server tells the size of a value without reading it where it is stored out of line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measure {
+    /// Its bytes.
+    Octets,
+    /// Its bytes as they are stored, perhaps compressed: the least that it can have.
+    Stored,
 }
 
 /// The driver's name of a type that it has not looked up.
@@ -51,7 +62,18 @@ impl QueryColumn {
     pub(crate) fn new(name: &str, info: &PgTypeInfo) -> Self {
         let type_name = info.name().to_lowercase();
         let kind = if info.name() == UNRESOLVED { None } else { kind_of(info) };
-        Self { name: name.to_owned(), info: info.clone(), type_name, kind }
+        Self { name: name.to_owned(), info: info.clone(), type_name, kind, measure: None }
+    }
+
+    /// How the size of such a value can be told by its type.
+    pub(crate) fn measure_of_type(&self) -> Option<Measure> {
+        match (self.kind.as_ref()?, base_type(&self.info).name()) {
+            (Kind::Text, "TEXT" | "VARCHAR" | "CHAR") | (Kind::Bytes, _) => Some(Measure::Octets),
+            (Kind::Text, "NAME") => None,
+            (Kind::Text, _) if matches!(base_type(&self.info).kind(), PgTypeKind::Enum(_)) => None,
+            (kind, _) if kind.can_be_large() => Some(Measure::Stored),
+            _ => None,
+        }
     }
 
     /// Whether the driver has looked its type up.
@@ -69,6 +91,16 @@ impl QueryColumn {
         self.kind.as_ref().is_some_and(|kind| kind.clone().when_read().can_be_in_keys())
     }
 
+    /// Whether its values may be large.
+    pub(crate) fn can_be_large(&self) -> bool {
+        self.kind.as_ref().is_some_and(Kind::can_be_large)
+    }
+
+    /// What kind of lifetime its values say; none: none.
+    pub(crate) fn lifetime(&self) -> Option<LifetimeKind> {
+        self.kind.as_ref().and_then(Kind::lifetime)
+    }
+
     /// A column of a type that the driver cannot describe.
     pub(crate) fn of_kind(name: &str, type_name: &str, kind: Option<Kind>) -> Self {
         let info = <String as sqlx::Type<sqlx::Postgres>>::type_info();
@@ -77,7 +109,7 @@ impl QueryColumn {
             ReadAs::Binary => Kind::Guided(Box::new(kind)),
             ReadAs::Text | ReadAs::Json => kind,
         });
-        Self { name: name.to_owned(), info, type_name: type_name.to_owned(), kind }
+        Self { name: name.to_owned(), info, type_name: type_name.to_owned(), kind, measure: None }
     }
 }
 
@@ -155,6 +187,22 @@ impl RowPlan {
     /// How the column at this position is read.
     pub(crate) fn read_as(&self, position: usize) -> ReadAs {
         self.columns.get(position).map_or(ReadAs::Binary, |column| column.read_as)
+    }
+
+    /// Whether the column at this position is a list whose elements can be part of a tag.
+    pub(crate) fn is_list(&self, position: usize) -> bool {
+        let kind = self.columns.get(position).map(|column| &column.kind);
+        kind.is_some_and(|kind| matches!(kind, Kind::Array(_)) && kind.leaf().can_be_in_keys())
+    }
+
+    /// The texts of the elements of a column that [`Self::is_list`]; none where it is null.
+    ///
+    /// # Errors
+    /// [`EncodeError`]
+    pub(crate) fn texts(&self, row: &PgRow, first: usize, index: usize) -> Result<Vec<String>, EncodeError> {
+        let Some(column) = self.columns.get(index) else { return Ok(Vec::new()) };
+        let Some(bytes) = column.bytes(row, first + index)? else { return Ok(Vec::new()) };
+        texts_of(column.kind.leaf(), bytes).map_err(|malformed| column.error(malformed))
     }
 
     /// Whether the values of the column at this position can be part of a key or tag.

@@ -1,0 +1,229 @@
+//! What a row itself decides: whether it is small enough to have an entry, how long that lives, and the tags of a list.
+
+use std::time::Duration;
+
+use cachekeeper::app::Worker;
+use cachekeeper_engine::audit::{Extent, compare};
+use redis::AsyncCommands;
+
+use crate::backlog::memory_of;
+use crate::feed::ready;
+use crate::support::{Cli, Rig, wait_until};
+
+async fn wait_for(client: &mut redis::aio::MultiplexedConnection, key: &str, wanted: Option<&str>) {
+    wait_until(&format!("{key} is {wanted:?}"), async || {
+        let found: Option<String> = client.clone().get(key).await.map_err(|error| error.to_string())?;
+        if found.as_deref() == wanted {
+            Ok(())
+        } else {
+            Err(format!("{found:?}").chars().take(200).collect())
+        }
+    })
+    .await;
+}
+
+/// Of which nothing is left behind: no entry, no memory, nobody who waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_too_large_is_refused_listed_and_not_even_read() {
+    let rig = Rig::start(
+        "create table pages (id int primary key, body text, raw bytea, doc jsonb);
+         insert into pages select n, 'body ' || n from generate_series(1, 20) n;
+         -- Not compressed, so that it is as large where it lies.
+         alter table pages alter body set storage external;
+         update pages set body = repeat('x', 300 << 20) where id = 7",
+    )
+    .await;
+    let toml = "[dataset.page]\nquery = \"select id, body, raw, doc from pages\"\nkey = \"page:{id}\"\nformat = \"json\"\n\
+                max_value_size = \"1MiB\"\nwarm = {}\nwatch = [{ table = \"pages\", key = { id = \"id\" } }]\n";
+    let worker = Worker::start(rig.config(toml)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    let keys: Vec<String> = client.keys("page:*").await.unwrap();
+    assert_eq!((keys.len(), keys.contains(&"page:7".to_owned())), (19, false));
+    let memory = memory_of(std::process::id());
+    assert!(memory < 200, "{memory} MiB, with a row of 300 MiB");
+
+    // By the feed, at the edge, and back.
+    rig.postgres.execute("update pages set body = repeat('y', 2 << 20) where id = 3").await.unwrap();
+    wait_for(&mut client, "page:3", None).await;
+    rig.postgres
+        .execute("update pages set raw = decode(repeat('ab', 2 << 20), 'hex'), body = '' where id = 4")
+        .await
+        .unwrap();
+    wait_for(&mut client, "page:4", None).await;
+    // Compressed where it lies: it comes, and is refused then.
+    rig.postgres.execute("update pages set doc = to_jsonb(repeat('z', 2 << 20)) where id = 5").await.unwrap();
+    wait_for(&mut client, "page:5", None).await;
+    rig.postgres.execute("update pages set body = 'small again' where id = 3").await.unwrap();
+    let small = r#"{"id":3,"body":"small again","raw":null,"doc":null}"#;
+    wait_for(&mut client, "page:3", Some(small)).await;
+
+    let reason = |key: &str| {
+        let refused = worker.context.history.as_ref().unwrap().refused_rows("page");
+        refused.rows.into_iter().find(|row| row.key == key).map(|row| row.reason)
+    };
+    assert_eq!(
+        reason("page:7").as_deref(),
+        Some("the row has 314572800 bytes, and max_value_size is 1048576"),
+        "it says how large"
+    );
+    assert!(reason("page:4").unwrap().contains("2097152 bytes"), "{:?}", reason("page:4"));
+    assert!(reason("page:5").unwrap().contains("max_value_size is 1048576"), "{:?}", reason("page:5"));
+    assert_eq!(reason("page:3"), None, "it has an entry again");
+    assert!(worker.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_too_long_and_lists_that_grow_too_large_are_refused() {
+    let rig = Rig::start(
+        "create table words (word text primary key, kind text, more text);
+         insert into words values (repeat('k', 100), 'a', 'x'), ('short', 'a', 'x');
+         insert into words select 'w' || n, 'list', repeat('m', 1000) from generate_series(1, 2000) n",
+    )
+    .await;
+    let toml = "[dataset.word]\nquery = \"select word, more from words where kind = 'a'\"\nkey = \"word:{word}\"\nformat = \"json\"\n\
+                max_key_size = \"64B\"\nwarm = {}\nwatch = [{ table = \"words\", key = { word = \"word\" } }]\n\
+                [dataset.kind]\nquery = \"select kind, more from words\"\nkey = \"kind:{kind}\"\nformat = \"json\"\nrows = \"many\"\n\
+                max_value_size = \"1MiB\"\nwarm = {}\nwatch = [{ table = \"words\", key = { kind = \"kind\" } }]\n";
+    let worker = Worker::start(rig.config(toml)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    let mut keys: Vec<String> = client.keys("*:*").await.unwrap();
+    keys.retain(|key| key.starts_with("word:") || key.starts_with("kind:"));
+    keys.sort();
+    assert_eq!(keys, ["kind:a", "word:short"]);
+    let history = worker.context.history.as_ref().unwrap();
+    let [long] = history.refused_rows("word").rows.try_into().unwrap();
+    assert!(long.reason.contains("the key has 105 bytes, and max_key_size is 64"), "{}", long.reason);
+    let [list] = history.refused_rows("kind").rows.try_into().unwrap();
+    assert!(list.reason.contains("max_value_size is 1048576"), "{}", list.reason);
+    assert!(worker.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_says_how_long_an_entry_lives() {
+    let rig = Rig::start(
+        "create table offers (id int primary key, ends timestamptz, span interval, seconds numeric);
+         insert into offers values
+            (1, now() + interval '100 s', '100 s', 100), (2, null, null, null), (3, now() - interval '1 s', '-1 s', -1),
+            (4, 'infinity', '10 years', 'NaN'), (5, '-infinity', '0', 0), (6, now() + interval '10 years', '1 year', 1e30)",
+    )
+    .await;
+    let dataset = |name: &str, column: &str| {
+        format!(
+            "[dataset.{name}]\nquery = \"select id, {column} from offers\"\nkey = \"{name}:{{id}}\"\nttl = \"1000s\"\n\
+             ttl_jitter = \"0%\"\nttl_column = \"{column}\"\nwarm = {{}}\nwatch = [{{ table = \"offers\", key = {{ id = \"id\" }} }}]\n"
+        )
+    };
+    let toml = [dataset("ends", "ends"), dataset("span", "span"), dataset("seconds", "seconds")].concat();
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    for name in ["ends", "span", "seconds"] {
+        let mut lives: Vec<i64> = Vec::new();
+        for id in 1..=6 {
+            lives.push(client.pttl(format!("{name}:{id}")).await.unwrap());
+        }
+        let [own, null, past, endless, least, clamped] = lives.try_into().unwrap();
+        assert!((1..=100_000).contains(&own), "{name}: {own}");
+        for whole in [null, endless, clamped] {
+            assert!((100_001..=1_000_000).contains(&whole), "{name}: {whole} is as long as `ttl`");
+        }
+        assert_eq!((past, least), (-2, -2), "{name}: what has ended has no entry");
+        let audit =
+            compare(&worker.context, worker.context.catalog.get(name).unwrap(), &Extent::default()).await;
+        assert!(audit.as_ref().unwrap().is_clean(), "{name}: {}", audit.unwrap());
+    }
+    // A change moves the end, also to now.
+    rig.postgres.execute("update offers set seconds = 500, ends = now() where id = 1").await.unwrap();
+    wait_until("the lifetimes are the new ones", async || {
+        let (seconds, ends): (i64, i64) =
+            (client.clone().pttl("seconds:1").await.unwrap(), client.clone().pttl("ends:1").await.unwrap());
+        if 100_000 < seconds && ends == -2 { Ok(()) } else { Err(format!("{seconds} {ends}")) }
+    })
+    .await;
+    assert!(worker.stop().await);
+}
+
+/// Nothing keeps what the column lets end, and what is no lifetime is refused.
+#[tokio::test]
+async fn a_lifetime_of_a_column_excludes_what_would_keep_the_entry() {
+    let rig = Rig::start("create table offers (id int primary key, name text, at timestamp)").await;
+    let dataset = |more: &str| {
+        format!("[dataset.offer]\nquery = \"select * from offers\"\nkey = \"offer:{{id}}\"\n{more}\n")
+    };
+    let refused = [
+        (
+            "ttl_column = \"at\"\nrefresh = { ahead = \"20%\" }",
+            "`refresh` and `ttl_column` exclude each other",
+        ),
+        ("ttl_column = \"at\"\nmax_stale = \"5m\"", "`max_stale` would keep what `ttl_column` lets end"),
+        ("max_value_size = \"1GiB\"", "give 1KiB to 512MiB"),
+        ("max_key_size = \"1B\"", "give 16B to 64KiB"),
+        ("ttl_column = \"no\"", "columns: id, name, at"),
+        ("ttl_column = \"name\"", "column name has the type text, which says no lifetime"),
+        ("ttl_column = \"at\"", "a timestamptz at which the entry ends"),
+    ];
+    for (more, expected) in refused {
+        let (_, said) = Cli::new(&rig, &dataset(more)).run(&["check"]);
+        assert!(said.contains(expected), "{more}: {said}");
+    }
+    let config = rig.config(&dataset("ttl_column = \"at\""));
+    assert_eq!(config.datasets.first().unwrap().max_stale, Duration::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_gives_its_entry_a_tag_for_each_element() {
+    let rig = Rig::start(
+        "create type color as enum ('red', 'blue');
+         create table products (id int primary key, name text, shops int[], colors color[]);
+         create table shops (id int primary key, name text);
+         insert into shops select n, 'shop ' || n from generate_series(1, 5) n;
+         insert into products values
+            (1, 'one', '{1,2}', '{red}'), (2, 'two', '{{2,3},{3,null}}', null), (3, 'three', '{}', '{red,blue}'), (4, 'four', null, '{}')",
+    )
+    .await;
+    let toml = "[dataset.product]\nquery = \"select id, name, shops, colors, (select string_agg(s.name, ',' order by s.id) from shops s where s.id = any(shops)) as names from products\"\n\
+                key = \"product:{id}\"\nformat = \"json\"\nwarm = {}\ntags = [\"shop:{shops}\", \"color:{colors}:{name}\"]\n\
+                watch = [{ table = \"products\", key = { id = \"id\" } }, { table = \"shops\", tag = \"shop:{id}\" }]\n";
+    let worker = Worker::start(rig.config(toml)).await.unwrap();
+    let cli = Cli::new(&rig, toml);
+    assert_eq!(cli.run(&["check"]).0, 0);
+    // The column itself has the text of the whole list, which is no tag.
+    let wrong = toml.replace("watch = [", "watch = [{ table = \"products\", tag = \"shop:{shops}\" }, ");
+    Cli::new(&rig, &wrong).says(&["check"], 78, &["of a list, the text of the whole is captured"]);
+    ready(&worker).await;
+    let dataset = worker.context.catalog.get("product").unwrap();
+    let tags = |key: &str| {
+        let said = cli.json(&["explain", key]);
+        let mut tags: Vec<String> = serde_json::from_value(said["row"]["tags"].clone()).unwrap_or_default();
+        tags.sort();
+        tags
+    };
+    assert_eq!(tags("product:1"), ["color:red:one", "shop:1", "shop:2"]);
+    assert_eq!(tags("product:2"), ["shop:2", "shop:3"]);
+    assert_eq!(tags("product:3"), ["color:blue:three", "color:red:three"]);
+    assert_eq!(tags("product:4"), Vec::<String>::new());
+    // A change of a shop reaches the products that name it, also after they have changed.
+    let mut client = rig.client().await;
+    rig.postgres.execute("update products set shops = '{5}' where id = 4; update shops set name = 'new' where id in (3, 5)").await.unwrap();
+    for (key, names) in [("product:2", "shop 2,new"), ("product:4", "new")] {
+        wait_until("the names are the new ones", async || {
+            let found: Option<String> = client.clone().get(key).await.unwrap();
+            let found = found.unwrap_or_default();
+            if found.contains(&format!("\"names\":\"{names}\"")) { Ok(()) } else { Err(found) }
+        })
+        .await;
+    }
+    let audit = compare(&worker.context, dataset, &Extent::default()).await.unwrap();
+    assert!(audit.is_clean(), "{audit}");
+    cli.says(&["plan", "product"], 0, &["tags"]);
+
+    // Too many are a refusal of that row.
+    rig.postgres
+        .execute("update products set shops = array(select generate_series(1, 1001)) where id = 1")
+        .await
+        .unwrap();
+    wait_for(&mut client, "product:1", None).await;
+    assert!(worker.stop().await);
+}
