@@ -90,6 +90,14 @@ impl Backend {
         }
     }
 
+    /// A value with its remaining lifetime in milliseconds.
+    pub async fn look_one(&self, key: &str) -> Result<ValueAndLife, CacheError> {
+        match self {
+            Self::Redis(redis) => redis.read_one(key).await,
+            Self::Memory(memory) => Ok(memory.entries().look(key)),
+        }
+    }
+
     /// Values with their remaining lifetimes in milliseconds.
     pub async fn look(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
         match self {

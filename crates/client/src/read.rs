@@ -215,10 +215,8 @@ impl Core {
     pub async fn look_one(&self, key: &str, class: &KeyClass, policy: &Policy, began: Instant) -> Look {
         let hidden = self.breaker.hidden(&[key]);
         let looked = if policy.needs_age() {
-            let keys = [key];
-            let look = within(policy, began, self.backend.look(&keys));
-            let looked = self.ask("read an entry", look).await;
-            looked.map(|mut looked| looked.pop().unwrap_or((None, NO_END)))
+            let look = within(policy, began, self.backend.look_one(key));
+            self.ask("read an entry", look).await
         } else {
             let get = within(policy, began, self.backend.get(key));
             self.ask("read an entry", get).await.map(|value| (value, NO_END))

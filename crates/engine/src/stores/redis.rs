@@ -10,6 +10,7 @@ mod endpoint;
 mod entries;
 mod epoch;
 mod error;
+mod gather;
 mod hello;
 mod leases;
 mod memory;

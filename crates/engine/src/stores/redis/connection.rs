@@ -1,10 +1,13 @@
 //! The handle to Redis, and how commands are sent.
 
+use std::sync::Arc;
+
 use redis::{FromRedisValue, Value};
 
-use super::CacheError;
 use super::endpoint::Endpoint;
+use super::gather::Gather;
 use super::shared::SharedConnection;
+use super::{CacheError, ValueAndLife};
 use cachekeeper_config as config;
 use cachekeeper_protocol::keyspace::Keyspace;
 
@@ -14,6 +17,14 @@ pub struct Redis {
     pub(super) connection: SharedConnection,
     pub(super) keys: Keyspace,
     pub(super) compares_stamps: bool,
+    pub(super) gathered: Arc<Gathered>,
+}
+
+/// Reads of the moment.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    pub values: Gather<Option<Vec<u8>>>,
+    pub values_and_lives: Gather<ValueAndLife>,
 }
 
 impl std::fmt::Debug for Redis {
@@ -29,7 +40,12 @@ impl Redis {
     /// [`CacheError`] when the URL cannot be used.
     pub fn new(settings: &config::Redis, namespace: &str) -> Result<Self, CacheError> {
         let connection = SharedConnection::new(Endpoint::new(settings)?);
-        Ok(Self { connection, keys: Keyspace::new(namespace), compares_stamps: true })
+        Ok(Self {
+            connection,
+            keys: Keyspace::new(namespace),
+            compares_stamps: true,
+            gathered: Arc::default(),
+        })
     }
 
     /// The same, but no stamps are compared: nothing keeps an old value from replacing a newer one. For the control

@@ -62,8 +62,13 @@ impl BatchReply {
 }
 
 impl Redis {
-    /// One value.
+    /// One value; with those that others ask for at the same moment.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
+        let together = async |keys: &[&str]| self.get_many(keys).await;
+        self.gathered.values.read(key, async || self.get_alone(key).await, together).await
+    }
+
+    async fn get_alone(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
         let mut command = redis::Cmd::with_capacity(2, key.len() + 8);
         command.arg("GET").arg(key);
         no_value_in_another_type(self.command("read an entry", &command).await)

@@ -227,6 +227,9 @@ pub(super) fn read_with_lives(pipeline: &mut redis::Pipeline, keys: &[impl AsRef
     }
 }
 
+/// As `PTTL` says it.
+const NO_ENTRY: i64 = -2;
+
 /// A value and its remaining lifetime in milliseconds (-1: no end, -2: no entry).
 pub type ValueAndLife = (Option<Vec<u8>>, i64);
 
@@ -287,6 +290,13 @@ impl Redis {
             call.number(millis(*left));
         }
         call.run(self).await
+    }
+
+    /// One value with its remaining lifetime; with those that others ask for at the same moment.
+    pub async fn read_one(&self, key: &str) -> Result<ValueAndLife, CacheError> {
+        let alone = async || Ok(self.read(&[key]).await?.pop().unwrap_or((None, NO_ENTRY)));
+        let together = async |keys: &[&str]| self.read(keys).await;
+        self.gathered.values_and_lives.read(key, alone, together).await
     }
 
     /// The values of keys with their remaining lifetimes.
