@@ -1,5 +1,7 @@
 //! The near cache of the library: what it answers, what empties it, and what it does where Redis does not tell of changes.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cachekeeper_client::{Cache, Near, Policy, Space, ValueFormat};
@@ -72,6 +74,42 @@ async fn what_is_near_costs_no_command_and_others_changes_are_seen() {
         if value.is_none() { Ok(()) } else { Err(format!("{value:?}")) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_near_is_not_loaded_nor_asked_for_among_many() {
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let space = space_of(&cache);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let load = || {
+        let asked = Arc::clone(&asked);
+        move |ids: Vec<u32>| {
+            asked.lock().unwrap().push(ids.clone());
+            async move {
+                let found = ids.into_iter().filter(|id| *id != 9).map(|id| (id, product(id)));
+                Ok::<HashMap<u32, Product>, std::io::Error>(found.collect())
+            }
+        }
+    };
+    let first = space.get_or_load_many(&[1, 2, 9], load()).await.unwrap();
+    assert_eq!((first.values.len(), first.failed.len()), (2, 0));
+    wait_until("both are near", async || {
+        let before = (calls(&rig, "pttl").await, calls(&rig, "mget").await);
+        let values = space.get_or_load_many(&[1, 2], load()).await.unwrap().values;
+        assert_eq!((values.get(&1), values.get(&2)), (Some(&product(1)), Some(&product(2))));
+        let after = (calls(&rig, "pttl").await, calls(&rig, "mget").await);
+        if before == after { Ok(()) } else { Err(format!("{before:?} {after:?}")) }
+    })
+    .await;
+    space.set(&1, &product(7)).await.unwrap();
+    let values = space.get_or_load_many(&[1, 3], load()).await.unwrap().values;
+    assert_eq!(
+        (values.get(&1), values.get(&3)),
+        (Some(&product(7)), Some(&product(3))),
+        "own writes are seen"
+    );
+    assert_eq!(*asked.lock().unwrap(), [vec![1, 2, 9], vec![3]]);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Reading a space, and loading what is missing.
 
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,24 +167,25 @@ where
         let key = self.key(key)?;
         self.cache.core.check_own(&key)?;
         let began = Instant::now();
-        if let Some(near) = &self.near {
-            // Where Redis cannot be asked in time, the loader is.
-            let asked = timeout(self.policy.time_for_a_look(), self.read_near(near, &key)).await;
-            if let Ok(Ok(read)) = asked {
-                let is_fresh = self.policy.judge(&key, read.left_ms) == Age::Fresh;
-                match read.found {
-                    Found::Value(value) if is_fresh => return Ok(Some(value)),
-                    Found::Null if is_fresh => return Ok(None),
-                    _ => {}
-                }
-            }
+        if let Some(near) = &self.near
+            && let Some(value) = self.fresh_near(near, &key).await
+        {
+            return Ok(value);
         }
         let loader = || async move { loader().await.map(IntoLoaded::into_loaded) };
         self.cache.get_or_load(&key, &self.policy.with_time_left(began.elapsed()), loader).await
     }
 
+    /// A value or an explicit null that is fresh by the policy. Where Redis cannot be asked in time there is none: the loader is asked.
+    async fn fresh_near(&self, near: &Arc<NearStore<V>>, key: &str) -> Option<Option<V>> {
+        let asked = timeout(self.policy.time_for_a_look(), self.read_near(near, key)).await;
+        let read = asked.ok()?.ok()?;
+        let is_fresh = self.policy.judge(key, read.left_ms) == Age::Fresh;
+        (is_fresh && !matches!(read.found, Found::Missing)).then(|| read.found.value())
+    }
+
     /// The values of keys: each as [`Self::get_or_load`] has it, but what is missing is loaded by one call of `loader`, with the keys that
-    /// it is to load ([`crate::Cache::get_or_load_many`] says more). It goes past the near cache.
+    /// it is to load ([`crate::Cache::get_or_load_many`] says more).
     ///
     /// # Errors
     /// [`ClientError::Key`]; [`ClientError::OfDataset`] in a dataset's space. What fails for a key stands in the answer.
@@ -198,12 +200,29 @@ where
         U: Future<Output = Result<M, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        for key in keys {
-            self.cache.core.check_own(&self.key(key)?)?;
-        }
+        let names: Vec<String> = keys.iter().map(|key| self.key(key)).collect::<Result<_, _>>()?;
+        names.iter().try_for_each(|name| self.cache.core.check_own(name))?;
         // Each was rendered just now.
         let key_of = |key: &K| self.key(key).unwrap_or_default();
-        self.cache.get_or_load_many(keys, key_of, &self.policy, loader).await
+        let Some(near) = &self.near else {
+            return self.cache.get_or_load_many(keys, key_of, &self.policy, loader).await;
+        };
+        let began = Instant::now();
+        let fresh = join_all(names.iter().map(|name| self.fresh_near(near, name))).await;
+        let (mut found, mut far) = (HashMap::new(), Vec::new());
+        for (key, fresh) in keys.iter().zip(fresh) {
+            match fresh {
+                Some(value) => found.extend(value.map(|value| (key.clone(), value))),
+                None => far.push(key.clone()),
+            }
+        }
+        if far.is_empty() {
+            return Ok(Partial { values: found, failed: Vec::new() });
+        }
+        let policy = self.policy.with_time_left(began.elapsed());
+        let mut loaded = self.cache.get_or_load_many(&far, key_of, &policy, loader).await?;
+        loaded.values.extend(found);
+        Ok(loaded)
     }
 
     /// As [`Self::get`]; a hit extends the entry's life in the same command. It goes past the near cache.

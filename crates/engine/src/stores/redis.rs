@@ -41,9 +41,10 @@ pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
 pub use definitions::{Declared, REDEFINED, Registered};
 pub use denied::Denied;
-pub use entries::{CounterRule, StoreMode, ValueAndLife};
+pub use entries::{CounterRule, StoreMode};
 pub use epoch::{Creation, NewEpoch};
 pub use error::{CacheError, Refusal};
+pub use gather::ValueAndLife;
 pub use leases::{LeaseAttempt, LeaseGrant};
 pub use memory::MemoryFacts;
 pub use metadata::{

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use redis::{FromRedisValue, Value};
 
+use super::CacheError;
 use super::endpoint::Endpoint;
-use super::gather::Gather;
+use super::gather::Gathered;
 use super::shared::SharedConnection;
-use super::{CacheError, ValueAndLife};
+
 use cachekeeper_config as config;
 use cachekeeper_protocol::keyspace::Keyspace;
 
@@ -18,13 +19,6 @@ pub struct Redis {
     pub(super) keys: Keyspace,
     pub(super) compares_stamps: bool,
     pub(super) gathered: Arc<Gathered>,
-}
-
-/// Reads of the moment.
-#[derive(Debug, Default)]
-pub(super) struct Gathered {
-    pub values: Gather<Option<Vec<u8>>>,
-    pub values_and_lives: Gather<ValueAndLife>,
 }
 
 impl std::fmt::Debug for Redis {

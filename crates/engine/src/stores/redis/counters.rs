@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::entries::{ValueAndLife, millis};
+use super::entries::millis;
 use super::entries::{generation, raise_counters, read_with_lives};
+use super::gather::ValueAndLife;
 use super::script::{Call, INVALIDATE_KEYS, INVALIDATE_TAGS, pack};
 use super::{CacheError, Redis, Refusal};
 use cachekeeper_protocol::counters::InvalidationCounters;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::gather::ValueAndLife;
 use super::script::{Call, EXTEND, RAISE, STORE, pack, pack_slots};
 use super::tags::AddedMembers;
 use super::{Answer, CacheError, Precondition, Redis};
@@ -229,9 +230,6 @@ pub(super) fn read_with_lives(pipeline: &mut redis::Pipeline, keys: &[impl AsRef
 
 /// As `PTTL` says it.
 const NO_ENTRY: i64 = -2;
-
-/// A value and its remaining lifetime in milliseconds (-1: no end, -2: no entry).
-pub type ValueAndLife = (Option<Vec<u8>>, i64);
 
 impl Redis {
     /// Raises keys, cached or not, and answers the positions of those that exist (R6). `job` is counted, if it is

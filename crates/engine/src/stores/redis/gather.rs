@@ -8,6 +8,16 @@ use tokio::sync::oneshot;
 
 use super::CacheError;
 
+/// A value and its remaining lifetime in milliseconds (-1: no end, -2: no entry).
+pub type ValueAndLife = (Option<Vec<u8>>, i64);
+
+/// Reads of the moment.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    pub values: Gather<Option<Vec<u8>>>,
+    pub values_and_lives: Gather<ValueAndLife>,
+}
+
 /// Keys of one command: more save little, and the first would wait for the last.
 const KEYS_MAX: usize = 64;
 
