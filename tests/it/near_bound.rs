@@ -236,6 +236,10 @@ impl Arena {
         let (old, held) = (*master, AtomicU16::new(0));
         wait_until("the replica has everything", async || {
             let mut client = connect(old).await.ok_or("not reached")?;
+            // WAIT waits for what its own connection wrote: without a write, any replica will do.
+            let mut write = redis::cmd("SET");
+            let written: Result<(), _> = write.arg("last").arg(1).query_async(&mut client).await;
+            written.map_err(|error| error.to_string())?;
             let mut wait = redis::cmd("WAIT");
             let count: Result<u16, _> = wait.arg(1).arg(100).query_async(&mut client).await;
             held.store(count.map_err(|error| error.to_string())?, Ordering::Relaxed);
