@@ -15,6 +15,7 @@ mod guard;
 mod health;
 mod held;
 mod keys;
+mod leases;
 mod leave;
 mod live;
 mod look;
@@ -96,6 +97,7 @@ fn router(shared: Shared, guard: Guard) -> Router {
         .route("/api/v1/datasets/{name}/relations", get(look::relations))
         .route("/api/v1/datasets/{name}/lifetimes", get(look::lifetimes))
         .route("/api/v1/datasets/{name}/rows", get(look::rows))
+        .route("/api/v1/leases", get(leases::leases))
         .route("/api/v1/dead-letters", get(dead_letters::list))
         .route("/api/v1/dead-letters/replay", post(dead_letters::replay))
         .route("/api/v1/dead-letters/discard", post(dead_letters::discard))

@@ -14,8 +14,11 @@ pub(super) const LIMIT_MAX: usize = 1_000;
 pub(super) struct Wanted {
     pub after: Option<u64>,
     limit: Option<usize>,
+    /// One, or several with commas between them.
     dataset: Option<String>,
     what: Option<String>,
+    /// What happened, or why: one of several is enough.
+    kind: Option<String>,
     /// A pattern of Redis.
     key: Option<String>,
 }
@@ -25,8 +28,9 @@ pub(super) struct Filter {
     /// Filters with the same text let the same through.
     pub text: String,
     pub limit: usize,
-    dataset: Option<String>,
+    datasets: Vec<String>,
     what: Option<String>,
+    kinds: Vec<String>,
     key: Option<Glob>,
 }
 
@@ -34,15 +38,24 @@ impl Filter {
     pub(super) fn new(wanted: Wanted) -> Result<Self, &'static str> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let limit = wanted.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX);
-        let (dataset, what, key) = (given(wanted.dataset), given(wanted.what), given(wanted.key));
-        let text = format!("{limit} {dataset:?} {what:?} {key:?}");
+        let (what, key) = (given(wanted.what), given(wanted.key));
+        let (datasets, kinds) = (list(wanted.dataset), list(wanted.kind));
+        let text = format!("{limit} {datasets:?} {what:?} {kinds:?} {key:?}");
         let key = key.map(|key| Glob::parse(&key)).transpose()?;
-        Ok(Self { text, limit, dataset, what, key })
+        Ok(Self { text, limit, datasets, what, kinds, key })
     }
 
     pub(super) fn wants(&self, touch: &Touch) -> bool {
         let what = self.what.as_deref().is_none_or(|what| *what == *touch.what.as_str());
-        let dataset = self.dataset.as_deref().is_none_or(|dataset| *dataset == *touch.dataset);
-        what && dataset && self.key.as_ref().is_none_or(|glob| glob.matches(&touch.key))
+        let is_one_of = |wanted: &[String], word: &str| wanted.iter().any(|one| one == word);
+        let dataset = self.datasets.is_empty() || is_one_of(&self.datasets, &touch.dataset);
+        let is_kind = |word: &str| is_one_of(&self.kinds, word);
+        let kind = self.kinds.is_empty() || is_kind(touch.what.as_str()) || is_kind(touch.cause);
+        what && dataset && kind && self.key.as_ref().is_none_or(|glob| glob.matches(&touch.key))
     }
+}
+
+fn list(text: Option<String>) -> Vec<String> {
+    let text = text.unwrap_or_default();
+    text.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect()
 }

@@ -28,6 +28,7 @@ pub(super) async fn machine(State(shared): State<Shared>) -> Response {
         "tasks": tasks,
         "servers": servers,
         "epoch": facts.epoch,
+        "namespace": shared.tasks.config.service.namespace,
         "owner": &*shared.tasks.owner,
         "started_ms": shared.started_ms,
         "reasons": shared.health().reasons(),

@@ -31,7 +31,8 @@ pub(super) async fn now(State(shared): State<Shared>, Extension(caller): Extensi
         "attention": shared.since.look(shared.health()),
         "notes": facts.notes(),
         "watermark_age_ms": age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        "totals": totals(&text),
+        "totals": sums(&text, &TOTALS),
+        "waiting": sums(&text, &WAITING),
         "may_not_act": may_not_act(&shared, caller.role),
         "version": env!("CARGO_PKG_VERSION"),
         "namespace": shared.tasks.config.service.namespace,
@@ -104,15 +105,19 @@ const TOTALS: [(&str, &str, &str); 10] = [
     ("written", "cachekeeper_write_commands_total", "reason=\"done\""),
 ];
 
-fn totals(text: &str) -> BTreeMap<&'static str, u64> {
-    let mut totals: BTreeMap<&'static str, u64> = TOTALS.iter().map(|(name, ..)| (*name, 0)).collect();
+/// What waits to be done, likewise.
+const WAITING: [(&str, &str, &str); 2] =
+    [("events", "cachekeeper_events_pending", ""), ("writes", "cachekeeper_write_commands_waiting", "")];
+
+fn sums(text: &str, wanted: &[(&'static str, &str, &str)]) -> BTreeMap<&'static str, u64> {
+    let mut sums: BTreeMap<&'static str, u64> = wanted.iter().map(|(name, ..)| (*name, 0)).collect();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let Some((series, value)) = line.rsplit_once(' ') else { continue };
         let (metric, labels) = series.split_once('{').unwrap_or((series, ""));
-        let of = TOTALS.iter().filter(|(_, known, label)| *known == metric && labels.contains(label));
+        let of = wanted.iter().filter(|(_, known, label)| *known == metric && labels.contains(label));
         for (name, ..) in of {
-            *totals.entry(name).or_default() += value.parse::<u64>().unwrap_or_default();
+            *sums.entry(name).or_default() += value.parse::<u64>().unwrap_or_default();
         }
     }
-    totals
+    sums
 }
