@@ -1,5 +1,6 @@
 //! Which touches somebody wants to see.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use cachekeeper_engine::history::Touch;
@@ -10,16 +11,19 @@ const LIMIT: usize = 200;
 pub(super) const LIMIT_MAX: usize = 1_000;
 
 /// As it is asked for.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct Wanted {
+    /// Only what happened behind the touch of this number
     pub after: Option<u64>,
+    /// The newest so many, of each event where it is a stream
     limit: Option<usize>,
-    /// One, or several with commas between them.
+    /// Of these datasets: one, or several with commas between them
     dataset: Option<String>,
+    /// What happened
     what: Option<String>,
-    /// What happened, or why: one of several is enough.
+    /// What happened, or why: one of several, with commas between them, is enough
     kind: Option<String>,
-    /// A pattern of Redis.
+    /// Of keys that match this pattern of Redis
     key: Option<String>,
 }
 

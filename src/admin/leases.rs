@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::refusal::refuse;
@@ -12,13 +13,13 @@ use cachekeeper_engine::lease::LeaseName;
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt};
 
 /// The leases that are held.
-#[derive(Serialize)]
-struct Leases {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Leases {
     leases: Vec<Held>,
 }
 
 /// A lease that is held.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Held {
     /// What only its holder does.
     name: String,

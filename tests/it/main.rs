@@ -76,6 +76,7 @@ mod namespaces;
 mod near;
 mod near_bound;
 mod observing;
+mod openapi;
 mod oracle;
 mod page;
 mod passes;

@@ -170,7 +170,7 @@ async fn whoever_cannot_follow_is_told_what_to_do() {
     let other = Cli::new(&shop.rig, &with)
         .with("CACHEKEEPER__ADMIN__LISTEN", &listen)
         .with("CACHEKEEPER__SERVICE__NAMESPACE", "other");
-    other.says(&["tap"], 78, &["is of namespace cachekeeper", "of other", "-c"]);
+    other.says(&["tap"], 78, &["is of namespace test", "of other", "-c"]);
     shop.cli.says(&["tap", "--dataset", "produkt"], 2, &["did you mean product?"]);
     shop.cli.says(&["tap", "--kind", "nonsense"], 2, &["change", "refused"]);
     shop.kill();

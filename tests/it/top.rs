@@ -37,23 +37,14 @@ impl AtTerminal {
     }
 
     fn types(&mut self, keys: &str) {
-        self.shown.lock().unwrap().clear();
         let keyboard = self.child.stdin.as_mut().unwrap();
         keyboard.write_all(keys.as_bytes()).unwrap();
         keyboard.flush().unwrap();
     }
 
-    /// What came last, without what steers the terminal.
+    /// What stands on the screen now.
     fn text(&self) -> String {
-        let mut text = String::new();
-        let mut parts = self.shown.lock().unwrap().clone();
-        parts = parts.replace("\u{1b}[?", "\u{1b}[");
-        for (at, part) in parts.split("\u{1b}[").enumerate() {
-            let end = part.find(|one: char| one.is_ascii_alphabetic()).map_or(part.len(), |end| end + 1);
-            text.push(' ');
-            text.push_str(if at == 0 { part } else { &part[end..] });
-        }
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        screen(&self.shown.lock().unwrap())
     }
 
     async fn shows(&self, what: &str) {
@@ -80,6 +71,44 @@ impl Drop for AtTerminal {
     }
 }
 
+/// As a terminal of 24 rows would show it: it knows how the cursor is set, and that the screen is emptied.
+fn screen(sent: &str) -> String {
+    let mut rows = vec![vec![' '; 80]; 24];
+    let (mut row, mut column) = (0_usize, 0_usize);
+    let mut rest = sent.chars();
+    while let Some(one) = rest.next() {
+        if one != '\u{1b}' {
+            if let Some(cell) =
+                rows.get_mut(row).and_then(|row| row.get_mut(column)).filter(|_| !one.is_control())
+            {
+                *cell = one;
+                column += 1;
+            }
+            continue;
+        }
+        if rest.next() != Some('[') {
+            continue;
+        }
+        let mut words = String::new();
+        let end = rest.by_ref().find(|one| {
+            words.push(*one);
+            one.is_ascii_alphabetic()
+        });
+        match end {
+            Some('H') => {
+                let place =
+                    |word: Option<&str>| word.and_then(|word| word.parse::<usize>().ok()).unwrap_or(1) - 1;
+                let mut words = words.trim_end_matches('H').split(';');
+                (row, column) = (place(words.next()), place(words.next()));
+            }
+            Some('J') => rows.iter_mut().for_each(|row| row.fill(' ')),
+            _ => {}
+        }
+    }
+    let rows = rows.into_iter().map(|row| row.into_iter().collect::<String>().trim_end().to_owned());
+    rows.collect::<Vec<_>>().join("\n")
+}
+
 #[tokio::test]
 async fn a_person_sees_the_worker_turns_to_its_parts_and_leaves() {
     let mut shop = Shop::start("").await;
@@ -88,13 +117,22 @@ async fn a_person_sees_the_worker_turns_to_its_parts_and_leaves() {
     top.shows("Nothing needs you").await;
     top.types("2");
     top.shows("[2 Datasets]").await;
-    top.shows("product fresh 2").await;
+    top.shows("product       fresh                  2").await;
     top.types("\t");
     top.shows("[3 Machine room]").await;
-    top.shows("change feed up 0").await;
+    top.shows("change feed              up          0").await;
     shop.kill();
     top.shows("No answer since").await;
-    top.types("1q");
+    shop.worker = shop.cli.command(&["run"]).stdout(Stdio::null()).spawn().unwrap();
+    top.types("1");
+    wait_until("it is found again", async || {
+        let text = top.text();
+        let is_found = !text.contains("No answer") && text.contains("The dataset is at least as fresh as");
+        if is_found { Ok(()) } else { Err(text) }
+    })
+    .await;
+    shop.kill();
+    top.types("q");
     assert_eq!(top.ends().await, Some(0));
     let screen = top.shown.lock().unwrap().clone();
     assert!(screen.contains("\u{1b}[?1049l") && screen.contains("\u{1b}[?25h"), "not given back: {screen:?}");

@@ -5,7 +5,6 @@ use ratatui::text::{Line, Span};
 
 use super::paint::{Mood, Paint, count, fit, fit_right, sign, span, wrapped};
 use super::snapshot::{Dataset, Snapshot};
-use super::view::Order;
 
 /// The columns behind the name.
 const STATE: usize = 14;
@@ -16,6 +15,15 @@ const REFUSED: usize = 9;
 /// The shortest and the longest name.
 const NAME_MIN: usize = 12;
 const NAME_MAX: usize = 48;
+
+/// In which order datasets stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The worst first.
+    #[default]
+    State,
+    Name,
+}
 
 pub(super) fn lines(snapshot: &Snapshot, order: Order, columns: usize, paint: Paint) -> Vec<Line<'static>> {
     let Some(datasets) = &snapshot.datasets else {

@@ -6,6 +6,7 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::Paragraph;
 
+use super::datasets::Order;
 use super::paint::{Mood, Paint, clock, fit, span, wrapped};
 use super::snapshot::Snapshot;
 use super::terminal::Key;
@@ -28,15 +29,6 @@ pub(super) enum View {
 
 const VIEWS: [(View, &str); 3] =
     [(View::Now, "Now"), (View::Datasets, "Datasets"), (View::Machine, "Machine room")];
-
-/// In which order datasets stand.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Order {
-    /// The worst first.
-    #[default]
-    State,
-    Name,
-}
 
 /// What a person chose.
 #[derive(Debug, Clone, Copy, Default)]
@@ -147,7 +139,7 @@ fn banner(snapshot: &Snapshot, columns: usize, paint: Paint) -> Vec<Line<'static
         None => return vec![Line::default()],
     };
     let mut lines = wrapped("!! ", &text, columns, paint.mood(Mood::Bad));
-    lines.truncate(3);
+    lines.truncate(4);
     lines.push(Line::default());
     lines
 }
