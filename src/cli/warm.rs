@@ -25,6 +25,8 @@ const MOVE_EVERY: Duration = Duration::from_millis(250);
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// How long Postgres may count rows for it, beside the backfill.
 const COUNT_WITHIN: Duration = Duration::from_secs(20);
+/// A short backfill is over before that is worth it.
+const COUNT_AFTER: Duration = Duration::from_millis(500);
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(
@@ -143,6 +145,7 @@ struct Total {
 }
 
 async fn total(context: &Context, dataset: &Arc<Dataset>) -> Option<Total> {
+    tokio::time::sleep(COUNT_AFTER).await;
     let options = PlanOptions { sample: 1, within: COUNT_WITHIN };
     let plan = plan(context, dataset, None, options).await.ok()?;
     let entries = plan.backfilled.unwrap_or(plan.keys);

@@ -141,6 +141,10 @@ async fn what_happens_is_shown_as_it_comes_also_after_the_worker_was_started_aga
     let shown = json.shows("\"key\":\"product:2\"").await;
     assert!(shown.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{shown}");
     assert_eq!(other.lines.try_iter().collect::<Vec<_>>(), Vec::<String>::new());
+    let file = std::fs::read_to_string(&shop.cli.file).unwrap();
+    std::fs::write(&shop.cli.file, format!("{file}ttl = \"20m\"\n")).unwrap();
+    shop.cli.says(&["reload"], 0, &["dataset.product.ttl"]);
+    json.shows("\"event\":\"another_worker\"").await;
     let signal = Command::new("kill").args(["-INT", &json.child.id().to_string()]).status().unwrap();
     assert!(signal.success());
     assert_eq!(json.ends().await, Some(0));

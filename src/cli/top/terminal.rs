@@ -103,3 +103,22 @@ fn input(event: &Event) -> Option<Input> {
         _ => return None,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ratatui::crossterm::event::KeyEvent;
+
+    #[test]
+    fn q_escape_and_control_c_leave() {
+        let pressed = |code, modifiers| input(&Event::Key(KeyEvent::new(code, modifiers)));
+        let plain = KeyModifiers::NONE;
+        for (code, modifiers) in
+            [(KeyCode::Char('q'), plain), (KeyCode::Esc, plain), (KeyCode::Char('c'), KeyModifiers::CONTROL)]
+        {
+            assert_eq!(pressed(code, modifiers), Some(Input::Key(Key::Leave)));
+        }
+        assert_eq!(pressed(KeyCode::Char('c'), plain), None);
+        assert_eq!(input(&Event::Resize(80, 24)), Some(Input::Resized));
+    }
+}
