@@ -117,10 +117,10 @@ async fn a_person_sees_the_worker_turns_to_its_parts_and_leaves() {
     top.shows("Nothing needs you").await;
     top.types("2");
     top.shows("[2 Datasets]").await;
-    top.shows("product       fresh                  2").await;
+    top.shows("product        fresh                  2").await;
     top.types("\t");
     top.shows("[3 Machine room]").await;
-    top.shows("change feed              up          0").await;
+    top.shows("change feed             up           0").await;
     shop.kill();
     top.shows("No answer since").await;
     shop.worker = shop.cli.command(&["run"]).stdout(Stdio::null()).spawn().unwrap();

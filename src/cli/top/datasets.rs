@@ -13,7 +13,7 @@ const AGE: usize = 10;
 const BACKFILL: usize = 13;
 const REFUSED: usize = 9;
 /// The shortest and the longest name.
-const NAME_MIN: usize = 12;
+const NAME_MIN: usize = 13;
 const NAME_MAX: usize = 48;
 
 /// In which order datasets stand.
@@ -34,7 +34,7 @@ pub(super) fn lines(snapshot: &Snapshot, order: Order, columns: usize, paint: Pa
     }
     let longest = datasets.iter().map(|dataset| Span::raw(dataset.name.as_str()).width()).max();
     let room = columns.saturating_sub(STATE + ENTRIES + AGE + BACKFILL + REFUSED);
-    let name = longest.unwrap_or_default().max(NAME_MIN).min(room.clamp(NAME_MIN, NAME_MAX));
+    let name = (longest.unwrap_or_default() + 1).max(NAME_MIN).min(room.clamp(NAME_MIN, NAME_MAX));
     let mut sorted: Vec<&Dataset> = datasets.iter().collect();
     sorted.sort_by(|one, other| {
         let by_name = one.name.cmp(&other.name);

@@ -7,9 +7,9 @@ use super::paint::{Mood, Paint, clock, count, fit, fit_right, sign, span, wrappe
 use super::snapshot::{Lease, Machine, Snapshot};
 
 /// Two tasks stand abreast on 80 columns.
-const NAME: usize = 23;
+const NAME: usize = 22;
 const STATE: usize = 7;
-const RESTARTS: usize = 8;
+const RESTARTS: usize = 9;
 const LEASE: usize = 30;
 const LEFT: usize = 9;
 

@@ -42,7 +42,7 @@ pub(super) fn lines(snapshot: &Snapshot, columns: usize, paint: Paint) -> Vec<Li
 
 fn truth(now: &Now, columns: usize, paint: Paint) -> Vec<Line<'static>> {
     let (mood, state) = match (now.ready, now.attention.is_empty()) {
-        (false, _) => (Mood::Bad, "NOT READY"),
+        (false, _) => (Mood::Bad, " NOT READY"),
         (true, false) => (Mood::Warn, "ready, with something to look at"),
         (true, true) => (Mood::Good, "ready"),
     };

@@ -150,7 +150,7 @@ fn the_machine_room_says_what_is_down_in_words() {
         says(
             &text,
             &[
-                "redis                  !!DOWN",
+                "redis                 !!DOWN",
                 "connection refused",
                 "warmer",
                 "for 1 min 1 s",
