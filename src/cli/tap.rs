@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::admin_client::{Answer, Lines, get, open};
 use super::output::{Exit, Output};
 use super::worker_asked::{Refused, found, refused};
+use crate::actors::clock::now_ms;
 use cachekeeper_config::diagnostic::did_you_mean;
 use cachekeeper_config::{Admin, Config};
 use cachekeeper_engine::backoff::Backoff;
@@ -85,7 +86,8 @@ pub async fn tap(config: &Config, request: &Request, out: &Output) -> Exit {
         return Exit::Usage;
     }
     let is_json = out.json || request.format == Format::Json;
-    let mut tap = Tap { config, out, is_json, query: query(request), worker: None, after: None };
+    let mut tap =
+        Tap { config, out, is_json, query: query(request), worker: None, after: None, seen_ms: now_ms() };
     tokio::select! {
         exit = tap.follow() => exit,
         () = out.closed() => Exit::Ok,
@@ -121,6 +123,8 @@ struct Tap<'a> {
     worker: Option<String>,
     /// The last touch that was seen of it.
     after: Option<u64>,
+    /// When that was, or when the verb began, in Unix milliseconds.
+    seen_ms: u64,
 }
 
 /// Why a stream is over.
@@ -191,16 +195,21 @@ impl Tap<'_> {
         let machine = found(self.config).await.map_err(Over::Refused)?;
         let owner = machine.get("owner").and_then(Value::as_str).unwrap_or_default().to_owned();
         match self.worker.as_deref() {
-            None => self.after = Some(last(admin).await?),
+            None => self.after = Some(remembered(admin).await?.0),
             Some(worker) if worker == owner => {}
             Some(_) => {
-                // All that the new one has done is new.
-                self.after = Some(0);
+                // One that was loaded again goes on counting, and remembers what was seen; one that was started again cannot.
+                let (_, since_ms) = remembered(admin).await?;
                 *is_told = false;
-                self.say(
-                    "another_worker",
-                    "the worker was loaded again or started again; it is followed from its start",
-                );
+                if since_ms <= self.seen_ms {
+                    self.say(
+                        "another_worker",
+                        "the worker has loaded its configuration again; it is followed on",
+                    );
+                } else {
+                    self.after = Some(0);
+                    self.say("another_worker", "the worker was started again; it is followed from its start");
+                }
             }
         }
         self.worker = Some(owner);
@@ -226,6 +235,8 @@ impl Tap<'_> {
                 for touch in data.get("touches").and_then(Value::as_array).into_iter().flatten() {
                     let text = if self.is_json { touch.to_string() } else { line(touch) };
                     self.out.line(&text);
+                    self.seen_ms =
+                        touch.get("at_ms").and_then(Value::as_u64).unwrap_or_default().max(self.seen_ms);
                 }
                 self.after = data.get("last").and_then(Value::as_u64).max(self.after);
             }
@@ -251,13 +262,14 @@ impl Tap<'_> {
     }
 }
 
-/// The number of the last touch there is.
-async fn last(admin: &Admin) -> Result<u64, Over> {
+/// The number of the last touch there is, and since when the worker remembers everything.
+async fn remembered(admin: &Admin) -> Result<(u64, u64), Over> {
     let told = |error: io::Error| Over::Broken(error.to_string());
     let Answer { code, body } = get(admin, "/api/v1/touches?limit=1").await.map_err(told)?;
     let body: Value = serde_json::from_str(&body).unwrap_or_default();
-    let last = body.get("last").and_then(Value::as_u64).filter(|_| code == 200);
-    last.ok_or_else(|| Over::Broken("it does not say what happened last".to_owned()))
+    let number = |name: &str| body.get(name).and_then(Value::as_u64).filter(|_| code == 200);
+    let both = number("last").zip(number("since_ms"));
+    both.ok_or_else(|| Over::Broken("it does not say what happened last".to_owned()))
 }
 
 /// A touch as a line of text.

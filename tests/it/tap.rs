@@ -145,6 +145,10 @@ async fn what_happens_is_shown_as_it_comes_also_after_the_worker_was_started_aga
     std::fs::write(&shop.cli.file, format!("{file}ttl = \"20m\"\n")).unwrap();
     shop.cli.says(&["reload"], 0, &["dataset.product.ttl"]);
     json.shows("\"event\":\"another_worker\"").await;
+    // What was shown is not shown again.
+    shop.rig.postgres.execute("update products set name = 'last' where id = 1").await.unwrap();
+    let shown = json.shows("\"key\":\"product:1\"").await;
+    assert!(!shown.contains("product:2"), "{shown}");
     let signal = Command::new("kill").args(["-INT", &json.child.id().to_string()]).status().unwrap();
     assert!(signal.success());
     assert_eq!(json.ends().await, Some(0));
