@@ -15,6 +15,7 @@ mod guard;
 mod health;
 mod held;
 mod keys;
+mod leases;
 mod leave;
 mod live;
 mod look;
@@ -24,6 +25,8 @@ mod origin;
 mod page;
 mod problem;
 mod refusal;
+mod routes;
+mod schemas;
 mod server;
 mod shared;
 mod status;
@@ -37,18 +40,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::get;
 use tokio::net::TcpListener;
 use tracing::warn;
 
+use self::action_log::InWords;
 use self::attention::Since;
 use self::connections::Connections;
 use self::files::Files;
 use self::guard::Guard;
 use self::live::Live;
+use self::routes::{Operation, Routes};
 use self::shared::Shared;
 use crate::actors::clock::now_ms;
 use crate::actors::context::TaskContext;
+use crate::control::Reloaded;
 use cachekeeper_config::Admin;
 use cachekeeper_engine::process::open_files_limit;
 
@@ -79,48 +85,154 @@ pub async fn serve(listener: TcpListener, tasks: &TaskContext) -> std::io::Resul
     }
 }
 
-/// A path that is added costs much if it asks the servers or renders much: then it belongs among the costly ones of its kind. What
-/// only renders never waits for a server that others have asked.
+/// Everything that is served: the page and the probes, and the API.
 fn router(shared: Shared, guard: Guard) -> Router {
-    let rendering = Router::new()
-        .route("/metrics", get(health::metrics))
-        .route("/api/v1/now", get(now::now))
-        .route("/api/v1/touches", get(touches::touches))
-        .route("/api/v1/machine", get(machine::machine))
-        .route("/api/v1/settings", get(control::settings))
-        .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
-    let asking = Router::new()
-        .route("/api/v1/status", get(status::status))
-        .route("/api/v1/datasets", get(datasets::datasets))
-        .route("/api/v1/datasets/{name}", get(datasets::dataset))
-        .route("/api/v1/datasets/{name}/relations", get(look::relations))
-        .route("/api/v1/datasets/{name}/lifetimes", get(look::lifetimes))
-        .route("/api/v1/datasets/{name}/rows", get(look::rows))
-        .route("/api/v1/dead-letters", get(dead_letters::list))
-        .route("/api/v1/dead-letters/replay", post(dead_letters::replay))
-        .route("/api/v1/dead-letters/discard", post(dead_letters::discard))
-        .route("/api/v1/explain", get(keys::explain))
-        .route("/api/v1/keys/refresh", post(keys::refresh))
-        .route("/api/v1/keys/delete", post(keys::delete))
-        .route_layer(from_fn_with_state(guard::turns(), guard::in_turn));
     Router::new()
         .route("/", get(page::index))
         .route("/assets/{name}", get(page::asset))
         .route("/livez", get(health::livez))
         .route("/healthz", get(health::livez))
         .route("/readyz", get(health::readyz))
-        .route("/api/v1/watermark", get(watermark::watermark))
-        .route(guard::LIVE, get(touches::live))
-        .route("/api/v1/datasets/{name}/warm", post(datasets::warm))
-        .route("/api/v1/reload", post(control::reload))
-        .route("/api/v1/drain", post(control::drain))
-        .route("/api/v1/log-level", post(control::log_level))
-        .route("/api/v1/datasets/{name}/pause", post(datasets::pause))
-        .route("/api/v1/datasets/{name}/resume", post(datasets::resume))
-        .merge(rendering)
-        .merge(asking)
+        .merge(
+            Router::new()
+                .route("/metrics", get(health::metrics))
+                .route_layer(from_fn_with_state(guard::turns(), guard::in_turn)),
+        )
+        .merge(routes().with_document())
         .layer(from_fn_with_state(guard, guard::guard))
         .with_state(shared)
+}
+
+/// The description of the API: `OpenAPI` 3.1.
+#[must_use]
+pub fn openapi() -> serde_json::Value {
+    routes().document()
+}
+
+/// The paths of the API. One that is added costs much if it asks the servers or renders much: then it belongs among the costly ones of its
+/// kind. What only renders never waits for a server that others have asked.
+fn routes() -> Routes {
+    use Operation as O;
+    let rendering = Routes::default()
+        .add(
+            O::read::<now::Now>("/api/v1/now", "How fresh the whole is, what needs somebody, totals"),
+            now::now,
+        )
+        .add(
+            O::read::<touches::Touches<'_>>("/api/v1/touches", "What happened to entries")
+                .asks::<filter::Wanted>(),
+            touches::touches,
+        )
+        .add(O::read::<machine::Machine>("/api/v1/machine", "Tasks, servers, epoch"), machine::machine)
+        .add(
+            O::read::<control::Settings>("/api/v1/settings", "The settings, and how the last reload ended"),
+            control::settings,
+        );
+    let plain = Routes::default()
+        .add(
+            O::read::<watermark::Reached>("/api/v1/watermark", "Whether a token's write is in Redis")
+                .asks::<watermark::Asked>(),
+            watermark::watermark,
+        )
+        .add(
+            O::read::<touches::Event>(guard::LIVE, "What happens to entries, as server-sent events")
+                .asks::<filter::Wanted>()
+                .streams(),
+            touches::live,
+        )
+        .merge(orders());
+    rendering.in_turn().merge(asking().in_turn()).merge(plain)
+}
+
+/// What is asked of the servers.
+fn asking() -> Routes {
+    use Operation as O;
+    Routes::default()
+        .add(
+            O::read::<status::Status>("/api/v1/status", "What the worker knows of its datasets"),
+            status::status,
+        )
+        .add(
+            O::read::<datasets::Datasets>("/api/v1/datasets", "The state of each dataset"),
+            datasets::datasets,
+        )
+        .add(
+            O::read::<datasets::WholeDataset>("/api/v1/datasets/{name}", "A dataset, and what it is made of"),
+            datasets::dataset,
+        )
+        .add(
+            O::read::<look::Relations>("/api/v1/datasets/{name}/relations", "What it reads and watches"),
+            look::relations,
+        )
+        .add(
+            O::read::<schemas::Lifetimes>(
+                "/api/v1/datasets/{name}/lifetimes",
+                "What is left to some entries",
+            ),
+            look::lifetimes,
+        )
+        .add(
+            O::read::<look::FirstRows>(
+                "/api/v1/datasets/{name}/rows",
+                "Its first rows as they would be stored",
+            ),
+            look::rows,
+        )
+        .add(
+            O::read::<leases::Leases>("/api/v1/leases", "Which worker does what only one may do"),
+            leases::leases,
+        )
+        .add(
+            O::read::<dead_letters::DeadLetters>("/api/v1/dead-letters", "Write commands that were rejected"),
+            dead_letters::list,
+        )
+        .add(
+            O::act::<dead_letters::ReplayDone>(
+                "/api/v1/dead-letters/replay",
+                "Put them back into the stream",
+            )
+            .takes::<dead_letters::Letters>(),
+            dead_letters::replay,
+        )
+        .add(
+            O::act::<dead_letters::DiscardDone>("/api/v1/dead-letters/discard", "Discard them for good")
+                .takes::<dead_letters::Letters>(),
+            dead_letters::discard,
+        )
+        .add(
+            O::read::<keys::Explained>("/api/v1/explain", "Why a key has its value").asks::<keys::OneKey>(),
+            keys::explain,
+        )
+        .add(
+            O::act::<keys::KeysDone>("/api/v1/keys/refresh", "Load keys again").takes::<keys::Keys>(),
+            keys::refresh,
+        )
+        .add(
+            O::act::<keys::KeysDone>("/api/v1/keys/delete", "Delete keys").takes::<keys::Keys>(),
+            keys::delete,
+        )
+}
+
+/// What the worker is told to do.
+fn orders() -> Routes {
+    use Operation as O;
+    Routes::default()
+        .add(
+            O::act::<InWords>("/api/v1/datasets/{name}/warm", "Have a backfill run").accepted(),
+            datasets::warm,
+        )
+        .add(O::act::<InWords>("/api/v1/datasets/{name}/pause", "Pause it, for all workers"), datasets::pause)
+        .add(O::act::<InWords>("/api/v1/datasets/{name}/resume", "Go on with it"), datasets::resume)
+        .add(
+            O::act::<Reloaded>("/api/v1/reload", "Load the configuration again")
+                .asks::<control::HowToReload>(),
+            control::reload,
+        )
+        .add(O::act::<InWords>("/api/v1/drain", "Take no more work").accepted(), control::drain)
+        .add(
+            O::act::<InWords>("/api/v1/log-level", "Log at another level").takes::<control::Level>(),
+            control::log_level,
+        )
 }
 
 /// As configured, but never so many that the process has no files left for its servers.

@@ -18,8 +18,11 @@ mod purge;
 mod reload;
 mod run;
 mod status;
+mod tap;
+mod top;
 mod uninstall;
 mod warm;
+mod worker_asked;
 mod write;
 mod writes;
 
@@ -162,6 +165,10 @@ enum Verb {
         #[arg(long)]
         watch: bool,
     },
+    /// Show on the whole terminal what the running worker does: how fresh all is, the datasets, its parts
+    Top,
+    /// Follow what the running worker does to entries, a line each
+    Tap(tap::Request),
     /// Compare Redis with Postgres
     Audit {
         /// Which datasets [default: all]
@@ -271,6 +278,8 @@ async fn run_verb(
         Verb::Reload { dry_run } => return Ok(reload::reload(&config, dry_run, out).await),
         Verb::Drain => return Ok(reload::drain(&config, out).await),
         Verb::LogLevel { level } => return Ok(reload::log_level(&config, &level, out).await),
+        Verb::Tap(request) => return Ok(tap::tap(&config, &request, out).await),
+        Verb::Top => return Ok(top::top(&config, environment, out).await),
         Verb::Healthcheck { ready } => return Ok(healthcheck::healthcheck(&config, ready, out).await),
         _ => {}
     }
@@ -308,6 +317,8 @@ async fn run_verb(
         | Verb::LogLevel { .. }
         | Verb::Check { .. }
         | Verb::Healthcheck { .. }
+        | Verb::Top
+        | Verb::Tap(_)
         | Verb::Schema { .. }
         | Verb::Demo(_)
         | Verb::Init(_) => Ok(Exit::Usage),

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,14 +36,29 @@ pub enum Order {
 pub type Answered = (Result<Reloaded, ReloadError>, oneshot::Sender<()>);
 
 /// What a reload changed, or would change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Reloaded {
     /// What counts now.
+    #[schemars(with = "Vec<ChangeShape>")]
     pub changes: Vec<Change>,
     /// What counts only after a restart.
+    #[schemars(with = "Vec<ChangeShape>")]
     pub needs_restart: Vec<Change>,
     /// What is odd about the file.
     pub warnings: Vec<String>,
+}
+
+/// What a change looks like, for the description of the API.
+#[derive(JsonSchema)]
+#[schemars(rename = "Change")]
+#[expect(dead_code, reason = "only its shape is of use")]
+struct ChangeShape {
+    /// Such as `dataset.product.ttl`.
+    setting: String,
+    /// As it was given; null: it was not.
+    before: Option<String>,
+    /// As it is given now; null: it is not any more.
+    after: Option<String>,
 }
 
 /// Why the old configuration stays.
@@ -60,7 +76,7 @@ pub enum ReloadError {
 }
 
 /// How the last reload ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LastReload {
     /// When, in Unix milliseconds.
     pub at_ms: u64,

@@ -22,7 +22,7 @@ use cachekeeper_config::Config;
 use cachekeeper_engine::audit::{Extent, compare};
 use cachekeeper_engine::epoch::with_current_epoch;
 use cachekeeper_protocol::units::parse_duration;
-use cachekeeper_testkit::servers::{Postgres, Redis};
+use cachekeeper_testkit::servers::{Postgres, Redis, free_port};
 
 /// Options of `cachekeeper demo`.
 #[derive(Debug, Args)]
@@ -49,6 +49,8 @@ pub enum Ending {
 }
 
 const CONFIG: &str = include_str!("../config/demo.toml");
+/// The address of the admin listener, where it is not given: a free one of this machine.
+const LISTEN: &str = "CACHEKEEPER__ADMIN__LISTEN";
 const SHOWN: [u32; 4] = [1, 2, 3, 42];
 const FAULT_EVERY: Duration = Duration::from_secs(6);
 /// How long the worker may take to catch up when the load has ended.
@@ -101,14 +103,18 @@ impl Stage {
         environment.insert("CACHEKEEPER__POSTGRES__URL".to_owned(), postgres.url());
         environment.insert("CACHEKEEPER__REDIS__URL".to_owned(), redis.url());
         environment.entry("CACHEKEEPER__LOG__LEVEL".to_owned()).or_insert_with(|| "error".to_owned());
+        let free = format!("127.0.0.1:{}", free_port()?);
+        environment.entry(LISTEN.to_owned()).or_insert(free);
         let (path, check) = (Path::new("config/demo.toml"), crate::schedule::check);
         let (config, _warnings) = Config::load_with(path, CONFIG.to_owned(), &environment, check)
             .map_err(|problems| anyhow::anyhow!("{}", cachekeeper_config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
         let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
         cachekeeper_engine::context::Context::new(&config)?.postgres.migrate().await?;
-        view.say("starting the worker: five datasets, see config/demo.toml\n");
+        view.say("starting the worker: five datasets, see config/demo.toml");
+        let listen = config.admin.listen.clone();
         let worker = Worker::start(config).await?;
+        view.say(&listen.map_or(String::new(), |listen| format!("its page: http://{listen}/\n")));
         Ok(Self { postgres, redis, worker, shoppers, happened: Vec::new(), next_fault: 0 })
     }
 

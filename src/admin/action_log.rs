@@ -2,7 +2,9 @@
 //! action by itself; a path that acts only says in words what it did, by [`done`].
 
 use axum::http::{Method, StatusCode, Uri};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
 use tracing::info;
 
 use super::caller::Caller;
@@ -16,6 +18,20 @@ struct Done(String);
 pub(super) fn done(mut response: Response, what: impl Into<String>) -> Response {
     response.extensions_mut().insert(Done(what.into()));
     response
+}
+
+/// An action that was done, or will be.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Done")]
+pub(super) struct InWords {
+    /// What was done, in words.
+    done: String,
+}
+
+/// The answer of an action that has nothing to say but what it did.
+pub(super) fn in_words(code: StatusCode, what: impl Into<String>) -> Response {
+    let what: String = what.into();
+    done((code, axum::Json(InWords { done: what.clone() })).into_response(), what)
 }
 
 /// Names an action, before its request is used up.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::actors::clock::now_ms;
@@ -19,15 +20,20 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const COUNT_EACH: u64 = 5;
 
 /// Something that needs somebody.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Attention {
+    /// What it is.
     what: String,
     /// Names it although its words change.
     #[serde(skip)]
     subject: String,
+    /// The dataset that it is about; null: not about one.
     dataset: Option<String>,
+    /// Since when, in Unix milliseconds, as far as this worker has seen it.
     since_ms: Option<u64>,
+    /// What it means for who reads the cache.
     consequence: &'static str,
+    /// What to do.
     next: &'static str,
 }
 

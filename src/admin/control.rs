@@ -1,39 +1,56 @@
 //! The worker as a whole: its configuration, to load it again, to drain, the level of its log.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::action_log::done;
+use super::action_log::{done, in_words};
 use super::asked::{Asked, Told};
 use super::held::hold;
 use super::refusal::refuse;
 use super::shared::Shared;
-use crate::control::ReloadError;
+use crate::control::{LastReload, ReloadError};
 use crate::telemetry;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct HowToReload {
+    /// Only say what would change
     #[serde(default)]
     dry_run: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct Level {
+    /// error, warn, info, debug, trace, or filters.
     level: String,
+}
+
+/// The configuration that counts.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Settings {
+    file: String,
+    /// Every setting that the file or the environment gives, as text; no secrets.
+    given: BTreeMap<String, String>,
+    /// How the last reload ended; null: there was none.
+    last_reload: Option<LastReload>,
+    /// In Unix milliseconds.
+    started_ms: u64,
 }
 
 /// The file, and how it was last loaded.
 pub(super) async fn settings(State(shared): State<Shared>) -> Response {
     let config = &shared.tasks.config;
-    axum::Json(json!({
-        "file": config.source.file(),
-        "given": config.given(),
-        "last_reload": shared.tasks.control.last_reload(),
-        "started_ms": shared.started_ms,
-    }))
+    let given = config.given().into_iter().map(|(setting, text)| (setting.to_owned(), text));
+    axum::Json(Settings {
+        file: config.source.file().to_owned(),
+        given: given.collect(),
+        last_reload: shared.tasks.control.last_reload(),
+        started_ms: shared.started_ms,
+    })
     .into_response()
 }
 
@@ -57,7 +74,7 @@ pub(super) async fn drain(State(shared): State<Shared>) -> Response {
     match shared.tasks.control.drain() {
         Ok(()) => {
             let what = "the worker takes no more work; /readyz says so, and others take over";
-            done((StatusCode::ACCEPTED, axum::Json(json!({ "done": what }))).into_response(), what)
+            in_words(StatusCode::ACCEPTED, what)
         }
         Err(error) => refused(&error),
     }
@@ -68,7 +85,7 @@ pub(super) async fn log_level(Told(asked): Told<Level>) -> Response {
         Ok(()) => {
             let what =
                 format!("the level of the log is {} until the configuration is loaded again", asked.level);
-            done(axum::Json(json!({ "done": what })).into_response(), what)
+            in_words(StatusCode::OK, what)
         }
         Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error),
     }

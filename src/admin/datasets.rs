@@ -3,35 +3,141 @@
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::action_log::done;
+use super::action_log::in_words;
 use super::refusal::refuse;
+use super::schemas;
 use super::shared::Shared;
 use crate::actors::clock::now_ms;
 use crate::actors::health::Facts;
 use crate::actors::inbox::Since;
 use cachekeeper_config::{Format, Rows, Scope};
 use cachekeeper_engine::catalog::Dataset;
+use cachekeeper_engine::history::{EndedBackfill, RefusedRows};
 use cachekeeper_engine::stores::redis::Metadata;
+
+/// All datasets.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Datasets {
+    datasets: Vec<DatasetOverview>,
+}
+
+/// In which state a dataset is, and why.
+#[derive(Serialize, JsonSchema)]
+struct DatasetOverview {
+    name: String,
+    /// The template of its keys.
+    key: String,
+    state: DatasetState,
+    /// Why it is in that state.
+    reason: Option<String>,
+    /// How far its revalidation is; null: none runs.
+    progress: Option<RevalidationState>,
+    /// When the last backfill began, in Unix milliseconds.
+    last_backfill_ms: Option<u64>,
+    /// How many entries the last backfill that this worker knows of stored.
+    last_backfill_entries: Option<i64>,
+    /// How many rows have no entry, of those that this worker has met.
+    refused_rows: usize,
+    /// Since when somebody has paused it, in Unix milliseconds.
+    paused_since_ms: Option<u64>,
+    /// The last 30 that this worker did, the oldest first.
+    #[schemars(with = "Option<Vec<schemas::EndedBackfill>>")]
+    backfills: Option<Vec<EndedBackfill>>,
+}
+
+/// The state of a dataset.
+#[derive(Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum DatasetState {
+    /// Another worker has a newer definition of it.
+    Superseded,
+    /// It cannot work.
+    Broken,
+    /// Its changed entries could not be loaded.
+    LeftOut,
+    /// Its changes may be missed.
+    NotCovered,
+    /// Its entries are being revalidated.
+    Pending,
+    /// Somebody has paused it.
+    Paused,
+    /// Its first backfill has not ended.
+    NotWarmed,
+    /// All is right.
+    Fresh,
+}
+
+/// How far a revalidation is.
+#[derive(Serialize, JsonSchema)]
+struct RevalidationState {
+    done: u64,
+    /// Entries in Redis when it began.
+    total: u64,
+}
+
+/// A dataset with what it is made of.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct WholeDataset {
+    #[serde(flatten)]
+    overview: DatasetOverview,
+    #[schemars(with = "schemas::RefusedRows")]
+    refused: RefusedRows,
+    #[serde(flatten)]
+    made_of: MadeOf,
+}
+
+/// What a dataset is made of.
+#[derive(Serialize, JsonSchema)]
+struct MadeOf {
+    query: String,
+    tags: Vec<String>,
+    /// The tables that its rules watch.
+    watch: Vec<String>,
+    format: &'static str,
+    scope: &'static str,
+    ttl_ms: u64,
+    settings: DatasetSettings,
+}
+
+/// Settings of a dataset that are in effect; null: there is none.
+#[derive(Serialize, JsonSchema)]
+struct DatasetSettings {
+    rows: &'static str,
+    ttl_ms: u64,
+    negative_ttl_ms: Option<u64>,
+    revalidation_rate: Option<u64>,
+    batch: usize,
+    /// The hash of its definition.
+    definition: String,
+    write: Option<String>,
+    warm_on_start: Option<bool>,
+    warm_limit: Option<u64>,
+    warm_order_by: Option<String>,
+    warm_rate: Option<u64>,
+}
 
 pub(super) async fn datasets(State(shared): State<Shared>) -> Response {
     let facts = shared.health().facts();
     let metadata = metadata(&shared).await;
-    let one = |dataset: &_| Value::Object(overview(&shared, dataset, &facts, metadata.as_ref()));
-    let all: Vec<Value> = shared.engine().catalog.iter().map(|dataset| one(dataset)).collect();
-    axum::Json(json!({ "datasets": all })).into_response()
+    let catalog = shared.engine().catalog.iter();
+    let datasets = catalog.map(|dataset| overview(&shared, dataset, &facts, metadata.as_ref())).collect();
+    axum::Json(Datasets { datasets }).into_response()
 }
 
 pub(super) async fn dataset(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
     let Some(dataset) = shared.engine().catalog.get(&name) else { return unknown(&name) };
     let facts = shared.health().facts();
-    let mut all = overview(&shared, dataset, &facts, metadata(&shared).await.as_ref());
-    let refused = shared.engine().history.as_ref().map(|history| history.refused_rows(&name));
-    all.insert("refused".to_owned(), json!(refused.unwrap_or_default()));
-    let Value::Object(made_of) = made_of(dataset) else { return unknown(&name) };
-    all.extend(made_of);
-    axum::Json(Value::Object(all)).into_response()
+    let metadata = metadata(&shared).await;
+    let history = shared.engine().history.as_ref();
+    let whole = WholeDataset {
+        overview: overview(&shared, dataset, &facts, metadata.as_ref()),
+        refused: history.map(|history| history.refused_rows(&name)).unwrap_or_default(),
+        made_of: made_of(dataset),
+    };
+    axum::Json(whole).into_response()
 }
 
 /// Wants a backfill. It begins as soon as no other one runs, in this worker or another.
@@ -45,7 +151,7 @@ pub(super) async fn warm(State(shared): State<Shared>, Path(name): Path<String>)
         false => "no other one runs",
     };
     let what = format!("a backfill of {name} is wanted; it begins when {when}");
-    done((StatusCode::ACCEPTED, axum::Json(json!({ "done": what }))).into_response(), what)
+    in_words(StatusCode::ACCEPTED, what)
 }
 
 fn unknown(name: &str) -> Response {
@@ -62,27 +168,23 @@ fn overview(
     dataset: &Dataset,
     facts: &Facts,
     metadata: Option<&Metadata>,
-) -> Map<String, Value> {
+) -> DatasetOverview {
     let name = dataset.name();
     let (state, reason) = state(name, facts);
     let progress = metadata.and_then(|metadata| metadata.progress.get(name));
     let backfilled = metadata.and_then(|metadata| metadata.backfilled.get(name));
-    let refused = shared.engine().history.as_ref().map_or(0, |history| history.count_refused(name));
-    let about = json!({
-        "name": name,
-        "key": dataset.settings.key.as_str(),
-        "state": state,
-        "reason": reason,
-        "progress": progress.map(|progress| json!({ "done": progress.done, "total": progress.entries })),
-        "last_backfill_ms": backfilled.map(|backfilled| backfilled.began_ms),
-        "last_backfill_entries": shared.backfill_entries(name),
-        "refused_rows": refused,
-        "paused_since_ms": facts.paused.get(name),
-        "backfills": shared.engine().history.as_ref().map(|history| history.backfills(name)),
-    });
-    match about {
-        Value::Object(about) => about,
-        _ => Map::new(),
+    let history = shared.engine().history.as_ref();
+    DatasetOverview {
+        name: name.to_owned(),
+        key: dataset.settings.key.as_str().to_owned(),
+        state,
+        reason: reason.map(str::to_owned),
+        progress: progress.map(|progress| RevalidationState { done: progress.done, total: progress.entries }),
+        last_backfill_ms: backfilled.map(|backfilled| backfilled.began_ms),
+        last_backfill_entries: shared.backfill_entries(name),
+        refused_rows: history.map_or(0, |history| history.count_refused(name)),
+        paused_since_ms: facts.paused.get(name).copied(),
+        backfills: history.map(|history| history.backfills(name)),
     }
 }
 
@@ -94,7 +196,7 @@ pub(super) async fn pause(State(shared): State<Shared>, Path(name): Path<String>
         Ok(()) => {
             shared.tasks.epoch_keeper.now();
             let what = format!("{name} is paused for all workers; changes are applied all the same");
-            done(axum::Json(json!({ "done": what })).into_response(), what)
+            in_words(StatusCode::OK, what)
         }
         Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.told()),
     }
@@ -105,43 +207,46 @@ pub(super) async fn resume(State(shared): State<Shared>, Path(name): Path<String
         Ok(was_paused) => {
             shared.tasks.epoch_keeper.now();
             let what = format!("{name} {}", if was_paused { "goes on" } else { "was not paused" });
-            done(axum::Json(json!({ "done": what })).into_response(), what)
+            in_words(StatusCode::OK, what)
         }
         Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.told()),
     }
 }
 
 /// The state in a word, and why. The worst comes first.
-fn state<'f>(name: &str, facts: &'f Facts) -> (&'static str, Option<&'f str>) {
+fn state<'f>(name: &str, facts: &'f Facts) -> (DatasetState, Option<&'f str>) {
     let of = |map: &'f std::collections::BTreeMap<String, String>| map.get(name).map(String::as_str);
     let states = [
-        ("broken", of(&facts.broken)),
-        ("left_out", of(&facts.left_out)),
-        ("not_covered", of(&facts.uncovered).or(of(&facts.renamed)).or(of(&facts.unmet))),
-        ("pending", of(&facts.pending)),
+        (DatasetState::Broken, of(&facts.broken)),
+        (DatasetState::LeftOut, of(&facts.left_out)),
+        (DatasetState::NotCovered, of(&facts.uncovered).or(of(&facts.renamed)).or(of(&facts.unmet))),
+        (DatasetState::Pending, of(&facts.pending)),
     ];
     if facts.superseded.contains(name) {
-        return ("superseded", Some("another worker has a newer definition of it, which is served"));
+        return (
+            DatasetState::Superseded,
+            Some("another worker has a newer definition of it, which is served"),
+        );
     }
     if let Some((state, reason)) = states.into_iter().find(|(_, reason)| reason.is_some()) {
         return (state, reason);
     }
     if facts.paused.contains_key(name) {
         return (
-            "paused",
+            DatasetState::Paused,
             Some(
                 "a person has paused its backfills, its refreshing ahead and its audit; changes are applied",
             ),
         );
     }
     if facts.not_warmed.contains(name) {
-        return ("not_warmed", Some("its first backfill since the start has not ended"));
+        return (DatasetState::NotWarmed, Some("its first backfill since the start has not ended"));
     }
-    ("fresh", None)
+    (DatasetState::Fresh, None)
 }
 
 /// How it is configured, as it is in effect.
-fn made_of(dataset: &Dataset) -> Value {
+fn made_of(dataset: &Dataset) -> MadeOf {
     let settings = &dataset.settings;
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let format = match settings.format {
@@ -150,25 +255,25 @@ fn made_of(dataset: &Dataset) -> Value {
         Format::Raw { .. } => "raw",
     };
     let warm = settings.warm.as_ref();
-    json!({
-        "query": settings.query,
-        "tags": settings.tags.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "watch": settings.watch.iter().map(|rule| rule.table.to_string()).collect::<Vec<_>>(),
-        "format": format,
-        "scope": if settings.scope == Scope::All { "all" } else { "cached" },
-        "ttl_ms": millis(settings.ttl),
-        "settings": {
-            "rows": if matches!(settings.rows, Rows::One) { "one" } else { "many" },
-            "ttl_ms": millis(settings.ttl),
-            "negative_ttl_ms": settings.negative_ttl.map(millis),
-            "revalidation_rate": settings.revalidation_rate,
-            "batch": settings.batch,
-            "definition": dataset.definition,
-            "write": settings.write,
-            "warm_on_start": warm.map(|warm| warm.on_start),
-            "warm_limit": warm.and_then(|warm| warm.limit),
-            "warm_order_by": warm.and_then(|warm| warm.order_by.clone()),
-            "warm_rate": warm.and_then(|warm| warm.rate),
+    MadeOf {
+        query: settings.query.clone(),
+        tags: settings.tags.iter().map(ToString::to_string).collect(),
+        watch: settings.watch.iter().map(|rule| rule.table.to_string()).collect(),
+        format,
+        scope: if settings.scope == Scope::All { "all" } else { "cached" },
+        ttl_ms: millis(settings.ttl),
+        settings: DatasetSettings {
+            rows: if matches!(settings.rows, Rows::One) { "one" } else { "many" },
+            ttl_ms: millis(settings.ttl),
+            negative_ttl_ms: settings.negative_ttl.map(millis),
+            revalidation_rate: settings.revalidation_rate,
+            batch: settings.batch,
+            definition: dataset.definition.clone(),
+            write: settings.write.clone(),
+            warm_on_start: warm.map(|warm| warm.on_start),
+            warm_limit: warm.and_then(|warm| warm.limit),
+            warm_order_by: warm.and_then(|warm| warm.order_by.clone()),
+            warm_rate: warm.and_then(|warm| warm.rate),
         },
-    })
+    }
 }

@@ -3,12 +3,13 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::action_log::done;
 use super::asked::{Asked, Told};
 use super::refusal::refuse;
+use super::schemas;
 use super::shared::Shared;
 use cachekeeper_engine::epoch::with_current_epoch;
 use cachekeeper_engine::error::EngineError;
@@ -19,21 +20,25 @@ use cachekeeper_protocol::event::Op;
 /// Keys of one request.
 const KEYS_MAX: usize = 1_000;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct OneKey {
+    /// The key
     key: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct Keys {
+    /// 1 to 1,000 keys.
     keys: Vec<String>,
 }
 
 /// What is told of a key, and whether values are left out of it.
-#[derive(Serialize)]
-struct Answered {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Explained {
     #[serde(flatten)]
+    #[schemars(with = "schemas::Explanation")]
     explained: Explanation,
+    /// The configuration hides values.
     values_hidden: bool,
 }
 
@@ -45,10 +50,29 @@ pub(super) async fn explain(State(shared): State<Shared>, Asked(asked): Asked<On
         Ok(explained) => {
             let hides = shared.hides_values();
             let explained = if hides { without_values(explained) } else { explained };
-            axum::Json(Answered { explained, values_hidden: hides }).into_response()
+            axum::Json(Explained { explained, values_hidden: hides }).into_response()
         }
         Err(error) => failed(&error),
     }
+}
+
+/// What became of keys.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct KeysDone {
+    /// What was done, in words.
+    done: String,
+    stored: u64,
+    deleted: u64,
+    /// Keys of no dataset that `[invalidation] keys` does not name.
+    left_out: Vec<String>,
+    failed: Vec<FailedKey>,
+}
+
+/// A key of which nothing became.
+#[derive(Serialize, JsonSchema)]
+struct FailedKey {
+    key: Option<String>,
+    reason: String,
 }
 
 /// Which columns differ is told all the same.
@@ -94,12 +118,12 @@ async fn apply(shared: &Shared, mut keys: Vec<String>, op: Op) -> Response {
             "{what}; left alone: {first}, a key of no dataset that [invalidation] keys does not name"
         );
     }
-    let failures: Vec<_> = report
+    let failures = report
         .failures
-        .iter()
-        .map(|failure| json!({ "key": failure.key, "reason": failure.reason }))
+        .into_iter()
+        .map(|failure| FailedKey { key: failure.key, reason: failure.reason })
         .collect();
-    let answer = json!({ "done": what, "stored": stored, "deleted": deleted, "left_out": left_out, "failed": failures });
+    let answer = KeysDone { done: what.clone(), stored, deleted, left_out, failed: failures };
     done(axum::Json(answer).into_response(), what)
 }
 

@@ -6,25 +6,43 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::refusal::refuse;
+use super::schemas;
 use super::shared::Shared;
 use cachekeeper_engine::catalog::Dataset;
-use cachekeeper_engine::coverage;
+use cachekeeper_engine::coverage::{self, Relation};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lifetimes::lifetimes as lifetimes_of;
-use cachekeeper_engine::plan::rows_as_stored;
+use cachekeeper_engine::plan::{RowAsStored, rows_as_stored};
 
 /// Rows that are shown, and how long Postgres may take to find them.
 const ROWS: usize = 10;
 const ROWS_WITHIN: Duration = Duration::from_secs(2);
 
+/// What a dataset reads and watches.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Relations {
+    #[schemars(with = "Vec<schemas::Relation>")]
+    relations: Vec<Relation>,
+}
+
+/// First rows of a dataset.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct FirstRows {
+    #[schemars(with = "Vec<schemas::RowAsStored>")]
+    rows: Vec<RowAsStored>,
+    /// The configuration hides values.
+    values_hidden: bool,
+}
+
 /// What its query reads and its rules watch, and whether every change of that is captured.
 pub(super) async fn relations(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
     let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
     match coverage::relations_of(shared.engine(), &dataset).await {
-        Ok(relations) => axum::Json(json!({ "relations": relations })).into_response(),
+        Ok(relations) => axum::Json(Relations { relations }).into_response(),
         Err(error) => failed(&error),
     }
 }
@@ -45,7 +63,7 @@ pub(super) async fn rows(State(shared): State<Shared>, Path(name): Path<String>)
         Ok(mut rows) => {
             let hidden = shared.hides_values();
             rows.iter_mut().filter(|_| hidden).for_each(|row| row.value = None);
-            axum::Json(json!({ "rows": rows, "values_hidden": hidden })).into_response()
+            axum::Json(FirstRows { rows, values_hidden: hidden }).into_response()
         }
         Err(error) => failed(&error),
     }

@@ -7,8 +7,10 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
+use super::attention::Attention;
 use super::caller::Caller;
 use super::refusal::refuse;
 use super::shared::Shared;
@@ -17,6 +19,29 @@ use crate::actors::clock::now_ms;
 use crate::actors::health::Facts;
 use cachekeeper_protocol::units::show_duration;
 
+/// How fresh the whole is, and what needs somebody.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Now {
+    /// The worker's clock, in Unix milliseconds.
+    at_ms: u64,
+    ready: bool,
+    /// How fresh the whole is.
+    sentence: String,
+    attention: Vec<Attention>,
+    /// What is worth knowing, of a worker that may be ready all the same.
+    notes: Vec<String>,
+    /// How long ago the database was as every covered entry is now; null: there is no watermark.
+    watermark_age_ms: Option<u64>,
+    /// Counts since the worker started.
+    totals: BTreeMap<&'static str, u64>,
+    /// What waits to be done.
+    waiting: BTreeMap<&'static str, u64>,
+    /// Why whoever asks may not act; null: they may.
+    may_not_act: Option<&'static str>,
+    version: &'static str,
+    namespace: String,
+}
+
 pub(super) async fn now(State(shared): State<Shared>, Extension(caller): Extension<Caller>) -> Response {
     let facts = shared.health().facts();
     let reasons = shared.health().reasons();
@@ -24,18 +49,19 @@ pub(super) async fn now(State(shared): State<Shared>, Extension(caller): Extensi
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered");
     };
     let age = facts.watermark.as_ref().and_then(|(watermark, _)| watermark.age());
-    let body = json!({
-        "at_ms": now_ms(),
-        "ready": reasons.is_empty(),
-        "sentence": sentence(&shared, &facts, age, reasons.is_empty()),
-        "attention": shared.since.look(shared.health()),
-        "notes": facts.notes(),
-        "watermark_age_ms": age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        "totals": totals(&text),
-        "may_not_act": may_not_act(&shared, caller.role),
-        "version": env!("CARGO_PKG_VERSION"),
-        "namespace": shared.tasks.config.service.namespace,
-    });
+    let body = Now {
+        at_ms: now_ms(),
+        ready: reasons.is_empty(),
+        sentence: sentence(&shared, &facts, age, reasons.is_empty()),
+        attention: shared.since.look(shared.health()),
+        notes: facts.notes(),
+        watermark_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        totals: sums(&text, &TOTALS),
+        waiting: sums(&text, &WAITING),
+        may_not_act: may_not_act(&shared, caller.role),
+        version: env!("CARGO_PKG_VERSION"),
+        namespace: shared.tasks.config.service.namespace.clone(),
+    };
     axum::Json(body).into_response()
 }
 
@@ -104,15 +130,19 @@ const TOTALS: [(&str, &str, &str); 10] = [
     ("written", "cachekeeper_write_commands_total", "reason=\"done\""),
 ];
 
-fn totals(text: &str) -> BTreeMap<&'static str, u64> {
-    let mut totals: BTreeMap<&'static str, u64> = TOTALS.iter().map(|(name, ..)| (*name, 0)).collect();
+/// What waits to be done, likewise.
+const WAITING: [(&str, &str, &str); 2] =
+    [("events", "cachekeeper_events_pending", ""), ("writes", "cachekeeper_write_commands_waiting", "")];
+
+fn sums(text: &str, wanted: &[(&'static str, &str, &str)]) -> BTreeMap<&'static str, u64> {
+    let mut sums: BTreeMap<&'static str, u64> = wanted.iter().map(|(name, ..)| (*name, 0)).collect();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let Some((series, value)) = line.rsplit_once(' ') else { continue };
         let (metric, labels) = series.split_once('{').unwrap_or((series, ""));
-        let of = TOTALS.iter().filter(|(_, known, label)| *known == metric && labels.contains(label));
+        let of = wanted.iter().filter(|(_, known, label)| *known == metric && labels.contains(label));
         for (name, ..) in of {
-            *totals.entry(name).or_default() += value.parse::<u64>().unwrap_or_default();
+            *sums.entry(name).or_default() += value.parse::<u64>().unwrap_or_default();
         }
     }
-    totals
+    sums
 }

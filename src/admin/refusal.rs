@@ -2,11 +2,19 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Why not.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(super) struct WhyNot {
+    /// Why, and what to do.
+    error: String,
+}
 
 pub(super) fn refuse(code: StatusCode, error: impl Into<String>) -> Response {
-    let error: String = error.into();
-    (code, axum::Json(json!({ "error": error }))).into_response()
+    (code, axum::Json(WhyNot { error: error.into() })).into_response()
 }
 
 /// There is too much to do at the moment.

@@ -5,21 +5,36 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::asked;
 use super::refusal::refuse;
+use super::schemas;
 use super::shared::Shared;
 use cachekeeper_engine::error::chain;
+use cachekeeper_engine::stores::redis::Watermark;
 use cachekeeper_engine::tokens::{self, WaitError};
 use cachekeeper_protocol::token::Token;
 use cachekeeper_protocol::units::parse_duration;
 
+/// The watermark, and whether it is behind the token.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Reached {
+    #[schemars(with = "Option<schemas::Watermark>")]
+    watermark: Option<Watermark>,
+    /// What the token says is in Redis; null: no token was asked about.
+    fresh: Option<bool>,
+}
+
 /// `?token=…` (of `select cachekeeper.token()`), `&dataset=…`, `&wait=500ms`.
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, JsonSchema)]
 pub(super) struct Asked {
+    /// Of `select cachekeeper.token()`
     token: Option<String>,
+    /// Whether it is so for this dataset
     dataset: Option<String>,
+    /// How long to wait for it, such as 500ms; 30 s at most
     wait: Option<String>,
 }
 
@@ -52,8 +67,7 @@ pub(super) async fn watermark(
     };
     match found {
         Ok((watermark, is_fresh)) => {
-            let body = json!({ "watermark": watermark, "fresh": token.as_ref().map(|_| is_fresh) });
-            axum::Json(body).into_response()
+            axum::Json(Reached { watermark, fresh: token.as_ref().map(|_| is_fresh) }).into_response()
         }
         Err(error @ WaitError::TooMany) => refuse(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
         Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),

@@ -20,6 +20,8 @@ use cachekeeper_config::{Admin, Secret, TlsIdentity};
 const LIMIT: Duration = Duration::from_secs(5);
 /// A reload checks everything against the servers, and waits for the next worker.
 const ACTION_LIMIT: Duration = Duration::from_secs(60);
+/// A line holds at most the touches of one event, with their keys and reasons.
+const LINE_MAX: usize = 64 << 20;
 
 /// An answer.
 pub struct Answer {
@@ -37,12 +39,55 @@ pub async fn post(admin: &Admin, path: &str, body: &serde_json::Value) -> io::Re
     within(ACTION_LIMIT, ask(admin, ("POST", path, &body.to_string()))).await
 }
 
-async fn within(limit: Duration, asking: impl Future<Output = io::Result<Answer>>) -> io::Result<Answer> {
+async fn within<T>(limit: Duration, asking: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     let answer = timeout(limit, asking).await;
     answer.unwrap_or_else(|_elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
 }
 
-async fn ask(admin: &Admin, (method, path, body): (&str, &str, &str)) -> io::Result<Answer> {
+/// Asks for a path whose answer may have no end. What is refused is answered as a whole.
+pub async fn open(admin: &Admin, path: &str) -> io::Result<Result<Lines, Answer>> {
+    let opening = async {
+        // An answer of HTTP/1.0 comes as it is, and ends with the connection.
+        let mut lines = Lines::new(begin(admin, ("GET", path, ""), "HTTP/1.0").await?);
+        let code = code_of(&lines.next().await?.unwrap_or_default())?;
+        while lines.next().await?.is_some_and(|header| !header.is_empty()) {}
+        if code == 200 {
+            return Ok(Ok(lines));
+        }
+        let mut body = Vec::new();
+        while let Some(line) = lines.next().await? {
+            body.push(line);
+        }
+        Ok(Err(Answer { code, body: body.join("\n") }))
+    };
+    within(LIMIT, opening).await
+}
+
+async fn ask(admin: &Admin, request: (&str, &str, &str)) -> io::Result<Answer> {
+    let mut stream = begin(admin, request, "HTTP/1.1").await?;
+    let mut reply = Vec::new();
+    match stream.read_to_end(&mut reply).await {
+        // Whoever closes without saying goodbye in TLS has answered all the same.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !reply.is_empty() => {}
+        read => drop(read?),
+    }
+    let reply = String::from_utf8_lossy(&reply);
+    let code = code_of(&reply)?;
+    let body = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
+    Ok(Answer { code, body: body.to_owned() })
+}
+
+fn code_of(reply: &str) -> io::Result<u16> {
+    let code = reply.split_whitespace().nth(1).and_then(|code| code.parse().ok());
+    code.ok_or_else(|| io::Error::other("the answer is not one of HTTP"))
+}
+
+/// Connects, and sends the request.
+async fn begin(
+    admin: &Admin,
+    (method, path, body): (&str, &str, &str),
+    version: &str,
+) -> io::Result<Box<dyn Wire>> {
     let listen = admin.listen.as_deref().unwrap_or_default();
     let address = listen.parse().map(reachable).map_err(|_wrong| io::Error::other("no address to ask"))?;
     let stream = TcpStream::connect(address).await?;
@@ -50,24 +95,63 @@ async fn ask(admin: &Admin, (method, path, body): (&str, &str, &str)) -> io::Res
     let token = token(admin, is_action).map(|token| format!("Authorization: Bearer {}\r\n", token.reveal()));
     let authorization = token.unwrap_or_default();
     let mut request =
-        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\n{authorization}Connection: close\r\n");
+        format!("{method} {path} {version}\r\nHost: {address}\r\n{authorization}Connection: close\r\n");
     if is_action {
         let length = body.len();
         request.push_str(&format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"));
     }
     request.push_str(&format!("\r\n{body}"));
-    let reply = match &admin.tls {
-        None => exchange(stream, &request).await?,
+    let mut stream: Box<dyn Wire> = match &admin.tls {
+        None => Box::new(stream),
         Some(identity) => {
             let connector = TlsConnector::from(Arc::new(client(identity)?));
             let name = ServerName::IpAddress(address.ip().into());
-            exchange(connector.connect(name, stream).await?, &request).await?
+            Box::new(connector.connect(name, stream).await?)
         }
     };
-    let code = reply.split_whitespace().nth(1).and_then(|code| code.parse().ok());
-    let code = code.ok_or_else(|| io::Error::other("the answer is not one of HTTP"))?;
-    let body = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim());
-    Ok(Answer { code, body: body.to_owned() })
+    stream.write_all(request.as_bytes()).await?;
+    Ok(stream)
+}
+
+/// A connection, with TLS or without.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
+/// An answer, line by line.
+pub struct Lines {
+    stream: Box<dyn Wire>,
+    read: Vec<u8>,
+    /// How much of it has been looked through.
+    seen: usize,
+}
+
+impl Lines {
+    fn new(stream: Box<dyn Wire>) -> Self {
+        Self { stream, read: Vec::new(), seen: 0 }
+    }
+
+    /// The next line, without its end; none: the answer has ended. What was read stays where the wait is given up.
+    pub async fn next(&mut self) -> io::Result<Option<String>> {
+        loop {
+            let new = self.read.get(self.seen..).unwrap_or_default();
+            if let Some(at) = new.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=self.seen + at).collect();
+                self.seen = 0;
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned()));
+            }
+            self.seen = self.read.len();
+            if LINE_MAX < self.read.len() {
+                return Err(io::Error::other("a line of the answer is longer than any should be"));
+            }
+            if self.stream.read_buf(&mut self.read).await? == 0 {
+                self.seen = 0;
+                let rest = std::mem::take(&mut self.read);
+                let rest = String::from_utf8_lossy(&rest).into_owned();
+                return Ok(Some(rest).filter(|rest| !rest.is_empty()));
+            }
+        }
+    }
 }
 
 /// Where a listener can be asked that takes connections to every address of this machine.
@@ -83,17 +167,6 @@ fn reachable(mut listen: SocketAddr) -> SocketAddr {
 fn token(admin: &Admin, is_action: bool) -> Option<Secret> {
     let files = [admin.read_token_file.as_ref().filter(|_| !is_action), admin.token_file.as_ref()];
     files.into_iter().flatten().filter_map(|file| Secret::of_file(file).ok()).next()
-}
-
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> io::Result<String> {
-    stream.write_all(request.as_bytes()).await?;
-    let mut reply = Vec::new();
-    match stream.read_to_end(&mut reply).await {
-        // Whoever closes without saying goodbye in TLS has answered all the same.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !reply.is_empty() => {}
-        read => drop(read?),
-    }
-    Ok(String::from_utf8_lossy(&reply).into_owned())
 }
 
 /// Trusts the very certificate of the configuration, whatever names it has: the listener is asked by its address.

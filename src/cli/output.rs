@@ -1,8 +1,12 @@
 //! What a person, or a program, reads.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::process::{ExitCode, Termination};
 use std::sync::{Mutex, PoisonError};
+
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 
 use crate::telemetry;
 use cachekeeper_config::diagnostic::{Diagnostic, render};
@@ -58,6 +62,23 @@ impl Output {
         let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         if broken.is_none() {
             *broken = writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()).err();
+        }
+    }
+
+    /// Whether nobody reads any more what is written.
+    pub fn is_broken(&self) -> bool {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Waits until nobody reads any more what is written: a pipe that was closed. What is no pipe is never closed so.
+    pub async fn closed(&self) {
+        let waiting = async {
+            let copy = io::stdout().as_fd().try_clone_to_owned()?;
+            let pipe = pipe::Sender::from_owned_fd_unchecked(copy)?;
+            pipe.ready(Interest::ERROR).await
+        };
+        if waiting.await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::choose::exit_of;
 use super::healthcheck::readiness;
 use super::output::{Exit, Output};
+use super::worker_asked::found;
 use super::writes::look;
 use cachekeeper_config::{Config, FeedNeed};
 use cachekeeper_engine::context::Context;
@@ -159,9 +160,39 @@ async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> 
         (None, true) => "leader     none: no worker follows the changes".to_owned(),
         (None, false) => "leader     none is needed: the feed is off".to_owned(),
     });
+    let tasks = match &said {
+        Some(_) => tasks(config, lines).await,
+        None => Value::Null,
+    };
     let ready = said.as_ref().map(|said| said.is_ready);
     let (reasons, notes) = said.map(|said| (said.reasons, said.notes)).unzip();
-    Ok(json!({ "leader": leader, "ready": ready, "reasons": reasons, "notes": notes }))
+    Ok(json!({ "leader": leader, "ready": ready, "reasons": reasons, "notes": notes, "tasks": tasks }))
+}
+
+/// The worker's tasks, as it tells them itself; null: it does not.
+async fn tasks(config: &Config, lines: &mut Vec<String>) -> Value {
+    let Ok(mut machine) = found(config).await else { return Value::Null };
+    let tasks = machine.get_mut("tasks").map(Value::take).unwrap_or_default();
+    let all = tasks.as_array().map(Vec::as_slice).unwrap_or_default();
+    let odd: Vec<String> = all.iter().filter_map(trouble_of_task).collect();
+    lines.push(match odd.is_empty() {
+        true => format!("tasks      {} run, none was restarted", all.len()),
+        false => format!("tasks      {} in all; {}", all.len(), odd.join("; ")),
+    });
+    tasks
+}
+
+fn trouble_of_task(task: &Value) -> Option<String> {
+    let name = task.get("name")?.as_str()?;
+    let is_up = task.get("is_up")?.as_bool()?;
+    let restarts = match task.get("restarts")?.as_u64()? {
+        0 => None,
+        1 => Some("was restarted once".to_owned()),
+        times => Some(format!("was restarted {times} times")),
+    };
+    let down = (!is_up).then(|| "is down".to_owned());
+    let told: Vec<String> = down.into_iter().chain(restarts).collect();
+    (!told.is_empty()).then(|| format!("{name} {}", told.join(" and ")))
 }
 
 fn with(state: &str, notes: &[String]) -> String {
@@ -257,4 +288,19 @@ fn datasets(
         datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "trouble": trouble, "paused_since_ms": paused, "pending": pending, "progress": progress, "backfill": backfill }));
     }
     datasets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_is_down_or_was_restarted_is_named() {
+        let task = |is_up: bool, restarts: u64| {
+            trouble_of_task(&json!({ "name": "warmer", "is_up": is_up, "restarts": restarts }))
+        };
+        assert_eq!(task(true, 0), None);
+        assert_eq!(task(true, 1).as_deref(), Some("warmer was restarted once"));
+        assert_eq!(task(false, 3).as_deref(), Some("warmer is down and was restarted 3 times"));
+    }
 }

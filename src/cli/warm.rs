@@ -1,19 +1,32 @@
 //! `cachekeeper warm`
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::choose::{choose, exit_of, with_reason};
 use super::output::{Exit, Output};
 use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill};
+use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::epoch::with_current_epoch;
 use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::plan::{PlanOptions, plan};
+
+const TICK_EVERY: Duration = Duration::from_millis(100);
+/// How often the numbers move on a terminal, and how often there is a line where there is none.
+const MOVE_EVERY: Duration = Duration::from_millis(250);
+const LINE_EVERY: Duration = Duration::from_secs(5);
+/// How long Postgres may count rows for it, beside the backfill.
+const COUNT_WITHIN: Duration = Duration::from_secs(20);
+/// A short backfill is over before that is worth it.
+const COUNT_AFTER: Duration = Duration::from_millis(500);
 
 /// Fills datasets, one after another; Ctrl-C ends it between two batches, and the next run goes on there.
 pub async fn warm(
@@ -35,13 +48,13 @@ pub async fn warm(
     });
     let mut exit = Exit::Ok;
     for dataset in chosen {
-        let (progress, told) = tokio::sync::watch::channel(Progress::default());
+        let (progress, told) = watch::channel(Progress::default());
         let rate = dataset.backfill_rate();
         let options = BackfillOptions { cancel: cancel.clone(), rate, progress: Some(progress), resume };
         let began = Instant::now();
         let result = tokio::select! {
             result = with_current_epoch(context, || backfill(context, dataset, &options)) => result,
-            () = show(dataset.name(), told) => Err(EngineError::Cancelled),
+            () = show(context, dataset, told, out) => Err(EngineError::Cancelled),
         };
         match result {
             Ok(report) => {
@@ -88,26 +101,107 @@ pub async fn warm(
     Ok(exit)
 }
 
-/// A bar on a terminal, else a line every few seconds. Never returns.
-async fn show(dataset: &str, mut told: tokio::sync::watch::Receiver<Progress>) {
-    if std::io::stderr().is_terminal() {
-        let bar = ProgressBar::new_spinner();
-        if let Ok(style) =
-            ProgressStyle::with_template("{spinner} {prefix}: {human_pos} entries, {per_sec}, {elapsed}")
-        {
-            bar.set_style(style);
+/// A line that moves on a terminal, else one every few seconds. Never returns. How many entries there are is counted meanwhile, which
+/// holds up nothing.
+async fn show(context: &Context, dataset: &Arc<Dataset>, mut told: watch::Receiver<Progress>, out: &Output) {
+    let spinner = io::stderr().is_terminal().then(ProgressBar::new_spinner);
+    if let Some(spinner) = &spinner {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+            spinner.set_style(style);
         }
-        bar.set_prefix(dataset.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(100));
-        loop {
-            if told.changed().await.is_err() {
-                std::future::pending::<()>().await;
+        spinner.enable_steady_tick(TICK_EVERY);
+    }
+    let counting = total(context, dataset);
+    tokio::pin!(counting);
+    let mut ticks = tokio::time::interval(if spinner.is_some() { MOVE_EVERY } else { LINE_EVERY });
+    // The first tick is at once.
+    ticks.tick().await;
+    let (mut total, mut is_counted) = (None, false);
+    let mut pace: Option<(u64, Instant)> = None;
+    loop {
+        tokio::select! {
+            counted = &mut counting, if !is_counted => (total, is_counted) = (counted, true),
+            _ = ticks.tick() => {
+                let entries = told.borrow_and_update().entries;
+                // What an earlier run has stored says nothing about the rate of this one.
+                let (first, began) = *pace.get_or_insert((entries, Instant::now()));
+                let done = Done { entries, new: entries - first.min(entries), within: began.elapsed() };
+                let line = line(dataset.name(), &done, total);
+                match &spinner {
+                    Some(spinner) => spinner.set_message(line),
+                    None => out.note(&line),
+                }
             }
-            bar.set_position(told.borrow_and_update().entries);
         }
     }
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        tracing::info!(dataset, entries = told.borrow().entries, "backfill under way");
+}
+
+/// How many entries there will be.
+#[derive(Debug, Clone, Copy)]
+struct Total {
+    entries: u64,
+    /// Counting took too long.
+    is_estimated: bool,
+}
+
+async fn total(context: &Context, dataset: &Arc<Dataset>) -> Option<Total> {
+    tokio::time::sleep(COUNT_AFTER).await;
+    let options = PlanOptions { sample: 1, within: COUNT_WITHIN };
+    let plan = plan(context, dataset, None, options).await.ok()?;
+    let entries = plan.backfilled.unwrap_or(plan.keys);
+    Some(Total { entries, is_estimated: plan.counted.is_none() }).filter(|total| 0 < total.entries)
+}
+
+/// What was done.
+struct Done {
+    /// Entries that are stored.
+    entries: u64,
+    /// Those of them that were stored within this time.
+    new: u64,
+    within: Duration,
+}
+
+fn line(dataset: &str, done: &Done, total: Option<Total>) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]
+    let rate = done.new as f64 / done.within.as_secs_f64().max(0.001);
+    let mut line = match total {
+        Some(Total { entries, is_estimated }) => {
+            // Rows may have come since they were counted.
+            let percent = (100 * done.entries).checked_div(entries).unwrap_or_default().min(100);
+            let about = if is_estimated { "about " } else { "" };
+            format!("{dataset}: {} of {about}{entries} entries ({percent} %)", done.entries)
+        }
+        None => format!("{dataset}: {} entries", done.entries),
+    };
+    if 0 < done.new {
+        line.push_str(&format!(", {rate:.0} a second"));
+        let left = total.map(|total| total.entries.saturating_sub(done.entries));
+        if let Some(left) = left {
+            #[expect(clippy::cast_precision_loss, reason = "a time to look at")]
+            let seconds = (left as f64 / rate).ceil();
+            line.push_str(&format!(", {seconds:.0} s left"));
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_total_the_rate_and_the_time_that_is_left_are_told_as_far_as_they_are_known() {
+        let done = |entries, new| Done { entries, new, within: Duration::from_secs(2) };
+        let total = |is_estimated| Some(Total { entries: 1_000, is_estimated });
+        assert_eq!(line("p", &done(0, 0), None), "p: 0 entries");
+        assert_eq!(line("p", &done(300, 100), None), "p: 300 entries, 50 a second");
+        assert_eq!(
+            line("p", &done(300, 100), total(false)),
+            "p: 300 of 1000 entries (30 %), 50 a second, 14 s left"
+        );
+        assert_eq!(
+            line("p", &done(1_200, 100), total(true)),
+            "p: 1200 of about 1000 entries (100 %), 50 a second, 0 s left"
+        );
     }
 }

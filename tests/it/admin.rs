@@ -441,7 +441,7 @@ async fn tls_is_spoken_with_the_certificate_of_the_files_as_they_are_now() {
     );
     assert!(curl(&second, worker.port, "/livez", &[]).contains("certificate"));
     worker.cli.says(&["healthcheck"], 0, &["ok"]);
-    worker.cli.says(&["status"], 0, &["worker     ready"]);
+    worker.cli.says(&["status"], 0, &["worker     ready", "\ntasks      "]);
     // Without TLS nothing is answered.
     let mut plain = TcpStream::connect(("127.0.0.1", worker.port)).await.unwrap();
     plain.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
