@@ -262,7 +262,7 @@ fn note(engine: &Context, name: &str, report: &LoadReport, took: Duration) {
     let by_dataset = ByDataset::new(name);
     let seconds = i64::try_from(now_ms() / 1000).unwrap_or_default();
     engine.metrics.last_backfill.get_or_create(&by_dataset).set(seconds);
-    let stored = i64::try_from(report.stored).unwrap_or_default();
+    let stored = i64::try_from(report.stored + report.stored_earlier).unwrap_or_default();
     engine.metrics.backfill_entries.get_or_create(&by_dataset).set(stored);
     info!(
         dataset = name,

@@ -98,6 +98,7 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     assert!((1_000..5_000).contains(&stored_before), "{stored_before}, {bookmark}");
     let report = backfill(&context, dataset, &options()).await.unwrap();
     assert!(report.stored < 4_500, "only the rest is stored: {}", report.stored);
+    assert_eq!(report.stored + report.stored_earlier, 5_000, "and all of it is told");
     let metadata = context.redis.metadata("").await.unwrap();
     assert!(metadata.backfills.is_empty() && metadata.backfilled.contains_key("t"));
     let found =

@@ -150,7 +150,6 @@ struct BackfillStream<'a> {
     stored: Option<StoredKeys>,
     /// Where the last confirmed batch ended; what an interrupted backfill goes on from.
     confirmed: String,
-    entries_before: u64,
     began: Backfilled,
 }
 
@@ -205,12 +204,14 @@ impl<'a> BackfillStream<'a> {
             poll: rows.poll.clone(),
             job,
             scripts,
-            report: LoadReport::default(),
+            report: LoadReport {
+                stored_earlier: interrupted.as_ref().map_or(0, |bookmark| bookmark.entries),
+                ..LoadReport::default()
+            },
             refused: Vec::new(),
             stored: whole.as_mut().map(|whole| std::mem::take(whole.stored)),
             confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
             began: interrupted.as_ref().map_or(now, |bookmark| bookmark.began),
-            entries_before: interrupted.map_or(0, |bookmark| bookmark.entries),
         };
         backfill.stream(source, &mut rows, options).await?;
         drop(rows);
@@ -356,7 +357,7 @@ impl<'a> BackfillStream<'a> {
         if let Some(last) = batch.get(batch.len().saturating_sub(1))
             && let Some(values) = self.dataset.read_key(last.key)
         {
-            let entries = self.entries_before + self.report.stored;
+            let entries = self.report.stored_earlier + self.report.stored;
             let began = self.began;
             self.confirmed = Bookmark { key: last.key.to_owned(), values, entries, began }.render();
         }
@@ -364,7 +365,7 @@ impl<'a> BackfillStream<'a> {
         if self.dataset.settings.batch <= self.refused.len() {
             self.load_refused().await?;
         }
-        tell(flow.options, self.entries_before + self.report.stored, 0 < self.entries_before);
+        tell(flow.options, self.report.stored_earlier + self.report.stored, 0 < self.report.stored_earlier);
         flow.rate.spend(self.report.stored - stored_before).await;
         batch.clear();
         flow.spare.push_back(batch);

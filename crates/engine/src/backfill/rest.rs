@@ -58,7 +58,7 @@ impl BackfillStream<'_> {
             let done = load(self.context, self.dataset, chunk, because, &mut self.job).await?;
             rate.spend(done.stored).await;
             self.report.add(done);
-            tell(options, self.entries_before + self.report.stored, 0 < self.entries_before);
+            tell(options, self.report.stored_earlier + self.report.stored, 0 < self.report.stored_earlier);
         }
         Ok(())
     }

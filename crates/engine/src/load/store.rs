@@ -130,6 +130,8 @@ impl Job {
 pub struct LoadReport {
     /// Stored.
     pub stored: u64,
+    /// Stored by a run that was interrupted, and that this one went on with.
+    pub stored_earlier: u64,
     /// Deleted, because their rows are gone.
     pub gone: u64,
     /// Deleted, because they could not be stored.
@@ -155,6 +157,7 @@ impl LoadReport {
     /// Adds up.
     pub fn add(&mut self, other: Self) {
         self.stored += other.stored;
+        self.stored_earlier += other.stored_earlier;
         self.gone += other.gone;
         self.invalidated += other.invalidated;
         self.left += other.left;
