@@ -203,11 +203,11 @@ impl Worker {
 fn check_schedules(config: &Config) -> Result<(), StartError> {
     for dataset in &config.datasets {
         let schedule = dataset.warm.as_ref().and_then(|warm| warm.schedule.as_ref());
-        match schedule.map_or(Ok(()), schedule::check) {
-            Ok(()) => {}
-            Err(ScheduleProblem::Expression(message) | ScheduleProblem::TimeZone(message)) => {
-                return Err(StartError::Schedule { dataset: dataset.name.clone(), message });
-            }
+        let problems = schedule.map(schedule::check).unwrap_or_default();
+        if let Some(ScheduleProblem::Expression(message) | ScheduleProblem::TimeZone(message)) =
+            problems.into_iter().next()
+        {
+            return Err(StartError::Schedule { dataset: dataset.name.clone(), message });
         }
     }
     Ok(())
