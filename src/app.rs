@@ -18,8 +18,8 @@ use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
-use cachekeeper_engine::stores::postgres::ErrorKind;
-use cachekeeper_engine::stores::redis::{CacheError, ServerFacts};
+use cachekeeper_engine::stores::postgres::{ErrorKind, POSTGRES_MAJOR_MIN};
+use cachekeeper_engine::stores::redis::{CacheError, REDIS_MAJOR_MIN, ServerFacts};
 
 /// How long a start waits for what the servers say of themselves. A silent one is waited for with the worker running, so that
 /// probes and scrapes are answered.
@@ -27,9 +27,6 @@ const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the last answers over the admin listener may take, event streams included, which do not end by themselves.
 const LEFT_WITHIN: Duration = Duration::from_secs(1);
-
-/// The oldest Redis that has what the scripts need.
-const REDIS_MAJOR_MIN: u32 = 7;
 
 /// A running worker.
 #[derive(Debug)]
@@ -68,6 +65,12 @@ pub enum StartError {
     RedisTooOld {
         /// What it says.
         version: String,
+    },
+    /// The server is too old.
+    #[error("Postgres {version} is too old: Cachekeeper needs {POSTGRES_MAJOR_MIN} or newer")]
+    PostgresTooOld {
+        /// What it says.
+        version: i32,
     },
     /// No session would keep what is set and locked in it.
     #[error("{0}")]
@@ -203,11 +206,11 @@ impl Worker {
 fn check_schedules(config: &Config) -> Result<(), StartError> {
     for dataset in &config.datasets {
         let schedule = dataset.warm.as_ref().and_then(|warm| warm.schedule.as_ref());
-        match schedule.map_or(Ok(()), schedule::check) {
-            Ok(()) => {}
-            Err(ScheduleProblem::Expression(message) | ScheduleProblem::TimeZone(message)) => {
-                return Err(StartError::Schedule { dataset: dataset.name.clone(), message });
-            }
+        let problems = schedule.map(schedule::check).unwrap_or_default();
+        if let Some(ScheduleProblem::Expression(message) | ScheduleProblem::TimeZone(message)) =
+            problems.into_iter().next()
+        {
+            return Err(StartError::Schedule { dataset: dataset.name.clone(), message });
         }
     }
     Ok(())
@@ -222,7 +225,11 @@ enum LookError {
 /// again; so can a pooler, but who starts a worker behind one should know at once.
 async fn look_at_postgres(config: &Config, context: &Context) -> Result<(), StartError> {
     let error = match timeout(LOOK_LIMIT, context.postgres.ping()).await {
-        Ok(Ok(())) => return Ok(()),
+        // Who cannot tell is asked again by every task.
+        Ok(Ok(())) => match timeout(LOOK_LIMIT, context.postgres.too_old()).await {
+            Ok(Ok(Some(version))) => return Err(StartError::PostgresTooOld { version }),
+            Ok(_) | Err(_) => return Ok(()),
+        },
         Ok(Err(error)) if error.kind == ErrorKind::Pooler => return Err(StartError::Pooler(error.told())),
         Ok(Err(error)) => error.told(),
         Err(_) => silent(),
@@ -256,7 +263,7 @@ async fn ask_redis(config: &Config, context: &Context) -> Result<(), LookError> 
 }
 
 fn check_facts(config: &Config, facts: ServerFacts) -> Result<(), LookError> {
-    if !facts.version.is_empty() && facts.major() < REDIS_MAJOR_MIN {
+    if facts.is_too_old() {
         return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
     }
     if facts.is_cluster_node {

@@ -6,6 +6,7 @@ mod audit;
 mod check;
 mod choose;
 mod explain;
+mod file;
 mod get;
 mod healthcheck;
 mod init;
@@ -34,8 +35,8 @@ use clap::{Parser, Subcommand};
 
 use crate::demo::Ending;
 use crate::service::Place;
+use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::{Diagnostic, render};
-use cachekeeper_config::{Config, check as config_check};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::stores::postgres::ErrorKind;
@@ -242,6 +243,7 @@ async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: 
             };
         }
         Verb::Init(request) => init::init(arguments.config, &request, environment, out).await,
+        Verb::Check { offline } => check::check(arguments.config, environment, offline, out).await,
         verb => match load(arguments.config, environment, out) {
             Ok(config) => {
                 let places = (config.postgres.url.redacted(), config.redis.url.redacted());
@@ -274,7 +276,6 @@ async fn run_verb(
             let place = Place { path: config.source.file().into(), environment: environment.clone() };
             return Ok(run::run(config, place, out).await);
         }
-        Verb::Check { offline } => return check::check(config, offline, out).await,
         Verb::Reload { dry_run } => return Ok(reload::reload(&config, dry_run, out).await),
         Verb::Drain => return Ok(reload::drain(&config, out).await),
         Verb::LogLevel { level } => return Ok(reload::log_level(&config, &level, out).await),
@@ -338,12 +339,7 @@ fn load(
         out.problems(problems);
         Exit::Configuration
     };
-    let path = config_check::find(explicit, environment).map_err(|problem| fail(&[*problem]))?;
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        let help =
-            "give the file with -c FILE; `cachekeeper schema --toml` prints one with every key".to_owned();
-        fail(&[Diagnostic::error(format!("{} cannot be read: {error}", path.display()), help)])
-    })?;
+    let (path, text) = file::read(explicit, environment).map_err(|problem| fail(&[*problem]))?;
     let loaded = Config::load_with(&path, text, environment, crate::schedule::check);
     let (config, warnings) = loaded.map_err(|problems| fail(&problems))?;
     if !warnings.is_empty() {

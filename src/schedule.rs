@@ -167,12 +167,14 @@ impl Schedule {
     }
 }
 
-/// The check that the configuration's loader takes: which part of a schedule is wrong, so that it is shown at its place.
-pub fn check(text: &ScheduleText) -> Result<(), ScheduleProblem> {
+/// The check that the configuration's loader takes: which parts of a schedule are wrong, so that each is shown at its place.
+#[must_use]
+pub fn check(text: &ScheduleText) -> Vec<ScheduleProblem> {
     // The zone first: parsing would not say which of the two it refused.
-    zone::parse(&text.timezone).map_err(|error| ScheduleProblem::TimeZone(error.message))?;
-    let parsed = Schedule::parse(&text.expression, &text.timezone);
-    parsed.map(drop).map_err(|error| ScheduleProblem::Expression(error.message))
+    let zone = zone::parse(&text.timezone).err();
+    let parsed = Schedule::parse(&text.expression, if zone.is_some() { "UTC" } else { &text.timezone });
+    let zone = zone.map(|error| ScheduleProblem::TimeZone(error.message));
+    zone.into_iter().chain(parsed.err().map(|error| ScheduleProblem::Expression(error.message))).collect()
 }
 
 /// When the next backfill of a dataset is due by its schedule. None also for a schedule that [`check`] refuses, with

@@ -121,9 +121,12 @@ impl Content {
         let tls = admin.tls.as_ref().and_then(|identity| {
             let made = tls::Pem::read(identity).and_then(|pem| match &before.tls {
                 Some((known, config)) if *known == pem => Ok((pem, Arc::clone(config))),
-                _ => Ok((pem.clone(), pem.server()?)),
+                _ => match pem.server() {
+                    Ok(server) => Ok((pem, server)),
+                    Err(problem) => Err(vec![problem]),
+                },
             });
-            made.map_err(|problem| problems.push(problem)).ok().or_else(|| before.tls.clone())
+            made.map_err(|found| problems.extend(found)).ok().or_else(|| before.tls.clone())
         });
         Self { tokens: Tokens { act, read }, tls }
     }

@@ -24,11 +24,12 @@ impl std::fmt::Debug for Pem {
 }
 
 impl Pem {
-    pub(super) fn read(identity: &TlsIdentity) -> Result<Self, FileProblem> {
-        Ok(Self {
-            certificates: content("cert_file", &identity.cert_file)?,
-            key: content("key_file", &identity.key_file)?,
-        })
+    /// What is wrong with either.
+    pub(super) fn read(identity: &TlsIdentity) -> Result<Self, Vec<FileProblem>> {
+        match (content("cert_file", &identity.cert_file), content("key_file", &identity.key_file)) {
+            (Ok(certificates), Ok(key)) => Ok(Self { certificates, key }),
+            (certificates, key) => Err(certificates.err().into_iter().chain(key.err()).collect()),
+        }
     }
 
     /// What TLS is spoken with.

@@ -40,6 +40,7 @@ pub async fn run(config: Config, place: Place, out: &Output) -> Exit {
                 StartError::Flow(_)
                 | StartError::Schedule { .. }
                 | StartError::RedisTooOld { .. }
+                | StartError::PostgresTooOld { .. }
                 | StartError::Evicting { .. }
                 | StartError::FormerVersion { .. }
                 | StartError::ClusterNode

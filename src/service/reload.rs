@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::check::{of_admin, of_servers};
+use crate::check::{Askable, Unasked, of_admin, of_servers};
 use crate::control::{ReloadError, Reloaded};
 use crate::schedule;
 use cachekeeper_config::Config;
@@ -65,14 +65,16 @@ async fn of_address(old: &Config, newer: &Config) -> Option<Diagnostic> {
 
 async fn check(newer: &Config, problems: &mut Vec<Diagnostic>) -> Result<(), ReloadError> {
     let context = Context::new(newer).map_err(|error| unavailable(&error))?;
-    let checked = timeout(CHECKED_WITHIN, of_servers(newer, &context, problems)).await;
+    let checked = timeout(CHECKED_WITHIN, of_servers(newer, &context, Askable::BOTH, problems)).await;
     // Whatever it holds open is closed in the background.
     tokio::spawn(async move { context.postgres.close().await });
     match checked {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => {
-            Err(ReloadError::Unavailable(format!("the servers could not be asked: {}", error.told())))
-        }
+        Ok(unasked) => match unasked.first() {
+            None => Ok(()),
+            Some(Unasked { error, .. }) => {
+                Err(ReloadError::Unavailable(format!("the servers could not be asked: {}", error.told())))
+            }
+        },
         Err(_elapsed) => {
             let limit = CHECKED_WITHIN.as_secs();
             Err(ReloadError::Unavailable(format!("the servers did not answer within {limit} s")))

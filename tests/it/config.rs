@@ -155,6 +155,48 @@ fn every_problem_has_a_place_and_help() {
         ("[dataset.q]\nquery = \"select 1\"\nkey = \"ck:{a}\"", "6:7", &["Cachekeeper's own"]),
         ("[dataset.q]\nquery = \"select 1\"\nkey = \"{a}\"", "6:7", &["begins with a placeholder"]),
         ("x = \"open", "4:", &["not TOML"]),
+        ("ttl \"1h\"", "4:", &["not TOML: key with no value", "write ttl = …"]),
+        ("[log]\nlevel = info", "5:", &["a text without quotes", "write it in quotes: level = \"…\""]),
+        ("warm = { on_start = True }", "4:", &["not TOML"]),
+        ("tags = [\"a\",\nttl = \"1h\"", "4:8", &["this `[` has no `]`", "1 error"]),
+        (
+            "[log]\n[dataset.p]\nttl = \"1h\"\nformat = \"jsn\"",
+            "5:",
+            &["[dataset.p] stands in line 1 already", "1 error"],
+        ),
+        ("ttl = \"1h\"\nttl = \"2h\"", "5:", &["`ttl` stands in line 4 already", "1 error"]),
+        ("ttl = \"1 hour\"", "4:7", &["no blank stands before the unit, write \"1h\""]),
+        ("ttl = \"2minutes\"", "4:7", &["unknown unit \"minutes\", write \"2m\""]),
+        ("compression = { min_size = \"1 kib\" }", "4:28", &["write \"1KiB\""]),
+        ("refresh = { ahead = \"30s\" }", "4:21", &["a share ends with %, write \"20%\""]),
+        ("format = \"JSON\"", "4:10", &["did you mean \"json\"?"]),
+        ("rows = \"multiple\"\nsort = \"id\"", "4:8", &["\"multiple\" is not known here", "1 error"]),
+        ("format = \"raww\"\nvalue = \"id\"", "4:10", &["did you mean \"raw\"?", "1 error"]),
+        (
+            "warm = { schedule = \"61 * * * *\", timezone = \"Berlin\" }",
+            "4:21",
+            &["minute \"61\"", "2 errors"],
+        ),
+        (
+            "watch = { table = \"t\" }",
+            "4:9",
+            &["a list of tables", "for example watch = [ { table = \"products\""],
+        ),
+        ("write = \"update t\"", "4:9", &["a table { … }", "for example write = { statement ="]),
+        ("warm = true", "4:8", &["for example warm = { on_start = true }"]),
+        ("[service]\nttl = \"1h\"", "5:1", &["it belongs into [defaults] or [dataset.NAME]"]),
+        (
+            "[user]\nquery = \"select 1\"\nkey = \"user:{id}\"",
+            "4:2",
+            &["unknown section `user`", "[dataset.user]", "1 error"],
+        ),
+        ("[dataset.q]\nqurey = \"select 1\"\nkey = \"q:{id}\"", "5:1", &["did you mean `query`?", "1 error"]),
+        (
+            "[datasets.q]\nquery = \"select 1\"\nkey = \"q:{id}\"\nttl = \"ten\"",
+            "7:7",
+            &["did you mean `dataset`?", "is not a duration"],
+        ),
+        ("[redis]\nurl = \"${REDIS_URL}\"", "5:7", &["variables are not put", "CACHEKEEPER__REDIS__URL"]),
         ("write = {}", "4:9", &["has no `statement`"]),
         ("write = { statement = \" ; -- x\" }", "4:23", &["write statement is empty"]),
         ("write.statement = \"delete from t where id = :id; select ';' ;\"", "4:50", &["a second statement"]),
@@ -200,6 +242,71 @@ fn streams_and_statements_that_are_only_odd_are_accepted() {
             "{line}: {warnings}"
         );
     }
+}
+
+/// What is allowed and hardly meant, and what is like it and sensible.
+#[test]
+fn what_is_hardly_meant_is_a_warning() {
+    let cases = [
+        ("tags = [\"a:{id}\", \"a:{id}\"]", "4:", "stands twice"),
+        (
+            "watch = [{ table = \"t\", dataset = true }, { table = \"t\", dataset = true }]",
+            "4:",
+            "stands twice",
+        ),
+        ("warm = { limit = 5 }", "4:", "which 5 entries are filled is not defined"),
+        ("scope = \"all\"\nwarm = { limit = 5, order_by = \"id\" }", "4:", "a backfill ends after 5 entries"),
+        ("ttl = \"1m\"\nnegative_ttl = \"10h\"", "5:", "kept for 10h, longer than a row (1m)"),
+        ("compression = { codec = \"zstd\", min_size = \"100GiB\" }", "4:", "no value is compressed"),
+        ("write.statement = \"update t set a = :a\"", "4:", "touches every row of the table"),
+        ("write.statement = \"update t set a = ':a' where id = :id\"", "4:", "is text and no parameter"),
+        ("[feed]\nmax_outbox = 10", "5:", "the outbox holds 10 KiB"),
+        (
+            "watch = [{ table = \"t\", dataset = true }]\n[feed]\nmode = \"off\"",
+            "6:",
+            "of 1 dataset have no effect",
+        ),
+        ("[dataset.q]\nquery = \"select 1 as id\"\nkey = \"q:${id}\"", "6:", "stands in every key"),
+    ];
+    for (line, place, says) in cases {
+        let (_, warnings) =
+            load(&format!("{GOOD}{line}\n"), &[]).unwrap_or_else(|error| panic!("{line}\n{error}"));
+        let is_one = warnings.matches("warning: ").count() == 1;
+        assert!(
+            is_one && warnings.contains(says) && warnings.contains(&format!("f.toml:{place}")),
+            "{line}\n{warnings}"
+        );
+    }
+    for line in [
+        "tags = [\"a:{id}\", \"b:{id}\"]",
+        "watch = [{ table = \"t\", key = { id = \"id\" } }, { table = \"t\", key = { id = \"other\" } }]",
+        "warm = { limit = 5, order_by = \"id\" }\nscope = \"cached\"",
+        "ttl = \"1h\"\nnegative_ttl = \"1h\"\ncompression = { codec = \"lz4\" }",
+        "write.statement = \"update t set a = to_char(:a, 'HH24:MI') where id = :id\"",
+        "write.statement = \"insert into t values (:id)\"",
+        "[feed]\nmode = \"off\"",
+    ] {
+        let (_, warnings) = load(&format!("{GOOD}{line}\n"), &[]).unwrap();
+        assert_eq!(warnings, "", "{line}");
+    }
+    let odd = [
+        ("CACHEKEEPER_REDIS_URL", "x"),
+        ("CACHEKEEPER_CONFIGS", "x"),
+        ("CACHEKEEPER_SEED", "1"),
+        ("CACHEKEEPER_CONFIG", "x"),
+    ];
+    let (_, warnings) = load(GOOD, &odd).unwrap();
+    for says in [
+        "CACHEKEEPER_REDIS_URL",
+        "did you mean CACHEKEEPER__REDIS__URL?",
+        "CACHEKEEPER_CONFIGS",
+        "did you mean CACHEKEEPER_CONFIG?",
+    ] {
+        assert!(warnings.contains(says), "{says}: {warnings}");
+    }
+    assert_eq!(warnings.matches("warning: ").count(), 2, "{warnings}");
+    let problems = load(GOOD, &[("CACHEKEEPER__DATASET__PP__TTL", "1h")]).unwrap_err();
+    assert!(problems.contains("did you mean p?"), "{problems}");
 }
 
 /// The library shares the worker's file and has no cron; a worker does not trust whoever loaded the file for it.
@@ -324,6 +431,13 @@ fn no_mistake_shows_a_secret() {
         let (Ok((_, told)) | Err(told)) = load(text, environment);
         std::fs::write(&file, text).unwrap();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        // Servers that the text does not name are nobody's.
+        let nobody = [
+            ("[postgres]", "CACHEKEEPER__POSTGRES__URL", "postgres://u@127.0.0.1:1/d"),
+            ("[redis]", "CACHEKEEPER__REDIS__URL", "redis://127.0.0.1:1/0"),
+        ];
+        let unnamed = nobody.iter().filter(|(section, _, _)| !text.contains(section));
+        command.envs(unnamed.map(|(_, name, url)| (name, url)));
         command.args(["check", "-c"]).arg(&file).envs(environment.iter().copied());
         let said = command.output().unwrap();
         for told in [told, String::from_utf8(said.stdout).unwrap(), String::from_utf8(said.stderr).unwrap()] {

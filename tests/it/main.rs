@@ -82,6 +82,7 @@ mod page;
 mod passes;
 mod per_row;
 mod plan;
+mod planted;
 mod postgres_hosts;
 mod postgres_login;
 mod postgres_pooler;

@@ -19,7 +19,8 @@ async fn verbs_name_the_locked_table_and_who_holds_it() {
             "(nightly, user postgres, idle in transaction) has held a lock on products since",
             "run it again once",
         ];
-        cli.says(&[verb], 1, &said);
+        // Nothing was found to be wrong, and not everything could be asked.
+        cli.says(&[verb], if verb == "check" { 69 } else { 1 }, &said);
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod dataset;
 mod reader;
 mod redis;
+mod sense;
 mod writes;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,15 @@ use cachekeeper_protocol::glob::Glob;
 /// A configuration and what is odd about it, or what is wrong with it.
 pub(crate) type Checked = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
 
+/// What is right of a file, and what is wrong or odd with it.
+#[derive(Clone, Debug)]
+pub struct PartialConfig {
+    /// What is right.
+    pub config: Config,
+    /// What is wrong or odd.
+    pub problems: Vec<Diagnostic>,
+}
+
 impl Config {
     /// Checks a file's text together with the environment's overrides. `path` is for messages. Schedules are taken as
     /// they are: applications share the worker's file, but not its cron.
@@ -30,7 +40,7 @@ impl Config {
     /// # Errors
     /// Every problem that was found.
     pub fn load(path: &Path, text: String, environment: &BTreeMap<String, String>) -> Checked {
-        Self::load_with(path, text, environment, |_| Ok(()))
+        Self::load_with(path, text, environment, |_| Vec::new())
     }
 
     /// The same with a check of the schedules, whose problems come with all others.
@@ -43,6 +53,20 @@ impl Config {
         environment: &BTreeMap<String, String>,
         check_schedule: ScheduleCheck,
     ) -> Checked {
+        let PartialConfig { config, problems } = Self::load_partly(path, text, environment, check_schedule);
+        let is_right = problems.iter().all(|problem| problem.severity != Severity::Error);
+        if is_right { Ok((config, problems)) } else { Err(problems) }
+    }
+
+    /// What is right of a file: in the place of a wrong setting stands its default, and a dataset whose query or key is wrong is left
+    /// out. With everything that is wrong or odd, the errors first, in the order of the file.
+    #[must_use]
+    pub fn load_partly(
+        path: &Path,
+        text: String,
+        environment: &BTreeMap<String, String>,
+        check_schedule: ScheduleCheck,
+    ) -> PartialConfig {
         let mut source = Source::new(path.display().to_string(), text);
         let mut problems = Vec::new();
         let mut leaves = raw::read(&mut source, &mut problems);
@@ -58,18 +82,20 @@ impl Config {
             asked: std::collections::BTreeSet::new(),
         };
         let config = read_config(&mut reader);
-        let (mut errors, warnings): (Vec<_>, Vec<_>) =
-            reader.problems.into_iter().partition(|problem| problem.severity == Severity::Error);
-        if errors.is_empty() {
-            return Ok((Self { source, ..config }, warnings));
-        }
-        errors.sort_by_key(|problem| {
-            problem.position.as_ref().map_or((0, 0), |place| (place.line, place.column))
-        });
-        errors.dedup();
-        errors.extend(warnings);
-        Err(errors)
+        let problems = in_order(reader.problems);
+        PartialConfig { config: Self { source, ..config }, problems }
     }
+}
+
+/// Problems in the order of the file, the errors first, each once.
+#[must_use]
+pub fn in_order(problems: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let mut problems = problems;
+    let place =
+        |problem: &Diagnostic| problem.position.as_ref().map_or((0, 0), |place| (place.line, place.column));
+    problems.sort_by_key(|problem| (problem.severity != Severity::Error, place(problem)));
+    problems.dedup();
+    problems
 }
 
 /// Where the configuration file is: as given, `CACHEKEEPER_CONFIG`, `./cachekeeper.toml`,
@@ -99,6 +125,8 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
     let events = reader.text_unless_empty("invalidation.stream");
     let commands = reader.text_unless_empty("writes.stream");
     let reply_prefix = reader.text("writes.reply_prefix");
+    sense::of_feed(reader, &feed, &datasets);
+    datasets.iter().for_each(|dataset| sense::of_dataset(reader, dataset));
     writes::check_streams(reader, &datasets, events.as_deref(), commands.as_deref());
     writes::check_reply_prefix(reader, &datasets, [events.as_deref(), commands.as_deref()], &reply_prefix);
     Config {
@@ -205,7 +233,7 @@ mod tests {
             leaves: &leaves,
             source: &source,
             problems,
-            check_schedule: |_| Ok(()),
+            check_schedule: |_| Vec::new(),
             asked: BTreeSet::new(),
         };
         drop(read_config(&mut reader));

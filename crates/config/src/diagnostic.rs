@@ -113,27 +113,58 @@ pub fn render(problems: &[Diagnostic]) -> String {
 /// The closest of the known words, if it is close enough to be meant.
 #[must_use]
 pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let close = known.into_iter().map(|candidate| (distance(word, candidate), candidate)).min();
+    let word = word.to_lowercase();
+    let distance_to = |candidate: &str| distance(&word, &candidate.to_lowercase());
+    let close = known.into_iter().map(|candidate| (distance_to(candidate), candidate)).min();
     close
         .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len()) / 3).max(1))
         .map(|(_, word)| word)
 }
 
-/// Levenshtein's edit distance.
+/// Levenshtein's edit distance, where two neighbours that changed places are one mistake.
 #[expect(
     clippy::indexing_slicing,
-    reason = "the row has one more element than the right word has characters"
+    reason = "each row has one more element than the right word has characters"
 )]
 fn distance(left: &str, right: &str) -> usize {
+    let left: Vec<char> = left.chars().collect();
     let right: Vec<char> = right.chars().collect();
+    let mut before = Vec::new();
     let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, a) in left.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+    for (i, a) in left.iter().enumerate() {
+        let mut next = vec![i + 1];
         for (j, b) in right.iter().enumerate() {
-            let substituted = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+            let substituted = row[j] + usize::from(a != b);
+            let mut best = substituted.min(next[j] + 1).min(row[j + 1] + 1);
+            if 0 < i && 0 < j && left[i - 1] == *b && *a == right[j - 1] {
+                let swapped: &Vec<usize> = &before;
+                best = best.min(swapped[j - 1] + 1);
+            }
+            next.push(best);
         }
+        before = std::mem::replace(&mut row, next);
     }
     row[right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_that_was_meant_is_found() {
+        let known = ["url", "url_file", "key", "query", "write", "json", "raw", "ttl_jitter"];
+        for (word, meant) in [
+            ("ULR", Some("url")),
+            ("kye", Some("key")),
+            ("qurey", Some("query")),
+            ("wirte", Some("write")),
+            ("JSON", Some("json")),
+            ("jsn", Some("json")),
+            ("ttl_jiter", Some("ttl_jitter")),
+            ("password", None),
+        ] {
+            assert_eq!(did_you_mean(word, known), meant, "{word}");
+        }
+    }
 }

@@ -21,6 +21,7 @@ pub fn apply(
     source: &mut Source,
     problems: &mut Vec<Diagnostic>,
 ) {
+    warn_of_overlooked(environment, problems);
     let ours = environment.iter().filter(|(name, _)| name.to_uppercase().starts_with(PREFIX));
     let ours: HashMap<String, String> = ours.map(|(name, value)| (name.clone(), value.clone())).collect();
     let names: BTreeMap<String, String> = ours
@@ -67,6 +68,32 @@ pub fn apply(
     }
 }
 
+/// Variables that were meant for a setting, and are not read: one underscore stands where two belong.
+fn warn_of_overlooked(environment: &BTreeMap<String, String>, problems: &mut Vec<Diagnostic>) {
+    const FILE: &str = "CACHEKEEPER_CONFIG";
+    let letters = |text: &str| text.to_lowercase().replace(['_', '.'], "");
+    let sections = ROOT.iter().filter_map(|section| match section.kind {
+        Kind::Table(keys) => Some(keys.iter().map(move |key| (section.name, key.name))),
+        _ => None,
+    });
+    let settings: Vec<(&str, &str)> = sections.flatten().collect();
+    for name in environment.keys() {
+        let Some(rest) = name.strip_prefix("CACHEKEEPER_").filter(|rest| !rest.starts_with('_')) else {
+            continue;
+        };
+        let setting = settings.iter().find(|(section, key)| letters(rest) == letters(&join(section, key)));
+        let meant = match setting {
+            Some((section, key)) => format!("{PREFIX}{section}__{key}").to_uppercase(),
+            None if rest != "CONFIG" && did_you_mean(rest, ["CONFIG"]).is_some() => FILE.to_owned(),
+            None => continue,
+        };
+        let help = format!("did you mean {meant}?");
+        let mut problem = Diagnostic::error("this variable is not read", help).into_warning();
+        problem.variable = Some(name.clone());
+        problems.push(problem);
+    }
+}
+
 fn flatten(path: &str, value: config::Value, flat: &mut Vec<(String, String)>) {
     match value.kind {
         config::ValueKind::Table(table) => {
@@ -110,7 +137,12 @@ fn find(path: &str, leaves: &Leaves) -> Result<(String, Kind), String> {
                 };
                 let wanted = join(&found, name);
                 let dataset = leaves.keys().find(|known| known.to_lowercase() == wanted);
-                found = dataset.cloned().ok_or_else(|| format!("the file has no [{wanted}]"))?;
+                found = dataset.cloned().ok_or_else(|| {
+                    let names = super::values::names(leaves, &found);
+                    let close = did_you_mean(name, names.iter().map(String::as_str));
+                    let meant = close.map(|close| format!("; did you mean {close}?")).unwrap_or_default();
+                    format!("the file has no [{wanted}]{meant}")
+                })?;
                 keys = below;
             }
             Kind::Tables(_) | Kind::Mapping => {

@@ -138,6 +138,11 @@ fn host_name(text: &str) -> Option<Flaw> {
 
 fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
     let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    if !schemes.contains(&scheme) && text.contains("${") {
+        let section = if schemes.contains(&"postgres") { "POSTGRES" } else { "REDIS" };
+        let help = format!("leave it out of the file, and set the variable CACHEKEEPER__{section}__URL");
+        return Some(Flaw::new("variables are not put into the file's texts", help));
+    }
     if !schemes.contains(&scheme) {
         let schemes: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
         let first = schemes.first().map_or("", String::as_str);

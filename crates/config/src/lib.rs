@@ -31,6 +31,8 @@ mod secret;
 pub mod source;
 mod streams;
 #[cfg(feature = "file")]
+mod syntax;
+#[cfg(feature = "file")]
 mod table;
 #[cfg(feature = "file")]
 mod values;
@@ -396,9 +398,9 @@ pub enum ScheduleProblem {
     TimeZone(String),
 }
 
-/// Says what is wrong with a schedule. The loader takes it as an argument, because only the worker knows cron.
+/// Says everything that is wrong with a schedule. The loader takes it as an argument, because only the worker knows cron.
 #[cfg(feature = "file")]
-pub(crate) type ScheduleCheck = fn(&ScheduleText) -> Result<(), ScheduleProblem>;
+pub(crate) type ScheduleCheck = fn(&ScheduleText) -> Vec<ScheduleProblem>;
 
 impl Config {
     /// The dataset of this name.

@@ -1,6 +1,7 @@
 //! From the file's text to settings with places: every syntax error, unknown key and wrong type at once.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
@@ -8,6 +9,7 @@ use super::diagnostic::{Diagnostic, did_you_mean};
 use super::forms::Form;
 use super::key::{Key, Kind};
 use super::source::Source;
+use super::syntax::{Mistake, without_mistakes};
 use super::table::ROOT;
 
 /// A setting's value, as TOML has it.
@@ -49,13 +51,18 @@ impl Leaf {
 /// Reads the file.
 pub fn read(source: &mut Source, problems: &mut Vec<Diagnostic>) -> Leaves {
     let text = source.text().to_owned();
-    let (table, errors) = DeTable::parse_recoverable(&text);
-    for error in errors {
-        let span = error.span().unwrap_or(0..0);
-        problems.push(source.problem_at(span, format!("not TOML: {}", error.message()), None));
-    }
+    let (text, mistakes) = without_mistakes(&text);
+    let (table, _told) = DeTable::parse_recoverable(&text);
     let mut file = File { source, problems, leaves: Leaves::new() };
     file.table(table.get_ref(), ROOT, "");
+    for Mistake { span, message, help, path } in mistakes {
+        // It was given, so that nobody misses it.
+        if super::table::find(&path).is_some() && !file.leaves.contains_key(&path) {
+            file.source.note(&path, span.clone());
+            file.leaves.insert(path.clone(), Leaf::Wrong);
+        }
+        file.problems.push(file.source.problem_at(&path, span, message, help));
+    }
     file.leaves
 }
 
@@ -71,20 +78,53 @@ impl File<'_> {
             let text: &str = name.get_ref();
             let below = join(path, text);
             let Some(key) = keys.iter().find(|key| key.name == text) else {
-                let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
-                let help = match did_you_mean(text, known.iter().copied()) {
-                    Some(close) => format!("did you mean `{close}`?"),
-                    None => format!("known here: {}", known.join(", ")),
-                };
-                let place = if path.is_empty() { "at the top".to_owned() } else { format!("in [{path}]") };
-                let message = format!("unknown key `{text}` {place}");
-                self.problems.push(self.source.problem_at(name.span(), message, help));
+                let is_dataset = matches!(value.get_ref(), DeValue::Table(table) if path.is_empty() && table.contains_key("query"));
+                if is_dataset {
+                    let help = format!("datasets have sections of their own: [dataset.{text}]");
+                    let message = format!("unknown section `{text}` at the top");
+                    self.problems.push(self.source.problem_at(text, name.span(), message, help));
+                    continue;
+                }
+                let meant = self.unknown((text, name.span()), keys, path);
+                // A table is read as if its name were right, so that what is wrong in it is told too.
+                if let Some(meant) = meant.filter(|_| matches!(value.get_ref(), DeValue::Table(_))) {
+                    let below = join(path, meant.name);
+                    let leaf = self.value(value.get_ref(), meant.kind, &below);
+                    self.leaves.entry(below).or_insert(leaf);
+                }
                 continue;
             };
             self.source.note(&below, value.span());
             let leaf = self.value(value.get_ref(), key.kind, &below);
             self.leaves.insert(below, leaf);
         }
+    }
+
+    /// Says that a key is not known; which one was meant.
+    fn unknown(
+        &mut self,
+        (name, span): (&str, Range<usize>),
+        keys: &'static [Key],
+        path: &str,
+    ) -> Option<&'static Key> {
+        let known: Vec<&str> = keys.iter().map(|key| key.name).collect();
+        let close = did_you_mean(name, known.iter().copied());
+        let help = match (close, elsewhere(name, path)) {
+            (Some(close), _) => format!("did you mean `{close}`?"),
+            (None, Some(place)) => place,
+            (None, None) => format!("known here: {}", known.join(", ")),
+        };
+        let place = if path.is_empty() { "at the top".to_owned() } else { format!("in [{path}]") };
+        let message = format!("unknown key `{name}` {place}");
+        self.problems.push(self.source.problem_at(&join(path, name), span.clone(), message, help));
+        let meant = keys.iter().find(|key| Some(key.name) == close)?;
+        // Nobody misses what was given under another name.
+        let meant_path = join(path, meant.name);
+        if meant.is_required && !self.leaves.contains_key(&meant_path) {
+            self.source.note(&meant_path, span);
+            self.leaves.insert(meant_path, Leaf::Wrong);
+        }
+        Some(meant)
     }
 
     fn value(&mut self, value: &DeValue<'_>, kind: Kind, path: &str) -> Leaf {
@@ -158,7 +198,7 @@ impl File<'_> {
             if text.is_empty() || text.contains('.') {
                 let help = "use letters, digits, `-` and `_`";
                 let message = format!("{text:?} cannot be a name in [{path}]");
-                self.problems.push(self.source.problem_at(name.span(), message, help.to_owned()));
+                self.problems.push(self.source.problem_at(path, name.span(), message, help.to_owned()));
                 continue;
             }
             let below = join(path, text);
@@ -195,10 +235,26 @@ impl File<'_> {
             (Some(number), None) if matches!(kind, Kind::Text(_) | Kind::Choice(_)) => {
                 Some(format!("write it in quotes: \"{number}\""))
             }
-            _ => None,
+            _ => super::table::find(path).and_then(form).map(|form| format!("for example {form}")),
         };
         self.problems.push(self.source.problem(path, message, help));
     }
+}
+
+/// Where a key belongs that does not belong here.
+fn elsewhere(name: &str, path: &str) -> Option<String> {
+    if path.is_empty() {
+        return None;
+    }
+    let sections = ROOT.iter().filter_map(|section| match section.kind {
+        Kind::Table(keys) => keys.iter().any(|key| key.name == name).then_some(section.name),
+        _ => None,
+    });
+    let sections: Vec<String> = sections.map(|section| format!("[{section}]")).collect();
+    let is_of_dataset = super::table::find(&format!("dataset.NAME.{name}")).is_some();
+    let places = sections.into_iter().chain(is_of_dataset.then(|| "[dataset.NAME]".to_owned()));
+    let places: Vec<String> = places.filter(|place| *place != format!("[{path}]")).collect();
+    (!places.is_empty()).then(|| format!("it belongs into {}", places.join(" or ")))
 }
 
 /// What a kind is called in messages.
@@ -213,6 +269,26 @@ pub fn expected(kind: Kind) -> &'static str {
         Kind::Table(_) | Kind::Named(_) | Kind::Mapping => "a table { … }",
         Kind::Tables(_) => "a list of tables [{ … }]",
     }
+}
+
+/// How a key with parts is written.
+fn form(key: &Key) -> Option<String> {
+    let value = match (key.kind, key.example) {
+        (Kind::Table(keys), _) => {
+            let first = keys.first()?;
+            let value = first.example.or(first.default)?;
+            let is_text = !matches!(first.kind, Kind::Boolean | Kind::Integer(..))
+                && !value.starts_with(['"', '[', '{']);
+            let value = if is_text { format!("\"{value}\"") } else { value.to_owned() };
+            format!("{{ {} = {value} }}", first.name)
+        }
+        (Kind::Tables(_) | Kind::Texts(_), Some(example)) => {
+            example.split_whitespace().collect::<Vec<_>>().join(" ")
+        }
+        (Kind::Mapping, _) => "{ id = \"id\" }".to_owned(),
+        _ => return None,
+    };
+    Some(format!("{} = {value}", key.name))
 }
 
 fn article(kind: &str) -> String {

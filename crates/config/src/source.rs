@@ -113,11 +113,13 @@ impl Source {
     #[must_use]
     pub(crate) fn problem_at(
         &self,
+        path: &str,
         span: Range<usize>,
         message: impl Into<String>,
         help: impl Into<Option<String>>,
     ) -> Diagnostic {
         let mut problem = Diagnostic::error(message, help);
+        path.clone_into(&mut problem.path);
         problem.position = Some(self.position(span, |_line| true));
         problem
     }

@@ -110,6 +110,13 @@ impl Context {
         Self { history: before.history.clone(), ..self }
     }
 
+    /// The same with only those of its datasets that have these names.
+    #[must_use]
+    pub fn with_only(&self, is_wanted: impl Fn(&str) -> bool) -> Self {
+        let datasets = self.catalog.iter().filter(|dataset| is_wanted(dataset.name()));
+        self.with(Catalog::of(datasets.cloned().collect()))
+    }
+
     /// The same with other datasets.
     pub(super) fn with(&self, catalog: Catalog) -> Self {
         Self { catalog: Arc::new(catalog), ..self.clone() }

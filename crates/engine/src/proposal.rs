@@ -38,7 +38,7 @@ pub async fn objections(
     let source = match dataset.source(postgres).await {
         Ok(source) => source,
         Err(EngineError::Dataset { problem, .. }) => {
-            let objection = Objection::refusing(problem.setting, problem.message, problem.help);
+            let objection = Objection::refusing(&problem.setting, problem.message, problem.help);
             return Ok((vec![objection], None));
         }
         Err(EngineError::Source(error)) if error.kind == ErrorKind::Forbidden => {
@@ -63,9 +63,9 @@ pub async fn objections(
         return Ok((vec![Objection::refusing("query", message, help)], Some(inspection)));
     }
     let relations: Vec<String> = inspection.relations.iter().map(|relation| relation.name.clone()).collect();
-    let mut findings = postgres.check_dataset(settings, &source, &relations).await?;
+    let mut findings = postgres.check_dataset(settings, Some(&source), &relations).await?;
     findings.extend(findings_of_reads(&inspection, settings));
-    findings.extend(postgres.check_watch_rules(settings).await?);
+    findings.extend(postgres.check_watch_rules(settings, &inspection).await?);
     findings.sort_by_key(|finding| finding.weight != Weight::Wrong);
     let objections = findings.into_iter().map(|finding| Objection {
         is_refused: match finding.weight {

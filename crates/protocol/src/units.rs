@@ -41,10 +41,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// What to write instead.
 pub fn parse_share(text: &str) -> Result<f64, String> {
-    let number = text
-        .trim()
-        .strip_suffix('%')
-        .ok_or_else(|| format!("a share ends with %, write \"{}%\"", text.trim()))?;
+    let number = text.trim().strip_suffix('%').ok_or_else(|| {
+        let is_number = !text.trim().is_empty() && text.trim().chars().all(|one| one.is_ascii_digit());
+        let written = if is_number { text.trim() } else { "20" };
+        format!("a share ends with %, write \"{written}%\"")
+    })?;
     let example = || "a share such as \"20%\"".to_owned();
     let is_plain = number.trim().chars().all(|one| one.is_ascii_digit() || one == '.');
     let share: f64 = number.trim().parse().ok().filter(|_| is_plain).ok_or_else(example)?;
@@ -72,11 +73,19 @@ fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, S
                 without_fraction(number, fraction, units).unwrap_or_else(|| format!("expected {expected}"))
             );
         }
+        if unit.is_empty()
+            && let Some(unit) = meant_unit(behind, units)
+        {
+            return Err(format!("no blank stands before the unit, write \"{number}{unit}\""));
+        }
         if unit.is_empty() {
             let example = units.get(1).map_or("", |(unit, _)| unit);
             return Err(format!("missing unit, write \"{number}{example}\""));
         }
         let Some((_, factor)) = units.iter().find(|(known, _)| *known == unit) else {
+            if let Some(meant) = meant_unit(unit, units) {
+                return Err(format!("unknown unit {unit:?}, write \"{number}{meant}\""));
+            }
             let known: Vec<&str> = units.iter().map(|(known, _)| *known).collect();
             return Err(format!("unknown unit {unit:?}, use one of {}", known.join(", ")));
         };
@@ -85,6 +94,23 @@ fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, S
         rest = behind.trim_start();
     }
     Ok(total)
+}
+
+/// The unit that a word such as `hours` or `mib` means, at the beginning of a text.
+fn meant_unit<'a>(text: &str, units: &[(&'a str, u64)]) -> Option<&'a str> {
+    const WORDS: [(&str, &str); 6] =
+        [("milli", "ms"), ("sec", "s"), ("min", "m"), ("hour", "h"), ("day", "d"), ("week", "w")];
+    let text = text.trim_start();
+    let end = text.find(|one: char| !one.is_ascii_alphabetic()).unwrap_or(text.len());
+    let word = text.get(..end).unwrap_or_default();
+    let same = units.iter().find(|(unit, _)| *unit == word);
+    let similar = || units.iter().find(|(unit, _)| unit.eq_ignore_ascii_case(word));
+    if let Some((unit, _)) = same.or_else(similar) {
+        return Some(unit);
+    }
+    let lower = word.to_ascii_lowercase();
+    let (_, meant) = WORDS.iter().find(|(beginning, _)| lower.starts_with(beginning))?;
+    units.iter().find(|(unit, _)| unit == meant).map(|(unit, _)| *unit)
 }
 
 /// How to write a number with a fraction (`1.5h`) without one.

@@ -15,7 +15,8 @@ use cachekeeper_protocol::template::{Alphabet, Template};
 
 pub fn read_all(reader: &mut Reader<'_>, feed_mode: FeedMode) -> Vec<Dataset> {
     let names = names(reader.leaves, "dataset");
-    if names.is_empty() {
+    // What was not understood may have been one.
+    if names.is_empty() && reader.problems.is_empty() {
         reader.warning(
             "dataset",
             "no dataset is configured, so there is nothing to do",
@@ -129,7 +130,7 @@ impl One<'_, '_> {
     fn sort(&mut self, rows: Rows) -> Option<String> {
         let path = self.own("sort");
         let sort = self.reader.optional_text(&path)?;
-        if rows == Rows::One {
+        if rows == Rows::One && !self.reader.is_wrong(&self.own("rows")) {
             let help = "add rows = \"many\", or remove `sort`";
             self.reader.error(&path, "`sort` orders the rows of one key", help);
         }
@@ -141,7 +142,9 @@ impl One<'_, '_> {
         let name = self.reader.choice(&self.own("format"));
         let numeric = self.reader.choice(&self.own("numeric"));
         let column = self.reader.optional_text(&value);
+        let is_known = !self.reader.is_wrong(&format);
         match (name, self.reader.has(&value)) {
+            _ if !is_known => {}
             (FormatName::Raw, false) => {
                 let help = "name the column whose bytes are the value";
                 self.reader.error(&format, "format = \"raw\" needs `value`", help);
@@ -261,14 +264,21 @@ impl One<'_, '_> {
             return None;
         };
         let schedule = ScheduleText { expression, timezone: self.reader.text(&zone_path) };
-        let (path, message) = match (self.reader.check_schedule)(&schedule) {
-            Ok(()) => return Some(schedule),
-            Err(ScheduleProblem::Expression(message)) => (path, message),
-            Err(ScheduleProblem::TimeZone(message)) => (zone_path, message),
-        };
-        let help = "cron: minute hour day-of-month month day-of-week, perhaps a second before them";
-        self.reader.error(&path, message, help);
-        None
+        let problems = (self.reader.check_schedule)(&schedule);
+        let is_right = problems.is_empty();
+        for problem in problems {
+            match problem {
+                ScheduleProblem::Expression(message) => {
+                    let help =
+                        "cron: minute hour day-of-month month day-of-week, perhaps a second before them";
+                    self.reader.error(&path, message, help);
+                }
+                ScheduleProblem::TimeZone(message) => {
+                    self.reader.error(&zone_path, message, "leave `timezone` out for UTC");
+                }
+            }
+        }
+        is_right.then_some(schedule)
     }
 
     fn watch(&mut self, key: &Template) -> Vec<Watch> {

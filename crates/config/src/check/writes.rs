@@ -1,6 +1,7 @@
 //! Write statements, and the streams' names: what can be told without the servers.
 
 use super::reader::Reader;
+use super::sense;
 use crate::Dataset;
 use crate::streams::{keys_of, used_keys};
 use cachekeeper_protocol::parameters::ParameterizedSql;
@@ -32,6 +33,7 @@ pub fn statement(reader: &mut Reader<'_>, dataset: &str) -> Option<String> {
         let help = "write :name where a value goes";
         reader.warning(&path, "the write statement has no parameter, so every write does the same", help);
     }
+    sense::of_statement(reader, &path, &text);
     Some(text)
 }
 

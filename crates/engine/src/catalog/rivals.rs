@@ -46,5 +46,5 @@ pub(super) fn with_dataset(
 }
 
 fn problem(message: String, help: &str) -> SourceProblem {
-    SourceProblem { setting: "key", message, help: help.to_owned(), offset: None }
+    SourceProblem::new("key", message, help)
 }

@@ -15,7 +15,7 @@ pub(super) async fn of(
         return Ok(Some(refusal));
     }
     match first(findings_of_reads(reads, &dataset.settings)) {
-        None => of_watch_rules(context, dataset).await,
+        None => of_watch_rules(context, dataset, reads).await,
         refusal => Ok(refusal),
     }
 }
@@ -35,8 +35,12 @@ fn first(findings: Vec<Finding>) -> Option<String> {
     findings.into_iter().find(Finding::is_not_covered).map(|finding| finding.message)
 }
 
-async fn of_watch_rules(context: &Context, dataset: &Dataset) -> Result<Option<String>, EngineError> {
-    match context.postgres.check_watch_rules(&dataset.settings).await {
+async fn of_watch_rules(
+    context: &Context,
+    dataset: &Dataset,
+    reads: &Inspection,
+) -> Result<Option<String>, EngineError> {
+    match context.postgres.check_watch_rules(&dataset.settings, reads).await {
         Ok(findings) => Ok(first(findings)),
         Err(error) if error.is_unreachable() => Err(error.into()),
         Err(error) => Ok(Some(chain(&error))),

@@ -270,7 +270,8 @@ impl CoverageSurvey {
         let named = dataset.settings.reads.iter().map(String::as_str);
         for table in reads.tables().into_iter().chain(named) {
             // What is no ordinary table is named before a missing rule: no rule would help.
-            let mut members = self.members.iter().filter(|member| member.asked == table);
+            let there = self.members.iter().filter(|member| member.root.is_some());
+            let mut members = there.filter(|member| member.asked == table);
             if let Some(flaw) = members.find_map(flaw_of_kind) {
                 return Err(flaw);
             }

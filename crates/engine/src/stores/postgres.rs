@@ -38,7 +38,7 @@ mod write_check;
 pub use busy_statements::{Busy, BusyStatement};
 pub use capture::{Capture, CaptureLimits, TreeMember};
 pub use census::{Access, Census, KeyTable};
-pub use connection::{Postgres, QUICK_MAX};
+pub use connection::{POSTGRES_MAJOR_MIN, Postgres, QUICK_MAX};
 pub use dataset_check::{Finding, MissingRights, Weight, findings_of_reads};
 pub use error::{Blame, ErrorKind, SourceError};
 pub use feed::{Change, FeedPoll, FeedReader, OutboxState, Verify};

@@ -56,7 +56,7 @@ pub use revalidation_progress::{RevalidationProgress, ScanPlace};
 pub use scan::{ScanPage, ScannedEntry, UseSign, Wanted};
 pub use script::{Answer, Epoch, Precondition, PreconditionFailed};
 pub use seen::{SeenEntries, SeenEntry};
-pub use server::ServerFacts;
+pub use server::{REDIS_MAJOR_MIN, ServerFacts};
 pub use server_life::ServerLife;
 pub use stream::{ENTRY_BYTES_MAX, Finished, StreamEntry, StreamReader, dead_of};
 pub use stream_state::{StreamConsumer, StreamState};

@@ -118,6 +118,8 @@ impl TreeMember {
     }
 }
 
+const LOOK: &str = "look at the watched tables";
+
 const TREES: &str = "
     with recursive asked as (select t.name, to_regclass(t.name)::oid as rel from unnest($1::text[]) t(name)),
     up(name, rel) as (
@@ -177,13 +179,15 @@ impl Postgres {
     }
 
     async fn read_trees(&self, tables: &[String], sql: &str) -> Result<Vec<TreeMember>, SourceError> {
-        let what = "look at the watched tables";
-        let error = |source| SourceError::new(what, source);
-        let rows = sqlx::query(AssertSqlSafe(sql.to_owned()))
-            .bind(tables)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(error)?;
+        let error = |source| SourceError::new(LOOK, source);
+        let read = async |tables: &[String]| {
+            let query = sqlx::query(AssertSqlSafe(sql.to_owned())).bind(tables).fetch_all(&self.pool);
+            query.await.map_err(error)
+        };
+        let rows = match read(tables).await {
+            Err(refused) if refused.is_of_a_name() => read(&self.only_names(tables).await?).await?,
+            rows => rows?,
+        };
         let mut members = Vec::with_capacity(rows.len());
         for row in rows {
             let root: Option<Oid> = row.try_get(1).map_err(error)?;
@@ -212,6 +216,22 @@ impl Postgres {
             });
         }
         Ok(members)
+    }
+
+    /// Those of these texts that can be names of tables. What cannot is told where the rule stands, and is no table.
+    async fn only_names(&self, texts: &[String]) -> Result<Vec<String>, SourceError> {
+        let mut names = Vec::new();
+        for text in texts {
+            let asked = sqlx::query("select to_regclass($1)").bind(text).execute(&self.pool).await;
+            match asked.map_err(|source| SourceError::new(LOOK, source)) {
+                Err(error) if error.is_of_a_name() => {}
+                asked => {
+                    asked?;
+                    names.push(text.clone());
+                }
+            }
+        }
+        Ok(names)
     }
 
     /// Captured tables whose trigger functions run with the rights of another role than the table's owner: the table, its owner, and

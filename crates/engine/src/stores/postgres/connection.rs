@@ -29,6 +29,9 @@ const QUICK_CONNECTIONS: u32 = 6;
 /// How long a statement waits for a lock at most.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 
+/// The oldest Postgres that has what the statements need.
+pub const POSTGRES_MAJOR_MIN: i32 = 13;
+
 impl Postgres {
     /// Prepares a handle; nothing connects until the first statement.
     ///
@@ -77,6 +80,17 @@ impl Postgres {
     /// [`SourceError`], with what to do about it.
     pub async fn ping(&self) -> Result<(), SourceError> {
         self.open("reach the server").await.map(drop)
+    }
+
+    /// The major version of a server that is too old; none: it is not.
+    ///
+    /// # Errors
+    /// [`SourceError`] where it does not answer.
+    pub async fn too_old(&self) -> Result<Option<i32>, SourceError> {
+        let sql = "select current_setting('server_version_num')::int4 / 10000";
+        let major: Result<i32, _> = sqlx::query_scalar(sql).fetch_one(&self.pool).await;
+        let major = major.map_err(|source| SourceError::new("ask for the server's version", source))?;
+        Ok(Some(major).filter(|major| *major < POSTGRES_MAJOR_MIN))
     }
 
     /// Where no connection was free, whether that is because none can be made.

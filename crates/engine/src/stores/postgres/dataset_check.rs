@@ -3,9 +3,11 @@
 //! last two questions too: what is refused here is not covered there, for the same reason.
 
 mod by_statement;
+mod reach;
 mod reads;
 mod rights;
 mod watch;
+mod watched;
 
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 
@@ -55,21 +57,32 @@ impl Finding {
     }
 }
 
+/// What the server calls a column without a name.
+const UNNAMED: &str = "?column?";
+
 impl Postgres {
-    /// Looks for what is wrong with the statements of a dataset whose query is right, with the rights to run them, and with the
-    /// way in which changes are to be captured.
+    /// Looks for what is wrong with the statements of a dataset, where they could be made, with the rights to run them, and with
+    /// the way in which changes are to be captured.
     ///
     /// # Errors
     /// [`SourceError`] where the database cannot be asked.
     pub async fn check_dataset(
         &self,
         dataset: &Dataset,
-        source: &DatasetSource,
+        source: Option<&DatasetSource>,
         relations: &[String],
     ) -> Result<Vec<Finding>, SourceError> {
         let mut findings = Vec::new();
-        self.check_statements(source, &mut findings).await?;
-        self.check_rights(dataset, &mut findings).await?;
+        if let Some(source) = source {
+            self.check_statements(source, &mut findings).await?;
+            self.check_rights(dataset, &mut findings).await?;
+            if source.columns.iter().any(|column| column.name == UNNAMED) {
+                let message =
+                    format!("a column of the query has no name, so its values stand under {UNNAMED:?}");
+                let help = "name it: `… as name`";
+                findings.push(Finding::new("query", message, help).weighing(Weight::Odd));
+            }
+        }
         self.check_row_security(relations, &mut findings).await?;
         self.check_capture(dataset, &mut findings).await?;
         Ok(findings)

@@ -161,6 +161,13 @@ impl SourceError {
         matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Login | ErrorKind::Pooler)
     }
 
+    /// Whether the server itself said nothing: it is not one statement that had to wait.
+    #[must_use]
+    pub fn is_without_answer(&self) -> bool {
+        self.is_unreachable()
+            || self.kind == ErrorKind::Cancelled && self.source.as_database_error().is_none()
+    }
+
     /// Whether waiting helps.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -238,6 +245,29 @@ impl SourceError {
         Some(sql.char_indices().nth(characters).map_or(sql.len(), |(at, _)| at))
     }
 
+    /// What the server proposes to do.
+    #[must_use]
+    pub(crate) fn hint(&self) -> Option<&str> {
+        let database = self.source.as_database_error()?;
+        database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?.hint()
+    }
+
+    /// Whether a statement could not even be read (SQLSTATE 42601).
+    #[must_use]
+    pub(super) fn is_of_syntax(&self) -> bool {
+        self.has_code("42601")
+    }
+
+    /// Whether a text cannot be the name of a relation (SQLSTATE 42602, with too many dots 42601, of another database 0A000).
+    #[must_use]
+    pub(super) fn is_of_a_name(&self) -> bool {
+        ["42602", "42601", "0A000"].into_iter().any(|code| self.has_code(code))
+    }
+
+    fn has_code(&self, code: &str) -> bool {
+        self.source.as_database_error().and_then(|error| error.code()).is_some_and(|found| found == code)
+    }
+
     /// The whole in one sentence, for people: what was attempted, and why it failed or what to do.
     #[must_use]
     pub fn told(&self) -> String {
@@ -262,6 +292,8 @@ impl SourceError {
         let message = self.message();
         let help = if message.contains("for schema") {
             format!("grant usage on the schema, and select on what the query reads in it, to {role}")
+        } else if let Some((_, function)) = message.split_once("for function ") {
+            format!("grant execute on function {function} to {role}, with the types of its arguments")
         } else {
             format!("grant select on it to {role}")
         };

@@ -5,6 +5,13 @@ use sqlx::postgres::types::Oid;
 
 use super::Postgres;
 
+/// Whether a column holds one value or a list of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Value,
+    List,
+}
+
 /// A column of a relation, as far as the text of its values depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SpelledColumn {
@@ -24,10 +31,17 @@ pub(super) struct SpelledColumn {
     modifier: i32,
     /// How many domains there are between it and its type.
     domains: i32,
-    /// Whether it is a list of that type.
-    is_list: bool,
+    /// Whether it is one value of that type, or a list of them.
+    shape: Shape,
     /// Whether its collation takes different texts for equal.
     is_folded: bool,
+}
+
+impl SpelledColumn {
+    /// Whether both are columns of one table, its partitions being the same as itself.
+    pub fn is_of_the_relation_of(&self, other: &Self) -> bool {
+        self.relation == other.relation
+    }
 }
 
 const COLUMNS: &str = "
@@ -62,7 +76,7 @@ impl Postgres {
                 relation: row.try_get::<Oid, _>(7)?.0,
                 is_of_view: row.try_get(8)?,
                 generated: row.try_get(9)?,
-                is_list: row.try_get(10)?,
+                shape: if row.try_get(10)? { Shape::List } else { Shape::Value },
             })
         };
         rows.iter().map(read).collect()
@@ -72,7 +86,7 @@ impl Postgres {
 /// Why a watched column's text can be another than that of a column of the query which has the same value; none: it cannot.
 pub(super) fn difference(watched: &SpelledColumn, shown: &SpelledColumn) -> Option<String> {
     // Of a list that the query shows, each element has the text.
-    if watched.is_list {
+    if watched.shape == Shape::List {
         return Some("of a list, the text of the whole is captured".to_owned());
     }
     if watched.kind == "bool" && 1 < watched.domains {
@@ -80,7 +94,8 @@ pub(super) fn difference(watched: &SpelledColumn, shown: &SpelledColumn) -> Opti
             "of a domain over a domain over boolean `t` is captured, and `true` is shown".to_owned(),
         );
     }
-    let is_same = watched.relation == shown.relation && watched.name == shown.name && !shown.is_list;
+    let is_same =
+        watched.is_of_the_relation_of(shown) && watched.name == shown.name && shown.shape == Shape::Value;
     if is_same {
         return None;
     }
@@ -133,7 +148,7 @@ mod tests {
             is_enum: kind.ends_with("_enum"),
             modifier,
             domains: 0,
-            is_list: false,
+            shape: Shape::Value,
             is_folded: false,
         }
     }
@@ -173,7 +188,7 @@ mod tests {
         for kind in ["numeric", "citext", "float8", "interval", "bpchar", "bool", "inet"] {
             assert_eq!(difference(&of(kind, -1), &of(kind, -1)), None, "{kind}");
         }
-        let list = SpelledColumn { is_list: true, ..of("int4", -1) };
+        let list = SpelledColumn { shape: Shape::List, ..of("int4", -1) };
         assert!(difference(&list, &list).is_some(), "the list itself is no element of it");
         assert_eq!(difference(&SpelledColumn { relation: 2, ..of("int4", -1) }, &list), None);
         let deep = SpelledColumn { domains: 2, ..of("bool", -1) };

@@ -2,6 +2,7 @@
 
 mod columns;
 mod describe;
+mod fit;
 mod sql;
 
 use std::collections::BTreeSet;
@@ -13,13 +14,14 @@ use sqlx::postgres::PgTypeInfo;
 use self::columns::{KeyColumn, is_coarse, key_type};
 pub use self::describe::SourceProblem;
 use self::describe::{CAST, DESCRIBE};
+use self::fit::Fit;
 use self::sql::Statements;
 use super::pool::Pool;
 use super::session::Session;
-use super::transcode::{LifetimeKind, QueryColumn, ReadAs, RowPlan, base_type};
+use super::transcode::{QueryColumn, ReadAs, RowPlan, base_type};
 use super::{Postgres, SourceError};
 use cachekeeper_config::Dataset;
-use cachekeeper_protocol::template::{Alphabet, Template};
+use cachekeeper_protocol::template::Alphabet;
 pub(super) use columns::{KeyType, quote, type_name};
 pub(super) use sql::INCARNATION;
 
@@ -126,6 +128,19 @@ impl Postgres {
             .unwrap_or_else(|_elapsed| Err(SourceError::slow(DESCRIBE)))
     }
 
+    /// Everything that is wrong with a dataset as far as its query's columns tell; of a query that is not accepted only that.
+    ///
+    /// # Errors
+    /// [`SourceError`] where the server could not be asked.
+    pub async fn problems_of(&self, dataset: &Dataset) -> Result<Vec<SourceProblem>, SourceError> {
+        let acquired = self.pool.acquire().await;
+        let mut connection = acquired.map_err(|source| SourceError::new(DESCRIBE, source))?;
+        Ok(match columns_of(&mut connection, &dataset.query).await? {
+            Ok((_, columns)) => Fit::of(dataset, &columns).err().unwrap_or_default(),
+            Err(problem) => vec![problem],
+        })
+    }
+
     async fn describe_on(
         &self,
         pool: &Pool,
@@ -137,11 +152,11 @@ impl Postgres {
             Ok(described) => described,
             Err(problem) => return Ok(Err(problem)),
         };
-        match make_source(dataset, columns, number, &BTreeSet::new()) {
+        match first(make_source(dataset, columns, number, &BTreeSet::new())) {
             // Only texts have collations, and only those that take different texts for equal make a difference.
             Ok(source) if source.key_columns.iter().any(|column| source.is_text(*column)) => {
                 let coarse = coarse_columns(&mut connection, dataset, &source).await?;
-                Ok(make_source(dataset, source.columns, number, &coarse))
+                Ok(first(make_source(dataset, source.columns, number, &coarse)))
             }
             made => Ok(made),
         }
@@ -190,32 +205,8 @@ fn make_source(
     columns: Vec<QueryColumn>,
     number: u64,
     coarse: &BTreeSet<usize>,
-) -> Result<DatasetSource, SourceProblem> {
-    for (index, QueryColumn { name, .. }) in columns.iter().enumerate() {
-        if columns.iter().take(index).any(|earlier| earlier.name == *name) {
-            return Err(SourceProblem {
-                setting: "query",
-                message: format!("the query has two columns named {name}"),
-                help: format!("rename one: `… as other_{name}`"),
-                offset: None,
-            });
-        }
-    }
-    let key_columns = find_columns("key", &dataset.key, &columns)?;
-    let mut tag_columns = Vec::with_capacity(dataset.tags.len());
-    for tag in &dataset.tags {
-        tag_columns.push(find_columns("tags", tag, &columns)?);
-    }
-    let plan = RowPlan::new(&columns, &dataset.format).map_err(|unsupported| SourceProblem {
-        setting: "query",
-        message: unsupported.to_string(),
-        help: CAST.to_owned(),
-        offset: None,
-    })?;
-    check_texts("key", &plan, &columns, &key_columns)?;
-    let plain: Vec<usize> = tag_columns.concat().into_iter().filter(|at| !plan.is_list(*at)).collect();
-    check_texts("tags", &plan, &columns, &plain)?;
-    let tag_lists = lists_of(dataset, &plan, &tag_columns)?;
+) -> Result<DatasetSource, Vec<SourceProblem>> {
+    let Fit { key_columns, tag_columns, tag_lists, plan, lifetime } = Fit::of(dataset, &columns)?;
     let loaded: Vec<(String, Option<PgTypeInfo>)> = columns
         .iter()
         .enumerate()
@@ -236,7 +227,6 @@ fn make_source(
             Some(KeyColumn { name: quote(name), kind: key_type(info), is_coarse })
         })
         .collect();
-    let lifetime = lifetime_column(dataset, &columns)?;
     let statements =
         Statements { dataset, columns: &columns, loaded: &loaded, plan: &plan, keys: &keys, lifetime };
     Ok(DatasetSource {
@@ -264,97 +254,14 @@ fn make_source(
     })
 }
 
-/// Which placeholder of each tag is a list.
-fn lists_of(
-    dataset: &Dataset,
-    plan: &RowPlan,
-    tag_columns: &[Vec<usize>],
-) -> Result<Vec<Option<usize>>, SourceProblem> {
-    let mut found = Vec::with_capacity(tag_columns.len());
-    for (tag, columns) in dataset.tags.iter().zip(tag_columns) {
-        let mut lists = columns.iter().enumerate().filter(|(_, at)| plan.is_list(**at));
-        found.push(lists.next().map(|(place, _)| place));
-        if lists.next().is_some() {
-            return Err(SourceProblem {
-                setting: "tags",
-                message: format!("{tag} has two columns that are lists"),
-                help: "give each a tag of its own: the tags of every pair would be too many".to_owned(),
-                offset: None,
-            });
-        }
-    }
-    Ok(found)
+/// Where there are problems, the first one.
+fn first<T>(made: Result<T, Vec<SourceProblem>>) -> Result<T, SourceProblem> {
+    made.map_err(|problems| {
+        let first = problems.into_iter().next();
+        first.unwrap_or_else(|| SourceProblem::new("query", "the dataset does not fit its query", CAST))
+    })
 }
 
 fn shown(column: usize) -> String {
     format!("ck_shown_{column}")
-}
-
-/// The column that says how long each entry lives, and what it holds.
-fn lifetime_column(
-    dataset: &Dataset,
-    columns: &[QueryColumn],
-) -> Result<Option<(usize, LifetimeKind)>, SourceProblem> {
-    let Some(name) = &dataset.ttl_column else { return Ok(None) };
-    let problem = |message, help| SourceProblem { setting: "ttl_column", message, help, offset: None };
-    let Some((at, column)) = columns.iter().enumerate().find(|(_, column)| column.name == *name) else {
-        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-        return Err(problem(
-            format!("the query has no column {name:?}"),
-            format!("columns: {}", names.join(", ")),
-        ));
-    };
-    match column.lifetime() {
-        Some(kind) => Ok(Some((at, kind))),
-        None => Err(problem(
-            format!("column {name} has the type {}, which says no lifetime", column.type_name),
-            "take a number of seconds, an interval, or a timestamptz at which the entry ends; cast it in the query".to_owned(),
-        )),
-    }
-}
-
-/// Whether the values of these columns can be part of a key or tag.
-fn check_texts(
-    setting: &'static str,
-    plan: &RowPlan,
-    columns: &[QueryColumn],
-    used: &[usize],
-) -> Result<(), SourceProblem> {
-    let wrong: BTreeSet<usize> = used.iter().copied().filter(|at| !plan.can_be_in_keys(*at)).collect();
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    let named = wrong.into_iter().filter_map(|at| columns.get(at));
-    let list: Vec<String> =
-        named.map(|column| format!("column {} has the type {}", column.name, column.type_name)).collect();
-    Err(SourceProblem {
-        setting,
-        message: format!(
-            "{}, whose values have no one text that a key or tag could be made of",
-            list.join(", ")
-        ),
-        help: "take a column with a plain value, or make a text of it in the query".to_owned(),
-        offset: None,
-    })
-}
-
-fn find_columns(
-    setting: &'static str,
-    template: &Template,
-    columns: &[QueryColumn],
-) -> Result<Vec<usize>, SourceProblem> {
-    let mut found = Vec::new();
-    for placeholder in template.columns() {
-        let Some(index) = columns.iter().position(|column| column.name == placeholder) else {
-            let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-            return Err(SourceProblem {
-                setting,
-                message: format!("{template} uses {{{placeholder}}}, but the query has no such column"),
-                help: format!("columns: {}", names.join(", ")),
-                offset: template.as_str().find(&format!("{{{placeholder}}}")).map(|at| at + 1),
-            });
-        };
-        found.push(index);
-    }
-    Ok(found)
 }

@@ -21,6 +21,7 @@ pub enum Effect {
 
 /// What a statement with an effect on rows begins with. Whatever else Postgres carries out tells of no row.
 const QUERIES: [&str; 8] = ["insert", "update", "delete", "merge", "with", "select", "values", "table"];
+const STATEMENT: &str = "write.statement";
 /// Missing rights, in the list of SQLSTATEs.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
@@ -171,7 +172,7 @@ fn problem_of(
             "try it in psql, with a value in the place of each :name",
         ),
     };
-    Ok(Err(SourceProblem { setting: "write.statement", message, help: help.to_owned(), offset }))
+    Ok(Err(SourceProblem::new(STATEMENT, message, help).at(offset)))
 }
 
 /// A statement such as `truncate` or `call` is carried out, but the server does not tell of any row.
@@ -181,11 +182,11 @@ fn utility(statement: &str, parsed: &ParameterizedSql) -> Option<SourceProblem> 
     let end = text.find(|one: char| !one.is_ascii_alphabetic()).unwrap_or(text.len());
     let word = text.get(..end).unwrap_or_default().to_lowercase();
     let is_query = QUERIES.contains(&word.as_str()) || text.starts_with('(');
-    (!is_query).then(|| SourceProblem {
-        setting: "write.statement",
-        message: format!("`{word}` cannot be a write statement: Postgres tells of no row that it touches"),
-        help: "use insert, update, delete or merge, or select a function that writes".to_owned(),
-        offset: Some(start),
+    (!is_query).then(|| {
+        let message =
+            format!("`{word}` cannot be a write statement: Postgres tells of no row that it touches");
+        let help = "use insert, update, delete or merge, or select a function that writes";
+        SourceProblem::new(STATEMENT, message, help).at(Some(start))
     })
 }
 

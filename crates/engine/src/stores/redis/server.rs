@@ -30,7 +30,16 @@ pub struct ServerFacts {
     pub evicted_keys: u64,
 }
 
+/// The oldest Redis that has what the scripts need.
+pub const REDIS_MAJOR_MIN: u32 = 7;
+
 impl ServerFacts {
+    /// Whether it lacks what the scripts need; not where its version is hidden.
+    #[must_use]
+    pub fn is_too_old(&self) -> bool {
+        !self.version.is_empty() && self.major() < REDIS_MAJOR_MIN
+    }
+
     /// Whether it knows `CLIENT NO-TOUCH`.
     #[must_use]
     pub fn knows_no_touch(&self) -> bool {

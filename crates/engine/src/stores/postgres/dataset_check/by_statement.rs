@@ -46,17 +46,14 @@ impl Postgres {
                 let message =
                     format!("{table} receives the changes of the subscription {name}, which is disabled");
                 let help = "enable it, or drop it: until then nothing arrives";
-                findings.push(Finding::new(&setting, message, help).weighing(Weight::Odd));
+                findings.push(Finding::new(format!("{setting}.table"), message, help).weighing(Weight::Odd));
             }
             if rule.capture == CaptureMode::Statement
                 && let Some(reason) = self.not_by_statement(&tables).await?
             {
                 let message = format!("{} cannot be captured by statement: {reason}", rule.table);
-                findings.push(Finding::new(
-                    &setting,
-                    message,
-                    "leave `capture` out: the worker captures it by row",
-                ));
+                let help = "leave `capture` out: the worker captures it by row";
+                findings.push(Finding::new(format!("{setting}.capture"), message, help));
             }
         }
         Ok(())

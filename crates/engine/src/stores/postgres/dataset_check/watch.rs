@@ -1,33 +1,33 @@
 //! Whether the watch rules of a dataset name what they mean, and whether the texts that they capture are those of its keys and tags.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Column as _, Row as _};
 
-use super::Finding;
-use crate::stores::postgres::spelling::{SpelledColumn, difference};
+use super::watched::{Origins, Table, tags_like};
+use super::{Finding, reach};
+use crate::stores::postgres::spelling::difference;
 use crate::stores::postgres::statement::quote;
-use crate::stores::postgres::{ErrorKind, Postgres, SourceError};
+use crate::stores::postgres::{Inspection, Postgres, SourceError};
 use cachekeeper_config::{Dataset, Watch, WatchTarget};
 use cachekeeper_protocol::template::Template;
 
 /// Of PostgreSQL 18.
 const VIRTUAL: &str = "its values are computed when they are read, and no trigger sees them";
 
-struct Table {
-    /// As in `pg_class`.
-    kind: char,
-    columns: Vec<SpelledColumn>,
-}
-
 impl Postgres {
     /// Looks for what is wrong with the watch rules of a dataset.
     ///
     /// # Errors
     /// [`SourceError`] where the database cannot be asked.
-    pub async fn check_watch_rules(&self, dataset: &Dataset) -> Result<Vec<Finding>, SourceError> {
+    pub async fn check_watch_rules(
+        &self,
+        dataset: &Dataset,
+        reads: &Inspection,
+    ) -> Result<Vec<Finding>, SourceError> {
         let mut findings = Vec::new();
+        let mut unreached = BTreeMap::new();
         let origins = self.origins(dataset).await?;
         for (position, rule) in dataset.watch.iter().enumerate() {
             let setting = format!("watch.{position}");
@@ -37,11 +37,28 @@ impl Postgres {
                 Err(error) => {
                     let message = format!("{} cannot be the name of a table: {}", rule.table, error.source);
                     let help = "write schema.table, or \"Table\" in quotes";
-                    findings.push(Finding::new(&setting, message, help));
+                    findings.push(Finding::new(format!("{setting}.table"), message, help));
                     continue;
                 }
             };
+            let known = findings.len();
             check_rule(&setting, dataset, rule, (table.as_ref(), &origins), &mut findings);
+            if let Some(table) = table.filter(|_| findings.len() == known) {
+                let found = reach::flaw(&setting, dataset, rule, (&table, &origins));
+                unreached.extend(found.map(|finding| (position, finding)));
+            }
+        }
+        findings.extend(self.relied_on(dataset, reads, unreached).await?);
+        for (position, table) in dataset.reads.iter().enumerate() {
+            let is_there = match self.look_at_table(table).await {
+                Err(error) if error.is_transient() => return Err(error),
+                found => found.is_ok_and(|found| found.is_some()),
+            };
+            if !is_there {
+                let help = "give its schema too, if it is not in the role's search_path";
+                let message = format!("there is no table {table}");
+                findings.push(Finding::new(format!("reads.{position}"), message, help));
+            }
         }
         Ok(findings)
     }
@@ -49,19 +66,21 @@ impl Postgres {
     async fn look_at_table(&self, name: &str) -> Result<Option<Table>, SourceError> {
         let what = "look at a watched table";
         let error = |source| SourceError::new(what, source);
-        let sql = "select c.oid, c.relkind::text from pg_catalog.pg_class c where c.oid = to_regclass($1)";
+        let sql = "select c.oid, c.relkind::text, c.relnamespace in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+            from pg_catalog.pg_class c where c.oid = to_regclass($1)";
         let Some(row) = sqlx::query(sql).bind(name).fetch_optional(&self.pool).await.map_err(error)? else {
             return Ok(None);
         };
         let oid: Oid = row.try_get(0).map_err(error)?;
         let kind: String = row.try_get(1).map_err(error)?;
         let columns = self.spelled_columns(oid).await.map_err(error)?;
-        Ok(Some(Table { kind: kind.chars().next().unwrap_or('?'), columns }))
+        let is_catalog: bool = row.try_get(2).map_err(error)?;
+        Ok(Some(Table { kind: kind.chars().next().unwrap_or('?'), is_catalog, columns }))
     }
 
     /// Those columns of keys and tags that come straight from a relation, by their names in the query: of an expression, such as
     /// `id::text`, the type says nothing about the values.
-    async fn origins(&self, dataset: &Dataset) -> Result<HashMap<String, SpelledColumn>, SourceError> {
+    async fn origins(&self, dataset: &Dataset) -> Result<Origins, SourceError> {
         let error = |source| SourceError::new("describe a query", source);
         let names: BTreeSet<&str> =
             dataset.key.columns().chain(dataset.tags.iter().flat_map(Template::columns)).collect();
@@ -77,7 +96,7 @@ impl Postgres {
         );
         let row = match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&self.pool).await.map_err(error) {
             // Nothing is loaded either, and that is said elsewhere.
-            Err(error) if error.kind == ErrorKind::Forbidden => return Ok(HashMap::new()),
+            Err(error) if !error.is_transient() => return Ok(HashMap::new()),
             row => row?,
         };
         let mut found = HashMap::new();
@@ -97,16 +116,18 @@ fn check_rule(
     setting: &str,
     dataset: &Dataset,
     rule: &Watch,
-    (found, origins): (Option<&Table>, &HashMap<String, SpelledColumn>),
+    (found, origins): (Option<&Table>, &Origins),
     findings: &mut Vec<Finding>,
 ) {
     let table = &rule.table;
+    let of_table = format!("{setting}.table");
     let Some(found) = found else {
         let help = "give its schema too, if it is not in the role's search_path";
-        findings.push(Finding::new(setting, format!("there is no table {table}"), help));
+        findings.push(Finding::new(of_table, format!("there is no table {table}"), help));
         return;
     };
     let odd = match found.kind {
+        _ if found.is_catalog => Some("is a catalog, whose changes cannot be captured"),
         'r' | 'p' => None,
         'v' => Some("is a view: watch the tables that it reads"),
         'm' => Some(
@@ -116,10 +137,16 @@ fn check_rule(
         _ => Some("is no table"),
     };
     if let Some(odd) = odd {
-        findings.push(Finding::new(setting, format!("{table} {odd}"), "watch rules name tables"));
+        findings.push(Finding::new(of_table, format!("{table} {odd}"), "watch rules name tables"));
         return;
     }
     for (shown, name) in pairs_of(dataset, &rule.target) {
+        let setting = match (&rule.target, shown) {
+            (WatchTarget::Key(_), Some(shown)) => format!("{setting}.key.{shown}"),
+            (WatchTarget::Key(_), None) => format!("{setting}.key"),
+            (WatchTarget::Tag(_), _) => format!("{setting}.tag"),
+            (WatchTarget::Dataset, _) => setting.to_owned(),
+        };
         let Some(column) = found.columns.iter().find(|column| column.name == name) else {
             let names: Vec<&str> = found.columns.iter().map(|column| column.name.as_str()).collect();
             let message = format!("the watched table {table} has no column {name}");
@@ -156,12 +183,7 @@ fn pairs_of<'a>(dataset: &'a Dataset, target: &'a WatchTarget) -> Vec<(Option<&'
         }
         // The tags that look the same but for the names in them.
         WatchTarget::Tag(template) => {
-            let form = |template: &Template| {
-                let names: Vec<&str> = template.columns().collect();
-                template.render(&vec!["\0"; names.len()]).ok()
-            };
-            let own = dataset.tags.iter().filter(|tag| form(tag) == form(template));
-            let mut pairs: Vec<_> = own
+            let mut pairs: Vec<_> = tags_like(dataset, template)
                 .flat_map(|tag| tag.columns().zip(template.columns()))
                 .map(|(shown, name)| (Some(shown), name))
                 .collect();

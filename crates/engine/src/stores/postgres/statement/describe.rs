@@ -1,6 +1,7 @@
 //! What a query returns: its columns, and how each of them is written. The driver describes most of them; of what it cannot
 //! describe (multiranges, domains over `"char"`, categories of one's own, and whatever is made of them) the catalogs are read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,9 +13,14 @@ use super::super::session::Session;
 use super::columns::quote;
 use crate::stores::postgres::transcode::{Kind, QueryColumn, kind_of_catalog_name};
 use crate::stores::postgres::{ErrorKind, SourceError};
+use cachekeeper_protocol::parameters::ParameterizedSql;
 
 /// What fails where a query cannot be described.
 pub(super) const DESCRIBE: &str = "describe a query";
+const QUERY: &str = "query";
+/// What helps where a query has parameters.
+const WITHOUT_PARAMETERS: &str =
+    "select every row that Redis may hold; those of a key are chosen around the query";
 /// What helps where a column cannot be read.
 pub(super) const CAST: &str = "cast the column in the query, for example `column::text as column`";
 
@@ -28,14 +34,32 @@ static DESCRIBED: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct SourceProblem {
-    /// Which setting: `query`, `key`, `tags`.
-    pub setting: &'static str,
+    /// Which setting: `query`, `key`, `tags.0`.
+    pub setting: Cow<'static, str>,
     /// What is wrong.
     pub message: String,
     /// What to do.
     pub help: String,
     /// Where in the setting's text.
     pub offset: Option<usize>,
+}
+
+impl SourceProblem {
+    /// A problem with a whole setting.
+    #[must_use]
+    pub fn new(
+        setting: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        Self { setting: setting.into(), message: message.into(), help: help.into(), offset: None }
+    }
+
+    /// The same at a byte of the setting's text.
+    #[must_use]
+    pub fn at(self, offset: Option<usize>) -> Self {
+        Self { offset, ..self }
+    }
 }
 
 /// The columns of a query, and a number that makes the texts of its statements new ones.
@@ -56,12 +80,8 @@ pub(super) async fn columns(
     }
     let unknown = columns.iter().filter(|column| !column.is_resolved());
     let names: Vec<&str> = unknown.map(|column| column.name.as_str()).collect();
-    Ok(Err(SourceProblem {
-        setting: "query",
-        message: format!("the types of {} could not be found out", names.join(", ")),
-        help: CAST.to_owned(),
-        offset: None,
-    }))
+    let message = format!("the types of {} could not be found out", names.join(", "));
+    Ok(Err(SourceProblem::new(QUERY, message, CAST)))
 }
 
 async fn prepare(
@@ -83,13 +103,9 @@ async fn prepare(
                 None => 0,
             };
             if 0 < parameters {
-                return Ok(Err(SourceProblem {
-                    setting: "query",
-                    message: "the query has parameters ($1), and nobody gives them values".to_owned(),
-                    help: "select every row that Redis may hold; those of a key are chosen around the query"
-                        .to_owned(),
-                    offset: query.find('$'),
-                }));
+                let message = "the query has parameters ($1), and nobody gives them values";
+                let problem = SourceProblem::new(QUERY, message, WITHOUT_PARAMETERS);
+                return Ok(Err(problem.at(ParameterizedSql::parse(query).numbered())));
             }
             let found = prepared.columns().iter();
             let mut columns: Vec<QueryColumn> =
@@ -111,18 +127,31 @@ async fn prepare(
             sqlx::query_scalar::<_, String>("select current_user::text").fetch_one(&mut *connection).await
     {
         let (message, help) = error.may_not_run(&role);
-        return Ok(Err(SourceProblem { setting: "query", message, help, offset: None }));
+        return Ok(Err(SourceProblem::new(QUERY, message, help)));
     }
     if error.is_transient() || error.kind == ErrorKind::Forbidden {
         return Err(error);
     }
     let offset = error.position_in(&sql).and_then(|at| at.checked_sub(opening.len()));
-    Ok(Err(SourceProblem {
-        setting: "query",
-        message: format!("Postgres does not accept the query: {}", error.message()),
-        help: "the query is used inside a larger statement; try it as `select * from (<query>) q`".to_owned(),
-        offset,
-    }))
+    let message = format!("Postgres does not accept the query: {}", error.message());
+    Ok(Err(SourceProblem::new(QUERY, message, help_with(query, &error)).at(offset)))
+}
+
+/// What to do about a query that the server does not accept.
+fn help_with(query: &str, error: &SourceError) -> String {
+    let writes = ["insert", "update", "delete", "merge"];
+    let first = query.split_whitespace().next().unwrap_or_default().to_lowercase();
+    if writes.contains(&first.as_str()) {
+        return "a query reads; a statement that writes goes into [dataset.NAME.write]".to_owned();
+    }
+    let of_template = query.contains(['{', '?']);
+    if error.is_of_syntax() && (of_template || ParameterizedSql::parse(query).places().next().is_some()) {
+        return format!("a query has no parameters, be it :id, {{id}} or ?: {WITHOUT_PARAMETERS}");
+    }
+    error.hint().map_or_else(
+        || "the query is used inside a larger statement; try it as `select * from (<query>) q`".to_owned(),
+        |hint| format!("Postgres says: {hint}"),
+    )
 }
 
 /// Of which relation a column is, and its number there; none: it is computed.
