@@ -62,6 +62,9 @@ pub fn start(log: &Log) -> Result<(), String> {
 /// # Errors
 /// What is wrong with the level.
 pub fn set_level(level: &str) -> Result<(), String> {
+    if let Some(problem) = cachekeeper_config::log_level_problem(level) {
+        return Err(problem);
+    }
     let filter = understood(level)?;
     match SET_LEVEL.get() {
         Some(set) => set(filter).map_err(|error| format!("the level of the log cannot be set: {error}")),

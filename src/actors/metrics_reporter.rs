@@ -66,8 +66,6 @@ async fn report(context: &TaskContext) {
             context.health.update(|known| known.full = facts.full());
             context.engine.metrics.redis_evicted.inner().store(facts.evicted_keys, Ordering::Relaxed);
             let reasons = context.health.reasons();
-            // Not each time: it says only that all goes on.
-            let Some(_times) = log_limit::due("still running", "", 1) else { return };
             debug!(ready = reasons.is_empty(), not_ready = %reasons.join("; "), redis.bytes = facts.used_memory,
                 redis.evicted = facts.evicted_keys, "still running");
         }

@@ -46,7 +46,9 @@ pub fn notes(config: &Config) -> Vec<String> {
 /// A dataset that is filled at the start only, and then grows empty.
 fn ends_early(dataset: &cachekeeper_config::Dataset) -> Option<String> {
     let warm = dataset.warm.as_ref()?;
-    if dataset.refresh_ahead.is_some() || dataset.on_miss == OnMiss::Load {
+    // What a column lets end is to end.
+    let is_renewed = dataset.refresh_ahead.is_some() || dataset.on_miss == OnMiss::Load;
+    if is_renewed || dataset.ttl_column.is_some() {
         return None;
     }
     if warm.schedule.is_some() {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use redis::AsyncCommands;
+use tokio_util::sync::CancellationToken;
 
 use crate::backlog::memory_of;
 use crate::feed::ready;
@@ -51,7 +53,7 @@ async fn a_row_that_is_too_large_is_refused_listed_and_not_even_read() {
         .await
         .unwrap();
     wait_for(&mut client, "page:4", None).await;
-    // Compressed where it lies: it comes, and is refused then.
+    // Compressed where it lies.
     rig.postgres.execute("update pages set doc = to_jsonb(repeat('z', 2 << 20)) where id = 5").await.unwrap();
     wait_for(&mut client, "page:5", None).await;
     rig.postgres.execute("update pages set body = 'small again' where id = 3").await.unwrap();
@@ -64,7 +66,7 @@ async fn a_row_that_is_too_large_is_refused_listed_and_not_even_read() {
     };
     assert_eq!(
         reason("page:7").as_deref(),
-        Some("the row has 314572800 bytes, and max_value_size is 1048576"),
+        Some("the row has 314572800 bytes or more, and max_value_size is 1048576"),
         "it says how large"
     );
     assert!(reason("page:4").unwrap().contains("2097152 bytes"), "{:?}", reason("page:4"));
@@ -112,7 +114,7 @@ async fn a_column_says_how_long_an_entry_lives() {
     let dataset = |name: &str, column: &str| {
         format!(
             "[dataset.{name}]\nquery = \"select id, {column} from offers\"\nkey = \"{name}:{{id}}\"\nttl = \"1000s\"\n\
-             ttl_jitter = \"0%\"\nttl_column = \"{column}\"\nwarm = {{}}\nwatch = [{{ table = \"offers\", key = {{ id = \"id\" }} }}]\n"
+             ttl_column = \"{column}\"\nwarm = {{}}\nwatch = [{{ table = \"offers\", key = {{ id = \"id\" }} }}]\n"
         )
     };
     let toml = [dataset("ends", "ends"), dataset("span", "span"), dataset("seconds", "seconds")].concat();
@@ -157,6 +159,7 @@ async fn a_lifetime_of_a_column_excludes_what_would_keep_the_entry() {
             "ttl_column = \"at\"\nrefresh = { ahead = \"20%\" }",
             "`refresh` and `ttl_column` exclude each other",
         ),
+        ("ttl_column = \"at\"\nttl_jitter = \"5%\"", "`ttl_jitter` would shorten what `ttl_column` says"),
         ("ttl_column = \"at\"\nmax_stale = \"5m\"", "`max_stale` would keep what `ttl_column` lets end"),
         ("max_value_size = \"1GiB\"", "give 1KiB to 512MiB"),
         ("max_key_size = \"1B\"", "give 16B to 64KiB"),
@@ -225,5 +228,114 @@ async fn a_list_gives_its_entry_a_tag_for_each_element() {
         .await
         .unwrap();
     wait_for(&mut client, "product:1", None).await;
+    assert!(worker.stop().await);
+}
+
+/// Each below the limit, and together far above it; a list of short texts; a document that is small where it is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_large_in_all_are_not_read_either() {
+    let columns: Vec<String> = (1..=8).map(|n| format!("c{n} bytea")).collect();
+    let rig = Rig::start(&format!(
+        "create table wide (id int primary key, short varchar(20)[], doc jsonb, numbers jsonb, {});
+         insert into wide (id, c1) values (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd');
+         update wide set short = array_fill('twenty characters...'::varchar, array[3000000]) where id = 2;
+         update wide set doc = to_jsonb(repeat('z', 100 << 20)) where id = 3;
+         update wide set numbers = (select jsonb_agg(n % 9) from generate_series(1, 100000) n) where id = 4",
+        columns.join(", ")
+    ))
+    .await;
+    for n in 1..=8 {
+        let fill = format!("update wide set c{n} = decode(repeat('ab', 30 << 20), 'hex') where id = 1");
+        rig.postgres.execute(&fill).await.unwrap();
+    }
+    let toml = "[dataset.wide]\nquery = \"select * from wide\"\nkey = \"wide:{id}\"\nmax_value_size = \"32MiB\"\nwarm = {}\n\
+                watch = [{ table = \"wide\", key = { id = \"id\" } }]\n\
+                [dataset.number]\nquery = \"select id, numbers from wide where id = 4\"\nkey = \"number:{id}\"\n\
+                max_value_size = \"200KiB\"\nwarm = {}\nwatch = [{ table = \"wide\", key = { id = \"id\" } }]\n";
+    let worker = Worker::start(rig.config(toml)).await.unwrap();
+    ready(&worker).await;
+    let memory = memory_of(std::process::id());
+    assert!(memory < 300, "{memory} MiB, with a row of 240, one of 60 and one of 100 MiB");
+    let refused = worker.context.history.as_ref().unwrap().refused_rows("wide");
+    let keys: Vec<&str> = refused.rows.iter().map(|row| row.key.as_str()).collect();
+    assert_eq!(keys, ["wide:1", "wide:2", "wide:3"], "{:?}", refused.rows);
+    // Larger where it is stored (2 MB) than as MessagePack (100 KB).
+    assert!(rig.client().await.exists::<_, bool>("number:4").await.unwrap());
+    assert!(worker.stop().await);
+}
+
+/// Entries that were stored before the column counted, and rows that wait until they are stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_lives_longer_than_its_column_says_however_it_came() {
+    let rig = Rig::start(
+        "create table offers (id int primary key, ends timestamptz);
+         insert into offers select n, now() + interval '1 day' from generate_series(1, 10) n",
+    )
+    .await;
+    let toml = "[dataset.offer]\nquery = \"select id, ends from offers\"\nkey = \"offer:{id}\"\nttl = \"7d\"\nwarm = {}\n\
+                watch = [{ table = \"offers\", key = { id = \"id\" } }]\n";
+    let worker = Worker::start(rig.config(toml)).await.unwrap();
+    ready(&worker).await;
+    let mut client = rig.client().await;
+    assert!(90_000_000 < client.pttl::<_, i64>("offer:1").await.unwrap());
+    assert!(worker.stop().await);
+    let column = toml.replace("warm = {}", "ttl_column = \"ends\"\nwarm = { on_start = false }");
+    let worker = Worker::start(rig.config(&column)).await.unwrap();
+    wait_until("the entries end with their rows", async || {
+        let left: i64 = client.clone().pttl("offer:1").await.unwrap();
+        if left <= 86_400_000 { Ok(()) } else { Err(left.to_string()) }
+    })
+    .await;
+    // At one row in a second, the last is stored after it has ended.
+    rig.postgres.execute("update offers set ends = now() + interval '2 s'").await.unwrap();
+    let context = rig.context(&column.replace("on_start = false", "rate = 2"));
+    let dataset = context.catalog.get("offer").unwrap();
+    let options =
+        BackfillOptions { cancel: CancellationToken::new(), rate: Some(2), progress: None, resume: false };
+    backfill(&context, dataset, &options).await.unwrap();
+    let mut session = rig.postgres.session().await.unwrap();
+    let left = "select (extract(epoch from max(ends) - clock_timestamp()) * 1000)::int8::text from offers";
+    let left: i64 = session.text(left).await.unwrap().unwrap().parse().unwrap();
+    let mut longest = -2_i64;
+    for id in 1..=10 {
+        longest = longest.max(client.pttl(format!("offer:{id}")).await.unwrap());
+    }
+    assert!(longest <= left.max(-2) + 500, "{longest} ms left, and {left} to the end");
+    assert!(worker.stop().await);
+}
+
+/// What is computed has no scale and no length of its own; an empty text is a tag like others.
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_of_computed_lists_and_of_empty_texts_reach_their_entries_or_are_refused() {
+    let rig = Rig::start(
+        "create table shops (id text primary key, price numeric(10,1), name text);
+         create table products (id int primary key, shops text[], prices numeric(10,2)[]);
+         insert into shops values ('', 1.0, 'empty'), ('a', 2.0, 'full');
+         insert into products values (1, '{\"\",a}', '{1.00}')",
+    )
+    .await;
+    let dataset = |tag: &str, rule: &str| {
+        format!(
+            "[dataset.product]\nquery = \"select id, shops, prices || '{{}}'::numeric[] as prices, prices[1] + 0 as price, \
+             (select string_agg(name, ',' order by s.id) from shops s where s.id = any(p.shops)) as names from products p\"\n\
+             key = \"product:{{id}}\"\nformat = \"json\"\nwarm = {{}}\ntags = [\"{tag}\"]\n\
+             watch = [{{ table = \"products\", key = {{ id = \"id\" }} }}, {{ table = \"shops\", tag = \"{rule}\" }}]\n"
+        )
+    };
+    for tag in ["price:{prices}", "price:{price}"] {
+        let cli = Cli::new(&rig, &dataset(tag, "price:{price}"));
+        cli.says(&["check"], 78, &["values of type numeric that are equal have several texts"]);
+    }
+    let toml = dataset("shop:{shops}", "shop:{id}");
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    rig.postgres.execute("update shops set name = 'new' where id = ''").await.unwrap();
+    let client = rig.client().await;
+    wait_until("the name is the new one", async || {
+        let found: Option<String> = client.clone().get("product:1").await.unwrap();
+        let found = found.unwrap_or_default();
+        if found.contains("\"names\":\"new,full\"") { Ok(()) } else { Err(found) }
+    })
+    .await;
     assert!(worker.stop().await);
 }

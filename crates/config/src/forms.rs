@@ -240,6 +240,12 @@ fn is_level(word: &str) -> bool {
     LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || matches!(word.as_bytes(), [b'0'..=b'5'])
 }
 
+/// What is wrong with a level of the log, and what to give instead; none: nothing.
+#[must_use]
+pub fn log_level_problem(text: &str) -> Option<String> {
+    log_level(text).map(|flaw| format!("{}; {}", flaw.message, flaw.help))
+}
+
 /// The filters of `tracing` also take a bare word, as the name of a crate: a level with a typing mistake would silence
 /// everything. So each part must name a level.
 fn log_level(text: &str) -> Option<Flaw> {

@@ -44,6 +44,7 @@ pub use self::admin::Admin;
 #[cfg(feature = "file")]
 pub use self::changes::Change;
 #[cfg(feature = "file")]
+pub use self::forms::log_level_problem;
 pub use self::from_file::ConfigError;
 pub use self::postgres::Postgres;
 pub use self::redis::{Redis, Tls, TlsIdentity};

@@ -321,7 +321,7 @@ async fn absent_rows(
     found: &mut Comparison,
 ) -> Result<Vec<String>, EngineError> {
     let mut rows = context.postgres.backfill(source, None).await?;
-    let mut encoder = Encoder::new(dataset, source);
+    let mut encoder = Encoder::new(dataset, source).at(rows.clock);
     let mut batch = EntryBatch::default();
     let mut absent = Vec::new();
     let mut take = |batch: &mut EntryBatch| {

@@ -232,7 +232,7 @@ impl<'a> BackfillStream<'a> {
         rows: &mut BackfillRows,
         options: &BackfillOptions,
     ) -> Result<(), EngineError> {
-        let mut encoder = Encoder::new(self.dataset, source);
+        let mut encoder = Encoder::new(self.dataset, source).at(rows.clock);
         let mut flow = Flow {
             options,
             rate: RateLimit::new(options.rate),

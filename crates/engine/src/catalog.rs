@@ -77,6 +77,10 @@ impl Dataset {
         if sizes != (config::Dataset::MAX_VALUE_SIZE, config::Dataset::MAX_KEY_SIZE) {
             parts.push(text(&sizes));
         }
+        // Entries that were stored without it outlive what it says.
+        if let Some(column) = &settings.ttl_column {
+            parts.push(format!("ttl_column {column}"));
+        }
         Self {
             definition: hash_of(parts.iter().map(String::as_str)),
             revision: RwLock::default(),

@@ -133,7 +133,7 @@ impl AffectedKeys {
                     for row in values.chunks(width) {
                         let Some(values) = pick(positions, row) else { continue };
                         let values: Vec<&str> = values.iter().map(String::as_str).collect();
-                        self.tags.extend(template.render(&values).ok());
+                        self.tags.extend(template.render_tag(&values).ok());
                     }
                 }
             }

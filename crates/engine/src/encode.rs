@@ -2,11 +2,12 @@
 
 use super::catalog::Dataset;
 use crate::compress::compress;
+use crate::process::now_ms;
 use crate::stores::postgres::transcode::EncodeError;
-use crate::stores::postgres::{DatasetSource, Row};
+use crate::stores::postgres::{Clock, DatasetSource, Life, Row};
 use cachekeeper_config::{self as config, Format, Rows};
 use cachekeeper_protocol::entry::EntryBatch;
-use cachekeeper_protocol::template::{RenderError, Template};
+use cachekeeper_protocol::template::{RenderError, Rendered, Template};
 
 /// A row that has no entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,7 @@ pub struct Encoder<'a> {
     packed: Vec<u8>,
     /// What failed so far.
     pub failures: Vec<Failure>,
+    clock: Clock,
 }
 
 /// The entry whose rows are being read.
@@ -42,6 +44,8 @@ struct Pending {
     tag_count: usize,
     /// The shortest lifetime that its rows say, in milliseconds.
     life_ms: Option<u64>,
+    /// The first end that its rows say, by this machine's clock, in milliseconds.
+    ends_at_ms: Option<u64>,
     failure: Option<String>,
 }
 
@@ -64,15 +68,29 @@ impl<'a> Encoder<'a> {
             text: String::new(),
             packed: Vec::new(),
             failures: Vec::new(),
+            clock: Clock::default(),
         }
+    }
+
+    /// With the clock of the server that the rows come from, as it was read with them.
+    #[must_use]
+    pub(crate) fn at(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     /// Takes the next row; what is complete by now goes into `batch`.
     pub fn add(&mut self, row: &Row, batch: &mut EntryBatch) {
         let mut key = std::mem::take(&mut self.text);
         key.clear();
-        let rendered =
-            render(&self.dataset.settings.key, &self.source.key_columns, self.source, row, None, &mut key);
+        let rendered = render(
+            &self.dataset.settings.key,
+            &self.source.key_columns,
+            self.source,
+            row,
+            None,
+            &mut key,
+            Rendered::Key,
+        );
         match rendered {
             Ok(()) => {
                 if self.pending.rows == 0 || key != self.pending.key {
@@ -103,8 +121,11 @@ impl<'a> Encoder<'a> {
                 let life = self.dataset.lifetimes.of(&pending.key).as_millis();
                 let life_ms = u64::try_from(life).unwrap_or(u64::MAX);
                 let life_ms = pending.life_ms.map_or(life_ms, |own| own.min(life_ms));
+                // What has ended by now is gone at once; what ends until it is stored, then.
+                let has_ended = pending.ends_at_ms.is_some_and(|end| end <= now_ms());
+                let life_ms = if has_ended { 0 } else { life_ms };
                 let value = assemble(self.dataset, pending.rows, &mut pending.value, &mut self.packed);
-                let position = batch.push(&pending.key, value, life_ms);
+                let position = batch.push_until(&pending.key, value, life_ms, pending.ends_at_ms);
                 for tag in pending.tags.iter().take(pending.tag_count) {
                     batch.tag(position, tag);
                 }
@@ -119,7 +140,7 @@ impl<'a> Encoder<'a> {
         if pending.failure.is_some() {
             return;
         }
-        if let Err(reason) = pending.look_at(row, self.source, &self.dataset.settings) {
+        if let Err(reason) = pending.look_at((row, self.clock), self.source, &self.dataset.settings) {
             pending.fail(reason);
             return;
         }
@@ -156,13 +177,21 @@ impl Pending {
         for ((tag, columns), list) in settings.tags.iter().zip(&source.tag_columns).zip(lists) {
             let failed = |error: RowError| format!("tag {tag}: {error}");
             let Some((place, column)) = list.and_then(|place| Some((place, *columns.get(place)?))) else {
-                let rendered = render(tag, columns, source, row, None, self.next_tag());
+                let rendered = render(tag, columns, source, row, None, self.next_tag(), Rendered::Tag);
                 self.tag_count += usize::from(is_tag(rendered).map_err(failed)?);
                 continue;
             };
             let elements = source.plan.texts(row, DatasetSource::FIRST_COLUMN, column);
             for element in elements.map_err(|error| failed(error.into()))? {
-                let rendered = render(tag, columns, source, row, Some((place, &element)), self.next_tag());
+                let rendered = render(
+                    tag,
+                    columns,
+                    source,
+                    row,
+                    Some((place, &element)),
+                    self.next_tag(),
+                    Rendered::Tag,
+                );
                 self.tag_count += usize::from(is_tag(rendered).map_err(failed)?);
                 if TAGS_MAX < self.tag_count {
                     return Err(format!("more than {TAGS_MAX} tags"));
@@ -193,13 +222,14 @@ impl Pending {
         self.rows = 0;
         self.tag_count = 0;
         self.life_ms = None;
+        self.ends_at_ms = None;
         self.failure = None;
     }
 
     /// What a row says beside its value; the error is why it can have none.
     fn look_at(
         &mut self,
-        row: &Row,
+        (row, clock): (&Row, Clock),
         source: &DatasetSource,
         settings: &config::Dataset,
     ) -> Result<(), String> {
@@ -215,10 +245,13 @@ impl Pending {
                 settings.max_value_size
             ));
         }
-        if source.has_lifetimes
-            && let Some(life_ms) = source.life(row)?
-        {
-            self.life_ms = Some(self.life_ms.map_or(life_ms, |other| other.min(life_ms)));
+        if source.lifetime.is_some() {
+            let least = |known: Option<u64>, own: u64| Some(known.map_or(own, |known| known.min(own)));
+            match source.life(row, clock)? {
+                Some(Life::For(ms)) => self.life_ms = least(self.life_ms, ms),
+                Some(Life::Until(ms)) => self.ends_at_ms = least(self.ends_at_ms, ms),
+                None => {}
+            }
         }
         Ok(())
     }
@@ -230,7 +263,7 @@ impl Pending {
     }
 }
 
-/// A row whose column is null or empty has no such tag.
+/// A row whose column is null has no such tag.
 fn is_tag(rendered: Result<(), RowError>) -> Result<bool, RowError> {
     match rendered {
         Ok(()) => Ok(true),
@@ -247,10 +280,11 @@ fn render(
     row: &Row,
     element: Option<(usize, &str)>,
     text: &mut String,
+    what: Rendered,
 ) -> Result<(), RowError> {
     let mut failed = None;
     template
-        .render_into(text, |position, output| {
+        .render_into(text, what, |position, output| {
             if let Some((place, element)) = element
                 && place == position
             {

@@ -1,8 +1,9 @@
 //! What happened to entries while this worker runs: the newest of it, within a bound of bytes; and the rows that have no entry.
 
+use crate::process::now_ms;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -322,11 +323,6 @@ impl RefusedOfDataset {
             self.bytes = self.bytes.saturating_sub(TOUCH_BYTES + name.len() + reason.len());
         }
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -166,7 +166,7 @@ impl Loading<'_> {
         let labels = ByDataset::new(self.dataset.name());
         self.context.metrics.load_seconds.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
 
-        let mut encoder = Encoder::new(self.dataset, &self.source);
+        let mut encoder = Encoder::new(self.dataset, &self.source).at(loaded.clock);
         let mut entries = EntryBatch::default();
         let names = keys.iter().map(|(key, _)| key.as_str());
         let dataset = (self.dataset, self.revision.as_ref());

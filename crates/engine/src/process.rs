@@ -2,6 +2,7 @@
 //! are no such numbers.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -139,4 +140,10 @@ mod tests {
         let names: Vec<&str> = descriptions().iter().map(|one| one.name).collect();
         assert_eq!(names, numbers().iter().map(|one| one.name).collect::<Vec<_>>());
     }
+}
+
+/// This machine's clock, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -21,6 +21,7 @@ struct End {
     key: usize,
     value: usize,
     life_ms: u64,
+    ends_at_ms: Option<u64>,
 }
 
 /// A tag of an entry; the tag's text ends here.
@@ -39,6 +40,16 @@ pub struct EntryRef<'a> {
     pub value: &'a [u8],
     /// Its lifetime in milliseconds, or [`LIFE_WITHOUT_END`]; 0: the row is gone, the entry is to be deleted.
     pub life_ms: u64,
+    /// When it ends at the latest, in milliseconds of the clock of whoever stores it.
+    pub ends_at_ms: Option<u64>,
+}
+
+impl EntryRef<'_> {
+    /// Its lifetime where it is stored now.
+    #[must_use]
+    pub fn life_at(&self, now_ms: u64) -> u64 {
+        self.ends_at_ms.map_or(self.life_ms, |end| self.life_ms.min(end.saturating_sub(now_ms)))
+    }
 }
 
 impl EntryBatch {
@@ -57,15 +68,20 @@ impl EntryBatch {
             self.values.truncate(value_start);
             return Err(error);
         }
-        self.ends.push(End { key: self.keys.len(), value: self.values.len(), life_ms });
+        self.ends.push(End { key: self.keys.len(), value: self.values.len(), life_ms, ends_at_ms: None });
         Ok(u32::try_from(self.ends.len() - 1).unwrap_or(u32::MAX))
     }
 
     /// Adds an entry and answers its position.
     pub fn push(&mut self, key: &str, value: &[u8], life_ms: u64) -> u32 {
+        self.push_until(key, value, life_ms, None)
+    }
+
+    /// The same with an end, in milliseconds of this machine's clock.
+    pub fn push_until(&mut self, key: &str, value: &[u8], life_ms: u64, ends_at_ms: Option<u64>) -> u32 {
         self.keys.push_str(key);
         self.values.extend_from_slice(value);
-        self.ends.push(End { key: self.keys.len(), value: self.values.len(), life_ms });
+        self.ends.push(End { key: self.keys.len(), value: self.values.len(), life_ms, ends_at_ms });
         u32::try_from(self.ends.len() - 1).unwrap_or(u32::MAX)
     }
 
@@ -90,6 +106,7 @@ impl EntryBatch {
             key: self.keys.get(key_start..end.key)?,
             value: self.values.get(value_start..end.value)?,
             life_ms: end.life_ms,
+            ends_at_ms: end.ends_at_ms,
         })
     }
 
@@ -176,8 +193,8 @@ mod tests {
         batch.tag(first, "t");
         batch.tag(second, "t");
         batch.tag(second, "t");
-        assert_eq!(batch.get(0), Some(EntryRef { key: "a", value: b"1", life_ms: 10 }));
-        assert_eq!(batch.get(1), Some(EntryRef { key: "bb", value: b"", life_ms: 0 }));
+        assert_eq!(batch.get(0), Some(EntryRef { key: "a", value: b"1", life_ms: 10, ends_at_ms: None }));
+        assert_eq!(batch.get(1), Some(EntryRef { key: "bb", value: b"", life_ms: 0, ends_at_ms: None }));
         batch.tag(first, "u");
         assert_eq!(batch.tags(), vec![("t", vec![0, 1]), ("u", vec![0])]);
         assert_eq!(batch.len(), 2);

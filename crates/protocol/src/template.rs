@@ -14,6 +14,15 @@ enum Part {
     Column(String),
 }
 
+/// What a template is rendered for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rendered {
+    /// A key, which is read back: no value may be empty.
+    Key,
+    /// A tag, which is only compared.
+    Tag,
+}
+
 /// A parsed template.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Template {
@@ -138,10 +147,11 @@ impl Template {
     /// Appends the rendered template to `output`; `value` writes the text of the column with the given position.
     ///
     /// # Errors
-    /// [`RenderError`] when a value is null or empty, or could not be told from the literal behind it.
+    /// [`RenderError`] when a value is null, or empty in a key, or could not be told from the literal behind it.
     pub fn render_into(
         &self,
         output: &mut String,
+        what: Rendered,
         mut value: impl FnMut(usize, &mut String) -> bool,
     ) -> Result<(), RenderError> {
         let mut position = 0;
@@ -152,7 +162,7 @@ impl Template {
                     let start = output.len();
                     let is_present = value(position, output);
                     let written = output.get(start..).unwrap_or_default();
-                    if !is_present || written.is_empty() {
+                    if !is_present || (written.is_empty() && what == Rendered::Key) {
                         return Err(RenderError::Missing { column: column.clone() });
                     }
                     if let Some(Part::Literal(next)) = self.parts.get(index + 1)
@@ -168,13 +178,25 @@ impl Template {
         Ok(())
     }
 
-    /// Renders with the given texts, one for each placeholder.
+    /// Renders a key with the given texts, one for each placeholder.
     ///
     /// # Errors
     /// As [`Self::render_into`].
     pub fn render(&self, values: &[&str]) -> Result<String, RenderError> {
+        self.render_as(Rendered::Key, values)
+    }
+
+    /// The same for a tag.
+    ///
+    /// # Errors
+    /// As [`Self::render_into`].
+    pub fn render_tag(&self, values: &[&str]) -> Result<String, RenderError> {
+        self.render_as(Rendered::Tag, values)
+    }
+
+    fn render_as(&self, what: Rendered, values: &[&str]) -> Result<String, RenderError> {
         let mut output = String::new();
-        self.render_into(&mut output, |position, output| {
+        self.render_into(&mut output, what, |position, output| {
             values.get(position).is_some_and(|value| {
                 output.push_str(value);
                 true
@@ -370,6 +392,10 @@ mod tests {
         let two = template("p:{a}:{b}");
         assert!(matches!(two.render(&["1:2", "3"]), Err(RenderError::Ambiguous { .. })));
         assert!(matches!(two.render(&["", "3"]), Err(RenderError::Missing { .. })));
+        assert_eq!(
+            two.render_tag(&["", "3"]).as_deref(),
+            Ok(two.render(&["x", "3"]).unwrap().replace('x', "").as_str())
+        );
         for other in ["q:1:2", "p:1", "p::2", "p:1:"] {
             assert_eq!(two.read(other), None, "{other}");
         }

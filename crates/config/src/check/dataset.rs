@@ -86,7 +86,7 @@ impl One<'_, '_> {
             format,
             compression: self.compression(),
             ttl: self.reader.duration(&self.own("ttl")),
-            ttl_jitter: self.reader.share(&self.own("ttl_jitter")),
+            ttl_jitter: self.ttl_jitter(),
             ttl_column: self.ttl_column(),
             max_stale: self.max_stale(),
             negative_ttl: self.reader.optional_duration(&self.own("negative_ttl")),
@@ -174,6 +174,20 @@ impl One<'_, '_> {
             self.reader.error(&refresh, "`refresh` and `ttl_column` exclude each other", help);
         }
         Some(column)
+    }
+
+    /// What a column says is not shortened either.
+    fn ttl_jitter(&mut self) -> f64 {
+        let own = self.own("ttl_jitter");
+        let jitter = self.reader.share(&own);
+        if !self.reader.has(&self.own("ttl_column")) {
+            return jitter;
+        }
+        if self.reader.has(&own) && 0.0 < jitter {
+            let help = "remove it, or set it to \"0%\"";
+            self.reader.error(&own, "`ttl_jitter` would shorten what `ttl_column` says", help);
+        }
+        0.0
     }
 
     /// What a column lets end does not live longer because Postgres is down.

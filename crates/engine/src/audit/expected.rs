@@ -58,7 +58,7 @@ pub(crate) async fn expect(
             }
             Err(error) => return Err(error.into()),
         };
-        let mut encoder = Encoder::new(dataset, source);
+        let mut encoder = Encoder::new(dataset, source).at(loaded.clock);
         let mut batch = EntryBatch::default();
         for row in &loaded.rows {
             encoder.add(row, &mut batch);

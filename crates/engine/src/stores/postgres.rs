@@ -45,6 +45,7 @@ pub use feed::{Change, FeedPoll, FeedReader, OutboxState, Verify};
 pub use fingerprint::{CatalogScope, CatalogState, Fingerprint, NameKind};
 pub use inspect::{Function, Inspection, ReadRelation};
 pub use load::{BackfillRows, Loaded, Poll, Row};
+pub(crate) use load::{Clock, Life};
 pub(crate) use migrate::Before;
 pub use migrate::MigrationState;
 pub use outline::{OutlineColumn, Outlined, Reference, TableOutline, UniqueKey};

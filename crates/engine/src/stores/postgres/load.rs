@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 use super::pool::Pool;
 use super::session::Session;
 use super::statement::{DatasetSource, INCARNATION, KeyType, KeyValues};
+use super::transcode::LifetimeKind;
 use super::{ErrorKind, Postgres, SourceError};
+use crate::process::now_ms;
 use cachekeeper_protocol::stamp::Snapshot;
 
 /// What fails where entries cannot be loaded.
@@ -73,6 +75,7 @@ pub struct Loaded {
     pub poll: Poll,
     /// The rows, those of one key together.
     pub rows: Vec<Row>,
+    pub(crate) clock: Clock,
 }
 
 /// The rows of a backfill, as they are read: everything that the query returns at one snapshot.
@@ -80,15 +83,17 @@ pub struct Loaded {
 pub struct BackfillRows {
     /// Snapshot and incarnation.
     pub poll: Poll,
+    pub(crate) clock: Clock,
     rows: mpsc::Receiver<Result<Vec<Row>, SourceError>>,
     reader: tokio::task::JoinHandle<()>,
 }
 
 impl DatasetSource {
     /// How many columns come before the query's.
-    pub(crate) const FIRST_COLUMN: usize = 4;
-    const SIZE: usize = 2;
-    const LIFE: usize = 3;
+    pub(crate) const FIRST_COLUMN: usize = 5;
+    const NOW: usize = 2;
+    const SIZE: usize = 3;
+    const LIFE: usize = 4;
     /// Rows are handed over in groups, because handing over costs more than reading one.
     const GROUP: usize = 256;
     const GROUPS_AHEAD: usize = 4;
@@ -100,10 +105,15 @@ impl DatasetSource {
         row.try_get(Self::SIZE).map_err(|error| error.to_string())
     }
 
-    /// How long the row says that its entry lives, in milliseconds.
-    pub(crate) fn life(&self, row: &Row) -> Result<Option<u64>, String> {
+    /// What the row says of how long its entry lives; none: nothing.
+    pub(crate) fn life(&self, row: &Row, clock: Clock) -> Result<Option<Life>, String> {
         let life: Option<i64> = row.try_get(Self::LIFE).map_err(|error| error.to_string())?;
-        Ok(life.map(|life| u64::try_from(life).unwrap_or_default()))
+        Ok(life.map(|life| match self.lifetime {
+            Some(LifetimeKind::End) => {
+                Life::Until(u64::try_from(life.saturating_add(clock.ahead_ms)).unwrap_or_default())
+            }
+            _ => Life::For(u64::try_from(life).unwrap_or_default()),
+        }))
     }
 
     /// The rows of so many keys. Where they have too many bytes, that is an error of the data: fewer keys may be loaded.
@@ -141,6 +151,31 @@ fn bytes_of(row: &Row, large: &[usize]) -> usize {
     values.filter_map(|value| value.as_bytes().ok().map(<[u8]>::len)).sum()
 }
 
+/// How long an entry lives, as its row says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// So many milliseconds.
+    For(u64),
+    /// Until this machine's clock says so, in milliseconds.
+    Until(u64),
+}
+
+/// How far this machine's clock is before the server's, in milliseconds, or less: between the two looks some time has passed, and an
+/// entry had better end too early.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Clock {
+    ahead_ms: i64,
+}
+
+impl Clock {
+    /// `began_ms`: this clock, before the statement was sent.
+    fn read(began_ms: u64, row: &Row) -> Self {
+        let server: Option<i64> = row.try_get(DatasetSource::NOW).ok().flatten();
+        let own = i64::try_from(began_ms).unwrap_or(i64::MAX);
+        Self { ahead_ms: server.map_or(0, |server| own.saturating_sub(server)) }
+    }
+}
+
 /// Bytes of the rows of one load. More of several keys are loaded in parts.
 const LOAD_BYTES: usize = 16 << 20;
 /// Bytes of the rows of one key, beyond what its value may have.
@@ -174,6 +209,7 @@ impl Postgres {
         behind: Option<&KeyValues>,
     ) -> Result<BackfillRows, SourceError> {
         let connection = self.open_unlimited().await?;
+        let began_ms = now_ms();
         let (sql, values) = match behind {
             Some(values) => (source.all_behind.clone(), values.clone()),
             None => (source.all.clone(), Vec::new()),
@@ -195,7 +231,8 @@ impl Postgres {
             ));
         };
         source.check_columns(what, &first)?;
-        Ok(BackfillRows { poll: read_poll(what, &first)?, rows, reader })
+        let clock = Clock::read(began_ms, &first);
+        Ok(BackfillRows { poll: read_poll(what, &first)?, clock, rows, reader })
     }
 
     /// The keys of a backfill with a limit, the most wanted first; none if the dataset has no limit.
@@ -290,6 +327,7 @@ async fn load_from<K: AsRef<[String]>>(
     let what = LOAD;
     let arguments = bind_keys(source, keys).map_err(|error| SourceError::new(what, error))?;
     let mut session = pool.acquire().await.map_err(|error| SourceError::new(what, error))?;
+    let began_ms = now_ms();
     let statement = sqlx::query_with(AssertSqlSafe(source.by_key.clone()), arguments);
     let mut rows = source.bounded(what, keys.len(), statement.fetch(&mut *session)).await?;
     let Some(first) = rows.first() else {
@@ -300,10 +338,11 @@ async fn load_from<K: AsRef<[String]>>(
         ));
     };
     let poll = read_poll(what, first)?;
+    let clock = Clock::read(began_ms, first);
     source.check_columns(what, first)?;
     // Without a match the left join still returns one row; its key columns are null.
     rows.retain(|row| source.has_key(row));
-    Ok(Loaded { poll, rows })
+    Ok(Loaded { poll, rows, clock })
 }
 
 async fn read_rows(

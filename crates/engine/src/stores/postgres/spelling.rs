@@ -38,6 +38,41 @@ pub(super) struct SpelledColumn {
 }
 
 impl SpelledColumn {
+    /// What a query computes, or a list of it, by the driver's name of its type: where values that are equal have several texts. Of others
+    /// the type says nothing about the values (`id::text`).
+    pub fn computed(type_name: &str) -> Option<Self> {
+        let (name, shape) = match type_name.strip_suffix("[]") {
+            Some(element) => (element, Shape::List),
+            None => (type_name, Shape::Value),
+        };
+        let kind = match name {
+            "NUMERIC" => "numeric",
+            "CHAR" => "bpchar",
+            "FLOAT4" => "float4",
+            "FLOAT8" => "float8",
+            "INTERVAL" => "interval",
+            _ => return None,
+        };
+        Some(Self {
+            name: String::new(),
+            generated: String::new(),
+            number: 0,
+            relation: 0,
+            is_of_view: false,
+            kind: kind.to_owned(),
+            is_enum: false,
+            modifier: -1,
+            domains: 0,
+            shape,
+            is_folded: false,
+        })
+    }
+
+    /// Whether the query computes it.
+    pub fn is_computed(&self) -> bool {
+        self.relation == 0
+    }
+
     /// Whether both are columns of one table, its partitions being the same as itself.
     pub fn is_of_the_relation_of(&self, other: &Self) -> bool {
         self.relation == other.relation

@@ -18,7 +18,7 @@ use self::fit::Fit;
 use self::sql::Statements;
 use super::pool::Pool;
 use super::session::Session;
-use super::transcode::{QueryColumn, ReadAs, RowPlan, base_type};
+use super::transcode::{LifetimeKind, QueryColumn, ReadAs, RowPlan, base_type};
 use super::{Postgres, SourceError};
 use cachekeeper_config::Dataset;
 use cachekeeper_protocol::template::Alphabet;
@@ -46,8 +46,8 @@ pub struct DatasetSource {
     pub(super) large: Vec<usize>,
     /// Whether rows say how large they are where they are too large to be read.
     pub(crate) is_measured: bool,
-    /// Whether rows say how long their entries live.
-    pub(crate) has_lifetimes: bool,
+    /// What rows say of how long their entries live.
+    pub(crate) lifetime: Option<LifetimeKind>,
     pub(super) key_types: Vec<KeyType>,
     /// Names and types of a load's columns; no type: it is read as text or JSON, under another name.
     pub(super) loaded: Vec<(String, Option<PgTypeInfo>)>,
@@ -243,7 +243,7 @@ fn make_source(
             .filter(|at| columns.get(*at).is_some_and(QueryColumn::can_be_large))
             .collect(),
         is_measured: statements.is_measured(),
-        has_lifetimes: lifetime.is_some(),
+        lifetime: lifetime.map(|(_, kind)| kind),
         key_types: keys.into_iter().map(|key| key.kind).collect(),
         loaded,
         plan,

@@ -6,6 +6,7 @@ use super::gather::ValueAndLife;
 use super::script::{Call, EXTEND, RAISE, STORE, pack, pack_slots};
 use super::tags::AddedMembers;
 use super::{Answer, CacheError, Precondition, Redis};
+use crate::process::now_ms;
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
 use cachekeeper_protocol::keyspace::{key_counter, slot, tag_counter};
@@ -156,9 +157,10 @@ impl Store<'_> {
             None => call.arg("").arg("").arg(""),
             Some(added) => call.number(added.scripts).number(added.removals).number(added.window),
         };
+        let now_ms = now_ms();
         for entry in self.batch.iter() {
             call.arg(entry.value);
-            match entry.life_ms {
+            match entry.life_at(now_ms) {
                 LIFE_WITHOUT_END => call.arg(""),
                 life => call.number(life),
             };

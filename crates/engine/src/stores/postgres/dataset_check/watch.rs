@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, Column as _, Row as _};
+use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _};
 
 use super::watched::{Origins, Table, tags_like};
 use super::{Finding, reach};
-use crate::stores::postgres::spelling::difference;
+use crate::stores::postgres::spelling::{SpelledColumn, difference};
 use crate::stores::postgres::statement::quote;
 use crate::stores::postgres::{Inspection, Postgres, SourceError};
 use cachekeeper_config::{Dataset, Watch, WatchTarget};
@@ -102,6 +102,8 @@ impl Postgres {
         let mut found = HashMap::new();
         for column in sqlx::Row::columns(&row) {
             let Some((relation, number)) = column.relation_id().zip(column.relation_attribute_no()) else {
+                let computed = SpelledColumn::computed(column.type_info().name());
+                found.extend(computed.map(|computed| (column.name().to_owned(), computed)));
                 continue;
             };
             let columns = self.spelled_columns(relation).await.map_err(error)?;
@@ -162,6 +164,10 @@ fn check_rule(
         let Some((shown, origin)) = shown.and_then(|shown| Some((shown, origins.get(shown)?))) else {
             continue;
         };
+        // What is computed of another type may have the same texts.
+        if origin.is_computed() && origin.kind != column.kind {
+            continue;
+        }
         if let Some(difference) = difference(column, origin) {
             let but = if column.kind == origin.kind { "and" } else { "but" };
             let message = format!(

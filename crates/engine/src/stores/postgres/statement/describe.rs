@@ -174,7 +174,8 @@ async fn measure(
     }
     let sql = "select a.attrelid, a.attnum from pg_catalog.pg_class c \
          join pg_catalog.pg_attribute a on a.attrelid = c.oid and 0 < a.attnum \
-         where c.oid = any($1) and c.relkind in ('r', 'p', 'm') and not a.atttypmod between 5 and $2";
+         where c.oid = any($1) and c.relkind in ('r', 'p', 'm') \
+         and not (a.atttypid in ('pg_catalog.varchar'::regtype, 'pg_catalog.bpchar'::regtype) and a.atttypmod between 5 and $2)";
     let found: Vec<(Oid, i16)> = sqlx::query_as(sql)
         .bind(relations)
         .bind(SHORT)

@@ -22,6 +22,9 @@ pub(super) struct Statements<'a> {
     pub(super) lifetime: Option<(usize, LifetimeKind)>,
 }
 
+/// What the server's clock says, in milliseconds.
+const CLOCK: &str = "(extract(epoch from pg_catalog.clock_timestamp()) * 1000)::int8";
+
 /// The longest lifetime that a column may say, in milliseconds: a thousand years, which nothing overflows.
 const LIFE_MAX_MS: u64 = 31_536_000_000_000;
 
@@ -29,22 +32,46 @@ fn column_of_query(column: &QueryColumn) -> String {
     format!("q.{}", quote(&column.name))
 }
 
-fn size_of(measure: Measure, column: &str) -> String {
-    match measure {
-        Measure::Octets => format!("pg_catalog.octet_length({column})"),
-        Measure::Stored => format!("pg_catalog.pg_column_size({column})"),
+/// Values that take less where they are stored are not measured by their text.
+const STORED_SMALL: usize = 256 << 10;
+
+impl Statements<'_> {
+    /// At least so many bytes has a value of this column as it is written.
+    fn size_of(&self, measure: Measure, column: &str) -> String {
+        match measure {
+            Measure::Octets => format!("pg_catalog.octet_length({column})"),
+            // MessagePack has at least a third of the text: of numbers one byte each instead of digit, comma and blank.
+            Measure::Stored => {
+                let small = STORED_SMALL.min(self.dataset.max_value_size);
+                format!(
+                    "(case when {small} < pg_catalog.pg_column_size({column}) then pg_catalog.octet_length({column}::pg_catalog.text) / 3 end)"
+                )
+            }
+        }
+    }
+
+    /// The bytes of what is measured of a row.
+    fn sum(&self) -> String {
+        let sizes = self.columns.iter().filter_map(|column| {
+            let size = self.size_of(column.measure?, &column_of_query(column));
+            Some(format!(" + coalesce({size}, 0)"))
+        });
+        // The first makes it a sum of eight bytes.
+        format!("0::int8{}", sizes.collect::<String>())
     }
 }
 
 impl Statements<'_> {
     /// The entries of given keys, with the snapshot and the incarnation also where no row matches (R1).
     pub(super) fn by_key(&self) -> String {
-        self.of_keys(&format!("pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc"))
+        self.of_keys(&format!(
+            "pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, {CLOCK} as ck_now"
+        ))
     }
 
     /// The same without them, for whoever only looks: it needs no schema of ours.
     pub(super) fn unstamped(&self) -> String {
-        self.of_keys("null::text as ck_snap, null::text as ck_inc")
+        self.of_keys(&format!("null::text as ck_snap, null::text as ck_inc, {CLOCK} as ck_now"))
     }
 
     fn of_keys(&self, stamped: &str) -> String {
@@ -59,7 +86,7 @@ impl Statements<'_> {
             ),
         };
         format!(
-            "select s.ck_snap, s.ck_inc, {} as ck_size, {} as ck_life, {} from \
+            "select s.ck_snap, s.ck_inc, s.ck_now, {} as ck_size, {} as ck_life, {} from \
              (select {stamped}) s \
              left join (select q0.* from (\n{}\n) q0 where {condition}) q on true{}",
             self.size(),
@@ -77,19 +104,10 @@ impl Statements<'_> {
 
     /// The bytes of a row, where they are more than a value may have; else null.
     fn size(&self) -> String {
-        let sizes: Vec<String> = self
-            .columns
-            .iter()
-            .filter_map(|column| {
-                let size = size_of(column.measure?, &column_of_query(column));
-                Some(format!("coalesce({size}, 0)"))
-            })
-            .collect();
-        if sizes.is_empty() {
+        if !self.is_measured() {
             return "null::int8".to_owned();
         }
-        // The first makes it a sum of eight bytes.
-        let sum = format!("0::int8 + {}", sizes.join(" + "));
+        let sum = self.sum();
         format!("case when {} < {sum} then {sum} end", self.dataset.max_value_size)
     }
 
@@ -100,9 +118,9 @@ impl Statements<'_> {
         let seconds = match kind {
             LifetimeKind::Seconds => format!("{column}::numeric"),
             LifetimeKind::Span => format!("extract(epoch from {column})::numeric"),
-            // Of the moment at which the row is read: a backfill may take long.
+            // The moment itself: rows may wait until they are stored.
             LifetimeKind::End => format!(
-                "case when pg_catalog.isfinite({column}) then extract(epoch from {column} - pg_catalog.clock_timestamp())::numeric \
+                "case when pg_catalog.isfinite({column}) then extract(epoch from {column})::numeric \
                  when {column} < pg_catalog.clock_timestamp() then 0 end"
             ),
         };
@@ -158,9 +176,9 @@ impl Statements<'_> {
         let comparison = if self.keys.iter().any(|key| key.is_coarse) { ">=" } else { ">" };
         let behind = if is_resumed { self.behind(comparison) } else { String::new() };
         format!(
-            "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, \
+            "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, {CLOCK} as ck_now, \
              null::int8 as ck_size, null::int8 as ck_life, {} \
-             union all (select null, null, {}, {}, {} from (\n{}\n) q{behind}{})",
+             union all (select null, null, null, {}, {}, {} from (\n{}\n) q{behind}{})",
             nulls.join(", "),
             self.size(),
             self.life(),
@@ -185,10 +203,11 @@ impl Statements<'_> {
                 ReadAs::Json => format!("pg_catalog.to_json({value})"),
             };
             let Some(measure) = column.measure else { return format!("{form} as {shown}") };
-            let size = size_of(measure, &value);
-            let max = self.dataset.max_value_size;
-            // What is too large is not even sent.
-            format!("case when {max} < {size} then null else {form} end as {shown}")
+            // What is too large is not even sent. The sum is looked at only where this column may have much of it.
+            let (size, max) = (self.size_of(measure, &value), self.dataset.max_value_size);
+            let measured = self.columns.iter().filter(|column| column.measure.is_some()).count();
+            let (share, sum) = (max / measured.max(1), self.sum());
+            format!("case when {share} < {size} and {max} < {sum} then null else {form} end as {shown}")
         });
         list.collect::<Vec<_>>().join(", ")
     }
