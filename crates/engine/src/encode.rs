@@ -241,7 +241,7 @@ impl Pending {
             && let Some(size) = source.size(row)?
         {
             return Err(format!(
-                "the row has {size} bytes, and max_value_size is {}",
+                "the row has {size} bytes or more, and max_value_size is {}",
                 settings.max_value_size
             ));
         }
