@@ -258,7 +258,7 @@ async fn a_drained_worker_lives_on_and_others_work() {
     std::io::Write::write_all(&mut stranger, b"what?\r\n\r\n").unwrap();
     first.logs("a connection of the admin listener broke off").await;
     first.cli.says(&["log-level", "info"], 0, &["info"]);
-    first.cli.says(&["log-level", "cachekeeper=loud"], 78, &["not understood"]);
+    first.cli.says(&["log-level", "cachekeeper=loud"], 78, &["is not a log level"]);
     first.signal("-USR1");
     wait_until("it says that it drains", async || {
         let (code, text) = first.get("/readyz").await;
