@@ -34,6 +34,8 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(20);
 const BUFFER_MAX: usize = 32 * 1024;
 /// How long answers may take once the listener is left to another worker.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(500);
+/// How long a connection may take for its first request where the listener is left.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
 /// Between two attempts to accept, where the process has no file left.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -133,7 +135,9 @@ async fn speak<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let asked = CancellationToken::new();
     let service = service_fn(|mut request: Request<Incoming>| {
+        asked.cancel();
         let (router, busy) = (router.clone(), connection.busy());
         request.extensions_mut().insert(Peer(peer));
         async move {
@@ -147,6 +151,12 @@ where
     let served = tokio::select! {
         served = serving.as_mut() => served,
         () = leaving.cancelled() => {
+            // One that was accepted just now would be closed before its first request is read.
+            let first = timeout(FIRST_REQUEST_WITHIN, asked.cancelled());
+            tokio::select! {
+                served = serving.as_mut() => return served.map_err(|error| error.to_string()),
+                _first = first => {}
+            }
             serving.as_mut().graceful_shutdown();
             serving.await
         }
