@@ -45,6 +45,7 @@ pub use self::admin::Admin;
 pub use self::changes::Change;
 #[cfg(feature = "file")]
 pub use self::forms::log_level_problem;
+#[cfg(feature = "file")]
 pub use self::from_file::ConfigError;
 pub use self::postgres::Postgres;
 pub use self::redis::{Redis, Tls, TlsIdentity};
