@@ -65,7 +65,10 @@ impl BatchReply {
 impl Redis {
     /// One value; with those that others ask for at the same moment.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
-        let together = async |keys: &[&str]| self.get_many(keys).await;
+        let together = || {
+            let redis = self.clone();
+            move |keys: Vec<String>| async move { redis.get_many(&keys).await }
+        };
         self.gathered.values.read(key, async || self.get_alone(key).await, together).await
     }
 

@@ -295,7 +295,10 @@ impl Redis {
     /// One value with its remaining lifetime; with those that others ask for at the same moment.
     pub async fn read_one(&self, key: &str) -> Result<ValueAndLife, CacheError> {
         let alone = async || Ok(self.read(&[key]).await?.pop().unwrap_or((None, NO_ENTRY)));
-        let together = async |keys: &[&str]| self.read(keys).await;
+        let together = || {
+            let redis = self.clone();
+            move |keys: Vec<String>| async move { redis.read(&keys).await }
+        };
         self.gathered.values_and_lives.read(key, alone, together).await
     }
 

@@ -1,10 +1,15 @@
 //! Reads of one key each, of many tasks at the same moment, go as one command: a command of its own for each would cost most of the
 //! read. One that is alone is sent at once.
+//!
+//! A task sends the command: whoever asked may not be polled for long (a stream that buffers futures, a `select!` whose other branch
+//! waits), and nobody is to wait for that.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::CacheError;
 
@@ -14,12 +19,15 @@ pub type ValueAndLife = (Option<Vec<u8>>, i64);
 /// Reads of the moment.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
-    pub values: Gather<Option<Vec<u8>>>,
-    pub values_and_lives: Gather<ValueAndLife>,
+    pub values: Arc<Gather<Option<Vec<u8>>>>,
+    pub values_and_lives: Arc<Gather<ValueAndLife>>,
 }
 
 /// Keys of one command: more save little, and the first would wait for the last.
 const KEYS_MAX: usize = 64;
+
+/// How long one waits for the common command: its task may be of a runtime that runs no more.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Where the reads of a moment meet. Each is read after it was asked for: nobody joins a command that was sent.
 #[derive(Debug)]
@@ -51,61 +59,75 @@ impl<T> Default for Gather<T> {
     }
 }
 
-impl<T> Gather<T> {
-    /// Reads a key, by one of the two: `alone`, or `together` with others, whose answers come in the order of the keys.
+impl<T: Send + 'static> Gather<T> {
+    /// Reads a key, by one of the two: `alone`, or with others by the command that `together` prepares, whose answers come in the order of
+    /// the keys.
     ///
     /// # Errors
-    /// Of the command that was sent. What the command of another fails with is not taken over: the key is read alone then.
-    pub async fn read(
-        &self,
+    /// Of the read alone. Where the common command fails, or takes too long, each key is read alone.
+    pub async fn read<F, U>(
+        self: &Arc<Self>,
         key: &str,
         alone: impl AsyncFnOnce() -> Result<T, CacheError>,
-        together: impl AsyncFnOnce(&[&str]) -> Result<Vec<T>, CacheError>,
-    ) -> Result<T, CacheError> {
+        together: impl FnOnce() -> F,
+    ) -> Result<T, CacheError>
+    where
+        F: FnOnce(Vec<String>) -> U + Send + 'static,
+        U: Future<Output = Result<Vec<T>, CacheError>> + Send + 'static,
+    {
         let (_under_way, others) = UnderWay::begin(&self.under_way);
         if others == 0 {
             return alone().await;
         }
-        match self.join_or_begin(key) {
-            Place::Joined(answer) => match answer.await {
-                Ok(value) => Ok(value),
-                Err(_failed_or_given_up) => alone().await,
-            },
-            Place::Full => alone().await,
-            Place::First => {
-                let begun = Begun(Some(self));
-                tokio::task::yield_now().await;
-                let joined = begun.take();
-                if joined.is_empty() {
-                    return alone().await;
-                }
-                let keys: Vec<&str> =
-                    std::iter::once(key).chain(joined.iter().map(|one| one.key.as_str())).collect();
-                let mut values = together(&keys).await?.into_iter();
-                let own = values.next();
-                for (one, value) in joined.into_iter().zip(values) {
-                    // An error is that nobody waits any more.
-                    drop(one.answer.send(value));
-                }
-                own.ok_or_else(|| CacheError::unexpected("read entries", "a reply is missing"))
+        let Some((answer, is_first)) = self.join(key) else { return alone().await };
+        if is_first {
+            let (begun, together) = (Begun(Some(Arc::clone(self))), together());
+            drop(tokio::spawn(send(begun, together)));
+        }
+        match timeout(ANSWERED_WITHIN, answer).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(_failed_or_given_up)) => alone().await,
+            Err(_elapsed) => {
+                // Whoever joined a command that nobody sends reads alone too.
+                drop(self.take());
+                alone().await
             }
         }
     }
 
-    fn join_or_begin(&self, key: &str) -> Place<T> {
+    /// Joins the next command; true: it has to be begun. None: it is full.
+    fn join(&self, key: &str) -> Option<(oneshot::Receiver<T>, bool)> {
         let mut next = self.lock();
-        if !next.is_begun {
-            next.is_begun = true;
-            return Place::First;
-        }
-        if KEYS_MAX <= next.joined.len() + 1 {
-            return Place::Full;
+        if KEYS_MAX <= next.joined.len() {
+            return None;
         }
         let (answer, waiting) = oneshot::channel();
         next.joined.push(Joined { key: key.to_owned(), answer });
-        Place::Joined(waiting)
+        Some((waiting, !std::mem::replace(&mut next.is_begun, true)))
     }
+}
 
+/// Sends a command after all that can run now have had their turn to join it.
+async fn send<T, F, U>(begun: Begun<T>, together: F)
+where
+    F: FnOnce(Vec<String>) -> U,
+    U: Future<Output = Result<Vec<T>, CacheError>>,
+{
+    tokio::task::yield_now().await;
+    let joined = begun.take();
+    if joined.is_empty() {
+        return;
+    }
+    let (keys, answers): (Vec<String>, Vec<_>) = joined.into_iter().map(|one| (one.key, one.answer)).unzip();
+    // Those who joined are told of a failure by what is dropped here.
+    let Ok(values) = together(keys).await else { return };
+    for (answer, value) in answers.into_iter().zip(values) {
+        // An error is that nobody waits any more.
+        drop(answer.send(value));
+    }
+}
+
+impl<T> Gather<T> {
     fn take(&self) -> Vec<Joined<T>> {
         let mut next = self.lock();
         next.is_begun = false;
@@ -117,24 +139,18 @@ impl<T> Gather<T> {
     }
 }
 
-enum Place<T> {
-    First,
-    Joined(oneshot::Receiver<T>),
-    Full,
-}
+/// A command that was begun and is given up leaves the next to somebody else; those who joined are told. None: it was taken.
+struct Begun<T>(Option<Arc<Gather<T>>>);
 
-/// Whoever begins a command and is given up leaves the next to somebody else; those who joined are told. None: it was taken.
-struct Begun<'a, T>(Option<&'a Gather<T>>);
-
-impl<T> Begun<'_, T> {
+impl<T> Begun<T> {
     fn take(mut self) -> Vec<Joined<T>> {
-        self.0.take().map(Gather::take).unwrap_or_default()
+        self.0.take().map(|gather| gather.take()).unwrap_or_default()
     }
 }
 
-impl<T> Drop for Begun<'_, T> {
+impl<T> Drop for Begun<T> {
     fn drop(&mut self) {
-        drop(self.0.take().map(Gather::take));
+        drop(self.0.take().map(|gather| gather.take()));
     }
 }
 
@@ -158,83 +174,80 @@ impl Drop for UnderWay<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
     use std::future::poll_fn;
-    use std::rc::Rc;
     use std::task::Poll;
 
     use futures_util::future::join_all;
 
     use super::*;
 
-    type Sent = Rc<RefCell<Vec<Vec<String>>>>;
+    type Sent = Arc<Mutex<Vec<Vec<String>>>>;
 
-    async fn read(
-        gather: &Gather<String>,
-        key: &str,
-        sent: &Sent,
-        fails: bool,
-    ) -> Result<String, CacheError> {
+    async fn read(gather: &Arc<Gather<String>>, key: &str, sent: &Sent, fails: bool) -> String {
         let alone = async || {
-            sent.borrow_mut().push(vec![key.to_owned()]);
+            sent.lock().unwrap().push(vec![key.to_owned()]);
             tokio::task::yield_now().await;
             Ok(format!("alone {key}"))
         };
-        let together = async |keys: &[&str]| {
-            sent.borrow_mut().push(keys.iter().map(|key| (*key).to_owned()).collect());
-            tokio::task::yield_now().await;
-            if fails {
-                return Err(CacheError::unexpected("read", "nothing"));
+        let together = || {
+            let sent = Arc::clone(sent);
+            move |keys: Vec<String>| async move {
+                sent.lock().unwrap().push(keys.clone());
+                tokio::task::yield_now().await;
+                if fails {
+                    return Err(CacheError::unexpected("read", "nothing"));
+                }
+                Ok(keys.into_iter().map(|key| format!("together {key}")).collect())
             }
-            Ok(keys.iter().map(|key| format!("together {key}")).collect())
         };
-        gather.read(key, alone, together).await
+        gather.read(key, alone, together).await.unwrap()
     }
 
     #[tokio::test]
     async fn one_that_is_alone_is_sent_at_once_and_others_go_together() {
-        let (gather, sent) = (Gather::default(), Sent::default());
-        assert_eq!(read(&gather, "a", &sent, false).await.unwrap(), "alone a");
+        let (gather, sent) = (Arc::default(), Sent::default());
+        assert_eq!(read(&gather, "a", &sent, false).await, "alone a");
         let names: Vec<String> = (0..200).map(|n| format!("k{n}")).collect();
         let all = join_all(names.iter().map(|name| read(&gather, name, &sent, false))).await;
         for (name, value) in names.iter().zip(all) {
-            assert!(value.unwrap().ends_with(&format!(" {name}")));
+            assert!(value.ends_with(&format!(" {name}")), "{value}");
         }
-        let sizes: Vec<usize> = sent.borrow().iter().map(Vec::len).collect();
+        let sizes: Vec<usize> = sent.lock().unwrap().iter().map(Vec::len).collect();
         assert!(sizes.contains(&KEYS_MAX) && sizes.iter().all(|size| *size <= KEYS_MAX), "{sizes:?}");
         assert_eq!(gather.under_way.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
-    async fn a_failure_is_only_that_of_who_sent_it() {
-        let (gather, sent) = (Gather::default(), Sent::default());
-        let all = join_all(["a", "b", "c", "d"].map(|name| read(&gather, name, &sent, true))).await;
-        let all: Vec<String> =
-            all.into_iter().map(|value| value.unwrap_or_else(|error| error.to_string())).collect();
-        let [first, second, third, fourth] = all.try_into().unwrap();
-        assert_eq!((first.as_str(), third.as_str(), fourth.as_str()), ("alone a", "alone c", "alone d"));
-        assert!(second.contains("refused"), "{second}");
+    async fn where_the_common_command_fails_each_reads_alone() {
+        let (gather, sent) = (Arc::default(), Sent::default());
+        let all = join_all(["a", "b", "c"].map(|name| read(&gather, name, &sent, true))).await;
+        assert_eq!(all, ["alone a", "alone b", "alone c"]);
     }
 
-    /// Who has begun a command and is dropped, before and after it was sent, leaves nobody waiting.
+    /// Whoever began a command and is polled no more, or dropped, at any point.
     #[tokio::test]
-    async fn whoever_is_given_up_leaves_nobody_behind() {
-        let (gather, sent) = (Gather::default(), Sent::default());
+    async fn nobody_waits_for_whoever_is_not_polled() {
+        let (gather, sent) = (Arc::<Gather<String>>::default(), Sent::default());
         let _held = UnderWay::begin(&gather.under_way);
-        for polls in 1..3 {
+        for is_dropped in [false, true] {
             let mut first = Box::pin(read(&gather, "first", &sent, false));
-            let mut second = Box::pin(read(&gather, "second", &sent, false));
-            for _ in 0..polls {
-                let is_over = poll_fn(|context| {
-                    let first = first.as_mut().poll(context).is_ready();
-                    Poll::Ready(first | second.as_mut().poll(context).is_ready())
-                });
-                assert!(!is_over.await, "{polls}");
-            }
+            let is_over = poll_fn(|context| Poll::Ready(first.as_mut().poll(context).is_ready()));
+            assert!(!is_over.await);
+            let first = (!is_dropped).then_some(first);
+            assert_eq!(read(&gather, "second", &sent, false).await, "together second");
+            assert_eq!(read(&gather, "third", &sent, false).await, "together third");
             drop(first);
-            let ended = tokio::time::timeout(std::time::Duration::from_secs(5), second).await;
-            assert_eq!(ended.unwrap().unwrap(), "alone second", "{polls}");
         }
-        assert!(sent.borrow().iter().any(|keys| keys.len() == 2), "{sent:?}");
+    }
+
+    /// A task that never runs: its runtime is not entered any more.
+    #[tokio::test]
+    async fn a_command_that_nobody_sends_is_given_up() {
+        let (gather, sent) = (Arc::<Gather<String>>::default(), Sent::default());
+        let _held = UnderWay::begin(&gather.under_way);
+        let (_never, is_first) = gather.join("never").unwrap();
+        assert!(is_first);
+        assert_eq!(read(&gather, "a", &sent, false).await, "alone a");
+        assert_eq!(read(&gather, "b", &sent, false).await, "together b");
     }
 }
