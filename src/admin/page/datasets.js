@@ -49,7 +49,7 @@ function view(datasets, sizes) {
     el("h1", null, "Datasets"),
     el("p", { class: "lead" }, troubled === 0 ? `${datasets.length === 1 ? "The one dataset is" : `All ${datasets.length} are`} fresh.`
       : `${troubled} of ${datasets.length} ${troubled === 1 ? "is" : "are"} not fresh.`),
-    table({
+    el("div", { class: "scroll", id: "datasets" }, table({
       label: "Datasets",
       rows: [...datasets].sort(byGravity),
       id: ({ name }) => name,
@@ -64,7 +64,7 @@ function view(datasets, sizes) {
         { head: "Refused rows", kind: "number", cell: refusedCell },
         { head: "Action", kind: "action", cell: (one) => el("div", { class: "buttons" }, warm(one), pause(one)) },
       ],
-    }),
+    })),
     el("p", { class: "quiet" }, "Age: how old an entry may be, by the watermark. Entries: as many as the last backfill stored. Size: keys and values, estimated from up to 500 entries. Last 30: how long each backfill of this worker took, the newest at the right."),
   ];
 }
