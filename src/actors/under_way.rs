@@ -42,7 +42,7 @@ pub struct Seen {
     pub rate: Option<u64>,
 }
 
-/// What became of the wish to end it.
+/// Whether it ends, where somebody asks for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancelled {
     /// It ends.
