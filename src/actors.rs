@@ -22,6 +22,7 @@ pub mod refresher;
 pub mod runner;
 pub mod seen_events;
 pub mod task;
+pub mod under_way;
 pub mod wake;
 pub mod warmer;
 

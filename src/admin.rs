@@ -4,6 +4,7 @@
 mod action_log;
 mod asked;
 mod attention;
+mod backfill;
 mod caller;
 mod connections;
 mod control;
@@ -28,6 +29,7 @@ mod refusal;
 mod routes;
 mod schemas;
 mod server;
+mod setting;
 mod shared;
 mod status;
 mod tls;
@@ -71,7 +73,12 @@ pub async fn serve(listener: TcpListener, tasks: &TaskContext) -> std::io::Resul
     let metrics = Arc::clone(&tasks.engine.metrics);
     let connections = Connections::new(most_connections(admin), Arc::clone(&metrics));
     let files = Arc::new(Files::open(admin));
-    let guard = Guard { files: Arc::clone(&files), connections: Arc::clone(&connections), metrics };
+    let guard = Guard {
+        files: Arc::clone(&files),
+        connections: Arc::clone(&connections),
+        metrics,
+        actions: tasks.control.actions.clone(),
+    };
     let since = Since::default();
     let live = Arc::new(Live::new(tasks.engine.history.clone()));
     let shared =
@@ -127,6 +134,10 @@ fn routes() -> Routes {
         .add(
             O::read::<control::Settings>("/api/v1/settings", "The settings, and how the last reload ended"),
             control::settings,
+        )
+        .add(
+            O::read::<control::Done>("/api/v1/actions", "Who did what over this listener"),
+            control::actions,
         );
     let plain = Routes::default()
         .add(
@@ -179,6 +190,10 @@ fn asking() -> Routes {
             look::rows,
         )
         .add(
+            O::read::<schemas::Sample>("/api/v1/datasets/{name}/size", "What some of its entries take"),
+            look::size,
+        )
+        .add(
             O::read::<leases::Leases>("/api/v1/leases", "Which worker does what only one may do"),
             leases::leases,
         )
@@ -220,6 +235,11 @@ fn orders() -> Routes {
         .add(
             O::act::<InWords>("/api/v1/datasets/{name}/warm", "Have a backfill run").accepted(),
             datasets::warm,
+        )
+        .add(
+            O::act::<InWords>("/api/v1/datasets/{name}/cancel", "Cancel its backfill that is under way")
+                .accepted(),
+            backfill::cancel,
         )
         .add(O::act::<InWords>("/api/v1/datasets/{name}/pause", "Pause it, for all workers"), datasets::pause)
         .add(O::act::<InWords>("/api/v1/datasets/{name}/resume", "Go on with it"), datasets::resume)

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::actions::Actions;
 use cachekeeper_config::Change;
 
 /// Orders that wait. More of them would do the same again.
@@ -16,6 +17,8 @@ const WAITING_MAX: usize = 8;
 pub struct Control {
     orders: Option<mpsc::Sender<Order>>,
     last: Arc<Mutex<Option<LastReload>>>,
+    /// What people had done; it outlives a reload.
+    pub actions: Actions,
 }
 
 /// What is asked for.
@@ -91,7 +94,7 @@ impl Control {
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Order>) {
         let (orders, taken) = mpsc::channel(WAITING_MAX);
-        (Self { orders: Some(orders), last: Arc::default() }, taken)
+        (Self { orders: Some(orders), ..Self::default() }, taken)
     }
 
     /// Loads the configuration again, or says what that would change. The answer's sender is dropped by whoever has told it.

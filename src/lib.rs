@@ -16,6 +16,7 @@ pub mod supervisor;
 
 pub mod actors;
 
+pub mod actions;
 pub mod control;
 pub mod schedule;
 pub mod telemetry;

@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 pub use policy::{Decision, RestartPolicy};
 
 use crate::actors::TASKS;
+use crate::actors::clock::now_ms;
 use crate::actors::context::TaskContext;
 use crate::actors::lock_renewer::LockRenewer;
 use crate::actors::metrics_reporter::MetricsReporter;
@@ -207,6 +208,7 @@ impl SupervisorState {
     ) {
         let name = task.name;
         self.context.engine.metrics.actor_restarts.get_or_create(&ByActor::new(name)).inc();
+        self.context.health.update(|facts| drop(facts.ends.insert(name, (now_ms(), reason.to_owned()))));
         match self.policy.on_exit(name, ran, Instant::now()) {
             Decision::RestartAfter(delay) => {
                 let restart_ms = u64::try_from(delay.as_millis()).unwrap_or_default();

@@ -3,7 +3,7 @@
 mod lines;
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -24,6 +24,9 @@ static LINES: Lines = Lines::new();
 /// Sets another level.
 type SetLevel = dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync;
 
+/// The level that counts.
+static LEVEL: Mutex<String> = Mutex::new(String::new());
+
 static SET_LEVEL: OnceLock<Box<SetLevel>> = OnceLock::new();
 
 /// Turns logging on, once a process.
@@ -32,6 +35,7 @@ static SET_LEVEL: OnceLock<Box<SetLevel>> = OnceLock::new();
 /// What is wrong with the level.
 pub fn start(log: &Log) -> Result<(), String> {
     let filter = understood(&log.level)?;
+    note_level(&log.level);
     let is_terminal = std::io::stderr().is_terminal();
     // Else the subscriber prints its own trouble to standard error, and panics where that fails.
     let builder =
@@ -66,11 +70,22 @@ pub fn set_level(level: &str) -> Result<(), String> {
         return Err(problem);
     }
     let filter = understood(level)?;
-    match SET_LEVEL.get() {
-        Some(set) => set(filter).map_err(|error| format!("the level of the log cannot be set: {error}")),
-        // Nobody logs.
-        None => Ok(()),
+    // Without it nobody logs.
+    if let Some(set) = SET_LEVEL.get() {
+        set(filter).map_err(|error| format!("the level of the log cannot be set: {error}"))?;
     }
+    note_level(level);
+    Ok(())
+}
+
+/// The level that counts; empty: none was set.
+#[must_use]
+pub fn level() -> String {
+    LEVEL.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn note_level(level: &str) {
+    level.clone_into(&mut LEVEL.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 fn understood(level: &str) -> Result<EnvFilter, String> {

@@ -235,7 +235,8 @@ impl Keeper {
             engine.metrics.entries_to_revalidate.get_or_create(&labels).set(count(entries));
         }
         self.context.health.update(|facts| {
-            facts.epoch = Some(state.epoch.to_string());
+            let cause = metadata.reasons().map(|(_, reason)| reason.to_owned()).next();
+            facts.see_epoch(state.epoch.to_string(), now_ms(), cause);
             let superseded = engine.catalog.iter().filter(|dataset| dataset.is_superseded());
             let superseded: BTreeSet<String> = superseded.map(|dataset| dataset.name().to_owned()).collect();
             if !facts.superseded.is_subset(&superseded) {

@@ -1,6 +1,6 @@
 //! What readiness and `status` say: facts that actors write and the admin listener reads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,10 @@ pub struct Facts {
     pub dependencies: BTreeMap<&'static str, Result<(), String>>,
     /// The tasks that have been started.
     pub tasks: BTreeSet<&'static str>,
+    /// When each task ended last though it was not to, in Unix milliseconds, and why.
+    pub ends: BTreeMap<&'static str, (u64, String)>,
+    /// The newest epochs, the oldest first.
+    pub epochs: VecDeque<SeenEpoch>,
     /// What is wrong with the schema in Postgres, where something of ours has failed there.
     pub schema: Option<String>,
     /// What the worker's user in Redis lacks and needs.
@@ -64,6 +68,20 @@ pub struct Facts {
     pub is_stopping: bool,
     /// Set once the worker takes no more work.
     pub is_draining: bool,
+}
+
+/// Epochs that are remembered.
+const EPOCHS_MAX: usize = 20;
+
+/// An epoch, as this worker has seen it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenEpoch {
+    /// Its id.
+    pub id: String,
+    /// Since when this worker has seen it, in Unix milliseconds.
+    pub since_ms: u64,
+    /// Why it began: what made datasets pending; none: it was there before this worker, or nothing was.
+    pub cause: Option<String>,
 }
 
 /// The dependencies that readiness waits for.
@@ -165,6 +183,17 @@ impl Facts {
         });
         let renamed = self.renamed.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}"));
         superseded.chain(renamed).chain(self.full.clone()).collect()
+    }
+
+    /// Notes the epoch. Where it is another one than before it is remembered with what made datasets pending.
+    pub fn see_epoch(&mut self, epoch: String, at_ms: u64, cause: Option<String>) {
+        if self.epoch.as_ref() != Some(&epoch) {
+            self.epochs.push_back(SeenEpoch { id: epoch.clone(), since_ms: at_ms, cause });
+            if EPOCHS_MAX < self.epochs.len() {
+                self.epochs.pop_front();
+            }
+        }
+        self.epoch = Some(epoch);
     }
 
     /// Why the changes do not come through.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::under_way::UnderWay;
 use super::wake::Wake;
 use cachekeeper_engine::stores::redis::Backfilled;
 
@@ -76,7 +77,8 @@ impl Since {
     }
 
     /// Whether nothing depends on it but that entries are there early: a start or a schedule wants it, and no cause.
-    fn is_optional(self) -> bool {
+    #[must_use]
+    pub fn is_optional(self) -> bool {
         self.cause.is_none()
     }
 
@@ -90,6 +92,8 @@ impl Since {
 #[derive(Debug, Clone, Default)]
 pub struct WantedBackfills {
     state: Arc<Mutex<Backfills>>,
+    /// The one that runs.
+    pub under_way: UnderWay,
     /// Wakes the warmer.
     pub wake: Wake,
 }

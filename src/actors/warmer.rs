@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::background::Background;
@@ -17,14 +18,15 @@ use super::clock::now_ms;
 use super::context::TaskContext;
 use super::inbox::Since;
 use super::task::Task;
+use super::under_way::UnderWay;
 use super::wake::Wake;
 use crate::schedule::next_fire;
-use cachekeeper_engine::backfill::{BackfillOptions, Progress, backfill, interrupted};
+use cachekeeper_engine::backfill::{BackfillOptions, backfill, interrupted};
 use cachekeeper_engine::backoff::{Backoff, every};
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
-use cachekeeper_engine::lease::{Lease, LeaseName, LeaseReply};
+use cachekeeper_engine::lease::{LeaseName, LeaseReply};
 use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::log_limit;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
@@ -36,6 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A backfill of another worker may end sooner than its lease would.
 const LOOK_AT_OTHERS: Duration = Duration::from_secs(1);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+const LOOK_AT_PROGRESS: Duration = Duration::from_millis(250);
 const WAIT_FOR_LISTENER: Duration = Duration::from_millis(20);
 const WAIT_FOR_LISTENER_MAX: Duration = Duration::from_secs(5);
 
@@ -94,12 +97,15 @@ enum BackfillEnd {
     Elsewhere(Duration),
     /// Another worker has run it since it was wanted.
     DoneElsewhere,
+    /// Somebody has cancelled it.
+    Cancelled,
 }
 
 impl Plan {
     fn start(&mut self) {
         // What a former run of this task did not come to the end of.
         self.context.backfills.put_back();
+        self.context.backfills.under_way.ended();
         let now = Utc::now();
         let not_warmed = self.context.health.facts().not_warmed;
         for dataset in self.context.engine.catalog.iter() {
@@ -187,6 +193,7 @@ impl Plan {
 
     fn on_ended(&mut self, end: Option<BackfillEnd>) {
         let Some(Running { dataset: name, .. }) = self.running.take() else { return };
+        self.context.backfills.under_way.ended();
         let metrics = &self.context.engine.metrics;
         let count = |outcome| metrics.backfills.get_or_create(&ByDatasetOutcome::new(&name, outcome)).inc();
         match end {
@@ -199,6 +206,13 @@ impl Plan {
                 count("elsewhere");
                 info!(dataset = name, "no backfill is needed, one has begun since it was wanted");
                 self.is_done(&name);
+            }
+            Some(BackfillEnd::Cancelled) => {
+                count("cancelled");
+                info!(dataset = name, "the backfill was cancelled; what it has stored stays");
+                self.context.backfills.done();
+                self.not_before.remove(&name);
+                self.retries.remove(&name);
             }
             Some(BackfillEnd::Elsewhere(left)) => {
                 self.try_after(&name, left.clamp(RETRY_MIN, LOOK_AT_OTHERS));
@@ -292,40 +306,47 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
         Err(error) => return BackfillEnd::Ran(Err(error.into()), Duration::ZERO),
     };
     let began = Instant::now();
-    let result = backfill_under(&lease, &context.engine, dataset, resume).await;
-    BackfillEnd::Ran(result, began.elapsed())
-}
-
-/// Runs until the lease is lost, and tells how far it is.
-async fn backfill_under(
-    lease: &Lease,
-    engine: &Context,
-    dataset: &Dataset,
-    resume: bool,
-) -> Result<LoadReport, EngineError> {
-    let (progress, mut told) = tokio::sync::watch::channel(Progress::default());
+    let under_way = &context.backfills.under_way;
+    let (cancelled, progress) = under_way.begin(dataset.name(), !since.is_optional());
     let options = BackfillOptions {
-        cancel: lease.lost().clone(),
+        cancel: lease.lost().child_token(),
         rate: dataset.backfill_rate(),
         progress: Some(progress),
         resume,
     };
-    let report = async {
-        let mut ticks = every(PROGRESS_EVERY);
-        ticks.tick().await;
-        loop {
-            ticks.tick().await;
-            let now = told.borrow_and_update().clone();
-            info!(
-                dataset = dataset.name(),
-                entries = now.entries,
-                resumed = now.is_resumed,
-                "backfill under way"
-            );
-        }
+    let result = tokio::select! {
+        result = backfill(&context.engine, dataset, &options) => result,
+        () = tell(under_way, dataset, options.cancel.clone(), &cancelled) => Err(EngineError::Cancelled),
     };
-    tokio::select! {
-        result = backfill(engine, dataset, &options) => result,
-        () = report => Err(EngineError::Cancelled),
+    match result {
+        Err(EngineError::Cancelled) if cancelled.is_cancelled() && !lease.lost().is_cancelled() => {
+            BackfillEnd::Cancelled
+        }
+        result => BackfillEnd::Ran(result, began.elapsed()),
+    }
+}
+
+/// Tells how far it is, for ever; and has it end between two batches where somebody cancels it.
+async fn tell(
+    under_way: &UnderWay,
+    dataset: &Dataset,
+    end: CancellationToken,
+    cancelled: &CancellationToken,
+) {
+    let mut ticks = every(LOOK_AT_PROGRESS);
+    let mut told = Instant::now();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = cancelled.cancelled(), if !end.is_cancelled() => end.cancel(),
+        }
+        under_way.tick();
+        if PROGRESS_EVERY <= told.elapsed()
+            && let Some(seen) = under_way.look(dataset.name())
+        {
+            told = Instant::now();
+            let (entries, resumed) = (seen.entries, seen.is_resumed);
+            info!(dataset = dataset.name(), entries, resumed, "backfill under way");
+        }
     }
 }

@@ -8,6 +8,8 @@ use serde::Serialize;
 use tracing::info;
 
 use super::caller::Caller;
+use crate::actions::{Action, Actions};
+use crate::actors::clock::now_ms;
 use cachekeeper_engine::log_limit;
 
 /// What an action did, in words, for the log.
@@ -40,7 +42,7 @@ pub(super) fn name(method: &Method, uri: &Uri) -> String {
 }
 
 /// Says who did what, and what became of it: the answer, or the code of a refusal.
-pub(super) fn log(caller: &Caller, action: &str, result: Result<&Response, StatusCode>) {
+pub(super) fn log(actions: &Actions, caller: &Caller, action: &str, result: Result<&Response, StatusCode>) {
     let status = result.map_or_else(|code| code, Response::status);
     let done = result.ok().and_then(|response| response.extensions().get::<Done>());
     let peer = caller.peer.map(|peer| peer.to_string());
@@ -48,13 +50,23 @@ pub(super) fn log(caller: &Caller, action: &str, result: Result<&Response, Statu
         target: "audit",
         action,
         role = caller.role.name(),
-        peer,
+        peer = peer.as_deref(),
         user = caller.user,
         status = status.as_u16(),
         outcome = outcome(status),
         done = done.map(|Done(what)| what.as_str()),
         "action over the admin listener"
     );
+    actions.note(Action {
+        at_ms: now_ms(),
+        action: action.to_owned(),
+        role: caller.role.name(),
+        user: caller.user.clone(),
+        peer,
+        status: status.as_u16(),
+        outcome: outcome(status),
+        done: done.map(|Done(what)| what.clone()),
+    });
 }
 
 /// Says that somebody without a right token tried to. Anybody can do that as often as they like, so not each is told.

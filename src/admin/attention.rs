@@ -13,11 +13,14 @@ use crate::actors::context::TaskContext;
 use crate::actors::health::{Facts, Health};
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::commands::group_of;
+use cachekeeper_engine::history::History;
 
 /// How exactly it is known since when.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Of so many looks one counts what Redis keeps.
 const COUNT_EACH: u64 = 5;
+/// Datasets that one item names.
+const NAMES_MAX: usize = 5;
 
 /// Something that needs somebody.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -60,7 +63,7 @@ impl Since {
                     self.note_rejected(state.dead);
                 }
             }
-            drop(self.look(&tasks.health));
+            drop(self.look(&tasks));
         }
     }
 
@@ -70,14 +73,22 @@ impl Since {
     }
 
     /// What needs somebody now.
-    pub(super) fn look(&self, health: &Health) -> Vec<Attention> {
+    pub(super) fn look(&self, tasks: &TaskContext) -> Vec<Attention> {
+        let history = tasks.engine.history.as_deref();
+        let names = tasks.engine.catalog.iter().map(|dataset| dataset.name());
+        let refused = history.map(|history| names.filter_map(|name| of_refused(history, name)).collect());
+        self.look_at(&tasks.health, refused.unwrap_or_default())
+    }
+
+    fn look_at(&self, health: &Health, refused: Vec<Attention>) -> Vec<Attention> {
         let mut attention = attention(&health.facts(), &health.reasons());
+        attention.extend(refused);
         attention.extend(of_rejected(self.rejected.load(Ordering::Relaxed)));
         let mut known = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now_ms();
         let mut still = BTreeMap::new();
         for item in &mut attention {
-            let since = known.get(&item.subject).copied().unwrap_or(now);
+            let since = known.get(&item.subject).copied().or(item.since_ms).unwrap_or(now);
             item.since_ms = Some(since);
             still.insert(item.subject.clone(), since);
         }
@@ -90,12 +101,7 @@ impl Since {
 fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
     let mut attention: Vec<Attention> =
         reasons.iter().filter(|reason| *reason != "stopping").map(|reason| of_reason(reason)).collect();
-    for (dataset, reason) in &facts.uncovered {
-        if !facts.unmet.contains_key(dataset) {
-            let what = format!("dataset {dataset}: not covered: {reason}");
-            attention.push(of_dataset(("not covered", dataset), what, UNCOVERED));
-        }
-    }
+    attention.extend(of_uncovered(facts));
     for (dataset, reason) in &facts.pending {
         let what = format!("dataset {dataset}: being revalidated: {reason}");
         attention.push(of_dataset(("pending", dataset), what, PENDING));
@@ -106,6 +112,43 @@ fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
         Attention { what: full.clone(), subject, dataset: None, since_ms: None, consequence, next }
     }));
     attention
+}
+
+/// What is not covered, by its reason: where nothing is captured at all that is one matter, not one of each dataset.
+fn of_uncovered(facts: &Facts) -> Vec<Attention> {
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (dataset, reason) in facts.uncovered.iter().filter(|(name, _)| !facts.unmet.contains_key(*name)) {
+        by_reason.entry(reason).or_default().push(dataset);
+    }
+    let item = |(reason, datasets): (&str, Vec<&str>)| match datasets.as_slice() {
+        [dataset] => {
+            let what = format!("dataset {dataset}: not covered: {reason}");
+            of_dataset(("not covered", dataset), what, UNCOVERED)
+        }
+        all => {
+            let (first, rest) = all.split_at(all.len().min(NAMES_MAX));
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            let what =
+                format!("{} datasets are not covered: {reason} ({}{more})", all.len(), first.join(", "));
+            let subject = format!("not covered: {reason}");
+            let (consequence, next) = UNCOVERED;
+            Attention { what, subject, dataset: None, since_ms: None, consequence, next }
+        }
+    };
+    by_reason.into_iter().map(item).collect()
+}
+
+/// Rows of a dataset that have no entry.
+fn of_refused(history: &History, dataset: &str) -> Option<Attention> {
+    let count = history.count_refused(dataset);
+    if count == 0 {
+        return None;
+    }
+    let first = history.refused_rows(dataset).rows.into_iter().min_by_key(|row| row.since_ms)?;
+    let rows = if count == 1 { "1 row has".to_owned() } else { format!("{count} rows have") };
+    let what = format!("dataset {dataset}: {rows} no entry; {}: {}", first.key, first.reason);
+    let since_ms = Some(first.since_ms);
+    Some(Attention { since_ms, ..of_dataset(("refused rows", dataset), what, REFUSED) })
 }
 
 /// Redis takes nothing more.
@@ -153,6 +196,11 @@ const UNCOVERED: (&str, &str) = (
     "`cachekeeper check` names what is missing; often it is `cachekeeper migrate` by the owner of the tables.",
 );
 
+const REFUSED: (&str, &str) = (
+    "Applications miss these entries each time they ask for them.",
+    "Its page names each row with its reason: mend the row or the query; the next change of it tries again.",
+);
+
 const PENDING: (&str, &str) = (
     "Its entries are readable and may be old until they were compared.",
     "Nothing: it ends by itself. The datasets show how far it is.",
@@ -181,7 +229,10 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             "Look for long transactions and locks in Postgres, and at the log of the worker that leads.",
         )
     } else if reason.contains("not warmed") {
-        ("Entries are missing until the backfill has come to them.", "Nothing: the backfill runs.")
+        (
+            "Entries are missing until the backfill has come to them.",
+            "Nothing while its backfill runs; where somebody has cancelled it, warm it.",
+        )
     } else {
         let consequence = "The dataset is not kept as it is configured.";
         (consequence, "`cachekeeper check` says what to correct, and where.")
@@ -203,7 +254,10 @@ mod tests {
             health.update(|facts| drop(facts.broken.insert("product".to_owned(), reason)));
         };
         let of = |since: &Since| {
-            since.look(&health).into_iter().find(|item| item.dataset.as_deref() == Some("product"))
+            since
+                .look_at(&health, Vec::new())
+                .into_iter()
+                .find(|item| item.dataset.as_deref() == Some("product"))
         };
         broken("first");
         let first = of(&since).unwrap().since_ms;

@@ -12,7 +12,9 @@ use super::action_log::{done, in_words};
 use super::asked::{Asked, Told};
 use super::held::hold;
 use super::refusal::refuse;
+use super::setting::Given;
 use super::shared::Shared;
+use crate::actions::Action;
 use crate::control::{LastReload, ReloadError};
 use crate::telemetry;
 
@@ -35,19 +37,42 @@ pub(super) struct Settings {
     file: String,
     /// Every setting that the file or the environment gives, as text; no secrets.
     given: BTreeMap<String, String>,
+    /// The same, each with where it comes from.
+    settings: Vec<Given>,
+    /// The level that the log has now; empty: this worker does not log.
+    log_level: String,
     /// How the last reload ended; null: there was none.
     last_reload: Option<LastReload>,
     /// In Unix milliseconds.
     started_ms: u64,
 }
 
+/// What people had done, the newest first.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Actions")]
+pub(super) struct Done {
+    /// The newest 200 since the process started; the log has all.
+    actions: Vec<Action>,
+}
+
+/// Who did what over this listener.
+pub(super) async fn actions(State(shared): State<Shared>) -> Response {
+    axum::Json(Done { actions: shared.tasks.control.actions.newest() }).into_response()
+}
+
 /// The file, and how it was last loaded.
 pub(super) async fn settings(State(shared): State<Shared>) -> Response {
     let config = &shared.tasks.config;
-    let given = config.given().into_iter().map(|(setting, text)| (setting.to_owned(), text));
+    let given: BTreeMap<String, String> =
+        config.given().into_iter().map(|(setting, text)| (setting.to_owned(), text)).collect();
+    // Of sections only their names are given.
+    let settings = given.iter().filter(|(_, text)| !text.is_empty());
+    let settings = settings.map(|(name, text)| Given::new(&config.source, name, text.clone())).collect();
     axum::Json(Settings {
         file: config.source.file().to_owned(),
-        given: given.collect(),
+        settings,
+        log_level: telemetry::level(),
+        given,
         last_reload: shared.tasks.control.last_reload(),
         started_ms: shared.started_ms,
     })

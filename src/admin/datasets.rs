@@ -1,18 +1,24 @@
 //! The datasets: in which state each is and why, what it is made of, the rows without an entry; and a backfill that somebody wants.
 
+use std::collections::BTreeMap;
+
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use chrono::Utc;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::action_log::in_words;
+use super::backfill::{BackfillState, under_way};
 use super::refusal::refuse;
 use super::schemas;
+use super::setting::{Origin, origin_of_dataset};
 use super::shared::Shared;
 use crate::actors::clock::now_ms;
 use crate::actors::health::Facts;
 use crate::actors::inbox::Since;
+use crate::schedule::next_fire;
 use cachekeeper_config::{Format, Rows, Scope};
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::history::{EndedBackfill, RefusedRows};
@@ -43,6 +49,12 @@ struct DatasetOverview {
     refused_rows: usize,
     /// Since when somebody has paused it, in Unix milliseconds.
     paused_since_ms: Option<u64>,
+    /// When its schedule has a backfill run next, in Unix milliseconds; null: there is none.
+    next_run_ms: Option<u64>,
+    /// The backfill that this worker runs; null: none.
+    backfill: Option<BackfillState>,
+    /// How old its entries may be, in milliseconds: the age of the watermark; null: it does not speak for the dataset.
+    age_ms: Option<u64>,
     /// The last 30 that this worker did, the oldest first.
     #[schemars(with = "Option<Vec<schemas::EndedBackfill>>")]
     backfills: Option<Vec<EndedBackfill>>,
@@ -100,6 +112,8 @@ struct MadeOf {
     scope: &'static str,
     ttl_ms: u64,
     settings: DatasetSettings,
+    /// Where each setting comes from that can be given.
+    origins: BTreeMap<&'static str, Origin>,
 }
 
 /// Settings of a dataset that are in effect; null: there is none.
@@ -135,7 +149,7 @@ pub(super) async fn dataset(State(shared): State<Shared>, Path(name): Path<Strin
     let whole = WholeDataset {
         overview: overview(&shared, dataset, &facts, metadata.as_ref()),
         refused: history.map(|history| history.refused_rows(&name)).unwrap_or_default(),
-        made_of: made_of(dataset),
+        made_of: made_of(&shared, dataset),
     };
     axum::Json(whole).into_response()
 }
@@ -184,8 +198,24 @@ fn overview(
         last_backfill_entries: shared.backfill_entries(name),
         refused_rows: history.map_or(0, |history| history.count_refused(name)),
         paused_since_ms: facts.paused.get(name).copied(),
+        next_run_ms: dataset
+            .settings
+            .warm
+            .as_ref()
+            .and_then(|warm| next_fire(warm, Utc::now()))
+            .and_then(|fire| u64::try_from(fire.timestamp_millis()).ok()),
+        backfill: under_way(shared, name),
+        age_ms: age_of(name, facts),
         backfills: history.map(|history| history.backfills(name)),
     }
+}
+
+/// How old its entries may be, where the watermark speaks for it.
+fn age_of(name: &str, facts: &Facts) -> Option<u64> {
+    let (watermark, _) = facts.watermark.as_ref()?;
+    let is_covered = !watermark.not_covered.iter().any(|left_out| left_out == name);
+    let age = watermark.age().filter(|_| is_covered)?;
+    u64::try_from(age.as_millis()).ok()
 }
 
 pub(super) async fn pause(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
@@ -215,7 +245,7 @@ pub(super) async fn resume(State(shared): State<Shared>, Path(name): Path<String
 
 /// The state in a word, and why. The worst comes first.
 fn state<'f>(name: &str, facts: &'f Facts) -> (DatasetState, Option<&'f str>) {
-    let of = |map: &'f std::collections::BTreeMap<String, String>| map.get(name).map(String::as_str);
+    let of = |map: &'f BTreeMap<String, String>| map.get(name).map(String::as_str);
     let states = [
         (DatasetState::Broken, of(&facts.broken)),
         (DatasetState::LeftOut, of(&facts.left_out)),
@@ -245,8 +275,24 @@ fn state<'f>(name: &str, facts: &'f Facts) -> (DatasetState, Option<&'f str>) {
     (DatasetState::Fresh, None)
 }
 
+/// The settings as they are called here and in the file.
+const PATHS: [(&str, &str); 10] = [
+    ("rows", "rows"),
+    ("ttl_ms", "ttl"),
+    ("negative_ttl_ms", "negative_ttl"),
+    ("revalidation_rate", "revalidation_rate"),
+    ("batch", "batch"),
+    ("write", "write.statement"),
+    ("warm_on_start", "warm.on_start"),
+    ("warm_limit", "warm.limit"),
+    ("warm_order_by", "warm.order_by"),
+    ("warm_rate", "warm.rate"),
+];
+
 /// How it is configured, as it is in effect.
-fn made_of(dataset: &Dataset) -> MadeOf {
+fn made_of(shared: &Shared, dataset: &Dataset) -> MadeOf {
+    let source = &shared.tasks.config.source;
+    let origin = |setting| origin_of_dataset(source, dataset.name(), setting);
     let settings = &dataset.settings;
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let format = match settings.format {
@@ -275,5 +321,6 @@ fn made_of(dataset: &Dataset) -> MadeOf {
             warm_order_by: warm.and_then(|warm| warm.order_by.clone()),
             warm_rate: warm.and_then(|warm| warm.rate),
         },
+        origins: PATHS.into_iter().map(|(name, path)| (name, origin(path))).collect(),
     }
 }

@@ -24,6 +24,7 @@ use super::leave::Leave;
 use super::origin::{is_own_host, is_same_origin};
 use super::refusal::{busy, refuse};
 use super::tokens::{Presented, Role};
+use crate::actions::Actions;
 use cachekeeper_engine::metrics::{ByReason, Metrics};
 
 /// The longest body of an action, and how long it may take to come.
@@ -42,6 +43,7 @@ pub(super) struct Guard {
     pub files: Arc<Files>,
     pub connections: Arc<Connections>,
     pub metrics: Arc<Metrics>,
+    pub actions: Actions,
 }
 
 /// Why a request goes no further.
@@ -150,7 +152,7 @@ impl Guard {
             Ok(request) => Ok(next.run(request).await),
             Err(refusal) => Err(refusal),
         };
-        action_log::log(caller, &action, result.as_ref().map_err(|refusal| refusal.code));
+        action_log::log(&self.actions, caller, &action, result.as_ref().map_err(|refusal| refusal.code));
         result
     }
 

@@ -15,7 +15,7 @@ use super::shared::Shared;
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::coverage::{self, Relation};
 use cachekeeper_engine::error::EngineError;
-use cachekeeper_engine::lifetimes::lifetimes as lifetimes_of;
+use cachekeeper_engine::lifetimes::{lifetimes as lifetimes_of, sample};
 use cachekeeper_engine::plan::{RowAsStored, rows_as_stored};
 
 /// Rows that are shown, and how long Postgres may take to find them.
@@ -52,6 +52,15 @@ pub(super) async fn lifetimes(State(shared): State<Shared>, Path(name): Path<Str
     let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
     match lifetimes_of(shared.engine(), &dataset).await {
         Ok(lifetimes) => axum::Json(lifetimes).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+/// What some of its entries take.
+pub(super) async fn size(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
+    let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
+    match sample(shared.engine(), &dataset).await {
+        Ok(sample) => axum::Json(sample).into_response(),
         Err(error) => failed(&error),
     }
 }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::shared::Shared;
-use crate::actors::health::DEPENDENCIES;
+use crate::actors::health::{DEPENDENCIES, SeenEpoch};
 use cachekeeper_engine::metrics::ByActor;
 
 /// The worker's own parts.
@@ -16,6 +16,8 @@ pub(super) struct Machine {
     servers: Vec<ServerState>,
     /// The epoch; null: none is known yet.
     epoch: Option<String>,
+    /// The last 20 that this worker has seen, the newest first.
+    epochs: Vec<EpochState>,
     namespace: String,
     /// The worker's name, which no other one has.
     owner: String,
@@ -31,6 +33,21 @@ struct TaskState {
     name: &'static str,
     is_up: bool,
     restarts: u64,
+    /// When it ended last though it was not to, in Unix milliseconds; null: never.
+    ended_ms: Option<u64>,
+    /// Why it did.
+    ended_why: Option<String>,
+}
+
+/// An epoch, as this worker has seen it.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Epoch")]
+struct EpochState {
+    id: String,
+    /// Since when this worker has seen it, in Unix milliseconds.
+    since_ms: u64,
+    /// What was pending then, and why; null: nothing.
+    cause: Option<String>,
 }
 
 /// A server, or a subscription at one.
@@ -49,7 +66,9 @@ pub(super) async fn machine(State(shared): State<Shared>) -> Response {
         let labels = ByActor::new(name);
         let is_up = metrics.actor_up.get_or_create(&labels).get() == 1;
         let restarts = metrics.actor_restarts.get_or_create(&labels).get();
-        TaskState { name, is_up, restarts }
+        let ended = facts.ends.get(name);
+        let (ended_ms, ended_why) = (ended.map(|(at, _)| *at), ended.map(|(_, why)| why.clone()));
+        TaskState { name, is_up, restarts, ended_ms, ended_why }
     };
     let server = |name: &'static str| {
         let reason = match facts.dependencies.get(name) {
@@ -59,10 +78,16 @@ pub(super) async fn machine(State(shared): State<Shared>) -> Response {
         };
         ServerState { name, is_up: reason.is_none(), reason }
     };
+    let epoch = |seen: &SeenEpoch| EpochState {
+        id: seen.id.clone(),
+        since_ms: seen.since_ms,
+        cause: seen.cause.clone(),
+    };
     let body = Machine {
         tasks: facts.tasks.iter().map(|name| task(name)).collect(),
         servers: DEPENDENCIES.into_iter().map(server).collect(),
         epoch: facts.epoch.clone(),
+        epochs: facts.epochs.iter().rev().map(epoch).collect(),
         namespace: shared.tasks.config.service.namespace.clone(),
         owner: shared.tasks.owner.to_string(),
         started_ms: shared.started_ms,

@@ -53,7 +53,7 @@ pub(super) async fn now(State(shared): State<Shared>, Extension(caller): Extensi
         at_ms: now_ms(),
         ready: reasons.is_empty(),
         sentence: sentence(&shared, &facts, age, reasons.is_empty()),
-        attention: shared.since.look(shared.health()),
+        attention: shared.since.look(&shared.tasks),
         notes: facts.notes(),
         watermark_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         totals: sums(&text, &TOTALS),

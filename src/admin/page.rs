@@ -32,6 +32,7 @@ const ASSETS: &[(&str, &str)] = &[
     ("now.js", include_str!("page/now.js")),
     ("route.js", include_str!("page/route.js")),
     ("samples.js", include_str!("page/samples.js")),
+    ("settings.js", include_str!("page/settings.js")),
     ("states.js", include_str!("page/states.js")),
 ];
 

@@ -96,6 +96,17 @@ pub(super) struct Lifetimes {
     is_whole: bool,
 }
 
+/// What some entries take: 500 at most, met among 20,000 keys at most.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Sample {
+    /// Entries that were looked at.
+    entries: u64,
+    /// The bytes of their keys and values, without what Redis needs beside them.
+    bytes: u64,
+    /// All keys of the dataset were looked at.
+    is_whole: bool,
+}
+
 /// A row as it would be stored.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct RowAsStored {

@@ -226,10 +226,10 @@ async fn every_path_answers_as_it_is_described() {
 
     let served = api.ask("get", "/api/v1/openapi.json", "", None).await;
     assert_eq!(served, api.document);
-    for path in ["now", "machine", "settings", "status", "datasets", "datasets/{name}", "leases"] {
+    for path in ["now", "machine", "settings", "actions", "status", "datasets", "datasets/{name}", "leases"] {
         api.ask("get", &format!("/api/v1/{path}"), "", None).await;
     }
-    for path in ["relations", "lifetimes", "rows"] {
+    for path in ["relations", "lifetimes", "rows", "size"] {
         api.ask("get", &format!("/api/v1/datasets/{{name}}/{path}"), "", None).await;
     }
     let touches =
@@ -248,7 +248,7 @@ async fn every_path_answers_as_it_is_described() {
     let letters = json!({ "letters": [letter] });
     api.ask("post", "/api/v1/dead-letters/replay", "", Some(letters.clone())).await;
     api.ask("post", "/api/v1/dead-letters/discard", "", Some(letters)).await;
-    for act in ["warm", "pause", "resume"] {
+    for act in ["warm", "cancel", "pause", "resume"] {
         api.ask("post", &format!("/api/v1/datasets/{{name}}/{act}"), "", None).await;
     }
     api.ask("post", "/api/v1/log-level", "", Some(json!({ "level": "nonsense=nonsense=" }))).await;

@@ -1,6 +1,7 @@
 //! The page of the admin listener in a real browser: each screen against a real worker on real servers, compared with what these hold.
 
 mod browser;
+mod settings;
 
 use std::path::PathBuf;
 
@@ -42,8 +43,8 @@ const DATASETS: &str = r#"
     watch = [{ table = "notes", key = { id = "id" } }]
 "#;
 
-const SCREENS: [&str; 6] =
-    ["#/now", "#/datasets", "#/datasets/product", "#/key?key=product:7", "#/live", "#/machine"];
+const SCREENS: [&str; 7] =
+    ["#/now", "#/datasets", "#/datasets/product", "#/key?key=product:7", "#/live", "#/machine", "#/settings"];
 
 /// A worker with its page.
 struct Shop {
@@ -566,6 +567,7 @@ async fn no_screen_has_a_barrier_in_either_theme() {
         "category:1",
         "What",
         "Tasks",
+        "Given settings",
     ]) {
         page.go(screen).await;
         page.reads(&[said]).await;

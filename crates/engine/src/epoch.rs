@@ -48,7 +48,12 @@ pub async fn ensure(context: &Context, job: &str) -> Result<EpochState, EngineEr
             context.set_epoch(Some(epoch));
             return Ok(EpochState { epoch, poll, metadata });
         }
-        let reason = if !metadata.is_whole { "tables lost" } else { "another incarnation" };
+        let reason = match metadata.is_whole {
+            // Neither Redis nor this process knows of one.
+            false if metadata.epoch.is_none() && context.epoch().is_none() => "nothing in Redis yet",
+            false => "tables lost",
+            true => "another incarnation",
+        };
         begin(context, &metadata, &poll, reason, false).await?;
     }
     Err(context.on_precondition_failed(None, PreconditionFailed::Epoch))

@@ -34,11 +34,53 @@ pub async fn lifetimes(context: &Context, dataset: &Dataset) -> Result<Lifetimes
 }
 
 async fn look(context: &Context, dataset: &Dataset) -> Result<Lifetimes, EngineError> {
+    let (keys, is_whole) = some_keys(context, dataset).await?;
+    let mut lifetimes = Lifetimes { is_whole, ..Lifetimes::default() };
+    for left in context.redis.lives(&keys).await? {
+        match u64::try_from(left) {
+            Ok(left) => lifetimes.left_ms.push(left),
+            Err(_) if left == -1 => lifetimes.endless += 1,
+            // It has ended since it was met.
+            Err(_) => {}
+        }
+    }
+    lifetimes.left_ms.sort_unstable();
+    Ok(lifetimes)
+}
+
+/// What some entries take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Sample {
+    /// Entries that were looked at.
+    pub entries: usize,
+    /// The bytes of their keys and values, without what Redis needs beside them.
+    pub bytes: u64,
+    /// All keys of the dataset were looked at.
+    pub is_whole: bool,
+}
+
+/// Looks at what some entries take, likewise.
+///
+/// # Errors
+/// [`EngineError`] where Redis does not answer.
+pub async fn sample(context: &Context, dataset: &Dataset) -> Result<Sample, EngineError> {
+    with_current_epoch(context, || look_at_sizes(context, dataset)).await
+}
+
+async fn look_at_sizes(context: &Context, dataset: &Dataset) -> Result<Sample, EngineError> {
+    let (keys, is_whole) = some_keys(context, dataset).await?;
+    let sizes = context.redis.sizes(&keys).await?;
+    let bytes = keys.iter().map(|key| key.len() as u64).chain(sizes).sum();
+    Ok(Sample { entries: keys.len(), bytes, is_whole })
+}
+
+/// Keys of some entries, and whether they are all.
+async fn some_keys(context: &Context, dataset: &Dataset) -> Result<(Vec<String>, bool), EngineError> {
     let metadata = context.redis.metadata("").await?;
-    let mut lifetimes = Lifetimes::default();
+    let mut found = Vec::new();
     let (Some(epoch), Some(incarnation)) = (&metadata.epoch, &metadata.incarnation) else {
         // No worker has begun, so nothing is stored.
-        return Ok(Lifetimes { is_whole: true, ..lifetimes });
+        return Ok((found, true));
     };
     let precondition = dataset.precondition(epoch, incarnation);
     let mut cursor = 0;
@@ -47,27 +89,14 @@ async fn look(context: &Context, dataset: &Dataset) -> Result<Lifetimes, EngineE
             context.redis.scan_keys(&precondition, "", (cursor, PAGE), dataset.settings.key.prefix());
         let (next, mut keys) = context.checked(None, scanned.await?)?;
         keys.retain(|key| context.catalog.of_key(key).is_some_and(|(of, _)| of.name() == dataset.name()));
-        keys.truncate(ENTRIES_MAX - lifetimes.count());
-        for left in context.redis.lives(&keys).await? {
-            match u64::try_from(left) {
-                Ok(left) => lifetimes.left_ms.push(left),
-                Err(_) if left == -1 => lifetimes.endless += 1,
-                // It has ended since it was met.
-                Err(_) => {}
-            }
-        }
+        let room = ENTRIES_MAX - found.len();
+        let has_room = keys.len() <= room;
+        keys.truncate(room);
+        found.extend(keys);
         cursor = next;
-        lifetimes.is_whole = cursor == 0;
-        if cursor == 0 || ENTRIES_MAX <= lifetimes.count() {
-            break;
+        if cursor == 0 || ENTRIES_MAX <= found.len() {
+            return Ok((found, cursor == 0 && has_room));
         }
     }
-    lifetimes.left_ms.sort_unstable();
-    Ok(lifetimes)
-}
-
-impl Lifetimes {
-    fn count(&self) -> usize {
-        self.left_ms.len() + self.endless
-    }
+    Ok((found, false))
 }

@@ -18,13 +18,21 @@ function bar(button) {
   else button.removeAttribute("title");
 }
 
-/** A button of an action. Where nothing may be done it says why instead. */
+/** A button of an action that changes nothing, and so asks nothing. */
+export function unasked(label, act) {
+  const made = el("button", { type: "button", "data-acts": true, onclick: act }, label);
+  bar(made);
+  return made;
+}
+
+/** A button of an action. Where nothing may be done it says why instead. A question and a body may be made when they are needed. */
 export function button(label, { question, does, path, body, after, isDangerous }) {
   const ask = async () => {
-    if (!(await confirmed(question, does, isDangerous))) return;
-    tell("Asking the worker …", "");
     try {
-      const { done } = await post(path, body);
+      const asked = typeof question === "function" ? await question() : question;
+      if (!(await confirmed(asked, does, isDangerous))) return;
+      tell("Asking the worker …", "");
+      const { done } = await post(path, typeof body === "function" ? body() : body);
       tell(done ? `Done: ${done}` : "Done.", "good");
       after?.();
     } catch (failure) {

@@ -57,6 +57,8 @@ async function ask(path, request, { within = ANSWER_WITHIN_MS, signal } = {}) {
 function refused(status, body) {
   if (status === 401) return LOCKED_OUT;
   const said = typeof body?.error === "string" ? body.error : "";
+  // A problem of the configuration with its place: its lines stay as they are.
+  if (said.includes("\n")) return said;
   return said ? `${said[0].toUpperCase()}${said.slice(1)}${/[.!?]$/.test(said) ? "" : "."}` : `The worker answered ${status}.`;
 }
 

@@ -2,10 +2,11 @@
 
 import { get, repeat } from "./api.js";
 import { closer } from "./closer.js";
-import { bar, trend, warm } from "./datasets.js";
+import { backfill, bar, cancel, next, pause, trend, warm } from "./datasets.js";
 import { code, el, facts, link, prose, show, table } from "./dom.js";
 import { ago, clock, count, span, value } from "./format.js";
 import { datasetMeaning, datasetWord } from "./states.js";
+import { from } from "./settings.js";
 import { to, toKey } from "./route.js";
 
 const EVERY_MS = 1_000;
@@ -40,9 +41,10 @@ export function open(root, { name }) {
 function view(one) {
   return [
     el("div", { class: "head" }, el("h1", null, one.name), el("div", { class: "buttons" },
-      link(to("live", "", { dataset: one.name }), "Watch it live"), warm(one))),
+      link(to("live", "", { dataset: one.name }), "Watch it live"), warm(one), pause(one))),
     el("p", { class: "lead" }, datasetWord(one.state), " ", prose(one.reason ?? datasetMeaning(one.state))),
     one.progress && bar(one.progress),
+    one.backfill && el("section", { id: "backfill" }, el("h2", null, "Backfill under way"), backfill(one), el("p", null, cancel(one))),
     refused(one),
     el("section", null,
       el("h2", null, "What it is"),
@@ -53,11 +55,12 @@ function view(one) {
         ["Format", value(one.format)],
         ["Lifetime", one.ttl_ms === null || one.ttl_ms === undefined ? "without end" : span(one.ttl_ms)],
         ["Last 30 backfills", one.backfills?.length ? [trend(one.backfills), el("small", null, "how long each of this worker took, the newest at the right")] : null],
-        ["Last backfill", one.last_backfill_ms === null ? "none yet" : `${ago(one.last_backfill_ms)}, ${count(one.last_backfill_entries)} entries`],
+        ["Last backfill", one.last_backfill_ms === null ? "none yet" : [`${ago(one.last_backfill_ms)}, ${count(one.last_backfill_entries)} entries`, next(one)]],
+        ["Age", one.age_ms === null ? null : `at most ${span(one.age_ms)}`],
       ),
       el("h3", null, "Query"),
       el("pre", { tabindex: "0", "aria-label": "Query" }, one.query)),
-    settings(one.settings ?? {}),
+    settings(one.settings ?? {}, one.origins ?? {}),
   ];
 }
 
@@ -90,11 +93,11 @@ function setting(name, of) {
   return code(name.endsWith("_ms") ? span(of) : value(of));
 }
 
-function settings(given) {
+function settings(given, origins) {
   const rows = Object.entries(given);
   if (rows.length === 0) return null;
   return el("section", null,
     el("h2", null, "Settings in effect"),
     el("dl", { class: "settings" }, rows.map(([name, of]) =>
-      el("div", null, el("dt", null, code(name.replace(/_ms$/, ""))), el("dd", null, setting(name, of))))));
+      el("div", null, el("dt", null, code(name.replace(/_ms$/, ""))), el("dd", null, setting(name, of), origins[name] && el("small", null, from(origins[name])))))));
 }

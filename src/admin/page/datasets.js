@@ -4,49 +4,68 @@ import { get, repeat } from "./api.js";
 import { button } from "./act.js";
 import { code, el, link, prose, show, table } from "./dom.js";
 import { bars } from "./chart.js";
-import { ago, count, entries, span } from "./format.js";
+import { ago, bytes, clock, count, entries, now, span } from "./format.js";
 import { byGravity, datasetMood, datasetWord } from "./states.js";
 import { toDataset } from "./route.js";
 
 const EVERY_MS = 1_000;
+/** Sizes are looked at seldom, and of so many datasets: each look reads from Redis. */
+const SIZES_EVERY_MS = 60_000;
+const SIZES_MAX = 50;
 
 export const title = () => "Datasets";
 
 export function open(root) {
   show(root, el("h1", null, "Datasets"), el("p", { class: "quiet" }, "Asking the worker …"));
+  const sizes = new Map();
+  let known = [];
   const end = repeat(EVERY_MS, async (signal) => {
     try {
       const { datasets } = await get("datasets", { signal });
-      if (!signal.aborted) show(root, view(datasets));
+      known = datasets;
+      if (!signal.aborted) show(root, view(datasets, sizes));
     } catch (failure) {
       if (!signal.aborted) show(root, el("h1", null, "Datasets"), el("p", { class: "note bad" }, failure.message));
     }
   });
-  return end;
+  const endSizes = repeat(SIZES_EVERY_MS, async (signal) => {
+    if (known.length === 0) known = await get("datasets", { signal }).then(({ datasets }) => datasets, () => []);
+    for (const { name } of known.slice(0, SIZES_MAX)) {
+      const size = await get(`datasets/${encodeURIComponent(name)}/size`, { signal }).catch(() => null);
+      if (signal.aborted) return;
+      if (size) sizes.set(name, size);
+    }
+  });
+  return () => {
+    end();
+    endSizes();
+  };
 }
 
-function view(datasets) {
+function view(datasets, sizes) {
   if (datasets.length === 0) return empty();
-  const troubled = datasets.filter(({ state }) => datasetMood(state) !== "good").length;
+  const troubled = datasets.filter(({ state }) => ["warn", "bad"].includes(datasetMood(state))).length;
   return [
     el("h1", null, "Datasets"),
     el("p", { class: "lead" }, troubled === 0 ? `${datasets.length === 1 ? "The one dataset is" : `All ${datasets.length} are`} fresh.`
       : `${troubled} of ${datasets.length} ${troubled === 1 ? "is" : "are"} not fresh.`),
-    table({
+    el("div", { class: "scroll", id: "datasets" }, table({
       label: "Datasets",
       rows: [...datasets].sort(byGravity),
       id: ({ name }) => name,
       columns: [
         { head: "Dataset", kind: "name", cell: ({ name, key }) => [link(toDataset(name), name), el("small", null, code(key))] },
         { head: "State", kind: "wide", cell: stateCell },
+        { head: "Age", kind: "number", cell: (one) => (one.age_ms === null ? "not known" : `≤ ${span(one.age_ms)}`) },
         { head: "Entries", kind: "number", cell: (one) => count(one.last_backfill_entries) },
-        { head: "Last backfill", kind: "number", cell: (one) => (one.last_backfill_ms === null ? "none yet" : ago(one.last_backfill_ms)) },
+        { head: "Size", kind: "number", cell: (one) => size(one, sizes.get(one.name)) },
+        { head: "Last backfill", kind: "number", cell: (one) => [one.last_backfill_ms === null ? "none yet" : ago(one.last_backfill_ms), next(one)] },
         { head: "Last 30", kind: "trend", cell: ({ backfills }) => trend(backfills) },
         { head: "Refused rows", kind: "number", cell: refusedCell },
-        { head: "Action", kind: "action", cell: warm },
+        { head: "Action", kind: "action", cell: (one) => el("div", { class: "buttons" }, warm(one), pause(one)) },
       ],
-    }),
-    el("p", { class: "quiet" }, "Entries: as many as the last backfill stored. Last 30: how long each backfill of this worker took, the newest at the right."),
+    })),
+    el("p", { class: "quiet" }, "Age: how old an entry may be, by the watermark. Entries: as many as the last backfill stored. Size: keys and values, estimated from up to 500 entries. Last 30: how long each backfill of this worker took, the newest at the right."),
   ];
 }
 
@@ -61,8 +80,33 @@ function empty() {
   ];
 }
 
-export function stateCell({ state, reason, progress }) {
-  return [datasetWord(state), reason && el("small", null, prose(reason)), progress && bar(progress)];
+/** Estimated: what some entries take, for as many as there are. */
+function size({ last_backfill_entries: stored }, sample) {
+  if (!sample) return "–";
+  if (sample.entries === 0) return sample.is_whole ? "0 bytes" : "not known";
+  const all = sample.is_whole ? sample.entries : stored;
+  if (all === null) return `more than ${bytes(sample.bytes)}`;
+  return `≈ ${bytes(Math.round((sample.bytes / sample.entries) * all))}`;
+}
+
+export function next({ next_run_ms: at }) {
+  return at !== null && el("small", { title: clock(at) }, `next in ${span(Math.max(0, at - now()))}`);
+}
+
+/** A backfill under way. */
+export function backfill({ backfill: running }) {
+  if (!running) return null;
+  const rate = running.rate === null ? "" : `, ${count(running.rate)} a second`;
+  const left = running.left_ms === null ? "" : `, about ${span(running.left_ms)} left`;
+  const of = running.expected === null ? "" : ` of about ${count(running.expected)}`;
+  return el("div", { class: "progress" },
+    running.expected !== null && el("progress", { max: Math.max(running.expected, running.entries, 1), value: running.entries, "aria-label": "Backfill" }),
+    el("small", null, `Backfill: ${entries(running.entries)}${of} in ${span(running.took_ms)}${rate}${left}`));
+}
+
+export function stateCell(one) {
+  const { state, reason, progress } = one;
+  return [datasetWord(state), reason && el("small", null, prose(reason)), progress && bar(progress), backfill(one)];
 }
 
 /** How long the last backfills took. */
@@ -93,5 +137,37 @@ export function warm({ name, last_backfill_entries: last }) {
     does: last ? `Warm ${entries(last)}` : "Warm it",
     path: `datasets/${encodeURIComponent(name)}/warm`,
     body: {},
+  });
+}
+
+const path = (name, act) => `datasets/${encodeURIComponent(name)}/${act}`;
+
+/** To pause it, or to go on. */
+export function pause({ name, paused_since_ms: since, last_backfill_entries: last }) {
+  const of = last === null || last === undefined ? "its entries" : entries(last);
+  if (since !== null && since !== undefined) {
+    return button("Resume", {
+      question: `Resume ${name}, for all workers? It has been paused for ${span(Math.max(0, now() - since))}. Backfills by schedule, refreshing ahead and the audit of ${of} go on.`,
+      does: `Resume ${name}`,
+      path: path(name, "resume"),
+      body: {},
+    });
+  }
+  return button("Pause", {
+    question: `Pause ${name}, for all workers? Backfills by schedule, refreshing ahead and the audit of ${of} rest until somebody resumes it. Changes are applied all the same.`,
+    does: `Pause ${name}`,
+    path: path(name, "pause"),
+    body: {},
+  });
+}
+
+/** Of the backfill that runs. */
+export function cancel({ name, backfill: running }) {
+  return button("Cancel the backfill", {
+    question: `Cancel the backfill of ${name}? The ${entries(running.entries)} that it has stored stay; the rest is missing until another backfill, or as it was.`,
+    does: "Cancel the backfill",
+    path: path(name, "cancel"),
+    body: {},
+    isDangerous: true,
   });
 }

@@ -16,7 +16,7 @@ export const title = () => "Live";
 
 export function open(root, { query }) {
   const filters = { dataset: query.get("dataset") ?? "", what: query.get("what") ?? "", key: query.get("key") ?? "" };
-  const state = { rows: [], last: 0, seen: 0, isSampled: false, isPaused: false, failure: null, since: now() };
+  const state = { rows: [], last: 0, seen: 0, isSampled: false, lost: 0, isPaused: false, failure: null, since: now() };
   const body = el("div", { id: "touches" });
   const datasets = el("select", { id: "dataset", onchange: (event) => change({ dataset: event.target.value }) });
   const pause = el("button", { type: "button", id: "pause", onclick: () => turn(!state.isPaused) }, "Pause");
@@ -26,7 +26,7 @@ export function open(root, { query }) {
   function change(part) {
     Object.assign(filters, part);
     replace(to("live", "", filters));
-    Object.assign(state, { rows: [], last: 0, seen: 0, since: now(), failure: null });
+    Object.assign(state, { rows: [], last: 0, seen: 0, lost: 0, since: now(), failure: null });
     bring();
     stream.restart();
   }
@@ -98,6 +98,10 @@ function follow(filters, state, bring) {
       take(state, JSON.parse(event.data));
       bring();
     });
+    source.addEventListener("lost", (event) => {
+      state.lost += JSON.parse(event.data).lost;
+      bring();
+    });
     source.addEventListener("error", () => broken());
   };
   async function broken() {
@@ -137,6 +141,7 @@ function view(state, filters) {
     el("p", { class: "quiet", id: "live-state" }, state.isPaused ? "Paused. " : "",
       `${count(state.seen)} since ${clock(state.since)}${state.rows.length < state.seen ? `; the newest ${count(state.rows.length)} are shown` : ""}.`,
       state.isSampled && el("strong", null, " Sampled: there are more than can be shown, and some are left out.")),
+    0 < state.lost && el("p", { class: "note bad", id: "lost" }, `${count(state.lost)} ${state.lost === 1 ? "touch" : "touches"} went by unseen: they came faster than this page could take them. Filters make it fewer.`),
     state.failure && el("p", { class: "note bad" }, state.failure),
     state.rows.length === 0 ? el("p", { class: "card calm" }, nothing)
       : table({ label: "Touches, the newest first", rows: state.rows, id: ({ number }) => number, columns: touchColumns() }),

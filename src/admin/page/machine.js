@@ -3,7 +3,7 @@
 import { get, repeat } from "./api.js";
 import { code, el, facts, prose, show, table } from "./dom.js";
 import { letters } from "./letters.js";
-import { clock, count, now, span, value } from "./format.js";
+import { ago, clock, count, now, span, value } from "./format.js";
 import { upWord } from "./states.js";
 
 const EVERY_MS = 1_000;
@@ -16,19 +16,20 @@ export function open(root) {
   show(root, head(), el("p", { class: "quiet" }, "Asking the worker …"));
   return repeat(EVERY_MS, async (signal) => {
     try {
-      const [machine, writes] = await Promise.all([
+      const [machine, writes, held] = await Promise.all([
         get("machine", { signal }),
         // Without Redis the rest is still worth seeing.
         get("dead-letters", { signal }).catch((failure) => ({ failure })),
+        get("leases", { signal }).catch((failure) => ({ failure })),
       ]);
-      if (!signal.aborted) show(root, head(), view(machine, writes));
+      if (!signal.aborted) show(root, head(), view(machine, writes, held));
     } catch (failure) {
       if (!signal.aborted) show(root, head(), el("p", { class: "note bad" }, failure.message));
     }
   });
 }
 
-function view({ tasks, servers, epoch, started_ms: started, reasons, leader }, writes) {
+function view({ tasks, servers, epoch, epochs, owner, started_ms: started, reasons }, writes, held) {
   const down = [...servers, ...tasks].filter((one) => !one.is_up).length;
   return [
     el("p", { class: "lead" }, down === 0 ? "Every task runs, and every server answers." : `${count(down)} of its tasks and servers ${down === 1 ? "is" : "are"} down.`),
@@ -43,7 +44,7 @@ function view({ tasks, servers, epoch, started_ms: started, reasons, leader }, w
         { head: "Reason", kind: "wide", cell: ({ reason }) => (reason ? prose(reason) : "") },
       ],
     })),
-    el("section", { class: "counts" }, el("h2", null, "Tasks"), table({
+    el("section", null, el("h2", null, "Tasks"), table({
       label: "Tasks",
       rows: tasks,
       id: ({ name }) => name,
@@ -51,13 +52,51 @@ function view({ tasks, servers, epoch, started_ms: started, reasons, leader }, w
         { head: "Task", kind: "name", cell: ({ name }) => name.replaceAll("_", " ") },
         { head: "State", cell: ({ is_up: isUp }) => upWord(isUp) },
         { head: "Restarts", kind: "number", cell: ({ restarts }) => count(restarts) },
+        { head: "Last failure", kind: "wide", cell: ({ ended_ms: at, ended_why: why }) => (at === null ? "" : [why, el("small", null, `${clock(at)}, ${ago(at)}`)]) },
       ],
     })),
     letters(writes),
+    leases(held),
+    ages(epochs),
     el("section", null, el("h2", null, "This worker"), facts(
       ["Running for", [span(now() - started), el("small", null, `since ${clock(started)}`)]],
       ["Epoch", epoch ? code(value(epoch)) : "none yet"],
-      leader !== undefined && ["Leader", value(leader)],
+      ["Name", owner && code(owner)],
     )),
   ];
+}
+
+/** Which worker does what only one may do. */
+function leases({ leases: held, failure }) {
+  const section = (...parts) => el("section", { id: "leases" }, el("h2", null, "Workers and leases"), ...parts);
+  if (failure) return section(el("p", { class: "note bad" }, failure.message));
+  if (held.length === 0) return section(el("p", { class: "quiet" }, "No worker holds a lease now."));
+  const workers = new Set(held.map(({ owner }) => owner)).size;
+  return section(
+    el("p", { class: "quiet" }, `${workers === 1 ? "1 worker holds" : `${count(workers)} workers hold`} a lease: what it names only its holder does. Others wait to take over.`),
+    table({
+      label: "Leases",
+      rows: held,
+      id: ({ name }) => name,
+      columns: [
+        { head: "Lease", kind: "name", cell: ({ name }) => name },
+        { head: "Worker", kind: "wide", cell: ({ owner, is_own: isOwn }) => [code(owner), isOwn && el("small", null, "this worker")] },
+        { head: "Ends in, unless renewed", kind: "number", cell: ({ left_ms: left }) => span(left) },
+      ],
+    }));
+}
+
+/** The epochs that this worker has seen. */
+function ages(epochs) {
+  if (epochs.length === 0) return null;
+  return el("section", { id: "epochs" }, el("h2", null, "Epochs"), table({
+    label: "Epochs",
+    rows: epochs,
+    id: ({ id }) => id,
+    columns: [
+      { head: "Epoch", kind: "name", cell: ({ id }) => code(id) },
+      { head: "Seen since", cell: ({ since_ms: since }) => [ago(since), el("small", null, clock(since))] },
+      { head: "What was pending", kind: "wide", cell: ({ cause }) => cause ?? "nothing" },
+    ],
+  }));
 }

@@ -11,8 +11,9 @@ import * as key from "./key.js";
 import * as live from "./live.js";
 import * as machine from "./machine.js";
 import * as now from "./now.js";
+import * as settings from "./settings.js";
 
-const SCREENS = { now, datasets, key, live, machine };
+const SCREENS = { now, datasets, key, live, machine, settings };
 const COLOURS = { good: "#2e8b57", warn: "#c78500", bad: "#c8372d", calm: "#888888" };
 
 const place = (id) => document.getElementById(id);

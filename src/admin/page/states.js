@@ -8,6 +8,7 @@ const DATASETS = {
   left_out: ["left out", "warn", "Changed entries cannot be loaded now. They keep their values, and the watermark leaves it out."],
   superseded: ["superseded", "warn", "Another worker has another definition of it. This one loads nothing of it."],
   pending: ["pending", "warn", "Its entries are to be revalidated."],
+  paused: ["paused", "calm", "A person has paused its backfills, its refreshing ahead and its audit. Changes are applied."],
   not_warmed: ["not warmed", "warn", "Its first backfill has not ended yet."],
   fresh: ["fresh", "good", "Every entry is at least as fresh as the watermark."],
 };
