@@ -38,7 +38,7 @@ pub struct Seen {
     pub entries: u64,
     /// Whether it goes on where another was interrupted.
     pub is_resumed: bool,
-    /// Entries a second; none: it has just begun.
+    /// Entries a second; none: it has just begun, or stores less than one.
     pub rate: Option<u64>,
 }
 
@@ -94,7 +94,8 @@ impl UnderWay {
         let rate = running.first.and_then(|(at, before)| {
             let took = at.elapsed();
             let millis = u64::try_from(took.as_millis()).ok().filter(|_| RATE_AFTER <= took)?;
-            progress.entries.saturating_sub(before).saturating_mul(1_000).checked_div(millis)
+            let stored = progress.entries.saturating_sub(before).saturating_mul(1_000);
+            stored.checked_div(millis).filter(|rate| 0 < *rate)
         });
         let took = running.began.elapsed();
         Some(Seen { took, entries: progress.entries, is_resumed: progress.is_resumed, rate })

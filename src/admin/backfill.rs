@@ -22,7 +22,7 @@ pub(super) struct BackfillState {
     is_resumed: bool,
     /// Entries a second; null: it has just begun.
     rate: Option<u64>,
-    /// Entries of the last one, which this one is about to store too; null: there was none.
+    /// Entries of the last one, which this one is about to store too; null: there was none, or this one has stored more.
     expected: Option<u64>,
     /// What is left at this rate, in milliseconds; null: not known.
     left_ms: Option<u64>,
@@ -31,7 +31,9 @@ pub(super) struct BackfillState {
 /// That of a dataset; none: this worker runs none of it.
 pub(super) fn under_way(shared: &Shared, dataset: &str) -> Option<BackfillState> {
     let seen = shared.tasks.backfills.under_way.look(dataset)?;
-    let expected = shared.backfill_entries(dataset).and_then(|entries| u64::try_from(entries).ok());
+    let before = shared.backfill_entries(dataset).and_then(|entries| u64::try_from(entries).ok());
+    // There are more rows now than there were.
+    let expected = before.filter(|before| seen.entries <= *before);
     let left = expected.map(|expected| expected.saturating_sub(seen.entries));
     let left_ms = left.zip(seen.rate).and_then(|(left, rate)| left.saturating_mul(1_000).checked_div(rate));
     Some(BackfillState {

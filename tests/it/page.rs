@@ -562,7 +562,7 @@ async fn no_screen_has_a_barrier_in_either_theme() {
     let mut found = Vec::new();
     for (screen, said) in SCREENS.into_iter().zip([
         "Watermark age",
-        "Refused rows",
+        "Refused: rows",
         "division by zero",
         "category:1",
         "What",

@@ -61,11 +61,11 @@ function view(datasets, sizes) {
         { head: "Size", kind: "number", cell: (one) => size(one, sizes.get(one.name)) },
         { head: "Last backfill", kind: "number", cell: (one) => [one.last_backfill_ms === null ? "none yet" : ago(one.last_backfill_ms), next(one)] },
         { head: "Last 30", kind: "trend", cell: ({ backfills }) => trend(backfills) },
-        { head: "Refused rows", kind: "number", cell: refusedCell },
+        { head: "Refused", kind: "number", cell: refusedCell },
         { head: "Action", kind: "action", cell: (one) => el("div", { class: "buttons" }, warm(one), pause(one)) },
       ],
     })),
-    el("p", { class: "quiet" }, "Age: how old an entry may be, by the watermark. Entries: as many as the last backfill stored. Size: keys and values, estimated from up to 500 entries. Last 30: how long each backfill of this worker took, the newest at the right."),
+    el("p", { class: "quiet" }, "Age: how old an entry may be, by the watermark. Entries: as many as the last backfill stored. Size: keys and values, estimated from up to 500 entries. Last 30: how long each backfill of this worker took, the newest at the right. Refused: rows that have no entry."),
   ];
 }
 
@@ -74,7 +74,7 @@ function empty() {
     el("h1", null, "Datasets"),
     el("div", { class: "card calm" },
       el("p", null, "There are no datasets yet."),
-      el("p", null, "A dataset is a query and a key template. Write one into the configuration, and start the worker again:"),
+      el("p", null, "A dataset is a query and a key template. Write one into the configuration and reload it (Settings):"),
       el("pre", null, "[dataset.product]\nquery = \"select id, name, price from products\"\nkey   = \"product:{id}\"\n"
         + "watch = [{ table = \"products\", key = { id = \"id\" } }]\nwarm  = {}")),
   ];

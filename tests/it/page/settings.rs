@@ -120,6 +120,10 @@ async fn a_dataset_is_paused_and_its_backfill_cancelled() {
     page.press("dialog button", "Pause product").await;
     let state = cell("Datasets", "product", "State");
     page.until("it is paused", &format!("{state}?.startsWith('paused')")).await;
+    page.set_width(1280).await;
+    let fits =
+        "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)(document.querySelector('#datasets'))";
+    page.until("the table has room", fits).await;
     pictures(&page, "datasets").await;
     page.press("tr[data-row=product] button", "Resume").await;
     page.press("dialog button", "Resume product").await;
