@@ -1,4 +1,4 @@
-//! Keeps what is read from expiring, and fills what applications missed.
+//! Keeps what is read from expiring, fills what applications missed, and has entries end as early as a changed `ttl` says.
 //!
 //! On its timer it scans Redis and loads again what is due and was read; while Postgres is down it extends such entries
 //! instead. A scan that is broken off costs nothing but time: the next one sees the same entries.
@@ -12,13 +12,20 @@ use super::clock::now_ms;
 use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
+use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::log_limit;
 use cachekeeper_engine::refresh::{Outage, RefreshReport, RefreshScan, fill_missed};
+use cachekeeper_engine::shorten::{Due, due, note, shorten};
 
 const SCAN_EVERY_MIN: Duration = Duration::from_millis(500);
 const SCAN_EVERY_MAX: Duration = Duration::from_secs(300);
+/// Between two tries to shorten lifetimes.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How long a worker that a newer one replaces may still store.
+const PREDECESSOR_LEAVES: Duration = Duration::from_secs(10);
 
 /// Refreshes ahead, and fills misses.
 #[derive(Debug)]
@@ -32,7 +39,11 @@ impl Task for Refresher {
     }
 
     async fn run(context: TaskContext, wake: Wake) {
-        tokio::join!(scan_forever(&context.engine), fill_forever(&context, &wake));
+        tokio::join!(
+            scan_forever(&context.engine),
+            fill_forever(&context, &wake),
+            shorten_where_due(&context.engine)
+        );
     }
 }
 
@@ -75,6 +86,49 @@ async fn fill_forever(context: &TaskContext, wake: &Wake) {
             None => warn!("filling misses panicked"),
         }
     }
+}
+
+/// Sees to it that no entry lives longer than its dataset's `ttl` says now, if that was longer before. Once: what is stored from
+/// then on has the new lifetime.
+async fn shorten_where_due(context: &Context) {
+    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+    loop {
+        let context = context.clone();
+        match Background::spawn(async move { shorten_all(&context).await }).result().await {
+            Some(Ok(())) => return,
+            Some(Err(error)) => debug!(error = %chain(&error), "lifetimes are shortened later"),
+            None => warn!("shortening lifetimes panicked, trying again"),
+        }
+        backoff.wait().await;
+    }
+}
+
+async fn shorten_all(context: &Context) -> Result<(), EngineError> {
+    let metadata = context.redis.metadata("").await?;
+    let mut passes = Vec::new();
+    for dataset in context.catalog.iter() {
+        match due(&metadata, dataset) {
+            Due::Nothing => {}
+            Due::Note => note(context, dataset).await?,
+            Due::Shorten => match shorten(context, dataset).await {
+                Ok(shortened) => passes.push((dataset, shortened)),
+                // A newer process has its lifetimes.
+                Err(EngineError::Superseded { .. }) => {}
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    if passes.is_empty() {
+        return Ok(());
+    }
+    // A worker that this one follows stores with the former lifetime until it has left.
+    tokio::time::sleep(PREDECESSOR_LEAVES).await;
+    for (dataset, first) in passes {
+        let shortened = first + shorten(context, dataset).await?;
+        note(context, dataset).await?;
+        info!(dataset = dataset.name(), shortened, "entries had longer to live than counts now");
+    }
+    Ok(())
 }
 
 async fn scan(context: &Context, next_scan: Duration) -> Result<RefreshReport, EngineError> {

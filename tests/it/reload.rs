@@ -247,6 +247,52 @@ async fn a_wrong_file_changes_nothing_and_says_where_it_is_wrong() {
     .await;
 }
 
+/// A lifetime that was shortened counts for what is stored already, which nothing else would touch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shorter_lifetime_counts_for_entries_that_are_stored() {
+    let rig = rig().await;
+    let with_ttl = |ttl: &str| {
+        format!(
+            "[dataset.product]\nquery = \"select id, name from products\"\nkey = \"product:{{id}}\"\nscope = \"cached\"\n\
+             ttl = \"{ttl}\"\nwatch = [{{ table = \"products\", key = {{ id = \"id\" }} }}]\n"
+        )
+    };
+    let worker = Running::start(&rig, &[]).await;
+    worker.write(&with_ttl("2h"));
+    worker.cli.says(&["reload"], 0, &["ttl"]);
+    rig.postgres.execute("insert into products select n, 'p' from generate_series(3, 900) n").await.unwrap();
+    let keys: Vec<String> = (1..=900).map(|id| format!("product:{id}")).collect();
+    worker.cli.says(&["warm", "product"], 0, &[]);
+    let mut client = rig.client().await;
+    let all = async |client: &mut redis::aio::MultiplexedConnection| -> Vec<i64> {
+        let mut pipeline = redis::pipe();
+        for key in &keys {
+            pipeline.cmd("PTTL").arg(key);
+        }
+        pipeline.query_async(client).await.unwrap()
+    };
+    let before = all(&mut client).await;
+    assert!(before.iter().all(|left| 3_600_000 < *left));
+    // What somebody made endless ends too; what ends earlier stays as it is.
+    let _: () = redis::cmd("PERSIST").arg("product:2").query_async(&mut client).await.unwrap();
+    let _: () = redis::cmd("PEXPIRE").arg("product:3").arg(600_000).query_async(&mut client).await.unwrap();
+    worker.write(&with_ttl("30m"));
+    worker.cli.says(&["reload"], 0, &["ttl"]);
+    let after = wait_until("every entry ends in time", async || {
+        let left = all(&mut rig.client().await).await;
+        if left.iter().all(|left| (0..=1_800_000).contains(left)) {
+            Ok(left)
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })
+    .await;
+    assert!(after[2] <= 600_000 && 1_000_000 < after[1], "{:?}", &after[..3]);
+    // They still do not end together.
+    let (least, most) = (after[3..].iter().min().unwrap(), after[3..].iter().max().unwrap());
+    assert!(60_000 < most - least, "{least} {most}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_worker_lives_on_and_others_work() {
     let rig = rig().await;

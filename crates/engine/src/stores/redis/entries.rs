@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use super::gather::ValueAndLife;
-use super::script::{Call, EXTEND, RAISE, STORE, pack, pack_slots};
+use super::script::{Call, EXTEND, RAISE, SHORTEN, STORE, pack, pack_slots};
 use super::tags::AddedMembers;
 use super::{Answer, CacheError, Precondition, Redis};
 use crate::process::now_ms;
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
+use cachekeeper_protocol::freshness::Lifetimes;
 use cachekeeper_protocol::keyspace::{key_counter, slot, tag_counter};
 use cachekeeper_protocol::stamp::Stamp;
 use cachekeeper_protocol::window::window_width;
@@ -288,6 +289,22 @@ impl Redis {
         call.number(millis(life));
         for (_, left) in entries {
             call.number(millis(*left));
+        }
+        call.run(self).await
+    }
+
+    /// Gives entries of a dataset their lifetime, each only if more is left than any may have.
+    pub async fn shorten(
+        &self,
+        precondition: &Precondition<'_>,
+        keys: &[String],
+        lifetimes: &Lifetimes,
+    ) -> Result<Answer<u64>, CacheError> {
+        let on = self.keys.metadata_of(keys.first().map_or("", String::as_str));
+        let mut call = Call::guarded(&SHORTEN, self, on, keys.iter(), Some(precondition));
+        call.number(millis(lifetimes.longest()));
+        for key in keys {
+            call.number(millis(lifetimes.of(key)));
         }
         call.run(self).await
     }

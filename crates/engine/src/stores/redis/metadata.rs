@@ -1,9 +1,11 @@
 //! What Redis records of the current epoch: the metadata, and the revalidations that are pending.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
 
+use super::entries::millis;
 use super::revalidation_progress::RevalidationProgress;
 use super::script::{
     Call, FINISH_JOB, MARK_PENDING, METADATA, METADATA_COUNTED, PROTOCOL_VERSION, nonce, read_word,
@@ -45,6 +47,8 @@ pub struct Metadata {
     pub unfilled: BTreeMap<String, u64>,
     /// Datasets that somebody has paused, each with since when, in Unix milliseconds.
     pub paused: BTreeMap<String, u64>,
+    /// The longest that entries of each dataset may have left, where that was made sure of.
+    pub longest_lives: BTreeMap<String, Duration>,
     /// The last whole backfill of each dataset.
     pub backfilled: BTreeMap<String, Backfilled>,
     /// The number of the newest cause that made a dataset pending (R14a).
@@ -79,6 +83,14 @@ impl Redis {
         let meta = &self.keys.metadata().meta;
         let command = redis::cmd("HDEL").arg(meta).arg(format!("paused:{dataset}")).to_owned();
         self.command::<u64>("resume a dataset", &command).await.map(|count| 0 < count)
+    }
+
+    /// Notes the longest that entries of a dataset may have left.
+    pub async fn note_longest_life(&self, dataset: &str, longest: Duration) -> Result<(), CacheError> {
+        let meta = &self.keys.metadata().meta;
+        let command =
+            redis::cmd("HSET").arg(meta).arg(format!("longest:{dataset}")).arg(millis(longest)).to_owned();
+        self.command::<u64>("note the longest lifetime", &command).await.map(drop)
     }
 
     /// Records since when Postgres has been down, or that it is back; with a dataset, that its entries cannot be loaded, or can be
@@ -152,6 +164,10 @@ impl Metadata {
             }
             ("paused", dataset) => {
                 self.paused.extend([(dataset.to_owned(), text.parse().unwrap_or_default())]);
+            }
+            ("longest", dataset) => {
+                let longest = text.parse().ok().map(Duration::from_millis);
+                self.longest_lives.extend(longest.map(|longest| (dataset.to_owned(), longest)));
             }
             ("causes", _) => self.causes = text.parse().unwrap_or_default(),
             ("life", _) => self.life = text.split_once(' ').map(|(_, place)| place.to_owned()),

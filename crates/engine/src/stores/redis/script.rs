@@ -200,6 +200,7 @@ scripts! {
     SCAN = "scan", ALLOW_OOM, PRELUDE;
     SCAN_KEYS = "scan_keys", ALLOW_OOM, PRELUDE;
     EXTEND = "extend", ALLOW_OOM, PRELUDE;
+    SHORTEN = "shorten", ALLOW_OOM, PRELUDE;
     MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE, CAUSES;
     FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;
     MARK_SLOTS = "mark_slots", ALLOW_OOM, PRELUDE, CAUSES;

@@ -138,7 +138,7 @@ local function forget(name)
   for number in string.gmatch(numbers, '%d+') do redis.call('UNLINK', bitmaps .. name .. ':' .. number) end
   redis.call('HDEL', definitions, field_of(name, current_of(name)))
   redis.call('HDEL', directory, 'dataset:' .. name)
-  for _, kind in ipairs({ 'rev', 'order', 'undeclared', 'pending', 'slots', 'unfilled', 'backfill', 'backfilled', 'covered', 'outage', 'progress', 'paused' }) do
+  for _, kind in ipairs({ 'rev', 'order', 'undeclared', 'pending', 'slots', 'unfilled', 'backfill', 'backfilled', 'covered', 'outage', 'progress', 'paused', 'longest' }) do
     redis.call('HDEL', meta, kind .. ':' .. name)
   end
 end

@@ -1,0 +1,73 @@
+//! A shorter `ttl` counts for entries too that were stored before it did.
+
+use std::time::Duration;
+
+use super::catalog::Dataset;
+use super::context::Context;
+use super::epoch::{self, with_current_epoch};
+use super::error::EngineError;
+use crate::stores::redis::Metadata;
+
+/// Keys that one script looks at.
+const PAGE: usize = 500;
+
+/// What is to be done about the lifetimes of a dataset's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing: none was stored with a longer one.
+    Nothing,
+    /// The longest that counts now is to be noted: none is, or a shorter one.
+    Note,
+    /// They are to be shortened first.
+    Shorten,
+}
+
+/// Compares what was noted with what counts now.
+#[must_use]
+pub fn due(metadata: &Metadata, dataset: &Dataset) -> Due {
+    let longest = dataset.lifetimes.longest().as_millis();
+    match metadata.longest_lives.get(dataset.name()).map(Duration::as_millis) {
+        Some(noted) if noted == longest => Due::Nothing,
+        Some(noted) if longest < noted => Due::Shorten,
+        _ => Due::Note,
+    }
+}
+
+/// Shortens the lifetimes of a dataset's entries that are longer than any that counts now; answers how many. Where it is broken
+/// off it is begun anew.
+///
+/// # Errors
+/// [`EngineError`] where a server does not answer, or another definition counts.
+pub async fn shorten(context: &Context, dataset: &Dataset) -> Result<u64, EngineError> {
+    with_current_epoch(context, || pass(context, dataset)).await
+}
+
+async fn pass(context: &Context, dataset: &Dataset) -> Result<u64, EngineError> {
+    epoch::revision(context, dataset).await?;
+    let poll = epoch::poll(context).await?;
+    let current = epoch::current(context).await?;
+    let precondition = dataset.precondition(&current, &poll.incarnation);
+    let (mut shortened, mut cursor) = (0, 0);
+    loop {
+        let prefix = dataset.settings.key.prefix();
+        let answer = context.redis.scan_keys(&precondition, "", (cursor, PAGE), prefix).await?;
+        let (next, mut keys) = context.checked(Some(dataset), answer)?;
+        keys.retain(|key| context.catalog.of_key(key).is_some_and(|(of, _)| of.name() == dataset.name()));
+        for chunk in keys.chunks(PAGE) {
+            let answer = context.redis.shorten(&precondition, chunk, &dataset.lifetimes).await?;
+            shortened += context.checked(Some(dataset), answer)?;
+        }
+        cursor = next;
+        if cursor == 0 {
+            return Ok(shortened);
+        }
+    }
+}
+
+/// Notes the longest lifetime that entries of a dataset have from now on.
+///
+/// # Errors
+/// [`EngineError`] where Redis does not answer.
+pub async fn note(context: &Context, dataset: &Dataset) -> Result<(), EngineError> {
+    Ok(context.redis.note_longest_life(dataset.name(), dataset.lifetimes.longest()).await?)
+}
