@@ -10,7 +10,7 @@ use cachekeeper_engine::coverage;
 use cachekeeper_testkit::servers::{Postgres, Session};
 use futures_util::future::join_all;
 
-use crate::feed::ready;
+use crate::feed::{agrees, caught_up, ready};
 use crate::support::{Cli, Rig, wait_until};
 
 const TABLES: &str = "create table products (id int primary key, name text, price int);
@@ -365,4 +365,34 @@ async fn many_that_install_at_the_same_time_hinder_none() {
             assert!(gaps.is_empty(), "round {round}: {gaps:?}");
         }
     }
+}
+
+/// Docs, upgrading: whoever still runs the old version goes on with what a newer one's `migrate` has made, also from a start on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_goes_on_with_the_schema_of_a_newer_version() {
+    let rig = Rig::start(TABLES).await;
+    let toml = dataset("products");
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    rig.postgres
+        .execute(
+            "create table cachekeeper.of_a_newer_version (id int primary key, what text);
+             alter table cachekeeper.outbox add column of_a_newer_version text;
+             insert into cachekeeper._sqlx_migrations (version, description, success, checksum, execution_time)
+             select version + 1, 'newer', true, checksum, execution_time from cachekeeper._sqlx_migrations
+             order by version desc limit 1",
+        )
+        .await
+        .unwrap();
+    rig.postgres.execute("update products set name = 'while it runs' where id = 1").await.unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    worker.stop().await;
+    let worker = Worker::start(rig.config(&toml)).await.unwrap();
+    ready(&worker).await;
+    rig.postgres.execute("update products set name = 'after its start' where id = 2").await.unwrap();
+    caught_up(&worker).await;
+    agrees(&worker).await;
+    Cli::new(&rig, &toml).says(&["migrate"], 1, &["a newer version of Cachekeeper has made it"]);
+    worker.stop().await;
 }
