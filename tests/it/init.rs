@@ -112,7 +112,16 @@ const GOOD: &[(&str, &[&str])] = &[
         "products",
         &["key = \"products:{id}\"", "tags = [\"users:{owner}\", \"users:{boss}\"]", "public.products"],
     ),
-    ("users", &["tags is a list of texts", "expires_at looks like the end", "key = \"users:{id}\""]),
+    (
+        "users",
+        &[
+            "tags is a list of texts",
+            "tags = [\"tags:{tags}\"]",
+            "expires_at looks like the end",
+            "ttl_column = \"expires_at\"",
+            "key = \"users:{id}\"",
+        ],
+    ),
     (
         "\"Mixed Case\"",
         &["[dataset.Mixed_Case]", "\"Id\", \"the {name}\"", "table = \"public.\\\"Mixed Case\\\"\""],

@@ -144,6 +144,15 @@ async fn a_column_says_how_long_an_entry_lives() {
         if 100_000 < seconds && ends == -2 { Ok(()) } else { Err(format!("{seconds} {ends}")) }
     })
     .await;
+    let cli = Cli::new(&rig, &toml);
+    cli.says(
+        &["explain", "ends:3"],
+        0,
+        &["The life of its row has ended (`ttl_column`: ends), and no entry: both agree."],
+    );
+    cli.says(&["explain", "ends:99"], 0, &["There is no row, and no entry: both agree."]);
+    let lifetimes = "as seconds says, 1000s at most: in the sample 500s to 1000s, half at most 1000s; of 2 more the life has ended";
+    cli.says(&["plan", "seconds"], 0, &[lifetimes]);
     assert!(worker.stop().await);
 }
 

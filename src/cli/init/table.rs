@@ -1,7 +1,7 @@
 //! From what the catalogs say about a table to a dataset.
 
 use super::draft::{Draft, Refusal, Rule};
-use super::toml::literal;
+use super::toml::{literal, quoted};
 use cachekeeper_engine::stores::postgres::{OutlineColumn, TableOutline};
 
 /// The longest line of a list of columns.
@@ -322,19 +322,30 @@ fn hints(columns: &[&OutlineColumn]) -> Vec<String> {
     let mut hints = Vec::new();
     for column in columns.iter().filter(|column| column.is_text_list) {
         hints.push(format!(
-            "{} is a list of texts. A tag takes one value of a row: events that name the tags of a row's elements do not reach it.",
+            "{} is a list of texts. As a tag it gives one for each element, so that an event that names one reaches every such entry.",
             column.quoted
         ));
+        let (name, is_awkward) = placeholder(&column.name);
+        if !is_awkward {
+            hints.push(format!("tags = [{}]", quoted(&format!("{}:{{{name}}}", literal(&name)))));
+        }
     }
-    for column in columns.iter().filter(|column| ends_a_life(column)) {
-        hints.push(format!(
-            "{} looks like the end of a row's life. An entry lives for `ttl` at most, whatever the column says: choose one that is \
-             short enough, or let readers look at the column.",
-            column.quoted
-        ));
-    }
-    if !hints.is_empty() && columns.iter().any(|column| ends_a_life(column)) {
-        hints.push("ttl = \"5m\"".to_owned());
+    if let Some(column) = columns.iter().find(|column| ends_a_life(column)) {
+        let (name, says) = (&column.quoted, says_a_life(column));
+        hints.push(if says {
+            format!("{name} looks like the end of a row's life. By ttl_column each entry ends when it says, and after `ttl` at the latest.")
+        } else {
+            format!(
+                "{name} looks like the end of a row's life, but a {} is no moment: select it as a timestamptz for ttl_column, or choose \
+                 a short ttl.",
+                column.base
+            )
+        });
+        hints.push(if says {
+            format!("ttl_column = {}", quoted(&column.name))
+        } else {
+            "ttl = \"5m\"".to_owned()
+        });
     }
     hints.push(
         "warm = { on_start = true } fills it when the worker starts; a `schedule` within the ttl keeps every row in Redis. Without it there is what \
@@ -342,6 +353,11 @@ fn hints(columns: &[&OutlineColumn]) -> Vec<String> {
             .to_owned(),
     );
     hints
+}
+
+/// Whether `ttl_column` takes its type.
+fn says_a_life(column: &OutlineColumn) -> bool {
+    matches!(column.base.as_str(), "timestamptz" | "interval" | "int2" | "int4" | "int8")
 }
 
 fn ends_a_life(column: &OutlineColumn) -> bool {

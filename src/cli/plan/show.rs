@@ -97,6 +97,9 @@ fn values(plan: &DatasetPlan) -> String {
 }
 
 fn lifetimes(dataset: &Dataset, plan: &DatasetPlan) -> String {
+    if let Some(column) = &dataset.settings.ttl_column {
+        return own_lifetimes(column, dataset, plan);
+    }
     let (shortest, longest) = lives(dataset);
     let span = match shortest == longest {
         true => show_duration(longest),
@@ -108,6 +111,28 @@ fn lifetimes(dataset: &Dataset, plan: &DatasetPlan) -> String {
         kept => format!(", {} longer while Postgres is down", show_duration(kept)),
     };
     format!("{span}{kept}; with all keys in Redis {rate:.1} expire a second")
+}
+
+/// Lifetimes that a column says.
+fn own_lifetimes(column: &str, dataset: &Dataset, plan: &DatasetPlan) -> String {
+    let most = show_duration(dataset.lifetimes.ttl);
+    let mut lives = plan.sample.lives.clone();
+    lives.sort_unstable();
+    let ended = match plan.sample.ended {
+        0 => String::new(),
+        ended => format!("; of {} more the life has ended, so they have no entry", number(ended as u64)),
+    };
+    let shown =
+        |life: Option<&u64>| show_duration(Duration::from_secs(life.copied().unwrap_or_default() / 1_000));
+    let seen = match lives.len() {
+        0 => "no row of the sample has an entry".to_owned(),
+        count => {
+            let (first, middle, last) =
+                (shown(lives.first()), shown(lives.get(count / 2)), shown(lives.last()));
+            format!("in the sample {first} to {last}, half at most {middle}")
+        }
+    };
+    format!("as {column} says, {most} at most: {seen}{ended}")
 }
 
 fn lives(dataset: &Dataset) -> (Duration, Duration) {
@@ -281,7 +306,8 @@ pub fn facts(dataset: &Dataset, plan: &DatasetPlan) -> Value {
         "sample": { "keys": count, "rows": plan.sample.rows, "is_random": plan.sample.is_random, "tags": plan.sample.tags, "refused": refused },
         "values": values,
         "lifetime": { "shortest_ms": millis(shortest), "longest_ms": millis(longest), "max_stale_ms": millis(dataset.lifetimes.max_stale),
-            "expire_per_second": expiry_rate(dataset, plan) },
+            "expire_per_second": expiry_rate(dataset, plan),
+            "column": dataset.settings.ttl_column, "of_sample_ms": plan.sample.lives, "ended": plan.sample.ended },
         "negative": plan.negative.map(|(life, bytes)| json!({ "px": millis(life), "bytes": bytes })),
         "backfilled": plan.backfilled,
         "memory": plan.memory.map(|memory| json!({ "about_bytes": memory.entries + memory.tags, "entries_bytes": memory.entries,

@@ -1,6 +1,6 @@
 //! What the rows of some keys say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::catalog::Dataset;
 use crate::context::Context;
@@ -18,6 +18,8 @@ pub(crate) struct Expected {
     /// Not newer than what any row was read at.
     pub oldest: Stamp,
     pub values: HashMap<String, Vec<u8>>,
+    /// Keys that have a row whose life has ended.
+    pub ended: HashSet<String>,
     /// Tags of entries.
     pub tags: BTreeMap<String, Vec<String>>,
     /// Keys whose rows cannot be sent, or have no form, and why.
@@ -31,7 +33,7 @@ pub(crate) async fn expect(
     source: &DatasetSource,
     keys: &[(String, KeyValues)],
 ) -> Result<Expected, EngineError> {
-    let (mut values, mut unreadable) = (HashMap::new(), HashMap::new());
+    let (mut values, mut ended, mut unreadable) = (HashMap::new(), HashSet::new(), HashMap::new());
     let (mut poll, mut before): (Option<Poll>, Option<Poll>) = (None, None);
     let mut tags: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut parts = vec![keys];
@@ -44,6 +46,7 @@ pub(crate) async fn expect(
                 before = Some(epoch::poll(context).await?);
                 parts = vec![keys];
                 values.clear();
+                ended.clear();
                 tags.clear();
                 continue;
             }
@@ -64,9 +67,14 @@ pub(crate) async fn expect(
             encoder.add(row, &mut batch);
         }
         encoder.finish(&mut batch);
-        // What has ended by now has no entry.
-        let alive = batch.iter().filter(|entry| entry.life_ms != 0);
-        values.extend(alive.map(|entry| (entry.key.to_owned(), entry.value.to_vec())));
+        for entry in batch.iter() {
+            // What has ended by now has no entry.
+            if entry.life_ms == 0 {
+                ended.insert(entry.key.to_owned());
+            } else {
+                values.insert(entry.key.to_owned(), entry.value.to_vec());
+            }
+        }
         for (tag, positions) in batch.tags() {
             let entries = positions.iter().filter_map(|position| batch.get(*position as usize));
             entries.for_each(|entry| tags.entry(entry.key.to_owned()).or_default().push(tag.to_owned()));
@@ -80,5 +88,5 @@ pub(crate) async fn expect(
         _ => epoch::poll(context).await?,
     };
     let oldest = before.as_ref().unwrap_or(&poll).snapshot.stamp();
-    Ok(Expected { poll, oldest, values, tags, unreadable })
+    Ok(Expected { poll, oldest, values, ended, tags, unreadable })
 }

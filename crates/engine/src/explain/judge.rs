@@ -23,6 +23,10 @@ pub(super) fn judge(explained: &Explanation, dataset: &Dataset, looked: &Looked,
         return Verdict::new(State::Absent, format!("This text is {reason}: no row can have this key."));
     }
     let no_row = match &doubts.hidden {
+        _ if row.ended.contains(key) => {
+            let column = dataset.settings.ttl_column.as_deref().unwrap_or_default();
+            format!("The life of its row has ended (`ttl_column`: {column})")
+        }
         Some(hidden) => format!("The role sees no row; row security decides ({hidden})"),
         None => "There is no row".to_owned(),
     };

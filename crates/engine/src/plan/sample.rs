@@ -9,6 +9,7 @@ use super::memory::EntrySize;
 use crate::catalog::Dataset;
 use crate::encode::{Encoder, Failure};
 use crate::error::EngineError;
+use crate::process::now_ms;
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues, Postgres};
 use cachekeeper_config::Format;
 use cachekeeper_protocol::entry::EntryBatch;
@@ -27,6 +28,10 @@ pub struct Sample {
     pub keys: Vec<String>,
     /// Their sizes.
     pub sizes: Vec<EntrySize>,
+    /// How long they live in milliseconds by their `ttl_column`, where the dataset has one.
+    pub lives: Vec<u64>,
+    /// How many keys have no entry because their rows' lives have ended.
+    pub ended: usize,
     /// How many rows they have.
     pub rows: usize,
     /// How many tags they have.
@@ -136,7 +141,16 @@ impl<'a> Sampling<'a> {
 
     fn take(&mut self, batch: &EntryBatch) {
         let is_raw = matches!(self.dataset.settings.format, Format::Raw { .. });
+        let (has_own, now) = (self.dataset.settings.ttl_column.is_some(), now_ms());
         for entry in batch.iter() {
+            let life = entry.life_at(now);
+            if life == 0 {
+                self.sample.ended += 1;
+                continue;
+            }
+            if has_own {
+                self.sample.lives.push(life);
+            }
             let is_integer = is_raw && is_integer(entry.value);
             let size = EntrySize { key: entry.key.len(), value: entry.value.len(), is_integer };
             self.sample.sizes.push(size);
@@ -148,13 +162,13 @@ impl<'a> Sampling<'a> {
             self.sample.tag_bytes += tag.len() * positions.len();
         }
         if self.sample.example.is_none()
-            && let Some(entry) = batch.get(0)
+            && let Some((at, entry)) = (0_u32..).zip(batch.iter()).find(|(_, entry)| 0 < entry.life_at(now))
         {
-            let tags = batch.tagged().filter(|(_, position)| *position == 0).map(|(tag, _)| tag.to_owned());
+            let tags = batch.tagged().filter(|(_, position)| *position == at).map(|(tag, _)| tag.to_owned());
             self.sample.example = Some(Example {
                 key: entry.key.to_owned(),
                 value: entry.value.to_vec(),
-                life_ms: entry.life_ms,
+                life_ms: entry.life_at(now),
                 tags: tags.collect(),
             });
         }
