@@ -14,6 +14,7 @@ use crate::actors::health::{Facts, Health};
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::commands::group_of;
 use cachekeeper_engine::history::History;
+use cachekeeper_engine::shown::escaped;
 
 /// How exactly it is known since when.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -27,8 +28,7 @@ const NAMES_MAX: usize = 5;
 pub(super) struct Attention {
     /// What it is.
     what: String,
-    /// Names it although its words change.
-    #[serde(skip)]
+    /// Names it although its words change, such as `refused rows: product`.
     subject: String,
     /// The dataset that it is about; null: not about one.
     dataset: Option<String>,
@@ -146,7 +146,9 @@ fn of_refused(history: &History, dataset: &str) -> Option<Attention> {
     }
     let first = history.refused_rows(dataset).rows.into_iter().min_by_key(|row| row.since_ms)?;
     let rows = if count == 1 { "1 row has".to_owned() } else { format!("{count} rows have") };
-    let what = format!("dataset {dataset}: {rows} no entry; {}: {}", first.key, first.reason);
+    // A key may hold what would mean something to a terminal.
+    let (key, reason) = (escaped(&first.key), escaped(&first.reason));
+    let what = format!("dataset {dataset}: {rows} no entry; {key}: {reason}");
     let since_ms = Some(first.since_ms);
     Some(Attention { since_ms, ..of_dataset(("refused rows", dataset), what, REFUSED) })
 }

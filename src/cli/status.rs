@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::choose::exit_of;
 use super::healthcheck::readiness;
 use super::output::{Exit, Output};
-use super::worker_asked::found;
+use super::worker_asked::{ask, found};
 use super::writes::look;
 use cachekeeper_config::{Config, FeedNeed};
 use cachekeeper_engine::context::Context;
@@ -160,13 +160,15 @@ async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> 
         (None, true) => "leader     none: no worker follows the changes".to_owned(),
         (None, false) => "leader     none is needed: the feed is off".to_owned(),
     });
-    let tasks = match &said {
-        Some(_) => tasks(config, lines).await,
-        None => Value::Null,
+    let (tasks, refused) = match &said {
+        Some(_) => (tasks(config, lines).await, refused_rows(config, lines).await),
+        None => (Value::Null, Value::Null),
     };
     let ready = said.as_ref().map(|said| said.is_ready);
     let (reasons, notes) = said.map(|said| (said.reasons, said.notes)).unzip();
-    Ok(json!({ "leader": leader, "ready": ready, "reasons": reasons, "notes": notes, "tasks": tasks }))
+    Ok(
+        json!({ "leader": leader, "ready": ready, "reasons": reasons, "notes": notes, "tasks": tasks, "refused_rows": refused }),
+    )
 }
 
 /// The worker's tasks, as it tells them itself; null: it does not.
@@ -180,6 +182,20 @@ async fn tasks(config: &Config, lines: &mut Vec<String>) -> Value {
         false => format!("tasks      {} in all; {}", all.len(), odd.join("; ")),
     });
     tasks
+}
+
+/// Datasets with rows that have no entry, as far as the worker has met them since it started; null: it does not tell.
+async fn refused_rows(config: &Config, lines: &mut Vec<String>) -> Value {
+    let Ok(now) = ask(config, "/api/v1/now").await else { return Value::Null };
+    let attention = now.get("attention").and_then(Value::as_array);
+    let is_of_rows = |item: &&Value| {
+        let subject = item.get("subject").and_then(Value::as_str).unwrap_or_default();
+        subject.starts_with("refused rows")
+    };
+    let items = attention.into_iter().flatten().filter(is_of_rows);
+    let told: Vec<&str> = items.filter_map(|item| item.get("what")?.as_str()).collect();
+    lines.extend(told.iter().map(|what| format!("refused    {what}")));
+    json!(told)
 }
 
 fn trouble_of_task(task: &Value) -> Option<String> {

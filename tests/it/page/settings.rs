@@ -168,6 +168,13 @@ async fn refused_rows_last_failures_leases_and_what_was_lost_are_told() {
     ])
     .await;
     assert!(!page.text().await.contains("tables lost"));
+    let listen = format!("127.0.0.1:{}", shop.port);
+    let cli = Cli::new(&shop.rig, DATASETS).with("CACHEKEEPER__ADMIN__LISTEN", &listen);
+    cli.says(
+        &["status"],
+        0,
+        &["refused    dataset product: 1 row has no entry; product:5: ", "division by zero"],
+    );
     pictures(&page, "now").await;
 
     let supervisor = shop.worker.as_ref().unwrap().supervisor();
