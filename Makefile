@@ -19,6 +19,7 @@ bench: servers
 	$(CARGO) build --release --locked
 	$(CARGO) bench --locked --bench warm
 	$(CARGO) bench --locked --bench feed
+	$(CARGO) bench --locked --bench streams
 	$(CARGO) bench --locked --bench failover
 	$(CARGO) bench --locked --bench client
 	$(CARGO) bench --locked --bench locks
