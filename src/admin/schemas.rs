@@ -19,7 +19,7 @@ pub(super) struct Touch {
     dataset: String,
     key: String,
     what: What,
-    /// Why: `change`, `event`, `revalidation`, `refresh`, `miss`, `backfill`.
+    /// Why: `change`, `write`, `event`, `revalidation`, `refresh`, `miss`, `backfill`, `audit`.
     cause: String,
     /// More about it, where there is more.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::admin_client::get;
 use super::output::{Exit, Output};
+use super::worker_asked::ask;
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
@@ -34,8 +34,8 @@ pub async fn explain(
 
 /// What the worker of this configuration remembers.
 enum History {
-    /// None answers, or it may not be asked.
-    NotAsked,
+    /// It tells nothing; why.
+    NotTold(String),
     /// What answers there belongs to another installation.
     OfAnother(String),
     /// The newest first.
@@ -43,23 +43,23 @@ enum History {
 }
 
 async fn history_of_worker(config: &Config, key: &str) -> History {
-    told_by_worker(config, key).await.unwrap_or(History::NotAsked)
-}
-
-async fn told_by_worker(config: &Config, key: &str) -> Option<History> {
     // What is special in a pattern or a query stands for itself.
     let pattern = cachekeeper_protocol::glob::escape(key);
     let pattern: String = pattern.bytes().map(|byte| format!("%{byte:02x}")).collect();
-    let answer = get(&config.admin, &format!("/api/v1/touches?limit=20&key={pattern}")).await.ok()?;
-    let mut body: Value = serde_json::from_str(&answer.body).ok().filter(|_| answer.code == 200)?;
+    let mut body = match ask(config, &format!("/api/v1/touches?limit=20&key={pattern}")).await {
+        Ok(body) => body,
+        Err(refused) => return History::NotTold(refused.error),
+    };
     let namespace = body.get("namespace").and_then(Value::as_str).unwrap_or_default();
     if namespace != config.service.namespace {
-        return Some(History::OfAnother(namespace.to_owned()));
+        return History::OfAnother(namespace.to_owned());
     }
     let since_ms = body.get_mut("since_ms").map(Value::take).unwrap_or_default();
-    let Value::Array(mut touches) = body.get_mut("touches").map(Value::take)? else { return None };
+    let Some(Value::Array(mut touches)) = body.get_mut("touches").map(Value::take) else {
+        return History::NotTold("its answer has another form than agreed".to_owned());
+    };
     touches.reverse();
-    Some(History::Told { touches, since_ms })
+    History::Told { touches, since_ms }
 }
 
 fn text(explained: &Explanation, history: &History) -> String {
@@ -109,9 +109,7 @@ fn text(explained: &Explanation, history: &History) -> String {
 /// The history in lines.
 fn told(history: &History) -> Vec<String> {
     match history {
-        History::NotAsked => {
-            vec!["no worker was asked: none answers on the admin listener of this configuration".to_owned()]
-        }
+        History::NotTold(why) => vec![format!("what touched it is not told: {why}")],
         History::OfAnother(namespace) => vec![format!(
             "another installation's worker answers there (namespace {namespace}): see [admin] listen"
         )],

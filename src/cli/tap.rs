@@ -44,8 +44,10 @@ pub struct Request {
 /// What happened, or why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
-    /// Because of a committed change, or of a write through the worker
+    /// Because of a committed change
     Change,
+    /// Because of a write through the worker
+    Write,
     /// Because of an event
     Event,
     /// Because an entry was revalidated
@@ -56,6 +58,8 @@ enum Kind {
     Miss,
     /// Because of a backfill; those of single entries that have none
     Backfill,
+    /// Because the audit found it wrong
+    Audit,
     /// A value was stored
     Stored,
     /// An entry was deleted because its row is gone

@@ -109,6 +109,9 @@ async fn what_others_hold_up_holds_up_its_own_key_only() {
     let mut session = rig.postgres.session().await.unwrap();
     let history = session.text("select history from products where id = 7").await.unwrap();
     assert_eq!(history.as_deref(), Some(",1,2"), "in order");
+    let kept = worker.context.history.as_ref().unwrap();
+    let (touches, _) = kept.since(0, 100, |touch| &*touch.key == "product:7");
+    assert!(touches.iter().any(|touch| touch.cause == "write"), "{touches:?}");
     let dead = context.redis.dead_letters("cache:writes", 10).await.unwrap();
     assert_eq!(dead.len(), 1);
     worker.stop().await;

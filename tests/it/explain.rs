@@ -182,7 +182,7 @@ async fn a_key_is_explained_in_every_state() {
             "name: \"product 11\" in Redis, \"unseen\" in Postgres",
         ],
     );
-    assert!(behind.contains("no worker was asked"), "{behind}");
+    assert!(behind.contains("what touched it is not told: no worker answers on"), "{behind}");
     shop.rig.postgres.kill();
     shop.cli.says(&["explain", "product:7"], 0, &["Postgres cannot be asked", "renamed"]);
 }

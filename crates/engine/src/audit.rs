@@ -379,7 +379,7 @@ async fn absent_keys(
 pub async fn fix(context: &Context, dataset: &Dataset, found: &Comparison) -> Result<u64, EngineError> {
     let wrong = found.stale.iter().chain(&found.extra).chain(&found.missing).chain(&found.undecodable);
     let keys: Keys = wrong.filter_map(|key| Some((key.clone(), dataset.read_key(key)?))).collect();
-    let because = LoadOptions::because(Cause::Change);
+    let because = LoadOptions::because(Cause::Audit);
     let report = load(context, dataset, &keys, because, &mut Job::uncounted()).await?;
     Ok(report.stored + report.gone + report.invalidated)
 }

@@ -244,7 +244,7 @@ async fn coverage_for(context: &Context, changes: &[Change]) -> Result<Arc<Cover
 }
 
 async fn store(context: &Context, dataset: &Dataset, part: &[(String, KeyValues)], written: &mut Written) {
-    let options = LoadOptions { keeps_values: true, ..LoadOptions::because(Cause::Change) };
+    let options = LoadOptions { keeps_values: true, ..LoadOptions::because(Cause::Write) };
     let store = || async { load(context, dataset, part, options, &mut Job::uncounted()).await };
     let loaded = match with_current_epoch(context, store).await {
         Ok(report) => {

@@ -32,6 +32,10 @@ pub type Keys = Vec<(String, KeyValues)>;
 pub enum Cause {
     /// The source changed: an entry that cannot be stored must go.
     Change,
+    /// A write through the worker or the library: likewise.
+    Write,
+    /// The audit found it wrong: likewise.
+    Audit,
     /// A pending revalidation: likewise.
     Revalidation,
     /// Ahead of expiry: a valid entry may stay.
@@ -48,6 +52,8 @@ impl Cause {
     pub fn label(self) -> &'static str {
         match self {
             Self::Change => "change",
+            Self::Write => "write",
+            Self::Audit => "audit",
             Self::Revalidation => "revalidation",
             Self::Refresh => "refresh",
             Self::Miss => "miss",
@@ -57,7 +63,7 @@ impl Cause {
 
     /// Whether the old value may not stay when the new one cannot be stored.
     pub(super) fn must_go(self) -> bool {
-        matches!(self, Self::Change | Self::Revalidation)
+        matches!(self, Self::Change | Self::Write | Self::Audit | Self::Revalidation)
     }
 }
 
