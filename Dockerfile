@@ -3,7 +3,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev &
 WORKDIR /build
 # The whole workspace: cargo reads the manifest of every member.
 COPY . .
-RUN cargo build --release --locked --bin cachekeeper
+RUN cargo build --release --locked --features otlp --bin cachekeeper
 
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*

@@ -42,6 +42,7 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p cachekeeper-client --no-default-features -- -D warnings
+	$(CARGO) clippy --locked --features otlp -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	@$(MAKE) --no-print-directory deny
 

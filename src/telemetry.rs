@@ -1,6 +1,7 @@
 //! Log lines on standard error. A line that cannot be written is lost and counted; nobody waits for one.
 
 mod lines;
+mod traces;
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -8,7 +9,9 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tracing::{error, info};
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, registry, reload};
 
 use cachekeeper_config::{Log, LogFormat};
 use cachekeeper_engine::log_limit;
@@ -37,23 +40,23 @@ pub fn start(log: &Log) -> Result<(), String> {
     let filter = understood(&log.level)?;
     note_level(&log.level);
     let is_terminal = std::io::stderr().is_terminal();
-    // Else the subscriber prints its own trouble to standard error, and panics where that fails.
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| &LINES).log_internal_errors(false);
     let is_pretty = match log.format {
         LogFormat::Auto => is_terminal,
         LogFormat::Pretty => true,
         LogFormat::Json => false,
     };
-    let started = if is_pretty {
-        let builder = builder.with_ansi(is_terminal).with_target(false).with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.try_init().map(|()| drop(SET_LEVEL.set(Box::new(move |filter| handle.reload(filter)))))
+    let (filter, handle) = reload::Layer::new(filter);
+    // Else the subscriber prints its own trouble to standard error, and panics where that fails.
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| &LINES).log_internal_errors(false);
+    let lines = if is_pretty {
+        lines.with_ansi(is_terminal).with_target(false).boxed()
     } else {
-        let builder = builder.json().flatten_event(true).with_current_span(false).with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.try_init().map(|()| drop(SET_LEVEL.set(Box::new(move |filter| handle.reload(filter)))))
+        lines.json().flatten_event(true).with_current_span(false).boxed()
     };
+    let started = registry().with(lines.with_filter(filter)).with(traces::layer()?).try_init();
+    if started.is_ok() {
+        drop(SET_LEVEL.set(Box::new(move |filter| handle.reload(filter))));
+    }
     // A second start in one process (tests, the demo) keeps the first.
     if started.is_err() {
         return Ok(());
@@ -104,6 +107,11 @@ pub fn log_panics() {
             flush();
         }
     }));
+}
+
+/// Sends the traces that are left, at the end of the process.
+pub fn end() {
+    traces::end();
 }
 
 /// Waits until every line is written that was said before, within a limit.

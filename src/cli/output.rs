@@ -140,6 +140,7 @@ impl Output {
     /// seen enough.
     #[must_use]
     pub fn end(&self, exit: Exit) -> Exit {
+        telemetry::end();
         telemetry::flush();
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner).take();
         match broken {

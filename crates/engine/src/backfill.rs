@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, instrument};
 
 use super::catalog::Dataset;
 use super::context::Context;
@@ -87,6 +87,7 @@ pub(crate) struct Whole<'a> {
 }
 
 /// The same as a part of another job. (One with a limit is always a job of its own.)
+#[instrument(level = "debug", name = "backfill", skip_all, fields(dataset = dataset.name()))]
 pub(crate) async fn backfill_for(
     context: &Context,
     dataset: &Dataset,

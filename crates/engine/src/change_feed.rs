@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::field::Empty;
+use tracing::{Span, debug, instrument, warn};
 
 use super::context::Context;
 use super::coverage::Captures;
@@ -280,6 +281,7 @@ impl FeedConsumer {
         Ok(None)
     }
 
+    #[instrument(level = "debug", name = "changes", skip_all, fields(changes = Empty))]
     async fn apply(
         &mut self,
         position: FeedPosition,
@@ -308,6 +310,7 @@ impl FeedConsumer {
             self.verification.require_coverage();
         }
         let (changes, times) = (gatherer.changes, gatherer.times);
+        Span::current().record("changes", changes);
         // Before the cursor moves past what could not be loaded.
         batch.loads.record((&batch.epoch, &batch.poll.incarnation), &mut batch.job).await?;
         let count = batch.job.count;

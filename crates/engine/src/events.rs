@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tracing::{debug, warn};
+use tracing::{debug, instrument, warn};
 
 use super::context::Context;
 use super::epoch::with_current_epoch;
@@ -30,6 +30,7 @@ const STAMP_WITHIN: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// [`EngineError`]; the batch must be applied again.
+#[instrument(level = "debug", name = "events", skip_all, fields(source, events = batch.len()))]
 pub async fn apply(context: &Context, source: &str, batch: &[Event]) -> Result<Vec<String>, EngineError> {
     let mut merged = Merged::of(context, batch);
     merged.leave_out(context).await?;

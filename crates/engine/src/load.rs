@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{instrument, warn};
 
 use self::store::BatchOfLoad;
 pub use self::store::{Cause, Job, Keys, LoadOptions, LoadReport, LoadedValues, Storing};
@@ -49,6 +49,7 @@ pub(super) const BATCH_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// [`EngineError`] if nothing more could be done; what was done until then stays done.
+#[instrument(level = "debug", skip_all, fields(dataset = dataset.name(), keys = keys.len(), cause = options.cause.label()))]
 pub async fn load(
     context: &Context,
     dataset: &Dataset,

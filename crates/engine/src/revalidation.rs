@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, instrument};
 
 use super::backfill::{BackfillOptions, KEYS_MAX, Progress, StoredKeys, Whole, backfill_for};
 use super::catalog::Dataset;
@@ -53,6 +53,7 @@ const NOTE_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// [`EngineError`]; it stays pending until a scan is whole.
+#[instrument(level = "debug", name = "revalidation", skip_all, fields(dataset = dataset.name()))]
 pub async fn run(
     context: &Context,
     dataset: &Dataset,

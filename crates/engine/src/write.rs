@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use tracing::debug;
+use tracing::{Instrument, debug, instrument};
 
 use super::catalog::Dataset;
 use super::context::Context;
@@ -57,6 +57,7 @@ pub struct Written {
 
 /// Carries out a dataset's write statement and stores what it changed. A caller who leaves after the commit does not keep
 /// it from being stored.
+#[instrument(level = "debug", skip_all, fields(dataset))]
 pub async fn write(context: &Context, dataset: &str, given: &Parameters) -> Result<Written, WriteError> {
     let mut attempt = 0;
     let effects = loop {
@@ -70,7 +71,7 @@ pub async fn write(context: &Context, dataset: &str, given: &Parameters) -> Resu
     };
     let rows = effects.rows;
     let own = context.clone();
-    let settled = tokio::spawn(async move { settle(&own, effects).await }).await;
+    let settled = tokio::spawn(async move { settle(&own, effects).await }.in_current_span()).await;
     // It panicked: the write is durable, and the feed finishes it.
     Ok(settled.unwrap_or_else(|_panic| Written {
         rows,
