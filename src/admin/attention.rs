@@ -28,7 +28,7 @@ const NAMES_MAX: usize = 5;
 pub(super) struct Attention {
     /// What it is.
     what: String,
-    /// Names it although its words change, such as `refused rows: product`.
+    /// Names it although its words change, such as `rows without an entry: product`.
     subject: String,
     /// The dataset that it is about; null: not about one.
     dataset: Option<String>,
@@ -150,7 +150,7 @@ fn of_refused(history: &History, dataset: &str) -> Option<Attention> {
     let (key, reason) = (escaped(&first.key), escaped(&first.reason));
     let what = format!("dataset {dataset}: {rows} no entry; {key}: {reason}");
     let since_ms = Some(first.since_ms);
-    Some(Attention { since_ms, ..of_dataset(("refused rows", dataset), what, REFUSED) })
+    Some(Attention { since_ms, ..of_dataset(("rows without an entry", dataset), what, REFUSED) })
 }
 
 /// Redis takes nothing more.

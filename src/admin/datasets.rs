@@ -46,7 +46,7 @@ struct DatasetOverview {
     /// How many entries the last backfill that this worker knows of stored.
     last_backfill_entries: Option<i64>,
     /// How many rows have no entry, of those that this worker has met.
-    refused_rows: usize,
+    rows_without_entry: usize,
     /// Since when somebody has paused it, in Unix milliseconds.
     paused_since_ms: Option<u64>,
     /// When its schedule has a backfill run next, in Unix milliseconds; null: there is none.
@@ -95,8 +95,8 @@ struct RevalidationState {
 pub(super) struct WholeDataset {
     #[serde(flatten)]
     overview: DatasetOverview,
-    #[schemars(with = "schemas::RefusedRows")]
-    refused: RefusedRows,
+    #[schemars(with = "schemas::RowsWithoutEntry")]
+    without_entry: RefusedRows,
     #[serde(flatten)]
     made_of: MadeOf,
 }
@@ -148,7 +148,7 @@ pub(super) async fn dataset(State(shared): State<Shared>, Path(name): Path<Strin
     let history = shared.engine().history.as_ref();
     let whole = WholeDataset {
         overview: overview(&shared, dataset, &facts, metadata.as_ref()),
-        refused: history.map(|history| history.refused_rows(&name)).unwrap_or_default(),
+        without_entry: history.map(|history| history.refused_rows(&name)).unwrap_or_default(),
         made_of: made_of(&shared, dataset),
     };
     axum::Json(whole).into_response()
@@ -196,7 +196,7 @@ fn overview(
         progress: progress.map(|progress| RevalidationState { done: progress.done, total: progress.entries }),
         last_backfill_ms: backfilled.map(|backfilled| backfilled.began_ms),
         last_backfill_entries: shared.backfill_entries(name),
-        refused_rows: history.map_or(0, |history| history.count_refused(name)),
+        rows_without_entry: history.map_or(0, |history| history.count_refused(name)),
         paused_since_ms: facts.paused.get(name).copied(),
         next_run_ms: dataset
             .settings

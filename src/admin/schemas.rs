@@ -55,7 +55,7 @@ pub(super) struct EndedBackfill {
 
 /// Rows that have no entry.
 #[derive(Serialize, JsonSchema)]
-pub(super) struct RefusedRows {
+pub(super) struct RowsWithoutEntry {
     rows: Vec<RefusedRow>,
     /// Whether there are, or were, more.
     has_more: bool,

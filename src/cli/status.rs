@@ -160,14 +160,14 @@ async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> 
         (None, true) => "leader     none: no worker follows the changes".to_owned(),
         (None, false) => "leader     none is needed: the feed is off".to_owned(),
     });
-    let (tasks, refused) = match &said {
-        Some(_) => (tasks(config, lines).await, refused_rows(config, lines).await),
+    let (tasks, without_entry) = match &said {
+        Some(_) => (tasks(config, lines).await, rows_without_entry(config, lines).await),
         None => (Value::Null, Value::Null),
     };
     let ready = said.as_ref().map(|said| said.is_ready);
     let (reasons, notes) = said.map(|said| (said.reasons, said.notes)).unzip();
     Ok(
-        json!({ "leader": leader, "ready": ready, "reasons": reasons, "notes": notes, "tasks": tasks, "refused_rows": refused }),
+        json!({ "leader": leader, "ready": ready, "reasons": reasons, "notes": notes, "tasks": tasks, "rows_without_entry": without_entry }),
     )
 }
 
@@ -185,16 +185,16 @@ async fn tasks(config: &Config, lines: &mut Vec<String>) -> Value {
 }
 
 /// Datasets with rows that have no entry, as far as the worker has met them since it started; null: it does not tell.
-async fn refused_rows(config: &Config, lines: &mut Vec<String>) -> Value {
+async fn rows_without_entry(config: &Config, lines: &mut Vec<String>) -> Value {
     let Ok(now) = ask(config, "/api/v1/now").await else { return Value::Null };
     let attention = now.get("attention").and_then(Value::as_array);
     let is_of_rows = |item: &&Value| {
         let subject = item.get("subject").and_then(Value::as_str).unwrap_or_default();
-        subject.starts_with("refused rows")
+        subject.starts_with("rows without an entry")
     };
     let items = attention.into_iter().flatten().filter(is_of_rows);
     let told: Vec<&str> = items.filter_map(|item| item.get("what")?.as_str()).collect();
-    lines.extend(told.iter().map(|what| format!("refused    {what}")));
+    lines.extend(told.iter().map(|what| format!("no entry   {what}")));
     json!(told)
 }
 

@@ -166,7 +166,7 @@ async fn a_key_is_explained_in_every_state() {
     })
     .await;
     shop.explained("product:10", "absent", "division by zero").await;
-    assert_eq!(shop.get("/api/v1/datasets").await["datasets"][1]["refused_rows"], 1);
+    assert_eq!(shop.get("/api/v1/datasets").await["datasets"][1]["rows_without_entry"], 1);
     shop.rig.postgres.execute("update products set price = 1, name = 'short' where id = 10").await.unwrap();
     shop.value_contains("product:10", "short").await;
     assert_eq!(shop.get("/api/v1/datasets/product").await["refused"]["rows"], json!([]));

@@ -218,8 +218,9 @@ async fn every_path_answers_as_it_is_described() {
     wait_until("there is something to tell", async || {
         let (letters, dataset) =
             (api.get("/api/v1/dead-letters").await, api.get("/api/v1/datasets/product").await);
-        let has_all =
-            letters["count"] == 1 && dataset["refused_rows"] == 1 && dataset["backfills"][0].is_object();
+        let has_all = letters["count"] == 1
+            && dataset["rows_without_entry"] == 1
+            && dataset["backfills"][0].is_object();
         if has_all { Ok(()) } else { Err(format!("{letters} {dataset}")) }
     })
     .await;

@@ -186,13 +186,13 @@ async fn a_dataset_shows_what_it_is_made_of_and_its_refused_rows() {
     .await;
     // One row that cannot be computed.
     shop.rig.postgres.execute("update products set price = 0 where id = 5").await.unwrap();
-    page.reads(&["Refused rows (1)", "product:5", "division by zero"]).await;
+    page.reads(&["Rows without an entry (1)", "product:5", "division by zero"]).await;
     shop.until("it is counted", "/api/v1/now", |now| {
         now["totals"]["failed"].as_u64().is_some_and(|failed| 0 < failed)
     })
     .await;
     let shown = page.value("location.hash").await;
-    page.press("#refused a", "product:5").await;
+    page.press("#without-entry a", "product:5").await;
     page.reads(&["refused: ", "division by zero"]).await;
     assert_eq!(shown, json!("#/datasets/product"));
     shop.rig.postgres.execute("update products set price = 5 where id = 5").await.unwrap();
@@ -562,7 +562,7 @@ async fn no_screen_has_a_barrier_in_either_theme() {
     let mut found = Vec::new();
     for (screen, said) in SCREENS.into_iter().zip([
         "Watermark age",
-        "Refused: rows",
+        "No entry: rows",
         "division by zero",
         "category:1",
         "What",

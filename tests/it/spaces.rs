@@ -75,7 +75,7 @@ async fn loaders_answer_a_value_an_option_or_more() {
     let plain = space.get_or_load("a", || async { Ok::<_, std::io::Error>(1) }).await.unwrap();
     let option = space.get_or_load("b", || async { Ok::<_, std::io::Error>(Some(2)) }).await.unwrap();
     let none = space.get_or_load("c", || async { Ok::<Option<u32>, std::io::Error>(None) }).await.unwrap();
-    let loaded = || async { Ok::<_, std::io::Error>(Loaded::found(4).life(Duration::from_secs(5))) };
+    let loaded = || async { Ok::<_, std::io::Error>(Loaded::found(4).ttl(Duration::from_secs(5))) };
     let more = space.get_or_load("d", loaded).await.unwrap();
     assert_eq!((plain, option, none, more), (Some(1), Some(2), None, Some(4)));
 }
@@ -91,7 +91,7 @@ async fn a_life_of_its_own_is_loaded_ahead_in_its_own_last_share() {
         let counted = Arc::clone(&loads);
         let load = move || async move {
             counted.fetch_add(1, Ordering::Relaxed);
-            Ok::<_, std::io::Error>(Loaded::found(1).life(Duration::from_secs(30)))
+            Ok::<_, std::io::Error>(Loaded::found(1).ttl(Duration::from_secs(30)))
         };
         assert_eq!(space.get_or_load("a", load).await.unwrap(), Some(1));
         // Loads ahead are tasks of their own.

@@ -51,8 +51,8 @@ impl<T> Loaded<T> {
 
     /// Another lifetime than the policy's, for this value only.
     #[must_use]
-    pub fn life(mut self, life: Duration) -> Self {
-        self.life = Some(life);
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.life = Some(ttl);
         self
     }
 

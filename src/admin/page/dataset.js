@@ -45,7 +45,7 @@ function view(one) {
     el("p", { class: "lead" }, datasetWord(one.state), " ", prose(one.reason ?? datasetMeaning(one.state))),
     one.progress && bar(one.progress),
     one.backfill && el("section", { id: "backfill" }, el("h2", null, "Backfill under way"), backfill(one), el("p", null, cancel(one))),
-    refused(one),
+    withoutEntry(one),
     el("section", null,
       el("h2", null, "What it is"),
       facts(
@@ -66,17 +66,17 @@ function view(one) {
 
 const list = (tags) => (tags?.length ? tags.map((tag, at) => [at ? ", " : null, code(tag)]) : "none");
 
-function refused({ refused: given, refused_rows: number }) {
+function withoutEntry({ without_entry: given, rows_without_entry: number }) {
   const rows = given?.rows ?? [];
   if (rows.length === 0) {
-    return el("section", { id: "refused" }, el("h2", null, "Refused rows"),
+    return el("section", { id: "without-entry" }, el("h2", null, "Rows without an entry"),
       el("p", { class: "quiet" }, number ? `${count(number)}; which, is not known any more.` : "None: every row can be stored."));
   }
-  return el("section", { id: "refused" },
-    el("h2", null, `Refused rows (${count(number ?? rows.length)})`),
+  return el("section", { id: "without-entry" },
+    el("h2", null, `Rows without an entry (${count(number ?? rows.length)})`),
     el("p", null, "These rows have no entry, because they cannot be stored as they are. Mend the row or the query; the next change of it, or a backfill, tries again."),
     table({
-      label: "Refused rows",
+      label: "Rows without an entry",
       rows,
       id: ({ key }) => key,
       columns: [

@@ -61,11 +61,11 @@ function view(datasets, sizes) {
         { head: "Size", kind: "number", cell: (one) => size(one, sizes.get(one.name)) },
         { head: "Last backfill", kind: "number", cell: (one) => [one.last_backfill_ms === null ? "none yet" : ago(one.last_backfill_ms), next(one)] },
         { head: "Last 30", kind: "trend", cell: ({ backfills }) => trend(backfills) },
-        { head: "Refused", kind: "number", cell: refusedCell },
+        { head: "No entry", kind: "number", cell: withoutEntryCell },
         { head: "Action", kind: "action", cell: (one) => el("div", { class: "buttons" }, warm(one), pause(one)) },
       ],
     })),
-    el("p", { class: "quiet" }, "Age: how old an entry may be, by the watermark. Entries: as many as the last backfill stored. Size: keys and values, estimated from up to 500 entries. Last 30: how long each backfill of this worker took, the newest at the right. Refused: rows that have no entry."),
+    el("p", { class: "quiet" }, "Age: how old an entry may be, by the watermark. Entries: as many as the last backfill stored. Size: keys and values, estimated from up to 500 entries. Last 30: how long each backfill of this worker took, the newest at the right. No entry: rows that cannot be stored as they are."),
   ];
 }
 
@@ -126,8 +126,8 @@ export function bar({ done, total }) {
     el("small", null, `${count(done)} of ${count(total)} (${part} %)`));
 }
 
-function refusedCell({ name, refused_rows: refused }) {
-  return refused ? link(toDataset(name), count(refused)) : "0";
+function withoutEntryCell({ name, rows_without_entry: number }) {
+  return number ? link(toDataset(name), count(number)) : "0";
 }
 
 export function warm({ name, last_backfill_entries: last }) {

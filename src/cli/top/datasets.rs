@@ -11,7 +11,7 @@ const STATE: usize = 14;
 const ENTRIES: usize = 12;
 const AGE: usize = 10;
 const BACKFILL: usize = 13;
-const REFUSED: usize = 9;
+const WITHOUT_ENTRY: usize = 10;
 /// The shortest and the longest name.
 const NAME_MIN: usize = 13;
 const NAME_MAX: usize = 48;
@@ -33,7 +33,7 @@ pub(super) fn lines(snapshot: &Snapshot, order: Order, columns: usize, paint: Pa
         return vec![Line::raw("No dataset is configured: add one as [dataset.NAME] to the file.")];
     }
     let longest = datasets.iter().map(|dataset| Span::raw(dataset.name.as_str()).width()).max();
-    let room = columns.saturating_sub(STATE + ENTRIES + AGE + BACKFILL + REFUSED);
+    let room = columns.saturating_sub(STATE + ENTRIES + AGE + BACKFILL + WITHOUT_ENTRY);
     let name = (longest.unwrap_or_default() + 1).max(NAME_MIN).min(room.clamp(NAME_MIN, NAME_MAX));
     let mut sorted: Vec<&Dataset> = datasets.iter().collect();
     sorted.sort_by(|one, other| {
@@ -46,15 +46,15 @@ pub(super) fn lines(snapshot: &Snapshot, order: Order, columns: usize, paint: Pa
     let head = [
         fit("Dataset", name),
         fit("  State", STATE),
-        fit_right("Entries", ENTRIES),
-        fit_right("Age", AGE),
-        fit_right("Backfill", BACKFILL),
-        fit_right("Refused", REFUSED),
+        column("Entries", ENTRIES),
+        column("Age", AGE),
+        column("Backfill", BACKFILL),
+        column("No entry", WITHOUT_ENTRY),
     ];
     let mut lines = vec![Line::styled(head.concat(), paint.head())];
     lines.extend(sorted.into_iter().flat_map(|dataset| about(dataset, snapshot, (name, columns), paint)));
     lines.push(Line::default());
-    let text = "Entries: as many as the last backfill stored. Age: how old an entry is at most. Backfill: how long ago the last one began.";
+    let text = "Entries: as many as the last backfill stored. Age: how old an entry is at most. Backfill: how long ago the last one began. No entry: rows that cannot be stored as they are.";
     lines.extend(wrapped("", text, columns, paint.quiet()));
     lines
 }
@@ -73,13 +73,13 @@ fn about(
     let backfill =
         dataset.last_backfill_ms.map(|began| format!("{} ago", span(snapshot.at_ms.saturating_sub(began))));
     let rest = [
-        fit_right(&dataset.last_backfill_entries.map_or("-".to_owned(), count), ENTRIES),
-        fit_right(&age.map_or("-".to_owned(), span), AGE),
-        fit_right(backfill.as_deref().unwrap_or("-"), BACKFILL),
-        fit_right(&count(dataset.refused_rows), REFUSED),
+        column(&dataset.last_backfill_entries.map_or("-".to_owned(), count), ENTRIES),
+        column(&age.map_or("-".to_owned(), span), AGE),
+        column(backfill.as_deref().unwrap_or("-"), BACKFILL),
+        column(&count(dataset.rows_without_entry), WITHOUT_ENTRY),
     ];
     let mut lines = vec![Line::from(vec![
-        Span::raw(fit(&dataset.name, name)),
+        Span::raw(fit(&dataset.name, name - 1) + " "),
         Span::styled(fit(&state, STATE), paint.mood(mood)),
         Span::raw(rest.concat()),
     ])];
@@ -90,6 +90,11 @@ fn about(
         Line::raw(format!("    {} of {} ({percent} %)", count(progress.done), count(progress.total)))
     }));
     lines
+}
+
+/// A number at the right of its column, with a blank before it however long it is.
+fn column(text: &str, columns: usize) -> String {
+    format!(" {}", fit_right(text, columns - 1))
 }
 
 fn has_age(state: &str) -> bool {

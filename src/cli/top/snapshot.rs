@@ -63,7 +63,7 @@ pub(super) struct Dataset {
     pub progress: Option<Progress>,
     pub last_backfill_ms: Option<u64>,
     pub last_backfill_entries: Option<u64>,
-    pub refused_rows: u64,
+    pub rows_without_entry: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

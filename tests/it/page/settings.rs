@@ -173,7 +173,7 @@ async fn refused_rows_last_failures_leases_and_what_was_lost_are_told() {
     cli.says(
         &["status"],
         0,
-        &["refused    dataset product: 1 row has no entry; product:5: ", "division by zero"],
+        &["no entry   dataset product: 1 row has no entry; product:5: ", "division by zero"],
     );
     pictures(&page, "now").await;
 
