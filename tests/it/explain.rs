@@ -162,14 +162,14 @@ async fn a_key_is_explained_in_every_state() {
     shop.rig.postgres.execute("update products set price = 0 where id = 10").await.unwrap();
     wait_until("the row is refused", async || {
         let dataset = shop.get("/api/v1/datasets/product").await;
-        if dataset["refused"]["rows"][0]["key"] == "product:10" { Ok(()) } else { Err(dataset.to_string()) }
+        if dataset["without_entry"]["rows"][0]["key"] == "product:10" { Ok(()) } else { Err(dataset.to_string()) }
     })
     .await;
     shop.explained("product:10", "absent", "division by zero").await;
     assert_eq!(shop.get("/api/v1/datasets").await["datasets"][1]["rows_without_entry"], 1);
     shop.rig.postgres.execute("update products set price = 1, name = 'short' where id = 10").await.unwrap();
     shop.value_contains("product:10", "short").await;
-    assert_eq!(shop.get("/api/v1/datasets/product").await["refused"]["rows"], json!([]));
+    assert_eq!(shop.get("/api/v1/datasets/product").await["without_entry"]["rows"], json!([]));
     // Nobody follows the changes.
     shop.worker.take().unwrap().stop().await;
     shop.rig.postgres.execute("update products set name = 'unseen' where id = 11").await.unwrap();
