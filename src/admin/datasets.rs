@@ -19,7 +19,7 @@ use crate::actors::clock::now_ms;
 use crate::actors::health::Facts;
 use crate::actors::inbox::Since;
 use crate::schedule::next_fire;
-use cachekeeper_config::{Format, Rows, Scope};
+use cachekeeper_config::{Rows, Scope};
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::history::{EndedBackfill, RefusedRows};
 use cachekeeper_engine::stores::redis::Metadata;
@@ -295,17 +295,12 @@ fn made_of(shared: &Shared, dataset: &Dataset) -> MadeOf {
     let origin = |setting| origin_of_dataset(source, dataset.name(), setting);
     let settings = &dataset.settings;
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let format = match settings.format {
-        Format::MessagePack { .. } => "msgpack",
-        Format::Json { .. } => "json",
-        Format::Raw { .. } => "raw",
-    };
     let warm = settings.warm.as_ref();
     MadeOf {
         query: settings.query.clone(),
         tags: settings.tags.iter().map(ToString::to_string).collect(),
         watch: settings.watch.iter().map(|rule| rule.table.to_string()).collect(),
-        format,
+        format: settings.format.name(),
         scope: if settings.scope == Scope::All { "all" } else { "cached" },
         ttl_ms: millis(settings.ttl),
         settings: DatasetSettings {

@@ -51,6 +51,12 @@ pub const DATASETS: &str = r#"
     value = "raw"
     watch = [{ table = "t", key = { id = "id" } }]
     warm = {}
+    [dataset.fields]
+    query = "select id, name, price, data, at, raw, null::text as nothing from t"
+    key = "fields:{id}"
+    format = "hash"
+    watch = [{ table = "t", key = { id = "id" } }]
+    warm = {}
     [dataset.list]
     query = "select id % 2 as half, id, name from t"
     key = "list:{half}"
@@ -195,6 +201,7 @@ async fn values_of_every_format_are_read() {
     let no_options = || json!({});
     let _: () = client.set("stock:2:nowhere", b"\xc0").await.unwrap();
     let _: () = client.set("packed:8", b"\x81\xa2").await.unwrap();
+    let _: () = client.set("fields:8", "a string").await.unwrap();
     for mut caller in Caller::start_all(&rig.redis.url(), "test") {
         assert_eq!(caller.call("get", json!(["packed", 7]), no_options()), packed);
         for dataset in ["json", "lz4"] {
@@ -207,6 +214,23 @@ async fn values_of_every_format_are_read() {
         }
         assert_eq!(caller.call("get_key", json!(["json:7"]), no_options()), row);
         assert_eq!(caller.call("get", json!(["raw", 7]), no_options()), json!({ "hex": "00ff" }));
+        let fields = json!({
+            "id": "7", "name": "name 7 ünï", "price": "7.50", "data": "{\"n\": 7, \"list\": [1, null, \"x\"]}",
+            "at": "2026-11-24 12:00:00+00", "raw": { "hex": "00ff" },
+        });
+        assert_eq!(caller.call("get", json!(["fields", 7]), no_options()), fields, "{}", caller.name);
+        assert_eq!(caller.call("get_key", json!(["fields:7"]), no_options()), fields);
+        let many = caller.call("get_many", json!(["fields", [7, 999, 8]]), no_options());
+        assert_eq!((&many[0], &many[1], &many[2]), (&fields, &Value::Null, &Value::Null), "a string is none");
+        let token = rig.postgres.session().await.unwrap().text("select cachekeeper.token()").await.unwrap();
+        let with_token = json!({ "token": token.unwrap(), "wait": 60 });
+        assert_eq!(caller.call("get", json!(["fields", 7]), with_token.clone()), fields);
+        let reading = caller.call("read", json!(["fields", 999]), with_token);
+        assert_eq!(
+            (&reading["state"], &reading["freshness"]),
+            (&json!("missing"), &json!("fresh")),
+            "{reading}"
+        );
         let list = caller.call("get", json!(["list", 1]), no_options());
         assert_eq!(list.as_array().unwrap().len(), 10);
         assert_eq!(list[0], json!({ "half": 1, "id": 19, "name": "name 19 ünï" }));
@@ -234,7 +258,7 @@ async fn values_of_every_format_are_read() {
             "get",
             json!(["pakced", 8]),
             "UnknownDataset",
-            &["pakced", "it has: json, list, loose, lz4, packed, raw, stock"],
+            &["pakced", "it has: fields, json, list, loose, lz4, packed, raw, stock"],
         );
         refused(
             "get",

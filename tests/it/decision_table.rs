@@ -103,7 +103,7 @@ async fn by_the_scripts(
     store.fill(&old(), CounterRule::Raise, None).await.unwrap();
     store.raise(&right, stamp(case.slot), &[KEY], "").await.unwrap();
     store.raise_tags(&right, stamp(case.tag.unwrap_or_default()), "", &[TAG]).await.unwrap();
-    let (_, seen) = store.read_with_counters(&[KEY], &named(case), false).await.unwrap();
+    let (_, seen) = store.read_with_counters(&[KEY], &named(case), None).await.unwrap();
     match case.raised {
         Raised::None => {}
         Raised::Key => drop(store.invalidate_keys(&[twin(KEY)], "").await.unwrap()),

@@ -57,6 +57,7 @@ mod feed_cost;
 mod flows;
 mod full_outbox;
 mod handover;
+mod hash;
 mod in_memory;
 mod init;
 mod init_files;

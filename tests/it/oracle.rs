@@ -144,7 +144,7 @@ impl Arena {
         }
         let launch = Launch {
             program: crate::process::program(),
-            toml: DATASETS,
+            toml: DATASETS.as_str(),
             postgres_url: postgres_of_workers,
             redis_url: redis_of_workers,
             environment,
@@ -177,7 +177,7 @@ impl Arena {
     }
 
     async fn config_with(&self, postgres: &str, redis: &str) -> Config {
-        let mut config = self.rig.lock().await.config(DATASETS);
+        let mut config = self.rig.lock().await.config(DATASETS.as_str());
         config.postgres.url = Secret::new(postgres.to_owned());
         config.redis.url = Secret::new(redis.to_owned());
         config

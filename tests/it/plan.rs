@@ -46,13 +46,15 @@ async fn memory_is_estimated_within_a_tenth_of_the_truth() {
          [dataset.plain]\n{select}\nkey = \"plain:{{id}}\"\n
          [dataset.small]\nquery = \"select id, kind from items\"\nkey = \"small:{{id}}\"\nformat = \"json\"\n
          [dataset.number]\nquery = \"select id, kind from items\"\nkey = \"number:{{id}}\"\nformat = \"raw\"\nvalue = \"kind\"\n
+         [dataset.few]\nquery = \"select id, kind from items\"\nkey = \"few:{{id}}\"\nformat = \"hash\"\n
+         [dataset.fields]\n{select}\nkey = \"fields:{{id}}\"\nformat = \"hash\"\n
          [dataset.tagged]\n{select}\nkey = \"tagged:{{id}}\"\ntags = [\"kind:{{kind}}\", \"owner:{{owner}}\"]\n
          [dataset.packed]\n{select}\nkey = \"a-rather-long-beginning-of-keys:{{id}}\"\ncompression = {{ codec = \"zstd\", min_size = \"64B\" }}\n
          [dataset.lists]\nquery = \"select list, id, body from items\"\nkey = \"lists:{{list}}\"\nrows = \"many\"\n"
     );
     let cli = Cli::new(&rig, &datasets);
     let mut client = rig.client().await;
-    for name in ["plain", "small", "number", "tagged", "packed", "lists"] {
+    for name in ["plain", "small", "number", "few", "fields", "tagged", "packed", "lists"] {
         // The tables of the namespace are there, and no table of the server grows from what was before.
         let _: () = redis::cmd("FLUSHALL").query_async(&mut client).await.unwrap();
         cli.says(&["warm", "none"], 0, &[]);

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use cachekeeper::app::Worker;
+use cachekeeper_protocol::entry::Shape;
 use serde_json::{Value, json};
 
 use crate::support::{Rig, wait_until};
@@ -115,7 +116,7 @@ async fn python_and_node_read_every_value_and_their_events_are_applied() {
             rig.postgres.execute(&format!("update t set name = '{name}' where id = 9")).await.unwrap();
             call(&command, &[&url, "publish", kind, "json:9"]);
             wait_until(&format!("the event of {name} is applied"), || async {
-                let read = worker.context.redis.read(&["json:9"]).await.unwrap();
+                let read = worker.context.redis.read(&["json:9"], Shape::String).await.unwrap();
                 let value = String::from_utf8(read[0].0.clone().unwrap_or_default()).unwrap();
                 if value.contains(&name) { Ok(()) } else { Err(value) }
             })

@@ -4,6 +4,7 @@
 use cachekeeper_engine::audit::{Comparison, Extent, compare};
 use cachekeeper_engine::backfill::{BackfillOptions, backfill};
 use cachekeeper_engine::context::Context;
+use cachekeeper_protocol::entry::Shape;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
@@ -99,6 +100,6 @@ async fn whoever_asks_by_hand_leaves_no_trace() {
         println!("needs Redis 7.2 or newer");
     }
     // What the same connection reads for an application is a use.
-    context.redis.read(&["t:4"]).await.unwrap();
+    context.redis.read(&["t:4"], Shape::String).await.unwrap();
     assert!(idle(&rig, "t:4").await < AGED);
 }

@@ -240,15 +240,29 @@ export class Cache {
     }
   }
 
-  // One MGET; with a token the watermark comes first.
+  // One round trip; with a token the watermark comes first. All keys are of one dataset.
   async #readPage(page, token) {
     const keys = page.map(({ key }) => key);
     if (token !== undefined) keys.unshift(watermarkKey(this.namespace));
-    const values = await this.#ask("read entries", "reader", () => this.client.mgetBuffer(keys));
+    const isHash = page[0]?.of.format === "hash";
+    const read = isHash ? () => this.#readHashes(keys, token) : () => this.client.mgetBuffer(keys);
+    const values = await this.#ask("read entries", "reader", read);
     const watermark = token === undefined ? undefined : values.shift();
     const nowMs = Date.now();
     const verdict = (of) => (token === undefined ? undefined : judge(watermark, token, of.name, nowMs));
     return page.map(({ of, key }, at) => readingOf(of, key, values[at], verdict(of), this.#options));
+  }
+
+  // A key of another type holds no entry: the dataset's format changes, or somebody else wrote there.
+  async #readHashes(keys, token) {
+    const pipeline = token === undefined ? this.client.pipeline() : this.client.multi();
+    keys.forEach((key, at) => (token !== undefined && at === 0 ? pipeline.getBuffer(key) : pipeline.hgetallBuffer(key)));
+    const replies = await pipeline.exec();
+    return replies.map(([error, reply], at) => {
+      if (error && !error.message.startsWith("WRONGTYPE")) throw error;
+      if (token !== undefined && at === 0) return reply;
+      return error || Object.keys(reply).length === 0 ? null : reply;
+    });
   }
 
   async #ask(what, kind, command) {

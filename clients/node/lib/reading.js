@@ -1,9 +1,9 @@
 // What a read found, and how fresh it is.
 
 import { parseSnapshot } from "./tokens.js";
-import { decodeValue } from "./values.js";
+import { decodeHash, decodeValue } from "./values.js";
 
-// Keys of one MGET.
+// Keys of one round trip.
 export const KEYS_MAX = 1_000;
 // Milliseconds between two looks at the watermark.
 export const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [2, 100];
@@ -11,7 +11,9 @@ export const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [2, 100];
 // Decodes what stood under a key.
 export function readingOf(dataset, key, bytes, verdict, options) {
   let [state, value] = ["missing", undefined];
-  if (bytes !== null) {
+  if (bytes !== null && dataset.format === "hash") {
+    [state, value] = ["hit", decodeHash(bytes)];
+  } else if (bytes !== null) {
     value = decodeValue(bytes, dataset.format, key, options);
     state = value === null ? "negative" : "hit";
   }

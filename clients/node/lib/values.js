@@ -32,6 +32,23 @@ export function decodeValue(value, format, key, { valueBytesMax = VALUE_BYTES_MA
   }
 }
 
+const TEXT = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+// The fields of a hash as texts; a value that is no text stays what it is: bytes.
+export function decodeHash(fields) {
+  const decoded = {};
+  for (const [name, value] of Object.entries(fields)) {
+    let text;
+    try {
+      text = TEXT.decode(value);
+    } catch {
+      text = value;
+    }
+    Object.defineProperty(decoded, name, { value: text, enumerable: true, configurable: true, writable: true });
+  }
+  return decoded;
+}
+
 function decompress(value, limit) {
   const magic = value.length < 4 ? 0 : value.readUInt32LE(0);
   if (magic === ZSTD_MAGIC) return decompressZstd(value, limit);

@@ -8,7 +8,7 @@ use cachekeeper_engine::stores::redis::{
     Answer, BatchCommand, BatchReply, CacheError, CounterRule, Precondition, Redis, ValueAndLife,
 };
 use cachekeeper_protocol::counters::InvalidationCounters;
-use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::entry::{EntryBatch, Shape};
 use cachekeeper_protocol::stamp::Stamp;
 
 /// Where the entries are. Each operation means the same in both.
@@ -31,9 +31,9 @@ impl Backend {
         }
     }
 
-    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
+    pub async fn get(&self, key: &str, shape: Shape) -> Result<Option<Vec<u8>>, CacheError> {
         match self {
-            Self::Redis(redis) => redis.get(key).await,
+            Self::Redis(redis) => redis.get(key, shape).await,
             Self::Memory(memory) => Ok(memory.entries().look(key).0),
         }
     }
@@ -73,9 +73,13 @@ impl Backend {
         }
     }
 
-    pub async fn get_many(&self, keys: &[impl AsRef<str>]) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
+    pub async fn get_many(
+        &self,
+        keys: &[impl AsRef<str>],
+        shape: Shape,
+    ) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
         match self {
-            Self::Redis(redis) => redis.get_many(keys).await,
+            Self::Redis(redis) => redis.get_many(keys, shape).await,
             Self::Memory(memory) => {
                 let mut memory = memory.entries();
                 Ok(keys.iter().map(|key| memory.look(key.as_ref()).0).collect())
@@ -91,17 +95,21 @@ impl Backend {
     }
 
     /// A value with its remaining lifetime in milliseconds.
-    pub async fn look_one(&self, key: &str) -> Result<ValueAndLife, CacheError> {
+    pub async fn look_one(&self, key: &str, shape: Shape) -> Result<ValueAndLife, CacheError> {
         match self {
-            Self::Redis(redis) => redis.read_one(key).await,
+            Self::Redis(redis) => redis.read_one(key, shape).await,
             Self::Memory(memory) => Ok(memory.entries().look(key)),
         }
     }
 
     /// Values with their remaining lifetimes in milliseconds.
-    pub async fn look(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
+    pub async fn look(
+        &self,
+        keys: &[impl AsRef<str>],
+        shape: Shape,
+    ) -> Result<Vec<ValueAndLife>, CacheError> {
         match self {
-            Self::Redis(redis) => redis.read(keys).await,
+            Self::Redis(redis) => redis.read(keys, shape).await,
             Self::Memory(memory) => {
                 let mut memory = memory.entries();
                 Ok(keys.iter().map(|key| memory.look(key.as_ref())).collect())
@@ -110,9 +118,14 @@ impl Backend {
     }
 
     /// The same for one key, on the server with this mark; none: another one has answered.
-    pub async fn look_marked(&self, key: &str, mark: &str) -> Result<Option<ValueAndLife>, CacheError> {
+    pub async fn look_marked(
+        &self,
+        key: &str,
+        mark: &str,
+        shape: Shape,
+    ) -> Result<Option<ValueAndLife>, CacheError> {
         match self {
-            Self::Redis(redis) => redis.read_marked(key, mark).await,
+            Self::Redis(redis) => redis.read_marked(key, mark, shape).await,
             Self::Memory(_) => Ok(None),
         }
     }
@@ -121,10 +134,10 @@ impl Backend {
         &self,
         keys: &[impl AsRef<str>],
         tags: &[String],
-        has_stamps: bool,
+        of_dataset: Option<Shape>,
     ) -> Result<(Vec<ValueAndLife>, InvalidationCounters), CacheError> {
         match self {
-            Self::Redis(redis) => redis.read_with_counters(keys, tags, has_stamps).await,
+            Self::Redis(redis) => redis.read_with_counters(keys, tags, of_dataset).await,
             Self::Memory(memory) => {
                 let mut memory = memory.entries();
                 let counters = memory.counters(keys, tags);
@@ -207,7 +220,7 @@ impl Backend {
         };
         let mut memory = memory.entries();
         let run = |command: &BatchCommand| match command {
-            BatchCommand::Get(key) => BatchReply::Value(memory.look(key).0),
+            BatchCommand::Get(key, _) => BatchReply::Value(memory.look(key).0),
             BatchCommand::Exists(key) => BatchReply::Flag(memory.look(key).0.is_some()),
             BatchCommand::Delete(key) => BatchReply::Flag(0 < memory.invalidate_keys(&[key])),
             BatchCommand::Set(key, value, life) => {

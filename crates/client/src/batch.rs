@@ -12,6 +12,7 @@ use super::error::ClientError;
 use super::key_class::ReadOutcome;
 use super::policy::Lifetime;
 use cachekeeper_engine::stores::redis::{BatchCommand, BatchReply};
+use cachekeeper_protocol::entry::Shape;
 
 /// Tells the handles of one batch from those of another.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -74,7 +75,8 @@ impl Batch {
     /// [`ClientError::Key`].
     pub fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<Handle<T>, ClientError> {
         check_key(key)?;
-        Ok(self.push(BatchCommand::Get(key.to_owned())))
+        // How it is read is told by its dataset, as that is known when the batch is sent.
+        Ok(self.push(BatchCommand::Get(key.to_owned(), Shape::String)))
     }
 
     /// Queues a question whether a key exists.
@@ -126,9 +128,14 @@ impl Batch {
     /// # Errors
     /// [`ClientError`]; [`ClientError::Refused`] means that none was carried out.
     pub async fn run(self) -> Result<Results, ClientError> {
-        let Self { cache, number, commands } = self;
+        let Self { cache, number, mut commands } = self;
         let core = &cache.core;
         core.source.learn_types().await;
+        for command in &mut commands {
+            if let BatchCommand::Get(key, shape) = command {
+                *shape = core.class_of(key).shape;
+            }
+        }
         let written: Vec<&str> =
             commands.iter().filter(|command| command.is_write()).map(BatchCommand::key).collect();
         core.leave(&written);
@@ -183,7 +190,7 @@ impl Results {
             class.count(ReadOutcome::Miss);
             return Ok(None);
         };
-        match class.codec.decode(bytes) {
+        match class.decode(bytes) {
             Ok(value) => {
                 class.count(ReadOutcome::Hit);
                 Ok(Some(value))

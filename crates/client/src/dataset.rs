@@ -284,7 +284,7 @@ impl DatasetCache {
         let class = &self.class;
         let Some(bytes) = bytes.filter(|bytes| **bytes != *class.codec.null()) else { return Ok(None) };
         // The worker's bytes are what the configuration says: loading again would bring the same.
-        let decoded = class.codec.decode(&bytes).map(Some);
+        let decoded = class.decode(&bytes).map(Some);
         decoded.map_err(|reason| ClientError::Decode { key: key.to_owned(), reason })
     }
 

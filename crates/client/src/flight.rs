@@ -20,6 +20,7 @@ use super::keys_until::KeysUntil;
 use super::policy::Policy;
 use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, LeaseGrant, Redis};
 use cachekeeper_protocol::counters::InvalidationCounters;
+use cachekeeper_protocol::entry::Shape;
 
 /// A value as all who wait share it.
 pub(super) type Bytes = Arc<[u8]>;
@@ -336,7 +337,7 @@ async fn take_free(
         }
         // All or none are given: ask for those that nobody holds.
         let keys: Vec<String> = of_wanted.iter().map(|name| redis.keys().lock(name)).collect();
-        let holders = redis.read(&keys).await?;
+        let holders = redis.read(&keys, Shape::String).await?;
         let free = wanted.into_iter().zip(holders).filter(|(_, (holder, _))| holder.is_none());
         wanted = free.map(|(at, _)| at).collect();
     }

@@ -134,6 +134,7 @@ impl Cache {
     {
         self.core.source.learn_types().await;
         let class = self.core.class_of(key);
+        self.core.check_no_hash(key, &class)?;
         let (mut loader, mut shared) = (Some(loader), None);
         let both = || {
             let once = Arc::new(Mutex::new(loader.take()));
@@ -143,7 +144,7 @@ impl Cache {
         let obtained = self.core.obtain_one((key, &class), policy, both).await?;
         let Some(bytes) = obtained.value? else { return Ok(None) };
         let undecodable = |reason| ClientError::Decode { key: key.to_owned(), reason };
-        let reason = match class.codec.decode_or_null(&bytes) {
+        let reason = match class.decode_or_null(&bytes) {
             Ok(value) => return Ok(value),
             Err(reason) => reason,
         };
@@ -159,7 +160,7 @@ impl Cache {
         let loader = self.core.one_loader::<T, L, F, U, E>(key, policy, once);
         let mut obtained = self.core.obtain_many(&forced, &loader).await;
         let bytes = obtained.pop().map_or(Ok(None), |one| one.value)?;
-        let value = bytes.map(|bytes| class.codec.decode_or_null(&bytes)).transpose().map_err(undecodable)?;
+        let value = bytes.map(|bytes| class.decode_or_null(&bytes)).transpose().map_err(undecodable)?;
         Ok(value.flatten())
     }
 
@@ -189,6 +190,9 @@ impl Cache {
         let keys: Vec<Arc<str>> = ids.iter().map(|id| key_of(id).into()).collect();
         keys.iter().try_for_each(|key| check_key(key))?;
         self.core.source.learn_types().await;
+        if self.core.classes.has_hashes {
+            keys.iter().try_for_each(|key| self.core.check_no_hash(key, &self.core.class_of(key)))?;
+        }
         let all = request(keys.clone(), policy);
         let loader = self.core.many_loader(ids.clone(), keys.clone(), policy.clone(), loader);
         let obtained = self.core.obtain_many(&all, &loader).await;
@@ -258,7 +262,7 @@ where
 impl Core {
     fn decode<T: DeserializeOwned>(&self, key: &str, value: LoadedBytes) -> Result<Option<T>, ClientError> {
         let Some(bytes) = value? else { return Ok(None) };
-        let decoded = self.class_of(key).codec.decode_or_null(&bytes);
+        let decoded = self.class_of(key).decode_or_null(&bytes);
         decoded.map_err(|reason| ClientError::Decode { key: key.to_owned(), reason })
     }
 

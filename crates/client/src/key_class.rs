@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
+use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use super::codec::Codec;
+use super::hash_value;
 use cachekeeper_engine::log_limit;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetCause, ByDatasetOutcome, Metrics};
+use cachekeeper_protocol::entry::Shape;
 
 /// The label of keys that belong to no dataset.
 const NO_DATASET: &str = "none";
@@ -62,6 +65,8 @@ const LOADS: [(LoadOutcome, &str); 5] = [
 pub(super) struct KeyClass {
     pub label: String,
     pub codec: Codec,
+    /// As what its entries stand in Redis.
+    pub shape: Shape,
     reads: [Counter; READS.len()],
     read_seconds: Histogram,
     loads: [Counter; LOADS.len()],
@@ -83,6 +88,7 @@ impl KeyClass {
         Self {
             label: label.to_owned(),
             codec,
+            shape: Shape::String,
             reads: READS.map(read),
             read_seconds: metrics.client.read_seconds.get_or_create(&dataset).clone(),
             loads: LOADS.map(load),
@@ -90,6 +96,25 @@ impl KeyClass {
             stored: metrics.stored.get_or_create(&fills).clone(),
             refused: metrics.refused.get_or_create(&fills).clone(),
             slow: metrics.client.slow.get_or_create(&dataset).clone(),
+        }
+    }
+
+    /// The value of these bytes.
+    ///
+    /// # Errors
+    /// Why they are not a value of this type.
+    pub fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, String> {
+        match self.shape {
+            Shape::String => self.codec.decode(bytes),
+            Shape::Hash => hash_value::decode(bytes),
+        }
+    }
+
+    /// The same; none for an explicit null, unless the type has a value that is written so. A hash is none.
+    pub fn decode_or_null<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<Option<T>, String> {
+        match self.shape {
+            Shape::String => self.codec.decode_or_null(bytes),
+            Shape::Hash => hash_value::decode(bytes).map(Some),
         }
     }
 
@@ -142,17 +167,26 @@ pub(super) struct KeyClasses {
     pub datasets: Vec<Arc<KeyClass>>,
     /// The application's own keys in no space.
     pub own: Arc<KeyClass>,
+    /// Whether any dataset's entries are hashes.
+    pub has_hashes: bool,
     has_spaces: AtomicBool,
     /// Those in spaces, by what the keys begin with; the longest first.
     spaces: RwLock<Vec<(String, Arc<KeyClass>)>>,
 }
 
 impl KeyClasses {
-    /// The classes of these datasets, each with its name and codec, and of the application's own keys.
-    pub fn new(datasets: impl Iterator<Item = (String, Codec)>, own: Codec, metrics: &Metrics) -> Self {
-        let datasets = datasets.map(|(name, codec)| Arc::new(KeyClass::new(&name, codec, metrics))).collect();
+    /// The classes of these datasets, each with its name and how its entries are read, and of the application's own keys.
+    pub fn new(
+        datasets: impl Iterator<Item = (String, Codec, Shape)>,
+        own: Codec,
+        metrics: &Metrics,
+    ) -> Self {
+        let datasets: Vec<_> = datasets
+            .map(|(name, codec, shape)| Arc::new(KeyClass { shape, ..KeyClass::new(&name, codec, metrics) }))
+            .collect();
         let own = Arc::new(KeyClass::new(NO_DATASET, own, metrics));
-        Self { datasets, own, has_spaces: AtomicBool::new(false), spaces: RwLock::default() }
+        let has_hashes = datasets.iter().any(|class| class.shape == Shape::Hash);
+        Self { datasets, own, has_hashes, has_spaces: AtomicBool::new(false), spaces: RwLock::default() }
     }
 
     /// The class of the application's own key.

@@ -40,6 +40,7 @@ mod error;
 mod events;
 mod flight;
 mod get_or_load;
+mod hash_value;
 mod in_memory;
 mod key_class;
 mod keys_until;

@@ -8,7 +8,7 @@ use super::error::ClientError;
 use cachekeeper_engine::metrics::Metrics;
 use cachekeeper_engine::stores::redis::CacheError;
 use cachekeeper_protocol::counters::InvalidationCounters;
-use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::entry::{EntryBatch, Shape};
 
 /// No datasets.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Source {
         None
     }
 
-    pub fn codecs(&self, _own: Codec) -> impl Iterator<Item = (String, Codec)> {
+    pub fn codecs(&self, _own: Codec) -> impl Iterator<Item = (String, Codec, Shape)> {
         std::iter::empty()
     }
 

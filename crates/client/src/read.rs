@@ -13,6 +13,7 @@ use super::key_class::{KeyClass, ReadOutcome};
 use super::policy::{Age, Policy, Sliding};
 use cachekeeper_engine::stores::redis::{CacheError, ValueAndLife};
 use cachekeeper_protocol::counters::InvalidationCounters;
+use cachekeeper_protocol::entry::Shape;
 
 /// What a read found.
 #[derive(Debug, Clone)]
@@ -53,14 +54,17 @@ impl Cache {
 
     /// As [`Self::get`], and tells a miss from a known absence.
     pub async fn read<T: DeserializeOwned>(&self, key: &str) -> Read<T> {
-        self.core.read(key, self.core.backend.get(key)).await
+        self.core.read(key, |shape| self.core.backend.get(key, shape)).await
     }
 
-    /// The value's bytes as they stand in Redis.
+    /// The value's bytes as they stand in Redis. Of a dataset with `format = "hash"`: a MessagePack list of the names and values of the
+    /// fields in turn, in the order of the names.
     pub async fn get_bytes(&self, key: &str) -> Result<Option<Vec<u8>>, ClientError> {
         check_key(key)?;
+        self.core.source.learn_types().await;
+        let shape = self.core.class_of(key).shape;
         let hidden = self.core.breaker.hidden(&[key]);
-        let value = self.core.ask("read an entry", self.core.backend.get(key)).await?;
+        let value = self.core.ask("read an entry", self.core.backend.get(key, shape)).await?;
         Ok(value.filter(|_| hidden.is_empty()))
     }
 
@@ -78,7 +82,8 @@ impl Cache {
     ) -> Result<Option<T>, ClientError> {
         self.core.source.learn_types().await;
         self.core.check_own(key)?;
-        self.core.read(key, self.core.backend.get_sliding(key, sliding)).await.into_result()
+        let get = |_own: Shape| self.core.backend.get_sliding(key, sliding);
+        self.core.read(key, get).await.into_result()
     }
 
     /// The values of keys, in their order, in one round trip; none for each that is missing.
@@ -90,7 +95,7 @@ impl Cache {
         self.core.source.learn_types().await;
         let began = Instant::now();
         let hidden = self.core.breaker.hidden(keys);
-        let mut values = self.core.ask("read entries", self.core.backend.get_many(keys)).await?;
+        let mut values = self.core.ask("read entries", self.core.get_mixed(keys)).await?;
         hide(&mut values, &hidden, None);
         let took = began.elapsed();
         let typed = |(key, value): (&_, Option<Vec<u8>>)| {
@@ -116,16 +121,17 @@ impl Cache {
 }
 
 impl Core {
-    async fn read<T: DeserializeOwned>(
-        &self,
-        key: &str,
-        command: impl Future<Output = Result<Option<Vec<u8>>, CacheError>>,
-    ) -> Read<T> {
+    async fn read<T, U>(&self, key: &str, command: impl FnOnce(Shape) -> U) -> Read<T>
+    where
+        T: DeserializeOwned,
+        U: Future<Output = Result<Option<Vec<u8>>, CacheError>>,
+    {
         if let Err(error) = check_key(key) {
             return Read::Unavailable(error);
         }
         self.source.learn_types().await;
         let class = self.class_of(key);
+        let command = command(class.shape);
         let span = self.span("cache.get", key, &class);
         let hidden = self.breaker.hidden(&[key]);
         let began = Instant::now();
@@ -150,6 +156,32 @@ impl Core {
     }
 }
 
+impl Core {
+    /// The values of keys of any datasets, or of none: those of each shape together.
+    async fn get_mixed(&self, keys: &[impl AsRef<str>]) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
+        if !self.classes.has_hashes {
+            return self.backend.get_many(keys, Shape::String).await;
+        }
+        let shapes: Vec<Shape> = keys.iter().map(|key| self.class_of(key.as_ref()).shape).collect();
+        let of = |wanted: Shape| -> Vec<&str> {
+            let with_shape = keys.iter().zip(&shapes).filter(|(_, shape)| **shape == wanted);
+            with_shape.map(|(key, _)| key.as_ref()).collect()
+        };
+        let (strings, hashes) = (of(Shape::String), of(Shape::Hash));
+        let read = tokio::try_join!(
+            self.backend.get_many(&strings, Shape::String),
+            self.backend.get_many(&hashes, Shape::Hash)
+        );
+        let (strings, hashes) = read?;
+        let (mut strings, mut hashes) = (strings.into_iter(), hashes.into_iter());
+        let next = |shape: &Shape| match shape {
+            Shape::String => strings.next().flatten(),
+            Shape::Hash => hashes.next().flatten(),
+        };
+        Ok(shapes.iter().map(next).collect())
+    }
+}
+
 /// What is deleted and only noted so far is missing (`Breaker::hidden`).
 pub(super) fn hide<T: Clone>(read: &mut [T], hidden: &[usize], missing: T) {
     for at in hidden {
@@ -162,7 +194,7 @@ pub(super) fn hide<T: Clone>(read: &mut [T], hidden: &[usize], missing: T) {
 /// The value of what was read.
 fn typed<T: DeserializeOwned>(class: &KeyClass, value: Option<Vec<u8>>) -> (ReadOutcome, Read<T>) {
     let Some(bytes) = value else { return (ReadOutcome::Miss, Read::Miss) };
-    match class.codec.decode(&bytes) {
+    match class.decode(&bytes) {
         Ok(value) => (ReadOutcome::Hit, Read::Hit(value)),
         Err(_) if bytes == class.codec.null() => (ReadOutcome::Negative, Read::Negative),
         Err(reason) => {
@@ -215,10 +247,10 @@ impl Core {
     pub async fn look_one(&self, key: &str, class: &KeyClass, policy: &Policy, began: Instant) -> Look {
         let hidden = self.breaker.hidden(&[key]);
         let looked = if policy.needs_age() {
-            let look = within(policy, began, self.backend.look_one(key));
+            let look = within(policy, began, self.backend.look_one(key, class.shape));
             self.ask("read an entry", look).await
         } else {
-            let get = within(policy, began, self.backend.get(key));
+            let get = within(policy, began, self.backend.get(key, class.shape));
             self.ask("read an entry", get).await.map(|value| (value, NO_END))
         };
         match looked {
@@ -237,10 +269,12 @@ impl Core {
         began: Instant,
     ) -> Vec<Look> {
         let hidden = self.breaker.hidden(keys);
+        // A hash is of no other class ([`Self::check_no_hash`]).
+        let shape = of_dataset.map(|class| class.shape).unwrap_or_default();
         let looked = if policy.needs_age() {
-            self.ask("read entries", within(policy, began, self.backend.look(keys))).await
+            self.ask("read entries", within(policy, began, self.backend.look(keys, shape))).await
         } else {
-            let get = within(policy, began, self.backend.get_many(keys));
+            let get = within(policy, began, self.backend.get_many(keys, shape));
             let values = self.ask("read entries", get).await;
             values.map(|values| values.into_iter().map(|value| (value, NO_END)).collect())
         };
@@ -263,7 +297,8 @@ impl Core {
         began: Instant,
     ) -> (Vec<Look>, Option<InvalidationCounters>) {
         let hidden = self.breaker.hidden(keys);
-        let look = self.backend.look_with_counters(keys, &policy.tags, of_dataset.is_some());
+        let shape = of_dataset.map(|class| class.shape);
+        let look = self.backend.look_with_counters(keys, &policy.tags, shape);
         let look = within(policy, began, look);
         match self.ask("read entries", look).await {
             Ok((mut looked, counters)) => {

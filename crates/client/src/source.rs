@@ -22,7 +22,7 @@ use cachekeeper_engine::stores::chain;
 use cachekeeper_engine::stores::postgres::Poll;
 use cachekeeper_engine::stores::redis::{CacheError, CounterRule, Precondition};
 use cachekeeper_protocol::counters::InvalidationCounters;
-use cachekeeper_protocol::entry::EntryBatch;
+use cachekeeper_protocol::entry::{EntryBatch, Shape};
 use cachekeeper_protocol::event::Op;
 
 /// Where the datasets' entries come from; nothing in a cache over Redis alone.
@@ -142,16 +142,18 @@ impl Source {
         self.context.as_ref().map(|context| Arc::clone(&context.metrics))
     }
 
-    /// Names and codecs of the datasets, in their order; those in memory have the application's own codec.
-    pub fn codecs(&self, own: Codec) -> impl Iterator<Item = (String, Codec)> {
-        let tables = self.tables.iter().map(move |table| (table.name.clone(), own));
+    /// Names of the datasets, in their order, with how their entries are read; those in memory have the application's own codec.
+    pub fn codecs(&self, own: Codec) -> impl Iterator<Item = (String, Codec, Shape)> {
+        let tables = self.tables.iter().map(move |table| (table.name.clone(), own, Shape::String));
         let datasets = self.context.iter().flat_map(|context| context.catalog.iter());
         let datasets = datasets.map(|dataset| {
             let format = match dataset.settings.format {
                 Format::Json { .. } => ValueFormat::Json,
-                Format::MessagePack { .. } | Format::Raw { .. } => ValueFormat::MessagePack,
+                // The fields of a hash are decoded otherwise.
+                Format::MessagePack { .. } | Format::Raw { .. } | Format::Hash => ValueFormat::MessagePack,
             };
-            (dataset.name().to_owned(), Codec { format, compression: dataset.settings.compression })
+            let codec = Codec { format, compression: dataset.settings.compression };
+            (dataset.name().to_owned(), codec, dataset.settings.format.shape())
         });
         datasets.chain(tables)
     }

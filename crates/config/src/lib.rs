@@ -52,6 +52,7 @@ pub use self::redis::{Redis, Tls, TlsIdentity};
 pub use self::redis_url::{AddressFlaw, Sentinels};
 pub use self::secret::{Password, Secret};
 use self::words::words;
+use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::glob::Glob;
 use cachekeeper_protocol::template::Template;
 
@@ -297,6 +298,30 @@ pub enum Format {
         /// Which.
         column: String,
     },
+    /// A Redis hash with a field for each column that is not null, its text as `raw` has it.
+    Hash,
+}
+
+impl Format {
+    /// Its name in the configuration, and in the directory.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::MessagePack { .. } => "msgpack",
+            Self::Json { .. } => "json",
+            Self::Raw { .. } => "raw",
+            Self::Hash => "hash",
+        }
+    }
+
+    /// As what entries stand in Redis.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        match self {
+            Self::MessagePack { .. } | Self::Json { .. } | Self::Raw { .. } => Shape::String,
+            Self::Hash => Shape::Hash,
+        }
+    }
 }
 
 words! {

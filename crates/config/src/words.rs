@@ -44,6 +44,8 @@ words! {
         Json = "json",
         /// The bytes of one column.
         Raw = "raw",
+        /// A Redis hash.
+        Hash = "hash",
     }
 }
 

@@ -250,6 +250,7 @@ async fn look_at(
     let again = if with_care { Some(expect(context, dataset, source, chunk).await?) } else { None };
     let after = again.as_ref().unwrap_or(&expected);
     let moment = Moment::of(&seen, &expected, dataset);
+    let shape = dataset.settings.format.shape();
     let judge = |key: &String, entry: &SeenEntry| {
         let is_sure = with_care && moment.is_sure_of(entry);
         let (row, again) = (expected.values.get(key), after.values.get(key));
@@ -259,7 +260,7 @@ async fn look_at(
             return Verdict::Right;
         }
         let is_the_row = |row: Option<&Vec<u8>>| row.is_some_and(|row| *row == entry.value);
-        if entry.is_string() && (is_the_row(row) || is_the_row(again)) {
+        if entry.is(shape) && (is_the_row(row) || is_the_row(again)) {
             return Verdict::Right;
         }
         let is_refused = expected.unreadable.contains_key(key) || after.unreadable.contains_key(key);
@@ -272,7 +273,7 @@ async fn look_at(
         }
         match row {
             None if is_unreadable => Verdict::Stale { is_sure },
-            Some(_) if !entry.is_string() || !is_decodable(dataset, &entry.value) => Verdict::Undecodable,
+            Some(_) if !entry.is(shape) || !is_decodable(dataset, &entry.value) => Verdict::Undecodable,
             Some(_) => Verdict::Stale { is_sure },
             None => Verdict::Extra { is_sure },
         }

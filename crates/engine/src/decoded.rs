@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::compress::decompress;
 use cachekeeper_config::Format;
+use cachekeeper_protocol::fields;
 
 /// The largest value that is decoded to be shown.
 const SHOWN_MAX: usize = 1 << 20;
@@ -20,6 +21,12 @@ const DEPTH_MAX: usize = 128;
 /// # Errors
 /// Where it cannot be decompressed, or is too large to show.
 pub fn decoded(value: &[u8], format: Option<&Format>) -> Result<Value, String> {
+    if format == Some(&Format::Hash) {
+        if SHOWN_MAX < value.len() {
+            return Err("it is larger than 1 MiB".to_owned());
+        }
+        return Ok(decode(value, format));
+    }
     let plain = decompress(value, SHOWN_MAX).map_err(|error| error.to_string())?;
     if SHOWN_MAX < plain.len() {
         return Err("it is larger than 1 MiB".to_owned());
@@ -39,6 +46,7 @@ pub async fn decoded_aside(value: Vec<u8>, format: Option<Format>) -> Result<Val
 fn decode(plain: &[u8], format: Option<&Format>) -> Value {
     match format {
         Some(Format::Raw { .. }) => as_text(plain),
+        Some(Format::Hash) => fields_of(plain).unwrap_or_else(|| as_text(plain)),
         Some(Format::Json { .. }) => serde_json::from_slice(plain).unwrap_or_else(|_other| as_text(plain)),
         Some(Format::MessagePack { .. }) => message_pack(plain).unwrap_or_else(|| as_text(plain)),
         // Text first: almost every text begins as a number of MessagePack does.
@@ -55,7 +63,18 @@ pub(crate) fn is_of(plain: &[u8], format: &Format) -> bool {
         Format::Json { .. } => serde_json::from_slice::<IgnoredAny>(plain).is_ok(),
         Format::MessagePack { .. } => message_pack::<IgnoredAny>(plain).is_some(),
         Format::Raw { .. } => true,
+        Format::Hash => fields::decode(plain).is_some(),
     }
+}
+
+/// An object of texts.
+fn fields_of(value: &[u8]) -> Option<Value> {
+    let text = |bytes: &[u8]| match as_text(bytes) {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    let fields = fields::decode(value)?;
+    Some(Value::Object(fields.into_iter().map(|(name, value)| (text(name), as_text(value))).collect()))
 }
 
 /// One value and nothing behind it.

@@ -58,11 +58,7 @@ pub(crate) fn of_service(config: &Config) -> String {
 pub(crate) fn of_dataset(dataset: &Dataset) -> String {
     let entries = Entries {
         key: dataset.key.as_str(),
-        format: match dataset.format {
-            Format::MessagePack { .. } => "msgpack",
-            Format::Json { .. } => "json",
-            Format::Raw { .. } => "raw",
-        },
+        format: dataset.format.name(),
         rows: match dataset.rows {
             Rows::One => "one",
             Rows::Many => "many",
@@ -71,8 +67,9 @@ pub(crate) fn of_dataset(dataset: &Dataset) -> String {
             Codec::Zstd => "zstd",
             Codec::Lz4 => "lz4",
         }),
-        // The bytes of a column have no null of their own.
-        negative: dataset.negative_ttl.is_some() && !matches!(dataset.format, Format::Raw { .. }),
+        // The bytes of a column have no null of their own, and neither has a hash.
+        negative: dataset.negative_ttl.is_some()
+            && !matches!(dataset.format, Format::Raw { .. } | Format::Hash),
         write: dataset.write.is_some(),
     };
     serde_json::to_string(&entries).unwrap_or_default()

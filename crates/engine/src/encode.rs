@@ -125,6 +125,7 @@ impl<'a> Encoder<'a> {
                 let has_ended = pending.ends_at_ms.is_some_and(|end| end <= now_ms());
                 let life_ms = if has_ended { 0 } else { life_ms };
                 let value = assemble(self.dataset, pending.rows, &mut pending.value, &mut self.packed);
+                batch.store_as(self.dataset.settings.format.shape());
                 let position = batch.push_until(&pending.key, value, life_ms, pending.ends_at_ms);
                 for tag in pending.tags.iter().take(pending.tag_count) {
                     batch.tag(position, tag);
@@ -317,7 +318,7 @@ fn assemble<'b>(dataset: &Dataset, rows: u32, value: &'b mut Vec<u8>, packed: &'
                 packed.extend_from_slice(value);
                 std::mem::swap(packed, value);
             }
-            Format::Raw { .. } => {}
+            Format::Raw { .. } | Format::Hash => {}
         }
     }
     match dataset.settings.compression {

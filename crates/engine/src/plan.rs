@@ -182,7 +182,7 @@ fn null_bytes(format: &Format) -> Option<usize> {
     match format {
         Format::MessagePack { .. } => Some(1),
         Format::Json { .. } => Some(4),
-        Format::Raw { .. } => None,
+        Format::Raw { .. } | Format::Hash => None,
     }
 }
 

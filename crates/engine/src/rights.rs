@@ -5,11 +5,12 @@ mod commands;
 
 use std::collections::BTreeSet;
 
-use self::commands::{LIBRARY, OPTIONAL, Of, Optional, READER, STREAMS, WORKER};
+use self::commands::{LIBRARY, OPTIONAL, Of, Optional, READER, READER_OF_HASHES, STREAMS, WORKER};
 use super::context::Context;
 use super::definitions;
 use crate::stores::redis::{CacheError, Denied, ServerFacts, dead_of};
 use cachekeeper_config::{Config, OnMiss};
+use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::keyspace::Keyspace;
 
 /// Programs that use the same Redis.
@@ -216,6 +217,10 @@ impl Needs<'_> {
         }
     }
 
+    fn has_hashes(&self) -> bool {
+        self.config.datasets.iter().any(|dataset| dataset.format.shape() == Shape::Hash)
+    }
+
     fn commands(&self, program: Program) -> BTreeSet<&'static str> {
         let has_events = self.config.invalidation.stream.is_some();
         match program {
@@ -226,10 +231,16 @@ impl Needs<'_> {
                 if self.around.facts.as_ref().is_some_and(ServerFacts::knows_no_touch) {
                     all.insert(commands::NO_TOUCH);
                 }
+                if self.has_hashes() {
+                    all.insert(commands::SIZE_OF_FIELD);
+                }
                 all
             }
             Program::Library => LIBRARY.iter().copied().chain(has_events.then_some(commands::ADD)).collect(),
-            Program::Reader => READER.iter().copied().collect(),
+            Program::Reader => {
+                let of_hashes = if self.has_hashes() { READER_OF_HASHES } else { &[] };
+                READER.iter().chain(of_hashes).copied().collect()
+            }
             Program::Publisher => ["publish CHANNEL x", commands::DIRECTORY]
                 .into_iter()
                 .chain(has_events.then_some(commands::ADD))

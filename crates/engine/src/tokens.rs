@@ -93,8 +93,9 @@ pub enum TokenRead {
 /// Reads a value together with the watermark, in one command: read one after the other, either could be of another
 /// time than the other (X13, X14).
 pub async fn get(context: &Context, key: &str, token: &Token) -> Result<TokenRead, EngineError> {
-    let (value, watermark) = context.redis.read_with_watermark(key).await?;
-    let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset.name().to_owned());
-    let is_fresh = dataset.is_some() && satisfies(watermark.as_ref(), token, dataset.as_deref());
+    let dataset = context.catalog.of_key(key).map(|(dataset, _)| dataset);
+    let shape = dataset.map(|dataset| dataset.settings.format.shape()).unwrap_or_default();
+    let (value, watermark) = context.redis.read_with_watermark(key, shape).await?;
+    let is_fresh = dataset.is_some_and(|dataset| satisfies(watermark.as_ref(), token, Some(dataset.name())));
     Ok(if is_fresh { TokenRead::Fresh(value) } else { TokenRead::Stale })
 }

@@ -6,9 +6,31 @@ use std::collections::HashMap;
 /// A lifetime that does not end.
 pub const LIFE_WITHOUT_END: u64 = u64::MAX;
 
+/// As what an entry stands in Redis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// A string: its value is the bytes of it.
+    #[default]
+    String,
+    /// A hash: its value is the names and values of its fields ([`crate::fields`]).
+    Hash,
+}
+
+impl Shape {
+    /// As Redis calls the type.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Hash => "hash",
+        }
+    }
+}
+
 /// A batch of entries that one script stores.
 #[derive(Debug, Default)]
 pub struct EntryBatch {
+    shape: Shape,
     keys: String,
     values: Vec<u8>,
     ends: Vec<End>,
@@ -88,6 +110,17 @@ impl EntryBatch {
     /// Adds the deletion of an entry whose row is gone.
     pub fn push_gone(&mut self, key: &str) -> u32 {
         self.push(key, &[], 0)
+    }
+
+    /// Says as what its entries are stored. Those of one dataset all are the same.
+    pub fn store_as(&mut self, shape: Shape) {
+        self.shape = shape;
+    }
+
+    /// As what its entries are stored; a deletion is the same for all.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// Gives the entry at this position a tag.

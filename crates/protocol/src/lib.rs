@@ -5,6 +5,7 @@
 pub mod counters;
 pub mod entry;
 pub mod event;
+pub mod fields;
 pub mod freshness;
 pub mod glob;
 pub mod keyspace;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use cachekeeper_config::Format;
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::decoded::decoded;
 use cachekeeper_engine::plan::{DatasetPlan, MemoryPlan, PathVerdict};
 use cachekeeper_engine::stores::redis::MemoryFacts;
+use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::units::show_duration;
 
 /// The longest value that is shown, in characters.
@@ -221,26 +221,23 @@ fn triggers(plan: &DatasetPlan) -> Vec<String> {
 fn example(dataset: &Dataset, plan: &DatasetPlan) -> Vec<String> {
     let Some(example) = &plan.sample.example else { return Vec::new() };
     let size = number(example.value.len() as u64);
-    let mut lines =
-        vec![format!("SET {} <{size} bytes: {}> PX {}", example.key, form(dataset), example.life_ms)];
+    let format = &dataset.settings.format;
+    let mut lines = vec![match format.shape() {
+        Shape::String => {
+            format!("SET {} <{size} bytes: {}> PX {}", example.key, format.name(), example.life_ms)
+        }
+        Shape::Hash => format!("HSET {} <{size} bytes of fields>, PEXPIRE {}", example.key, example.life_ms),
+    }];
     let tags: Vec<&str> = example.tags.iter().take(TAGS_MAX).map(String::as_str).collect();
     if !tags.is_empty() {
         lines.push(format!("tags {}", tags.join(", ")));
     }
-    let value = decoded(&example.value, Some(&dataset.settings.format)).map(|value| value.to_string());
+    let value = decoded(&example.value, Some(format)).map(|value| value.to_string());
     if let Ok(value) = value {
         let cut: String = value.chars().take(VALUE_MAX).collect();
         lines.push(if cut.len() < value.len() { format!("{cut} …") } else { cut });
     }
     lines
-}
-
-fn form(dataset: &Dataset) -> &'static str {
-    match dataset.settings.format {
-        Format::MessagePack { .. } => "msgpack",
-        Format::Json { .. } => "json",
-        Format::Raw { .. } => "raw",
-    }
 }
 
 /// What Redis has, and what it keeps for a namespace.

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::Arena;
 use super::producers::Acknowledged;
-use super::schema::SHAPES;
+use super::schema::{SHAPES, are_hashes};
 use super::verdict::is_visible;
 use crate::ledger::Ledger;
 
@@ -213,10 +213,18 @@ fn delete(id: i64) -> String {
     )
 }
 
-/// Value, watermark and epoch of one moment.
+/// Value, watermark and epoch of one moment. A hash is an object of texts.
 const READ: &str = "local epoch = redis.pcall('HGET', KEYS[3], 'epoch')
     if type(epoch) == 'table' then epoch = false end
-    return { redis.call('GET', KEYS[1]), redis.pcall('GET', KEYS[2]), epoch }";
+    local value
+    if redis.call('TYPE', KEYS[1]).ok == 'hash' then
+      local fields, object = redis.call('HGETALL', KEYS[1]), {}
+      for at = 1, #fields, 2 do object[fields[at]] = fields[at + 1] end
+      value = cjson.encode(object)
+    else
+      value = redis.call('GET', KEYS[1])
+    end
+    return { value, redis.pcall('GET', KEYS[2]), epoch }";
 
 type Reply = (Option<String>, Option<String>, Option<Vec<u8>>);
 
@@ -251,7 +259,11 @@ async fn read(arena: Arc<Arena>, mut random: StdRng, ids: Range<i64>) {
             continue;
         };
         let value: serde_json::Value = serde_json::from_str(&value).unwrap();
-        let number = |name: &str| value[name].as_i64().unwrap_or(-1);
+        assert_eq!(value["version"].is_string(), are_hashes(), "{value}");
+        let number = |name: &str| match &value[name] {
+            serde_json::Value::String(text) => text.parse().unwrap(),
+            other => other.as_i64().unwrap_or(-1),
+        };
         let shape = |name: &str| match &value[name] {
             // A label of an enum: v7.
             serde_json::Value::String(text) => text.trim_start_matches('v').parse().unwrap(),

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Arena;
 use super::load::{GROUPS, ITEMS};
+use super::schema::are_hashes;
 use crate::ledger::Told;
 
 /// Keys that each producer writes; all write the same ones, and plain SQL writes them too.
@@ -231,10 +232,17 @@ impl Link {
 
     /// The version that Redis shows, where Redis was not made to go back since that life.
     async fn version(&mut self, arena: &Arena, key: i64, life: u64) -> Option<i64> {
-        let text: Option<String> = self.run(redis::cmd("GET").arg(format!("item:{key}"))).await?;
-        let value: Value = serde_json::from_str(&text?).unwrap();
+        let key = format!("item:{key}");
+        let version = if are_hashes() {
+            let text: Option<String> = self.run(redis::cmd("HGET").arg(key).arg("version")).await?;
+            text?.parse().ok()
+        } else {
+            let text: Option<String> = self.run(redis::cmd("GET").arg(key)).await?;
+            let value: Value = serde_json::from_str(&text?).unwrap();
+            value["version"].as_i64()
+        };
         let is_same_life = life == arena.redis_life.load(Ordering::SeqCst);
-        value["version"].as_i64().filter(|_| is_same_life && !arena.is_split.load(Ordering::SeqCst))
+        version.filter(|_| is_same_life && !arena.is_split.load(Ordering::SeqCst))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The database of a run, its roles, and the datasets that are kept of it.
 
+use std::sync::LazyLock;
+
 /// The worker's role. It owns what it watches, and is no superuser: rights can be taken from it.
 pub const WORKER: &str = "cache";
 /// The role of programs that write to the database themselves; it knows nothing of Cachekeeper.
@@ -72,7 +74,22 @@ pub const TABLES: &str = "
     insert into items select n, 1, n % 10 from generate_series(0, 299) n;
     insert into history select n, 1, false from generate_series(0, 299) n;";
 
-pub const DATASETS: &str = r#"
+/// The datasets; with `CACHEKEEPER_FORMAT=hash` items are hashes.
+pub static DATASETS: LazyLock<String> = LazyLock::new(|| {
+    let of_items = "tags = [\"grp:{grp}\"]\n    format = \"json\"";
+    assert!(AS_STRINGS.contains(of_items));
+    match are_hashes() {
+        true => AS_STRINGS.replace(of_items, &of_items.replace("json", "hash")),
+        false => AS_STRINGS.to_owned(),
+    }
+});
+
+/// Whether items are hashes in this run.
+pub fn are_hashes() -> bool {
+    std::env::var("CACHEKEEPER_FORMAT").is_ok_and(|format| format == "hash")
+}
+
+const AS_STRINGS: &str = r#"
     [log]
     level = "info"
     format = "json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional, TypeVar, Union
 
 import redis.asyncio as redis
@@ -13,7 +13,19 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from .base import Asked, Base, key_of, keys_of, limit_of, target_of, token_of, value_of
+from .base import (
+    Asked,
+    Base,
+    are_hashes,
+    ask_hashes,
+    hashes_of,
+    key_of,
+    keys_of,
+    limit_of,
+    target_of,
+    token_of,
+    value_of,
+)
 from .client import unanswered
 from .connection import PAUSES, build, check_client, explain, where_of
 from .directory import Directory, directory_key
@@ -207,7 +219,8 @@ class Cache(Base):
             try:
                 readings: list[Reading] = []
                 for page, keys in self._pages(asked, token):
-                    values = await self._call("read entries", "reader", lambda: self.client.mget(keys))
+                    ask = self._hashes if are_hashes(page) else self._strings
+                    values = await self._call("read entries", "reader", lambda: ask(keys, token))
                     readings += self._readings(page, token, values)
                 if token is None or all(one.is_fresh for one in readings) or deadline <= time.monotonic():
                     return readings
@@ -216,6 +229,13 @@ class Cache(Base):
                     raise
             await asyncio.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(1.5 * pause, PAUSE_MAX)
+
+    async def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
+        return await self.client.mget(keys)
+
+    async def _hashes(self, keys: Sequence[str], token: Optional[Token]) -> Sequence[Any]:
+        async with self.client.pipeline(transaction=token is not None) as pipeline:
+            return hashes_of(await ask_hashes(pipeline, keys, token).execute(raise_on_error=False))
 
     async def _call(self, what: str, kind: str, command: Callable[[], Awaitable[T]]) -> T:
         for pause in PAUSES:

@@ -72,14 +72,14 @@ class Base:
         return self._directory
 
     def _pages(self, asked: Sequence[Asked], token: Optional[Token]) -> Iterable[tuple[Sequence[Asked], list[str]]]:
-        """What each MGET asks for; with a token the watermark comes first, in each."""
+        """What each round trip asks for; with a token the watermark comes first, in each."""
         head = [] if token is None else [watermark_key(self.namespace)]
         for at in range(0, len(asked), KEYS_MAX):
             page = asked[at : at + KEYS_MAX]
             yield page, [*head, *(key for _, key in page)]
 
     def _readings(self, page: Sequence[Asked], token: Optional[Token], values: Sequence[Any]) -> list[Reading]:
-        """What a MGET answered."""
+        """What a round trip answered."""
         if token is None:
             return [reading_of(of, key, value, None, self._limit) for (of, key), value in zip(page, values)]
         watermark, now, found = values[0], datetime.now(timezone.utc), []
@@ -87,6 +87,29 @@ class Base:
         for (of, key), value in zip(page, values[1:]):
             found.append(reading_of(of, key, value, verdicts[of.name], self._limit))
         return found
+
+
+def are_hashes(page: Sequence[Asked]) -> bool:
+    """Whether the entries of this page, all of one dataset, are hashes."""
+    return 0 < len(page) and page[0][0].format == "hash"
+
+
+def ask_hashes(pipeline: Any, keys: Sequence[str], token: Optional[Token]) -> Any:
+    """Asks for hashes, and for the watermark where a token is given, whose key comes first then."""
+    for at, key in enumerate(keys):
+        pipeline.get(key) if token is not None and at == 0 else pipeline.hgetall(key)
+    return pipeline
+
+
+def hashes_of(replies: Sequence[Any]) -> list[Any]:
+    """What was found. A key of another type holds no entry: the dataset's format changes, or somebody else wrote there."""
+    found = []
+    for reply in replies:
+        is_wrong_type = isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE")
+        if isinstance(reply, Exception) and not is_wrong_type:
+            raise reply
+        found.append(None if is_wrong_type or reply == {} else reply)
+    return found
 
 
 def token_of(token: Union[Token, str, None]) -> Optional[Token]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional, TypeVar, Union
 from uuid import uuid4
 
@@ -12,7 +12,19 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from .base import Asked, Base, key_of, keys_of, limit_of, target_of, token_of, value_of
+from .base import (
+    Asked,
+    Base,
+    are_hashes,
+    ask_hashes,
+    hashes_of,
+    key_of,
+    keys_of,
+    limit_of,
+    target_of,
+    token_of,
+    value_of,
+)
 from .connection import PAUSES, build, check_client, explain, where_of
 from .directory import Directory, directory_key
 from .errors import Unreachable, WriteUnknown
@@ -185,7 +197,8 @@ class Cache(Base):
             try:
                 readings: list[Reading] = []
                 for page, keys in self._pages(asked, token):
-                    values = self._call("read entries", "reader", lambda: self.client.mget(keys))
+                    ask = self._hashes if are_hashes(page) else self._strings
+                    values = self._call("read entries", "reader", lambda: ask(keys, token))
                     readings += self._readings(page, token, values)
                 if token is None or all(one.is_fresh for one in readings) or deadline <= time.monotonic():
                     return readings
@@ -194,6 +207,13 @@ class Cache(Base):
                     raise
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(1.5 * pause, PAUSE_MAX)
+
+    def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
+        return self.client.mget(keys)
+
+    def _hashes(self, keys: Sequence[str], token: Optional[Token]) -> Sequence[Any]:
+        with self.client.pipeline(transaction=token is not None) as pipeline:
+            return hashes_of(ask_hashes(pipeline, keys, token).execute(raise_on_error=False))
 
     def _call(self, what: str, kind: str, command: Callable[[], T]) -> T:
         for pause in PAUSES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal, Optional
@@ -12,13 +12,13 @@ from typing import Any, Literal, Optional
 from .directory import Dataset
 from .errors import InvalidToken
 from .tokens import Snapshot, Token
-from .values import decode
+from .values import decode, decode_hash
 
 State = Literal["hit", "negative", "missing"]
 Freshness = Literal["fresh", "stale", "unknown"]
 
 KEYS_MAX = 1_000
-"""Keys of one `MGET`."""
+"""Keys of one round trip."""
 PAUSE_MIN, PAUSE_MAX = 0.002, 0.1
 """Seconds between two looks at the watermark."""
 
@@ -54,11 +54,13 @@ class Reading:
         return self.freshness == "fresh"
 
 
-def reading_of(dataset: Dataset, key: str, value: Optional[bytes], verdict: Optional[Verdict], limit: int) -> Reading:
-    """Decodes what stood under a key."""
+def reading_of(dataset: Dataset, key: str, value: Any, verdict: Optional[Verdict], limit: int) -> Reading:
+    """Decodes what stood under a key: bytes, or the fields of a hash."""
     state: State = "missing"
-    decoded = None
-    if value is not None:
+    decoded: Any = None
+    if isinstance(value, Mapping):
+        state, decoded = "hit", decode_hash(value)
+    elif value is not None:
         decoded = decode(value, dataset.format, key, limit)
         state = "negative" if decoded is None else "hit"
     if verdict is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Union
 
 import msgpack
 
@@ -30,6 +31,18 @@ def decode(value: bytes, format: str, key: str, limit: int = VALUE_BYTES_MAX) ->
         return msgpack.unpackb(plain, strict_map_key=False, timestamp=3)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise Undecodable(f"the value of {key} cannot be read: {error or type(error).__name__}", key, value) from error
+
+
+def decode_hash(fields: Mapping[bytes, bytes]) -> dict[str, Union[str, bytes]]:
+    """The fields of a hash as texts; a value that is no text stays what it is: bytes."""
+    return {name.decode(errors="replace"): _text(value) for name, value in fields.items()}
+
+
+def _text(value: bytes) -> Union[str, bytes]:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _decompress(value: bytes, limit: int) -> bytes:

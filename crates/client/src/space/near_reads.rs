@@ -93,13 +93,16 @@ where
             self.class.count(ReadOutcome::Miss);
             return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms: -1 });
         }
+        // Of the key: a space within this one may have another format.
+        let class = core.class_of(key);
         let ticket = near.begin(key).await;
         if let Some(hit) = self.near_hit(near, key) {
             return Ok(hit);
         }
         let marked = match &ticket {
             Some(ticket) => {
-                let read = core.ask("read an entry", core.backend.look_marked(key, &ticket.mark)).await?;
+                let look = core.backend.look_marked(key, &ticket.mark, class.shape);
+                let read = core.ask("read an entry", look).await?;
                 if read.is_none() {
                     core.near.lose_mark(&ticket.mark);
                 }
@@ -111,7 +114,7 @@ where
         let (bytes, left_ms) = match marked {
             Some(read) => read,
             None => {
-                let mut looked = core.ask("read an entry", core.backend.look(&[key])).await?;
+                let mut looked = core.ask("read an entry", core.backend.look(&[key], class.shape)).await?;
                 looked.pop().unwrap_or((None, -1))
             }
         };
@@ -120,15 +123,13 @@ where
             ticket.inspect(|ticket| ticket.keep_missing());
             return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms });
         };
-        // Of the key: a space within this one may have another format.
-        let codec = core.class_of(key).codec;
-        let found = match codec.decode::<V>(&bytes) {
+        let found = match class.decode::<V>(&bytes) {
             Ok(value) => {
                 self.class.count(ReadOutcome::Hit);
                 ticket.inspect(|ticket| ticket.keep(Some(value.clone()), bytes.len(), left_ms));
                 Found::Value(value)
             }
-            Err(_) if bytes == codec.null() => {
+            Err(_) if bytes == class.codec.null() => {
                 self.class.count(ReadOutcome::Negative);
                 ticket.inspect(|ticket| ticket.keep(None, bytes.len(), left_ms));
                 Found::Null

@@ -67,7 +67,7 @@ where
                 error @ WaitError::TooMany => ClientError::unavailable(&error.to_string()),
             })?;
         }
-        let read = async { context.redis.read_with_watermark(&key).await };
+        let read = async { context.redis.read_with_watermark(&key, dataset.class().shape).await };
         let hidden = self.cache.core.breaker.hidden(&[&key]);
         let (bytes, watermark) = self.cache.core.ask("read an entry and the watermark", read).await?;
         let freshness = match &watermark {

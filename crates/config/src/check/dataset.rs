@@ -83,13 +83,13 @@ impl One<'_, '_> {
             tags: self.tags(),
             watch,
             reads: self.reader.texts(&self.own("reads")),
-            format,
-            compression: self.compression(),
+            format: format.clone(),
+            compression: self.compression(&format),
             ttl: self.reader.duration(&self.own("ttl")),
             ttl_jitter: self.ttl_jitter(),
             ttl_column: self.ttl_column(),
             max_stale: self.max_stale(),
-            negative_ttl: self.reader.optional_duration(&self.own("negative_ttl")),
+            negative_ttl: self.negative_ttl(&format),
             on_change: self.reader.choice(&self.own("on_change")),
             on_miss: self.reader.choice(&self.own("on_miss")),
             feed: self.feed(),
@@ -153,7 +153,11 @@ impl One<'_, '_> {
                 let help = "use msgpack or json, or rows = \"one\"";
                 self.reader.error(&format, "raw bytes of many rows have no form", help);
             }
-            (FormatName::MessagePack | FormatName::Json, true) => {
+            (FormatName::Hash, false) if rows == Rows::Many => {
+                let help = "use msgpack or json, or rows = \"one\"";
+                self.reader.error(&format, "a hash has the columns of one row", help);
+            }
+            (FormatName::MessagePack | FormatName::Json | FormatName::Hash, true) => {
                 let help = "remove it, or set the format";
                 self.reader.error(&value, "`value` goes with format = \"raw\"", help);
             }
@@ -163,6 +167,7 @@ impl One<'_, '_> {
             FormatName::MessagePack => Format::MessagePack { numeric },
             FormatName::Json => Format::Json { numeric },
             FormatName::Raw => Format::Raw { column: column.unwrap_or_default() },
+            FormatName::Hash => Format::Hash,
         }
     }
 
@@ -209,17 +214,42 @@ impl One<'_, '_> {
         is_on.then(|| self.reader.share(&self.own("refresh.ahead")))
     }
 
-    fn compression(&mut self) -> Option<Compression> {
+    /// A hash knows no explicit null.
+    fn negative_ttl(&mut self, format: &Format) -> Option<Duration> {
+        let own = self.own("negative_ttl");
+        let life = self.reader.optional_duration(&own)?;
+        if *format != Format::Hash {
+            return Some(life);
+        }
+        if self.reader.has(&own) {
+            let help = "remove it, or use msgpack or json";
+            self.reader.error(&own, "`negative_ttl` stores an explicit null, and a hash cannot be one", help);
+        }
+        None
+    }
+
+    /// The fields of a hash are to be read as they are; what `[defaults]` compresses does not mean them.
+    fn compression(&mut self, format: &Format) -> Option<Compression> {
         let section = self.inherited("compression");
         if !self.reader.has(&section) {
             return None;
         }
+        let of_hash = *format == Format::Hash;
         let codec = match self.reader.choice(&join(&section, "codec")) {
             CodecName::None => return None,
             CodecName::Zstd => Codec::Zstd,
             CodecName::Lz4 => Codec::Lz4,
         };
-        Some(Compression { codec, min_size: self.reader.size(&join(&section, "min_size")) })
+        let min_size = self.reader.size(&join(&section, "min_size"));
+        if of_hash {
+            let own = self.own("compression");
+            if section == own {
+                let help = "remove it, or use msgpack or json";
+                self.reader.error(&own, "the fields of a hash are not compressed", help);
+            }
+            return None;
+        }
+        Some(Compression { codec, min_size })
     }
 
     fn feed(&mut self) -> FeedNeed {

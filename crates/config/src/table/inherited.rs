@@ -10,7 +10,8 @@ pub(super) const FORMAT: Key = Key::new(
     "format",
     Kind::Choice(FormatName::NAMES),
     "The bytes of a value: a \"msgpack\" map or a \"json\" object with the column names, or \"raw\", the bytes of the \
-     column that `value` names.",
+     column that `value` names. Or \"hash\": each entry is a Redis hash with a field for each column that is not null, as \
+     its text.",
 )
 .default("msgpack");
 pub(super) const NUMERIC: Key = Key::new(

@@ -60,7 +60,7 @@ impl Moment {
 pub(crate) fn is_null(dataset: &Dataset, entry: &SeenEntry) -> bool {
     let null = null_of(&dataset.settings.format);
     let remembers = dataset.settings.negative_ttl.is_some();
-    remembers && entry.is_string() && null.is_some_and(|null| null == entry.value)
+    remembers && entry.is(dataset.settings.format.shape()) && null.is_some_and(|null| null == entry.value)
 }
 
 /// What the query depends on that is no data: then an entry may differ from its row, and none is wrong. None also where Postgres does

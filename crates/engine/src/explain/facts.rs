@@ -13,6 +13,7 @@ use crate::decoded::decoded_aside;
 use crate::history::Touch;
 use crate::stores::redis::{SeenEntry, Watermark};
 use cachekeeper_config::Format;
+use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::stamp::Stamp;
 
@@ -52,7 +53,7 @@ pub struct Explanation {
 /// What stands under the key.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EntryFacts {
-    /// Its type in Redis: an entry is a `string`.
+    /// Its type in Redis: an entry is a `string`, or a `hash` where the dataset's format says so.
     pub kind: String,
     /// The value, decoded; none: it is not shown.
     pub value: Option<Value>,
@@ -67,12 +68,16 @@ pub struct EntryFacts {
 impl EntryFacts {
     /// Of a value that is shown, as the format says or as what it looks like.
     pub async fn shown(entry: &SeenEntry, format: Option<&Format>) -> Self {
-        if !entry.is_string() {
+        let Some(shape) = entry.shape().filter(|shape| format.is_none_or(|format| format.shape() == *shape))
+        else {
             return Self::hidden(entry, format!("a {} is no entry", entry.kind));
-        }
+        };
         // What is cut has no end that a decoder needs.
         let shown = if entry.is_whole() {
-            decoded_aside(entry.value.clone(), format.cloned()).await
+            let format = if shape == Shape::Hash { Some(Format::Hash) } else { format.cloned() };
+            decoded_aside(entry.value.clone(), format).await
+        } else if shape == Shape::Hash {
+            Err("it is too large to be shown".to_owned())
         } else {
             Ok(Value::from(format!("{}…", String::from_utf8_lossy(&entry.value))))
         };

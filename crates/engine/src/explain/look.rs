@@ -61,7 +61,9 @@ impl Looked {
             Some(_) => Proof::Touched,
         };
         let is_same = |row: &Expected| match row.values.get(key) {
-            Some(value) => entry.is_string() && entry.is_whole() && *value == entry.value,
+            Some(value) => {
+                entry.is(dataset.settings.format.shape()) && entry.is_whole() && *value == entry.value
+            }
             None => !entry.is_there(),
         };
         Self {

@@ -393,6 +393,6 @@ pub(crate) fn null_of(format: &Format) -> Option<&'static [u8]> {
     match format {
         Format::MessagePack { .. } => Some(&[0xc0]),
         Format::Json { .. } => Some(b"null"),
-        Format::Raw { .. } => None,
+        Format::Raw { .. } | Format::Hash => None,
     }
 }

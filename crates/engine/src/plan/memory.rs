@@ -1,6 +1,8 @@
 //! How much memory entries take in Redis. A model of what the server allocates for each key, as measured (docs/plan.md); it says
 //! "about".
 
+use cachekeeper_protocol::fields;
+
 /// What decides how much the server allocates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryModel {
@@ -28,6 +30,9 @@ const OBJECT: usize = 16;
 const SHORT_MAX: usize = 44;
 /// A node of a table.
 const NODE: usize = 24;
+/// Up to here a hash is a list (`hash-max-listpack-entries` and `-value`, as they are unless somebody has set them).
+const LIST_FIELDS_MAX: usize = 128;
+const LIST_VALUE_MAX: usize = 64;
 const PLACE: u64 = 8;
 
 impl MemoryModel {
@@ -46,7 +51,10 @@ impl MemoryModel {
     /// An entry with a lifetime, without its place in the tables.
     #[must_use]
     pub fn entry(&self, entry: EntrySize) -> usize {
-        let EntrySize { key, value, is_integer } = entry;
+        let EntrySize { key, value, is_integer, hash } = entry;
+        if let Some(hash) = hash {
+            return self.hash(key, hash);
+        }
         // The head, the lifetime, and the key with its own length before it.
         let head = OBJECT + 8 + 1 + text(key);
         match (self.layout, is_integer) {
@@ -56,6 +64,26 @@ impl MemoryModel {
             (Layout::KeyedObjects | Layout::Buckets, true) => self.size(head),
             (Layout::KeyedObjects | Layout::Buckets, false) => self.with_value(head, value),
         }
+    }
+
+    /// A hash: one list while it is small, else a table of names and values.
+    fn hash(&self, key: usize, hash: HashSize) -> usize {
+        let head = match self.layout {
+            Layout::Nodes { .. } => 2 * self.size(NODE) + self.size(text(key)) + self.size(OBJECT),
+            Layout::KeyedObjects | Layout::Buckets => self.size(OBJECT + 8 + 1 + text(key)),
+        };
+        if hash.fields <= LIST_FIELDS_MAX && hash.longest <= LIST_VALUE_MAX {
+            // Before each name and value two or three bytes, and the list's own seven.
+            return head + self.size(7 + hash.bytes + 2 * 2 * hash.fields);
+        }
+        let fields = u64::try_from(hash.fields).unwrap_or(u64::MAX);
+        let (table, node) = match self.layout {
+            Layout::Nodes { .. } | Layout::KeyedObjects => (PLACE * table(fields), self.size(NODE)),
+            Layout::Buckets => (buckets(fields), self.size(NODE - 8)),
+        };
+        let mean = hash.bytes / (2 * hash.fields).max(1);
+        let each = node + 2 * self.size(text(mean));
+        head + self.size(56) + usize::try_from(table).unwrap_or(usize::MAX) + hash.fields * each
     }
 
     fn object(&self, value: usize) -> usize {
@@ -131,6 +159,30 @@ pub struct EntrySize {
     pub value: usize,
     /// Whether the value is an integer, which the server keeps as one.
     pub is_integer: bool,
+    /// Of a hash, its fields.
+    pub hash: Option<HashSize>,
+}
+
+/// What decides how a hash is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HashSize {
+    /// How many.
+    pub fields: usize,
+    /// Bytes of all names and values.
+    pub bytes: usize,
+    /// Of the longest name or value.
+    pub longest: usize,
+}
+
+impl HashSize {
+    /// Of an entry's value; none: it is no hash.
+    #[must_use]
+    pub fn of(value: &[u8]) -> Option<Self> {
+        let fields = fields::decode(value)?;
+        let sizes = fields.iter().flat_map(|(name, value)| [name.len(), value.len()]);
+        let (bytes, longest) = (sizes.clone().sum(), sizes.max().unwrap_or_default());
+        Some(Self { fields: fields.len(), bytes, longest })
+    }
 }
 
 /// A text of so many bytes: what stands before it grows with it, and a null stands behind it.

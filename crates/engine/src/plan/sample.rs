@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::limit::{is_over, left};
-use super::memory::EntrySize;
+use super::memory::{EntrySize, HashSize};
 use crate::catalog::Dataset;
 use crate::encode::{Encoder, Failure};
 use crate::error::EngineError;
@@ -140,7 +140,8 @@ impl<'a> Sampling<'a> {
     }
 
     fn take(&mut self, batch: &EntryBatch) {
-        let is_raw = matches!(self.dataset.settings.format, Format::Raw { .. });
+        let format = &self.dataset.settings.format;
+        let is_raw = matches!(format, Format::Raw { .. });
         let (has_own, now) = (self.dataset.settings.ttl_column.is_some(), now_ms());
         for entry in batch.iter() {
             let life = entry.life_at(now);
@@ -152,7 +153,8 @@ impl<'a> Sampling<'a> {
                 self.sample.lives.push(life);
             }
             let is_integer = is_raw && is_integer(entry.value);
-            let size = EntrySize { key: entry.key.len(), value: entry.value.len(), is_integer };
+            let hash = if *format == Format::Hash { HashSize::of(entry.value) } else { None };
+            let size = EntrySize { key: entry.key.len(), value: entry.value.len(), is_integer, hash };
             self.sample.sizes.push(size);
             self.sample.keys.push(entry.key.to_owned());
         }

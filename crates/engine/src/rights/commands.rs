@@ -9,6 +9,12 @@ pub(super) const NO_TOUCH: &str = "client no-touch off";
 /// Of applications that only read, with any client.
 pub(super) const READER: &[&str] = &["get KEY", "mget KEY", "exists KEY", "ttl KEY", "pttl KEY", DIRECTORY];
 
+/// Of the same, where entries are hashes. With the watermark, one is read in a transaction.
+pub(super) const READER_OF_HASHES: &[&str] = &["hget KEY f", "hmget KEY f", "multi", "exec", "discard"];
+
+/// Of the worker, where entries are hashes.
+pub(super) const SIZE_OF_FIELD: &str = "hstrlen KEY f";
+
 /// Of the library, and so of the worker too: entries, scripts with what they call, locks, channels.
 pub(super) const LIBRARY: &[&str] = &[
     "get KEY",

@@ -11,6 +11,7 @@ mod entries;
 mod epoch;
 mod error;
 mod gather;
+mod hashes;
 mod hello;
 mod leases;
 mod memory;

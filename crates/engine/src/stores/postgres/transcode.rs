@@ -1,6 +1,7 @@
 //! From Postgres's binary rows straight to the bytes of a value, without a value in between.
 
 mod guided;
+mod hash;
 mod json;
 mod kind;
 mod nested;

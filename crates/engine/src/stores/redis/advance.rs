@@ -5,8 +5,10 @@ use std::time::{Duration, SystemTime};
 use redis::{FromRedisValue, ParsingError, Value};
 use serde::{Deserialize, Serialize};
 
+use super::hashes::{ask_values, take_values};
 use super::script::{ADVANCE, Call, nonce, read_word};
 use super::{Answer, CacheError, Epoch, Precondition, Redis};
+use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::moment::parse_utc;
 use cachekeeper_protocol::stamp::Snapshot;
 
@@ -148,10 +150,28 @@ impl Redis {
     pub async fn read_with_watermark(
         &self,
         key: &str,
+        shape: Shape,
     ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
+        if shape == Shape::Hash {
+            return self.read_hash_with_watermark(key).await;
+        }
         let command = redis::cmd("MGET").arg(key).arg(&self.keys.metadata_of(key).watermark).to_owned();
         let (value, text): (Option<Vec<u8>>, Option<Vec<u8>>) =
             self.command("read a value with the watermark", &command).await?;
+        Ok((value, text.map(|text| parse(&text)).transpose()?))
+    }
+
+    async fn read_hash_with_watermark(
+        &self,
+        key: &str,
+    ) -> Result<(Option<Vec<u8>>, Option<Watermark>), CacheError> {
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        let of_value = ask_values(&mut pipeline, &[key], Shape::Hash);
+        pipeline.cmd("GET").arg(&self.keys.metadata_of(key).watermark);
+        let mut replies = self.pipeline("read a value with the watermark", &pipeline, of_value + 1).await?;
+        let value = take_values(&mut replies, 1, Shape::Hash)?.pop().flatten();
+        let text: Option<Vec<u8>> = replies.next()?;
         Ok((value, text.map(|text| parse(&text)).transpose()?))
     }
 }

@@ -113,6 +113,10 @@ impl Replies {
     pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, CacheError> {
         let value =
             self.values.next().ok_or_else(|| CacheError::unexpected(self.what, "a reply is missing"))?;
+        // Only where the pipeline does not look at errors itself.
+        if let Value::ServerError(error) = value {
+            return Err(CacheError::new(self.what, error.into()));
+        }
         T::from_redis_value(value).map_err(|parse| CacheError::unexpected(self.what, &parse.to_string()))
     }
 }

@@ -5,17 +5,18 @@ use std::time::Duration;
 use super::entries::millis;
 use super::entries::{generation, raise_counters, read_with_lives};
 use super::gather::ValueAndLife;
+use super::hashes::{ask_values, take_values};
 use super::script::{Call, INVALIDATE_KEYS, INVALIDATE_TAGS, pack};
 use super::{CacheError, Redis, Refusal};
 use cachekeeper_protocol::counters::InvalidationCounters;
-use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
+use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END, Shape};
 use cachekeeper_protocol::keyspace::{ANY_TAG_COUNTER, key_counter, key_hash, slot, tag_counter};
 
 /// One operation of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BatchCommand {
-    /// Read a value.
-    Get(String),
+    /// Read a value, which is kept so.
+    Get(String, Shape),
     /// Whether a key exists.
     Exists(String),
     /// Store a value with a lifetime in milliseconds.
@@ -29,7 +30,7 @@ impl BatchCommand {
     #[must_use]
     pub fn key(&self) -> &str {
         match self {
-            Self::Get(key) | Self::Exists(key) | Self::Set(key, ..) | Self::Delete(key) => key,
+            Self::Get(key, _) | Self::Exists(key) | Self::Set(key, ..) | Self::Delete(key) => key,
         }
     }
 
@@ -64,12 +65,16 @@ impl BatchReply {
 
 impl Redis {
     /// One value; with those that others ask for at the same moment.
-    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
+    pub async fn get(&self, key: &str, shape: Shape) -> Result<Option<Vec<u8>>, CacheError> {
+        let alone = async || match shape {
+            Shape::String => self.get_alone(key).await,
+            Shape::Hash => self.get_hash(key).await,
+        };
         let together = || {
             let redis = self.clone();
-            move |keys: Vec<String>| async move { redis.get_many(&keys).await }
+            move |keys: Vec<String>| async move { redis.get_many(&keys, shape).await }
         };
-        self.gathered.values.read(key, async || self.get_alone(key).await, together).await
+        self.gathered.of(shape).values.read(key, alone, together).await
     }
 
     async fn get_alone(&self, key: &str) -> Result<Option<Vec<u8>>, CacheError> {
@@ -105,10 +110,17 @@ impl Redis {
         self.pipeline(WHAT, &pipeline, 1).await?.next()
     }
 
-    /// The values of keys, in their order, in one command.
-    pub async fn get_many(&self, keys: &[impl AsRef<str>]) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
+    /// The values of keys, in their order, in one round trip.
+    pub async fn get_many(
+        &self,
+        keys: &[impl AsRef<str>],
+        shape: Shape,
+    ) -> Result<Vec<Option<Vec<u8>>>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());
+        }
+        if shape == Shape::Hash {
+            return self.get_hashes(keys).await;
         }
         let mut command = redis::Cmd::with_capacity(keys.len() + 1, keys.len() * 32);
         command.arg("MGET");
@@ -124,12 +136,12 @@ impl Redis {
     }
 
     /// The values of keys with their remaining lifetimes, and the counters that a fill of them must find unchanged, in
-    /// one step. `has_stamps`: the keys are a dataset's, and what orders them is their stamps.
+    /// one step. `of_dataset`: the keys are a dataset's, whose entries are kept so, and what orders them is their stamps.
     pub async fn read_with_counters(
         &self,
         keys: &[impl AsRef<str>],
         tags: &[String],
-        has_stamps: bool,
+        of_dataset: Option<Shape>,
     ) -> Result<(Vec<ValueAndLife>, InvalidationCounters), CacheError> {
         let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
         let positions = InvalidationCounters::positions(keys, tags);
@@ -140,7 +152,8 @@ impl Redis {
         for position in &positions {
             pipeline.arg("GET").arg("u32").arg(format!("#{position}"));
         }
-        read_with_lives(&mut pipeline, keys);
+        let (shape, has_stamps) = (of_dataset.unwrap_or_default(), of_dataset.is_some());
+        let of_keys = read_with_lives(&mut pipeline, keys, shape);
         let mut slots: Vec<u32> = Vec::new();
         if has_stamps {
             slots.extend(keys.iter().map(|key| slot(key.as_ref().as_bytes())));
@@ -150,11 +163,11 @@ impl Redis {
                 pipeline.cmd("GETRANGE").arg(&on.stamps).arg(start).arg(start + 7);
             }
         }
-        let expected = 3 + keys.len() + usize::from(has_stamps) + slots.len();
+        let expected = 2 + of_keys + usize::from(has_stamps) + slots.len();
         let mut replies = self.pipeline("read entries and their counters", &pipeline, expected).await?;
         let generation = replies.next()?;
         let counters: Vec<u32> = replies.next()?;
-        let found: Vec<Option<Vec<u8>>> = replies.next()?;
+        let found = take_values(&mut replies, keys.len(), shape)?;
         let with_life = |value| Ok((value, replies.next()?));
         let values = found.into_iter().map(with_life).collect::<Result<Vec<ValueAndLife>, CacheError>>()?;
         let mut orders = Vec::new();
@@ -240,7 +253,7 @@ impl Redis {
         pipeline.atomic();
         let written = commands.iter().filter_map(|command| match command {
             BatchCommand::Set(key, ..) | BatchCommand::Delete(key) => Some(key),
-            BatchCommand::Get(_) | BatchCommand::Exists(_) => None,
+            BatchCommand::Get(..) | BatchCommand::Exists(_) => None,
         });
         if let Some(first) = written.clone().next() {
             let counters = &self.keys.metadata_of(first).counters;
@@ -249,7 +262,10 @@ impl Redis {
         for command in commands {
             match command {
                 // `GET` of a key of another type would fail when the others are carried out already.
-                BatchCommand::Get(key) => pipeline.cmd("MGET").arg(key),
+                BatchCommand::Get(key, shape) => {
+                    ask_values(&mut pipeline, &[key], *shape);
+                    &mut pipeline
+                }
                 BatchCommand::Exists(key) => pipeline.cmd("EXISTS").arg(key),
                 BatchCommand::Delete(key) => pipeline.cmd("UNLINK").arg(key),
                 BatchCommand::Set(key, value, LIFE_WITHOUT_END) => pipeline.cmd("SET").arg(key).arg(value),
@@ -260,9 +276,8 @@ impl Redis {
         }
         let mut replies = self.pipeline("carry out a batch", &pipeline, commands.len()).await?;
         let mut read = |command: &BatchCommand| match command {
-            BatchCommand::Get(_) => replies
-                .next()
-                .map(|values: Vec<Option<Vec<u8>>>| BatchReply::Value(values.into_iter().flatten().next())),
+            BatchCommand::Get(_, shape) => take_values(&mut replies, 1, *shape)
+                .map(|values| BatchReply::Value(values.into_iter().flatten().next())),
             BatchCommand::Exists(_) | BatchCommand::Delete(_) => replies.next().map(BatchReply::Flag),
             BatchCommand::Set(..) => replies.next::<()>().map(|()| BatchReply::Stored),
         };

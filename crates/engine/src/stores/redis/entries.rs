@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use super::gather::ValueAndLife;
+use super::hashes::{ask_values, take_values};
 use super::script::{Call, EXTEND, RAISE, SHORTEN, STORE, pack, pack_slots};
 use super::tags::AddedMembers;
 use super::{Answer, CacheError, Precondition, Redis};
 use crate::process::now_ms;
 use cachekeeper_protocol::counters::InvalidationCounters;
-use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END};
+use cachekeeper_protocol::entry::{EntryBatch, LIFE_WITHOUT_END, Shape};
 use cachekeeper_protocol::freshness::Lifetimes;
 use cachekeeper_protocol::keyspace::{key_counter, slot, tag_counter};
 use cachekeeper_protocol::stamp::Stamp;
@@ -158,6 +159,10 @@ impl Store<'_> {
             None => call.arg("").arg("").arg(""),
             Some(added) => call.number(added.scripts).number(added.removals).number(added.window),
         };
+        match self.batch.shape() {
+            Shape::String => call.arg(""),
+            Shape::Hash => call.arg("hash"),
+        };
         let now_ms = now_ms();
         for entry in self.batch.iter() {
             call.arg(entry.value);
@@ -219,16 +224,17 @@ pub(super) fn generation() -> [u8; 8] {
     rand::random()
 }
 
-/// Reads the values of keys, and then the remaining lifetime of each. By one command for the values, to which a key of another
-/// type is one without a value: `GET` would fail, and with it all that goes along.
-pub(super) fn read_with_lives(pipeline: &mut redis::Pipeline, keys: &[impl AsRef<str>]) {
-    pipeline.cmd("MGET");
-    for key in keys {
-        pipeline.arg(key.as_ref());
-    }
+/// Reads the values of keys, and then the remaining lifetime of each; answers how many replies that has.
+pub(super) fn read_with_lives(
+    pipeline: &mut redis::Pipeline,
+    keys: &[impl AsRef<str>],
+    shape: Shape,
+) -> usize {
+    let replies = ask_values(pipeline, keys, shape);
     for key in keys {
         pipeline.cmd("PTTL").arg(key.as_ref());
     }
+    replies + keys.len()
 }
 
 /// As `PTTL` says it.
@@ -310,24 +316,28 @@ impl Redis {
     }
 
     /// One value with its remaining lifetime; with those that others ask for at the same moment.
-    pub async fn read_one(&self, key: &str) -> Result<ValueAndLife, CacheError> {
-        let alone = async || Ok(self.read(&[key]).await?.pop().unwrap_or((None, NO_ENTRY)));
+    pub async fn read_one(&self, key: &str, shape: Shape) -> Result<ValueAndLife, CacheError> {
+        let alone = async || Ok(self.read(&[key], shape).await?.pop().unwrap_or((None, NO_ENTRY)));
         let together = || {
             let redis = self.clone();
-            move |keys: Vec<String>| async move { redis.read(&keys).await }
+            move |keys: Vec<String>| async move { redis.read(&keys, shape).await }
         };
-        self.gathered.values_and_lives.read(key, alone, together).await
+        self.gathered.of(shape).values_and_lives.read(key, alone, together).await
     }
 
     /// The values of keys with their remaining lifetimes.
-    pub async fn read(&self, keys: &[impl AsRef<str>]) -> Result<Vec<ValueAndLife>, CacheError> {
+    pub async fn read(
+        &self,
+        keys: &[impl AsRef<str>],
+        shape: Shape,
+    ) -> Result<Vec<ValueAndLife>, CacheError> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipeline = redis::pipe();
-        read_with_lives(&mut pipeline, keys);
-        let mut replies = self.pipeline("read entries", &pipeline, 1 + keys.len()).await?;
-        let values: Vec<Option<Vec<u8>>> = replies.next()?;
+        let expected = read_with_lives(&mut pipeline, keys, shape);
+        let mut replies = self.pipeline("read entries", &pipeline, expected).await?;
+        let values = take_values(&mut replies, keys.len(), shape)?;
         values.into_iter().map(|value| Ok((value, replies.next()?))).collect()
     }
 

@@ -12,13 +12,29 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::CacheError;
+use cachekeeper_protocol::entry::Shape;
 
 /// A value and its remaining lifetime in milliseconds (-1: no end, -2: no entry).
 pub type ValueAndLife = (Option<Vec<u8>>, i64);
 
-/// Reads of the moment.
+/// Reads of the moment, by the shape of what is read.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
+    strings: OfShape,
+    hashes: OfShape,
+}
+
+impl Gathered {
+    pub fn of(&self, shape: Shape) -> &OfShape {
+        match shape {
+            Shape::String => &self.strings,
+            Shape::Hash => &self.hashes,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct OfShape {
     pub values: Arc<Gather<Option<Vec<u8>>>>,
     pub values_and_lives: Arc<Gather<ValueAndLife>>,
 }

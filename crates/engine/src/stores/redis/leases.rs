@@ -7,6 +7,7 @@ use redis::{FromRedisValue, ParsingError, Value};
 use super::entries::millis;
 use super::script::{Call, LOCK_ACQUIRE, LOCK_RELEASE, LOCK_RENEW};
 use super::{CacheError, Redis};
+use cachekeeper_protocol::entry::Shape;
 
 /// A lock that was granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +138,7 @@ impl Redis {
     /// Who holds the first of these locks that is held.
     pub async fn lock_holder(&self, names: &[String]) -> Result<Option<LeaseAttempt>, CacheError> {
         let keys: Vec<String> = names.iter().map(|name| self.keys.lock(name)).collect();
-        let looked = self.read(&keys).await?;
+        let looked = self.read(&keys, Shape::String).await?;
         let held = names.iter().zip(looked).find_map(|(name, (holder, left))| Some((name, holder?, left)));
         Ok(held.map(|(name, holder, left)| {
             let owner = owner_of(&holder);

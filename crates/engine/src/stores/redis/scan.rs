@@ -6,7 +6,7 @@ use redis::{FromRedisValue, ParsingError, Value};
 
 use super::entries::millis;
 use super::script::{Call, SCAN, SCAN_KEYS};
-use super::{Answer, CacheError, Precondition, Redis};
+use super::{Answer, CacheError, Precondition, Redis, Refusal};
 
 /// How Redis tells whether an entry was used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,10 +78,9 @@ impl Redis {
             pipeline.cmd("GETRANGE").arg(*key).arg(0).arg(4);
         }
         let mut replies = self.pipeline("read the beginnings of values", &pipeline, keys.len()).await?;
-        let mut read = || match replies.next::<Value>()? {
-            Value::BulkString(bytes) => Ok(bytes),
-            // Another type.
-            _ => Ok(Vec::new()),
+        let mut read = || match replies.next() {
+            Err(error) if error.refusal == Refusal::WrongType => Ok(Vec::new()),
+            read => read,
         };
         keys.iter().map(|_| read()).collect()
     }

@@ -166,8 +166,8 @@ const READ_ONLY: &str = "#!lua flags=no-writes\n";
 #[derive(Debug)]
 pub(super) struct Script {
     pub(super) name: &'static str,
-    text: String,
-    hash: String,
+    pub(super) text: String,
+    pub(super) hash: String,
     /// Hash and text of the script that compares no stamps: the control that tests must see fail.
     without_stamps: (String, String),
 }
@@ -209,6 +209,7 @@ scripts! {
     ADVANCE = "advance", ALLOW_OOM, PRELUDE, CAUSES;
     REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES, SERVER;
     REGISTER_PREFIXES = "register_prefixes", ALLOW_OOM;
+    SEE_HASH = "see_hash", READ_ONLY;
     METADATA = "metadata", READ_ONLY;
     METADATA_COUNTED = "metadata", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch", ALLOW_OOM, VERSION, SERVER;

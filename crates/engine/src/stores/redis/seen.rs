@@ -3,7 +3,10 @@
 use super::advance::parse;
 use super::connection::Replies;
 use super::entries::NOT_THERE;
+use super::hashes::value_of;
+use super::script::SEE_HASH;
 use super::{CacheError, Epoch, Redis, Watermark};
+use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::stamp::Stamp;
 
@@ -26,11 +29,11 @@ pub struct SeenEntries {
 /// What stands under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeenEntry {
-    /// What Redis calls its type; empty: nothing stands there.
+    /// What Redis calls its type; empty: nothing stands there. Of a hash that no row can be, with how many fields it has.
     pub kind: String,
-    /// The length of a string.
+    /// The length of its value.
     pub bytes: usize,
-    /// A string, or its beginning.
+    /// The value, as it was stored; of a string that is too large its beginning, of such a hash nothing.
     pub value: Vec<u8>,
     /// As Redis says it: -1 without end, -2 nothing.
     pub left_ms: i64,
@@ -51,10 +54,16 @@ impl SeenEntry {
         !self.kind.is_empty()
     }
 
-    /// Whether it could be an entry at all.
+    /// Whether it could be an entry of this shape.
     #[must_use]
-    pub fn is_string(&self) -> bool {
-        self.kind == STRING
+    pub fn is(&self, shape: Shape) -> bool {
+        self.kind == shape.name()
+    }
+
+    /// As what it stands there, if an entry can stand so.
+    #[must_use]
+    pub fn shape(&self) -> Option<Shape> {
+        [Shape::String, Shape::Hash].into_iter().find(|shape| self.is(*shape))
     }
 
     /// Whether the value is all that stands there.
@@ -63,8 +72,6 @@ impl SeenEntry {
         self.value.len() == self.bytes
     }
 }
-
-const STRING: &str = "string";
 
 impl Redis {
     /// Looks at keys, each value up to so many bytes. It is no use of an entry where the server can tell it apart, and nothing that is
@@ -143,6 +150,16 @@ impl Redis {
                     pipeline.cmd("STRLEN").arg(key).cmd("PTTL").arg(key);
                     replies += 3;
                 }
+                Some(Kind::Hash) => {
+                    pipeline.cmd("EVALSHA").arg(&SEE_HASH.hash).arg(1).arg(key);
+                    // What a number of Lua does not hold exactly is all.
+                    match u32::try_from(most) {
+                        Ok(most) => pipeline.arg(most),
+                        Err(_all) => pipeline.arg(""),
+                    };
+                    pipeline.cmd("PTTL").arg(key);
+                    replies += 2;
+                }
                 Some(Kind::Other) => {
                     pipeline.cmd("TYPE").arg(key).cmd("PTTL").arg(key);
                     replies += 2;
@@ -175,12 +192,45 @@ impl Redis {
             Some("int" | "embstr" | "raw") => Some(Kind::String),
             Some(_other_type) => Some(Kind::Other),
         };
-        keys.iter().map(|_| replies.next().map(kind)).collect()
+        let mut kinds = keys.iter().map(|_| replies.next().map(kind)).collect::<Result<Vec<_>, _>>()?;
+        self.find_hashes(keys, &mut kinds).await?;
+        Ok(kinds)
+    }
+
+    /// Tells hashes from other types: encodings do not.
+    async fn find_hashes(
+        &self,
+        keys: &[impl AsRef<str>],
+        kinds: &mut [Option<Kind>],
+    ) -> Result<(), CacheError> {
+        let mut others: Vec<(&str, &mut Option<Kind>)> = keys
+            .iter()
+            .map(AsRef::as_ref)
+            .zip(kinds)
+            .filter(|(_, kind)| matches!(kind, Some(Kind::Other)))
+            .collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let mut pipeline = redis::pipe();
+        // The transaction that follows cannot load it.
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(&SEE_HASH.text).ignore();
+        for (key, _) in &others {
+            pipeline.cmd("TYPE").arg(key);
+        }
+        let mut replies = self.pipeline("look for entries", &pipeline, others.len()).await?;
+        for (_, kind) in &mut others {
+            if replies.next::<String>()? == Shape::Hash.name() {
+                **kind = Some(Kind::Hash);
+            }
+        }
+        Ok(())
     }
 }
 
 enum Kind {
     String,
+    Hash,
     Other,
 }
 
@@ -209,7 +259,11 @@ fn read(mut replies: Replies, kinds: Vec<Option<Kind>>, order: Order) -> Result<
             Some(Kind::String) => {
                 (entry.value, entry.bytes) = (replies.next()?, replies.next()?);
                 entry.left_ms = replies.next()?;
-                STRING.clone_into(&mut entry.kind);
+                Shape::String.name().clone_into(&mut entry.kind);
+            }
+            Some(Kind::Hash) => {
+                take_hash(&mut replies, &mut entry)?;
+                entry.left_ms = replies.next()?;
             }
             Some(Kind::Other) => (entry.kind, entry.left_ms) = (replies.next()?, replies.next()?),
         }
@@ -218,4 +272,27 @@ fn read(mut replies: Replies, kinds: Vec<Option<Kind>>, order: Order) -> Result<
         seen.entries.push(if is_gone { SeenEntry { slot, ..SeenEntry::absent() } } else { entry });
     }
     Ok(seen)
+}
+
+fn take_hash(replies: &mut Replies, entry: &mut SeenEntry) -> Result<(), CacheError> {
+    const WHAT: &str = "look at a hash";
+    let (fields, bytes, pairs): (usize, usize, Option<redis::Value>) = match replies.next()? {
+        redis::Value::Array(parts) => {
+            let mut parts = parts.into_iter();
+            let mut number = || parts.next().and_then(|part| redis::from_redis_value(part).ok());
+            let (fields, bytes) = (number().unwrap_or_default(), number().unwrap_or_default());
+            (fields, bytes, parts.next())
+        }
+        other => return Err(CacheError::unexpected(WHAT, &format!("{other:?}"))),
+    };
+    Shape::Hash.name().clone_into(&mut entry.kind);
+    match pairs.map(|pairs| value_of(WHAT, pairs)).transpose()? {
+        Some(value) => {
+            entry.value = value.unwrap_or_default();
+            entry.bytes = entry.value.len();
+        }
+        None if bytes == 0 => entry.kind = format!("hash of {fields} fields"),
+        None => entry.bytes = bytes,
+    }
+    Ok(())
 }

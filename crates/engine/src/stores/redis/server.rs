@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use redis::Value;
 
 use super::{CacheError, Redis, UseSign};
+use cachekeeper_protocol::entry::Shape;
 
 /// Facts about a Redis server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -204,7 +205,7 @@ impl Redis {
     /// # Errors
     /// [`CacheError`]
     pub async fn miss(&self) -> Result<(), CacheError> {
-        self.get(&format!("{}miss", self.keys.own_prefix())).await.map(drop)
+        self.get(&format!("{}miss", self.keys.own_prefix()), Shape::String).await.map(drop)
     }
 
     /// Publishes a message; answers how many received it.

@@ -16,14 +16,22 @@ use tokio::time::{Instant, Interval};
 
 use super::advance::{Watermark, parse};
 use super::endpoint::Session;
+use super::hashes::with_life;
 use super::pushes::Pushes;
 use super::shared::SharedConnection;
 use super::{CacheError, Redis, ValueAndLife};
 use crate::backoff::every;
+use cachekeeper_protocol::entry::Shape;
 
 const WHAT: &str = "hear what changes";
-/// Reads on the server whose changes are told, and on no other.
-const MARKED_READ: &str = "return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}";
+/// Reads on the server whose changes are told, and on no other. What a key of another type holds is no value.
+const MARKED_READ: &str = "
+    local value = redis.pcall(ARGV[1] or 'GET', KEYS[1])
+    if type(value) == 'table' and value.err then
+      if not string.find(value.err, 'WRONGTYPE', 1, true) then return value end
+      value = false
+    end
+    return {value, redis.call('PTTL', KEYS[1])}";
 
 /// What came in.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,10 +131,20 @@ impl Redis {
     ///
     /// # Errors
     /// [`CacheError`].
-    pub async fn read_marked(&self, key: &str, mark: &str) -> Result<Option<ValueAndLife>, CacheError> {
-        let command = redis::cmd("EVALSHA").arg(mark).arg(1).arg(key).to_owned();
-        match self.command::<ValueAndLife>("read an entry", &command).await {
-            Ok(read) => Ok(Some(read)),
+    pub async fn read_marked(
+        &self,
+        key: &str,
+        mark: &str,
+        shape: Shape,
+    ) -> Result<Option<ValueAndLife>, CacheError> {
+        const WHAT: &str = "read an entry";
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(mark).arg(1).arg(key);
+        if shape == Shape::Hash {
+            command.arg("HGETALL");
+        }
+        match self.command(WHAT, &command).await {
+            Ok(read) => with_life(WHAT, read, shape).map(Some),
             Err(error) if error.is_unreachable() => Err(error),
             Err(_refused) => Ok(None),
         }

@@ -85,6 +85,9 @@ impl Fitting<'_> {
         };
         match &unsupported {
             UnsupportedType::Types { .. } => self.add("query", unsupported.to_string(), CAST),
+            UnsupportedType::Twice { .. } => {
+                self.add("query", unsupported.to_string(), "give one of them another name with `as`");
+            }
             UnsupportedType::NoColumn { .. } => self.add("value", unsupported.to_string(), self.names()),
         }
         None

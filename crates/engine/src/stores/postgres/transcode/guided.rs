@@ -54,7 +54,9 @@ pub(crate) fn write_guided<S: Sink>(
             Ok(())
         }
         Kind::Bytes => {
-            sink.bytes(&hex(unquoted(json)?).ok_or(Malformed(WHAT))?);
+            let text = unquoted(json)?;
+            // The backslash is quoted.
+            sink.bytes(&hex(text.strip_prefix('\\').unwrap_or(text)).ok_or(Malformed(WHAT))?);
             Ok(())
         }
         _ => sink.json(json),
@@ -106,8 +108,9 @@ fn unquoted(json: &[u8]) -> Result<&str, Malformed> {
     Ok(text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text))
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.strip_prefix("\\\\x")?.as_bytes();
+/// Bytes as Postgres prints them.
+pub(super) fn hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.strip_prefix("\\x")?.as_bytes();
     let pairs = digits.chunks(2).map(|pair| {
         let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
         u8::from_str_radix(pair, 16).ok()

@@ -3,12 +3,14 @@
 use sqlx::postgres::{PgRow, PgTypeInfo, PgTypeKind, PgValueFormat};
 use sqlx::{Row as _, TypeInfo, ValueRef};
 
+use super::hash;
 use super::kind::{Kind, LifetimeKind, ReadAs, base_type, kind_of};
 use super::nested::{texts_of, write_value};
 use super::read::Malformed;
 use super::sink::{JsonSink, PackSink, Sink};
 use super::text::write_column_text;
 use cachekeeper_config::{Format, Numeric};
+use cachekeeper_protocol::fields;
 
 /// How the rows of a query become values.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub struct RowPlan {
     header: Vec<u8>,
     /// Raw: which column.
     raw: usize,
+    /// Hash: the columns' positions in the order of their names.
+    by_name: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -122,6 +126,12 @@ pub enum UnsupportedType {
         /// Names and types.
         columns: Vec<(String, String)>,
     },
+    /// A hash would have a field twice.
+    #[error("two columns are named {column}, and a hash has each field once")]
+    Twice {
+        /// The name.
+        column: String,
+    },
     /// `value` names no column.
     #[error("value = {column:?} names no column of the query")]
     NoColumn {
@@ -137,12 +147,18 @@ fn list(columns: &[(String, String)]) -> String {
 
 /// A value that cannot be written.
 #[derive(Debug, thiserror::Error)]
-#[error("column {column}: {reason}")]
-pub struct EncodeError {
-    /// Which column.
-    pub column: String,
-    /// Why.
-    pub reason: String,
+pub enum EncodeError {
+    /// A column has no form.
+    #[error("column {column}: {reason}")]
+    Column {
+        /// Which.
+        column: String,
+        /// Why.
+        reason: String,
+    },
+    /// Redis has no hash without fields.
+    #[error("all columns are null, and a hash without fields is nothing")]
+    NoFields,
 }
 
 impl RowPlan {
@@ -165,6 +181,7 @@ impl RowPlan {
                     JsonSink(&mut lead).field(name);
                 }
                 Format::Raw { .. } => {}
+                Format::Hash => fields::push(&mut lead, name.as_bytes()),
             }
             planned.push(Column { name: name.clone(), kind, read_as, lead });
         }
@@ -173,6 +190,7 @@ impl RowPlan {
         }
         let mut header = Vec::new();
         let mut raw = 0;
+        let mut by_name = Vec::new();
         match format {
             Format::MessagePack { .. } => PackSink(&mut header).begin_map(planned.len()),
             Format::Json { .. } => {}
@@ -180,8 +198,12 @@ impl RowPlan {
                 let found = planned.iter().position(|known| known.name == *column);
                 raw = found.ok_or_else(|| UnsupportedType::NoColumn { column: column.clone() })?;
             }
+            Format::Hash => {
+                let found = hash::by_name(planned.iter().map(|known| known.name.as_str()));
+                by_name = found.map_err(|column| UnsupportedType::Twice { column: column.to_owned() })?;
+            }
         }
-        Ok(Self { columns: planned, format: format.clone(), header, raw })
+        Ok(Self { columns: planned, format: format.clone(), header, raw, by_name })
     }
 
     /// How the column at this position is read.
@@ -232,6 +254,7 @@ impl RowPlan {
                 written
             }
             Format::Raw { .. } => self.write_raw(row, first, output),
+            Format::Hash => self.write_hash(row, first, output),
         };
         if written.is_err() {
             output.truncate(start);
@@ -265,7 +288,7 @@ impl RowPlan {
             return Ok(());
         };
         let Some(bytes) = column.bytes(row, first + self.raw)? else {
-            return Err(EncodeError {
+            return Err(EncodeError::Column {
                 column: column.name.clone(),
                 reason: "is null, and raw bytes have no null".into(),
             });
@@ -277,6 +300,24 @@ impl RowPlan {
         let mut text = String::new();
         write_column_text(&column.kind, bytes, &mut text).map_err(|malformed| column.error(malformed))?;
         output.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    /// A field for each column that is not null.
+    fn write_hash(&self, row: &PgRow, first: usize, output: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let start = fields::begin(output);
+        let mut count = 0;
+        for position in &self.by_name {
+            let Some(column) = self.columns.get(*position) else { continue };
+            let Some(bytes) = column.bytes(row, first + position)? else { continue };
+            output.extend_from_slice(&column.lead);
+            hash::push_text(&column.kind, bytes, output).map_err(|malformed| column.error(malformed))?;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(EncodeError::NoFields);
+        }
+        fields::end(output, start, count);
         Ok(())
     }
 
@@ -308,7 +349,7 @@ impl RowPlan {
 
 impl Column {
     fn bytes<'r>(&self, row: &'r PgRow, position: usize) -> Result<Option<&'r [u8]>, EncodeError> {
-        let failed = |reason: String| EncodeError { column: self.name.clone(), reason };
+        let failed = |reason: String| EncodeError::Column { column: self.name.clone(), reason };
         let value = row.try_get_raw(position).map_err(|error| failed(error.to_string()))?;
         if value.is_null() {
             return Ok(None);
@@ -320,6 +361,6 @@ impl Column {
     }
 
     fn error(&self, malformed: Malformed) -> EncodeError {
-        EncodeError { column: self.name.clone(), reason: malformed.to_string() }
+        EncodeError::Column { column: self.name.clone(), reason: malformed.to_string() }
     }
 }

@@ -12,14 +12,15 @@
 --       (lists of 4 bytes each; 15, 16, 18 and 19 are '' where the counters are not looked at),
 --       20 '' where this script adds the members of the tags; else they were added before, and no tags follow: how many scripts
 --       of the job had added members by then, 21 the removals that were counted then, 22 the window,
+--       23 as what the values are stored: '' (strings) or 'hash' (each value is a MessagePack list of names and values in turn),
 --       then for each key its value and lifetime in milliseconds ('' = no end; '0' = the row is gone, delete),
 --       then for each tag its name and the positions of its keys (4 bytes each).
 -- Replies with the positions that were refused; PRECONDITION members where members that were added before may be missing, or
 -- one of the tags has changed: nothing was done then, and the same is asked for without 20.
 local windows, counters = KEYS[4], KEYS[5]
 local stamp, covered_by, counting, generation, tag_prefix, longest_life, width, job, progress,
-  slots, positions, seen, tag_slots, tag_positions, tag_seen, added, removals, window = unpack(ARGV, 5, 22)
-local BEFORE_KEYS, FIRST_VALUE = 5, 23
+  slots, positions, seen, tag_slots, tag_positions, tag_seen, added, removals, window, shape = unpack(ARGV, 5, 23)
+local BEFORE_KEYS, FIRST_VALUE = 5, 24
 local n = #KEYS - BEFORE_KEYS
 local FIRST_TAG = FIRST_VALUE + 2 * n
 local tags = (#ARGV - FIRST_TAG + 1) / 2
@@ -84,6 +85,40 @@ local function cover(floor, top)
   raise_top(top, stamp)
 end
 
+-- What is to be stored as hashes, read before anything is written: what cannot be read must not be found half way. Postgres has at
+-- most 1,664 columns in a row, so that one call takes all fields of an entry.
+local function read_hashes()
+  local hashes = {}
+  for i = 1, n do
+    local value, life = ARGV[FIRST_VALUE + 2 * i - 2], ARGV[FIRST_VALUE + 2 * i - 1]
+    if life ~= '0' and not refused[i] then
+      local fields = cmsgpack.unpack(value)
+      if type(fields) ~= 'table' or #fields == 0 or #fields % 2 ~= 0 or 4000 < #fields then
+        return nil, redis.error_reply('ERR a value is no list of names and values')
+      end
+      hashes[i] = fields
+    end
+  end
+  return hashes
+end
+
+-- The whole entry is replaced: no field of an older row stays, whatever stood there.
+local function write_hashes(hashes)
+  local call = redis.call
+  for i = 1, n do
+    local key, life = KEYS[BEFORE_KEYS + i], ARGV[FIRST_VALUE + 2 * i - 1]
+    if not refused[i] then
+      call('UNLINK', key)
+      if life == '0' then
+        left_out[i] = true
+      else
+        call('HSET', key, unpack(hashes[i]))
+        if life ~= '' then call('PEXPIRE', key, life) end
+      end
+    end
+  end
+end
+
 local function write_values()
   local call, at = redis.call, FIRST_VALUE
   for i = 1, n do
@@ -124,10 +159,15 @@ if stamp ~= '' then
   refuse_older(floor, top)
 end
 if counting == 'unchanged' then refuse_moved() end
+local hashes, unreadable
+if shape == 'hash' then
+  hashes, unreadable = read_hashes()
+  if unreadable then return unreadable end
+end
 
 if stamp ~= '' then cover(floor, top) end
 if counting == 'raise' then raise_counters(counters, generation, positions) end
-write_values()
+if hashes then write_hashes(hashes) else write_values() end
 if 0 < tags then register_tags() end
 if progress ~= '' then redis.call('HSET', meta, 'backfill:' .. dataset, progress) end
 count(job)
