@@ -162,7 +162,11 @@ async fn a_key_is_explained_in_every_state() {
     shop.rig.postgres.execute("update products set price = 0 where id = 10").await.unwrap();
     wait_until("the row is refused", async || {
         let dataset = shop.get("/api/v1/datasets/product").await;
-        if dataset["without_entry"]["rows"][0]["key"] == "product:10" { Ok(()) } else { Err(dataset.to_string()) }
+        if dataset["without_entry"]["rows"][0]["key"] == "product:10" {
+            Ok(())
+        } else {
+            Err(dataset.to_string())
+        }
     })
     .await;
     shop.explained("product:10", "absent", "division by zero").await;

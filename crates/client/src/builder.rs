@@ -210,8 +210,12 @@ impl CacheBuilder {
             Backend::Memory(_) => None,
         };
         let metrics_of_near = Arc::clone(&metrics);
+        let backend = match self.backend {
+            Backend::Memory(memory) => Backend::Memory(memory.with_prefixes(self.prefixes.clone())),
+            redis @ Backend::Redis(_) => redis,
+        };
         let core = Arc::new_cyclic(|own| Core {
-            backend: self.backend,
+            backend,
             source: self.source,
             classes,
             metrics,
@@ -220,6 +224,7 @@ impl CacheBuilder {
             flights: Flights::default(),
             waits: Arc::default(),
             drops_windows: AtomicBool::new(false),
+            is_doubted: AtomicBool::new(false),
             locks,
             loads: Semaphore::new(self.loads),
             channel: self.channel,

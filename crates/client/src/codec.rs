@@ -57,6 +57,12 @@ impl Codec {
             && start + compression.min_size <= output.len()
         {
             let plain = output.split_off(start);
+            if DECOMPRESSED_MAX < plain.len() {
+                return Err(format!(
+                    "it has {} bytes, and compressed values are read up to {DECOMPRESSED_MAX}",
+                    plain.len()
+                ));
+            }
             let mut packed = Vec::new();
             let is_packed = compress(compression.codec, &plain, &mut packed);
             output.extend_from_slice(if is_packed { &packed } else { &plain });

@@ -1,7 +1,7 @@
 //! The cache's handle and what is behind it: every command goes through the breaker and the faults on purpose, and what
 //! could not be invalidated is noted and made up for.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ pub(super) struct Core {
     pub waits: Arc<Waits>,
     /// A task drops old windows of tags.
     pub drops_windows: AtomicBool,
+    /// A task looks whether Redis answers.
+    pub is_doubted: AtomicBool,
     pub locks: Locks,
     /// Loads at the same time while Redis is down, so that the database survives it.
     pub loads: Semaphore,
@@ -123,6 +125,23 @@ impl Core {
                 Err(error.into())
             }
         }
+    }
+
+    /// Looks whether Redis answers within the limit of a command, in the background and one at a time, until it has, or the breaker has
+    /// opened: whoever has less time than that sees only that no answer came yet.
+    pub fn doubt(&self) {
+        if self.is_doubted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let doubt = Doubt(self.own.clone());
+        drop(tokio::spawn(async move {
+            while let Some(core) = doubt.0.upgrade() {
+                let looked = core.ask("look whether redis answers", core.backend.exists("")).await;
+                if looked.is_ok() || core.breaker.state() != BreakerState::Closed {
+                    return;
+                }
+            }
+        }));
     }
 
     /// Makes the prefixes of the application's keys known, if it is time; nobody waits for it.
@@ -279,6 +298,17 @@ impl Core {
             // It ends by itself when the cache is gone.
             let tending = Tending(self.own.clone());
             drop(tokio::spawn(tend(tending, self.breaker.settings.pause)));
+        }
+    }
+}
+
+/// The right to look whether Redis answers, which ends with its task.
+struct Doubt(Weak<Core>);
+
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.upgrade() {
+            core.is_doubted.store(false, Ordering::Release);
         }
     }
 }

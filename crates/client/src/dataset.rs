@@ -14,6 +14,7 @@ use super::in_memory::{InMemory, Table};
 use super::key_class::KeyClass;
 use super::policy::Policy;
 use super::source::{Snapshot, Source};
+use super::waits::is_within_load;
 use cachekeeper_config::Config;
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
@@ -297,6 +298,7 @@ impl DatasetCache {
             policy: Arc::clone(policy),
             of_dataset: Some(Arc::clone(&self.class)),
             is_forced: false,
+            is_within_load: is_within_load(),
         };
         let loader: Loader = Arc::new(move |positions, counters| {
             let rows = rows.clone();

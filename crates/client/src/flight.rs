@@ -48,6 +48,8 @@ pub(super) struct LoadRequest {
     pub of_dataset: Option<Arc<KeyClass>>,
     /// What is in the cache does not decode: load it anew.
     pub is_forced: bool,
+    /// A loader asks for it.
+    pub is_within_load: bool,
 }
 
 /// How a load ended.

@@ -16,7 +16,7 @@ use super::key_class::ReadOutcome;
 use super::moments::{FAR, after, part};
 use super::policy::Policy;
 use super::source::Snapshot;
-use super::waits::note_late_tags;
+use super::waits::{is_within_load, note_late_tags};
 use cachekeeper_engine::stores::redis::{Answer, CounterRule};
 use cachekeeper_protocol::counters::InvalidationCounters;
 use cachekeeper_protocol::entry::EntryBatch;
@@ -234,7 +234,13 @@ impl Cache {
 }
 
 fn request(keys: Vec<Arc<str>>, policy: &Policy) -> LoadRequest {
-    LoadRequest { keys: keys.into(), policy: Arc::new(policy.clone()), of_dataset: None, is_forced: false }
+    LoadRequest {
+        keys: keys.into(),
+        policy: Arc::new(policy.clone()),
+        of_dataset: None,
+        is_forced: false,
+        is_within_load: is_within_load(),
+    }
 }
 
 /// A loader that is called once at most.

@@ -144,10 +144,9 @@ impl LoadTask {
     /// Calls the loader for these keys, and ends their loads.
     async fn call(&self, leaders: Vec<&(usize, FlightLeader)>, counters: Option<InvalidationCounters>) {
         let Some((_, first)) = leaders.first() else { return };
-        let _permit = match &counters {
-            None => self.core.loads.acquire().await.ok(),
-            Some(_) => None,
-        };
+        // One within another load would wait for what the outer one holds.
+        let is_bounded = counters.is_none() && !self.request.is_within_load;
+        let _permit = if is_bounded { self.core.loads.acquire().await.ok() } else { None };
         let began = Instant::now();
         let positions = leaders.iter().map(|(at, _)| *at).collect();
         // The call itself may panic as well as what it answers.

@@ -182,8 +182,14 @@ impl RedisLocks {
     async fn take(&self, names: Vec<String>, options: LockOptions) -> Result<LockGuard, LockError> {
         let deadline = after(options.wait);
         // In this process they come one after the other, first come, first served: a release wakes one, not a thousand.
-        let turns = tokio::time::timeout_at(deadline, self.turns.of(&names));
-        let Ok(turns) = turns.await else { return Err(self.held(names).await) };
+        // Whoever does not wait asks Redis past the queue: those who stand in it hold nothing yet.
+        let turns = if options.wait.is_zero() {
+            Vec::new()
+        } else {
+            let turns = tokio::time::timeout_at(deadline, self.turns.of(&names));
+            let Ok(turns) = turns.await else { return Err(self.held(names).await) };
+            turns
+        };
         let owner = unique_owner();
         let LockOptions { life, is_renewed, max_hold, .. } = options;
         let terms = Terms { life, is_renewed, max_hold, is_common: false };

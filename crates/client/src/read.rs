@@ -83,7 +83,10 @@ impl Cache {
         self.core.source.learn_types().await;
         self.core.check_own(key)?;
         let get = |_own: Shape| self.core.backend.get_sliding(key, sliding);
-        self.core.read(key, get).await.into_result()
+        let read = self.core.read(key, get).await;
+        // Its end has changed.
+        self.core.near.remove(&[key]);
+        read.into_result()
     }
 
     /// The values of keys, in their order, in one round trip; none for each that is missing.
@@ -247,11 +250,11 @@ impl Core {
     pub async fn look_one(&self, key: &str, class: &KeyClass, policy: &Policy, began: Instant) -> Look {
         let hidden = self.breaker.hidden(&[key]);
         let looked = if policy.needs_age() {
-            let look = within(policy, began, self.backend.look_one(key, class.shape));
-            self.ask("read an entry", look).await
+            let look = self.ask("read an entry", self.backend.look_one(key, class.shape));
+            self.within(policy, began, look).await
         } else {
-            let get = within(policy, began, self.backend.get(key, class.shape));
-            self.ask("read an entry", get).await.map(|value| (value, NO_END))
+            let get = self.ask("read an entry", self.backend.get(key, class.shape));
+            self.within(policy, began, get).await.map(|value| (value, NO_END))
         };
         match looked {
             Ok(_) if !hidden.is_empty() => Look::Missing,
@@ -272,10 +275,10 @@ impl Core {
         // A hash is of no other class ([`Self::check_no_hash`]).
         let shape = of_dataset.map(|class| class.shape).unwrap_or_default();
         let looked = if policy.needs_age() {
-            self.ask("read entries", within(policy, began, self.backend.look(keys, shape))).await
+            self.within(policy, began, self.ask("read entries", self.backend.look(keys, shape))).await
         } else {
-            let get = within(policy, began, self.backend.get_many(keys, shape));
-            let values = self.ask("read entries", get).await;
+            let get = self.ask("read entries", self.backend.get_many(keys, shape));
+            let values = self.within(policy, began, get).await;
             values.map(|values| values.into_iter().map(|value| (value, NO_END)).collect())
         };
         match looked {
@@ -299,8 +302,7 @@ impl Core {
         let hidden = self.breaker.hidden(keys);
         let shape = of_dataset.map(|class| class.shape);
         let look = self.backend.look_with_counters(keys, &policy.tags, shape);
-        let look = within(policy, began, look);
-        match self.ask("read entries", look).await {
+        match self.within(policy, began, self.ask("read entries", look)).await {
             Ok((mut looked, counters)) => {
                 hide(&mut looked, &hidden, (None, NO_END));
                 (self.judge_all(keys.iter().copied(), of_dataset, policy, looked), Some(counters))
@@ -324,17 +326,24 @@ impl Core {
     }
 }
 
-/// Waits for Redis as long as a policy allows: for half of the time after which its caller is gone, so that the loader has the rest.
-async fn within<T>(
-    policy: &Policy,
-    began: Instant,
-    command: impl Future<Output = Result<T, CacheError>>,
-) -> Result<T, CacheError> {
-    let Some(hard) = policy.hard else { return command.await };
-    let left = (hard / 2).saturating_sub(began.elapsed());
-    match tokio::time::timeout(left, command).await {
-        Ok(answer) => answer,
-        Err(_elapsed) => Err(CacheError::timed_out("wait for redis within the hard timeout")),
+impl Core {
+    /// Waits for Redis as long as a policy allows: for half of the time after which its caller is gone, so that the loader has the rest.
+    /// That time is the caller's: that it was short is no failure of Redis, but whether Redis answers at all is looked into.
+    async fn within<T>(
+        &self,
+        policy: &Policy,
+        began: Instant,
+        asked: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let Some(hard) = policy.hard else { return asked.await };
+        let left = (hard / 2).saturating_sub(began.elapsed());
+        match tokio::time::timeout(left, asked).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                self.doubt();
+                Err(CacheError::timed_out("wait for redis within the hard timeout").into())
+            }
+        }
     }
 }
 

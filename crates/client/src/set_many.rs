@@ -209,6 +209,8 @@ async fn store(
             let named = failed.iter().filter_map(|(at, error)| Some((*keys.get(*at)?, error.to_string())));
             let named: Vec<(&str, String)> = named.collect();
             let wrong: Vec<&str> = named.iter().map(|(key, _)| *key).collect();
+            let stored: Vec<&str> = keys.iter().copied().filter(|key| !wrong.contains(key)).collect();
+            core.breaker.settle(&stored);
             if !wrong.is_empty() {
                 core.forget_what_is_wrong(&wrong).await;
             }

@@ -33,6 +33,11 @@ impl Loading {
     }
 }
 
+/// Whether a loader runs in this task.
+pub(super) fn is_within_load() -> bool {
+    LOADING.try_with(|_| ()).is_ok()
+}
+
 /// What was loaded under this key has tags that were not known before.
 pub(super) fn note_late_tags(key: &str) {
     // Outside of a load nobody asks for it.

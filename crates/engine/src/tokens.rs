@@ -41,6 +41,9 @@ pub enum WaitError {
     Flow(#[from] EngineError),
 }
 
+/// As good as for ever, and a moment that a clock can tell.
+const WAIT_MAX: Duration = Duration::from_secs(365 * 86_400);
+
 /// Waits until it is so, or for this long; answers the last watermark and whether it is.
 pub async fn wait(
     context: &Context,
@@ -48,7 +51,7 @@ pub async fn wait(
     dataset: Option<&str>,
     at_most: Duration,
 ) -> Result<(Option<Watermark>, bool), WaitError> {
-    let deadline = Instant::now() + at_most;
+    let deadline = Instant::now() + at_most.min(WAIT_MAX);
     // Whoever need not wait is answered however many do.
     let watermark = context.redis.watermark().await.map_err(EngineError::from)?;
     let is_fresh = satisfies(watermark.as_ref(), token, dataset);

@@ -17,6 +17,8 @@ pub struct InMemory {
     events_channel: Arc<str>,
     /// Names and keys of datasets.
     datasets: Vec<(String, Template)>,
+    /// What the application's own keys begin with whose events a worker would apply.
+    prefixes: Vec<String>,
 }
 
 impl InMemory {
@@ -28,7 +30,13 @@ impl InMemory {
             channels: Channels::default(),
             events_channel: events_channel.into(),
             datasets: Vec::new(),
+            prefixes: Vec::new(),
         }
+    }
+
+    /// Knows what the application has registered.
+    pub fn with_prefixes(self, prefixes: Vec<String>) -> Self {
+        Self { prefixes, ..self }
     }
 
     /// Knows a dataset's entries, so that an event can name it.
@@ -60,7 +68,13 @@ impl InMemory {
     /// Deletes what an event says.
     pub fn apply(&self, event: &Event) {
         let mut entries = self.entries();
-        entries.invalidate_keys(&event.keys);
+        // Of no dataset and no prefix they are nobody's, and a worker leaves them.
+        let is_known = |key: &&String| {
+            let is_of_dataset = self.datasets.iter().any(|(_, template)| template.read(key).is_some());
+            is_of_dataset || self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()))
+        };
+        let known: Vec<String> = event.keys.iter().filter(is_known).cloned().collect();
+        entries.invalidate_keys(&known);
         entries.invalidate_tags(&event.tags);
         let of_dataset = self.keys_of(event, &entries);
         entries.invalidate_keys(&of_dataset);

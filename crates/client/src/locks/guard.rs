@@ -47,7 +47,9 @@ impl LockGuard {
     }
 
     /// Cancelled when the lock may be lost, at a moment that is early rather than late: somebody took or deleted it, it
-    /// could not be renewed in time, or `max_hold` is over.
+    /// could not be renewed in time, or `max_hold` is over. That somebody took it is seen by the next renewal, after a third of its
+    /// lifetime. Locks are renewed, and their loss is told, by a task in the runtime of the first lock: as long as that runtime
+    /// lives it has to be driven (a `current_thread` one runs in `block_on` only). [`Self::is_held`] needs no task.
     #[must_use]
     pub fn lost(&self) -> &CancellationToken {
         match &self.0 {
@@ -59,7 +61,10 @@ impl LockGuard {
     /// Whether it is still held, as far as can be known here.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        !self.lost().is_cancelled()
+        match &self.0 {
+            Held::InRedis(lease) => lease.is_trusted(),
+            Held::InMemory(hold) => !hold.lost.is_cancelled(),
+        }
     }
 
     /// Gives the lock back; false: it was not ours any more.

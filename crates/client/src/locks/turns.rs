@@ -14,16 +14,25 @@ pub(super) struct Turns {
 const SWEEP_FROM: usize = 1_024;
 
 impl Turns {
-    /// Waits for the turn at all of these names, which are sorted: so nobody waits for each other.
+    /// Waits for the turn at all of these names. Whoever waits for one of them keeps none of the others from anybody.
     pub async fn of(&self, names: &[String]) -> Vec<OwnedSemaphorePermit> {
-        let mut turns = Vec::with_capacity(names.len());
-        for name in names {
+        let mut awaited = 0;
+        'again: loop {
+            let Some(name) = names.get(awaited) else { return Vec::new() };
             // It is never closed.
-            if let Ok(turn) = self.semaphore(name).acquire_owned().await {
-                turns.push(turn);
+            let Ok(turn) = self.semaphore(name).acquire_owned().await else { return Vec::new() };
+            let mut turns = vec![turn];
+            for (at, name) in names.iter().enumerate().filter(|(at, _)| *at != awaited) {
+                match self.semaphore(name).try_acquire_owned() {
+                    Ok(turn) => turns.push(turn),
+                    Err(_taken) => {
+                        awaited = at;
+                        continue 'again;
+                    }
+                }
             }
+            return turns;
         }
-        turns
     }
 
     fn semaphore(&self, name: &str) -> Arc<Semaphore> {

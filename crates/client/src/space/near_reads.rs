@@ -89,13 +89,14 @@ where
         if let Some(hit) = self.near_hit(near, key) {
             return Ok(hit);
         }
+        // Of the key: a space within this one may have another format.
+        let class = core.class_of(key);
+        let ticket = near.begin(key).await;
+        // After the ticket: what is noted later takes it away, and then nothing is kept.
         if !core.breaker.hidden(&[key]).is_empty() {
             self.class.count(ReadOutcome::Miss);
             return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms: -1 });
         }
-        // Of the key: a space within this one may have another format.
-        let class = core.class_of(key);
-        let ticket = near.begin(key).await;
         if let Some(hit) = self.near_hit(near, key) {
             return Ok(hit);
         }

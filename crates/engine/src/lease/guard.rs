@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::held::HeldLock;
 use super::table::Shared;
 use crate::stores::chain;
 use crate::stores::redis::{CacheError, LeaseGrant};
@@ -20,6 +23,8 @@ pub struct Lease {
     pub(super) number: u64,
     pub(super) grants: Vec<LeaseGrant>,
     pub(super) lost: CancellationToken,
+    /// Where it was acquired: it may be dropped outside of any runtime.
+    pub(super) runtime: Option<Handle>,
 }
 
 impl Lease {
@@ -38,6 +43,13 @@ impl Lease {
     #[must_use]
     pub fn lost(&self) -> &CancellationToken {
         &self.lost
+    }
+
+    /// Whether it is held for sure, by what was heard and by the clock: it needs no task that runs.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        let is_trusted = |held: &HeldLock| held.is_trusted(Instant::now());
+        !self.lost.is_cancelled() && self.shared.table().held.get(&self.number).is_some_and(is_trusted)
     }
 
     /// Has permits dropped with the lease: when Redis has heard of its release, or when it is lost.
@@ -67,7 +79,7 @@ impl Lease {
         if grants.is_empty() {
             return None;
         }
-        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        let runtime = Handle::try_current().ok().or_else(|| self.runtime.take())?;
         let (shared, under_way) = (Arc::clone(&self.shared), self.shared.begin_release());
         Some(runtime.spawn(async move {
             let released = shared.release(&grants).await;

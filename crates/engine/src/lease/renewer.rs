@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::StreamExt;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::debug;
@@ -108,7 +109,8 @@ impl Renewer {
         let begun = (table.run.is_none() && shared.starts_itself).then(|| shared.begin_run_in(&mut table));
         table.last_number += 1;
         let number = table.last_number;
-        let lease = Lease { shared: Arc::clone(shared), number, grants, lost };
+        let runtime = Handle::try_current().ok();
+        let lease = Lease { shared: Arc::clone(shared), number, grants, lost, runtime };
         if table.run.is_none() {
             drop(table);
             // Nobody renews it: dropped, it is given back.

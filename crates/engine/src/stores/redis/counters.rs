@@ -192,10 +192,11 @@ impl Redis {
         let mut pipeline = redis::Pipeline::with_capacity(batch.len());
         pipeline.ignore_errors();
         for entry in batch.iter() {
-            pipeline.cmd("SET").arg(entry.key).arg(entry.value);
-            if entry.life_ms != LIFE_WITHOUT_END {
-                pipeline.arg("PX").arg(entry.life_ms);
-            }
+            match entry.life_ms {
+                0 => pipeline.cmd("UNLINK").arg(entry.key),
+                LIFE_WITHOUT_END => pipeline.cmd("SET").arg(entry.key).arg(entry.value),
+                life => pipeline.cmd("SET").arg(entry.key).arg(entry.value).arg("PX").arg(life),
+            };
         }
         let mut connection = self.connection.clone();
         let replies: Vec<Result<redis::Value, redis::RedisError>> =

@@ -42,8 +42,10 @@ pub(super) struct OfShape {
 /// Keys of one command: more save little, and the first would wait for the last.
 const KEYS_MAX: usize = 64;
 
-/// How long one waits for the common command: its task may be of a runtime that runs no more.
-const ANSWERED_WITHIN: Duration = Duration::from_millis(500);
+/// How long one waits until the common command is sent: its task may be of a runtime that runs no more.
+const SENT_WITHIN: Duration = Duration::from_millis(500);
+/// How long for its answer then: more than any command may take, for the same reason.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Where the reads of a moment meet. Each is read after it was asked for: nobody joins a command that was sent.
 #[derive(Debug)]
@@ -58,10 +60,13 @@ struct Next<T> {
     /// Somebody has begun it, and sends it after all that can run now have had their turn.
     is_begun: bool,
     joined: Vec<Joined<T>>,
+    /// The number of whoever joined last.
+    last: u64,
 }
 
 #[derive(Debug)]
 struct Joined<T> {
+    number: u64,
     key: String,
     answer: oneshot::Sender<T>,
 }
@@ -70,7 +75,7 @@ impl<T> Default for Gather<T> {
     fn default() -> Self {
         Self {
             under_way: AtomicUsize::new(0),
-            next: Mutex::new(Next { is_begun: false, joined: Vec::new() }),
+            next: Mutex::new(Next { is_begun: false, joined: Vec::new(), last: 0 }),
         }
     }
 }
@@ -95,31 +100,44 @@ impl<T: Send + 'static> Gather<T> {
         if others == 0 {
             return alone().await;
         }
-        let Some((answer, is_first)) = self.join(key) else { return alone().await };
+        let Some((number, mut answer, is_first)) = self.join(key) else { return alone().await };
         if is_first {
             let (begun, together) = (Begun(Some(Arc::clone(self))), together());
             drop(tokio::spawn(send(begun, together)));
         }
-        match timeout(ANSWERED_WITHIN, answer).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(_failed_or_given_up)) => alone().await,
-            Err(_elapsed) => {
-                // Whoever joined a command that nobody sends reads alone too.
+        let answered = match timeout(SENT_WITHIN, &mut answer).await {
+            Ok(answered) => Ok(answered),
+            // Whoever joined a command that nobody sends reads alone.
+            Err(_elapsed) if self.is_waiting(number) => {
                 drop(self.take());
-                alone().await
+                return alone().await;
             }
+            // Sent, it is on the connection: to ask again would wait behind it.
+            Err(_elapsed) => timeout(ANSWERED_WITHIN, answer).await,
+        };
+        match answered {
+            Ok(Ok(value)) => Ok(value),
+            // It failed, was given up, or its task is of a runtime that has stopped meanwhile.
+            Ok(Err(_)) | Err(_) => alone().await,
         }
     }
 
+    /// Whether the command that this one joined is still to be sent.
+    fn is_waiting(&self, number: u64) -> bool {
+        self.lock().joined.iter().any(|joined| joined.number == number)
+    }
+
     /// Joins the next command; true: it has to be begun. None: it is full.
-    fn join(&self, key: &str) -> Option<(oneshot::Receiver<T>, bool)> {
+    fn join(&self, key: &str) -> Option<(u64, oneshot::Receiver<T>, bool)> {
         let mut next = self.lock();
         if KEYS_MAX <= next.joined.len() {
             return None;
         }
         let (answer, waiting) = oneshot::channel();
-        next.joined.push(Joined { key: key.to_owned(), answer });
-        Some((waiting, !std::mem::replace(&mut next.is_begun, true)))
+        next.last += 1;
+        let number = next.last;
+        next.joined.push(Joined { number, key: key.to_owned(), answer });
+        Some((number, waiting, !std::mem::replace(&mut next.is_begun, true)))
     }
 }
 
@@ -261,7 +279,7 @@ mod tests {
     async fn a_command_that_nobody_sends_is_given_up() {
         let (gather, sent) = (Arc::<Gather<String>>::default(), Sent::default());
         let _held = UnderWay::begin(&gather.under_way);
-        let (_never, is_first) = gather.join("never").unwrap();
+        let (_, _never, is_first) = gather.join("never").unwrap();
         assert!(is_first);
         assert_eq!(read(&gather, "a", &sent, false).await, "alone a");
         assert_eq!(read(&gather, "b", &sent, false).await, "together b");
