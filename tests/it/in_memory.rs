@@ -43,7 +43,7 @@ async fn locks_exclude_each_other_and_end_by_release_lifetime_or_longest_hold() 
 
 #[tokio::test]
 async fn messages_and_events_are_heard_and_events_are_applied() {
-    let cache = Cache::in_memory().channel("changes").build();
+    let cache = Cache::in_memory().channel("changes").prefixes(["a", "b", "c"]).build();
     let mut events = cache.events().await.unwrap();
     let mut messages = cache.subscribe_to::<u32>(&["news"]).await.unwrap();
     assert_eq!(cache.publish_to("news", &7).await.unwrap(), 1);
@@ -59,6 +59,11 @@ async fn messages_and_events_are_heard_and_events_are_applied() {
     assert!(matches!(events.next().await, Heard::Event(heard) if heard.keys == ["a"]));
     let left = cache.get_many::<u32>(&["a", "b", "c"]).await.unwrap();
     assert_eq!(left, [None, None, Some(1)]);
+    // A worker leaves keys alone that nobody has registered, and so does this.
+    cache.set("other", &1, HOUR).await.unwrap();
+    let event = Event { keys: vec!["other".into()], ..Event::default() };
+    cache.publish(&event).await.unwrap();
+    assert_eq!(cache.get::<u32>("other").await.unwrap(), Some(1));
     for n in 0..2_000 {
         cache.publish_to("news", &n).await.unwrap();
     }

@@ -31,6 +31,7 @@ mod cli_writes;
 mod client_failovers;
 mod client_faults;
 mod client_limits;
+mod client_neighbours;
 mod client_programs;
 mod clients;
 mod commands;

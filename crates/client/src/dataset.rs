@@ -206,10 +206,22 @@ impl DatasetCache {
         id: &[&str],
         token: &Token,
     ) -> Result<Option<T>, ClientError> {
-        self.get_since_by_key(&self.key(id)?.into(), token).await
+        self.get_since_by_key(&self.key(id)?.into(), token, &self.policy).await
     }
 
+    /// The same by the whole key, within the hard timeout of a policy.
     pub(super) async fn get_since_by_key<T: DeserializeOwned>(
+        &self,
+        key: &Arc<str>,
+        token: &Token,
+        policy: &Policy,
+    ) -> Result<Option<T>, ClientError> {
+        let read = self.read_since(key, token);
+        let Some(hard) = policy.hard else { return read.await };
+        tokio::time::timeout(hard, read).await.unwrap_or(Err(ClientError::Timeout(hard)))
+    }
+
+    async fn read_since<T: DeserializeOwned>(
         &self,
         key: &Arc<str>,
         token: &Token,

@@ -96,9 +96,10 @@ pub use space::{Freshness, ReadAt};
 // What the functions above ask for and answer with.
 #[cfg(feature = "file")]
 pub use cachekeeper_config::ConfigError;
-pub use cachekeeper_config::{Compression, Config};
+pub use cachekeeper_config::{Codec as CompressionCodec, Compression, Config};
 #[cfg(feature = "postgres")]
 pub use cachekeeper_engine::context::Context;
+pub use cachekeeper_engine::stores::redis::CacheError;
 #[cfg(feature = "postgres")]
 pub use cachekeeper_engine::write::{CacheState, Parameter, Parameters, WriteEffects, WriteError, Written};
 pub use cachekeeper_protocol::event::{Event, Op};

@@ -69,7 +69,8 @@ pub async fn sample(context: &Context, dataset: &Dataset) -> Result<Sample, Engi
 
 async fn look_at_sizes(context: &Context, dataset: &Dataset) -> Result<Sample, EngineError> {
     let (keys, is_whole) = some_keys(context, dataset).await?;
-    let sizes = context.redis.sizes(&keys).await?;
+    let seen = context.redis.see(&keys, 0).await?;
+    let sizes = seen.entries.iter().map(|entry| entry.bytes as u64);
     let bytes = keys.iter().map(|key| key.len() as u64).chain(sizes).sum();
     Ok(Sample { entries: keys.len(), bytes, is_whole })
 }

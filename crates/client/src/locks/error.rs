@@ -6,6 +6,7 @@ use cachekeeper_engine::stores::redis::CacheError;
 
 /// Why a lock was not taken.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LockError {
     /// Somebody else holds it.
     #[error("lock {name:?} is held by {owner} for another {left:?}")]

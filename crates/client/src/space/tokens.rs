@@ -40,11 +40,12 @@ where
     /// The value, at least as fresh as a token: from Redis if the watermark says so, else from Postgres. It goes past the near cache.
     ///
     /// # Errors
-    /// [`ClientError::NoSource`] where the space is not a dataset's; others where the value is in neither.
+    /// [`ClientError::NoSource`] where the space is not a dataset's; [`ClientError::Timeout`] after the policy's hard timeout; others
+    /// where the value is in neither.
     pub async fn get_at(&self, key: &K, token: &Token) -> Result<Option<V>, ClientError> {
         let key = self.key(key)?;
         let dataset = self.dataset.as_ref().ok_or(ClientError::NoSource)?;
-        dataset.get_since_by_key(&key.into(), token).await
+        dataset.get_since_by_key(&key.into(), token, &self.policy).await
     }
 
     /// The value as Redis has it, and whether it is as fresh as a token; so long it is waited for that. Postgres is not asked.

@@ -354,19 +354,6 @@ impl Redis {
         keys.iter().map(|_| replies.next()).collect()
     }
 
-    /// The bytes of values. It is no use of them.
-    pub(crate) async fn sizes(&self, keys: &[impl AsRef<str>]) -> Result<Vec<u64>, CacheError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        for key in keys {
-            pipeline.cmd("STRLEN").arg(key.as_ref());
-        }
-        let mut replies = self.pipeline("read sizes", &pipeline, keys.len()).await?;
-        keys.iter().map(|_| replies.next()).collect()
-    }
-
     /// Whether [`Self::see`] does not count as use: from Redis 7.2 on, where the user may say `CLIENT NO-TOUCH`.
     pub async fn can_look_unnoticed(&self) -> Result<bool, CacheError> {
         let command = redis::cmd("CLIENT").arg("NO-TOUCH").arg("OFF").to_owned();

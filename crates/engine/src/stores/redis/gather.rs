@@ -274,6 +274,28 @@ mod tests {
         }
     }
 
+    /// A value that is long on its way is on its way: to ask again would send everything twice.
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_was_sent_is_waited_for() {
+        let gather = Arc::<Gather<String>>::default();
+        let _held = UnderWay::begin(&gather.under_way);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let read_one = async |key: &str| {
+            let sent = Arc::clone(&sent);
+            let together = || {
+                move |keys: Vec<String>| async move {
+                    sent.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(SENT_WITHIN * 3).await;
+                    Ok(keys)
+                }
+            };
+            gather.read(key, async || Ok("alone".to_owned()), together).await.unwrap()
+        };
+        let names: Vec<String> = (0..8).map(|n| format!("k{n}")).collect();
+        assert_eq!(join_all(names.iter().map(|name| read_one(name))).await, names);
+        assert_eq!(sent.load(Ordering::Relaxed), 1);
+    }
+
     /// A task that never runs: its runtime is not entered any more.
     #[tokio::test]
     async fn a_command_that_nobody_sends_is_given_up() {

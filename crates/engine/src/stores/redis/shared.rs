@@ -29,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 const RETRY_MAX_UNKNOWN: Duration = Duration::from_secs(5);
+/// The longest that a command waits for a connection: more than an attempt may take.
+const OPENED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A handle to it. Cheap to clone.
 #[derive(Clone)]
@@ -133,8 +135,8 @@ impl SharedConnection {
             State::Failed(error) => Some(error.clone()),
             _ => None,
         };
-        let patience = tokio::time::sleep(RETRY_MAX);
-        tokio::pin!(patience);
+        let (patience, limit) = (tokio::time::sleep(RETRY_MAX), tokio::time::sleep(OPENED_WITHIN));
+        tokio::pin!(patience, limit);
         loop {
             let state = states.borrow_and_update().clone();
             match (state, &before) {
@@ -147,6 +149,12 @@ impl SharedConnection {
                 // The sender lives as long as this handle.
                 changed = states.changed() => drop(changed),
                 () = &mut patience, if before.is_some() => {
+                    return Err(before.unwrap_or_else(gone));
+                }
+                () = &mut limit => {
+                    // Each attempt has its own limits: whoever keeps the connection is of a runtime that nobody drives. The next
+                    // caller begins anew, in its own.
+                    self.leave_keeper();
                     return Err(before.unwrap_or_else(gone));
                 }
             }
@@ -163,6 +171,13 @@ impl SharedConnection {
             .map_err(|error| RedisError::from(std::io::Error::other(error.to_string())))?;
         *keeper = Some(runtime.spawn(keep(self.0.inner.clone())).abort_handle());
         Ok(())
+    }
+
+    fn leave_keeper(&self) {
+        let keeper = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
+            keeper.abort();
+        }
     }
 
     async fn ask<T>(
