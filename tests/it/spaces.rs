@@ -7,12 +7,17 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_client::{Cache, ClientError, Freshness, Loaded, Near, Policy, Token, ValueFormat};
+use cachekeeper_testkit::servers::Session;
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{HOUR, Product, cache_of, product};
 use crate::feed::{DATASETS, TABLES, ready};
 use crate::support::{RedisRig, Rig, wait_until};
+
+async fn read_token(session: &mut Session) -> Token {
+    session.text("select cachekeeper.token()").await.unwrap().unwrap().parse().unwrap()
+}
 
 #[tokio::test]
 async fn what_a_space_stores_is_what_it_expects() {
@@ -171,14 +176,21 @@ async fn a_dataset_is_a_space() {
     let of_another_life: Token = "another/100:100:".parse().unwrap();
     let read = space.read_at(&9, &of_another_life, Duration::ZERO).await.unwrap();
     assert_eq!((read.value.unwrap().price, read.freshness), (20, Freshness::Unknown));
-    let mut later: Token =
-        session.text("select cachekeeper.token()").await.unwrap().unwrap().parse().unwrap();
+    let mut later = read_token(&mut session).await;
     later.snapshot = "4000000000:4000000000:".parse().unwrap();
     let read = space.read_at(&9, &later, Duration::from_millis(50)).await.unwrap();
     assert!(
         matches!(read.freshness, Freshness::StaleAtMost(age) if age < Duration::from_secs(60)),
         "{read:?}"
     );
+    // As long as may be is no moment that a clock cannot tell, and the policy's limit holds while the table is locked.
+    let read = space.read_at(&9, &read_token(&mut session).await, Duration::MAX).await.unwrap();
+    assert_eq!(read.freshness, Freshness::Fresh);
+    let hurried = space.with(Policy::ttl(HOUR).hard_timeout(Duration::from_millis(50)));
+    session.execute("begin; lock table products in access exclusive mode").await.unwrap();
+    let late = hurried.get_at(&9, &later).await.unwrap_err();
+    assert!(matches!(late, ClientError::Timeout(_)), "{late:?}");
+    session.execute("rollback").await.unwrap();
     // What is missing in Redis is loaded.
     let _: u64 = rig.client().await.del("product:8").await.unwrap();
     wait_until("what is missing is loaded", async || {
