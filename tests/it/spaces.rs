@@ -191,6 +191,19 @@ async fn a_dataset_is_a_space() {
     let late = hurried.get_at(&9, &later).await.unwrap_err();
     assert!(matches!(late, ClientError::Timeout(_)), "{late:?}");
     session.execute("rollback").await.unwrap();
+    // Its keys have no other loader than Postgres: what another one brings has no stamp.
+    let own = || async { Ok::<_, std::io::Error>(Some(1)) };
+    let policy = Policy::ttl(HOUR);
+    let refused = cache.get_or_load("product:8", &policy, own).await.unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::OfDataset { dataset, .. } if dataset == "product"),
+        "{refused:?}"
+    );
+    let many = |ids: Vec<i32>| async move {
+        Ok::<_, std::io::Error>(ids.into_iter().map(|id| (id, 1)).collect::<HashMap<_, _>>())
+    };
+    let refused = cache.get_or_load_many(&[8], |id| format!("product:{id}"), &policy, many).await;
+    assert!(matches!(refused, Err(ClientError::OfDataset { .. })), "{refused:?}");
     // What is missing in Redis is loaded.
     let _: u64 = rig.client().await.del("product:8").await.unwrap();
     wait_until("what is missing is loaded", async || {

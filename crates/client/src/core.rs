@@ -23,7 +23,6 @@ use super::waits::Waits;
 use cachekeeper_engine::metrics::Metrics;
 use cachekeeper_engine::stores::chain;
 use cachekeeper_engine::stores::redis::CacheError;
-use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::event::Event;
 use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
@@ -247,14 +246,6 @@ impl Core {
         match self.source.dataset_of(key) {
             Some(dataset) => Err(ClientError::OfDataset { key: beginning(key), dataset: dataset.to_owned() }),
             None => Ok(()),
-        }
-    }
-
-    /// An application's loader has no value that could be a hash: those of datasets have no other loader than Postgres.
-    pub fn check_no_hash(&self, key: &str, class: &KeyClass) -> Result<(), ClientError> {
-        match class.shape {
-            Shape::String => Ok(()),
-            Shape::Hash => self.check_own(key),
         }
     }
 

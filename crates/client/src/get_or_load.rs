@@ -134,7 +134,7 @@ impl Cache {
     {
         self.core.source.learn_types().await;
         let class = self.core.class_of(key);
-        self.core.check_no_hash(key, &class)?;
+        self.core.check_own(key)?;
         let (mut loader, mut shared) = (Some(loader), None);
         let both = || {
             let once = Arc::new(Mutex::new(loader.take()));
@@ -190,8 +190,8 @@ impl Cache {
         let keys: Vec<Arc<str>> = ids.iter().map(|id| key_of(id).into()).collect();
         keys.iter().try_for_each(|key| check_key(key))?;
         self.core.source.learn_types().await;
-        if self.core.classes.has_hashes {
-            keys.iter().try_for_each(|key| self.core.check_no_hash(key, &self.core.class_of(key)))?;
+        if self.core.source.is_some() {
+            keys.iter().try_for_each(|key| self.core.check_own(key))?;
         }
         let all = request(keys.clone(), policy);
         let loader = self.core.many_loader(ids.clone(), keys.clone(), policy.clone(), loader);

@@ -272,7 +272,7 @@ impl Core {
         began: Instant,
     ) -> Vec<Look> {
         let hidden = self.breaker.hidden(keys);
-        // A hash is of no other class ([`Self::check_no_hash`]).
+        // Of several classes there are only strings: keys of datasets have no other loader ([`Self::check_own`]).
         let shape = of_dataset.map(|class| class.shape).unwrap_or_default();
         let looked = if policy.needs_age() {
             self.within(policy, began, self.ask("read entries", self.backend.look(keys, shape))).await
