@@ -90,6 +90,9 @@ export class Template {
 
 // A value as Postgres prints it. What it might print in several ways is refused: give the text then.
 export function textOf(value, what) {
+  if (typeof value === "string" && !value.isWellFormed()) {
+    throw new InvalidKey(`${what} is ${shown(value)}, which is no valid text`);
+  }
   if (typeof value === "string") return value;
   if (typeof value === "bigint" || Number.isSafeInteger(value)) return String(value);
   throw new InvalidKey(`${what} is ${shown(value)}: a key takes text, whole numbers below 2^53 and BigInts`);
