@@ -100,6 +100,7 @@ export function textOf(value, what) {
 
 export function shown(value) {
   try {
+    if (typeof value === "number") return String(value);
     return (typeof value === "bigint" ? `${value}n` : JSON.stringify(value))?.slice(0, 200) ?? String(value);
   } catch {
     return String(value);
