@@ -31,7 +31,7 @@ from .base import (
     token_of,
     value_of,
 )
-from .connection import PAUSES, build, check_client, connections_of, explain, limit, timeout_of, where_of
+from .connection import PAUSES, build, check_client, connections_of, explain, is_elsewhere, limit, timeout_of, where_of
 from .directory import Directory, directory_key
 from .errors import InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
@@ -188,7 +188,9 @@ class Cache(Base):
                     time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
                     pause = min(2 * pause, WRITE_PAUSE_MAX)
                     continue
-                if answer is not None:
+                if answer is None and self._has_moved(held, deadline):
+                    held = _released(held)
+                elif answer is not None:
                     reply = read_reply(answer[1])
                     if reply.get("id") == command.id:
                         return outcome(command.id, reply)
@@ -244,6 +246,15 @@ class Cache(Base):
                     raise
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(1.5 * pause, PAUSE_MAX)
+
+    def _has_moved(self, held: Any, deadline: float) -> bool:
+        ask = getattr(self.client.connection_pool, "get_master_address", None)
+        if ask is None:
+            return False
+        try:
+            return is_elsewhere(held, self._ask("ask the sentinels", "writer", ask, self._until(deadline)))
+        except Unreachable:
+            return False
 
     def _wait(self, held: Any, list_name: str, deadline: float) -> Any:
         left = max(0.0, deadline - time.monotonic())

@@ -210,6 +210,12 @@ def connections_of(client: Any, given: Any) -> int:
     return given
 
 
+def is_elsewhere(held: Any, address: Any) -> bool:
+    """Whether this connection leads to a master that is none any more: for seconds it may not know that itself."""
+    connection = held.connection
+    return connection is not None and (connection.host, int(connection.port)) != (address[0], int(address[1]))
+
+
 def where_of(client: Any) -> str:
     """Where a client leads to, without secrets."""
     settings = client.connection_pool.connection_kwargs

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Optional
 from uuid import uuid4
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from .connection import PAUSES
+from .connection import PAUSES, is_elsewhere
 from .errors import CachekeeperError, Unreachable
 from .writes import BLOCK, BLOCK_SLACK, PAUSE_MAX, read_reply
 
@@ -80,8 +81,12 @@ class Replies:
                 await held.aclose()
 
     async def _take(self, held: Any) -> None:
+        ask = getattr(self._client.connection_pool, "get_master_address", None)
         while self._waiting:
             first = await held.blpop([self.name], BLOCK)
+            if first is None and ask is not None and is_elsewhere(held, await ask()):
+                await held.connection.disconnect()
+                raise RedisConnectionError("the sentinels name another master now")
             if first is not None:
                 self._hand_over(first[1])
                 for text in await held.lpop(self.name, TAKEN_AT_ONCE) or ():
