@@ -57,9 +57,27 @@ export function build(url, timeoutMs, more) {
   }
 }
 
-// The sentinel that answered is asked first the next time; ioredis would go on with the one after it.
+// What the sentinels said last, by client, and what asks one of them.
+const MASTERS = new WeakMap();
+
+// The sentinel that answered is asked first the next time (ioredis would go on with the one after it), and what it said is kept.
 export function steady(client) {
-  return client.on("connect", () => client.connector?.sentinelIterator?.reset?.(true));
+  const { connector } = client;
+  if (typeof connector?.resolve !== "function") return client;
+  const known = { ask: connector.resolve.bind(connector), last: undefined };
+  connector.resolve = async (sentinel) => (known.last = await known.ask(sentinel));
+  MASTERS.set(client, known);
+  return client.on("connect", () => connector.sentinelIterator?.reset?.(true));
+}
+
+// Whether the sentinels name another master than the one this client is connected to, which may not know that itself for seconds.
+export async function hasMoved(client) {
+  const { ask, last } = MASTERS.get(client) ?? {};
+  for (const sentinel of last ? client.options.sentinels : []) {
+    const master = await ask(sentinel).catch(() => null);
+    if (master) return master.host !== last.host || master.port !== last.port;
+  }
+  return false;
 }
 
 function clientOf(url, options) {

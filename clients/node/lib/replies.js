@@ -2,7 +2,7 @@
 
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { steady } from "./connection.js";
+import { hasMoved, steady } from "./connection.js";
 import { Unreachable } from "./errors.js";
 
 // Seconds for which Redis is asked to wait at once, and milliseconds after them, or the time-out of commands where that is longer,
@@ -19,6 +19,7 @@ export class Replies {
   #explain;
   #isClosed = false;
   #isListening = false;
+  #isLooking = false;
   #waiting = new Map();
 
   constructor(client, prefix, explain) {
@@ -52,7 +53,9 @@ export class Replies {
       try {
         const connection = this.#connect();
         const first = await connection.blpop(this.name, BLOCK);
-        if (first !== null) {
+        if (first === null) {
+          void this.#look(connection);
+        } else {
           this.#handOver(first[1]);
           const more = (await connection.lpop(this.name, TAKEN_AT_ONCE)) ?? [];
           for (const text of more) this.#handOver(text);
@@ -71,6 +74,17 @@ export class Replies {
     this.#isListening = false;
     // Whoever came at the last moment.
     if (0 < this.#waiting.size && !this.#isClosed) void this.#listen();
+  }
+
+  // Beside the next wait: where the master is another one, both connections are made anew.
+  async #look(connection) {
+    if (this.#isLooking) return;
+    this.#isLooking = true;
+    const isMoved = await hasMoved(connection);
+    this.#isLooking = false;
+    if (!isMoved || this.#isClosed) return;
+    connection.disconnect(true);
+    if (await hasMoved(this.#client)) this.#client.disconnect(true);
   }
 
   #connect() {
