@@ -133,6 +133,31 @@ test("what was sent before a connection was lost is sent again", async (context)
   await cache.close();
 });
 
+test("a write goes to the master that the sentinels name now", async (context) => {
+  // The old master was switched over, takes writes all the same, and nobody reads them there.
+  const wait = () => new Promise((resolve) => setTimeout(resolve, 50));
+  const old = await serve(context, { xadd: "$3\r\n1-0\r\n", blpop: () => wait().then(() => "*-1\r\n") });
+  let id;
+  const next = await serve(context, {
+    xadd: (words) => {
+      id = words[words.indexOf("id") + 1];
+      return "$3\r\n1-0\r\n";
+    },
+    blpop: async (words) => {
+      await wait();
+      return id === undefined ? "*-1\r\n" : bulk(words[1], JSON.stringify({ id, ok: true, rows: 1 }));
+    },
+    lpop: "*-1\r\n",
+  });
+  let master = old;
+  const sentinel = await serve(context, { sentinel: () => bulk("127.0.0.1", String(master)) });
+  const cache = await connect(`redis+sentinel://127.0.0.1:${sentinel}/shop/0`, "shop", { timeoutMs: 2_000 });
+  const written = cache.write("product", { id: 1 }, { timeoutMs: 30_000 });
+  setTimeout(() => (master = next), 200);
+  assert.equal((await written).rows, 1);
+  await cache.close();
+});
+
 test("the limit of a read that waits holds where Redis hangs", async (context) => {
   const port = await serve(context, { mget: null });
   const began = performance.now();

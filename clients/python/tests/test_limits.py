@@ -310,3 +310,25 @@ def test_a_cache_is_entered_and_says_what_it_is():
     other = asyncio.run(run())
     with pytest.raises(cachekeeper.InvalidInput, match="another event loop"):
         asyncio.run(other.get("product", 1))
+
+
+def test_a_write_goes_to_the_master_that_the_sentinels_name_now(serve):
+    # The old master was switched over, takes writes all the same, and nobody reads them there.
+    old = serve(xadd=b"$3\r\n1-0\r\n", blpop=b"*-1\r\n")
+    ports = [old.port]
+
+    def masters(_words):
+        state = {"name": "shop", "ip": "127.0.0.1", "port": str(ports[-1]), "flags": "master", "num-other-sentinels": "2"}
+        return b"*1\r\n" + bulk(*[one for pair in state.items() for one in pair])
+
+    url = f"redis+sentinel://127.0.0.1:{serve(sentinel=masters).port}/shop/0"
+
+    def switch():
+        worker = SlowWorker()
+        ports.append(serve(**worker.answers()).port)
+        return worker
+
+    with cachekeeper.connect(url, "shop", timeout=2, sentinel=PLAIN, **PLAIN) as cache:
+        worker = switch()
+        assert cache.write("product", {"id": 1}, timeout=30).rows == 1
+    assert len(worker.ids) == 1
