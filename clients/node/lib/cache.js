@@ -1,23 +1,23 @@
 // The cache.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { build, explain, whereOf } from "./connection.js";
+import { build, checkClient, explain, whereOf } from "./connection.js";
 import { Directory, directoryKey, watermarkKey } from "./directory.js";
 import { InvalidInput, NotFresh, NotRegistered, Unreachable, WriteUnknown } from "./errors.js";
 import { checkEvent, fieldsOf, messageOf } from "./events.js";
-import { optionsOf } from "./options.js";
+import { optionsOf, TIMER_MS_MAX, wholeOf } from "./options.js";
 import { judge, KEYS_MAX, PAUSE_MAX_MS, PAUSE_MIN_MS, readingOf, whyNotFresh } from "./reading.js";
 import { Replies } from "./replies.js";
 import { shown } from "./template.js";
 import { Token } from "./tokens.js";
-import { Command, outcomeOf, SEND_AGAIN_AFTER_MS } from "./writes.js";
+import { Command, outcomeOf } from "./writes.js";
 
 // After so long the directory is read again; the same for a dataset that it does not name, and after an attempt that failed.
 const [DIRECTORY_AGE_MS, DIRECTORY_AGE_MIN_MS] = [10_000, 1_000];
 // Between two looks of a waiting write at whether the connection for replies was lost.
 const LOOK_EVERY_MS = 250;
-// What a timer can wait.
-const TIMER_MS_MAX = 2 ** 31 - 1;
+// What a read may take beyond `waitMs`, for what it is just doing; and the pause between two attempts to hand over at most.
+const [SLACK_MS, SEND_PAUSE_MAX_MS] = [250, 250];
 const now = () => performance.now();
 
 // Connects, and reads what the workers of this namespace tell.
@@ -25,11 +25,14 @@ export async function connect(urlOrClient, namespace, options = {}) {
   const names = ["timeoutMs", "valueBytesMax", "bigints", "redis"];
   const { timeoutMs = 5_000, valueBytesMax, bigints, redis = {} } = optionsOf(options, ...names);
   const isOwn = typeof urlOrClient === "string";
+  if (!isOwn) checkClient(urlOrClient);
   const { client, where } = isOwn
     ? build(urlOrClient, timeoutMs, redis)
     : { client: urlOrClient, where: whereOf(urlOrClient) };
   try {
     const cache = new Cache(client, namespace, { valueBytesMax, bigints, where, isOwn });
+    // The client reads database 0 where this one does not exist.
+    if (client.options?.db) await client.select(client.options.db).catch((error) => cache[EXPLAIN](error));
     await cache.directory();
     return cache;
   } catch (error) {
@@ -38,7 +41,11 @@ export async function connect(urlOrClient, namespace, options = {}) {
   }
 }
 
+const EXPLAIN = Symbol("explain");
+
 export class Cache {
+  // How often the connection was made.
+  #connections = 0;
   #detach;
   #directory;
   #directoryAt = -Infinity;
@@ -52,7 +59,12 @@ export class Cache {
   // Asks nothing yet; `connect` does.
   constructor(client, namespace, options = {}) {
     const { valueBytesMax, bigints, where, isOwn = false } = optionsOf(options, "valueBytesMax", "bigints", "where", "isOwn");
-    if (typeof namespace !== "string" || namespace === "") {
+    checkClient(client);
+    if (valueBytesMax !== undefined) wholeOf(valueBytesMax, "valueBytesMax", 1, Number.MAX_SAFE_INTEGER);
+    if (bigints !== undefined && typeof bigints !== "boolean") {
+      throw new InvalidInput(`bigints is true or false, not ${shown(bigints)}`);
+    }
+    if (typeof namespace !== "string" || namespace === "" || !namespace.isWellFormed()) {
       throw new InvalidInput(`a namespace is text, not ${shown(namespace)}: it is [service] namespace of the worker`);
     }
     this.client = client;
@@ -60,7 +72,11 @@ export class Cache {
     this.#options = { valueBytesMax, bigints };
     this.#where = where ?? whereOf(client);
     this.#isOwn = isOwn;
-    const [onError, onReady] = [(error) => (this.#lastError = error), () => (this.#lastError = undefined)];
+    const onError = (error) => (this.#lastError = error);
+    const onReady = () => {
+      this.#lastError = undefined;
+      this.#connections += 1;
+    };
     client.on("error", onError).on("ready", onReady);
     this.#detach = () => client.off("error", onError).off("ready", onReady);
   }
@@ -84,15 +100,16 @@ export class Cache {
   async readMany(dataset, ids, options = {}) {
     optionsOf(options, "token", "waitMs");
     if (!Array.isArray(ids)) throw new InvalidInput(`ids are an array, not ${shown(ids)}`);
-    const of = (await this.directory(dataset)).dataset(dataset);
-    return this.#read(ids.map((id) => ({ of, key: of.key(id) })), options);
+    const { token, deadline, limit } = limitsOf(options);
+    const of = (await this.#told(dataset, limit)).dataset(dataset);
+    return this.#read(ids.map((id) => ({ of, key: of.key(id) })), token, deadline, limit);
   }
 
   async readKey(key, options = {}) {
     const { dataset } = optionsOf(options, "token", "waitMs", "dataset");
-    const directory = await this.directory(dataset);
-    const of = dataset === undefined ? directory.ofKey(key) : directory.dataset(dataset);
-    return (await this.#read([{ of, key }], options))[0];
+    const { token, deadline, limit } = limitsOf(options);
+    const of = (await this.#told(dataset, limit)).ofKey(key, dataset);
+    return (await this.#read([{ of, key }], token, deadline, limit))[0];
   }
 
   async publish(event, options = {}) {
@@ -179,27 +196,50 @@ export class Cache {
     await this.close();
   }
 
+  get [Symbol.toStringTag]() {
+    return "Cache";
+  }
+
+  [Symbol.for("nodejs.util.inspect.custom")]() {
+    return `Cache of ${JSON.stringify(this.namespace)} at ${this.#where}${this.#isClosed ? " (closed)" : ""}`;
+  }
+
+  [EXPLAIN](error) {
+    throw explain(error, "select the database", this.#where, "reader", this.#lastError);
+  }
+
+  // The directory, or what is known of it where the limit of the call passes.
+  async #told(dataset, limit) {
+    if (limit === undefined) return this.directory(dataset);
+    const told = await within(this.directory(dataset), limit - now());
+    if (told !== undefined) return told;
+    if (this.#directory === undefined) throw this.#late("read the directory");
+    return this.#directory;
+  }
+
+  #late(what) {
+    return new Unreachable(`failed to ${what}: ${this.#where} did not answer in time`, { cause: this.#lastError });
+  }
+
   #checkOpen() {
     if (this.#isClosed) throw new InvalidInput("this cache was closed");
   }
 
   async #sendUntilAnswered(command, answered, deadline, sending) {
-    let [sendAt, patience, pause, losses] = [0, SEND_AGAIN_AFTER_MS, PAUSE_MIN_MS, 0];
+    let [isDue, pause] = [true, PAUSE_MIN_MS];
     while (now() < deadline && !this.#isClosed) {
       try {
         // What was sent may be lost with the server: it is sent again, under its id.
-        if (sendAt <= now() || losses !== this.#replies.losses) {
-          losses = this.#replies.losses;
+        if (isDue || sending.losses !== this.#losses()) {
           const sent = await within(this.#send(command, sending), deadline - now());
           if (sent === undefined) break;
-          [sendAt, patience, pause] = [now() + patience, 2 * patience, PAUSE_MIN_MS];
+          [isDue, pause] = [false, PAUSE_MIN_MS];
         }
       } catch (error) {
         if (!(error instanceof Unreachable)) throw error;
-        sending.failure = error;
-        sendAt = 0;
+        [sending.failure, isDue] = [error, true];
         await sleep(Math.max(0, Math.min(pause, deadline - now())));
-        pause = Math.min(2 * pause, 1_000);
+        pause = Math.min(2 * pause, SEND_PAUSE_MAX_MS);
         continue;
       }
       const reply = await within(answered, Math.min(LOOK_EVERY_MS, deadline - now()));
@@ -208,27 +248,33 @@ export class Cache {
     return undefined;
   }
 
+  // How often connections were made anew: that for replies, and that by which writes are sent.
+  #losses() {
+    return this.#replies.losses + this.#connections;
+  }
+
   async #send(command, sending) {
     const what = "hand over a write";
     // Where not even this comes back, nothing was sent.
     await this.#ask(what, "writer", () => this.client.ping());
     if (sending.isOver) return false;
-    sending.isSent = true;
+    [sending.isSent, sending.losses] = [true, this.#losses()];
     const fields = command.fields(this.#replies.name);
     await this.#ask(what, "writer", () => this.client.xadd(command.stream, "*", ...fields));
     return true;
   }
 
-  async #read(asked, { token: given, waitMs = 0 }) {
-    const token = given === undefined || given === null ? undefined : Token.parse(given);
-    const deadline = deadlineOf(waitMs, "waitMs");
+  async #read(asked, token, deadline, limit) {
     let pause = PAUSE_MIN_MS;
     for (;;) {
       this.#checkOpen();
       try {
         const readings = [];
         for (let at = 0; at < asked.length; at += KEYS_MAX) {
-          readings.push(...(await this.#readPage(asked.slice(at, at + KEYS_MAX), token)));
+          const page = this.#readPage(asked.slice(at, at + KEYS_MAX), token);
+          const found = limit === undefined ? await page : await within(page, limit - now());
+          if (found === undefined) throw this.#late("read entries");
+          readings.push(...found);
         }
         if (token === undefined || readings.every((one) => one.isFresh) || deadline <= now()) return readings;
       } catch (error) {
@@ -280,6 +326,13 @@ function valuesOf(readings, token) {
     throw new NotFresh(whyNotFresh(readings), readings);
   }
   return readings.map((one) => one.value);
+}
+
+// Of a read: its token, how long it may wait for that, and until when its commands may take beside the limit of each.
+function limitsOf({ token, waitMs = 0 }) {
+  const deadline = deadlineOf(waitMs, "waitMs");
+  const wanted = token === undefined || token === null ? undefined : Token.parse(token);
+  return { token: wanted, deadline, limit: 0 < waitMs ? deadline + SLACK_MS : undefined };
 }
 
 function deadlineOf(limitMs, what) {

@@ -1,11 +1,15 @@
 // Clients of Redis from URLs, and what their errors mean.
 
 import { Redis } from "ioredis";
-import { InvalidInput, PermissionDenied, RedisRefused, Unreachable } from "./errors.js";
+import { CachekeeperError, InvalidInput, PermissionDenied, RedisRefused, Unreachable } from "./errors.js";
+import { TIMER_MS_MAX, wholeOf } from "./options.js";
+import { shown } from "./template.js";
 
 // How often a connection is tried before what waits for it is told.
 const ATTEMPTS = 3;
-const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [50, 1_000];
+const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [50, 250];
+// For a sentinel at most: one that hangs is passed over.
+const SENTINEL_MS = 500;
 
 // A server that is no master any more: the connection is made anew, and what was asked is asked there.
 const IS_OTHER_MASTER = /^(READONLY|UNBLOCKED|MASTERDOWN)/;
@@ -14,10 +18,21 @@ const IS_PASSING = /^(LOADING|MASTERDOWN|READONLY|UNBLOCKED|TRYAGAIN|CLUSTERDOWN
 const IS_NO_CONNECTION =
   /^(Connection is closed|Command timed out|Socket timeout|Reached the max retries|All sentinels are unreachable|Stream isn't writeable|Blocking command timed out)/;
 
-// A client for a URL, and where it leads to, without secrets.
+// A client for a URL, and where it leads to, without secrets. It connects with its first command.
 export function build(url, timeoutMs, more) {
+  wholeOf(timeoutMs, "timeoutMs", 1, TIMER_MS_MAX);
+  if (more === null || typeof more !== "object") throw new InvalidInput(`redis: options are an object, not ${shown(more)}`);
+  for (const name of ["connectTimeout", "commandTimeout", "socketTimeout", "sentinelCommandTimeout", "disconnectTimeout"]) {
+    if (more[name] !== undefined) wholeOf(more[name], `redis.${name}`, 1, TIMER_MS_MAX);
+  }
+  if (more.port !== undefined) wholeOf(more.port, "redis.port", 0, 65_535);
+  const sentinels = parseSentinels(url);
+  // A sentinel that hangs leaves time for the next one, and for the master.
+  const share = sentinels && Math.max(1, Math.min(SENTINEL_MS, Math.floor(timeoutMs / (sentinels.sentinels.length + 1))));
   const options = {
-    connectTimeout: timeoutMs,
+    connectTimeout: share ?? timeoutMs,
+    sentinelCommandTimeout: share,
+    updateSentinels: false,
     commandTimeout: timeoutMs,
     socketTimeout: timeoutMs,
     maxRetriesPerRequest: ATTEMPTS,
@@ -26,19 +41,70 @@ export function build(url, timeoutMs, more) {
     // It asks INFO, which applications need no right to.
     enableReadyCheck: false,
     ...more,
+    lazyConnect: true,
   };
-  const sentinels = parseSentinels(url);
-  if (sentinels !== undefined) {
+  try {
+    const client = sentinels === undefined ? clientOf(url, options) : new Redis({ ...options, ...sentinels });
+    // Errors come with the calls; nobody else need listen.
+    client.on("error", () => {});
+    wholeOf(client.options.db, "the database of the URL", 0, 2 ** 31 - 1);
+    if (sentinels === undefined) return { client, where: whereOf(client) };
     const nodes = sentinels.sentinels.map(({ host, port }) => `${host}:${port}`).join(", ");
-    const where = `redis (service ${sentinels.name} of the sentinels ${nodes})`;
-    return { client: new Redis({ ...options, ...sentinels }), where };
+    return { client: steady(client), where: `redis (service ${sentinels.name} of the sentinels ${nodes})` };
+  } catch (error) {
+    if (error instanceof CachekeeperError) throw error;
+    throw new InvalidInput(`the URL of Redis, or an option for ioredis, cannot be used: ${error.message}`, { cause: error });
   }
-  if (!/^(rediss?|unix):\/\//.test(url)) {
+}
+
+// What the sentinels said last, by client, and what asks one of them.
+const MASTERS = new WeakMap();
+
+// The sentinel that answered is asked first the next time (ioredis would go on with the one after it), and what it said is kept.
+export function steady(client) {
+  const { connector } = client;
+  if (typeof connector?.resolve !== "function") return client;
+  const known = { ask: connector.resolve.bind(connector), last: undefined };
+  connector.resolve = async (sentinel) => (known.last = await known.ask(sentinel));
+  MASTERS.set(client, known);
+  return client.on("connect", () => connector.sentinelIterator?.reset?.(true));
+}
+
+// Whether the sentinels name another master than the one this client is connected to, which may not know that itself for seconds.
+export async function hasMoved(client) {
+  const { ask, last } = MASTERS.get(client) ?? {};
+  for (const sentinel of last ? client.options.sentinels : []) {
+    const master = await ask(sentinel).catch(() => null);
+    if (master) return master.host !== last.host || master.port !== last.port;
+  }
+  return false;
+}
+
+function clientOf(url, options) {
+  const scheme = /^(redis|rediss|unix):\/\//.exec(url)?.[1];
+  if (scheme === undefined) {
     throw new InvalidInput("the URL of Redis begins with redis://, rediss://, unix:// or redis+sentinel://");
   }
-  const path = url.startsWith("unix://") ? unixOf(url) : undefined;
-  const client = path === undefined ? new Redis(url, options) : new Redis({ ...options, ...path });
-  return { client, where: whereOf(client) };
+  const parsed = parseUrl(url);
+  if (scheme === "unix") return new Redis({ ...options, ...unixOf(parsed) });
+  if (!/^\/?\d*$/.test(parsed.pathname)) {
+    throw new InvalidInput(`the URL of Redis ends with the number of a database, such as /0, not with ${parsed.pathname}`);
+  }
+  return new Redis(url, options);
+}
+
+function parseUrl(url) {
+  try {
+    return new URL(url);
+  } catch {
+    throw new InvalidInput("the URL of Redis cannot be read: is the port a number up to 65535?");
+  }
+}
+
+// Whether this is a client, as far as the calls need it.
+export function checkClient(client) {
+  const isClient = client !== null && typeof client === "object" && ["on", "hgetall", "duplicate"].every((name) => typeof client[name] === "function");
+  if (!isClient) throw new InvalidInput(`connect takes the text of a URL, or a client of ioredis, not ${shown(client)}`);
 }
 
 // Where a client leads to, without secrets.
@@ -48,8 +114,7 @@ export function whereOf(client) {
   return path ? `redis at ${path}` : `redis at ${host}:${port}`;
 }
 
-function unixOf(url) {
-  const { pathname, searchParams } = new URL(url);
+function unixOf({ pathname, searchParams }) {
   return { path: decodeURIComponent(pathname), db: Number(searchParams.get("db") ?? 0) };
 }
 
@@ -66,7 +131,7 @@ export function parseSentinels(url) {
   const colon = login.indexOf(":");
   const [user, password] = colon < 0 ? [login, ""] : [login.slice(0, colon), login.slice(colon + 1)];
   const sentinels = hosts.split(",").map((host) => {
-    const { hostname, port } = new URL(`redis://${host}`);
+    const { hostname, port } = parseUrl(`redis://${host}`);
     return { host: hostname.replace(/^\[|\]$/g, ""), port: Number(port || 26379) };
   });
   return {
@@ -84,7 +149,8 @@ export function parseSentinels(url) {
 export function explain(error, what, where, kind, last) {
   const isReply = error.name === "ReplyError";
   const isWithout = !isReply && (error.code !== undefined || IS_NO_CONNECTION.test(error.message));
-  const text = (isWithout && last?.message) || error.message;
+  const told = (isWithout && last?.message) || error.message;
+  const text = told.length <= 300 ? told : `${told.slice(0, 300)} …`;
   if (/^(NOAUTH|WRONGPASS)|invalid username-password|AUTH failed/.test(text)) {
     return new PermissionDenied(`${where} refused the login: ${text}`, { cause: error });
   }
@@ -93,7 +159,7 @@ export function explain(error, what, where, kind, last) {
     return new PermissionDenied(`failed to ${what}: ${hint}`, { cause: error });
   }
   if (isWithout || IS_PASSING.test(text)) {
-    const why = text === error.message ? text : `${text} (${error.message})`;
+    const why = told === error.message ? text : `${text} (${error.message})`;
     return new Unreachable(`failed to ${what}: ${where} cannot be reached: ${why}`, { cause: error });
   }
   return new RedisRefused(`failed to ${what}: ${where} answered: ${text}`, { cause: error });

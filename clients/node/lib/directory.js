@@ -1,7 +1,7 @@
 // What the workers of a namespace tell applications: where events and writes go, and how entries are named and read.
 
 import { InvalidKey, InvalidWrite, NotRegistered, UnknownDataset, UnsupportedVersion } from "./errors.js";
-import { Template } from "./template.js";
+import { shown, Template } from "./template.js";
 
 // The version of the directory that this package understands.
 export const VERSION = 1;
@@ -69,13 +69,19 @@ export class Directory {
     const found = this.datasets.get(name);
     if (found !== undefined) return found;
     const known = [...this.datasets.keys()].sort().join(", ") || "none";
-    const of = `namespace ${JSON.stringify(this.namespace)} has no dataset ${JSON.stringify(name)}`;
+    const of = `namespace ${JSON.stringify(this.namespace)} has no dataset ${shown(name)}`;
     throw new UnknownDataset(`${of}; it has: ${known}`);
   }
 
-  // The one dataset that a key can belong to.
-  ofKey(key) {
-    if (typeof key !== "string") throw new InvalidKey(`a key is text, not ${typeof key}`);
+  // The dataset of a key in full: the one that is named, else the one that it can belong to.
+  ofKey(key, name) {
+    if (typeof key !== "string" || !key.isWellFormed()) throw new InvalidKey(`a key is text, not ${shown(key)}`);
+    if (name !== undefined) {
+      const { template } = this.dataset(name);
+      // What is no key of the dataset is not kept by its rules, so no verdict of the dataset holds for it.
+      if (template.read(key) !== undefined) return this.dataset(name);
+      throw new InvalidKey(`${JSON.stringify(key)} is no key of dataset ${name}, whose keys are ${template.text}`);
+    }
     const found = [...this.datasets.values()].filter((one) => one.template.read(key) !== undefined);
     if (found.length === 1) return found[0];
     if (found.length === 0) {

@@ -31,6 +31,9 @@ export class InvalidToken extends InvalidInput {}
 export class InvalidEvent extends InvalidInput {}
 export class InvalidWrite extends InvalidInput {}
 
+// The database has no token yet: it was started, and no worker has seen it since.
+export class NoToken extends CachekeeperError {}
+
 // The bytes under a key are no value of the dataset's format.
 export class Undecodable extends CachekeeperError {
   constructor(message, key, value, options) {

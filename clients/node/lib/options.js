@@ -12,3 +12,14 @@ export function optionsOf(given, ...names) {
   }
   return given;
 }
+
+// What a timer can wait.
+export const TIMER_MS_MAX = 2 ** 31 - 1;
+
+// A whole number in these bounds.
+export function wholeOf(given, what, min, max) {
+  if (!Number.isSafeInteger(given) || given < min || max < given) {
+    throw new InvalidInput(`${what} is a whole number from ${min} to ${max}, not ${shown(given)}`);
+  }
+  return given;
+}

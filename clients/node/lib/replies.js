@@ -2,13 +2,15 @@
 
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
+import { hasMoved, steady } from "./connection.js";
 import { Unreachable } from "./errors.js";
 
-// Seconds for which Redis is asked to wait at once; less than any time-out of a connection.
-const BLOCK = 1;
+// Seconds for which Redis is asked to wait at once, and milliseconds after them, or the time-out of commands where that is longer,
+// after which the connection counts as lost. No command ends here before Redis has answered it: what it takes would be lost.
+const [BLOCK, BLOCK_SLACK_MS] = [1, 500];
 // Replies that are taken by one command, beside the first.
 const TAKEN_AT_ONCE = 500;
-const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [50, 1_000];
+const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [50, 250];
 
 // Hands each reply to whoever waits for it; listens as long as anybody does.
 export class Replies {
@@ -17,13 +19,14 @@ export class Replies {
   #explain;
   #isClosed = false;
   #isListening = false;
+  #isLooking = false;
   #waiting = new Map();
 
   constructor(client, prefix, explain) {
     this.#client = client;
     this.#explain = explain;
     this.name = `${prefix}${randomUUID()}`;
-    // How often replies may have been lost: what was sent before is sent again.
+    // How often the connection was made anew: what was sent before that may be lost with a server, and is sent again.
     this.losses = 0;
   }
 
@@ -50,7 +53,9 @@ export class Replies {
       try {
         const connection = this.#connect();
         const first = await connection.blpop(this.name, BLOCK);
-        if (first !== null) {
+        if (first === null) {
+          void this.#look(connection);
+        } else {
           this.#handOver(first[1]);
           const more = (await connection.lpop(this.name, TAKEN_AT_ONCE)) ?? [];
           for (const text of more) this.#handOver(text);
@@ -62,7 +67,6 @@ export class Replies {
           this.#handAll(explained);
           break;
         }
-        this.losses += 1;
         await sleep(pause);
         pause = Math.min(2 * pause, PAUSE_MAX_MS);
       }
@@ -72,13 +76,28 @@ export class Replies {
     if (0 < this.#waiting.size && !this.#isClosed) void this.#listen();
   }
 
+  // Beside the next wait: where the master is another one, both connections are made anew.
+  async #look(connection) {
+    if (this.#isLooking) return;
+    this.#isLooking = true;
+    const isMoved = await hasMoved(connection);
+    this.#isLooking = false;
+    if (!isMoved || this.#isClosed) return;
+    connection.disconnect(true);
+    if (await hasMoved(this.#client)) this.#client.disconnect(true);
+  }
+
   #connect() {
     if (this.#connection === undefined) {
-      this.#connection = this.#client.duplicate();
+      const patience = Math.max(BLOCK_SLACK_MS, Math.min(this.#client.options?.commandTimeout ?? 0, 5_000));
+      const own = { commandTimeout: undefined, socketTimeout: 1_000 * BLOCK + patience };
+      this.#connection = steady(this.#client.duplicate(own));
       this.#connection.on("error", () => {});
       // The command that waits is asked again by the client itself, so the loss shows only here.
-      this.#connection.on("close", () => {
-        this.losses += 1;
+      let isFirst = true;
+      this.#connection.on("ready", () => {
+        this.losses += isFirst ? 0 : 1;
+        isFirst = false;
       });
     }
     return this.#connection;

@@ -90,6 +90,9 @@ export class Template {
 
 // A value as Postgres prints it. What it might print in several ways is refused: give the text then.
 export function textOf(value, what) {
+  if (typeof value === "string" && !value.isWellFormed()) {
+    throw new InvalidKey(`${what} is ${shown(value)}, which is no valid text`);
+  }
   if (typeof value === "string") return value;
   if (typeof value === "bigint" || Number.isSafeInteger(value)) return String(value);
   throw new InvalidKey(`${what} is ${shown(value)}: a key takes text, whole numbers below 2^53 and BigInts`);
@@ -97,6 +100,7 @@ export function textOf(value, what) {
 
 export function shown(value) {
   try {
+    if (typeof value === "number") return String(value);
     return (typeof value === "bigint" ? `${value}n` : JSON.stringify(value))?.slice(0, 200) ?? String(value);
   } catch {
     return String(value);

@@ -1,6 +1,6 @@
 // Read-your-writes tokens: whether what a token sees is also seen at a snapshot.
 
-import { InvalidToken } from "./errors.js";
+import { InvalidInput, InvalidToken, NoToken } from "./errors.js";
 
 // Answers a token, and whether the transaction has written something that is not committed yet: then it is worth nothing.
 export const TOKEN_SQL =
@@ -12,14 +12,20 @@ const RUNNING_LIMIT = 65_535;
 // A snapshot as `pg_current_snapshot()` prints it (`xmin:xmax:running,running,…`), as far as the order needs it.
 export function parseSnapshot(text) {
   const parts = String(text).split(":");
-  if (parts.length !== 3 || !/^\+?[0-9]{1,20}$/.test(parts[1])) {
-    throw new InvalidToken(`${JSON.stringify(text)} is not a snapshot of the form xmin:xmax:running`);
+  const numbers = [...parts.slice(0, 2), ...(parts[2] ? parts[2].split(",") : [])];
+  const start = JSON.stringify(String(text).slice(0, 60));
+  if (parts.length !== 3 || !numbers.every((one) => /^[0-9]{1,20}$/.test(one))) {
+    throw new InvalidToken(`${start} is not a snapshot of the form xmin:xmax:running`);
   }
-  const snapshot = { xmax: Number(parts[1]), running: parts[2] === "" ? 0 : parts[2].split(",").length };
-  if (XMAX_LIMIT <= snapshot.xmax || RUNNING_LIMIT <= snapshot.running) {
-    throw new InvalidToken(`the snapshot ${JSON.stringify(text.slice(0, 40))} is beyond what can be compared`);
+  const [xmin, xmax, ...running] = numbers.map(Number);
+  if (XMAX_LIMIT <= xmax || RUNNING_LIMIT <= running.length) {
+    throw new InvalidToken(`the snapshot ${start} is beyond what can be compared`);
   }
-  return Object.freeze(snapshot);
+  const isInOrder = running.every((one, at) => (at === 0 ? xmin <= one : running[at - 1] < one) && one < xmax);
+  if (xmax < xmin || !isInOrder) {
+    throw new InvalidToken(`no database has the snapshot ${start}: what runs is in order, from xmin to below xmax`);
+  }
+  return Object.freeze({ xmax, running: running.length });
 }
 
 // A snapshot after a commit, and the life of the database that it belongs to.
@@ -60,13 +66,17 @@ export class Token {
 
 // Takes a token of this moment, after your commit, through a client of `pg`, or anything whose `query` answers `rows`.
 export async function takeToken(client) {
+  if (typeof client?.query !== "function") {
+    throw new InvalidInput("a token is taken through a client of `pg`, or anything whose query(sql) answers { rows }");
+  }
   const { rows } = await client.query(TOKEN_SQL);
   const { token, is_open: isOpen } = rows[0];
   if (isOpen) {
     throw new InvalidToken("this transaction has written and is not committed: take the token after the commit");
   }
   if (token === null) {
-    throw new InvalidToken("there is no token yet: no worker has seen this database since it was started");
+    const todo = "Ask the database what must be fresh, and take a token again when a worker is back";
+    throw new NoToken(`there is no token yet: no worker has seen this database since it was started. ${todo}`);
   }
   return Token.parse(token);
 }

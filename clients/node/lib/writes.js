@@ -7,14 +7,11 @@ import { Token } from "./tokens.js";
 
 const ID_BYTES_MAX = 200;
 const COMMAND_BYTES_MAX = 1 << 20;
-// Milliseconds without a reply after which a write is sent again, under its id. They double each time.
-export const SEND_AGAIN_AFTER_MS = 5_000;
-
 // A write, as it stands in the stream.
 export class Command {
   constructor(directory, dataset, params, id = randomUUID()) {
     this.stream = directory.writesTo(dataset);
-    const idBytes = typeof id === "string" ? Buffer.byteLength(id) : 0;
+    const idBytes = typeof id === "string" && id.isWellFormed() ? Buffer.byteLength(id) : 0;
     if (idBytes === 0 || ID_BYTES_MAX < idBytes || id.includes("\0")) {
       throw new InvalidWrite(`the id of a write is text of 1 to ${ID_BYTES_MAX} bytes, not ${shown(id)}`);
     }
@@ -43,13 +40,22 @@ function paramsOf(params) {
   if (!isPlain(params)) {
     throw new InvalidWrite(`the parameters of a write are an object from names to values, not ${shown(params)}`);
   }
-  return JSON.stringify(sendable(params, "the parameters"));
+  try {
+    return JSON.stringify(sendable(params, "the parameters"));
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new InvalidWrite("the parameters of a write cannot be sent: they hold themselves, or are too deep", { cause: error });
+  }
 }
 
 // A value that JSON can say and Postgres reads, with names in order: the same parameters are the same bytes, because under one id
 // others would be refused.
 function sendable(value, what) {
-  if (value === null || typeof value === "string" || typeof value === "boolean") return value;
+  if (typeof value === "string") {
+    if (value.isWellFormed()) return value;
+    throw new InvalidWrite(`${what} is ${shown(value)}, which is no valid text`);
+  }
+  if (value === null || typeof value === "boolean") return value;
   if (typeof value === "number") {
     if (!Number.isFinite(value)) throw new InvalidWrite(`${what} is ${value}: give a number, or text`);
     return value;
@@ -60,7 +66,7 @@ function sendable(value, what) {
   if (Array.isArray(value)) return value.map((one) => sendable(one, `a member of ${what}`));
   if (isPlain(value)) {
     const names = Object.keys(value).sort();
-    return Object.fromEntries(names.map((name) => [name, sendable(value[name], name)]));
+    return Object.fromEntries(names.map((name) => [sendable(name, "a name"), sendable(value[name], name)]));
   }
   throw new InvalidWrite(`${what} is ${shown(value)}, which has no text that Postgres is known to read: give one`);
 }

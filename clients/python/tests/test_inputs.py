@@ -134,7 +134,7 @@ def test_a_token_is_taken_after_the_commit_only():
     assert str(take_token(by_name)) == "life/1:2:"
     with pytest.raises(cachekeeper.InvalidToken, match="after the commit"):
         take_token(Connection("life/1:2:", True))
-    with pytest.raises(cachekeeper.InvalidToken, match="no worker has seen"):
+    with pytest.raises(cachekeeper.NoToken, match="no worker has seen"):
         take_token(Connection(None, False))
 
 

@@ -16,6 +16,7 @@ from .errors import (
     InvalidKey,
     InvalidToken,
     InvalidWrite,
+    NoToken,
     NotFresh,
     NotRegistered,
     PermissionDenied,
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "TOKEN_SQL", "Cache", "CachekeeperError", "Dataset", "Directory", "Event", "InvalidEvent", "InvalidInput", "InvalidKey",
-    "InvalidToken", "InvalidWrite", "NotFresh", "NotRegistered", "PermissionDenied", "Reading", "RedisRefused", "Token",
+    "InvalidToken", "InvalidWrite", "NoToken", "NotFresh", "NotRegistered", "PermissionDenied", "Reading", "RedisRefused", "Token",
     "Undecodable", "UnknownDataset", "Unreachable", "UnsupportedVersion", "WriteRejected", "WriteUnknown", "Written",
     "connect", "take_token",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Optional, TypeVar, Union
 
+import redis as sync_redis
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -14,6 +17,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from .base import (
+    TIMEOUT,
     Asked,
     Base,
     are_hashes,
@@ -22,20 +26,22 @@ from .base import (
     key_of,
     keys_of,
     limit_of,
+    read_limit,
     target_of,
     token_of,
     value_of,
 )
 from .client import unanswered
-from .connection import PAUSES, build, check_client, explain, where_of
+from .connection import PAUSES, build, check_client, connections_of, explain, timeout_of, where_of
 from .directory import Directory, directory_key
-from .errors import Unreachable, WriteUnknown
+from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
 from .replies import Replies
 from .tokens import TOKEN_SQL, Token, token_of_row
 from .values import VALUE_BYTES_MAX
-from .writes import SEND_AGAIN_AFTER, Command, Written, outcome
+from .writes import PAUSE_MAX as WRITE_PAUSE_MAX
+from .writes import Command, Written, outcome
 
 T = TypeVar("T")
 
@@ -43,23 +49,72 @@ LOOK_EVERY = 0.25
 """Seconds between two looks of a waiting write at whether the connection for replies was lost."""
 
 
-async def connect(
+def connect(
     url: "str | redis.Redis",
     namespace: str,
     *,
-    timeout: float = 5.0,
+    timeout: float = TIMEOUT,
     value_bytes_max: int = VALUE_BYTES_MAX,
+    max_connections: Optional[int] = None,
     **options: Any,
+) -> "Connecting":
+    """As `cachekeeper.connect`; a client is one of `redis.asyncio`. `await connect(…)`, or `async with connect(…) as cache`."""
+    return Connecting(_connect(url, namespace, timeout, value_bytes_max, max_connections, options))
+
+
+class Connecting(Coroutine[Any, Any, "Cache"]):
+    """A cache that is awaited, or entered."""
+
+    def __init__(self, begun: "Coroutine[Any, Any, Cache]") -> None:
+        self._begun = begun
+        self._cache: Optional[Cache] = None
+
+    def __await__(self) -> "Generator[Any, Any, Cache]":
+        return self._begun.__await__()
+
+    def send(self, value: Any) -> Any:
+        return self._begun.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._begun.throw(*error)
+
+    def close(self) -> None:
+        self._begun.close()
+
+    async def __aenter__(self) -> "Cache":
+        self._cache = await self._begun
+        return self._cache
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._cache is not None:
+            await self._cache.close()
+
+
+async def _connect(
+    url: "str | redis.Redis",
+    namespace: str,
+    timeout: float,
+    value_bytes_max: int,
+    max_connections: Optional[int],
+    options: dict[str, Any],
 ) -> "Cache":
-    """As `cachekeeper.connect`; a client is one of `redis.asyncio`."""
+    client: Any = url
+    where, is_own = "", isinstance(url, str)
     if isinstance(url, str):
-        client, where = build(redis.Redis, Sentinel, Retry, url, timeout, options)
-    else:
-        client, where = url, where_of(url)
-    cache = Cache(client, namespace, value_bytes_max=value_bytes_max, where=where)
-    cache._is_own = isinstance(url, str)
+        client, where = build(redis.Redis, Sentinel, Retry, url, timeout_of(timeout), options, False)
+    elif options:
+        raise InvalidInput(f"options for redis-py ({', '.join(options)}) are for a URL: a client has its own")
+    cache = Cache(
+        client, namespace, timeout=timeout, value_bytes_max=value_bytes_max, max_connections=max_connections, where=where
+    )
+    cache._is_own = is_own
     try:
         await cache.directory()
+    except (TypeError, ValueError, OverflowError) as error:
+        await cache.close()
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"an option for redis-py cannot be used: {error}") from error
     except BaseException:
         await cache.close()
         raise
@@ -68,6 +123,8 @@ async def connect(
 
 async def take_token(connection: Any) -> Token:
     """Takes a token of this moment, after your commit, through a connection of psycopg (async) or asyncpg."""
+    if not hasattr(connection, "fetchrow") and not hasattr(connection, "execute"):
+        raise InvalidInput(f"a token is taken through a connection of psycopg or asyncpg, not {type(connection).__name__}")
     if hasattr(connection, "fetchrow"):
         return token_of_row(await connection.fetchrow(TOKEN_SQL))
     was_idle = connection.info.transaction_status == 0
@@ -84,11 +141,21 @@ class Cache(Base):
     """Reads entries, publishes events, hands over writes. The tasks of one loop may share it."""
 
     def __init__(
-        self, client: redis.Redis, namespace: str, *, value_bytes_max: int = VALUE_BYTES_MAX, where: str = ""
+        self,
+        client: redis.Redis,
+        namespace: str,
+        *,
+        timeout: float = TIMEOUT,
+        value_bytes_max: int = VALUE_BYTES_MAX,
+        max_connections: Optional[int] = None,
+        where: str = "",
     ) -> None:
         """Asks nothing yet; `connect` does."""
-        check_client(client)
-        super().__init__(client, namespace, where or where_of(client), value_bytes_max)
+        check_client(client, sync_redis.Redis)
+        connections = connections_of(client, max_connections)
+        super().__init__(client, namespace, where or where_of(client), value_bytes_max, timeout_of(timeout), connections)
+        self._slots = asyncio.Semaphore(connections)
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._replies: Optional[Replies] = None
 
     async def get(self, dataset: str, id: Any, *, token: Union[Token, str, None] = None, wait: float = 0.0) -> Any:
@@ -120,14 +187,17 @@ class Cache(Base):
         self, dataset: str, ids: Iterable[Any], *, token: Union[Token, str, None] = None, wait: float = 0.0
     ) -> list[Reading]:
         """The same for many."""
-        return await self._read(keys_of(await self.directory(dataset), dataset, ids), token_of(token), wait)
+        until, wanted = limit_of(wait, "wait"), token_of(token)
+        directory = await self._told(dataset, read_limit(until, wait))
+        return await self._read(keys_of(directory, dataset, ids), wanted, until, wait)
 
     async def read_key(
         self, key: str, *, dataset: Optional[str] = None, token: Union[Token, str, None] = None, wait: float = 0.0
     ) -> Reading:
         """The same by the key in full."""
-        directory = await self.directory(dataset)
-        return (await self._read([key_of(directory, key, dataset)], token_of(token), wait))[0]
+        until, wanted = limit_of(wait, "wait"), token_of(token)
+        directory = await self._told(dataset, read_limit(until, wait))
+        return (await self._read([key_of(directory, key, dataset)], wanted, until, wait))[0]
 
     async def publish(self, event: Event, *, durable: bool = False) -> "int | str":
         """Tells the workers what changed, after it was committed.
@@ -138,10 +208,10 @@ class Cache(Base):
         checked = check_event(event)
         target = target_of(checked, await self.directory(checked.get("dataset")), durable)
         if durable:
-            added = await self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)))
+            added = await self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)), self._until())
             return added.decode() if isinstance(added, bytes) else str(added)
         message = message_of(checked)
-        return await self._call("publish an event", "publisher", lambda: self.client.publish(target, message))
+        return await self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
 
     async def write(
         self, dataset: str, params: Mapping[str, Any], *, id: Optional[str] = None, timeout: float = 10.0
@@ -153,50 +223,39 @@ class Cache(Base):
         one connection.
         """
         deadline = limit_of(timeout, "timeout")
-        directory = await self.directory(dataset)
+        directory = await self._told(dataset, deadline)
         command = Command.new(directory, dataset, params, id)
         if self._replies is None:
-            self._replies = Replies(self._once, self.client, directory.reply_prefix)
-        replies, is_sent, failure = self._replies, False, None
-        send_at, patience, pause, losses = 0.0, SEND_AGAIN_AFTER, PAUSES[0], 0
+            self._replies = Replies(self._explain, self.client, directory.reply_prefix, self._timeout)
+        replies = self._replies
+        is_sent, failure, is_due, losses, pause = False, None, True, 0, PAUSES[0]
         with replies.expect(command.id) as reply:
-            while True:
-                now = time.monotonic()
-                if deadline <= now or self._is_closed:
-                    break
+            while time.monotonic() < deadline and not self._is_closed:
                 try:
                     # What was sent may be lost with the server: it is sent again, under its id.
-                    if send_at <= now or losses != replies.losses:
-                        losses = replies.losses
+                    if is_due or losses != replies.losses:
+                        losses, what, fields = replies.losses, "hand over a write", command.fields(replies.name)
                         # Where not even this comes back, nothing was sent.
-                        await self._once("hand over a write", "writer", self.client.ping)
+                        await self._once(what, "writer", self.client.ping, self._until(deadline))
                         is_sent = True
-                        fields = command.fields(replies.name)
-                        await self._once("hand over a write", "writer", lambda: self.client.xadd(command.stream, fields))
-                        send_at, patience, pause = now + patience, 2 * patience, PAUSES[0]
+                        add = partial(self.client.xadd, command.stream, fields)
+                        await self._once(what, "writer", add, self._until(deadline))
+                        is_due, pause = False, PAUSES[0]
                 except Unreachable as error:
-                    failure, send_at = error, 0.0
+                    failure, is_due = error, True
                     await asyncio.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-                    pause = min(2 * pause, 1.0)
+                    pause = min(2 * pause, WRITE_PAUSE_MAX)
                     continue
                 await asyncio.wait({reply}, timeout=max(0.0, min(LOOK_EVERY, deadline - time.monotonic())))
                 if reply.done():
                     return outcome(command.id, reply.result())
         if not is_sent:
             raise failure or Unreachable(f"failed to hand over a write within {timeout:g} s: nothing was sent")
-        raise WriteUnknown(unanswered(command.id, timeout), command.id, failure)
+        raise WriteUnknown(unanswered(command.id, timeout, self._is_closed), command.id, failure)
 
     async def directory(self, dataset: Optional[str] = None) -> Directory:
         """What the workers tell of this namespace, at most ten seconds old."""
-        known = self._known(dataset)
-        if known is not None:
-            return known
-        key = directory_key(self.namespace)
-        ask = self._call if self._directory is None else self._once
-        try:
-            return self._note_directory(await ask("read the directory", "reader", lambda: self.client.hgetall(key)))
-        except Unreachable as error:
-            return self._old_directory(dataset, error)
+        return await self._told(dataset, None)
 
     async def close(self) -> None:
         """Closes the connections that were opened here; a client that was given stays open. No call is answered after it."""
@@ -207,20 +266,33 @@ class Cache(Base):
             await self.client.aclose()
 
     async def __aenter__(self) -> "Cache":
+        self._check_open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _read(self, asked: list[Asked], token: Optional[Token], wait: float) -> list[Reading]:
-        deadline, pause = limit_of(wait, "wait"), PAUSE_MIN
+    async def _told(self, dataset: Optional[str], deadline: Optional[float]) -> Directory:
+        known = self._known(dataset)
+        if known is not None:
+            return known
+        key = directory_key(self.namespace)
+        ask = self._call if self._directory is None else self._once
+        what, until = "read the directory", self._until(deadline)
+        try:
+            return self._note_directory(await ask(what, "reader", lambda: self.client.hgetall(key), until))
+        except Unreachable as error:
+            return self._old_directory(dataset, error)
+
+    async def _read(self, asked: list[Asked], token: Optional[Token], deadline: float, wait: float) -> list[Reading]:
+        pause, limit = PAUSE_MIN, read_limit(deadline, wait)
         while True:
             self._check_open()
             try:
                 readings: list[Reading] = []
                 for page, keys in self._pages(asked, token):
                     ask = self._hashes if are_hashes(page) else self._strings
-                    values = await self._call("read entries", "reader", lambda: ask(keys, token))
+                    values = await self._call("read entries", "reader", lambda: ask(keys, token), self._until(limit))
                     readings += self._readings(page, token, values)
                 if token is None or all(one.is_fresh for one in readings) or deadline <= time.monotonic():
                     return readings
@@ -231,24 +303,51 @@ class Cache(Base):
             pause = min(1.5 * pause, PAUSE_MAX)
 
     async def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
-        return await self.client.mget(keys)
+        values: Sequence[Any] = await self.client.mget(keys)
+        return values
 
     async def _hashes(self, keys: Sequence[str], token: Optional[Token]) -> Sequence[Any]:
         async with self.client.pipeline(transaction=token is not None) as pipeline:
             return hashes_of(await ask_hashes(pipeline, keys, token).execute(raise_on_error=False))
 
-    async def _call(self, what: str, kind: str, command: Callable[[], Awaitable[T]]) -> T:
+    async def _call(self, what: str, kind: str, command: Callable[[], Awaitable[T]], until: float) -> T:
         for pause in PAUSES:
             try:
-                return await self._once(what, kind, command)
+                return await self._once(what, kind, command, until)
             except Unreachable as error:
-                if isinstance(error.__cause__, (TimeoutError, RedisTimeout)):
+                if until <= time.monotonic() + pause or isinstance(error.__cause__, (asyncio.TimeoutError, TimeoutError, RedisTimeout)):
                     raise
                 await asyncio.sleep(pause)
-        return await self._once(what, kind, command)
+        return await self._once(what, kind, command, until)
 
-    async def _once(self, what: str, kind: str, command: Callable[[], Awaitable[T]]) -> T:
+    async def _once(self, what: str, kind: str, command: Callable[[], Awaitable[T]], until: float) -> T:
+        is_free = False
+
+        async def ask() -> T:
+            nonlocal is_free
+            async with self._slots:
+                is_free = True
+                return await command()
+
         try:
-            return await command()
+            return await within(ask(), until - time.monotonic())
         except (RedisError, OSError, asyncio.TimeoutError) as error:
-            raise explain(error, what, self._where, kind) from error
+            raise explain(error, what, self._where, kind) if is_free else self._busy(what) from error
+
+    def _explain(self, error: Exception) -> CachekeeperError:
+        return explain(error, "wait for a reply", self._where, "writer")
+
+    def _check_open(self) -> None:
+        super()._check_open()
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise InvalidInput("this cache belongs to another event loop: make one for each")
+        self._loop = loop
+
+
+async def within(call: Coroutine[Any, Any, T], seconds: float) -> T:
+    """What this answers in so many seconds."""
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(call, seconds)
+    async with asyncio.timeout(seconds):
+        return await call

@@ -8,9 +8,10 @@ from datetime import datetime, timezone
 from typing import Any, Optional, Union
 
 from .directory import Dataset, Directory, parse_directory, watermark_key
-from .errors import InvalidInput, NotFresh, NotRegistered, Unreachable
+from .errors import InvalidInput, InvalidKey, NotFresh, NotRegistered, UnknownDataset, Unreachable
 from .events import check_target
 from .reading import KEYS_MAX, Reading, judge, reading_of, why_not_fresh
+from .template import is_text
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
 
@@ -19,6 +20,13 @@ DIRECTORY_AGE = 10.0
 DIRECTORY_AGE_MIN = 1.0
 """The same for a dataset that it does not name, and after an attempt that failed."""
 
+TIMEOUT = 5.0
+"""Seconds for each command, unless `timeout` says so."""
+WAIT_MAX = 1e9
+"""Seconds that a call may be told to wait."""
+SLACK = 0.25
+"""Seconds that a call may take beyond the limit that it was given, for what it is just doing."""
+
 Asked = tuple[Dataset, str]
 """A key, and the dataset that it is of."""
 
@@ -26,21 +34,44 @@ Asked = tuple[Dataset, str]
 class Base:
     """What is known of a namespace, and decisions on it."""
 
-    def __init__(self, client: Any, namespace: str, where: str, value_bytes_max: int = VALUE_BYTES_MAX) -> None:
-        if not isinstance(namespace, str) or not namespace:
+    def __init__(
+        self, client: Any, namespace: str, where: str, value_bytes_max: int, timeout: float, connections: int
+    ) -> None:
+        if not isinstance(namespace, str) or not namespace or not is_text(namespace):
             raise InvalidInput(f"a namespace is text, not {namespace!r}: it is [service] namespace of the worker")
+        if isinstance(value_bytes_max, bool) or not isinstance(value_bytes_max, int) or value_bytes_max < 1:
+            raise InvalidInput(f"value_bytes_max is a number of bytes, not {value_bytes_max!r}")
         self.client = client
         self.namespace = namespace
         self._where = where
         self._is_own = False
         self._is_closed = False
         self._limit = value_bytes_max
+        self._timeout = timeout
+        self._connections = connections
         self._directory: Optional[Directory] = None
         self._directory_at = 0.0
+
+    def __repr__(self) -> str:
+        closed = " (closed)" if self._is_closed else ""
+        return f"<{type(self).__module__}.{type(self).__name__} of {self.namespace!r} at {self._where}{closed}>"
+
+    def _until(self, deadline: Optional[float] = None) -> float:
+        """Until when a command may take, in a call with this deadline."""
+        until = time.monotonic() + self._timeout
+        return until if deadline is None else min(until, deadline)
+
+    def _busy(self, what: str) -> Unreachable:
+        return Unreachable(
+            f"failed to {what}: none of the {self._connections} connections of this cache to {self._where} was free in time; "
+            "`max_connections` allows more"
+        )
 
     def _known(self, dataset: Optional[str]) -> Optional[Directory]:
         """The directory, if it need not be read again."""
         self._check_open()
+        if dataset is not None and not isinstance(dataset, str):
+            raise UnknownDataset(f"the name of a dataset is text, not {dataset!r}")
         directory, age = self._directory, time.monotonic() - self._directory_at
         if directory is None or DIRECTORY_AGE < age:
             return None
@@ -127,14 +158,27 @@ def keys_of(directory: Directory, dataset: str, ids: Iterable[Any]) -> list[Aske
 
 def key_of(directory: Directory, key: str, dataset: Optional[str]) -> Asked:
     """A key in full, with the dataset that it is of."""
-    return (directory.of_key(key) if dataset is None else directory.dataset(dataset), key)
+    if not isinstance(key, str) or not is_text(key):
+        raise InvalidKey(f"a key is text, not {key!r}")
+    if dataset is None:
+        return (directory.of_key(key), key)
+    of = directory.dataset(dataset)
+    # What is no key of the dataset is not kept by its rules, so no verdict of the dataset holds for it.
+    if of.template.read(key) is None:
+        raise InvalidKey(f"{key!r} is no key of dataset {dataset}, whose keys are {of.template.text}")
+    return (of, key)
 
 
 def limit_of(seconds: float, what: str) -> float:
     """A time limit, as it may be given."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
-        raise InvalidInput(f"{what} is a number of seconds, not {seconds!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= WAIT_MAX:
+        raise InvalidInput(f"{what} is a number of seconds, at most {WAIT_MAX:g}, not {seconds!r}")
     return time.monotonic() + seconds
+
+
+def read_limit(deadline: float, wait: float) -> Optional[float]:
+    """Until when the commands of a read may take beside the limit of each."""
+    return deadline + SLACK if 0 < wait else None
 
 
 def value_of(readings: Sequence[Reading], token: Optional[Token]) -> list[Any]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Optional, TypeVar, Union
 from uuid import uuid4
 
 import redis
+import redis.asyncio as aio_redis
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from .base import (
+    SLACK,
+    TIMEOUT,
     Asked,
     Base,
     are_hashes,
@@ -21,18 +26,20 @@ from .base import (
     key_of,
     keys_of,
     limit_of,
+    read_limit,
     target_of,
     token_of,
     value_of,
 )
-from .connection import PAUSES, build, check_client, explain, where_of
+from .connection import PAUSES, build, check_client, connections_of, explain, is_elsewhere, limit, timeout_of, where_of
 from .directory import Directory, directory_key
-from .errors import Unreachable, WriteUnknown
+from .errors import InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
-from .writes import BLOCK, SEND_AGAIN_AFTER, Command, Written, outcome, read_reply
+from .writes import BLOCK, BLOCK_SLACK, Command, Written, outcome, read_reply
+from .writes import PAUSE_MAX as WRITE_PAUSE_MAX
 
 T = TypeVar("T")
 
@@ -41,8 +48,9 @@ def connect(
     url: "str | redis.Redis",
     namespace: str,
     *,
-    timeout: float = 5.0,
+    timeout: float = TIMEOUT,
     value_bytes_max: int = VALUE_BYTES_MAX,
+    max_connections: Optional[int] = None,
     **options: Any,
 ) -> "Cache":
     """Connects, and reads what the workers of this namespace tell.
@@ -51,14 +59,23 @@ def connect(
     redis-py. `timeout` limits each command, in seconds. `options` go to redis-py (certificates, for example); `sentinel`
     among them is a dict for the connections to sentinels.
     """
+    client: Any = url
+    where, is_own = "", isinstance(url, str)
     if isinstance(url, str):
-        client, where = build(redis.Redis, Sentinel, Retry, url, timeout, options)
-    else:
-        client, where = url, where_of(url)
-    cache = Cache(client, namespace, value_bytes_max=value_bytes_max, where=where)
-    cache._is_own = isinstance(url, str)
+        client, where = build(redis.Redis, Sentinel, Retry, url, timeout_of(timeout), options, True)
+    elif options:
+        raise InvalidInput(f"options for redis-py ({', '.join(options)}) are for a URL: a client has its own")
+    cache = Cache(
+        client, namespace, timeout=timeout, value_bytes_max=value_bytes_max, max_connections=max_connections, where=where
+    )
+    cache._is_own = is_own
     try:
         cache.directory()
+    except (TypeError, ValueError, OverflowError) as error:
+        cache.close()
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"an option for redis-py cannot be used: {error}") from error
     except BaseException:
         cache.close()
         raise
@@ -69,11 +86,20 @@ class Cache(Base):
     """Reads entries, publishes events, hands over writes. Threads may share it."""
 
     def __init__(
-        self, client: redis.Redis, namespace: str, *, value_bytes_max: int = VALUE_BYTES_MAX, where: str = ""
+        self,
+        client: redis.Redis,
+        namespace: str,
+        *,
+        timeout: float = TIMEOUT,
+        value_bytes_max: int = VALUE_BYTES_MAX,
+        max_connections: Optional[int] = None,
+        where: str = "",
     ) -> None:
         """Asks nothing yet; `connect` does."""
-        check_client(client)
-        super().__init__(client, namespace, where or where_of(client), value_bytes_max)
+        check_client(client, aio_redis.Redis)
+        connections = connections_of(client, max_connections)
+        super().__init__(client, namespace, where or where_of(client), value_bytes_max, timeout_of(timeout), connections)
+        self._slots = threading.Semaphore(connections)
 
     def get(self, dataset: str, id: Any, *, token: Union[Token, str, None] = None, wait: float = 0.0) -> Any:
         """The value of one entry; `None`: there is no entry, or it is known that there is no row.
@@ -104,13 +130,17 @@ class Cache(Base):
         self, dataset: str, ids: Iterable[Any], *, token: Union[Token, str, None] = None, wait: float = 0.0
     ) -> list[Reading]:
         """The same for many."""
-        return self._read(keys_of(self.directory(dataset), dataset, ids), token_of(token), wait)
+        until, wanted = limit_of(wait, "wait"), token_of(token)
+        directory = self._told(dataset, read_limit(until, wait))
+        return self._read(keys_of(directory, dataset, ids), wanted, until, wait)
 
     def read_key(
         self, key: str, *, dataset: Optional[str] = None, token: Union[Token, str, None] = None, wait: float = 0.0
     ) -> Reading:
         """The same by the key in full."""
-        return self._read([key_of(self.directory(dataset), key, dataset)], token_of(token), wait)[0]
+        until, wanted = limit_of(wait, "wait"), token_of(token)
+        directory = self._told(dataset, read_limit(until, wait))
+        return self._read([key_of(directory, key, dataset)], wanted, until, wait)[0]
 
     def publish(self, event: Event, *, durable: bool = False) -> "int | str":
         """Tells the workers what changed, after it was committed.
@@ -121,10 +151,10 @@ class Cache(Base):
         checked = check_event(event)
         target = target_of(checked, self.directory(checked.get("dataset")), durable)
         if durable:
-            added = self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)))
+            added = self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)), self._until())
             return added.decode() if isinstance(added, bytes) else str(added)
         message = message_of(checked)
-        return int(self._call("publish an event", "publisher", lambda: self.client.publish(target, message)))
+        return int(self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until()))
 
     def write(
         self, dataset: str, params: Mapping[str, Any], *, id: Optional[str] = None, timeout: float = 10.0
@@ -135,48 +165,44 @@ class Cache(Base):
         `Unreachable` (nothing was handed over) or `WriteUnknown` (say it again with the same id).
         """
         deadline = limit_of(timeout, "timeout")
-        directory = self.directory(dataset)
+        directory = self._told(dataset, deadline)
         command = Command.new(directory, dataset, params, id)
-        replies = f"{directory.reply_prefix}{uuid4()}"
-        is_sent, failure, send_at, patience, pause = False, None, 0.0, SEND_AGAIN_AFTER, PAUSES[0]
-        while True:
-            now = time.monotonic()
-            if deadline <= now or self._is_closed:
-                break
-            try:
-                if send_at <= now:
-                    # Where not even this comes back, nothing was sent.
-                    self._once("hand over a write", "writer", self.client.ping)
-                    is_sent = True
-                    self._once("hand over a write", "writer", lambda: self.client.xadd(command.stream, command.fields(replies)))
-                    send_at, patience, pause = now + patience, 2 * patience, PAUSES[0]
-                block = max(0.01, min(BLOCK, deadline - now, send_at - now))
-                answer = self._once("wait for a reply", "writer", lambda: self.client.blpop([replies], block))
-            except Unreachable as error:
-                # It may be lost with the server: it is sent again, under its id.
-                failure, send_at = error, 0.0
-                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-                pause = min(2 * pause, 1.0)
-                continue
-            if answer is not None:
-                reply = read_reply(answer[1])
-                if reply.get("id") == command.id:
-                    return outcome(command.id, reply)
+        list_name = f"{directory.reply_prefix}{uuid4()}"
+        is_sent, failure, pause, held = False, None, PAUSES[0], None
+        try:
+            while time.monotonic() < deadline and not self._is_closed:
+                try:
+                    if held is None:
+                        # It is handed over and waited for on one connection: where that is lost, what was sent may be lost with
+                        # the server, and it is sent again, under its id.
+                        what, until = "hand over a write", self._until(deadline)
+                        held = self._ask(what, "writer", self.client.client, until)
+                        # Where not even this comes back, nothing was sent.
+                        self._ask(what, "writer", held.ping, until)
+                        is_sent, fields = True, command.fields(list_name)
+                        self._ask(what, "writer", partial(held.xadd, command.stream, fields), self._until(deadline))
+                        pause = PAUSES[0]
+                    answer = self._wait(held, list_name, deadline)
+                except Unreachable as error:
+                    failure, held = error, _released(held)
+                    time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+                    pause = min(2 * pause, WRITE_PAUSE_MAX)
+                    continue
+                if answer is None and self._has_moved(held, deadline):
+                    held = _released(held)
+                elif answer is not None:
+                    reply = read_reply(answer[1])
+                    if reply.get("id") == command.id:
+                        return outcome(command.id, reply)
+        finally:
+            _released(held)
         if not is_sent:
             raise failure or Unreachable(f"failed to hand over a write within {timeout:g} s: nothing was sent")
-        raise WriteUnknown(unanswered(command.id, timeout), command.id, failure)
+        raise WriteUnknown(unanswered(command.id, timeout, self._is_closed), command.id, failure)
 
     def directory(self, dataset: Optional[str] = None) -> Directory:
         """What the workers tell of this namespace, at most ten seconds old."""
-        known = self._known(dataset)
-        if known is not None:
-            return known
-        key = directory_key(self.namespace)
-        ask = self._call if self._directory is None else self._once
-        try:
-            return self._note_directory(ask("read the directory", "reader", lambda: self.client.hgetall(key)))
-        except Unreachable as error:
-            return self._old_directory(dataset, error)
+        return self._told(dataset, None)
 
     def close(self) -> None:
         """Closes the connections that were opened here; a client that was given stays open. No call is answered after it."""
@@ -185,20 +211,33 @@ class Cache(Base):
             self.client.close()
 
     def __enter__(self) -> "Cache":
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, asked: list[Asked], token: Optional[Token], wait: float) -> list[Reading]:
-        deadline, pause = limit_of(wait, "wait"), PAUSE_MIN
+    def _told(self, dataset: Optional[str], deadline: Optional[float]) -> Directory:
+        known = self._known(dataset)
+        if known is not None:
+            return known
+        key = directory_key(self.namespace)
+        ask = self._call if self._directory is None else self._once
+        what, until = "read the directory", self._until(deadline)
+        try:
+            return self._note_directory(ask(what, "reader", lambda: self.client.hgetall(key), until))
+        except Unreachable as error:
+            return self._old_directory(dataset, error)
+
+    def _read(self, asked: list[Asked], token: Optional[Token], deadline: float, wait: float) -> list[Reading]:
+        pause, limit = PAUSE_MIN, read_limit(deadline, wait)
         while True:
             self._check_open()
             try:
                 readings: list[Reading] = []
                 for page, keys in self._pages(asked, token):
                     ask = self._hashes if are_hashes(page) else self._strings
-                    values = self._call("read entries", "reader", lambda: ask(keys, token))
+                    values = self._call("read entries", "reader", lambda: ask(keys, token), self._until(limit))
                     readings += self._readings(page, token, values)
                 if token is None or all(one.is_fresh for one in readings) or deadline <= time.monotonic():
                     return readings
@@ -208,30 +247,66 @@ class Cache(Base):
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(1.5 * pause, PAUSE_MAX)
 
+    def _has_moved(self, held: Any, deadline: float) -> bool:
+        ask = getattr(self.client.connection_pool, "get_master_address", None)
+        if ask is None:
+            return False
+        try:
+            return is_elsewhere(held, self._ask("ask the sentinels", "writer", ask, self._until(deadline)))
+        except Unreachable:
+            return False
+
+    def _wait(self, held: Any, list_name: str, deadline: float) -> Any:
+        left = max(0.0, deadline - time.monotonic())
+        block = max(0.01, min(BLOCK, left))
+        if not self._is_own and held.connection is not None and held.connection.socket_timeout:
+            # A client that was given has a limit of its own for each command.
+            block = min(block, held.connection.socket_timeout / 2)
+        patience = min(block + max(BLOCK_SLACK, self._timeout), left + SLACK)
+        return self._ask("wait for a reply", "writer", lambda: held.blpop([list_name], block), time.monotonic() + patience)
+
     def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
-        return self.client.mget(keys)
+        values: Sequence[Any] = self.client.mget(keys)
+        return values
 
     def _hashes(self, keys: Sequence[str], token: Optional[Token]) -> Sequence[Any]:
         with self.client.pipeline(transaction=token is not None) as pipeline:
             return hashes_of(ask_hashes(pipeline, keys, token).execute(raise_on_error=False))
 
-    def _call(self, what: str, kind: str, command: Callable[[], T]) -> T:
+    def _call(self, what: str, kind: str, command: Callable[[], T], until: float) -> T:
         for pause in PAUSES:
             try:
-                return self._once(what, kind, command)
+                return self._once(what, kind, command, until)
             except Unreachable as error:
-                if isinstance(error.__cause__, (TimeoutError, redis.TimeoutError)):
+                if until <= time.monotonic() + pause or isinstance(error.__cause__, (TimeoutError, redis.TimeoutError)):
                     raise
                 time.sleep(pause)
-        return self._once(what, kind, command)
+        return self._once(what, kind, command, until)
 
-    def _once(self, what: str, kind: str, command: Callable[[], T]) -> T:
+    def _once(self, what: str, kind: str, command: Callable[[], T], until: float) -> T:
+        if not self._slots.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise self._busy(what)
         try:
-            return command()
+            return self._ask(what, kind, command, until)
+        finally:
+            self._slots.release()
+
+    def _ask(self, what: str, kind: str, command: Callable[[], T], until: float) -> T:
+        try:
+            with limit(until):
+                return command()
         except (RedisError, OSError) as error:
             raise explain(error, what, self._where, kind) from error
 
 
-def unanswered(id: str, timeout: float) -> str:
+def unanswered(id: str, timeout: float, is_closed: bool) -> str:
     """That no reply came."""
-    return f"no reply to the write {id} within {timeout:g} s: it may have been carried out. Say it again with the same id"
+    until = "before this cache was closed" if is_closed else f"within {timeout:g} s"
+    return f"no reply to the write {id} {until}: it may have been carried out. Say it again with the same id"
+
+
+def _released(held: Any) -> Any:
+    """Gives the connection of a write back; there is none then."""
+    if held is not None:
+        held.close()
+    return None

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Optional
 from urllib.parse import unquote, urlsplit
 
-import redis.exceptions as broken
+import redis.exceptions as redis_errors
 from redis.backoff import NoBackoff
 
 from .errors import CachekeeperError, InvalidInput, PermissionDenied, RedisRefused, Unreachable
 
 PAUSES = (0.05, 0.1, 0.2)
 """Seconds before a command is tried again where the connection breaks or is refused."""
+
+CONNECTIONS = 50
+"""Connections of a cache, unless `max_connections` is given. Calls wait for a free one."""
+
+SECONDS_MAX = 86_400.0
+"""What `timeout` may be."""
+SENTINEL_PATIENCE = 0.5
+"""Seconds for a sentinel at most: one that hangs is passed over, and asked last from then on."""
 
 # Replies of a server that is about to be, or to find, a master: another attempt may succeed.
 _PASSING = ("LOADING", "MASTERDOWN", "READONLY", "UNBLOCKED", "TRYAGAIN", "CLUSTERDOWN")
@@ -37,10 +50,14 @@ def parse_sentinels(url: str) -> Optional[Sentinels]:
     service, _, database = path.partition("/")
     nodes = []
     for host in hosts.split(","):
-        parts = urlsplit(f"//{host}")
-        if parts.hostname is None:
+        try:
+            parts = urlsplit(f"//{host}")
+            name, port = parts.hostname, parts.port
+        except ValueError:
+            name, port = None, None
+        if name is None:
             raise InvalidInput("a URL of sentinels is redis+sentinel://host:port,host:port/service/database")
-        nodes.append((parts.hostname, parts.port or 26379))
+        nodes.append((name, port or 26379))
     if not service or not (database or "0").isdecimal():
         raise InvalidInput("a URL of sentinels ends with the name of the service, and perhaps a database: /service/0")
     settings: dict[str, Any] = {"db": int(database or 0), "ssl": True} if scheme[5] == "s" else {"db": int(database or 0)}
@@ -52,29 +69,151 @@ def parse_sentinels(url: str) -> Optional[Sentinels]:
     return Sentinels(nodes, unquote(service), settings)
 
 
-def settings_of(timeout: float, retry: type, more: dict[str, Any]) -> dict[str, Any]:
-    """How connections are made: every wait has a limit. Attempts are counted by the caches, which notice each loss."""
-    settings = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": retry(NoBackoff(), 0)}
-    return {**settings, **more}
+class _Limit(threading.local):
+    until: Optional[float] = None
 
 
-def build(redis: Any, sentinel: Any, retry: type, url: str, timeout: float, options: dict[str, Any]) -> tuple[Any, str]:
-    """A client for a URL, of the classes given, and where it leads to, without secrets."""
+_LIMIT = _Limit()
+
+
+@contextmanager
+def limit(until: float) -> Iterator[None]:
+    """Until when this thread may wait for a server in what follows."""
+    before, _LIMIT.until = _LIMIT.until, until
+    try:
+        yield
+    finally:
+        _LIMIT.until = before
+
+
+def limited(kind: Any, is_sentinel: bool = False) -> Any:
+    """Connections, for threads, that keep the limit of the call; those to sentinels keep their own too."""
+
+    class Limited(kind):  # type: ignore[misc]
+        def _connect(self) -> Any:
+            mine: Any = self
+            own = mine.socket_connect_timeout, mine.socket_timeout
+            mine.socket_connect_timeout, mine.socket_timeout = self._left(own[0]), self._left(own[1])
+            try:
+                sock = super()._connect()
+            finally:
+                mine.socket_connect_timeout, mine.socket_timeout = own
+            sock.settimeout(own[1])
+            return sock
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            sock = self._sock
+            if _LIMIT.until is None or sock is None:
+                return super().read_response(*args, **options)
+            sock.settimeout(self._left(self.socket_timeout if is_sentinel else None))
+            try:
+                return super().read_response(*args, **options)
+            finally:
+                with suppress(OSError):
+                    sock.settimeout(self.socket_timeout)
+
+        def _left(self, own: Optional[float]) -> Optional[float]:
+            if _LIMIT.until is None:
+                return own
+            left = max(0.001, _LIMIT.until - time.monotonic())
+            return left if own is None else min(own, left)
+
+    return Limited
+
+
+def guarded(sentinel: Any) -> Any:
+    """Sentinels of which the one that answered is asked first. Redis-py's own may lose some where several ask at once."""
+
+    class Guard(sentinel):  # type: ignore[misc]
+        sentinels: list[Any]
+
+        def discover_master(self, service_name: str) -> Any:
+            asked = copy.copy(self)
+            asked.sentinels = list(self.sentinels)
+            found = super(Guard, asked).discover_master(service_name)
+            if not hasattr(found, "__await__"):
+                self.sentinels = asked.sentinels
+                return found
+            return self._noted(found, asked)
+
+        async def _noted(self, found: Any, asked: Any) -> Any:
+            address = await found
+            self.sentinels = asked.sentinels
+            return address
+
+    return Guard
+
+
+def build(
+    redis: Any, sentinel: Any, retry: type, url: str, timeout: float, options: dict[str, Any], for_threads: bool
+) -> tuple[Any, str]:
+    """A client for a URL, of the classes given, and where it leads to, without secrets.
+
+    Every wait of its connections has a limit. Attempts are counted by the caches, which notice each loss.
+    """
     sentinel_options = options.pop("sentinel", {})
-    settings = settings_of(timeout, retry, options)
-    sentinels = parse_sentinels(url)
-    if sentinels is None:
-        try:
+    if not isinstance(sentinel_options, dict):
+        raise InvalidInput(f"`sentinel` is a dict of options of redis-py, not {sentinel_options!r}")
+    once = {"retry": retry(NoBackoff(), 0)}
+    settings = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **once, **options}
+    sentinels, clients = parse_sentinels(url), []
+    try:
+        if sentinels is None:
+            _check_path(url)
             client = redis.from_url(url, **settings)
-        except ValueError as error:
-            raise InvalidInput(f"the URL of Redis cannot be used: {error}") from None
-        return client, where_of(client)
-    ssl = {"ssl": True} if sentinels.settings.get("ssl") else {}
-    own = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **ssl, **sentinel_options}
-    guard = sentinel(sentinels.nodes, sentinel_kwargs=own)
-    client = guard.master_for(sentinels.service, redis_class=redis, **{**settings, **sentinels.settings})
-    nodes = ", ".join(f"{host}:{port}" for host, port in sentinels.nodes)
-    return client, f"redis (service {sentinels.service} of the sentinels {nodes})"
+            where = where_of(client)
+        else:
+            patience = min(SENTINEL_PATIENCE, timeout / (len(sentinels.nodes) + 1))
+            ssl = {"ssl": True} if sentinels.settings.get("ssl") else {}
+            own = {"socket_timeout": patience, "socket_connect_timeout": patience, **once, **ssl, **sentinel_options}
+            guard = guarded(sentinel)(sentinels.nodes, sentinel_kwargs=own)
+            clients = guard.sentinels
+            client = guard.master_for(sentinels.service, redis_class=redis, **{**settings, **sentinels.settings})
+            nodes = ", ".join(f"{host}:{port}" for host, port in sentinels.nodes)
+            where = f"redis (service {sentinels.service} of the sentinels {nodes})"
+        for one in (client, *clients):
+            pool = one.connection_pool
+            # Nothing is connected by this, but wrong options show.
+            pool.connection_class(**pool.connection_kwargs)
+            if for_threads:
+                pool.connection_class = limited(pool.connection_class, one is not client)
+    except (ValueError, TypeError, AttributeError, redis_errors.RedisError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"the URL of Redis, or an option for redis-py, cannot be used: {error}") from None
+    return client, where
+
+
+def _check_path(url: str) -> None:
+    """Redis-py reads database 0 where the path is no number."""
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    if parts.scheme in ("redis", "rediss") and database and not (database.isascii() and database.isdecimal()):
+        raise InvalidInput(f"the URL of Redis ends with the number of a database, such as /0, not with /{database}")
+
+
+def timeout_of(seconds: Any) -> float:
+    """A limit for commands, as it may be given."""
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds <= SECONDS_MAX:
+        raise InvalidInput(f"timeout is a number of seconds above 0, at most {SECONDS_MAX:g}, not {seconds!r}")
+    return float(seconds)
+
+
+def connections_of(client: Any, given: Any) -> int:
+    """How many connections a cache may use at once."""
+    if given is None:
+        of_pool = getattr(client.connection_pool, "max_connections", None)
+        return min(CONNECTIONS, of_pool) if isinstance(of_pool, int) and 0 < of_pool else CONNECTIONS
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise InvalidInput(f"max_connections is a whole number above 0, not {given!r}")
+    return given
+
+
+def is_elsewhere(held: Any, address: Any) -> bool:
+    """Whether this connection leads to a master that is none any more: for seconds it may not know that itself."""
+    connection = held.connection
+    return connection is not None and (connection.host, int(connection.port)) != (address[0], int(address[1]))
 
 
 def where_of(client: Any) -> str:
@@ -87,23 +226,30 @@ def where_of(client: Any) -> str:
     return "redis"
 
 
-def check_client(client: Any) -> None:
-    """Values are bytes; a client that makes text of everything cannot read them."""
-    if client.connection_pool.connection_kwargs.get("decode_responses"):
+def check_client(client: Any, other: type) -> None:
+    """Values are bytes; a client that makes text of everything cannot read them. `other`: clients of the other kind."""
+    settings = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
+    if isinstance(client, other) or settings is None:
+        wanted = "redis.Redis" if other.__module__.startswith("redis.asyncio") else "redis.asyncio.Redis"
+        raise InvalidInput(f"connect takes a URL, or a client of {wanted}, not {type(client).__module__}.{type(client).__name__}")
+    if settings.get("decode_responses"):
         raise InvalidInput("this client decodes every response as text: give one without decode_responses=True")
 
 
 def explain(error: Exception, what: str, where: str, kind: str) -> CachekeeperError:
     """What an error of the client means. `kind`: for whom `cachekeeper acl` has the missing right."""
     text = str(error)
-    if isinstance(error, (broken.AuthenticationError, broken.AuthorizationError)) or text.startswith(("NOAUTH", "WRONGPASS")):
+    if type(error).__name__ == "MasterNotFoundError":
+        text = f"{text.partition(' : ')[0]}: no sentinel answered, or none knows a master that is up"
+    text = text if len(text) <= 300 else f"{text[:300]} …"
+    if isinstance(error, (redis_errors.AuthenticationError, redis_errors.AuthorizationError)) or text.startswith(("NOAUTH", "WRONGPASS")):
         return PermissionDenied(f"{where} refused the login: {text}")
-    if isinstance(error, broken.NoPermissionError) or text.startswith("NOPERM"):
+    if isinstance(error, redis_errors.NoPermissionError) or text.startswith("NOPERM"):
         # redis-py leaves the word out that people look for.
         text = text if text.startswith("NOPERM") else f"NOPERM {text}"
         return PermissionDenied(
             f"failed to {what}: this user of {where} lacks a right ({text}); see `cachekeeper acl --for {kind}`"
         )
-    if isinstance(error, (broken.ConnectionError, broken.TimeoutError, OSError, TimeoutError)) or text.startswith(_PASSING):
+    if isinstance(error, (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, TimeoutError)) or text.startswith(_PASSING):
         return Unreachable(f"failed to {what}: {where} cannot be reached: {text or type(error).__name__}")
     return RedisRefused(f"failed to {what}: {where} answered: {text}")

@@ -45,7 +45,7 @@ class InvalidKey(InvalidInput):
 
 
 class InvalidToken(InvalidInput):
-    """The text is no token, or none can be had now."""
+    """The text is no token, or none is worth anything now: the transaction is not committed."""
 
 
 class InvalidEvent(InvalidInput):
@@ -54,6 +54,10 @@ class InvalidEvent(InvalidInput):
 
 class InvalidWrite(InvalidInput):
     """The worker would not take this write."""
+
+
+class NoToken(CachekeeperError):
+    """The database has no token yet: it was started, and no worker has seen it since."""
 
 
 class Undecodable(CachekeeperError):

@@ -97,6 +97,8 @@ class Template:
 def text_of(value: Any, what: str) -> str:
     """A value as Postgres prints it. What it might print in several ways is refused: give the text then."""
     if isinstance(value, str):
+        if not is_text(value):
+            raise InvalidKey(f"{what} is {value!r}, which is no valid text")
         return value
     if isinstance(value, bool) or isinstance(value, datetime):
         raise InvalidKey(f"{what} is {value!r}: give the text that Postgres prints")
@@ -107,3 +109,12 @@ def text_of(value: Any, what: str) -> str:
     if isinstance(value, date):
         return value.isoformat()
     raise InvalidKey(f"{what} is {value!r}: a key takes text, integers, UUIDs, decimals and dates")
+
+
+def is_text(value: str) -> bool:
+    """Whether this can be sent: a text may hold halves of surrogate pairs, which are no characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import InvalidToken
+from .errors import InvalidInput, InvalidToken, NoToken
 
 TOKEN_SQL = "select cachekeeper.token() as token, pg_current_xact_id_if_assigned() is not null as is_open"
 """Answers a token, and whether the transaction has written something that is not committed yet: then it is worth nothing."""
@@ -27,13 +27,15 @@ class Snapshot:
     def parse(cls, text: str) -> "Snapshot":
         """Reads what `pg_current_snapshot()` prints: `xmin:xmax:running,running,…`."""
         parts = text.split(":")
-        if len(parts) != 3 or not re.fullmatch(r"\+?[0-9]{1,20}", parts[1]):
-            raise InvalidToken(f"{text!r} is not a snapshot of the form xmin:xmax:running")
-        running = len(parts[2].split(",")) if parts[2] else 0
-        snapshot = cls(int(parts[1]), running)
-        if _XMAX_LIMIT <= snapshot.xmax or _RUNNING_LIMIT <= running:
+        numbers = [*parts[:2], *(parts[2].split(",") if len(parts) == 3 and parts[2] else [])]
+        if len(parts) != 3 or not all(re.fullmatch(r"[0-9]{1,20}", one) for one in numbers):
+            raise InvalidToken(f"{text[:60]!r} is not a snapshot of the form xmin:xmax:running")
+        xmin, xmax, *running = map(int, numbers)
+        if _XMAX_LIMIT <= xmax or _RUNNING_LIMIT <= len(running):
             raise InvalidToken(f"the snapshot {text[:40]!r} is beyond what can be compared")
-        return snapshot
+        if xmax < xmin or any(not xmin <= one < xmax for one in running) or sorted(set(running)) != running:
+            raise InvalidToken(f"no database has the snapshot {text[:60]!r}: what runs is in order, from xmin to below xmax")
+        return cls(xmax, len(running))
 
     def is_seen_at(self, other: "Snapshot") -> bool:
         """Whether everything that this one sees is seen by the other one too."""
@@ -75,7 +77,10 @@ def token_of_row(row: Any) -> Token:
     if is_open:
         raise InvalidToken("this transaction has written and is not committed: take the token after the commit")
     if token is None:
-        raise InvalidToken("there is no token yet: no worker has seen this database since it was started")
+        raise NoToken(
+            "there is no token yet: no worker has seen this database since it was started. Ask the database what must be fresh, "
+            "and take a token again when a worker is back"
+        )
     return Token.parse(token)
 
 
@@ -84,6 +89,8 @@ def take_token(connection: Any) -> Token:
 
     Where the connection had no open transaction it has none afterwards.
     """
+    if not hasattr(connection, "cursor"):
+        raise InvalidInput(f"a token is taken through a connection of DB-API, not {type(connection).__name__}")
     info = getattr(connection, "info", None)
     was_idle = getattr(info, "transaction_status", None) == 0
     cursor = connection.cursor()

@@ -30,7 +30,7 @@ def decode(value: bytes, format: str, key: str, limit: int = VALUE_BYTES_MAX) ->
             return json.loads(plain)
         return msgpack.unpackb(plain, strict_map_key=False, timestamp=3)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise Undecodable(f"the value of {key} cannot be read: {error or type(error).__name__}", key, value) from error
+        raise Undecodable(f"the value of {key} cannot be read: {str(error) or type(error).__name__}", key, value) from error
 
 
 def decode_hash(fields: Mapping[bytes, bytes]) -> dict[str, Union[str, bytes]]:

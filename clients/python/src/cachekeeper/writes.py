@@ -12,14 +12,17 @@ from uuid import UUID, uuid4
 
 from .directory import Directory
 from .errors import InvalidWrite, WriteRejected
+from .template import is_text
 from .tokens import Token
 
 ID_BYTES_MAX = 200
 COMMAND_BYTES_MAX = 1 << 20
-SEND_AGAIN_AFTER = 5.0
-"""Seconds without a reply after which a write is sent again, under its id. They double each time."""
 BLOCK = 1.0
-"""Seconds for which Redis is asked to wait for a reply at once; less than any time-out of a connection."""
+"""Seconds for which Redis is asked to wait for a reply at once."""
+BLOCK_SLACK = 0.5
+"""Seconds after them, or the time-out of commands where that is longer, after which the connection counts as lost."""
+PAUSE_MAX = 0.25
+"""Seconds at most between two attempts to hand over."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Command:
         stream = directory.writes_to(dataset)
         if id is None:
             id = str(uuid4())
-        if not isinstance(id, str) or not 0 < len(id.encode()) <= ID_BYTES_MAX or "\0" in id:
+        if not isinstance(id, str) or not is_text(id) or not 0 < len(id.encode()) <= ID_BYTES_MAX or "\0" in id:
             raise InvalidWrite(f"the id of a write is text of 1 to {ID_BYTES_MAX} bytes, not {id!r}")
         text = _params(params)
         if COMMAND_BYTES_MAX - 4096 < len(text.encode()):
@@ -82,11 +85,14 @@ def _params(params: Mapping[str, Any]) -> str:
         raise InvalidWrite(f"the parameters of a write are a mapping from names to values, not {params!r}")
     try:
         # The same parameters are the same bytes: under one id others would be refused.
-        return json.dumps(
+        text = json.dumps(
             params, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False, default=_text
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidWrite(f"the parameters of a write cannot be sent: {error}") from error
+    if not is_text(text):
+        raise InvalidWrite("the parameters of a write cannot be sent: one holds half of a surrogate pair, which is no valid text")
+    return text
 
 
 def _text(value: Any) -> Any:
