@@ -112,7 +112,8 @@ impl Cache {
     /// loaded is returned to those who came before, and not stored. While Redis is down the loader is asked, by so
     /// many at a time as the cache was built for.
     ///
-    /// A loader that wants a value which waits for its own gets [`ClientError::Recursion`] for it.
+    /// A loader that wants a value which waits for its own gets [`ClientError::Recursion`] for it, where it asks in its own task: what it
+    /// asks in a task that it spawns is not seen, and such a circle ends by a `hard_timeout` only.
     ///
     /// The loader runs in a task of its own. It is cancelled when the last caller who waits is dropped.
     ///

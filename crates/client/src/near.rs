@@ -36,7 +36,7 @@ pub struct Near {
 
 impl Near {
     /// One that holds as much as this many bytes: of keys and of values as they stand in Redis, with 128 for each entry. A number, or a
-    /// text such as `"64MiB"`.
+    /// text such as `"64MiB"`. It is held in parts, of 4 MiB at least and 32 at most: a value larger than a part is read each time.
     #[must_use]
     pub fn bytes(size: impl IntoBytes) -> Self {
         Self { bytes: size.into_bytes(), staleness: Ok(STALENESS), is_bounded: true }

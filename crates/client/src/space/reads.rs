@@ -53,9 +53,15 @@ where
         let Some(near) = &self.near else { return self.get_far(&key).await };
         match self.read_near(near, &key).await {
             Ok(read) if self.is_served(&key, &read) => Ok(read.found.value()),
+            Err(error) if self.has_waited_in_vain(&error) => Err(error),
             // As without a near cache: it may be loaded, or there may be an old value for bad times.
             Ok(_) | Err(_) => self.get_far(&key).await,
         }
+    }
+
+    /// Whether Redis did not answer, and nobody else is to be asked: to ask it again would double the wait.
+    fn has_waited_in_vain(&self, error: &ClientError) -> bool {
+        !self.is_loaded_from_elsewhere() && matches!(error, ClientError::Unavailable { .. })
     }
 
     /// Whether what was read is the answer. What is old by the policy, or missing where there is a loader, is not.
@@ -142,6 +148,7 @@ where
                 let behind_redis = read.stale_at_most.unwrap_or_default();
                 Ok(Aged { value: read.found.value(), behind_redis, behind_database })
             }
+            Err(error) if self.has_waited_in_vain(&error) => Err(error),
             Ok(_) | Err(_) => {
                 let value = self.get_far(&key).await?;
                 Ok(Aged { value, behind_redis: Duration::ZERO, behind_database })
