@@ -13,6 +13,7 @@ use super::context::TaskContext;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_engine::backoff::Backoff;
+use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::log_limit;
@@ -107,15 +108,19 @@ async fn shorten_all(context: &Context) -> Result<(), EngineError> {
     let metadata = context.redis.metadata("").await?;
     let mut passes = Vec::new();
     for dataset in context.catalog.iter() {
-        match due(&metadata, dataset) {
-            Due::Nothing => {}
-            Due::Note => note(context, dataset).await?,
-            Due::Shorten => match shorten(context, dataset).await {
-                Ok(shortened) => passes.push((dataset, shortened)),
-                // A newer process has its lifetimes.
-                Err(EngineError::Superseded { .. }) => {}
-                Err(error) => return Err(error),
-            },
+        let is_due = match due(context, &metadata, dataset).await {
+            Ok(Due::Nothing) => false,
+            Ok(Due::Note) => {
+                note_if_there_is_room(context, dataset).await;
+                false
+            }
+            Ok(Due::Shorten) => true,
+            // A newer process has its lifetimes.
+            Err(EngineError::Superseded { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        if is_due {
+            passes.push((dataset, shorten(context, dataset).await?));
         }
     }
     if passes.is_empty() {
@@ -125,10 +130,17 @@ async fn shorten_all(context: &Context) -> Result<(), EngineError> {
     tokio::time::sleep(PREDECESSOR_LEAVES).await;
     for (dataset, first) in passes {
         let shortened = first + shorten(context, dataset).await?;
-        note(context, dataset).await?;
+        note_if_there_is_room(context, dataset).await;
         info!(dataset = dataset.name(), shortened, "entries had longer to live than counts now");
     }
     Ok(())
+}
+
+/// A full Redis takes no note: then the next start looks at some entries once more, and nothing else is lost.
+async fn note_if_there_is_room(context: &Context, dataset: &Dataset) {
+    if let Err(error) = note(context, dataset).await {
+        debug!(error = %chain(&error), "the longest lifetime is not noted");
+    }
 }
 
 async fn scan(context: &Context, next_scan: Duration) -> Result<RefreshReport, EngineError> {

@@ -213,6 +213,10 @@ impl Plan {
                 self.context.backfills.done();
                 self.not_before.remove(&name);
                 self.retries.remove(&name);
+                // As warm as somebody wants it: it keeps nobody from being ready.
+                self.context.health.update(|facts| {
+                    facts.not_warmed.remove(&name);
+                });
             }
             Some(BackfillEnd::Elsewhere(left)) => {
                 self.try_after(&name, left.clamp(RETRY_MIN, LOOK_AT_OTHERS));

@@ -231,10 +231,7 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             "Look for long transactions and locks in Postgres, and at the log of the worker that leads.",
         )
     } else if reason.contains("not warmed") {
-        (
-            "Entries are missing until the backfill has come to them.",
-            "Nothing while its backfill runs; where somebody has cancelled it, warm it.",
-        )
+        ("Entries are missing until the backfill has come to them.", "Nothing: the backfill runs.")
     } else {
         let consequence = "The dataset is not kept as it is configured.";
         (consequence, "`cachekeeper check` says what to correct, and where.")

@@ -288,7 +288,8 @@ fn datasets(
         let pending =
             metadata.reasons().find(|(name, _)| *name == dataset.name()).map(|(_, reason)| reason.to_owned());
         let progress = metadata.progress.get(dataset.name()).filter(|_| pending.is_some());
-        let backfill = metadata.backfills.get(dataset.name());
+        // Where it goes on follows: that is the worker's.
+        let backfill = metadata.backfills.get(dataset.name()).and_then(|place| place.split(' ').next());
         let trouble = troubles.get(dataset.name()).map(|trouble| &trouble.text);
         let paused = metadata.paused.get(dataset.name());
         lines.push(format!(
@@ -299,7 +300,9 @@ fn datasets(
             if paused.is_some() { ", paused" } else { "" },
             pending.as_ref().map_or(String::new(), |reason| format!(", pending: {reason}")),
             progress.map_or(String::new(), |progress| format!(" ({progress})")),
-            backfill.map_or(String::new(), |key| format!(", a backfill is at {key}"))
+            backfill.map_or(String::new(), |entries| format!(
+                ", a backfill is at {entries} entries, or was interrupted there"
+            ))
         ));
         datasets.push(json!({ "name": dataset.name(), "revision_known": revision.map(Revision::as_str), "definition": dataset.definition, "trouble": trouble, "paused_since_ms": paused, "pending": pending, "progress": progress, "backfill": backfill }));
     }

@@ -271,7 +271,7 @@ async fn a_dataset_changes_its_format_and_back_and_what_others_put_there_is_repl
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_value_is_kept_as_it_is() {
-    let columns: Vec<String> = (1..=1_598).map(|n| format!("c{n} int default {n}")).collect();
+    let columns: Vec<String> = (1..=1_598).map(|n| format!("c{n} text default 'x'")).collect();
     let rig = Rig::start(&format!(
         "create table wide (id int primary key, last text, {});
          insert into wide (id) values (1);
@@ -318,7 +318,7 @@ async fn every_value_is_kept_as_it_is() {
     .await;
     let client = rig.client().await;
     let wide = hash(&client, "wide:1").await;
-    assert_eq!((wide.len(), wide["c1598"].as_str(), wide.get("last")), (1_599, "1598", None));
+    assert_eq!((wide.len(), wide["c1598"].as_str(), wide.get("last")), (1_599, "x", None));
     assert_eq!(hash(&client, "whole:x").await, fields_of(&[("one", "x")]));
     let mut odd: BTreeMap<String, Vec<u8>> = client.clone().hgetall("odd:1").await.unwrap();
     assert_eq!(odd.remove("raw").unwrap(), (0..=255).collect::<Vec<u8>>());

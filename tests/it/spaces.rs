@@ -186,9 +186,9 @@ async fn a_dataset_is_a_space() {
     // As long as may be is no moment that a clock cannot tell, and the policy's limit holds while the table is locked.
     let read = space.read_at(&9, &read_token(&mut session).await, Duration::MAX).await.unwrap();
     assert_eq!(read.freshness, Freshness::Fresh);
-    let hurried = space.with(Policy::ttl(HOUR).hard_timeout(Duration::from_millis(50)));
+    let brief = space.with(Policy::ttl(HOUR).hard_timeout(Duration::from_millis(50)));
     session.execute("begin; lock table products in access exclusive mode").await.unwrap();
-    let late = hurried.get_at(&9, &later).await.unwrap_err();
+    let late = brief.get_at(&9, &later).await.unwrap_err();
     assert!(matches!(late, ClientError::Timeout(_)), "{late:?}");
     session.execute("rollback").await.unwrap();
     // Its keys have no other loader than Postgres: what another one brings has no stamp.

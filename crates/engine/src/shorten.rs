@@ -6,6 +6,7 @@ use super::catalog::Dataset;
 use super::context::Context;
 use super::epoch::{self, with_current_epoch};
 use super::error::EngineError;
+use super::lifetimes::lifetimes;
 use crate::stores::redis::Metadata;
 
 /// Keys that one script looks at.
@@ -14,23 +15,32 @@ const PAGE: usize = 500;
 /// What is to be done about the lifetimes of a dataset's entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Nothing: none was stored with a longer one.
+    /// Nothing: none is longer, as far as is known.
     Nothing,
-    /// The longest that counts now is to be noted: none is, or a shorter one.
+    /// The `ttl` that counts now is to be noted: none is, or a shorter one.
     Note,
     /// They are to be shortened first.
     Shorten,
 }
 
-/// Compares what was noted with what counts now.
-#[must_use]
-pub fn due(metadata: &Metadata, dataset: &Dataset) -> Due {
-    let longest = dataset.lifetimes.longest().as_millis();
-    match metadata.longest_lives.get(dataset.name()).map(Duration::as_millis) {
-        Some(noted) if noted == longest => Due::Nothing,
-        Some(noted) if longest < noted => Due::Shorten,
-        _ => Due::Note,
+/// Compares what was noted, and what some entries have left, with what counts now. A worker that still had the former file may have
+/// stored since the note, and an earlier version noted nothing.
+///
+/// # Errors
+/// [`EngineError`] where a server does not answer.
+pub async fn due(context: &Context, metadata: &Metadata, dataset: &Dataset) -> Result<Due, EngineError> {
+    let ttl = dataset.lifetimes.ttl.as_millis();
+    let noted = metadata.longest_lives.get(dataset.name()).map(Duration::as_millis);
+    if noted.is_some_and(|noted| ttl < noted) {
+        return Ok(Due::Shorten);
     }
+    let some = lifetimes(context, dataset).await?;
+    let is_longer = some.left_ms.last().is_some_and(|left| ttl < u128::from(*left));
+    Ok(match noted {
+        _ if is_longer || 0 < some.endless => Due::Shorten,
+        Some(noted) if noted == ttl => Due::Nothing,
+        _ => Due::Note,
+    })
 }
 
 /// Shortens the lifetimes of a dataset's entries that are longer than any that counts now; answers how many. Where it is broken
@@ -64,10 +74,10 @@ async fn pass(context: &Context, dataset: &Dataset) -> Result<u64, EngineError> 
     }
 }
 
-/// Notes the longest lifetime that entries of a dataset have from now on.
+/// Notes that no entry of a dataset has more than its `ttl` left from now on.
 ///
 /// # Errors
 /// [`EngineError`] where Redis does not answer.
 pub async fn note(context: &Context, dataset: &Dataset) -> Result<(), EngineError> {
-    Ok(context.redis.note_longest_life(dataset.name(), dataset.lifetimes.longest()).await?)
+    Ok(context.redis.note_longest_life(dataset.name(), dataset.lifetimes.ttl).await?)
 }

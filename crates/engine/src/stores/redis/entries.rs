@@ -299,7 +299,8 @@ impl Redis {
         call.run(self).await
     }
 
-    /// Gives entries of a dataset their lifetime, each only if more is left than any may have.
+    /// Gives entries of a dataset their lifetime, each only if more is left than any may have: `ttl`, which jitter shortens. (What is kept
+    /// longer in bad times is given less at a time.)
     pub async fn shorten(
         &self,
         precondition: &Precondition<'_>,
@@ -308,7 +309,7 @@ impl Redis {
     ) -> Result<Answer<u64>, CacheError> {
         let on = self.keys.metadata_of(keys.first().map_or("", String::as_str));
         let mut call = Call::guarded(&SHORTEN, self, on, keys.iter(), Some(precondition));
-        call.number(millis(lifetimes.longest()));
+        call.number(millis(lifetimes.ttl));
         for key in keys {
             call.number(millis(lifetimes.of(key)));
         }

@@ -47,7 +47,7 @@ pub struct Metadata {
     pub unfilled: BTreeMap<String, u64>,
     /// Datasets that somebody has paused, each with since when, in Unix milliseconds.
     pub paused: BTreeMap<String, u64>,
-    /// The longest that entries of each dataset may have left, where that was made sure of.
+    /// The `ttl` of each dataset that no entry has more of left, where that was made sure of.
     pub longest_lives: BTreeMap<String, Duration>,
     /// The last whole backfill of each dataset.
     pub backfilled: BTreeMap<String, Backfilled>,

@@ -32,6 +32,9 @@ fn column_of_query(column: &QueryColumn) -> String {
     format!("q.{}", quote(&column.name))
 }
 
+/// Of so many measured columns each computes the sum for itself.
+const SUMS_IN_PLACE: usize = 8;
+
 /// Values that take less where they are stored are not measured by their text.
 const STORED_SMALL: usize = 256 << 10;
 
@@ -59,6 +62,21 @@ impl Statements<'_> {
         // The first makes it a sum of eight bytes.
         format!("0::int8{}", sizes.collect::<String>())
     }
+
+    /// How many columns are measured.
+    fn measured(&self) -> usize {
+        self.columns.iter().filter(|column| column.measure.is_some()).count()
+    }
+
+    /// The sum as it is referred to, and where it is computed beside the rows. Each column looks at it: of many columns it is computed
+    /// once, or the statement would grow with their square. (The limit of nothing keeps Postgres from writing it out at each place.)
+    fn shared_sum(&self, join: &str) -> (String, String) {
+        if self.measured() <= SUMS_IN_PLACE {
+            return (self.sum(), String::new());
+        }
+        let (sum, on) = (self.sum(), if join.starts_with("left") { " on true" } else { "" });
+        ("ck_m.ck_sum".to_owned(), format!(" {join} lateral (select {sum} as ck_sum offset 0) ck_m{on}"))
+    }
 }
 
 impl Statements<'_> {
@@ -85,13 +103,14 @@ impl Statements<'_> {
                 parameters.join(", ")
             ),
         };
+        let (sum, measured) = self.shared_sum("left join");
         format!(
             "select s.ck_snap, s.ck_inc, s.ck_now, {} as ck_size, {} as ck_life, {} from \
              (select {stamped}) s \
-             left join (select q0.* from (\n{}\n) q0 where {condition}) q on true{}",
-            self.size(),
+             left join (select q0.* from (\n{}\n) q0 where {condition}) q on true{measured}{}",
+            self.size(&sum),
             self.life(),
-            self.list(),
+            self.list(&sum),
             self.dataset.query,
             self.order()
         )
@@ -103,11 +122,10 @@ impl Statements<'_> {
     }
 
     /// The bytes of a row, where they are more than a value may have; else null.
-    fn size(&self) -> String {
+    fn size(&self, sum: &str) -> String {
         if !self.is_measured() {
             return "null::int8".to_owned();
         }
-        let sum = self.sum();
         format!("case when {} < {sum} then {sum} end", self.dataset.max_value_size)
     }
 
@@ -175,21 +193,22 @@ impl Statements<'_> {
         // Keys that are equal to it may not have been read yet.
         let comparison = if self.keys.iter().any(|key| key.is_coarse) { ">=" } else { ">" };
         let behind = if is_resumed { self.behind(comparison) } else { String::new() };
+        let (sum, measured) = self.shared_sum("cross join");
         format!(
             "select pg_current_snapshot()::text as ck_snap, {INCARNATION} as ck_inc, {CLOCK} as ck_now, \
              null::int8 as ck_size, null::int8 as ck_life, {} \
-             union all (select null, null, null, {}, {}, {} from (\n{}\n) q{behind}{})",
+             union all (select null, null, null, {}, {}, {} from (\n{}\n) q{measured}{behind}{})",
             nulls.join(", "),
-            self.size(),
+            self.size(&sum),
             self.life(),
-            self.list(),
+            self.list(&sum),
             self.dataset.query,
             self.order()
         )
     }
 
     /// The columns, each as it is read.
-    fn list(&self) -> String {
+    fn list(&self, sum: &str) -> String {
         if self.columns.iter().zip(self.loaded).all(|(column, (loaded, _))| *loaded == column.name) {
             return "q.*".to_owned();
         }
@@ -205,8 +224,7 @@ impl Statements<'_> {
             let Some(measure) = column.measure else { return format!("{form} as {shown}") };
             // What is too large is not even sent. The sum is looked at only where this column may have much of it.
             let (size, max) = (self.size_of(measure, &value), self.dataset.max_value_size);
-            let measured = self.columns.iter().filter(|column| column.measure.is_some()).count();
-            let (share, sum) = (max / measured.max(1), self.sum());
+            let share = max / self.measured().max(1);
             format!("case when {share} < {size} and {max} < {sum} then null else {form} end as {shown}")
         });
         list.collect::<Vec<_>>().join(", ")
