@@ -257,12 +257,18 @@ async fn a_shorter_lifetime_counts_for_entries_that_are_stored() {
              ttl = \"{ttl}\"\nwatch = [{{ table = \"products\", key = {{ id = \"id\" }} }}]\n"
         )
     };
+    // Before anything is captured: no change is to store anything later.
+    rig.postgres.execute("insert into products select n, 'p' from generate_series(3, 900) n").await.unwrap();
     let worker = Running::start(&rig, &[]).await;
     worker.write(&with_ttl("1h"));
     worker.cli.says(&["reload"], 0, &["ttl"]);
-    rig.postgres.execute("insert into products select n, 'p' from generate_series(3, 900) n").await.unwrap();
     let keys: Vec<String> = (1..=900).map(|id| format!("product:{id}")).collect();
     worker.cli.says(&["warm", "product"], 0, &[]);
+    wait_until("nothing is pending", async || {
+        let (_, text) = worker.get("/api/v1/datasets/product").await;
+        if text.contains("\"state\":\"fresh\"") { Ok(()) } else { Err(text) }
+    })
+    .await;
     let mut client = rig.client().await;
     let all = async |client: &mut redis::aio::MultiplexedConnection| -> Vec<i64> {
         let mut pipeline = redis::pipe();
