@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper_config::Config;
+use cachekeeper_engine::context::Context;
 use cachekeeper_testkit::servers::{Postgres, Redis, free_port};
 use redis::AsyncCommands;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,8 +47,12 @@ async fn main() {
         .await
         .unwrap();
     let port = free_port().unwrap();
-    let worker = Worker::start(config(&postgres, &redis, port, count)).await.unwrap();
+    let config = config(&postgres, &redis, port, count);
+    Context::of_worker(&config).unwrap().postgres.migrate().await.unwrap();
+    let worker = Worker::start(config).await.unwrap();
+    let began = Instant::now();
     while !worker.health.reasons().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", worker.health.reasons());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let (mut without, mut with) = (Vec::new(), Vec::new());
