@@ -107,20 +107,12 @@ async fn shorten_where_due(context: &Context) {
 async fn shorten_all(context: &Context) -> Result<(), EngineError> {
     let metadata = context.redis.metadata("").await?;
     let mut passes = Vec::new();
-    for dataset in context.catalog.iter() {
-        let is_due = match due(context, &metadata, dataset).await {
-            Ok(Due::Nothing) => false,
-            Ok(Due::Note) => {
-                note_if_there_is_room(context, dataset).await;
-                false
-            }
-            Ok(Due::Shorten) => true,
-            // A newer process has its lifetimes.
-            Err(EngineError::Superseded { .. }) => false,
-            Err(error) => return Err(error),
-        };
-        if is_due {
-            passes.push((dataset, shorten(context, dataset).await?));
+    // A newer process has the lifetimes of what is superseded.
+    for dataset in context.catalog.iter().filter(|dataset| !dataset.is_superseded()) {
+        match due(context, &metadata, dataset).await? {
+            Due::Nothing => {}
+            Due::Note => note_if_there_is_room(context, dataset).await,
+            Due::Shorten => passes.extend(shortened(context, dataset).await?.map(|count| (dataset, count))),
         }
     }
     if passes.is_empty() {
@@ -129,11 +121,21 @@ async fn shorten_all(context: &Context) -> Result<(), EngineError> {
     // A worker that this one follows stores with the former lifetime until it has left.
     tokio::time::sleep(PREDECESSOR_LEAVES).await;
     for (dataset, first) in passes {
-        let shortened = first + shorten(context, dataset).await?;
+        let Some(second) = shortened(context, dataset).await? else { continue };
+        let shortened = first + second;
         note_if_there_is_room(context, dataset).await;
         info!(dataset = dataset.name(), shortened, "entries had longer to live than counts now");
     }
     Ok(())
+}
+
+/// How many were shortened; none: the dataset has become another process's.
+async fn shortened(context: &Context, dataset: &Dataset) -> Result<Option<u64>, EngineError> {
+    match shorten(context, dataset).await {
+        Ok(count) => Ok(Some(count)),
+        Err(EngineError::Superseded { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A full Redis takes no note: then the next start looks at some entries once more, and nothing else is lost.

@@ -483,6 +483,23 @@ async fn the_library_reads_typed_values_however_it_is_asked() {
     let results = batch.run().await.unwrap();
     assert_eq!(results.value(&one).unwrap(), Some(typed(5, "name 5")));
     assert_eq!((results.value(&two).unwrap(), results.value(&none).unwrap()), (Some(1), None));
+    // Among writes, whose errors are told: here the counters, without which an older fill would not be refused.
+    let mut client = rig.client().await;
+    let _: () = client.rpush("product:2000", "a list").await.unwrap();
+    let both = async |key: &str| {
+        let mut batch = cache.batch();
+        let read = batch.get::<Product>(key).unwrap();
+        batch.set("own", &2, Duration::from_secs(60)).unwrap();
+        batch.run().await.map(|results| results.value(&read).unwrap())
+    };
+    assert_eq!(both("product:5").await.unwrap(), Some(typed(5, "name 5")));
+    assert_eq!(both("product:2000").await.unwrap(), None);
+    let counters = "ck:{test:0}:counters";
+    let _: () = client.rename(counters, "aside").await.unwrap();
+    let _: () = client.rpush(counters, "nothing that counts").await.unwrap();
+    both("product:5").await.unwrap_err();
+    let _: () = client.rename("aside", counters).await.unwrap();
+    let _: () = client.del("product:2000").await.unwrap();
     // Many at the same moment go together.
     let reads = (0..200).map(|n| {
         let id = 1 + n % 20;

@@ -36,7 +36,10 @@ pub async fn due(context: &Context, metadata: &Metadata, dataset: &Dataset) -> R
     }
     let some = lifetimes(context, dataset).await?;
     let is_longer = some.left_ms.last().is_some_and(|left| ttl < u128::from(*left));
+    // Among very many keys of others none of its own may have been met.
+    let is_unknown = !some.is_whole && some.left_ms.is_empty();
     Ok(match noted {
+        None if is_unknown => Due::Shorten,
         _ if is_longer || 0 < some.endless => Due::Shorten,
         Some(noted) if noted == ttl => Due::Nothing,
         _ => Due::Note,

@@ -256,6 +256,12 @@ impl Redis {
             BatchCommand::Set(key, ..) | BatchCommand::Delete(key) => Some(key),
             BatchCommand::Get(..) | BatchCommand::Exists(_) => None,
         });
+        // Of a key of another type it tells no error, so that none of the others has to be passed over.
+        let is_of_hash = |command: &BatchCommand| matches!(command, BatchCommand::Get(_, Shape::Hash));
+        let hash_reader = match written.clone().next() {
+            Some(_) if commands.iter().any(is_of_hash) => Some(self.hash_reader().await?),
+            _ => None,
+        };
         if let Some(first) = written.clone().next() {
             let counters = &self.keys.metadata_of(first).counters;
             raise_counters(&mut pipeline, counters, written.map(|key| key_counter(key)));
@@ -264,7 +270,14 @@ impl Redis {
             match command {
                 // `GET` of a key of another type would fail when the others are carried out already.
                 BatchCommand::Get(key, shape) => {
-                    ask_values(&mut pipeline, &[key], *shape);
+                    match &hash_reader {
+                        Some(script) if *shape == Shape::Hash => {
+                            pipeline.cmd("EVALSHA").arg(script).arg(1).arg(key);
+                        }
+                        _ => {
+                            ask_values(&mut pipeline, &[key], *shape);
+                        }
+                    }
                     &mut pipeline
                 }
                 BatchCommand::Exists(key) => pipeline.cmd("EXISTS").arg(key),

@@ -32,6 +32,13 @@ pub(super) fn ask_values(pipeline: &mut redis::Pipeline, keys: &[impl AsRef<str>
     }
 }
 
+/// Reads a hash where nothing else may fail, and no error may be passed over.
+const READ_HASH: &str = "
+    local value = redis.pcall('HGETALL', KEYS[1])
+    if not value.err then return value end
+    if string.find(value.err, 'WRONGTYPE', 1, true) then return false end
+    return value";
+
 /// The answers to [`ask_values`], in the order of the keys.
 pub(super) fn take_values(
     replies: &mut Replies,
@@ -87,6 +94,11 @@ impl Redis {
             Err(error) => Err(error),
             Ok(reply) => value_of(WHAT, reply),
         }
+    }
+
+    /// The name of a script that reads a hash among writes, whose errors count.
+    pub(super) async fn hash_reader(&self) -> Result<String, CacheError> {
+        self.command("read a hash", redis::cmd("SCRIPT").arg("LOAD").arg(READ_HASH)).await
     }
 
     /// The values of many.
