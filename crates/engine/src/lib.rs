@@ -80,6 +80,7 @@ mod registrar;
 pub mod revalidation;
 #[cfg(feature = "postgres")]
 pub mod rights;
+#[cfg(feature = "postgres")]
 pub mod shorten;
 pub mod shown;
 pub mod stores;
