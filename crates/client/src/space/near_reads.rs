@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::future::try_join_all;
 use serde::de::DeserializeOwned;
 
 use super::keys::render;
@@ -108,9 +108,12 @@ where
         near: &Arc<NearStore<V>>,
         keys: &[&str],
     ) -> Result<Vec<NearRead<V>>, ClientError> {
-        let pages = stream::iter(keys.chunks(PAGE)).map(|page| self.read_page_near(near, page));
-        let pages: Vec<_> = pages.buffered(PAGES_AT_ONCE).try_collect().await?;
-        Ok(pages.into_iter().flatten().collect())
+        let mut reads = Vec::with_capacity(keys.len());
+        for together in keys.chunks(PAGE * PAGES_AT_ONCE) {
+            let pages = together.chunks(PAGE).map(|page| self.read_page_near(near, page));
+            reads.extend(try_join_all(pages).await?.into_iter().flatten());
+        }
+        Ok(reads)
     }
 
     async fn read_page_near(
