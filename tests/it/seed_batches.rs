@@ -300,8 +300,8 @@ async fn row_30_a_tag_of_very_many_members_is_invalidated_by_small_commands() {
     let longest = longest_command(&rig, async {
         assert_eq!(cache.invalidate_tags(&["all"]).await.unwrap(), 20_000);
     });
-    // Between two of them Redis serves others: a page has 256 keys, beside some words of the script's own.
+    // Between two of them Redis serves others: a page has 256 keys, and the counter of each is raised by four words.
     let longest = longest.await;
-    assert!((256..600).contains(&longest), "a command of {longest} words");
+    assert!((256..1_100).contains(&longest), "a command of {longest} words");
     assert!(!space.exists(&7).await.unwrap());
 }

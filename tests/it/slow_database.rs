@@ -250,9 +250,11 @@ async fn a_backfill_that_ends_the_server_each_time_is_tried_seldom_and_called_br
         other => Err(format!("{other:?}")),
     })
     .await;
-    // The others are served again.
-    caught_up(&worker).await;
-    assert_eq!((entries(&rig, "product").await, entries(&rig, "note").await), (3000, 10));
+    wait_until("the others are served again", async || {
+        let found = (entries(&rig, "product").await, entries(&rig, "note").await);
+        if found == (3000, 10) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
     worker.stop().await;
 }
 
