@@ -27,8 +27,11 @@ SECONDS_MAX = 86_400.0
 SENTINEL_PATIENCE = 0.5
 """Seconds for a sentinel at most: one that hangs is passed over, and asked last from then on."""
 
-# Replies of a server that is about to be, or to find, a master: another attempt may succeed.
+# Replies of a server that is about to be, or to find, a master: another attempt may succeed. Redis-py takes the word out of some.
 _PASSING = ("LOADING", "MASTERDOWN", "READONLY", "UNBLOCKED", "TRYAGAIN", "CLUSTERDOWN")
+_PASSING_ERRORS = (
+    redis_errors.ReadOnlyError, redis_errors.MasterDownError, redis_errors.TryAgainError, redis_errors.ClusterDownError
+)
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,11 @@ def is_elsewhere(held: Any, address: Any) -> bool:
     return connection is not None and (connection.host, int(connection.port)) != (address[0], int(address[1]))
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether this is a reply of a server that is no master now: its connections are to be made anew."""
+    return isinstance(error, _PASSING_ERRORS) or str(error).startswith(_PASSING)
+
+
 def where_of(client: Any) -> str:
     """Where a client leads to, without secrets."""
     settings = client.connection_pool.connection_kwargs
@@ -250,6 +258,6 @@ def explain(error: Exception, what: str, where: str, kind: str) -> CachekeeperEr
         return PermissionDenied(
             f"failed to {what}: this user of {where} lacks a right ({text}); see `cachekeeper acl --for {kind}`"
         )
-    if isinstance(error, (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, TimeoutError)) or text.startswith(_PASSING):
+    if isinstance(error, (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, TimeoutError)) or is_passing(error):
         return Unreachable(f"failed to {what}: {where} cannot be reached: {text or type(error).__name__}")
     return RedisRefused(f"failed to {what}: {where} answered: {text}")
