@@ -192,12 +192,14 @@ class Cache(Base):
                         pause = PAUSES[0]
                     answer = self._wait(held.client, list_name, deadline)
                 except Unreachable as error:
-                    failure, held = error, _lost(held)
+                    _lost(held)
+                    failure, held = error, None
                     time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
                     pause = min(2 * pause, WRITE_PAUSE_MAX)
                     continue
                 if answer is None and self._has_moved(held.client, deadline):
-                    held = _lost(held)
+                    _lost(held)
+                    held = None
                 elif answer is not None:
                     reply = read_reply(answer[1])
                     if reply.get("id") == command.id:
