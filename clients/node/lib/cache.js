@@ -1,7 +1,7 @@
 // The cache.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { build, checkClient, explain, hasMoved, isOtherMaster, whereOf } from "./connection.js";
+import { build, checkClient, explain, hasMoved, isOtherMaster, renew, whereOf } from "./connection.js";
 import { Directory, directoryKey, watermarkKey } from "./directory.js";
 import { InvalidInput, NotFresh, NotRegistered, Unreachable, WriteUnknown } from "./errors.js";
 import { checkEvent, fieldsOf, messageOf } from "./events.js";
@@ -149,7 +149,7 @@ export class Cache {
     const command = new Command(directory, dataset, params, id);
     const explainReply = (error) => explain(error, "wait for a reply", this.#where, "writer", this.#lastError);
     // Where replies are waited for anew, a connection that is older may still lead to the server that was left.
-    const onLoss = (lostAt) => this.#isOwn && this.#connectedAt < lostAt && this.client.disconnect(true);
+    const onLoss = (lostAt) => this.#isOwn && this.#connectedAt < lostAt && renew(this.client);
     this.#replies ??= new Replies(this.client, directory.replyPrefix, explainReply, onLoss);
     const sending = { isSent: false, isOver: false, failure: undefined };
     let end;
@@ -330,7 +330,7 @@ export class Cache {
   // Where the sentinels name another master, the connection is made anew. Answers whether it is.
   async #leaveIfMoved() {
     if (!(await hasMoved(this.client)) || this.#isClosed) return false;
-    this.client.disconnect(true);
+    renew(this.client);
     return true;
   }
 
@@ -348,7 +348,7 @@ export class Cache {
     } catch (error) {
       // Clients that were made here make the connection anew and ask again by themselves.
       if (this.#isOwn || !isOtherMaster(error)) throw error;
-      this.client.disconnect(true);
+      renew(this.client);
       return command();
     }
   }

@@ -82,6 +82,11 @@ export async function hasMoved(client) {
   return false;
 }
 
+// Makes the connection of a client anew. One that is just being made is left: ioredis would end it for ever.
+export function renew(client) {
+  if (client.status === "ready" || client.status === "connect") client.disconnect(true);
+}
+
 // Whether two clients of the same sentinels are connected to two servers.
 export function areApart(one, other) {
   const [first, second] = [one, other].map(({ stream }) => stream?.remotePort && `${stream.remoteAddress} ${stream.remotePort}`);

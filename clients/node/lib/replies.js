@@ -2,7 +2,7 @@
 
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { areApart, hasMoved, reconnectOnError, steady } from "./connection.js";
+import { areApart, hasMoved, reconnectOnError, renew, steady } from "./connection.js";
 import { Unreachable } from "./errors.js";
 
 // Seconds for which Redis is asked to wait at once, and milliseconds after them, or the time-out of commands where that is longer,
@@ -90,8 +90,8 @@ export class Replies {
     this.#isLooking = false;
     if (this.#isClosed) return;
     const isClientMoved = isMoved !== areApart(client, connection) && 0 < (client.options?.sentinels?.length ?? 0);
-    if (isMoved) connection.disconnect(true);
-    if (isClientMoved) client.disconnect(true);
+    if (isMoved) renew(connection);
+    if (isClientMoved) renew(client);
   }
 
   #connect() {

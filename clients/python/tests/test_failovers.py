@@ -201,8 +201,9 @@ def test_a_client_that_was_given_hides_no_loss(serve, kind):
     asyncio.run(run())
 
 
+@kinds
 @pytest.mark.parametrize("silent", ["ping", "xadd", "blpop"])
-def test_a_master_that_hangs_is_left_as_soon_as_the_sentinels_name_another(serve, silent):
+def test_a_master_that_hangs_is_left_as_soon_as_the_sentinels_name_another(serve, kind, silent):
     worker = Worker()
     old = serve(xadd=ADDED, blpop=silent_worker)
     new = serve(**worker.answers())
@@ -212,5 +213,5 @@ def test_a_master_that_hangs_is_left_as_soon_as_the_sentinels_name_another(serve
         old.become_old(**{silent: None, "blpop": None})
 
     # Far below the time-out of each command.
-    assert through("asyncio", by_sentinel(serve, old.port, new.port), write(hang), timeout=25.0).rows == 1
+    assert through(kind, by_sentinel(serve, old.port, new.port), write(hang), timeout=25.0).rows == 1
     assert time.monotonic() - began < 15

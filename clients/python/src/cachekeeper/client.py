@@ -33,7 +33,7 @@ from .base import (
     token_of,
     value_of,
 )
-from .connection import PAUSES, build, check_client, connections_of, explain, is_elsewhere, is_passing, limit, timeout_of, where_of
+from .connection import PAUSES, Watch, build, check_client, connections_of, explain, is_elsewhere, is_passing, limit, timeout_of, where_of
 from .directory import Directory, directory_key
 from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
@@ -174,7 +174,7 @@ class Cache(Base):
         directory = self._told(dataset, deadline)
         command = Command.new(directory, dataset, params, id)
         list_name = f"{directory.reply_prefix}{uuid4()}"
-        is_sent, failure, pause = False, None, PAUSES[0]
+        is_sent, failure, pause, watch = False, None, PAUSES[0], partial(self._has_moved, deadline)
         held: Optional[_Held] = None
         try:
             while time.monotonic() < deadline and not self._is_closed:
@@ -185,10 +185,10 @@ class Cache(Base):
                         what, until = "hand over a write", self._until(deadline)
                         held = self._ask(what, "writer", lambda: _Held(self.client), until)
                         # Where not even this comes back, nothing was sent.
-                        self._ask(what, "writer", held.client.ping, until)
+                        self._ask(what, "writer", held.client.ping, until, watch)
                         is_sent, fields = True, command.fields(list_name)
                         add = partial(held.client.xadd, command.stream, fields)
-                        self._ask(what, "writer", add, self._until(deadline))
+                        self._ask(what, "writer", add, self._until(deadline), watch)
                         pause = PAUSES[0]
                     answer = self._wait(held.client, list_name, deadline)
                 except Unreachable as error:
@@ -197,7 +197,7 @@ class Cache(Base):
                     time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
                     pause = min(2 * pause, WRITE_PAUSE_MAX)
                     continue
-                if answer is None and self._has_moved(held.client, deadline):
+                if answer is None and watch(held.client.connection):
                     _lost(held)
                     held = None
                 elif answer is not None:
@@ -261,9 +261,9 @@ class Cache(Base):
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(1.5 * pause, PAUSE_MAX)
 
-    def _has_moved(self, held: Any, deadline: float) -> bool:
+    def _has_moved(self, deadline: float, connection: Any) -> bool:
         address = self._look(self._until(deadline))
-        return address is not None and is_elsewhere(held, address)
+        return address is not None and is_elsewhere(connection, address)
 
     def _look(self, until: float) -> Any:
         """The master that sentinels name; none: they do not answer, or there are none. Connections to another one that nobody uses
@@ -281,7 +281,8 @@ class Cache(Base):
             # A client that was given has a limit of its own for each command.
             block = min(block, held.connection.socket_timeout / 2)
         patience = min(block + max(BLOCK_SLACK, self._timeout), left + SLACK)
-        return self._ask("wait for a reply", "writer", lambda: held.blpop([list_name], block), time.monotonic() + patience)
+        until, watch = time.monotonic() + patience, partial(self._has_moved, deadline)
+        return self._ask("wait for a reply", "writer", lambda: held.blpop([list_name], block), until, watch)
 
     def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
         values: Sequence[Any] = self.client.mget(keys)
@@ -314,9 +315,9 @@ class Cache(Base):
         finally:
             self._slots.release()
 
-    def _ask(self, what: str, kind: str, command: Callable[[], T], until: float) -> T:
+    def _ask(self, what: str, kind: str, command: Callable[[], T], until: float, watch: Optional[Watch] = None) -> T:
         try:
-            with limit(until):
+            with limit(until, watch):
                 return command()
         except (RedisError, OSError) as error:
             raise explain(error, what, self._where, kind) from error

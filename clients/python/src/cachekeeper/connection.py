@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -24,6 +24,8 @@ CONNECTIONS = 50
 
 SECONDS_MAX = 86_400.0
 """What `timeout` may be."""
+LATE = 1.25
+"""Seconds after which a server that owes an answer may be no master any more: longer than Redis is asked to wait for a reply."""
 SENTINEL_PATIENCE = 0.5
 """Seconds for a sentinel at most: one that hangs is passed over, and asked last from then on."""
 
@@ -72,21 +74,26 @@ def parse_sentinels(url: str) -> Optional[Sentinels]:
     return Sentinels(nodes, unquote(service), settings)
 
 
+Watch = Callable[[Any], bool]
+"""Whether this connection leads to a server that is given up."""
+
+
 class _Limit(threading.local):
     until: Optional[float] = None
+    watch: Optional[Watch] = None
 
 
 _LIMIT = _Limit()
 
 
 @contextmanager
-def limit(until: float) -> Iterator[None]:
-    """Until when this thread may wait for a server in what follows."""
-    before, _LIMIT.until = _LIMIT.until, until
+def limit(until: float, watch: Optional[Watch] = None) -> Iterator[None]:
+    """Until when this thread may wait for a server in what follows, and what is asked where an answer is late."""
+    before, _LIMIT.until, _LIMIT.watch = (_LIMIT.until, _LIMIT.watch), until, watch
     try:
         yield
     finally:
-        _LIMIT.until = before
+        _LIMIT.until, _LIMIT.watch = before
 
 
 def limited(kind: Any, is_sentinel: bool = False) -> Any:
@@ -108,12 +115,20 @@ def limited(kind: Any, is_sentinel: bool = False) -> Any:
             sock = self._sock
             if _LIMIT.until is None or sock is None:
                 return super().read_response(*args, **options)
+            if _LIMIT.watch is not None:
+                self._watch(_LIMIT.until, _LIMIT.watch)
             sock.settimeout(self._left(self.socket_timeout if is_sentinel else None))
             try:
                 return super().read_response(*args, **options)
             finally:
                 with suppress(OSError):
                     sock.settimeout(self.socket_timeout)
+
+        def _watch(self, until: float, watch: Watch) -> None:
+            while 0 < (left := until - time.monotonic()) and not self.can_read(min(LATE, left)):
+                if watch(self):
+                    self.disconnect()
+                    raise redis_errors.ConnectionError("the sentinels name another master now")
 
         def _left(self, own: Optional[float]) -> Optional[float]:
             if _LIMIT.until is None:
@@ -213,9 +228,8 @@ def connections_of(client: Any, given: Any) -> int:
     return given
 
 
-def is_elsewhere(held: Any, address: Any) -> bool:
+def is_elsewhere(connection: Any, address: Any) -> bool:
     """Whether this connection leads to a master that is none any more: for seconds it may not know that itself."""
-    connection = held.connection
     return connection is not None and (connection.host, int(connection.port)) != (address[0], int(address[1]))
 
 

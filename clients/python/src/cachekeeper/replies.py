@@ -14,14 +14,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from .connection import PAUSES, is_elsewhere
+from .connection import LATE, PAUSES, is_elsewhere
 from .errors import CachekeeperError, Unreachable
 from .writes import BLOCK, BLOCK_SLACK, PAUSE_MAX, read_reply
 
 TAKEN_AT_ONCE = 500
 """Replies that are taken by one command, beside the first."""
-LATE = 0.25
-"""Seconds after which a server that owes an answer may be none any more: the sentinels are asked."""
 
 T = TypeVar("T")
 Place = tuple[int, Any, Any]
@@ -132,7 +130,7 @@ class Replies:
         """What this answers; where it is late, and the sentinels name another master, it is given up."""
         answer = asyncio.ensure_future(call)
         try:
-            while not (await asyncio.wait({answer}, timeout=BLOCK + LATE))[0]:
+            while not (await asyncio.wait({answer}, timeout=LATE))[0]:
                 if held.connection.is_connected:
                     await self._look(held)
             return answer.result()
@@ -147,7 +145,7 @@ class Replies:
         # Sentinels that do not answer say nothing about the master.
         with suppress(RedisError, OSError, asyncio.TimeoutError):
             address = await ask() if ask is not None else None
-        if address is not None and is_elsewhere(held, address):
+        if address is not None and is_elsewhere(held.connection, address):
             raise RedisConnectionError("the sentinels name another master now")
 
     def _fail(self, error: CachekeeperError) -> None:
