@@ -37,6 +37,8 @@ export function build(url, timeoutMs, more) {
     updateSentinels: false,
     commandTimeout: timeoutMs,
     socketTimeout: timeoutMs,
+    // A server that hangs is left soon.
+    disconnectTimeout: 500,
     maxRetriesPerRequest: ATTEMPTS,
     retryStrategy: (times) => Math.min(PAUSE_MIN_MS * 2 ** Math.min(times - 1, 10), PAUSE_MAX_MS),
     reconnectOnError,
