@@ -25,7 +25,7 @@ CONNECTIONS = 50
 SECONDS_MAX = 86_400.0
 """What `timeout` may be."""
 LATE = 1.25
-"""Seconds after which a server that owes an answer may be no master any more: longer than Redis is asked to wait for a reply."""
+"""Seconds without an answer after which a server may be no master any more: longer than Redis is asked to wait for a reply."""
 SENTINEL_PATIENCE = 0.5
 """Seconds for a sentinel at most: one that hangs is passed over, and asked last from then on."""
 
