@@ -186,6 +186,36 @@ async fn follow(page: &str) -> usize {
     followed
 }
 
+/// The files that a page's links name.
+fn links(page: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(page).unwrap();
+    let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+    let files = links.filter(|link| !link.is_empty() && !link.contains(':'));
+    files.map(|link| page.parent().unwrap().join(link)).collect()
+}
+
+#[test]
+fn the_readme_is_short_and_no_link_leads_nowhere() {
+    let root = Path::new(ROOT);
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    assert!(readme.lines().count() <= 200, "{} lines", readme.lines().count());
+    let long: Vec<&str> = readme.lines().filter(|line| 160 < line.chars().count()).collect();
+    assert!(long.is_empty(), "{long:?}");
+    let found = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let documents: Vec<PathBuf> =
+        found.filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect();
+    for page in documents.iter().chain(&[root.join("README.md"), root.join("CONTRIBUTING.md")]) {
+        for link in links(page) {
+            assert!(link.exists(), "{}: {}", page.display(), link.display());
+        }
+    }
+    let index = root.join("docs/README.md");
+    let listed = links(&index);
+    for document in documents.iter().filter(|document| **document != index) {
+        assert!(listed.contains(document), "docs/README.md does not name {}", document.display());
+    }
+}
+
 #[test]
 fn three_dots_stand_for_anything() {
     for (said, shown, is_right) in [
