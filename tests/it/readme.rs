@@ -217,6 +217,20 @@ fn the_readme_is_short_and_no_link_leads_nowhere() {
 }
 
 #[test]
+fn every_verb_is_in_the_list_of_verbs() {
+    let output = Command::new(env!("CARGO_BIN_EXE_cachekeeper")).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let list = std::fs::read_to_string(Path::new(ROOT).join("docs/verbs.md")).unwrap();
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let lines = commands.lines().take_while(|line| !line.is_empty());
+    let verbs: Vec<&str> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(verbs.contains(&"run"), "{help}");
+    for verb in verbs.into_iter().filter(|verb| *verb != "help") {
+        assert!(list.contains(&format!("`{verb}")), "docs/verbs.md does not name {verb}");
+    }
+}
+
+#[test]
 fn three_dots_stand_for_anything() {
     for (said, shown, is_right) in [
         ("OK", "OK", true),
