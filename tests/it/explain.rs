@@ -155,7 +155,7 @@ async fn a_key_is_explained_in_every_state() {
     let event = r#"{"key": "product:8", "op": "refresh"}"#;
     let _: i64 = shop.rig.client().await.publish("cache:invalidation", event).await.unwrap();
     wait_until("what an event has done is told as that", async || {
-        let touches = shop.explained("product:8", "right", "").await["touches"].clone();
+        let touches = shop.get("/api/v1/explain?key=product:8").await["touches"].clone();
         if touches[0]["cause"] == "event" { Ok(()) } else { Err(touches.to_string()) }
     })
     .await;
