@@ -2,14 +2,18 @@
 //! itself, so that nothing that is wrong hides anything else.
 
 mod dataset;
+mod loads;
 mod located;
+mod notes;
 mod postgres;
 mod redis;
+mod room;
 mod write;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-pub use self::write::notes;
+pub use self::notes::notes;
 use crate::admin::{self, FileProblem};
 use cachekeeper_config::Config;
 use cachekeeper_config::diagnostic::{Diagnostic, Severity};
@@ -86,7 +90,15 @@ pub async fn of_servers(
 ) -> Vec<Unasked> {
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
     let known = errors.map(|problem| problem.path.clone()).collect();
-    let mut check = Check { config, context, problems, unasked: Vec::new(), known };
+    let mut check = Check {
+        config,
+        context,
+        problems,
+        unasked: Vec::new(),
+        known,
+        read: BTreeSet::new(),
+        looks_left: LOOKS_WITHIN,
+    };
     let mut has_redis = false;
     if askable.redis {
         let asked = check.redis().await;
@@ -111,7 +123,14 @@ struct Check<'a> {
     unasked: Vec<Unasked>,
     /// Settings that were wrong before any server was asked.
     known: BTreeSet<String>,
+    /// What the datasets read, as far as it is known.
+    read: BTreeSet<String>,
+    /// How long rows may still be looked at, of all datasets together.
+    looks_left: Duration,
 }
+
+/// How long rows are looked at in all. Whoever checks waits for it, and so does a reload.
+const LOOKS_WITHIN: Duration = Duration::from_secs(3);
 
 impl Check<'_> {
     fn error(&mut self, setting: &str, message: impl Into<String>, help: impl Into<Option<String>>) {
@@ -151,6 +170,15 @@ impl Check<'_> {
             Err(EngineError::Source(error)) if error.is_without_answer() => Err(error.into()),
             Err(EngineError::Cache(error)) if error.is_unreachable() => Err(error.into()),
             asked => Ok(self.noted(setting, asked)),
+        }
+    }
+
+    /// The same of what only adds to other findings: where it cannot be told, nothing is missing.
+    fn told_unless_gone<T>(asked: Result<T, EngineError>) -> Result<Option<T>, EngineError> {
+        match asked {
+            Err(EngineError::Source(error)) if error.is_without_answer() => Err(error.into()),
+            Err(EngineError::Cache(error)) if error.is_unreachable() => Err(error.into()),
+            asked => Ok(asked.ok()),
         }
     }
 

@@ -11,6 +11,7 @@ mod get;
 mod healthcheck;
 mod init;
 mod invalidate;
+mod listener;
 mod migrate;
 mod output;
 mod pause;

@@ -4,8 +4,5 @@ use cachekeeper::cli::{self, Exit};
 
 #[tokio::main]
 async fn main() -> Exit {
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    cli::main(std::env::args_os(), environment).await
+    cli::main(std::env::args_os(), cachekeeper_config::variables(std::env::vars_os())).await
 }

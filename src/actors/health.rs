@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use cachekeeper_engine::metrics::{ByDependency, Metrics};
+use cachekeeper_engine::shown::few;
 use cachekeeper_engine::stores::redis::Watermark;
 
 /// The facts. Cheap to clone.
@@ -149,7 +150,7 @@ impl Health {
             reasons.push("subscription: events may have been missed before it was open".to_owned());
         }
         if !facts.lacking.is_empty() {
-            let lacking = facts.lacking.join(", ");
+            let lacking = few(&facts.lacking);
             reasons.push(format!(
                 "redis: the user lacks {lacking}; `cachekeeper acl --for worker` prints all that it needs"
             ));

@@ -15,9 +15,12 @@ use crate::{admin, telemetry};
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::definitions::renamed;
 use cachekeeper_engine::error::chain;
+use cachekeeper_engine::metrics::Unlabelled;
 use cachekeeper_engine::{log_limit, namespaces, rights};
 
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// So many changes that wait are counted: of more it is known that they are many.
+const WAITING_MAX: u32 = 100_000;
 const LOG_EVERY: Duration = Duration::from_secs(5);
 /// How soon rights that were taken away are noticed, and those that were given.
 const RIGHTS_EVERY: Duration = Duration::from_secs(5);
@@ -55,6 +58,7 @@ async fn report_forever(context: &TaskContext) {
         }
         ticks.tick().await;
         report(context).await;
+        count_waiting(context).await;
     }
 }
 
@@ -70,6 +74,28 @@ async fn report(context: &TaskContext) {
                 redis.evicted = facts.evicted_keys, "still running");
         }
         Err(error) => debug!(error = %chain(&error), "no report this time"),
+    }
+}
+
+/// How far the feed is behind, whoever leads it. What is not known is no number.
+async fn count_waiting(context: &TaskContext) {
+    let engine = &context.engine;
+    let known = match engine.redis.metadata("").await {
+        Ok(metadata) if engine.feed.is_on => metadata.cursor,
+        Ok(_) | Err(_) => None,
+    };
+    let counted = match known {
+        Some(cursor) => engine.postgres.changes_behind(&cursor, WAITING_MAX).await.ok(),
+        None => None,
+    };
+    let gauge = &engine.metrics.changes_waiting;
+    match counted.and_then(|counted| i64::try_from(counted).ok()) {
+        Some(counted) => {
+            gauge.get_or_create(&Unlabelled).set(counted);
+        }
+        None => {
+            gauge.remove(&Unlabelled);
+        }
     }
 }
 

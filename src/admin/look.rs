@@ -43,7 +43,7 @@ pub(super) async fn relations(State(shared): State<Shared>, Path(name): Path<Str
     let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
     match coverage::relations_of(shared.engine(), &dataset).await {
         Ok(relations) => axum::Json(Relations { relations }).into_response(),
-        Err(error) => failed(&error),
+        Err(error) => failed("what it reads and watches", &error),
     }
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn lifetimes(State(shared): State<Shared>, Path(name): Path<Str
     let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
     match lifetimes_of(shared.engine(), &dataset).await {
         Ok(lifetimes) => axum::Json(lifetimes).into_response(),
-        Err(error) => failed(&error),
+        Err(error) => failed("how long its entries live", &error),
     }
 }
 
@@ -61,7 +61,7 @@ pub(super) async fn size(State(shared): State<Shared>, Path(name): Path<String>)
     let Some(dataset) = of_name(&shared, &name) else { return unknown(&name) };
     match sample(shared.engine(), &dataset).await {
         Ok(sample) => axum::Json(sample).into_response(),
-        Err(error) => failed(&error),
+        Err(error) => failed("what its entries take", &error),
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn rows(State(shared): State<Shared>, Path(name): Path<String>)
             rows.iter_mut().filter(|_| hidden).for_each(|row| row.value = None);
             axum::Json(FirstRows { rows, values_hidden: hidden }).into_response()
         }
-        Err(error) => failed(&error),
+        Err(error) => failed("its first rows", &error),
     }
 }
 
@@ -86,6 +86,7 @@ fn unknown(name: &str) -> Response {
     refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"))
 }
 
-fn failed(error: &EngineError) -> Response {
-    refuse(StatusCode::SERVICE_UNAVAILABLE, error.told())
+/// A server does not answer: what cannot be told therefore.
+fn failed(what: &str, error: &EngineError) -> Response {
+    refuse(StatusCode::SERVICE_UNAVAILABLE, format!("{what} cannot be told now: {}", error.told()))
 }

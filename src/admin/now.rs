@@ -131,8 +131,11 @@ const TOTALS: [(&str, &str, &str); 10] = [
 ];
 
 /// What waits to be done, likewise.
-const WAITING: [(&str, &str, &str); 2] =
-    [("events", "cachekeeper_events_pending", ""), ("writes", "cachekeeper_write_commands_waiting", "")];
+const WAITING: [(&str, &str, &str); 3] = [
+    ("changes", "cachekeeper_changes_waiting", ""),
+    ("events", "cachekeeper_events_pending", ""),
+    ("writes", "cachekeeper_write_commands_waiting", ""),
+];
 
 fn sums(text: &str, wanted: &[(&'static str, &str, &str)]) -> BTreeMap<&'static str, u64> {
     let mut sums: BTreeMap<&'static str, u64> = wanted.iter().map(|(name, ..)| (*name, 0)).collect();

@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, crypto};
 
 use super::problem::FileProblem;
-use cachekeeper_config::TlsIdentity;
+use cachekeeper_config::{Certificate, TlsIdentity};
 
 /// What the two files hold.
 #[derive(Clone, PartialEq, Eq)]
@@ -40,9 +40,13 @@ impl Pem {
             message: format!("the key cannot be read: {error}"),
             help: "give a key in PEM form that is not encrypted, with -----BEGIN PRIVATE KEY-----",
         })?;
+        let begins = Certificate::all_of(&self.certificates);
+        let is_authority = begins.first().is_some_and(|first| first.is_authority);
+        let authority =
+            if is_authority { " (the file begins with the certificate of an authority)" } else { "" };
         let unusable = |error: rustls::Error| FileProblem {
             setting: "cert_file",
-            message: format!("certificate and key cannot be used: {error}"),
+            message: format!("certificate and key cannot be used: {error}{authority}"),
             help: "give the certificate of this key, and behind it those that lead to its authority",
         };
         let builder = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()));

@@ -49,6 +49,7 @@ impl Check<'_> {
         }
         let relations: Vec<String> =
             inspection.relations.iter().map(|relation| relation.name.clone()).collect();
+        self.read.extend(relations.iter().chain(&settings.reads).cloned());
         let mut findings = findings_of_reads(&inspection, settings);
         if inspection.locks_rows {
             self.add(located(self.config, dataset, locking(&settings.query)));
@@ -56,6 +57,10 @@ impl Check<'_> {
             findings.extend(postgres.check_dataset(settings, source.as_deref(), &relations).await?);
         }
         findings.extend(postgres.check_watch_rules(settings, &inspection).await?);
+        let is_wrong = findings.iter().any(|finding| finding.weight == Weight::Wrong);
+        if let Some(source) = source.filter(|_| is_accepted && !inspection.locks_rows && !is_wrong) {
+            Self::told_unless_gone(self.check_loads(dataset, &source).await)?;
+        }
         let is_told = findings.iter().any(Finding::is_not_covered);
         for finding in findings {
             let is_warning = match finding.weight {

@@ -6,6 +6,7 @@ use super::Check;
 use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::error::EngineError;
+use cachekeeper_engine::shown::few;
 use cachekeeper_engine::stores::postgres::{ErrorKind, POSTGRES_MAJOR_MIN};
 
 const URL: &str = "postgres.url";
@@ -29,6 +30,7 @@ impl Check<'_> {
             Err(_) | Ok(_) => {}
         }
         let is_right = self.check_schema().await?;
+        Self::told_unless_gone(self.check_room().await)?;
         // Datasets of which is said already why they are not covered, or that they are wrong.
         let mut told = BTreeSet::new();
         for dataset in self.context.catalog.iter() {
@@ -36,10 +38,17 @@ impl Check<'_> {
             let query = format!("dataset.{name}.query");
             let checked = self.check_dataset(dataset).await;
             let is_told = self.noted_unless_gone(&query, checked)?.unwrap_or(true);
-            let written = self.check_write(dataset).await;
-            self.noted_unless_gone(&format!("dataset.{name}.write.statement"), written)?;
             if is_told || self.is_wrong(name) {
                 told.insert(name.to_owned());
+            }
+        }
+        // What all datasets read is known now.
+        for dataset in self.context.catalog.iter() {
+            let written = self.check_write(dataset).await;
+            let setting = format!("dataset.{}.write.statement", dataset.name());
+            self.noted_unless_gone(&setting, written)?;
+            if self.is_wrong(dataset.name()) {
+                told.insert(dataset.name().to_owned());
             }
         }
         // Else what is captured cannot be read.
@@ -88,7 +97,7 @@ impl Check<'_> {
         let missing = self.context.postgres.missing_rights().await.map_err(EngineError::from);
         let missing = self.noted_unless_gone(URL, missing)?.flatten();
         if let Some(missing) = &missing {
-            let message = format!("the role {} lacks {}", missing.role, missing.rights.join(", "));
+            let message = format!("the role {} lacks {}", missing.role, few(&missing.rights));
             let help =
                 format!("run `cachekeeper migrate --grant {}` as the owner of the schema", missing.role);
             self.error(URL, message, help);

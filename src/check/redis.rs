@@ -6,6 +6,7 @@ use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::miss_events;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
 use cachekeeper_engine::rights;
+use cachekeeper_engine::shown::few;
 use cachekeeper_engine::stores::redis::{REDIS_MAJOR_MIN, Refusal, ServerFacts};
 
 const URL: &str = "redis.url";
@@ -89,7 +90,7 @@ impl Check<'_> {
         }
         let is_enough = missing.needed.is_empty();
         if !is_enough {
-            let message = format!("the user in Redis lacks {}", missing.needed.join(", "));
+            let message = format!("the user in Redis lacks {}", few(&missing.needed));
             // The others are asked for within a transaction.
             let is_all = !missing.needed.iter().any(|needed| needed.contains("command multi "));
             let more = if is_all {

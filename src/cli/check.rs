@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::choose::{exit_of, with_reason};
-use super::file;
 use super::output::{Exit, Output};
+use super::{file, listener};
 use crate::check::{Askable, Unasked, notes, of_admin, of_servers};
 use crate::{schedule, telemetry};
 use cachekeeper_config::check::{PartialConfig, in_order};
@@ -38,6 +38,7 @@ pub async fn check(
     problems.extend(of_admin(&config));
     let mut unasked = Vec::new();
     if !offline {
+        problems.extend(listener::obstacle(&config).await);
         let askable = Askable::by(&config, &problems);
         let context = Context::new(&reachable(&config, askable))?;
         let found = of_servers(&config, &context, askable, &mut problems).await;

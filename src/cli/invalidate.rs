@@ -1,5 +1,7 @@
 //! `cachekeeper invalidate` and `cachekeeper refresh`
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -12,9 +14,11 @@ use cachekeeper_engine::epoch::{self, with_current_epoch};
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::revalidation;
+use cachekeeper_engine::shown::few;
 use cachekeeper_engine::stores::redis::OlderLoads;
 use cachekeeper_engine::{events, invalidate};
 use cachekeeper_protocol::event::Op;
+use cachekeeper_protocol::template::{Alphabet, Template};
 
 /// What to invalidate.
 #[derive(Debug, Args)]
@@ -81,19 +85,41 @@ pub async fn invalidate(
             format!(", {} failed", report.failures.len())
         }
     );
+    let unknown = unknown_tags(context, &targets.tags);
     let failed: Vec<_> =
         report.failures.iter().map(|one| json!({ "key": one.key, "reason": one.reason })).collect();
     out.result(
         &text,
         &json!({ "stored": report.stored, "gone": report.gone, "deleted": report.invalidated, "failed": failed,
-            "ignored": left_out }),
+            "ignored": left_out, "unknown_tags": unknown }),
     );
+    for tag in unknown {
+        out.note(&format!("note: no dataset has the tag {tag}; {}", known_tags(context)));
+    }
     for key in &left_out {
         out.error(&format!(
             "{key} is a key of no dataset, and [invalidation] keys does not name it: left alone"
         ));
     }
     Ok(if report.failures.is_empty() && left_out.is_empty() { Exit::Ok } else { Exit::Failed })
+}
+
+/// Tags that no dataset's entries can have. Entries of applications may have any.
+fn unknown_tags<'a>(context: &Context, tags: &'a [String]) -> Vec<&'a str> {
+    let is_known = |tag: &str| {
+        let all = context.catalog.iter().flat_map(|dataset| &dataset.settings.tags);
+        all.into_iter().any(|template| template.could_be(|_| Alphabet::Any, tag))
+    };
+    tags.iter().map(String::as_str).filter(|tag| !is_known(tag)).collect()
+}
+
+fn known_tags(context: &Context) -> String {
+    let all = context.catalog.iter().flat_map(|dataset| &dataset.settings.tags);
+    let all: BTreeSet<&str> = all.map(Template::as_str).collect();
+    if all.is_empty() {
+        return "none has any".to_owned();
+    }
+    format!("there are {}", few(&all.into_iter().collect::<Vec<_>>()))
 }
 
 /// Every entry of a dataset: those in Redis are revalidated, then what is missing is filled.

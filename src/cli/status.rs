@@ -18,6 +18,7 @@ use cachekeeper_engine::definitions::renamed;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lease::LeaseName;
 use cachekeeper_engine::rights;
+use cachekeeper_engine::shown::few;
 use cachekeeper_engine::stores::redis::{LeaseAttempt, Metadata, Watermark};
 use cachekeeper_protocol::revision::Revision;
 
@@ -65,7 +66,7 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     let poll = context.postgres.poll().await;
     let missing = rights::missing(context, config).await?;
     if !missing.needed.is_empty() {
-        let lacking = missing.needed.join(", ");
+        let lacking = few(&missing.needed);
         out.failure(&format!(
             "the user in Redis lacks {lacking}; `cachekeeper acl --for worker` prints all that it needs"
         ));

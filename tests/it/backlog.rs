@@ -74,3 +74,25 @@ async fn a_backlog_of_long_keys_is_read_in_parts() {
     let found = compare(&context, context.catalog.get("note").unwrap(), &Extent::default()).await.unwrap();
     assert!(found.is_clean() && found.checked == 1, "{found}");
 }
+
+#[tokio::test]
+async fn the_changes_that_wait_are_counted() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    assert!(worker.stop().await);
+    let sql = "update notes set text = 'b'; insert into products select n, 'x' || n, n from generate_series(1, 12) n";
+    rig.postgres.execute(sql).await.unwrap();
+    let context = rig.context(DATASETS);
+    let cursor = context.redis.metadata("").await.unwrap().cursor.unwrap();
+    assert_eq!(context.postgres.changes_behind(&cursor, 100).await.unwrap(), 13);
+    assert_eq!(context.postgres.changes_behind(&cursor, 5).await.unwrap(), 5);
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    wait_until("none waits", async || {
+        let text = worker.context.metrics.render().unwrap();
+        let counted = text.lines().find(|line| line.starts_with("cachekeeper_changes_waiting "));
+        if counted == Some("cachekeeper_changes_waiting 0") { Ok(()) } else { Err(format!("{counted:?}")) }
+    })
+    .await;
+    worker.stop().await;
+}

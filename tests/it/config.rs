@@ -31,6 +31,8 @@ fn every_problem_has_a_place_and_help() {
         ("rows = 1", "4:8", &["write it in quotes: \"1\""]),
         ("ttl = \"1.5h\"", "4:7", &["is not a duration", "write \"90m\""]),
         ("ttl = \"30\"", "4:7", &["missing unit, write \"30s\""]),
+        ("ttl = \"0\"", "4:7", &["out of range", "give 1s to"]),
+        ("max_value_size = \"0\"", "4:18", &["out of range", "give 1KiB to"]),
         ("ttl = \"30y\"", "4:7", &["unknown unit \"y\""]),
         ("ttl = \"10ms\"", "4:7", &["out of range", "1s"]),
         ("ttl_jitter = \"10\"", "4:14", &["write \"10%\""]),
@@ -267,6 +269,13 @@ fn what_is_hardly_meant_is_a_warning() {
             "of 1 dataset have no effect",
         ),
         ("[dataset.q]\nquery = \"select 1 as id\"\nkey = \"q:${id}\"", "6:", "stands in every key"),
+        ("ttl = \"1s\"\nttl_jitter = \"90%\"", "5:", "a life of 100ms (1s less 90%)"),
+        ("warm = { on_start = false, limit = 5, order_by = \"id\" }", "4:", "nothing fills this dataset"),
+        (
+            "warm = { on_start = false }\n[invalidation]\nchannels = []\nstream = \"\"",
+            "4:",
+            "nothing fills this dataset",
+        ),
     ];
     for (line, place, says) in cases {
         let (_, warnings) =
@@ -285,6 +294,14 @@ fn what_is_hardly_meant_is_a_warning() {
         "write.statement = \"update t set a = to_char(:a, 'HH24:MI') where id = :id\"",
         "write.statement = \"insert into t values (:id)\"",
         "[feed]\nmode = \"off\"",
+        "ttl = \"1s\"",
+        "ttl = \"1h\"\nttl_jitter = \"90%\"",
+        // What would fill it all the same: events, changes, misses, writes, a schedule.
+        "warm = { on_start = false }",
+        "warm = { on_start = false }\nwatch = [{ table = \"t\", dataset = true }]\n[invalidation]\nchannels = []\nstream = \"\"",
+        "warm = { on_start = false, limit = 5, order_by = \"id\" }\non_miss = \"load\"",
+        "warm = { on_start = false, limit = 5, order_by = \"id\" }\nwrite.statement = \"delete from t where id = :id\"",
+        "warm = { on_start = false, schedule = \"0 0 * * *\" }",
     ] {
         let (_, warnings) = load(&format!("{GOOD}{line}\n"), &[]).unwrap();
         assert_eq!(warnings, "", "{line}");
@@ -356,6 +373,71 @@ fn the_environment_overrides_the_file_and_names_itself() {
     assert!(problems.contains("environment variable CACHEKEEPER__DATASET__P__BATCH"), "{problems}");
     let problems = load(GOOD, &[("CACHEKEEPER__DATASET__Q__TTL", "1h")]).unwrap_err();
     assert!(problems.contains("the file has no [dataset.q]"), "{problems}");
+}
+
+/// Who means to override a setting is not left with another value, without a word.
+#[test]
+fn variables_that_say_nothing_clear_are_named() {
+    let (one, other) = ("CACHEKEEPER__DATASET__P__TTL", "cachekeeper__dataset__p__ttl");
+    let problems = load(GOOD, &[(one, "10m"), (other, "20m")]).unwrap_err();
+    let says = format!("{one} and {other} are two spellings of one setting, with different values");
+    assert!(problems.contains(&says) && problems.contains("keep one of them"), "{problems}");
+    assert!(problems.ends_with("\n1 error"), "{problems}");
+    let (config, warnings) = load(GOOD, &[(one, "10m"), (other, "10m")]).unwrap();
+    assert_eq!((config.dataset("p").unwrap().ttl.as_secs(), warnings.as_str()), (600, ""));
+
+    let variable = |name: &str, value: &[u8]| {
+        use std::os::unix::ffi::OsStringExt;
+        (std::ffi::OsString::from(name), std::ffi::OsString::from_vec(value.to_vec()))
+    };
+    let bytes = [variable("OTHER", b"\xff"), variable(one, b"5m\xff")];
+    let environment = cachekeeper_config::variables(bytes.into_iter());
+    let problems = Config::load(Path::new("f.toml"), GOOD.to_owned(), &environment).unwrap_err();
+    let problems = render(&problems);
+    for says in ["the value of this variable is not UTF-8", &format!("environment variable {one}"), "1 error"]
+    {
+        assert!(problems.contains(says), "{says}: {problems}");
+    }
+}
+
+/// A token that every user of the machine may read lets every user act.
+#[test]
+fn a_secret_that_everybody_may_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    // Whose way is open to everybody, as that to a directory of one's own may not be.
+    let directory = Path::new("/tmp").join(format!("cachekeeper-readable-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("secret");
+    std::fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+    let set = |path: &Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let name = file.display();
+    let settings = [
+        format!("[admin]\ntoken_file = \"{name}\""),
+        format!("[admin]\nread_token_file = \"{name}\""),
+        format!("[postgres]\npassword_file = \"{name}\""),
+        format!("[redis]\npassword_file = \"{name}\""),
+    ];
+    for (of_directory, of_file, says) in [
+        (0o755, 0o644, "(mode 644)"),
+        (0o755, 0o604, "(mode 604)"),
+        (0o755, 0o640, ""),
+        // Nobody else comes there.
+        (0o700, 0o644, ""),
+    ] {
+        set(&directory, of_directory);
+        set(&file, of_file);
+        for setting in &settings {
+            let (_, warnings) = load(&format!("{GOOD}{setting}\n"), &[]).unwrap();
+            let is_said = warnings.contains("everybody on this machine may read") && warnings.contains("5:");
+            assert!(
+                is_said != says.is_empty() && warnings.contains(says),
+                "{of_directory:o} {of_file:o} {setting}: {warnings}"
+            );
+        }
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]

@@ -279,3 +279,23 @@ async fn one_sentence_says_how_fresh_it_is_and_what_needs_somebody() {
     })
     .await;
 }
+
+/// A page that shows one sentence of each part must know which part it is of.
+#[tokio::test]
+async fn a_look_that_fails_says_at_what() {
+    let mut shop = Shop::start().await;
+    // What no entry can have is said, and entries of applications may have it.
+    let says = ["0 stored again", "no dataset has the tag kind:1; there are category:{category}"];
+    shop.cli.says(&["refresh", "-t", "kind:1"], 0, &says);
+    let text = shop.cli.says(&["invalidate", "-t", "category:999"], 0, &["0 stored again"]);
+    assert!(!text.contains("no dataset has"), "{text}");
+    let unknown = shop.cli.json(&["invalidate", "-t", "kind:1", "-t", "category:1"]);
+    assert_eq!(unknown["unknown_tags"], json!(["kind:1"]), "{unknown}");
+    shop.rig.redis.kill();
+    for (part, says) in [("size", "what its entries take"), ("lifetimes", "how long its entries live")] {
+        let (code, body) = shop.ask("GET", &format!("/api/v1/datasets/product/{part}"), "").await;
+        let error = body["error"].as_str().unwrap_or_default();
+        assert!(code == 503 && error.starts_with(&format!("{says} cannot be told now: ")), "{body}");
+        assert!(error.contains("Redis"), "{body}");
+    }
+}

@@ -26,6 +26,7 @@ mod capture_columns;
 mod capture_world;
 mod causes;
 mod check;
+mod check_warnings;
 mod cli;
 mod cli_writes;
 mod client_failovers;

@@ -277,6 +277,12 @@ async fn rows_that_would_be_refused_are_named_and_wrong_datasets_leave_the_other
         (Some(1), Some("errs:7")),
         "{refused}"
     );
+    // One fault is one line, whatever the sizes of the rows: the largest ones have other numbers of digits.
+    let large = "select id, repeat('x', 100 * id) as pad from products";
+    let large =
+        format!("[dataset.large]\nquery = \"{large}\"\nkey = \"large:{{id}}\"\nmax_value_size = \"1KiB\"\n");
+    let text = Cli::new(&rig, &large).says(&["plan"], 0, &["such as large:"]);
+    assert_eq!(text.matches("  refused ").count(), 1, "{text}");
     cli.says(&["plan", "wrong"], 78, &["column \"nothing\" does not exist"]);
     cli.says(&["plan", "shard"], 2, &["did you mean shared?"]);
     cli.says(&["plan", "--within", "1ms"], 2, &["between 100ms and 1h"]);

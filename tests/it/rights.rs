@@ -333,6 +333,26 @@ async fn rights_that_are_missing_are_told_by_name_until_they_are_given() {
     worker.stop().await;
 }
 
+/// A user of whom everything is wrong is told of at a glance.
+#[tokio::test]
+async fn of_many_missing_rights_a_few_are_told() {
+    let rig = Rig::start(TABLES).await;
+    let user = [
+        "SETUSER", "poor", "on", ">secret", "~*", "&*", "+multi", "+exec", "+discard", "+info", "+hello",
+        "+client",
+    ];
+    let _: () = redis::cmd("ACL").arg(&user).query_async(&mut rig.client().await).await.unwrap();
+    let cli =
+        Cli::new(&rig, DATASETS).with(URL, &rig.redis.url().replace("redis://", "redis://poor:secret@"));
+    let text = cli.says(
+        &["check"],
+        78,
+        &["the user in Redis lacks the command", " more\n", "cachekeeper acl --for worker"],
+    );
+    let line = text.lines().find(|line| line.contains("the user in Redis lacks")).unwrap();
+    assert!(line.len() < 300 && line.matches("the command ").count() == 6, "{line}");
+}
+
 /// Channels, and what cannot be asked for within a transaction.
 #[tokio::test]
 async fn missing_channels_and_commands_of_transactions_are_told_too() {

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use self::reader::Reader;
 use super::diagnostic::{Diagnostic, Severity};
 use super::key::Kind;
+use super::postgres_url::PostgresUrl;
 use super::source::Source;
 use super::table;
 use super::{
-    Config, Feed, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, changes, environment,
-    raw, values,
+    Config, Feed, FeedMode, Invalidation, Log, Postgres, ScheduleCheck, Secret, Service, Writes, changes,
+    environment, raw, values,
 };
 use cachekeeper_protocol::glob::Glob;
 
@@ -123,10 +124,15 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
     let feed = feed(reader);
     let datasets = dataset::read_all(reader, feed.mode);
     let events = reader.text_unless_empty("invalidation.stream");
+    let channels = reader.texts("invalidation.channels");
     let commands = reader.text_unless_empty("writes.stream");
     let reply_prefix = reader.text("writes.reply_prefix");
     sense::of_feed(reader, &feed, &datasets);
-    datasets.iter().for_each(|dataset| sense::of_dataset(reader, dataset));
+    let (follows, hears) = (feed.mode != FeedMode::Off, events.is_some() || !channels.is_empty());
+    for dataset in &datasets {
+        sense::of_dataset(reader, dataset);
+        sense::of_filling(reader, dataset, follows, hears);
+    }
     writes::check_streams(reader, &datasets, events.as_deref(), commands.as_deref());
     writes::check_reply_prefix(reader, &datasets, [events.as_deref(), commands.as_deref()], &reply_prefix);
     Config {
@@ -148,7 +154,7 @@ fn read_config(reader: &mut Reader<'_>) -> Config {
         admin: admin::read(reader),
         feed,
         invalidation: Invalidation {
-            channels: reader.texts("invalidation.channels"),
+            channels,
             stream: events,
             keys: reader
                 .texts("invalidation.keys")
@@ -199,6 +205,11 @@ fn url(reader: &mut Reader<'_>, section: &str) -> Result<Secret, Secret> {
     if secret.has_password() && reader.has(&password) {
         let message = "the URL holds a password too; the one of this file is used";
         reader.warning(&password, message, "take the password out of the URL, or remove this");
+    }
+    let named = PostgresUrl::parse(secret.reveal()).map(|url| url.files).unwrap_or_default();
+    for (parameter, certificates) in named.iter().filter(|(parameter, _)| *parameter != "sslkey") {
+        let given = if reader.has(&file) { &file } else { &path };
+        reader.warn_of_certificate(given, certificates, *parameter == "sslrootcert");
     }
     if is_right { Ok(secret) } else { Err(secret) }
 }

@@ -3,6 +3,7 @@
 //! The environment comes in as a map; nothing here reads the process's own.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 
 use config::Source as _;
 
@@ -13,6 +14,17 @@ use super::source::Source;
 use super::table::ROOT;
 
 const PREFIX: &str = "CACHEKEEPER__";
+/// Stands for bytes that are not UTF-8.
+const UNREADABLE: char = char::REPLACEMENT_CHARACTER;
+
+/// A process's environment as the configuration takes it. A value that is not UTF-8 keeps its place: who meant to override a setting
+/// is told, instead of being left with the file's.
+pub fn variables(environment: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+    };
+    environment.filter_map(text).collect()
+}
 
 /// Puts the variables over the file's settings.
 pub fn apply(
@@ -22,14 +34,8 @@ pub fn apply(
     problems: &mut Vec<Diagnostic>,
 ) {
     warn_of_overlooked(environment, problems);
-    let ours = environment.iter().filter(|(name, _)| name.to_uppercase().starts_with(PREFIX));
-    let ours: HashMap<String, String> = ours.map(|(name, value)| (name.clone(), value.clone())).collect();
-    let names: BTreeMap<String, String> = ours
-        .keys()
-        .map(|name| {
-            (name.get(PREFIX.len()..).unwrap_or_default().to_lowercase().replace("__", "."), name.clone())
-        })
-        .collect();
+    let ours = readable(environment, problems);
+    let names: BTreeMap<String, String> = ours.keys().map(|name| (setting_of(name), name.clone())).collect();
     let layer = config::Environment::with_prefix("CACHEKEEPER")
         .prefix_separator("__")
         .separator("__")
@@ -66,6 +72,41 @@ pub fn apply(
             }
         }
     }
+}
+
+/// The variables that override settings, without those that say nothing clear.
+fn readable(
+    environment: &BTreeMap<String, String>,
+    problems: &mut Vec<Diagnostic>,
+) -> HashMap<String, String> {
+    let mut about = |name: &str, message: String, help: &str| {
+        let mut problem = Diagnostic::error(message, help.to_owned());
+        problem.variable = Some(name.to_owned());
+        problems.push(problem);
+    };
+    let mut ours: BTreeMap<String, (&String, &String)> = BTreeMap::new();
+    for (name, value) in environment.iter().filter(|(name, _)| name.to_uppercase().starts_with(PREFIX)) {
+        if value.contains(UNREADABLE) {
+            about(name, "the value of this variable is not UTF-8".to_owned(), "give it as UTF-8");
+            continue;
+        }
+        match ours.get(&setting_of(name)) {
+            // Which of them counts would be chance.
+            Some((other, known)) if *known != value => {
+                let message =
+                    format!("{other} and {name} are two spellings of one setting, with different values");
+                about(name, message, "keep one of them");
+            }
+            Some(_) => {}
+            None => drop(ours.insert(setting_of(name), (name, value))),
+        }
+    }
+    ours.into_values().map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// The setting that a variable means, in lower case.
+fn setting_of(name: &str) -> String {
+    name.get(PREFIX.len()..).unwrap_or_default().to_lowercase().replace("__", ".")
 }
 
 /// Variables that were meant for a setting, and are not read: one underscore stands where two belong.

@@ -1,11 +1,11 @@
 //! The configuration as an application reads it: one call, one error.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
 use super::Config;
 use super::diagnostic::{Diagnostic, render};
+use super::environment::variables;
 
 /// Every problem of a configuration, each with file, line, excerpt and help.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +35,7 @@ impl Config {
             let help = "give the path of the worker's configuration file".to_owned();
             ConfigError { problems: vec![Diagnostic::error(message, help)] }
         })?;
-        let environment: BTreeMap<String, String> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        let loaded = Self::load(path, text, &environment);
+        let loaded = Self::load(path, text, &variables(std::env::vars_os()));
         loaded.map(|(config, _warnings)| config).map_err(|problems| ConfigError { problems })
     }
 }

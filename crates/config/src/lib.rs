@@ -5,6 +5,8 @@
 
 mod admin;
 #[cfg(feature = "file")]
+mod certificate;
+#[cfg(feature = "file")]
 mod changes;
 #[cfg(feature = "file")]
 pub mod check;
@@ -42,7 +44,11 @@ use std::time::Duration;
 
 pub use self::admin::Admin;
 #[cfg(feature = "file")]
+pub use self::certificate::Certificate;
+#[cfg(feature = "file")]
 pub use self::changes::Change;
+#[cfg(feature = "file")]
+pub use self::environment::variables;
 #[cfg(feature = "file")]
 pub use self::forms::log_level_problem;
 #[cfg(feature = "file")]

@@ -117,6 +117,8 @@ metrics! {
         "Entries in Redis when the revalidation under way began";
     "changes", changes: Counter = Counter::default(),
         "Captured statements that were applied";
+    "changes_waiting", changes_waiting: Family<Unlabelled, Gauge> = Family::default(),
+        "Captured changes that are not applied yet; 100,000: that many or more";
     "changed_keys", changed_keys: Family<ByDataset, Counter> = Family::default(),
         "Keys that changes touched";
     "feed_lag_seconds", feed_lag_seconds: Histogram = latency(),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use self::limit::{is_over, left};
 use self::memory::MemoryModel;
-pub use self::path::{LoadPath, PathVerdict};
+pub use self::path::{LoadPath, PathVerdict, load_path};
 pub use self::rows::{RowAsStored, rows_as_stored};
 use self::sample::Sampling;
 pub use self::sample::{Example, Sample};
@@ -112,7 +112,7 @@ pub async fn plan(
     let until = Instant::now() + options.within;
     let mut plan = DatasetPlan {
         estimated_rows: postgres.estimated_rows(&dataset.settings).await?,
-        path: path::find(postgres, dataset, &source).await?,
+        path: load_path(postgres, dataset, &source).await?,
         ..DatasetPlan::default()
     };
     let keys = count(context, &source, options, until, &mut plan).await?;

@@ -42,6 +42,18 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// Names of which a line bears so many; of more the first ones, and how many others there are.
+#[must_use]
+pub fn few(names: &[impl AsRef<str>]) -> String {
+    /// That many are read at a glance.
+    const MOST: usize = 6;
+    let shown: Vec<&str> = names.iter().take(MOST).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(MOST) {
+        0 => shown.join(", "),
+        more => format!("{}, and {more} more", shown.join(", ")),
+    }
+}
+
 fn beginning(text: &str, most: usize) -> &str {
     text.get(..text.floor_char_boundary(most)).unwrap_or_default()
 }
@@ -59,6 +71,13 @@ mod tests {
         let (one, other) = (cut_name(&long).into_owned(), format!("{long}x"));
         assert!(one.len() <= SHOWN_MAX && one.contains('…'));
         assert_ne!(one, cut_name(&other));
+    }
+
+    #[test]
+    fn of_many_names_a_few_are_shown() {
+        assert_eq!(few(&["a", "b"]), "a, b");
+        let many: Vec<String> = (1..=9).map(|number| number.to_string()).collect();
+        assert_eq!(few(&many), "1, 2, 3, 4, 5, 6, and 3 more");
     }
 
     #[test]

@@ -78,6 +78,10 @@ fn parse_sum(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, S
         {
             return Err(format!("no blank stands before the unit, write \"{number}{unit}\""));
         }
+        // Nothing is nothing in every unit: whether it is allowed is told, and not a unit asked for.
+        if unit.is_empty() && number == 0 && behind.is_empty() && rest.len() == text.trim().len() {
+            return Ok(0);
+        }
         if unit.is_empty() {
             let example = units.get(1).map_or("", |(unit, _)| unit);
             return Err(format!("missing unit, write \"{number}{example}\""));
@@ -166,6 +170,8 @@ mod tests {
         {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
+        assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_size("0"), Ok(0));
         assert_eq!(parse_size("1KiB"), Ok(1024));
         assert_eq!(parse_size("1MB"), Ok(1_000_000));
         assert_eq!(parse_share("20%"), Ok(0.2));
@@ -178,6 +184,7 @@ mod tests {
         for (text, fragment) in [
             ("30", "write \"30s\""),
             ("30x", "unknown unit"),
+            ("1h 0", "write \"0s\""),
             ("", "expected"),
             ("s", "expected"),
             ("99999999999999999d", "too large"),

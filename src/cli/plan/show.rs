@@ -182,9 +182,7 @@ fn path(plan: &DatasetPlan) -> Vec<String> {
                 format!("reads the whole of {table} each time, for want of an index: {sql}")
             }
             PathVerdict::Whole(None) => {
-                format!(
-                    "reads the whole of {table} each time: the key is computed, and no index helps as it is"
-                )
+                format!("reads the whole of {table} each time: {UNHELPED}")
             }
         });
     }
@@ -193,6 +191,10 @@ fn path(plan: &DatasetPlan) -> Vec<String> {
     }
     lines
 }
+
+/// Why no index can help.
+pub const UNHELPED: &str = "the key is computed, or the query keeps its condition from the table (`limit`, `distinct`, a window): no index \
+     helps as it is";
 
 fn few(names: &[String]) -> String {
     let shown: Vec<&str> = names.iter().take(3).map(String::as_str).collect();

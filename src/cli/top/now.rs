@@ -64,7 +64,8 @@ fn freshness(snapshot: &Snapshot, now: &Now) -> Vec<Line<'static>> {
     vec![
         Line::raw(format!("watermark age {age}{shares}")),
         Line::raw(format!(
-            "waiting       {} events   {} write commands",
+            "waiting       {} changes   {} events   {} write commands",
+            waiting("changes"),
             waiting("events"),
             waiting("writes")
         )),

@@ -53,7 +53,7 @@ fn snapshot() -> Snapshot {
         totals: [("changes", changes), ("written", 7), ("refused", 1)]
             .map(|(name, total)| (name.to_owned(), total))
             .into(),
-        waiting: [("events".to_owned(), 3)].into(),
+        waiting: [("changes".to_owned(), 12), ("events".to_owned(), 3)].into(),
         version: "0.1.0".into(),
         ..Now::default()
     };
@@ -102,7 +102,7 @@ fn now_says_the_truth_and_what_needs_somebody_on_any_screen() {
                 "ready, with something to look at",
                 "1 of 2 datasets are at least as fresh as 4 ms ago; 1 may be older.",
                 "watermark age 4 ms   p50 6 ms   p99 6 ms",
-                "3 events   ? write commands",
+                "12 changes   3 events   ? write commands",
                 "Needs attention (1)",
                 "notes\\u{1b}[2J",
                 "since 00:01:40Z (11.0 s)",

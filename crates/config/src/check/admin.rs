@@ -27,6 +27,14 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Admin {
         tls: cert_file.zip(key_file).map(|(cert_file, key_file)| TlsIdentity { cert_file, key_file }),
         max_connections: reader.number("admin.max_connections"),
     };
+    for name in ["token_file", "read_token_file", "key_file"].map(|name| format!("admin.{name}")) {
+        if let Some(file) = reader.optional_text(&name) {
+            reader.warn_of_readers(&name, &file);
+        }
+    }
+    if let Some(file) = reader.optional_text("admin.cert_file") {
+        reader.warn_of_certificate("admin.cert_file", &file, false);
+    }
     let address = admin.listen.as_deref().and_then(|listen| listen.parse::<SocketAddr>().ok());
     let beyond = address.filter(|address| !address.ip().to_canonical().is_loopback());
     // A wrong file is said already, and was meant.

@@ -1,8 +1,9 @@
 //! Typed access to settings that are right by themselves, or the table's default.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::certificate::{oddity_of_authorities, oddity_of_identity};
 use crate::diagnostic::Diagnostic;
 use crate::raw::{Leaf, Leaves};
 use crate::source::Source;
@@ -170,7 +171,10 @@ impl Reader<'_> {
     pub(crate) fn secret_file(&mut self, path: &str) -> Option<Secret> {
         let file = self.optional_text(path)?;
         match Secret::of_file(file.as_ref()) {
-            Ok(secret) => Some(secret),
+            Ok(secret) => {
+                self.warn_of_readers(path, &file);
+                Some(secret)
+            }
             Err(error) => {
                 let help = match error.kind() {
                     std::io::ErrorKind::InvalidData => "write it as one line of UTF-8, and nothing else",
@@ -179,6 +183,31 @@ impl Reader<'_> {
                 self.error(path, error.to_string(), help);
                 None
             }
+        }
+    }
+
+    /// Of a file with a secret that everybody on this machine may read.
+    pub(crate) fn warn_of_readers(&mut self, path: &str, file: &str) {
+        if let Some(mode) = mode_for_everybody(file.as_ref()) {
+            let message = format!("everybody on this machine may read {file} (mode {mode:03o})");
+            let help =
+                format!("chmod 600 {file}, or 640 with a group of its own (Kubernetes: defaultMode: 0440)");
+            self.warning(path, message, &help);
+        }
+    }
+
+    /// Of a file with the certificates of authorities where one's own belongs, or the reverse.
+    pub(crate) fn warn_of_certificate(&mut self, path: &str, file: &str, of_authorities: bool) {
+        let (oddity, help) = if of_authorities {
+            (oddity_of_authorities(file.as_ref()), "give the certificate of the authority")
+        } else {
+            (
+                oddity_of_identity(file.as_ref()),
+                "give one's own certificate first, and behind it those that lead to its authority",
+            )
+        };
+        if let Some(oddity) = oddity {
+            self.warning(path, format!("{file} {oddity}"), help);
         }
     }
 
@@ -194,4 +223,28 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+/// Where containers find their secrets, often with a mode for everybody: nobody else is in there.
+#[cfg(unix)]
+const OF_CONTAINERS: &str = "/run/secrets";
+
+/// The mode of a file that every user may read: it says so, and each directory that leads there lets everybody pass.
+#[cfg(unix)]
+fn mode_for_everybody(file: &Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| Some(std::fs::metadata(path).ok()?.permissions().mode() & 0o777);
+    // Links are followed: what they name is what is read.
+    let real = file.canonicalize().ok()?;
+    if real.starts_with(OF_CONTAINERS) {
+        return None;
+    }
+    let found = mode(&real).filter(|mode| mode & 0o004 != 0)?;
+    let is_open = |directory: &Path| mode(directory).is_some_and(|mode| mode & 0o001 != 0);
+    real.ancestors().skip(1).all(is_open).then_some(found)
+}
+
+#[cfg(not(unix))]
+fn mode_for_everybody(_file: &Path) -> Option<u32> {
+    None
 }

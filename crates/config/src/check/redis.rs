@@ -6,6 +6,9 @@ use super::reader::Reader;
 use super::url;
 use crate::{Redis, Tls, TlsIdentity};
 
+/// How the heading of a key in PEM form ends.
+const KEY: &str = "PRIVATE KEY";
+
 pub(super) fn read(reader: &mut Reader<'_>) -> Redis {
     let url = url(reader, "redis");
     let is_right = url.is_ok();
@@ -50,7 +53,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Redis {
 fn tls(reader: &mut Reader<'_>) -> Tls {
     let ca_file = pem(reader, "redis.ca_file", "CERTIFICATE");
     let cert_file = pem(reader, "redis.cert_file", "CERTIFICATE");
-    let key_file = pem(reader, "redis.key_file", "PRIVATE KEY");
+    let key_file = pem(reader, "redis.key_file", KEY);
     for (one, other) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
         let path = format!("redis.{one}");
         if reader.has(&path) && !reader.has(&format!("redis.{other}")) {
@@ -78,6 +81,11 @@ fn pem(reader: &mut Reader<'_>, path: &str, what: &str) -> Option<PathBuf> {
         let help = "decrypt it, for example with `openssl pkey`, and let only this user read it";
         reader.error(path, format!("the key in {file} is encrypted"), help);
         return None;
+    }
+    if what == KEY {
+        reader.warn_of_readers(path, &file);
+    } else {
+        reader.warn_of_certificate(path, &file, path.ends_with("ca_file"));
     }
     Some(file.into())
 }

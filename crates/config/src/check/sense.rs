@@ -1,9 +1,14 @@
 //! What is allowed, and hardly meant: warnings. Each says what follows from it.
 
+use std::time::Duration;
+
 use super::reader::Reader;
 use crate::raw::join;
-use crate::{Dataset, Feed, FeedMode, Scope};
+use crate::{Dataset, Feed, FeedMode, OnMiss, Scope};
 use cachekeeper_protocol::units::{show_duration, show_size};
+
+/// Lives below it are those of a jitter that nobody reckoned: the shortest `ttl` is a second.
+const LIFE_MIN: Duration = Duration::from_millis(500);
 
 /// Of `[feed]`, and of all datasets together.
 pub(super) fn of_feed(reader: &mut Reader<'_>, feed: &Feed, datasets: &[Dataset]) {
@@ -25,10 +30,42 @@ pub(super) fn of_feed(reader: &mut Reader<'_>, feed: &Feed, datasets: &[Dataset]
     }
 }
 
+/// Of `warm` where nothing begins a backfill, and nothing else brings entries either.
+pub(super) fn of_filling(reader: &mut Reader<'_>, dataset: &Dataset, follows: bool, hears: bool) {
+    let Some(warm) = &dataset.warm else { return };
+    let own = |key: &str| format!("dataset.{}.{key}", dataset.name);
+    // A wrong schedule was meant.
+    let has_backfill = warm.on_start || reader.has(&own("warm.schedule"));
+    // What changes, or is named by an event, is loaded where Redis is to hold every row.
+    let is_told = dataset.scope == Scope::All && (hears || follows && !dataset.watch.is_empty());
+    let is_filled = dataset.on_miss == OnMiss::Load || dataset.write.is_some();
+    if !has_backfill && !is_told && !is_filled {
+        let message = "nothing fills this dataset: `on_start` is false, there is no `schedule`, and no event, change or miss brings entries";
+        let help = "add a schedule, on_start = true or on_miss = \"load\"; else only `cachekeeper warm` and the library fill it";
+        reader.warning(&own("warm.on_start"), message, help);
+    }
+}
+
 /// Of a dataset.
 pub(super) fn of_dataset(reader: &mut Reader<'_>, dataset: &Dataset) {
     let own = |key: &str| format!("dataset.{}.{key}", dataset.name);
     doubles(reader, dataset);
+    let shortest = dataset.ttl.mul_f64(1.0 - dataset.ttl_jitter);
+    if shortest < LIFE_MIN {
+        let shown = Duration::from_millis(u64::try_from(shortest.as_millis()).unwrap_or(u64::MAX));
+        let message = format!(
+            "jitter leaves some entries a life of {} ({} less {:.0}%)",
+            show_duration(shown),
+            show_duration(dataset.ttl),
+            dataset.ttl_jitter * 100.0
+        );
+        let path = inherited(reader, dataset, "ttl_jitter");
+        reader.warning(
+            &path,
+            message,
+            "a smaller jitter, or a longer ttl: such entries are hardly ever read",
+        );
+    }
     if dataset.key.as_str().contains("${") {
         let message = "the `$` before the brace stands in every key";
         reader.warning(&own("key"), message, "a placeholder is written {column}");

@@ -20,12 +20,16 @@ pub struct LoadPath {
 pub enum PathVerdict {
     /// By these indexes. Postgres may read a small table as a whole all the same.
     Indexes(Vec<String>),
-    /// The whole table is read for each load. What makes the index that is missing; none: no index can help, the key is computed.
+    /// The whole table is read for each load. What makes the index that is missing; none: no index can help, because the key is computed,
+    /// or the query does not let its condition through to the table.
     Whole(Option<String>),
 }
 
 /// Finds out how loads find their rows.
-pub(super) async fn find(
+///
+/// # Errors
+/// [`EngineError`] where the server cannot be asked.
+pub async fn load_path(
     postgres: &Postgres,
     dataset: &Dataset,
     source: &DatasetSource,
@@ -79,8 +83,11 @@ fn judge(tables: &[KeyTable], possible: &[Access]) -> LoadPath {
     path
 }
 
-/// The statement that makes the index; of a partitioned table it cannot be made beside writers.
+/// The statement that makes the index; of a partitioned table it cannot be made beside writers. None where there is one that does not help.
 fn create_index(table: &KeyTable) -> Option<String> {
+    if table.has_index {
+        return None;
+    }
     let columns = table.columns.join(", ");
     match table.kind {
         'r' | 'm' => Some(format!("create index concurrently on {} ({columns});", table.path)),

@@ -178,9 +178,12 @@ impl<'a> Sampling<'a> {
 
     fn refuse(&mut self, failure: Failure) {
         let reasons = &mut self.sample.refused;
-        let is_known = reasons.contains_key(&failure.reason);
+        let form = form_of(&failure.reason);
+        // The same fault of another row, with its own size or value: told once, as of the first.
+        let known = reasons.keys().find(|known| form_of(known) == form).cloned();
+        let is_full = REASONS_MAX <= reasons.len();
         let reason =
-            if is_known || reasons.len() < REASONS_MAX { failure.reason } else { "other reasons".to_owned() };
+            known.unwrap_or_else(|| if is_full { "other reasons".to_owned() } else { failure.reason });
         reasons.entry(reason).or_insert((0, failure.key)).0 += 1;
     }
 
@@ -189,8 +192,29 @@ impl<'a> Sampling<'a> {
     }
 }
 
+/// A reason without the numbers and the quoted values in it.
+fn form_of(reason: &str) -> String {
+    let outside = reason.split('"').step_by(2).collect::<Vec<_>>().join("\"\"");
+    outside.split(|one: char| one.is_ascii_digit()).filter(|part| !part.is_empty()).collect()
+}
+
 /// Whether Redis would take these bytes for a number.
 fn is_integer(value: &[u8]) -> bool {
     let text = std::str::from_utf8(value).unwrap_or_default();
     text.parse::<i64>().is_ok_and(|number| number.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_has_one_form_whatever_the_row() {
+        let of_size =
+            |size: u64| form_of(&format!("the value has {size} bytes or more, and max_value_size is 1024"));
+        assert_eq!(of_size(2_000), of_size(31));
+        let of_value = |value: &str| form_of(&format!("invalid input syntax for type integer: \"{value}\""));
+        assert_eq!(of_value("a"), of_value("b1"));
+        assert_ne!(of_size(1), of_value("1"));
+    }
 }

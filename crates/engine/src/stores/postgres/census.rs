@@ -51,6 +51,8 @@ pub struct KeyTable {
     pub columns: Vec<String>,
     /// The tables that hold its rows, not quoted: itself, its partitions and heirs.
     pub members: Vec<String>,
+    /// Whether an index begins with one of the columns.
+    pub has_index: bool,
 }
 
 const KEY_TABLE: &str = "
@@ -61,7 +63,9 @@ const KEY_TABLE: &str = "
         array(select quote_ident(a.attname) from unnest($2::int2[]) with ordinality u (number, place)
             join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = u.number order by u.place),
         array(select tn.nspname || '.' || t.relname from tree join pg_catalog.pg_class t using (oid)
-            join pg_catalog.pg_namespace tn on tn.oid = t.relnamespace)
+            join pg_catalog.pg_namespace tn on tn.oid = t.relnamespace),
+        exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisvalid and i.indpred is null
+            and i.indkey[0] = any($2))
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = $1";
 
 /// Indexes with their first column; none: it says nothing about what the index can find.
@@ -141,6 +145,27 @@ impl Postgres {
         let rows = rows.await?;
         let keys = rows.iter().map(|row| read_key(COUNT, row, source)).collect::<Result<Vec<_>, _>>()?;
         Ok(keys.into_iter().flatten().collect())
+    }
+
+    /// A key that several of the first rows have, and how many.
+    ///
+    /// # Errors
+    /// As [`Self::census`].
+    pub async fn shared_key(
+        &self,
+        source: &DatasetSource,
+        within: Duration,
+    ) -> Result<Option<(KeyValues, u64)>, SourceError> {
+        let error = |source| SourceError::new(COUNT, source);
+        let found = self.within(COUNT, within, async |session| {
+            let query = sqlx::query(AssertSqlSafe(source.shared.clone())).persistent(false);
+            query.fetch_optional(session).await
+        });
+        let Some(row) = found.await? else { return Ok(None) };
+        let places = source.key_columns.len();
+        let values: Result<KeyValues, _> = (0..places).map(|at| row.try_get(at)).collect();
+        let count: i64 = row.try_get(places).map_err(error)?;
+        Ok(Some((values.map_err(error)?, u64::try_from(count).unwrap_or_default())))
     }
 
     /// How many different tags the rows have, of the tag at this position.
@@ -319,6 +344,7 @@ fn read_key_table(row: &PgRow) -> Result<KeyTable, sqlx::Error> {
         kind: kind.chars().next().unwrap_or('?'),
         columns: row.try_get(2)?,
         members: row.try_get(3)?,
+        has_index: row.try_get(4)?,
     })
 }
 

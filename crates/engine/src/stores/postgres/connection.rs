@@ -25,7 +25,7 @@ pub struct Postgres {
 /// The longest that a quick statement may take.
 pub const QUICK_MAX: Duration = Duration::from_secs(1);
 /// Connections for quick statements. A locked table must not take those that other loads need.
-const QUICK_CONNECTIONS: u32 = 6;
+pub(super) const QUICK_CONNECTIONS: u32 = 6;
 /// How long a statement waits for a lock at most.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 

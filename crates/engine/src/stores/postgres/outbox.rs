@@ -50,6 +50,19 @@ impl Postgres {
         transaction.commit().await.map_err(error)
     }
 
+    /// How many changes whoever has this cursor has not seen, at most so many.
+    ///
+    /// # Errors
+    /// [`SourceError`] where the database cannot be asked, or not within [`super::QUICK_MAX`].
+    pub async fn changes_behind(&self, cursor: &str, most: u32) -> Result<u64, SourceError> {
+        let sql = "select count(*) from (select from cachekeeper.outbox o where pg_snapshot_xmin($1::pg_snapshot) <= o.xid
+            and not pg_visible_in_snapshot(o.xid, $1::pg_snapshot) limit $2) waiting";
+        let counted = sqlx::query_scalar::<_, i64>(sql).bind(cursor).bind(i64::from(most));
+        let counted = counted.fetch_one(&self.quick).await;
+        let counted = counted.map_err(|source| SourceError::new("count the changes that wait", source))?;
+        Ok(u64::try_from(counted).unwrap_or_default())
+    }
+
     /// Deletes the oldest rows of the outbox that every reader has seen (those before `cursor`) and that are older than the
     /// retention (R17); answers how many. Beyond half of `max_outbox` KiB the retention is not kept, nor for rows whose date is as
     /// far ahead: the server's clock was set, and they would stay for as long.

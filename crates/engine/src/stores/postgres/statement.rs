@@ -24,6 +24,7 @@ use cachekeeper_config::Dataset;
 use cachekeeper_protocol::template::Alphabet;
 pub(super) use columns::{KeyType, quote, type_name};
 pub(super) use sql::INCARNATION;
+pub use sql::SHARED_AMONG;
 
 /// The texts of a key's placeholders.
 pub type KeyValues = Vec<String>;
@@ -61,6 +62,8 @@ pub struct DatasetSource {
     pub(super) unstamped: String,
     /// Counts, then keys; how many is to be added.
     pub(super) census: String,
+    /// A key that several of the first rows have, and how many.
+    pub(super) shared: String,
 }
 
 impl DatasetSource {
@@ -238,6 +241,7 @@ fn make_source(
         keys_behind: statements.keys(true),
         unstamped: statements.unstamped(),
         census: statements.census(),
+        shared: statements.shared(),
         max_value_size: dataset.max_value_size,
         large: (0..columns.len())
             .filter(|at| columns.get(*at).is_some_and(QueryColumn::can_be_large))

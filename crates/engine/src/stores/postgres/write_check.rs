@@ -1,18 +1,20 @@
 //! What the server says about a write statement before it is ever carried out: it is described and planned.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Either, Error, Executor, Row as _, SqlSafeStr, Statement};
 
 use super::session::Session;
-use super::statement::type_name;
+use super::statement::{quote, type_name};
 use super::{ErrorKind, Postgres, SourceError, SourceProblem};
 use cachekeeper_protocol::parameters::ParameterizedSql;
 
 /// What a write statement could write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Rows of a table.
-    Rows,
+    /// Rows of these tables, by their names as SQL.
+    Rows(BTreeSet<String>),
     /// What the functions write that it calls.
     Functions,
     /// Nothing.
@@ -39,12 +41,12 @@ impl Postgres {
         if let Some(problem) = utility(statement, &parsed) {
             return Ok(Err(problem));
         }
-        let has_rows = match self.plan_write(&parsed, &described).await {
-            Ok(has_rows) => has_rows,
+        let tables = match self.plan_write(&parsed, &described).await {
+            Ok(tables) => tables,
             Err(error) => return problem_of(error, &parsed),
         };
-        if has_rows {
-            return Ok(Ok(Effect::Rows));
+        if !tables.is_empty() {
+            return Ok(Ok(Effect::Rows(tables)));
         }
         let nulls = parsed.render(|place| format!("null::{}", type_at(&described, place)));
         let inspected = self.inspect(nulls.trim_end().trim_end_matches(';')).await;
@@ -74,8 +76,12 @@ impl Postgres {
         })
     }
 
-    /// Whether the plan of a statement has a step that writes rows. The server checks the role's rights on the way.
-    async fn plan_write(&self, parsed: &ParameterizedSql, types: &[String]) -> Result<bool, Located> {
+    /// The tables whose rows a statement's plan writes. The server checks the role's rights on the way.
+    async fn plan_write(
+        &self,
+        parsed: &ParameterizedSql,
+        types: &[String],
+    ) -> Result<BTreeSet<String>, Located> {
         let typed = |place| format!("(${}::text)::{}", place + 1, type_at(types, place));
         let list = |word: &str| {
             let words = vec![word; types.len()].join(", ");
@@ -92,14 +98,34 @@ impl Postgres {
                 typed,
             )
         };
-        let explain = format!("explain (format json) execute cachekeeper_checked{}", list("null"));
+        let explain = format!("explain (format json, verbose) execute cachekeeper_checked{}", list("null"));
         let mut connection = self.pool.acquire().await.map_err(located)?;
         let plan = explained(&mut connection, &sql, &explain).await;
         // It outlives its transaction. Where it was not accepted there is none.
         drop(connection.execute("deallocate cachekeeper_checked").await);
         let plan = plan.map_err(located)?;
         let plan: Value = serde_json::from_str(&plan).unwrap_or_default();
-        Ok(writes_rows(&plan))
+        let mut tables = BTreeSet::new();
+        find_written(&plan, &mut tables);
+        Ok(tables)
+    }
+
+    /// Of these tables those that are of no tree of the others.
+    ///
+    /// # Errors
+    /// [`SourceError`] where the database cannot be asked.
+    pub async fn tables_without(
+        &self,
+        tables: &BTreeSet<String>,
+        others: &BTreeSet<String>,
+    ) -> Result<BTreeSet<String>, SourceError> {
+        let names: BTreeSet<&String> = tables.iter().chain(others).collect();
+        let names: Vec<String> = names.into_iter().cloned().collect();
+        let members = self.trees_without_schema(&names).await?;
+        let root_of = |name: &String| members.iter().find(|member| member.asked == *name)?.root;
+        let known: BTreeSet<u32> = others.iter().filter_map(root_of).collect();
+        let is_other = |name: &&String| root_of(name).is_some_and(|root| !known.contains(&root));
+        Ok(tables.iter().filter(is_other).cloned().collect())
     }
 }
 
@@ -190,14 +216,25 @@ fn utility(statement: &str, parsed: &ParameterizedSql) -> Option<SourceProblem> 
     })
 }
 
-/// Whether some step of a plan, however deep, writes rows.
-fn writes_rows(plan: &Value) -> bool {
+/// A name as people write it: in quotes where it needs them.
+fn as_written(name: &str) -> String {
+    let is_plain = |one: char| one.is_ascii_lowercase() || one.is_ascii_digit() || one == '_';
+    let needs_quotes = name.starts_with(|one: char| one.is_ascii_digit()) || !name.chars().all(is_plain);
+    if needs_quotes { quote(name) } else { name.to_owned() }
+}
+
+/// The tables that the steps of a plan write, however deep these are.
+fn find_written(plan: &Value, tables: &mut BTreeSet<String>) {
     match plan {
         Value::Object(fields) => {
-            fields.get("Node Type").is_some_and(|kind| kind == "ModifyTable")
-                || fields.values().any(writes_rows)
+            let text = |name: &str| fields.get(name).and_then(Value::as_str).map(as_written);
+            if fields.get("Node Type").is_some_and(|kind| kind == "ModifyTable") {
+                let names = [text("Schema"), text("Relation Name")];
+                tables.insert(names.into_iter().flatten().collect::<Vec<_>>().join("."));
+            }
+            fields.values().for_each(|value| find_written(value, tables));
         }
-        Value::Array(items) => items.iter().any(writes_rows),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        Value::Array(items) => items.iter().for_each(|item| find_written(item, tables)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

@@ -35,6 +35,9 @@ fn column_of_query(column: &QueryColumn) -> String {
 /// Of so many measured columns each computes the sum for itself.
 const SUMS_IN_PLACE: usize = 8;
 
+/// Rows among which a key is looked for that several have.
+pub const SHARED_AMONG: usize = 10_000;
+
 /// Values that take less where they are stored are not measured by their text.
 const STORED_SMALL: usize = 256 << 10;
 
@@ -174,6 +177,21 @@ impl Statements<'_> {
             columns.join(", "),
             self.dataset.query,
             texts.join(", ")
+        )
+    }
+
+    /// A key that several of the first rows have, and how many of them: those of the last page may be cut off from their like.
+    pub(super) fn shared(&self) -> String {
+        let texts: Vec<String> = self.keys.iter().map(|key| key.text(&format!("q.{}", key.name))).collect();
+        let places: Vec<String> = (1..=texts.len()).map(|place| place.to_string()).collect();
+        let names: Vec<String> = self.keys.iter().map(|key| format!("q.{}", key.name)).collect();
+        format!(
+            "select {}, count(*) from (select q.* from (\n{}\n) q limit {SHARED_AMONG}) q where pg_catalog.num_nulls({}) = 0 \
+             group by {} having 1 < count(*) limit 1",
+            texts.join(", "),
+            self.dataset.query,
+            names.join(", "),
+            places.join(", ")
         )
     }
 
