@@ -65,7 +65,7 @@ async fn ask(config: &Config, path: &str, body: &Value, out: &Output) -> Result<
     };
     let Answer { code, body } = post(&config.admin, path, body).await.map_err(|error| {
         out.failure(&format!(
-            "no worker answers on {listen}: {error}; where [admin] listen was changed, send the worker SIGHUP"
+            "no worker answers on {listen}: {error}; where [admin] listen was changed, send the worker a signal (SIGHUP loads again, SIGUSR1 drains)"
         ));
         Exit::Unavailable
     })?;

@@ -77,6 +77,21 @@ async fn a_login_that_is_refused_is_a_matter_of_configuration_in_every_verb() {
     }
 }
 
+/// An owner runs `migrate` by a URL of their own beside the worker's file, which names the worker's password.
+#[tokio::test]
+async fn a_url_of_the_environment_that_brings_its_password_leaves_the_files_one() {
+    let (rig, place) = rig().await;
+    let file = std::env::temp_dir().join(format!("cachekeeper-password-{:016x}", rand::random::<u64>()));
+    std::fs::write(&file, "of somebody else").unwrap();
+    let toml = format!("[postgres]\npassword_file = \"{}\"\n{DATASET}", file.display());
+    let url = format!("postgres://shop:sesame@{place}/postgres");
+    let cli = Cli::new(&rig, &toml).with(URL, &url);
+    cli.says(&["migrate"], 0, &[]);
+    let cli = cli.with("CACHEKEEPER__POSTGRES__PASSWORD_FILE", &file.display().to_string());
+    cli.says(&["migrate"], 78, &["password authentication failed"]);
+    std::fs::remove_file(&file).unwrap();
+}
+
 /// What the URL leaves out is as libpq has it, and is what messages name.
 #[tokio::test]
 async fn a_url_that_leaves_everything_out_means_what_it_means_to_psql() {

@@ -1,5 +1,7 @@
 //! Programs under exactly the rules of `cachekeeper acl`, and servers that hide what they are.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cachekeeper::app::Worker;
@@ -448,4 +450,41 @@ async fn misses_are_filled_as_soon_as_config_is_permitted() {
     is_ready(&worker).await;
     has_price(&client(&rig, "reader").await, 7, 700).await;
     worker.stop().await;
+}
+
+/// A command that the code sends and no rule names would be refused to whoever has exactly the printed rights, perhaps only on a bad day.
+#[test]
+fn every_command_that_is_sent_is_in_the_rules() {
+    // What everybody may say, and what is asked for elsewhere or only where the user may.
+    const OTHERS: [&str; 6] = ["hello", "ping", "sentinel", "config", "memory", "client"];
+    let source = |path: &str| std::fs::read_to_string(path).unwrap();
+    let rules = source("crates/engine/src/rights.rs") + &source("crates/engine/src/rights/commands.rs");
+    let mut sent = BTreeSet::new();
+    let mut folders = vec![PathBuf::from("crates/engine/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for begins in ["cmd(\"", "call('", "call(\""] {
+                let names = text.split(begins).skip(1).filter_map(|rest| rest.split(['"', '\'']).next());
+                sent.extend(
+                    names
+                        .filter(|name| {
+                            name.len() > 1 && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+                        })
+                        .map(str::to_lowercase),
+                );
+            }
+        }
+    }
+    assert!(40 < sent.len(), "{sent:?}");
+    let is_named =
+        |name: &str| rules.contains(&format!("\"{name} ")) || rules.contains(&format!("\"{name}\""));
+    let missing: Vec<&String> =
+        sent.iter().filter(|name| !OTHERS.contains(&name.as_str()) && !is_named(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -10,6 +10,7 @@ use config::Source as _;
 use super::diagnostic::{Diagnostic, did_you_mean};
 use super::key::{Key, Kind};
 use super::raw::{Leaf, Leaves, expected, join};
+use super::secret::Secret;
 use super::source::Source;
 use super::table::ROOT;
 
@@ -72,6 +73,7 @@ pub fn apply(
             }
         }
     }
+    leave_password_files(leaves, source);
 }
 
 /// The variables that override settings, without those that say nothing clear.
@@ -147,6 +149,18 @@ fn flatten(path: &str, value: config::Value, flat: &mut Vec<(String, String)>) {
 }
 
 /// Puts in a setting, and the sections around it: a variable alone can switch `warm` or `refresh` on.
+/// A URL from here that brings its password is meant as a whole: the password file belongs to the file's URL.
+fn leave_password_files(leaves: &mut Leaves, source: &Source) {
+    for section in ["postgres", "redis"] {
+        let (url, password) = (format!("{section}.url"), format!("{section}.password_file"));
+        let is_whole =
+            matches!(leaves.get(&url), Some(Leaf::Text(text)) if Secret::new(text.clone()).has_password());
+        if is_whole && source.is_of_variable(&url) && !source.is_of_variable(&password) {
+            leaves.remove(&password);
+        }
+    }
+}
+
 fn insert(leaves: &mut Leaves, path: String, leaf: Leaf) {
     for (dot, _) in path.match_indices('.') {
         let section = path.get(..dot).unwrap_or_default();

@@ -57,6 +57,12 @@ impl Source {
         self.variables.insert(path.to_owned(), variable.to_owned());
     }
 
+    /// Whether an environment variable gives this setting.
+    #[cfg(feature = "file")]
+    pub(crate) fn is_of_variable(&self, path: &str) -> bool {
+        self.variables.contains_key(path)
+    }
+
     /// Whether the file itself has this setting.
     #[must_use]
     pub fn has(&self, path: &str) -> bool {

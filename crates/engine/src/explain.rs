@@ -32,7 +32,7 @@ use super::epoch;
 use super::error::EngineError;
 use super::events::leave_out;
 use crate::stores::postgres::KeyValues;
-use crate::stores::redis::{CacheError, Metadata, SeenEntry};
+use crate::stores::redis::{CacheError, Metadata, Refusal, SeenEntry};
 
 /// Touches that are told.
 const TOUCHES_MAX: usize = 20;
@@ -132,7 +132,15 @@ async fn explain_foreign(
 ) -> Result<Explanation, EngineError> {
     let key = explained.key.as_str();
     let is_named = leave_out(context, &mut vec![key.to_owned()]).await?.is_empty();
-    let seen = context.redis.see_in_order(&[key], if is_named { FOREIGN_MAX } else { 0 }).await?;
+    let seen = match context.redis.see_in_order(&[key], if is_named { FOREIGN_MAX } else { 0 }).await {
+        // With exactly the rights that it needs, a worker looks at entries of its datasets only.
+        Err(error) if error.refusal == Refusal::Forbidden => {
+            explained.verdict =
+                form_of.map_or_else(Verdict::of_foreign_unseen, |dataset| Verdict::of_no_value(&dataset));
+            return Ok(explained);
+        }
+        seen => seen?,
+    };
     let entry = seen.entries.into_iter().next().unwrap_or_else(SeenEntry::absent);
     explained.slot = SlotFacts::new(key, &entry, seen.floor);
     explained.verdict = match form_of.filter(|_| !entry.is_there()) {
@@ -195,5 +203,8 @@ async fn not_covered(
         return Ok(None);
     }
     let looked = asked(context, until, coverage::look(context, false)).await?;
-    Ok(looked.ok().and_then(|looked| mark(&looked.datasets)))
+    Ok(match looked {
+        Ok(looked) => mark(&looked.datasets),
+        Err(reason) => Some(format!("it is not known whether changes are captured: {reason}")),
+    })
 }

@@ -125,7 +125,7 @@ fn header(url: &str) -> String {
     let namespace = if namespace.is_empty() { "cache".to_owned() } else { namespace };
     let mut text = comment(
         "Made by `cachekeeper init`. What is not here has its default; `cachekeeper schema --toml` prints every key. \
-         Next: `cachekeeper check`, `cachekeeper plan`, `cachekeeper migrate`, `cachekeeper run`.",
+         Next: `cachekeeper plan`, `cachekeeper migrate`, `cachekeeper check`, `cachekeeper run`.",
     );
     let service = "A name for this installation, which Cachekeeper's own keys in Redis contain.";
     text.push_str(&format!("\n[service]\n{}namespace = {}\n", comment(service), quoted(&namespace)));

@@ -40,6 +40,12 @@ impl Verdict {
         Self::new(State::Foreign, format!("The key belongs to no dataset of this configuration. {what}."))
     }
 
+    pub(super) fn of_foreign_unseen() -> Self {
+        let sentence =
+            "The key belongs to no dataset of this configuration, and the user in Redis may not look at it.";
+        Self::new(State::Foreign, sentence)
+    }
+
     pub(super) fn of_no_value(dataset: &str) -> Self {
         let sentence = format!(
             "The key has the form of {dataset}'s keys, but its text is no value of their columns' types: no row can have this key."

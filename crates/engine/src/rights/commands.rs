@@ -69,6 +69,7 @@ pub(super) const WORKER: &[&str] = &[
     "scan 0",
     "del KEY",
     "hkeys KEY",
+    "hsetnx KEY f v",
     "object idletime KEY",
     "object freq KEY",
 ];
