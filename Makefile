@@ -25,7 +25,7 @@ bench: servers
 	$(CARGO) bench --locked --bench locks
 	$(CARGO) bench --locked --bench writes
 
-# Some 400 faults against real servers, one by one and in pairs: directly, through proxies and a pooler, with replicas, and between
+# Some 500 faults against real servers, one by one and in pairs: directly, through proxies and a pooler, with replicas, and between
 # workers of an earlier commit and of this one. CACHEKEEPER_SEED=n repeats a run.
 faults: servers older
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-320} $(CARGO) test --locked --test it oracle::no_fault -- --nocapture

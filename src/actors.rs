@@ -4,8 +4,9 @@
 //! leave for each other stands in [`context::TaskContext`]: losing a wake-up costs latency only, because each task also
 //! looks by itself.
 
+pub mod attempts;
 pub mod auditor;
-pub mod background;
+mod background;
 pub mod change_feed;
 pub mod clock;
 pub mod command_processor;

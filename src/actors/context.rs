@@ -79,7 +79,7 @@ impl TaskContext {
     /// Nothing runs yet.
     #[must_use]
     pub fn new(config: Config, engine: Context, health: Health, handover: Handover) -> Self {
-        let owner = unique_owner();
+        let owner = engine.worker_name().map_or_else(unique_owner, str::to_owned);
         let renewer = Renewer::supervised(engine.redis.clone(), Arc::clone(&engine.metrics));
         let elector = Elector::new(renewer.clone(), Wakeups::new(engine.redis.clone()), &owner);
         Self {

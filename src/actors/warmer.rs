@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::attempts::{Attempts, RETRY_MAX};
 use super::background::Background;
 use super::clock::now_ms;
 use super::context::TaskContext;
@@ -22,7 +23,7 @@ use super::under_way::UnderWay;
 use super::wake::Wake;
 use crate::schedule::next_fire;
 use cachekeeper_engine::backfill::{BackfillOptions, backfill, interrupted};
-use cachekeeper_engine::backoff::{Backoff, every};
+use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
@@ -31,8 +32,6 @@ use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::log_limit;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
 
-const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Schedules are looked at no less often than this, so that a clock that was set is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A backfill of another worker may end sooner than its lease would.
@@ -57,7 +56,7 @@ impl Task for Warmer {
         let mut plan = Plan {
             context,
             not_before: BTreeMap::new(),
-            retries: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             fires: BTreeMap::new(),
             running: None,
             began: Instant::now(),
@@ -77,7 +76,7 @@ struct Plan {
     context: TaskContext,
     /// Wanted datasets that must wait.
     not_before: BTreeMap<String, Instant>,
-    retries: BTreeMap<String, Backoff>,
+    attempts: BTreeMap<String, Attempts>,
     /// When the schedules fire next.
     fires: BTreeMap<String, DateTime<Utc>>,
     running: Option<Running>,
@@ -89,10 +88,18 @@ struct Running {
     work: Background<BackfillEnd>,
 }
 
+/// A backfill that ran.
+struct Ran {
+    result: Result<LoadReport, EngineError>,
+    took: Duration,
+    /// The incarnation of the database in which it began, where that is known.
+    incarnation: Option<String>,
+}
+
 /// How a backfill ended.
 enum BackfillEnd {
     /// It ran.
-    Ran(Result<LoadReport, EngineError>, Duration),
+    Ran(Ran),
     /// Another worker runs it; look again after this.
     Elsewhere(Duration),
     /// Another worker has run it since it was wanted.
@@ -197,7 +204,7 @@ impl Plan {
         let metrics = &self.context.engine.metrics;
         let count = |outcome| metrics.backfills.get_or_create(&ByDatasetOutcome::new(&name, outcome)).inc();
         match end {
-            Some(BackfillEnd::Ran(Ok(report), took)) => {
+            Some(BackfillEnd::Ran(Ran { result: Ok(report), took, .. })) => {
                 count("ok");
                 note(&self.context.engine, &name, &report, took);
                 self.is_done(&name);
@@ -212,18 +219,18 @@ impl Plan {
                 info!(dataset = name, "the backfill was cancelled; what it has stored stays");
                 self.context.backfills.done();
                 self.not_before.remove(&name);
-                self.retries.remove(&name);
+                self.attempts.remove(&name);
                 // As warm as somebody wants it: it keeps nobody from being ready.
                 self.context.health.update(|facts| {
                     facts.not_warmed.remove(&name);
                 });
             }
             Some(BackfillEnd::Elsewhere(left)) => {
-                self.try_after(&name, left.clamp(RETRY_MIN, LOOK_AT_OTHERS));
+                self.try_after(&name, left.clamp(LOOK_AT_PROGRESS, LOOK_AT_OTHERS));
             }
-            Some(BackfillEnd::Ran(Err(error), _)) => {
+            Some(BackfillEnd::Ran(Ran { result: Err(error), incarnation, .. })) => {
                 count("failed");
-                self.on_failed(&name, &error);
+                self.on_failed(&name, &error, incarnation);
             }
             None => {
                 count("panicked");
@@ -237,7 +244,7 @@ impl Plan {
         self.context.backfills.done();
         self.context.change_feed.now();
         self.not_before.remove(name);
-        self.retries.remove(name);
+        self.attempts.remove(name);
         self.context.health.update(|facts| {
             facts.not_warmed.remove(name);
             facts.broken.remove(name);
@@ -249,24 +256,32 @@ impl Plan {
         self.not_before.insert(name.to_owned(), Instant::now() + pause);
     }
 
-    fn on_failed(&mut self, name: &str, error: &EngineError) {
-        if matches!(error, EngineError::Dataset { .. }) {
-            let text = error.to_string();
-            self.context.health.update(|facts| drop(facts.broken.insert(name.to_owned(), text)));
-        }
+    fn on_failed(&mut self, name: &str, error: &EngineError, incarnation: Option<String>) {
+        let attempts = self.attempts.entry(name.to_owned()).or_default();
         match error {
             // A newer process takes care of it, until this one's definition counts again.
             EngineError::Superseded { .. } => return self.context.backfills.put_back(),
             EngineError::RedisRolledBack => self.context.epoch_keeper.now(),
-            EngineError::Dataset { .. }
-            | EngineError::Source(_)
-            | EngineError::Cache(_)
+            EngineError::Source(_) if error.is_source_down() => attempts.lost_server(incarnation),
+            EngineError::Source(_) | EngineError::Dataset { .. } => attempts.met_server(),
+            EngineError::Cache(_)
             | EngineError::PreconditionFailed(_)
             | EngineError::OtherLife
             | EngineError::Cancelled => {}
         }
-        let retry = self.retries.entry(name.to_owned()).or_insert(Backoff::new(RETRY_MIN, RETRY_MAX));
-        let pause = retry.pause();
+        let pause = attempts.pause();
+        let broken = match (error, attempts.restarts_each_time()) {
+            (EngineError::Dataset { .. }, _) => Some(error.to_string()),
+            (_, Some(restarts)) => Some(format!(
+                "Postgres has ended during each of its last {restarts} backfills, by chance or because of what the query needs \
+                 (see the server's log, and its memory); it is tried again in {} minutes at the latest",
+                pause.as_secs() / 60 + 1
+            )),
+            (_, None) => None,
+        };
+        if let Some(text) = broken {
+            self.context.health.update(|facts| drop(facts.broken.insert(name.to_owned(), text)));
+        }
         let retry_ms = u64::try_from(pause.as_millis()).unwrap_or_default();
         let what = "backfill failed";
         if let Some(attempts) = log_limit::due(what, name, 1) {
@@ -299,15 +314,23 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
         LeaseReply::Unavailable(_) => return BackfillEnd::Elsewhere(LOOK_AT_OTHERS),
     };
     // Only under the lease, so that nobody else can be about to do it.
-    let resume = match context.engine.redis.metadata("").await {
+    let (resume, incarnation) = match context.engine.redis.metadata("").await {
         Ok(metadata) => {
             let backfilled = metadata.backfilled.get(dataset.name());
             if backfilled.is_some_and(|backfilled| since.is_satisfied_by(*backfilled, metadata.now_ms)) {
                 return BackfillEnd::DoneElsewhere;
             }
-            interrupted(&metadata, dataset).is_some_and(|began| since.allows_resuming(began, metadata.now_ms))
+            let interrupted = interrupted(&metadata, dataset);
+            let resume = interrupted.is_some_and(|began| since.allows_resuming(began, metadata.now_ms));
+            (resume, metadata.incarnation)
         }
-        Err(error) => return BackfillEnd::Ran(Err(error.into()), Duration::ZERO),
+        Err(error) => {
+            return BackfillEnd::Ran(Ran {
+                result: Err(error.into()),
+                took: Duration::ZERO,
+                incarnation: None,
+            });
+        }
     };
     let began = Instant::now();
     let under_way = &context.backfills.under_way;
@@ -326,7 +349,7 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
         Err(EngineError::Cancelled) if cancelled.is_cancelled() && !lease.lost().is_cancelled() => {
             BackfillEnd::Cancelled
         }
-        result => BackfillEnd::Ran(result, began.elapsed()),
+        result => BackfillEnd::Ran(Ran { result, took: began.elapsed(), incarnation }),
     }
 }
 

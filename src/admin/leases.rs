@@ -1,4 +1,4 @@
-//! Which worker does what only one may do, of all workers of the namespace.
+//! The workers of the namespace that live, and which of them does what only one may do.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -10,12 +10,25 @@ use serde::Serialize;
 use super::refusal::refuse;
 use super::shared::Shared;
 use cachekeeper_engine::lease::LeaseName;
-use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt};
+use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, LivingWorker};
 
-/// The leases that are held.
+/// The workers that live, and the leases that are held.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Leases {
+    workers: Vec<Living>,
     leases: Vec<Held>,
+}
+
+/// A worker that lives.
+#[derive(Serialize, JsonSchema)]
+struct Living {
+    name: String,
+    /// Whether it is the one that was asked.
+    is_own: bool,
+    /// For how long it has been registered without a gap, in milliseconds.
+    registered_ms: u64,
+    /// The datasets of its configuration.
+    datasets: Vec<String>,
 }
 
 /// A lease that is held.
@@ -37,8 +50,15 @@ pub(super) async fn leases(State(shared): State<Shared>) -> Response {
     let of_datasets =
         datasets.flat_map(|one| [LeaseName::backfill(one.name()), LeaseName::revalidation(one.name())]);
     let held = fixed.into_iter().chain(of_datasets).map(|lease| held(&shared, lease.name.into_owned()));
-    match try_join_all(held).await {
-        Ok(held) => axum::Json(Leases { leases: held.into_iter().flatten().collect() }).into_response(),
+    match tokio::try_join!(shared.engine().redis.living_workers(), try_join_all(held)) {
+        Ok((workers, held)) => {
+            let living = |LivingWorker { name, registered_ms, datasets }| {
+                let is_own = *name == *shared.tasks.owner;
+                Living { name, is_own, registered_ms, datasets }
+            };
+            let workers = workers.into_iter().map(living).collect();
+            axum::Json(Leases { workers, leases: held.into_iter().flatten().collect() }).into_response()
+        }
         Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.told()),
     }
 }

@@ -11,7 +11,7 @@ use tokio::net::unix::pipe;
 use crate::telemetry;
 use cachekeeper_config::diagnostic::{Diagnostic, render};
 
-/// How a command ended (README.md; the numbers above 63 are those of `sysexits.h`).
+/// How a command ended (docs/verbs.md; the numbers above 63 are those of `sysexits.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// All right.

@@ -60,9 +60,10 @@ pub async fn warm(
             Ok(report) => {
                 let seconds = began.elapsed().as_secs_f64();
                 let text = format!(
-                    "{}: {} entries stored in {seconds:.1} s{}",
+                    "{}: {} {} stored in {seconds:.1} s{}",
                     dataset.name(),
                     report.stored,
+                    if report.stored == 1 { "entry" } else { "entries" },
                     if report.failures.is_empty() {
                         String::new()
                     } else {

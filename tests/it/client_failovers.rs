@@ -79,6 +79,9 @@ const DATASET: &str = r#"
 const WRITES: usize = 60;
 const BEFORE: usize = 20;
 
+/// Written from the packages' READMEs alone.
+const PROGRAMS: [&str; 3] = ["own_writes.py", "own_writes_aio.py", "own_writes.mjs"];
+
 /// A program that hands over writes and reads each of them back.
 struct OwnWrites {
     name: &'static str,
@@ -96,7 +99,7 @@ impl OwnWrites {
             let output = BufReader::new(child.stdout.take().unwrap()).lines();
             Self { name, child, output }
         };
-        ["own_writes.py", "own_writes.mjs"].into_iter().enumerate().map(start).collect()
+        PROGRAMS.into_iter().enumerate().map(start).collect()
     }
 
     /// Reads on until a write was read back.
@@ -117,17 +120,34 @@ impl OwnWrites {
 /// Each write was carried out once: what was read back was compared by the programs.
 async fn each_write_is_there_once(rig: &Rig) {
     let mut session = rig.postgres.session().await.unwrap();
-    for (sql, expected) in [
-        ("select count(*)::text from log", 2 * WRITES),
-        ("select count(distinct (id, number))::text from log", 2 * WRITES),
-        ("select sum(balance)::text from accounts", 2 * WRITES),
+    let expected = PROGRAMS.len() * WRITES;
+    for sql in [
+        "select count(*)::text from log",
+        "select count(distinct (id, number))::text from log",
+        "select sum(balance)::text from accounts",
     ] {
         assert_eq!(session.text(sql).await.unwrap(), Some(expected.to_string()), "{sql}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn programs_read_their_own_writes_through_failovers_by_sentinels() {
+/// Reads on until each program has read back its last write.
+async fn all_end(programs: &mut [OwnWrites]) {
+    for one in programs {
+        one.has_read(WRITES).await;
+        assert!(one.child.wait().await.unwrap().success(), "{}", one.name);
+    }
+}
+
+/// What becomes of the master.
+#[derive(Clone, Copy)]
+enum Failover {
+    /// Killed, as by a power cut: what the replica did not get is lost.
+    Crash,
+    /// The sentinels make the replica the master; the old one goes on, and becomes a replica seconds later.
+    Switch,
+}
+
+async fn programs_go_on_through(failover: Failover) {
     install();
     let rig = Rig::start(ACCOUNTS).await;
     let port = rig.redis.port();
@@ -141,15 +161,24 @@ async fn programs_read_their_own_writes_through_failovers_by_sentinels() {
     for one in &mut programs {
         one.has_read(BEFORE).await;
     }
-    // Killed, as by a power cut: what the replica did not get is lost.
-    rig.redis.crash();
-    for one in &mut programs {
-        one.has_read(WRITES).await;
-        assert!(one.child.wait().await.unwrap().success(), "{}", one.name);
+    match failover {
+        Failover::Crash => rig.redis.crash(),
+        Failover::Switch => sentinels.fail_over().await.unwrap(),
     }
+    all_end(&mut programs).await;
     each_write_is_there_once(&rig).await;
     worker.stop().await;
     drop(replica);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_read_their_own_writes_through_failovers_by_sentinels() {
+    programs_go_on_through(Failover::Crash).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_read_their_own_writes_through_a_switch_over_by_sentinels() {
+    programs_go_on_through(Failover::Switch).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,10 +193,7 @@ async fn programs_read_their_own_writes_through_a_restart_that_loses_everything(
     }
     rig.redis.kill();
     rig.redis.start_again().await.unwrap();
-    for one in &mut programs {
-        one.has_read(WRITES).await;
-        assert!(one.child.wait().await.unwrap().success(), "{}", one.name);
-    }
+    all_end(&mut programs).await;
     each_write_is_there_once(&rig).await;
     worker.stop().await;
 }

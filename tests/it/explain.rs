@@ -152,6 +152,13 @@ async fn a_key_is_explained_in_every_state() {
         0,
         &["stored (change)", "category = ", "postgres   the same"][..1],
     );
+    let event = r#"{"key": "product:8", "op": "refresh"}"#;
+    let _: i64 = shop.rig.client().await.publish("cache:invalidation", event).await.unwrap();
+    wait_until("what an event has done is told as that", async || {
+        let touches = shop.get("/api/v1/explain?key=product:8").await["touches"].clone();
+        if touches[0]["cause"] == "event" { Ok(()) } else { Err(touches.to_string()) }
+    })
+    .await;
     // Somebody else writes the key.
     let mut client = shop.rig.client().await;
     let _: () = client.set("product:8", "\u{81}").await.unwrap();

@@ -93,6 +93,7 @@ mod postgres_silence;
 mod postgres_tls;
 mod process;
 mod readers;
+mod readme;
 mod redis_login;
 mod redis_restarts;
 mod redis_roles;

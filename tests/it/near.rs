@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cachekeeper_client::{Cache, Near, Policy, Space, ValueFormat};
+use cachekeeper_client::{Cache, Loaded, Near, Policy, Space, ValueFormat};
 use redis::AsyncCommands;
 
 use crate::cache::{HOUR, Product, cache_of, product};
@@ -110,6 +110,48 @@ async fn what_is_near_is_not_loaded_nor_asked_for_among_many() {
         "own writes are seen"
     );
     assert_eq!(*asked.lock().unwrap(), [vec![1, 2, 9], vec![3]]);
+}
+
+#[tokio::test]
+async fn very_many_are_read_by_few_commands_and_are_near_then() {
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let space = space_of(&cache);
+    let products: Vec<(u32, Product)> = (0..5_000).map(|id| (id, product(id))).collect();
+    space.set_many(products.iter().map(|(id, product)| (id, product))).await.unwrap();
+    is_near(&space, 1).await;
+    // One of another type, one that is missing, and one asked for twice.
+    let _: usize = rig.client().await.lpush("product:6000", 1).await.unwrap();
+    let wanted: Vec<u32> = (0..5_000).chain([6_000, 6_001, 3]).collect();
+    let ids: Vec<&u32> = wanted.iter().collect();
+    let expected = |id: &u32| (*id < 5_000).then(|| product(*id));
+    let before = calls(&rig, "evalsha").await;
+    assert_eq!(space.get_many(&ids).await.unwrap(), wanted.iter().map(expected).collect::<Vec<_>>());
+    let commands = calls(&rig, "evalsha").await - before;
+    assert!(commands < 100, "{commands} commands");
+    wait_until("all are near", async || {
+        let before = calls(&rig, "pttl").await;
+        assert_eq!(space.get_many(&ids).await.unwrap().len(), wanted.len());
+        let asked = calls(&rig, "pttl").await - before;
+        if asked == 0 { Ok(()) } else { Err(format!("{asked} keys are asked for")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_value_that_its_loader_lets_live_shorter_is_near_as_well() {
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let policy = Policy::ttl(HOUR).eager(0.5);
+    let space = cache.space::<u32, Product>("product").policy(policy).near(near()).build().unwrap();
+    let brief = || async { Ok::<_, std::io::Error>(Loaded::found(product(1)).ttl(HOUR / 10)) };
+    wait_until("it is near", async || {
+        let before = calls(&rig, "pttl").await;
+        assert_eq!(space.get_or_load(&1, brief).await.unwrap(), Some(product(1)));
+        let asked = calls(&rig, "pttl").await - before;
+        if asked == 0 { Ok(()) } else { Err(format!("{asked} commands")) }
+    })
+    .await;
 }
 
 #[tokio::test]

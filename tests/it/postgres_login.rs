@@ -77,6 +77,26 @@ async fn a_login_that_is_refused_is_a_matter_of_configuration_in_every_verb() {
     }
 }
 
+/// What the URL leaves out is as libpq has it, and is what messages name.
+#[tokio::test]
+async fn a_url_that_leaves_everything_out_means_what_it_means_to_psql() {
+    let rig = Rig::start(TABLE).await;
+    let port = rig.postgres.port().to_string();
+    let user = std::process::Command::new("id").arg("-un").output().unwrap();
+    let user = String::from_utf8(user.stdout).unwrap();
+    rig.postgres.execute(&format!("create role \"{}\" login", user.trim())).await.unwrap();
+    let cli = Cli::new(&rig, DATASET).with(URL, "postgres:///postgres");
+    let cli = cli.with("PGHOST", "127.0.0.1").with("PGPORT", &port);
+    // A role without rights.
+    let place = format!("127.0.0.1:{port}");
+    let text = cli.says(&["migrate", "--uninstall", "--yes"], 78, &["permission denied"]);
+    assert!(!text.contains("localhost:5432"), "{text}");
+    let text = cli.says(&["check"], 78, &["permission denied"]);
+    assert!(!text.contains("anonymous") && !text.contains("localhost:5432"), "{text}");
+    let cli = cli.with("PGUSER", "postgres");
+    cli.says(&["migrate", "--uninstall", "--yes"], 0, &[&place]);
+}
+
 #[tokio::test]
 async fn a_password_is_read_again_for_each_new_connection() {
     let (rig, place) = rig().await;

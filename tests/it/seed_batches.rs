@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 use std::time::Duration;
 
-use cachekeeper_client::{Cache, Chaos, Fault, Place, SetManyOptions};
+use cachekeeper_client::{Cache, Chaos, Fault, Place, Policy, SetManyOptions};
+use futures_util::StreamExt;
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
@@ -263,4 +264,44 @@ async fn many_entries_are_deleted_by_one_call_and_their_number_is_told() {
     assert_eq!(cache.get::<Small>("n:500").await.unwrap(), Some(Small(500)));
     assert!(cache.delete_many(&["n:500", ""]).await.is_err());
     assert!(cache.exists("n:500").await.unwrap(), "a call with a key that cannot be deletes nothing");
+}
+
+/// The most words of a command that Redis has carried out meanwhile.
+async fn longest_command(rig: &RedisRig, during: impl Future<Output = ()>) -> usize {
+    let monitor = redis::Client::open(rig.redis.url()).unwrap().get_async_monitor().await.unwrap();
+    let end = format!("end:{}", rig.redis.url());
+    let watched = tokio::spawn({
+        let end = end.clone();
+        async move {
+            let mut lines = monitor.into_on_message::<String>();
+            let mut longest = 0;
+            while let Some(line) = lines.next().await {
+                if line.contains(&end) {
+                    break;
+                }
+                longest = longest.max(line.matches("\" \"").count() + 1);
+            }
+            longest
+        }
+    });
+    during.await;
+    let _: Option<String> = rig.client().await.get(end).await.unwrap();
+    watched.await.unwrap()
+}
+
+#[tokio::test]
+async fn row_30_a_tag_of_very_many_members_is_invalidated_by_small_commands() {
+    let rig = RedisRig::start(&[]).await;
+    let cache = cache_of(&rig);
+    let space = cache.space::<u32, u32>("n").policy(Policy::ttl(HOUR).tags(["all"])).build().unwrap();
+    let numbers: Vec<u32> = (0..20_000).collect();
+    let report = space.set_many(numbers.iter().map(|number| (number, number))).await.unwrap();
+    assert_eq!(report.stored, 20_000);
+    let longest = longest_command(&rig, async {
+        assert_eq!(cache.invalidate_tags(&["all"]).await.unwrap(), 20_000);
+    });
+    // Between two of them Redis serves others: a page has 256 keys, and the counter of each is raised by four words.
+    let longest = longest.await;
+    assert!((256..1_100).contains(&longest), "a command of {longest} words");
+    assert!(!space.exists(&7).await.unwrap());
 }

@@ -219,6 +219,45 @@ async fn a_database_without_free_connections_empties_nothing() {
     worker.stop().await;
 }
 
+/// A query that the server does not survive (the kernel kills its process, as where memory is short) is not repeated for ever: whoever
+/// writes to the database comes first.
+#[tokio::test]
+async fn a_backfill_that_ends_the_server_each_time_is_tried_seldom_and_called_broken() {
+    let rig = Rig::start(TABLES).await;
+    let deadly = r#"
+        [dataset.deadly]
+        query = "select id, pg_sleep(60)::text as slept from notes"
+        key = "deadly:{id}"
+        format = "json"
+        warm = { on_start = true }
+    "#;
+    let worker = Worker::start(rig.config(&format!("{DATASETS}{deadly}"))).await.unwrap();
+    let told = || worker.health.facts().broken.get("deadly").cloned();
+    let find = "select pid::text from pg_stat_activity where application_name = 'cachekeeper' and query like '%pg_sleep(60)%'
+        and state = 'active'";
+    for _ in 0..3 {
+        assert_eq!(told(), None);
+        wait_until("the backfill is under way", async || {
+            let mut session = rig.postgres.session().await.map_err(|error| error.to_string())?;
+            let pid = session.text(find).await.map_err(|error| error.to_string())?.unwrap_or_default();
+            let killed = std::process::Command::new("kill").args(["-9", &pid]).status().unwrap();
+            if killed.success() { Ok(()) } else { Err(format!("process {pid:?}")) }
+        })
+        .await;
+    }
+    wait_until("it is called broken", async || match told() {
+        Some(text) if text.contains("during each of its last 3 backfills") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    wait_until("the others are served again", async || {
+        let found = (entries(&rig, "product").await, entries(&rig, "note").await);
+        if found == (3000, 10) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    worker.stop().await;
+}
+
 /// Processes that use all the time there is, until they are dropped.
 struct Busy(Vec<std::process::Child>);
 

@@ -190,7 +190,23 @@ async fn a_dataset_is_a_space() {
     session.execute("begin; lock table products in access exclusive mode").await.unwrap();
     let late = brief.get_at(&9, &later).await.unwrap_err();
     assert!(matches!(late, ClientError::Timeout(_)), "{late:?}");
+    // A herd waits for one load after the one that is under way.
+    let herd = (0..100).map(|_| {
+        let (space, later) = (space.clone(), later.clone());
+        tokio::spawn(async move { space.get_at(&9, &later).await.unwrap().unwrap().price })
+    });
+    let herd: Vec<_> = herd.collect();
+    let mut other = rig.postgres.session().await.unwrap();
+    let waiting = "select count(*)::text from pg_stat_activity where wait_event_type = 'Lock'";
+    for _ in 0..50 {
+        // The worker may wait for the table as well.
+        let waiting: u32 = other.text(waiting).await.unwrap().unwrap().parse().unwrap();
+        assert!(waiting <= 3, "{waiting} statements wait");
+    }
     session.execute("rollback").await.unwrap();
+    for one in herd {
+        assert_eq!(one.await.unwrap(), 20);
+    }
     // Its keys have no other loader than Postgres: what another one brings has no stamp.
     let own = || async { Ok::<_, std::io::Error>(Some(1)) };
     let policy = Policy::ttl(HOUR);

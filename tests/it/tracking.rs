@@ -85,12 +85,12 @@ async fn a_server_that_tells_no_more_is_noticed() {
     while !matches!(tracking.next().await.unwrap(), Told::Proved { .. }) {}
     let _: () = rig.client().await.set("p:1", "x").await.unwrap();
     assert_eq!(
-        redis.read_marked("p:1", &mark, Shape::String).await.unwrap(),
-        Some((Some(b"x".to_vec()), -1))
+        redis.read_marked(&["p:1", "p:2"], &mark, Shape::String).await.unwrap(),
+        Some(vec![(Some(b"x".to_vec()), -1), (None, -2)])
     );
     // As another server would that has taken its place.
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut rig.client().await).await.unwrap();
-    assert_eq!(redis.read_marked("p:1", &mark, Shape::String).await.unwrap(), None);
+    assert_eq!(redis.read_marked(&["p:1"], &mark, Shape::String).await.unwrap(), None);
     let mut client = rig.client().await;
     let replica = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).to_owned();
     let _: () = replica.query_async(&mut client).await.unwrap();

@@ -1,7 +1,7 @@
 // The cache.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { build, checkClient, explain, whereOf } from "./connection.js";
+import { build, checkClient, explain, hasMoved, isOtherMaster, renew, whereOf } from "./connection.js";
 import { Directory, directoryKey, watermarkKey } from "./directory.js";
 import { InvalidInput, NotFresh, NotRegistered, Unreachable, WriteUnknown } from "./errors.js";
 import { checkEvent, fieldsOf, messageOf } from "./events.js";
@@ -16,6 +16,8 @@ import { Command, outcomeOf } from "./writes.js";
 const [DIRECTORY_AGE_MS, DIRECTORY_AGE_MIN_MS] = [10_000, 1_000];
 // Between two looks of a waiting write at whether the connection for replies was lost.
 const LOOK_EVERY_MS = 250;
+// After so long a read that waits asks the sentinels where the master is.
+const LOOK_AFTER_MS = 1_000;
 // What a read may take beyond `waitMs`, for what it is just doing; and the pause between two attempts to hand over at most.
 const [SLACK_MS, SEND_PAUSE_MAX_MS] = [250, 250];
 const now = () => performance.now();
@@ -44,14 +46,16 @@ export async function connect(urlOrClient, namespace, options = {}) {
 const EXPLAIN = Symbol("explain");
 
 export class Cache {
-  // How often the connection was made.
+  // How often the connection was made, and when last.
   #connections = 0;
+  #connectedAt = -Infinity;
   #detach;
   #directory;
   #directoryAt = -Infinity;
   #isClosed = false;
   #lastError;
   #isOwn;
+  #lookAt = -Infinity;
   #options;
   #replies;
   #where;
@@ -76,6 +80,7 @@ export class Cache {
     const onReady = () => {
       this.#lastError = undefined;
       this.#connections += 1;
+      this.#connectedAt = now();
     };
     client.on("error", onError).on("ready", onReady);
     this.#detach = () => client.off("error", onError).off("ready", onReady);
@@ -126,7 +131,10 @@ export class Cache {
       return this.#ask("add an event", "publisher", () => this.client.xadd(target, "*", ...fields));
     }
     const message = messageOf(checked);
-    return this.#ask("publish an event", "publisher", () => this.client.publish(target, message));
+    const publish = () => this.#ask("publish an event", "publisher", () => this.client.publish(target, message));
+    const heard = await publish();
+    // On a server that is no master any more nobody listens.
+    return heard === 0 && (await this.#leaveIfMoved()) ? publish() : heard;
   }
 
   async write(dataset, params, options = {}) {
@@ -140,7 +148,9 @@ export class Cache {
     if (directory === undefined) throw unsent();
     const command = new Command(directory, dataset, params, id);
     const explainReply = (error) => explain(error, "wait for a reply", this.#where, "writer", this.#lastError);
-    this.#replies ??= new Replies(this.client, directory.replyPrefix, explainReply);
+    // Where replies are waited for anew, a connection that is older may still lead to the server that was left.
+    const onLoss = (lostAt) => this.#isOwn && this.#connectedAt < lostAt && renew(this.client);
+    this.#replies ??= new Replies(this.client, directory.replyPrefix, explainReply, onLoss);
     const sending = { isSent: false, isOver: false, failure: undefined };
     let end;
     const answered = new Promise((resolve, reject) => {
@@ -265,6 +275,7 @@ export class Cache {
   }
 
   async #read(asked, token, deadline, limit) {
+    const began = now();
     let pause = PAUSE_MIN_MS;
     for (;;) {
       this.#checkOpen();
@@ -280,6 +291,11 @@ export class Cache {
       } catch (error) {
         this.#checkOpen();
         if (!(error instanceof Unreachable) || deadline <= now()) throw error;
+      }
+      // A server that is no master any more becomes no fresher: one of all reads that wait asks the sentinels, once a second.
+      if (Math.max(began + LOOK_AFTER_MS, this.#lookAt) <= now()) {
+        this.#lookAt = now() + LOOK_AFTER_MS;
+        void this.#leaveIfMoved();
       }
       await sleep(Math.max(0, Math.min(pause, deadline - now())));
       pause = Math.min(1.5 * pause, PAUSE_MAX_MS);
@@ -311,11 +327,29 @@ export class Cache {
     });
   }
 
+  // Where the sentinels name another master, the connection is made anew. Answers whether it is.
+  async #leaveIfMoved() {
+    if (!(await hasMoved(this.client)) || this.#isClosed) return false;
+    renew(this.client);
+    return true;
+  }
+
   async #ask(what, kind, command) {
+    try {
+      return await this.#asked(command);
+    } catch (error) {
+      throw explain(error, what, this.#where, kind, this.#lastError);
+    }
+  }
+
+  async #asked(command) {
     try {
       return await command();
     } catch (error) {
-      throw explain(error, what, this.#where, kind, this.#lastError);
+      // Clients that were made here make the connection anew and ask again by themselves.
+      if (this.#isOwn || !isOtherMaster(error)) throw error;
+      renew(this.client);
+      return command();
     }
   }
 }

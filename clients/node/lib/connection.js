@@ -13,6 +13,8 @@ const SENTINEL_MS = 500;
 
 // A server that is no master any more: the connection is made anew, and what was asked is asked there.
 const IS_OTHER_MASTER = /^(READONLY|UNBLOCKED|MASTERDOWN)/;
+export const isOtherMaster = (error) => IS_OTHER_MASTER.test(error.message);
+export const reconnectOnError = (error) => (isOtherMaster(error) ? 2 : false);
 // Replies of a server that is about to be, or to find, a master: another attempt may succeed.
 const IS_PASSING = /^(LOADING|MASTERDOWN|READONLY|UNBLOCKED|TRYAGAIN|CLUSTERDOWN)/;
 const IS_NO_CONNECTION =
@@ -35,9 +37,11 @@ export function build(url, timeoutMs, more) {
     updateSentinels: false,
     commandTimeout: timeoutMs,
     socketTimeout: timeoutMs,
+    // A server that hangs is left soon.
+    disconnectTimeout: 500,
     maxRetriesPerRequest: ATTEMPTS,
     retryStrategy: (times) => Math.min(PAUSE_MIN_MS * 2 ** Math.min(times - 1, 10), PAUSE_MAX_MS),
-    reconnectOnError: (error) => (IS_OTHER_MASTER.test(error.message) ? 2 : false),
+    reconnectOnError,
     // It asks INFO, which applications need no right to.
     enableReadyCheck: false,
     ...more,
@@ -78,6 +82,17 @@ export async function hasMoved(client) {
     if (master) return master.host !== last.host || master.port !== last.port;
   }
   return false;
+}
+
+// Makes the connection of a client anew. One that is just being made is left: ioredis would end it for ever.
+export function renew(client) {
+  if (client.status === "ready" || client.status === "connect") client.disconnect(true);
+}
+
+// Whether two clients of the same sentinels are connected to two servers.
+export function areApart(one, other) {
+  const [first, second] = [one, other].map(({ stream }) => stream?.remotePort && `${stream.remoteAddress} ${stream.remotePort}`);
+  return 0 < (one.options?.sentinels?.length ?? 0) && Boolean(first && second) && first !== second;
 }
 
 function clientOf(url, options) {

@@ -2,7 +2,7 @@
 
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasMoved, steady } from "./connection.js";
+import { areApart, hasMoved, reconnectOnError, renew, steady } from "./connection.js";
 import { Unreachable } from "./errors.js";
 
 // Seconds for which Redis is asked to wait at once, and milliseconds after them, or the time-out of commands where that is longer,
@@ -11,6 +11,8 @@ const [BLOCK, BLOCK_SLACK_MS] = [1, 500];
 // Replies that are taken by one command, beside the first.
 const TAKEN_AT_ONCE = 500;
 const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [50, 250];
+// Between two questions to the sentinels where the master is. A server that hangs does not say that it is none any more.
+const LOOK_EVERY_MS = 1_000;
 
 // Hands each reply to whoever waits for it; listens as long as anybody does.
 export class Replies {
@@ -20,11 +22,14 @@ export class Replies {
   #isClosed = false;
   #isListening = false;
   #isLooking = false;
+  #onLoss;
   #waiting = new Map();
 
-  constructor(client, prefix, explain) {
+  // `onLoss` is told when the connection was lost, as soon as there is another one.
+  constructor(client, prefix, explain, onLoss) {
     this.#client = client;
     this.#explain = explain;
+    this.#onLoss = onLoss;
     this.name = `${prefix}${randomUUID()}`;
     // How often the connection was made anew: what was sent before that may be lost with a server, and is sent again.
     this.losses = 0;
@@ -48,14 +53,13 @@ export class Replies {
 
   async #listen() {
     this.#isListening = true;
+    const looking = setInterval(() => void this.#look(), LOOK_EVERY_MS).unref();
     let pause = PAUSE_MIN_MS;
     while (0 < this.#waiting.size && !this.#isClosed) {
       try {
         const connection = this.#connect();
         const first = await connection.blpop(this.name, BLOCK);
-        if (first === null) {
-          void this.#look(connection);
-        } else {
+        if (first !== null) {
           this.#handOver(first[1]);
           const more = (await connection.lpop(this.name, TAKEN_AT_ONCE)) ?? [];
           for (const text of more) this.#handOver(text);
@@ -72,32 +76,38 @@ export class Replies {
       }
     }
     this.#isListening = false;
+    clearInterval(looking);
     // Whoever came at the last moment.
     if (0 < this.#waiting.size && !this.#isClosed) void this.#listen();
   }
 
-  // Beside the next wait: where the master is another one, both connections are made anew.
-  async #look(connection) {
-    if (this.#isLooking) return;
+  // Replies are waited for at the master that the sentinels name, and writes are sent there: whatever leads elsewhere is made anew.
+  async #look() {
+    const [connection, client] = [this.#connection, this.#client];
+    if (connection === undefined || this.#isLooking) return;
     this.#isLooking = true;
     const isMoved = await hasMoved(connection);
     this.#isLooking = false;
-    if (!isMoved || this.#isClosed) return;
-    connection.disconnect(true);
-    if (await hasMoved(this.#client)) this.#client.disconnect(true);
+    if (this.#isClosed) return;
+    const isClientMoved = isMoved !== areApart(client, connection) && 0 < (client.options?.sentinels?.length ?? 0);
+    if (isMoved) renew(connection);
+    if (isClientMoved) renew(client);
   }
 
   #connect() {
     if (this.#connection === undefined) {
       const patience = Math.max(BLOCK_SLACK_MS, Math.min(this.#client.options?.commandTimeout ?? 0, 5_000));
-      const own = { commandTimeout: undefined, socketTimeout: 1_000 * BLOCK + patience };
+      const own = { commandTimeout: undefined, socketTimeout: 1_000 * BLOCK + patience, reconnectOnError };
       this.#connection = steady(this.#client.duplicate(own));
       this.#connection.on("error", () => {});
       // The command that waits is asked again by the client itself, so the loss shows only here.
-      let isFirst = true;
+      let lostAt;
+      this.#connection.on("close", () => (lostAt ??= performance.now()));
       this.#connection.on("ready", () => {
-        this.losses += isFirst ? 0 : 1;
-        isFirst = false;
+        if (lostAt === undefined) return;
+        this.#onLoss(lostAt);
+        this.losses += 1;
+        lostAt = undefined;
       });
     }
     return this.#connection;

@@ -1,74 +1,13 @@
-// What calls do where servers hang or are slow, and what is made of wrong options. Servers are played on sockets here.
+// What calls do where servers hang or are slow, and what is made of wrong options.
 
 import assert from "node:assert/strict";
-import net from "node:net";
 import { test } from "node:test";
 import { inspect } from "node:util";
 import { Redis } from "ioredis";
 import * as errors from "../lib/errors.js";
 import { connect, takeToken, Token } from "../lib/index.js";
+import { bulk, hung, serve, urlOf } from "../testkit/servers.js";
 
-const DIRECTORY = [
-  "service",
-  JSON.stringify({ version: 1, events: { channels: ["c"], stream: null }, writes: { stream: "w", reply_prefix: "r:" } }),
-  "dataset:product",
-  JSON.stringify({ key: "product:{id}", format: "json", rows: "one", compression: null, negative: false, write: true }),
-];
-const bulk = (...texts) => `*${texts.length}\r\n${texts.map((one) => `$${Buffer.byteLength(one)}\r\n${one}\r\n`).join("")}`;
-const ANSWERS = { hgetall: bulk(...DIRECTORY), mget: bulk('{"id":1}'), ping: "+PONG\r\n" };
-
-// As much of a server as a test needs: answers by command; null is no answer, ever. Answers its port.
-async function serve(context, answers = {}) {
-  const told = { ...ANSWERS, ...answers };
-  const server = net.createServer((socket) => {
-    let [rest, isSilent] = ["", false];
-    socket.on("error", () => {});
-    socket.on("data", async (data) => {
-      rest += data;
-      for (let found; (found = commandOf(rest)) !== undefined && !isSilent; ) {
-        rest = found.rest;
-        const name = found.words[0].toLowerCase();
-        const answer = name in told ? told[name] : "+OK\r\n";
-        const text = typeof answer === "function" ? await answer(found.words) : answer;
-        isSilent = text === null;
-        if (!isSilent) socket.write(text);
-      }
-    });
-  });
-  return listen(context, server);
-}
-
-async function listen(context, server) {
-  const sockets = new Set();
-  server.on("connection", (socket) => sockets.add(socket));
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  context.after(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  return server.address().port;
-}
-
-// A server that takes connections and answers nothing.
-const hung = (context) => listen(context, net.createServer((socket) => socket.on("error", () => {}).resume()));
-
-function commandOf(text) {
-  const count = /^\*(\d+)\r\n/.exec(text);
-  if (count === null) return undefined;
-  let rest = text.slice(count[0].length);
-  const words = [];
-  for (let at = 0; at < Number(count[1]); at += 1) {
-    const length = /^\$(\d+)\r\n/.exec(rest);
-    if (length === null) return undefined;
-    const end = length[0].length + Number(length[1]);
-    if (rest.length < end + 2) return undefined;
-    words.push(rest.slice(length[0].length, end));
-    rest = rest.slice(end + 2);
-  }
-  return { words, rest };
-}
-
-const urlOf = (port) => `redis://127.0.0.1:${port}/0`;
 const isOf = (kind, text = /./) => (error) => {
   assert.equal(error.constructor, kind, error.stack);
   assert.match(error.message, text);

@@ -27,7 +27,16 @@ class Pool:
 class Held:
     """The connection of a write."""
 
-    socket_timeout = None
+    socket_timeout = retry = None
+    is_connected = True
+
+    def disconnect(self):
+        pass
+
+
+class AioHeld(Held):
+    async def disconnect(self, nowait=False):
+        pass
 
 
 class Client:
@@ -80,7 +89,7 @@ class AioClient:
     """The same, to be awaited."""
 
     connection_pool = Pool()
-    connection = Held()
+    connection = AioHeld()
 
     def __init__(self):
         self.inner = Client()
@@ -95,6 +104,9 @@ class AioClient:
 
     def client(self):
         return self
+
+    async def initialize(self):
+        pass
 
     async def aclose(self):
         pass

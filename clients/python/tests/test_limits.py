@@ -18,6 +18,7 @@ from cachekeeper.values import decode
 from test_calls import DIRECTORY, AioClient, Client
 
 PLAIN = {"protocol": 2}
+CLOSE = object()
 
 
 def bulk(*texts):
@@ -26,33 +27,43 @@ def bulk(*texts):
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """As much of a server as a test needs: `answers` by command; None is no answer, ever."""
+    """As much of a server as a test needs: `answers` by command; None is no answer, ever, and CLOSE ends the connection.
+
+    After `become_old` the connections that are there then are answered otherwise.
+    """
 
     daemon_threads = allow_reuse_address = True
     block_on_close = False
 
     def __init__(self, **answers):
-        self.answers, self.asked, self.end = answers, [], threading.Event()
+        self.answers, self.asked, self.end, self.sessions = answers, [], threading.Event(), []
         super().__init__(("127.0.0.1", 0), Session)
         self.port = self.server_address[1]
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
-    def answer(self, words):
+    def answer(self, words, old):
         name = words[0].decode().lower()
         self.asked.append(name)
-        told = self.answers.get(name, b"+OK\r\n")
+        told = old.get(name, self.answers.get(name, b"+OK\r\n"))
         return told(words) if callable(told) else told
+
+    def become_old(self, **answers):
+        for one in self.sessions:
+            one.old = answers
 
 
 class Session(socketserver.StreamRequestHandler):
     def handle(self):
+        self.old = {}
+        self.server.sessions.append(self)
         while head := self.rfile.readline():
             words = []
             for _ in range(int(head[1:])):
                 words.append(self.rfile.read(int(self.rfile.readline()[1:]) + 2)[:-2])
-            told = self.server.answer(words)
+            told = self.server.answer(words, self.old)
             if told is None:
                 self.server.end.wait()
+            if told in (None, CLOSE):
                 return
             self.wfile.write(told)
 

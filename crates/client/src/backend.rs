@@ -117,15 +117,15 @@ impl Backend {
         }
     }
 
-    /// The same for one key, on the server with this mark; none: another one has answered.
+    /// The same on the server with this mark; none: another one has answered.
     pub async fn look_marked(
         &self,
-        key: &str,
+        keys: &[impl AsRef<str>],
         mark: &str,
         shape: Shape,
-    ) -> Result<Option<ValueAndLife>, CacheError> {
+    ) -> Result<Option<Vec<ValueAndLife>>, CacheError> {
         match self {
-            Self::Redis(redis) => redis.read_marked(key, mark, shape).await,
+            Self::Redis(redis) => redis.read_marked(keys, mark, shape).await,
             Self::Memory(_) => Ok(None),
         }
     }

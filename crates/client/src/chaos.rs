@@ -11,6 +11,7 @@ use cachekeeper_engine::stores::redis::CacheError;
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fault {
     /// It takes this much longer.
     Delay(Duration),
@@ -22,6 +23,7 @@ pub enum Fault {
 
 /// Where it goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Place {
     /// Commands to Redis.
     Redis,

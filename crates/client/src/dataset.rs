@@ -244,9 +244,18 @@ impl DatasetCache {
                 self.typed(key, Some(bytes.into()))
             }
             _ => {
-                let loaded = load_entries(context, dataset, &[Arc::clone(key)], true).await?;
-                self.core.near.remove(&[key]);
-                self.typed(key, loaded.into_iter().next().unwrap_or(Ok(None))?)
+                let load = || {
+                    let (core, context, dataset) =
+                        (Arc::clone(&self.core), Arc::clone(context), Arc::clone(dataset));
+                    let key = Arc::clone(key);
+                    async move {
+                        let loaded = load_entries(&context, &dataset, &[Arc::clone(&key)], true).await?;
+                        core.near.remove(&[&key]);
+                        loaded.into_iter().next().unwrap_or(Ok(None))
+                    }
+                };
+                // One statement for all who come while another one is under way. It begins after each of them came.
+                self.typed(key, self.core.source.later_loads.load(key, load).await?)
             }
         }
     }

@@ -44,6 +44,8 @@ mod hash_value;
 mod in_memory;
 mod key_class;
 mod keys_until;
+#[cfg(feature = "postgres")]
+mod later_loads;
 mod load;
 mod load_task;
 mod locks;

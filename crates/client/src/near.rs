@@ -9,7 +9,7 @@ mod store;
 use std::time::Duration;
 
 pub(super) use hub::NearHub;
-pub(super) use store::{NearHit, NearStore};
+pub(super) use store::{NearHit, NearStore, NearTicket};
 
 use super::error::ClientError;
 use cachekeeper_protocol::units::{parse_duration, parse_size};

@@ -12,6 +12,7 @@ use tracing::debug;
 use super::codec::{Codec, ValueFormat};
 use super::error::ClientError;
 use super::in_memory::Table;
+use super::later_loads::LaterLoads;
 use cachekeeper_config::Format;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::epoch::{self, with_current_epoch};
@@ -32,6 +33,8 @@ pub(super) struct Source {
     types: Arc<KeyTypes>,
     /// The datasets of a cache in memory.
     tables: Vec<Arc<Table>>,
+    /// Loads that are as fresh as a token.
+    pub later_loads: Arc<LaterLoads>,
 }
 
 /// Whether Postgres was asked for the types of the datasets' keys.
@@ -105,11 +108,11 @@ impl From<EngineError> for ClientError {
 
 impl Source {
     pub fn new(context: Context) -> Self {
-        Self { context: Some(context), types: Arc::default(), tables: Vec::new() }
+        Self { context: Some(context), ..Self::none() }
     }
 
     pub fn none() -> Self {
-        Self { context: None, types: Arc::default(), tables: Vec::new() }
+        Self { context: None, types: Arc::default(), tables: Vec::new(), later_loads: Arc::default() }
     }
 
     /// Adds a dataset of a cache in memory.

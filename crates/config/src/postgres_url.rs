@@ -51,14 +51,20 @@ impl PostgresServer {
     }
 }
 
+/// Where one connects to, also where the URL leaves that to the environment.
 impl std::fmt::Display for PostgresServer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.host.as_deref() {
+        #[expect(clippy::disallowed_methods, reason = "of libpq's variables, which the driver reads itself")]
+        let given = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        match self.host.clone().or_else(|| given("PGHOST")) {
             Some(host) if host.contains(':') => write!(formatter, "[{host}]")?,
-            Some(host) => formatter.write_str(host)?,
+            Some(host) => formatter.write_str(&host)?,
             None => formatter.write_str("localhost")?,
         }
-        write!(formatter, ":{}", self.port.unwrap_or(5432))
+        match self.port {
+            Some(port) => write!(formatter, ":{port}"),
+            None => write!(formatter, ":{}", given("PGPORT").as_deref().unwrap_or("5432")),
+        }
     }
 }
 
@@ -162,6 +168,12 @@ impl PostgresUrl {
             pairs.append_pair(name, if is_mode { "disable" } else { value.reveal() });
         }
         Secret::new(pairs.finish())
+    }
+
+    /// Whether it says who logs in; else it is `PGUSER`, or the system's user.
+    #[must_use]
+    pub fn has_user(&self) -> bool {
+        self.user.is_some()
     }
 
     #[cfg(feature = "file")]

@@ -76,6 +76,12 @@ impl Context {
         Ok(Self { registrar: Some(Arc::new(registrar)), history: Some(Arc::default()), ..context })
     }
 
+    /// The worker's name, which no other one has; none: this is not a worker's.
+    #[must_use]
+    pub fn worker_name(&self) -> Option<&str> {
+        self.registrar.as_ref().map(|registrar| registrar.worker.as_str())
+    }
+
     /// Prepares the stores; nothing connects yet.
     ///
     /// # Errors

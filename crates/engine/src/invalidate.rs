@@ -69,7 +69,7 @@ async fn load_or_delete(
     keys: &[(String, KeyValues)],
     job: &mut Job,
 ) -> Result<LoadReport, EngineError> {
-    match load(context, dataset, keys, LoadOptions::because(Cause::Change), job).await {
+    match load(context, dataset, keys, LoadOptions::because(Cause::Event), job).await {
         Err(EngineError::Superseded { .. }) => {
             let invalidated = delete_keys(context, poll, keys, job).await?;
             Ok(LoadReport { invalidated, ..LoadReport::default() })

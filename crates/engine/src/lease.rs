@@ -9,12 +9,15 @@
 //! - [`Elector`]: how a worker gets to lead, and waits for it.
 
 mod elector;
+mod goes_on;
 mod guard;
 mod held;
 mod renewer;
 mod table;
 mod terms;
 mod wakeups;
+
+use std::sync::LazyLock;
 
 pub use elector::Elector;
 pub use guard::Lease;
@@ -25,6 +28,9 @@ pub use wakeups::{Wakeup, Wakeups};
 /// Names a holder: host, process, and a number of its own.
 #[must_use]
 pub fn unique_owner() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}:{}:{:016x}", host.trim(), std::process::id(), rand::random::<u64>())
+    static HOST: LazyLock<String> = LazyLock::new(|| {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        host.trim().to_owned()
+    });
+    format!("{}:{}:{:016x}", *HOST, std::process::id(), rand::random::<u64>())
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 pub const LIFE_WITHOUT_END: u64 = u64::MAX;
 
 /// As what an entry stands in Redis.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Shape {
     /// A string: its value is the bytes of it.
     #[default]

@@ -66,21 +66,32 @@ function view({ tasks, servers, epoch, epochs, owner, started_ms: started, reaso
   ];
 }
 
-/** Which worker does what only one may do. */
-function leases({ leases: held, failure }) {
+/** The workers that live, and which of them does what only one may do. */
+function leases({ workers, leases: held, failure }) {
   const section = (...parts) => el("section", { id: "leases" }, el("h2", null, "Workers and leases"), ...parts);
   if (failure) return section(el("p", { class: "note bad" }, failure.message));
-  if (held.length === 0) return section(el("p", { class: "quiet" }, "No worker holds a lease now."));
-  const workers = new Set(held.map(({ owner }) => owner)).size;
+  const worker = ({ is_own: isOwn }, name) => [code(name), isOwn && el("small", null, "this worker")];
   return section(
-    el("p", { class: "quiet" }, `${workers === 1 ? "1 worker holds" : `${count(workers)} workers hold`} a lease: what it names only its holder does. Others wait to take over.`),
-    table({
+    workers.length === 0 && el("p", { class: "quiet" }, "No worker has registered within the last seconds: their definitions count no more."),
+    workers.length > 0 && table({
+      label: "Workers",
+      rows: workers,
+      id: ({ name }) => name,
+      columns: [
+        { head: "Worker", kind: "name", cell: (one) => worker(one, one.name) },
+        { head: "Datasets", kind: "number", cell: ({ datasets }) => count(datasets.length) },
+        { head: "Leases", kind: "number", cell: ({ name }) => count(held.filter(({ owner }) => owner === name).length) },
+        { head: "Registered for", kind: "number", cell: ({ registered_ms: registered }) => span(registered) },
+      ],
+    }),
+    el("p", { class: "quiet" }, held.length === 0 ? "No worker holds a lease now." : "What a lease names only its holder does. Others wait to take over."),
+    held.length > 0 && table({
       label: "Leases",
       rows: held,
       id: ({ name }) => name,
       columns: [
         { head: "Lease", kind: "name", cell: ({ name }) => name },
-        { head: "Worker", kind: "wide", cell: ({ owner, is_own: isOwn }) => [code(owner), isOwn && el("small", null, "this worker")] },
+        { head: "Worker", kind: "wide", cell: (one) => worker(one, one.owner) },
         { head: "Ends in, unless renewed", kind: "number", cell: ({ left_ms: left }) => span(left) },
       ],
     }));

@@ -185,7 +185,11 @@ async fn refused_rows_last_failures_leases_and_what_was_lost_are_told() {
         &format!("Boolean({})", cell("Tasks", Refresher::NAME, "Last failure")),
     )
     .await;
-    page.reads(&["Workers and leases", "1 worker holds", "this worker", "Epochs"]).await;
+    page.reads(&["Workers and leases", "Registered for", "What a lease names", "this worker", "Epochs"])
+        .await;
+    let held = shop.ask("/api/v1/leases").await;
+    let (own, others) = (&held["workers"][0], held["workers"].as_array().map_or(0, Vec::len));
+    assert!(own["is_own"] == true && own["datasets"][0].is_string() && others == 1, "{held}");
     pictures(&page, "machine").await;
 
     // What a slow page did not see: the stream says so.

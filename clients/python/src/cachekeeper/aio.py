@@ -32,12 +32,12 @@ from .base import (
     value_of,
 )
 from .client import unanswered
-from .connection import PAUSES, build, check_client, connections_of, explain, timeout_of, where_of
+from .connection import PAUSES, build, check_client, connections_of, explain, is_passing, timeout_of, where_of
 from .directory import Directory, directory_key
 from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
-from .replies import Replies
+from .replies import Place, Replies
 from .tokens import TOKEN_SQL, Token, token_of_row
 from .values import VALUE_BYTES_MAX
 from .writes import PAUSE_MAX as WRITE_PAUSE_MAX
@@ -46,7 +46,7 @@ from .writes import Command, Written, outcome
 T = TypeVar("T")
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks of a waiting write at whether the connection for replies was lost."""
+"""Seconds between two looks of a waiting write at where replies are waited for."""
 
 
 def connect(
@@ -211,7 +211,11 @@ class Cache(Base):
             added = await self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)), self._until())
             return added.decode() if isinstance(added, bytes) else str(added)
         message = message_of(checked)
-        return await self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+        heard = await self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+        if heard == 0 and await self._look(self._until()) is not None:
+            # On a server that is no master any more nobody listens.
+            heard = await self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+        return int(heard)
 
     async def write(
         self, dataset: str, params: Mapping[str, Any], *, id: Optional[str] = None, timeout: float = 10.0
@@ -227,31 +231,14 @@ class Cache(Base):
         command = Command.new(directory, dataset, params, id)
         if self._replies is None:
             self._replies = Replies(self._explain, self.client, directory.reply_prefix, self._timeout)
-        replies = self._replies
-        is_sent, failure, is_due, losses, pause = False, None, True, 0, PAUSES[0]
-        with replies.expect(command.id) as reply:
-            while time.monotonic() < deadline and not self._is_closed:
-                try:
-                    # What was sent may be lost with the server: it is sent again, under its id.
-                    if is_due or losses != replies.losses:
-                        losses, what, fields = replies.losses, "hand over a write", command.fields(replies.name)
-                        # Where not even this comes back, nothing was sent.
-                        await self._once(what, "writer", self.client.ping, self._until(deadline))
-                        is_sent = True
-                        add = partial(self.client.xadd, command.stream, fields)
-                        await self._once(what, "writer", add, self._until(deadline))
-                        is_due, pause = False, PAUSES[0]
-                except Unreachable as error:
-                    failure, is_due = error, True
-                    await asyncio.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-                    pause = min(2 * pause, WRITE_PAUSE_MAX)
-                    continue
-                await asyncio.wait({reply}, timeout=max(0.0, min(LOOK_EVERY, deadline - time.monotonic())))
-                if reply.done():
-                    return outcome(command.id, reply.result())
-        if not is_sent:
-            raise failure or Unreachable(f"failed to hand over a write within {timeout:g} s: nothing was sent")
-        raise WriteUnknown(unanswered(command.id, timeout, self._is_closed), command.id, failure)
+        hand_over = _HandOver(self, command, self._replies, deadline)
+        with self._replies.expect(command.id) as reply:
+            await hand_over.until(reply)
+            if reply.done():
+                return outcome(command.id, reply.result())
+        if not hand_over.is_sent:
+            raise hand_over.failure or Unreachable(f"failed to hand over a write within {timeout:g} s: nothing was sent")
+        raise WriteUnknown(unanswered(command.id, timeout, self._is_closed), command.id, hand_over.failure)
 
     async def directory(self, dataset: Optional[str] = None) -> Directory:
         """What the workers tell of this namespace, at most ten seconds old."""
@@ -285,7 +272,7 @@ class Cache(Base):
             return self._old_directory(dataset, error)
 
     async def _read(self, asked: list[Asked], token: Optional[Token], deadline: float, wait: float) -> list[Reading]:
-        pause, limit = PAUSE_MIN, read_limit(deadline, wait)
+        pause, limit, began = PAUSE_MIN, read_limit(deadline, wait), time.monotonic()
         while True:
             self._check_open()
             try:
@@ -299,8 +286,20 @@ class Cache(Base):
             except Unreachable:
                 if deadline <= time.monotonic():
                     raise
+            if self._is_look_due(began):
+                # A server that is no master any more becomes no fresher.
+                await self._look(self._until(limit))
             await asyncio.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(1.5 * pause, PAUSE_MAX)
+
+    async def _look(self, until: float) -> Any:
+        """The master that sentinels name; none: they do not answer, or there are none. Connections to another one that nobody uses
+        are closed by this."""
+        ask = getattr(self.client.connection_pool, "get_master_address", None)
+        try:
+            return None if ask is None else await within(ask(), until - time.monotonic())
+        except (RedisError, OSError, asyncio.TimeoutError):
+            return None
 
     async def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
         values: Sequence[Any] = await self.client.mget(keys)
@@ -332,6 +331,8 @@ class Cache(Base):
         try:
             return await within(ask(), until - time.monotonic())
         except (RedisError, OSError, asyncio.TimeoutError) as error:
+            if is_passing(error):
+                await self.client.connection_pool.disconnect(inuse_connections=False)
             raise explain(error, what, self._where, kind) if is_free else self._busy(what) from error
 
     def _explain(self, error: Exception) -> CachekeeperError:
@@ -343,6 +344,59 @@ class Cache(Base):
         if self._loop not in (None, loop):
             raise InvalidInput("this cache belongs to another event loop: make one for each")
         self._loop = loop
+
+
+class _HandOver:
+    """One write, which is sent again wherever what was sent may be lost."""
+
+    def __init__(self, cache: Cache, command: Command, replies: Replies, deadline: float) -> None:
+        self.is_sent = False
+        self.failure: Optional[Unreachable] = None
+        self._cache, self._command, self._replies, self._deadline = cache, command, replies, deadline
+        self._sent: Optional[Place] = None
+        self._where: Callable[[], Optional[Place]] = _nowhere
+
+    async def until(self, reply: "asyncio.Future[Any]") -> None:
+        """Sends until the reply comes, or the time is over."""
+        due, pause = time.monotonic(), PAUSES[0]
+        while (now := time.monotonic()) < self._deadline and not self._cache._is_closed and not reply.done():
+            is_lost = self._replies.is_lost(self._sent)
+            if is_lost and due <= now:
+                due, pause = now + pause, min(2 * pause, WRITE_PAUSE_MAX)
+                await self._send(reply)
+                continue
+            look = min(LOOK_EVERY, due - now) if is_lost else LOOK_EVERY
+            await asyncio.wait({reply}, timeout=max(0.0, min(look, self._deadline - now)))
+
+    async def _send(self, reply: "asyncio.Future[Any]") -> None:
+        call = self._cache._once("hand over a write", "writer", self._add, self._cache._until(self._deadline))
+        sending, self._sent, self._where = asyncio.ensure_future(call), None, _nowhere
+        try:
+            # A server that hangs is not waited for where replies are waited for elsewhere.
+            while not sending.done() and not reply.done():
+                await asyncio.wait({sending, reply}, timeout=LOOK_EVERY)
+                where = self._where()
+                if where is not None and self._replies.is_lost(where):
+                    break
+            self._sent = sending.result() if sending.done() else None
+        except Unreachable as error:
+            self.failure = error
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+
+    async def _add(self) -> Optional[Place]:
+        async with self._replies.sender() as (held, self._where):
+            # Where not even this comes back, nothing was sent.
+            await held.ping()
+            self.is_sent = True
+            await held.xadd(self._command.stream, self._command.fields(self._replies.name))
+            return self._where()
+
+
+def _nowhere() -> Optional[Place]:
+    return None
 
 
 async def within(call: Coroutine[Any, Any, T], seconds: float) -> T:

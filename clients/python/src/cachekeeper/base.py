@@ -10,7 +10,7 @@ from typing import Any, Optional, Union
 from .directory import Dataset, Directory, parse_directory, watermark_key
 from .errors import InvalidInput, InvalidKey, NotFresh, NotRegistered, UnknownDataset, Unreachable
 from .events import check_target
-from .reading import KEYS_MAX, Reading, judge, reading_of, why_not_fresh
+from .reading import KEYS_MAX, LOOK_AFTER, Reading, judge, reading_of, why_not_fresh
 from .template import is_text
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
@@ -51,6 +51,7 @@ class Base:
         self._connections = connections
         self._directory: Optional[Directory] = None
         self._directory_at = 0.0
+        self._look_at = 0.0
 
     def __repr__(self) -> str:
         closed = " (closed)" if self._is_closed else ""
@@ -60,6 +61,14 @@ class Base:
         """Until when a command may take, in a call with this deadline."""
         until = time.monotonic() + self._timeout
         return until if deadline is None else min(until, deadline)
+
+    def _is_look_due(self, since: float) -> bool:
+        """Whether a read that waits since then asks the sentinels where the master is: one of all, once a second."""
+        now = time.monotonic()
+        if now < since + LOOK_AFTER or now < self._look_at:
+            return False
+        self._look_at = now + LOOK_AFTER
+        return True
 
     def _busy(self, what: str) -> Unreachable:
         return Unreachable(

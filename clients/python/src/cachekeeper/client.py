@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Optional, TypeVar, Union
 from uuid import uuid4
 
 import redis
 import redis.asyncio as aio_redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -31,9 +33,9 @@ from .base import (
     token_of,
     value_of,
 )
-from .connection import PAUSES, build, check_client, connections_of, explain, is_elsewhere, limit, timeout_of, where_of
+from .connection import PAUSES, Watch, build, check_client, connections_of, explain, is_elsewhere, is_passing, limit, timeout_of, where_of
 from .directory import Directory, directory_key
-from .errors import InvalidInput, Unreachable, WriteUnknown
+from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
 from .tokens import Token
@@ -154,7 +156,11 @@ class Cache(Base):
             added = self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)), self._until())
             return added.decode() if isinstance(added, bytes) else str(added)
         message = message_of(checked)
-        return int(self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until()))
+        heard = self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+        if heard == 0 and self._look(self._until()) is not None:
+            # On a server that is no master any more nobody listens.
+            heard = self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+        return int(heard)
 
     def write(
         self, dataset: str, params: Mapping[str, Any], *, id: Optional[str] = None, timeout: float = 10.0
@@ -168,7 +174,8 @@ class Cache(Base):
         directory = self._told(dataset, deadline)
         command = Command.new(directory, dataset, params, id)
         list_name = f"{directory.reply_prefix}{uuid4()}"
-        is_sent, failure, pause, held = False, None, PAUSES[0], None
+        is_sent, failure, pause, watch = False, None, PAUSES[0], partial(self._has_moved, deadline)
+        held: Optional[_Held] = None
         try:
             while time.monotonic() < deadline and not self._is_closed:
                 try:
@@ -176,26 +183,30 @@ class Cache(Base):
                         # It is handed over and waited for on one connection: where that is lost, what was sent may be lost with
                         # the server, and it is sent again, under its id.
                         what, until = "hand over a write", self._until(deadline)
-                        held = self._ask(what, "writer", self.client.client, until)
+                        held = self._ask(what, "writer", lambda: _Held(self.client), until)
                         # Where not even this comes back, nothing was sent.
-                        self._ask(what, "writer", held.ping, until)
+                        self._ask(what, "writer", held.client.ping, until, watch)
                         is_sent, fields = True, command.fields(list_name)
-                        self._ask(what, "writer", partial(held.xadd, command.stream, fields), self._until(deadline))
+                        add = partial(held.client.xadd, command.stream, fields)
+                        self._ask(what, "writer", add, self._until(deadline), watch)
                         pause = PAUSES[0]
-                    answer = self._wait(held, list_name, deadline)
+                    answer = self._wait(held.client, list_name, deadline)
                 except Unreachable as error:
-                    failure, held = error, _released(held)
+                    _lost(held)
+                    failure, held = error, None
                     time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
                     pause = min(2 * pause, WRITE_PAUSE_MAX)
                     continue
-                if answer is None and self._has_moved(held, deadline):
-                    held = _released(held)
+                if answer is None and watch(held.client.connection):
+                    _lost(held)
+                    held = None
                 elif answer is not None:
                     reply = read_reply(answer[1])
                     if reply.get("id") == command.id:
                         return outcome(command.id, reply)
         finally:
-            _released(held)
+            if held is not None:
+                held.release()
         if not is_sent:
             raise failure or Unreachable(f"failed to hand over a write within {timeout:g} s: nothing was sent")
         raise WriteUnknown(unanswered(command.id, timeout, self._is_closed), command.id, failure)
@@ -230,7 +241,7 @@ class Cache(Base):
             return self._old_directory(dataset, error)
 
     def _read(self, asked: list[Asked], token: Optional[Token], deadline: float, wait: float) -> list[Reading]:
-        pause, limit = PAUSE_MIN, read_limit(deadline, wait)
+        pause, limit, began = PAUSE_MIN, read_limit(deadline, wait), time.monotonic()
         while True:
             self._check_open()
             try:
@@ -244,17 +255,24 @@ class Cache(Base):
             except Unreachable:
                 if deadline <= time.monotonic():
                     raise
+            if self._is_look_due(began):
+                # A server that is no master any more becomes no fresher.
+                self._look(self._until(limit))
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(1.5 * pause, PAUSE_MAX)
 
-    def _has_moved(self, held: Any, deadline: float) -> bool:
+    def _has_moved(self, deadline: float, connection: Any) -> bool:
+        address = self._look(self._until(deadline))
+        return address is not None and is_elsewhere(connection, address)
+
+    def _look(self, until: float) -> Any:
+        """The master that sentinels name; none: they do not answer, or there are none. Connections to another one that nobody uses
+        are closed by this."""
         ask = getattr(self.client.connection_pool, "get_master_address", None)
-        if ask is None:
-            return False
         try:
-            return is_elsewhere(held, self._ask("ask the sentinels", "writer", ask, self._until(deadline)))
-        except Unreachable:
-            return False
+            return None if ask is None else self._ask("ask the sentinels", "reader", ask, until)
+        except CachekeeperError:
+            return None
 
     def _wait(self, held: Any, list_name: str, deadline: float) -> Any:
         left = max(0.0, deadline - time.monotonic())
@@ -263,7 +281,8 @@ class Cache(Base):
             # A client that was given has a limit of its own for each command.
             block = min(block, held.connection.socket_timeout / 2)
         patience = min(block + max(BLOCK_SLACK, self._timeout), left + SLACK)
-        return self._ask("wait for a reply", "writer", lambda: held.blpop([list_name], block), time.monotonic() + patience)
+        until, watch = time.monotonic() + patience, partial(self._has_moved, deadline)
+        return self._ask("wait for a reply", "writer", lambda: held.blpop([list_name], block), until, watch)
 
     def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
         values: Sequence[Any] = self.client.mget(keys)
@@ -288,12 +307,17 @@ class Cache(Base):
             raise self._busy(what)
         try:
             return self._ask(what, kind, command, until)
+        except Unreachable as error:
+            if error.__cause__ is not None and is_passing(error.__cause__):
+                with suppress(TypeError):
+                    self.client.connection_pool.disconnect(inuse_connections=False)
+            raise
         finally:
             self._slots.release()
 
-    def _ask(self, what: str, kind: str, command: Callable[[], T], until: float) -> T:
+    def _ask(self, what: str, kind: str, command: Callable[[], T], until: float, watch: Optional[Watch] = None) -> T:
         try:
-            with limit(until):
+            with limit(until, watch):
                 return command()
         except (RedisError, OSError) as error:
             raise explain(error, what, self._where, kind) from error
@@ -305,8 +329,22 @@ def unanswered(id: str, timeout: float, is_closed: bool) -> str:
     return f"no reply to the write {id} {until}: it may have been carried out. Say it again with the same id"
 
 
-def _released(held: Any) -> Any:
-    """Gives the connection of a write back; there is none then."""
+class _Held:
+    """The connection of a write, as a client. It is not made anew by itself, as a client that was given would do: its loss shows."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client.client()
+        self._own = self.client.connection.retry
+        self.client.connection.retry = Retry(NoBackoff(), 0)
+
+    def release(self) -> None:
+        """Gives the connection back."""
+        self.client.connection.retry = self._own
+        self.client.close()
+
+
+def _lost(held: Optional[_Held]) -> None:
+    """A connection that may lead to no master is made anew by whoever has it next."""
     if held is not None:
-        held.close()
-    return None
+        held.client.connection.disconnect()
+        held.release()

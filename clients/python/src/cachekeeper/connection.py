@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -24,11 +24,16 @@ CONNECTIONS = 50
 
 SECONDS_MAX = 86_400.0
 """What `timeout` may be."""
+LATE = 1.25
+"""Seconds without an answer after which a server may be no master any more: longer than Redis is asked to wait for a reply."""
 SENTINEL_PATIENCE = 0.5
 """Seconds for a sentinel at most: one that hangs is passed over, and asked last from then on."""
 
-# Replies of a server that is about to be, or to find, a master: another attempt may succeed.
+# Replies of a server that is about to be, or to find, a master: another attempt may succeed. Redis-py takes the word out of some.
 _PASSING = ("LOADING", "MASTERDOWN", "READONLY", "UNBLOCKED", "TRYAGAIN", "CLUSTERDOWN")
+_PASSING_ERRORS = (
+    redis_errors.ReadOnlyError, redis_errors.MasterDownError, redis_errors.TryAgainError, redis_errors.ClusterDownError
+)
 
 
 @dataclass(frozen=True)
@@ -69,21 +74,26 @@ def parse_sentinels(url: str) -> Optional[Sentinels]:
     return Sentinels(nodes, unquote(service), settings)
 
 
+Watch = Callable[[Any], bool]
+"""Whether this connection leads to a server that is given up."""
+
+
 class _Limit(threading.local):
     until: Optional[float] = None
+    watch: Optional[Watch] = None
 
 
 _LIMIT = _Limit()
 
 
 @contextmanager
-def limit(until: float) -> Iterator[None]:
-    """Until when this thread may wait for a server in what follows."""
-    before, _LIMIT.until = _LIMIT.until, until
+def limit(until: float, watch: Optional[Watch] = None) -> Iterator[None]:
+    """Until when this thread may wait for a server in what follows, and what is asked where an answer is late."""
+    before, _LIMIT.until, _LIMIT.watch = (_LIMIT.until, _LIMIT.watch), until, watch
     try:
         yield
     finally:
-        _LIMIT.until = before
+        _LIMIT.until, _LIMIT.watch = before
 
 
 def limited(kind: Any, is_sentinel: bool = False) -> Any:
@@ -105,12 +115,20 @@ def limited(kind: Any, is_sentinel: bool = False) -> Any:
             sock = self._sock
             if _LIMIT.until is None or sock is None:
                 return super().read_response(*args, **options)
+            if _LIMIT.watch is not None:
+                self._watch(_LIMIT.until, _LIMIT.watch)
             sock.settimeout(self._left(self.socket_timeout if is_sentinel else None))
             try:
                 return super().read_response(*args, **options)
             finally:
                 with suppress(OSError):
                     sock.settimeout(self.socket_timeout)
+
+        def _watch(self, until: float, watch: Watch) -> None:
+            while 0 < (left := until - time.monotonic()) and not self.can_read(min(LATE, left)):
+                if watch(self):
+                    self.disconnect()
+                    raise redis_errors.ConnectionError("the sentinels name another master now")
 
         def _left(self, own: Optional[float]) -> Optional[float]:
             if _LIMIT.until is None:
@@ -210,10 +228,14 @@ def connections_of(client: Any, given: Any) -> int:
     return given
 
 
-def is_elsewhere(held: Any, address: Any) -> bool:
+def is_elsewhere(connection: Any, address: Any) -> bool:
     """Whether this connection leads to a master that is none any more: for seconds it may not know that itself."""
-    connection = held.connection
     return connection is not None and (connection.host, int(connection.port)) != (address[0], int(address[1]))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether this is a reply of a server that is no master now: its connections are to be made anew."""
+    return isinstance(error, _PASSING_ERRORS) or str(error).startswith(_PASSING)
 
 
 def where_of(client: Any) -> str:
@@ -250,6 +272,6 @@ def explain(error: Exception, what: str, where: str, kind: str) -> CachekeeperEr
         return PermissionDenied(
             f"failed to {what}: this user of {where} lacks a right ({text}); see `cachekeeper acl --for {kind}`"
         )
-    if isinstance(error, (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, TimeoutError)) or text.startswith(_PASSING):
+    if isinstance(error, (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, TimeoutError)) or is_passing(error):
         return Unreachable(f"failed to {what}: {where} cannot be reached: {text or type(error).__name__}")
     return RedisRefused(f"failed to {what}: {where} answered: {text}")

@@ -21,6 +21,8 @@ KEYS_MAX = 1_000
 """Keys of one round trip."""
 PAUSE_MIN, PAUSE_MAX = 0.002, 0.1
 """Seconds between two looks at the watermark."""
+LOOK_AFTER = 1.0
+"""Seconds after which reads that wait ask the sentinels where the master is, and between two times."""
 
 
 @dataclass(frozen=True)

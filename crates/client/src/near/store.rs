@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::sync::watch;
@@ -139,24 +140,32 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
         }
     }
 
-    /// Begins a read of Redis, to be called before the command is sent. Another one that is under way is waited for first; then
-    /// the store may have the value. None: nothing can be kept, because it is not heard of changes.
-    pub async fn begin(self: &Arc<Self>, key: &str) -> Option<NearTicket<T>> {
+    /// Begins a read of these keys in Redis, to be called before the command is sent. Others of them that are under way are waited for
+    /// first; then the store may have their values. None: nothing can be kept, because it is not heard of changes.
+    pub async fn begin(self: &Arc<Self>, keys: &[&str]) -> Option<NearTicket<T>> {
         self.hub.proof()?;
-        let under_way = self.lock().get(key).map(|reading| reading.ended.clone());
-        if let Some(mut ended) = under_way {
+        let under_way: Vec<_> = {
+            let reading = self.lock();
+            keys.iter().filter_map(|key| reading.get(*key)).map(|reading| reading.ended.clone()).collect()
+        };
+        if !under_way.is_empty() {
             // An error is what it waits for: the read has ended. Whoever reads may not be polled, so it is not waited for long.
-            drop(tokio::time::timeout(WAIT_FOR_OTHERS, ended.changed()).await);
+            let ended = join_all(under_way.into_iter().map(async |mut ended| drop(ended.changed().await)));
+            drop(tokio::time::timeout(WAIT_FOR_OTHERS, ended).await);
         }
-        let key: Arc<str> = key.into();
+        let keys: Vec<Arc<str>> = keys.iter().map(|key| Arc::from(*key)).collect();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (ends, ended) = watch::channel(());
         // The generation first: a mark of a later one does no harm, since what is read under another generation is not kept.
         let generation = self.hub.proof()?.generation;
         let mark = self.hub.mark()?;
-        self.lock().insert(Arc::clone(&key), Reading { number, ended });
+        let mut reading = self.lock();
+        for key in &keys {
+            reading.insert(Arc::clone(key), Reading { number, ended: ended.clone() });
+        }
+        drop(reading);
         let began = Instant::now();
-        Some(NearTicket { store: Arc::clone(self), key, number, generation, mark, began, _ends: ends })
+        Some(NearTicket { store: Arc::clone(self), keys, number, generation, mark, began, _ends: ends })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Reading>> {
@@ -184,11 +193,11 @@ impl<T: Clone + Send + Sync + 'static> NearValues for NearStore<T> {
     }
 }
 
-/// A read that is under way. Dropped, it has ended.
+/// A read of some keys that is under way. Dropped, it has ended.
 #[derive(Debug)]
 pub(in super::super) struct NearTicket<T: Clone + Send + Sync + 'static> {
     store: Arc<NearStore<T>>,
-    key: Arc<str>,
+    keys: Vec<Arc<str>>,
     number: u64,
     generation: u64,
     /// Of the server where it has to be read.
@@ -199,9 +208,9 @@ pub(in super::super) struct NearTicket<T: Clone + Send + Sync + 'static> {
 }
 
 impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
-    /// Keeps what was read, unless a change was heard of since the read began. `left_ms` is its remaining lifetime as Redis
-    /// told it; -1: it does not end by itself.
-    pub fn keep(&self, value: Option<T>, bytes: usize, left_ms: i64) {
+    /// Keeps what was read of the key at this position, unless a change was heard of since the read began. `left_ms` is its remaining
+    /// lifetime as Redis told it; -1: it does not end by itself.
+    pub fn keep(&self, at: usize, value: Option<T>, bytes: usize, left_ms: i64) {
         // One that has ended since it was read has no lifetime: it is missing.
         let left = match left_ms {
             ..-1 => return,
@@ -209,7 +218,7 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
             left => Some(Duration::from_millis(left.unsigned_abs())),
         };
         let ends = left.and_then(|left| self.began.checked_add(left));
-        self.put(|generation| Held {
+        self.put(at, |generation| Held {
             value,
             is_missing: false,
             generation,
@@ -220,8 +229,8 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
     }
 
     /// Keeps that there is no such key.
-    pub fn keep_missing(&self) {
-        self.put(|generation| Held {
+    pub fn keep_missing(&self, at: usize) {
+        self.put(at, |generation| Held {
             value: None,
             is_missing: true,
             generation,
@@ -231,14 +240,15 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
         });
     }
 
-    fn put(&self, held: impl FnOnce(u64) -> Held<T>) {
+    fn put(&self, at: usize, held: impl FnOnce(u64) -> Held<T>) {
+        let Some(key) = self.keys.get(at) else { return };
         let generation = self.generation;
         let reading = self.store.lock();
-        let is_unchanged = reading.get(&self.key).is_some_and(|reading| reading.number == self.number);
+        let is_unchanged = reading.get(key).is_some_and(|reading| reading.number == self.number);
         // Under the lock, so that whoever hears of a change finds it.
         let is_of_now = self.store.hub.proof().is_some_and(|proof| proof.generation == generation);
         if is_unchanged && is_of_now {
-            self.store.values.insert(Arc::clone(&self.key), Arc::new(held(generation)));
+            self.store.values.insert(Arc::clone(key), Arc::new(held(generation)));
         }
         drop(reading);
     }
@@ -247,8 +257,10 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
 impl<T: Clone + Send + Sync + 'static> Drop for NearTicket<T> {
     fn drop(&mut self) {
         let mut reading = self.store.lock();
-        if reading.get(&self.key).is_some_and(|reading| reading.number == self.number) {
-            reading.remove(&self.key);
+        for key in &self.keys {
+            if reading.get(key).is_some_and(|reading| reading.number == self.number) {
+                reading.remove(key);
+            }
         }
     }
 }
@@ -275,7 +287,7 @@ mod tests {
     async fn it_holds_no_more_bytes_than_it_may() {
         let (_hub, store) = store(100_000);
         for number in 0..10_000 {
-            store.begin(&format!("n:{number}")).await.unwrap().keep(Some(number), 100, -1);
+            store.begin(&[&format!("n:{number}")]).await.unwrap().keep(0, Some(number), 100, -1);
         }
         let (entries, bytes) = store.size();
         assert!(100 < entries && bytes <= 100_000, "{entries} entries of {bytes} bytes");
@@ -284,14 +296,14 @@ mod tests {
     #[tokio::test]
     async fn what_changed_while_it_was_read_is_not_kept() {
         let (hub, store) = store(100_000);
-        let ticket = store.begin("n:1").await.unwrap();
+        let ticket = store.begin(&["n:1"]).await.unwrap();
         hub.remove(&["n:1"]);
-        ticket.keep(Some(1), 1, -1);
+        ticket.keep(0, Some(1), 1, -1);
         assert_eq!(value(&store, "n:1"), None);
         // The next read is kept, also where the one before ends after it has begun.
-        let next = store.begin("n:1").await.unwrap();
+        let next = store.begin(&["n:1"]).await.unwrap();
         drop(ticket);
-        next.keep(Some(2), 1, -1);
+        next.keep(0, Some(2), 1, -1);
         assert_eq!(value(&store, "n:1"), Some(2));
         hub.remove(&["n:1"]);
         assert_eq!(value(&store, "n:1"), None);
@@ -300,8 +312,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_serves_what_is_proved_and_lives() {
         let (hub, store) = store(100_000);
-        store.begin("n:1").await.unwrap().keep(Some(1), 1, 10_000);
-        store.begin("n:2").await.unwrap().keep(Some(2), 1, -2);
+        store.begin(&["n:1"]).await.unwrap().keep(0, Some(1), 1, 10_000);
+        store.begin(&["n:2"]).await.unwrap().keep(0, Some(2), 1, -2);
         assert_eq!((value(&store, "n:1"), value(&store, "n:2")), (Some(1), None));
         tokio::time::advance(Duration::from_millis(1_001)).await;
         assert_eq!(value(&store, "n:1"), None, "nothing is proved of the last second");

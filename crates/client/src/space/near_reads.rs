@@ -1,17 +1,21 @@
 //! Reads by way of the near cache.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde::de::DeserializeOwned;
 
 use super::keys::render;
 use super::short_text::ShortText;
 use super::{Space, SpaceKey};
 use crate::error::ClientError;
-use crate::key_class::ReadOutcome;
-use crate::near::{NearHit, NearStore};
+use crate::key_class::{KeyClass, ReadOutcome};
+use crate::near::{NearHit, NearStore, NearTicket};
+use cachekeeper_engine::stores::redis::ValueAndLife;
+use cachekeeper_protocol::entry::Shape;
 
 /// What a read found, near or in Redis.
 #[derive(Debug, Clone)]
@@ -42,6 +46,17 @@ pub(super) struct NearRead<V> {
     /// Milliseconds, -1: without end; of a missing one, nothing.
     pub left_ms: i64,
 }
+
+impl<V> NearRead<V> {
+    fn missing(left_ms: i64) -> Self {
+        Self { found: Found::Missing, stale_at_most: None, left_ms }
+    }
+}
+
+/// Keys of one command, and how many commands are under way: what was read waits in memory for who asked, and Redis serves nobody else
+/// while it runs one.
+const PAGE: usize = 256;
+const PAGES_AT_ONCE: usize = 4;
 
 impl<K, V> Space<K, V>
 where
@@ -84,55 +99,101 @@ where
         near: &Arc<NearStore<V>>,
         key: &str,
     ) -> Result<NearRead<V>, ClientError> {
+        Ok(self.read_page_near(near, &[key]).await?.pop().unwrap_or_else(|| NearRead::missing(-1)))
+    }
+
+    /// The same of many, in their order: what is not near is read page by page.
+    pub(super) async fn read_all_near(
+        &self,
+        near: &Arc<NearStore<V>>,
+        keys: &[&str],
+    ) -> Result<Vec<NearRead<V>>, ClientError> {
+        let mut reads = Vec::with_capacity(keys.len());
+        for together in keys.chunks(PAGE * PAGES_AT_ONCE) {
+            let pages = together.chunks(PAGE).map(|page| self.read_page_near(near, page));
+            reads.extend(try_join_all(pages).await?.into_iter().flatten());
+        }
+        Ok(reads)
+    }
+
+    async fn read_page_near(
+        &self,
+        near: &Arc<NearStore<V>>,
+        keys: &[&str],
+    ) -> Result<Vec<NearRead<V>>, ClientError> {
         let core = &self.cache.core;
         core.near.follow();
-        if let Some(hit) = self.near_hit(near, key) {
-            return Ok(hit);
-        }
-        // Of the key: a space within this one may have another format.
-        let class = core.class_of(key);
-        let ticket = near.begin(key).await;
-        // After the ticket: what is noted later takes it away, and then nothing is kept.
-        if !core.breaker.hidden(&[key]).is_empty() {
-            self.class.count(ReadOutcome::Miss);
-            return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms: -1 });
-        }
-        if let Some(hit) = self.near_hit(near, key) {
-            return Ok(hit);
-        }
-        let marked = match &ticket {
-            Some(ticket) => {
-                let look = core.backend.look_marked(key, &ticket.mark, class.shape);
-                let read = core.ask("read an entry", look).await?;
-                if read.is_none() {
-                    core.near.lose_mark(&ticket.mark);
+        let mut reads: Vec<_> = keys.iter().map(|key| self.near_hit(near, key)).collect();
+        let far = keys.iter().zip(&mut reads).filter(|(_, read)| read.is_none());
+        let (far, places): (Vec<&str>, Vec<_>) = far.map(|(key, read)| (*key, read)).unzip();
+        if !far.is_empty() {
+            let ticket = near.begin(&far).await;
+            // After the ticket: what is noted later takes it away, and then nothing is kept.
+            let hidden = core.breaker.hidden(&far);
+            let mut of_shapes: BTreeMap<Shape, Vec<_>> = BTreeMap::new();
+            for ((at, key), place) in far.iter().enumerate().zip(places) {
+                if hidden.binary_search(&at).is_ok() {
+                    self.class.count(ReadOutcome::Miss);
+                    *place = Some(NearRead::missing(-1));
+                } else if let Some(hit) = self.near_hit(near, key) {
+                    *place = Some(hit);
+                } else {
+                    // Of the key: a space within this one may have another format.
+                    let class = core.class_of(key);
+                    of_shapes.entry(class.shape).or_default().push((at, class, place));
                 }
-                read
             }
-            None => None,
-        };
-        let ticket = ticket.as_ref().filter(|_| marked.is_some());
-        let (bytes, left_ms) = match marked {
-            Some(read) => read,
-            None => {
-                let mut looked = core.ask("read an entry", core.backend.look(&[key], class.shape)).await?;
-                looked.pop().unwrap_or((None, -1))
+            for (shape, wanted) in of_shapes {
+                let keys: Vec<&str> = wanted.iter().filter_map(|(at, ..)| far.get(*at)).copied().collect();
+                let (looked, ticket) = self.look_near(ticket.as_ref(), &keys, shape).await?;
+                for ((at, class, place), (bytes, left_ms)) in wanted.into_iter().zip(looked) {
+                    *place = Some(self.taken(&class, bytes, left_ms, ticket.map(|ticket| (ticket, at))));
+                }
             }
-        };
+        }
+        Ok(reads.into_iter().map(|read| read.unwrap_or_else(|| NearRead::missing(-1))).collect())
+    }
+
+    /// Values as Redis has them; with the ticket where it was the server that tells of changes.
+    async fn look_near<'a>(
+        &self,
+        ticket: Option<&'a NearTicket<V>>,
+        keys: &[&str],
+        shape: Shape,
+    ) -> Result<(Vec<ValueAndLife>, Option<&'a NearTicket<V>>), ClientError> {
+        let core = &self.cache.core;
+        if let Some(ticket) = ticket {
+            let look = core.backend.look_marked(keys, &ticket.mark, shape);
+            if let Some(looked) = core.ask("read entries", look).await? {
+                return Ok((looked, Some(ticket)));
+            }
+            core.near.lose_mark(&ticket.mark);
+        }
+        Ok((core.ask("read entries", core.backend.look(keys, shape)).await?, None))
+    }
+
+    /// What was read, decoded; kept near under the ticket, if there is one.
+    fn taken(
+        &self,
+        class: &KeyClass,
+        bytes: Option<Vec<u8>>,
+        left_ms: i64,
+        ticket: Option<(&NearTicket<V>, usize)>,
+    ) -> NearRead<V> {
         let Some(bytes) = bytes else {
             self.class.count(ReadOutcome::Miss);
-            ticket.inspect(|ticket| ticket.keep_missing());
-            return Ok(NearRead { found: Found::Missing, stale_at_most: None, left_ms });
+            ticket.inspect(|(ticket, at)| ticket.keep_missing(*at));
+            return NearRead::missing(left_ms);
         };
         let found = match class.decode::<V>(&bytes) {
             Ok(value) => {
                 self.class.count(ReadOutcome::Hit);
-                ticket.inspect(|ticket| ticket.keep(Some(value.clone()), bytes.len(), left_ms));
+                ticket.inspect(|(ticket, at)| ticket.keep(*at, Some(value.clone()), bytes.len(), left_ms));
                 Found::Value(value)
             }
             Err(_) if bytes == class.codec.null() => {
                 self.class.count(ReadOutcome::Negative);
-                ticket.inspect(|ticket| ticket.keep(None, bytes.len(), left_ms));
+                ticket.inspect(|(ticket, at)| ticket.keep(*at, None, bytes.len(), left_ms));
                 Found::Null
             }
             Err(reason) => {
@@ -141,6 +202,6 @@ where
                 Found::Missing
             }
         };
-        Ok(NearRead { found, stale_at_most: None, left_ms })
+        NearRead { found, stale_at_most: None, left_ms }
     }
 }

@@ -5,7 +5,6 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,6 +16,7 @@ use crate::error::ClientError;
 use crate::get_or_load::{Loaded, ManyLoaded, Partial};
 use crate::near::NearStore;
 use crate::policy::{Age, Sliding};
+use crate::read::Read;
 
 /// A value with how old it may be.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,7 +69,16 @@ where
         if !self.is_loaded_from_elsewhere() {
             return true;
         }
-        !matches!(read.found, Found::Missing) && self.policy.judge(key, read.left_ms) == Age::Fresh
+        !matches!(read.found, Found::Missing) && self.is_fresh(key, read.left_ms)
+    }
+
+    /// Whether a value needs no load by the policy. One that lives shorter than the policy says, as its loader wanted, is not due early.
+    fn is_fresh(&self, key: &str, left_ms: i64) -> bool {
+        match self.policy.judge(key, left_ms) {
+            Age::Fresh => true,
+            Age::Due => self.cache.core.flights.not_due.holds(key),
+            Age::Stale => false,
+        }
     }
 
     /// The values of keys, in their order; none for each that is missing. What is not near is asked for at once.
@@ -78,44 +87,31 @@ where
     /// As [`Self::get`].
     pub async fn get_many(&self, keys: &[&K]) -> Result<Vec<Option<V>>, ClientError> {
         let keys: Vec<String> = keys.iter().map(|key| self.key(key)).collect::<Result<_, _>>()?;
-        let mut values = vec![None; keys.len()];
-        let mut far: Vec<(usize, &String)> = Vec::new();
-        for (at, key) in keys.iter().enumerate() {
-            let hit = self.near.as_ref().and_then(|near| self.near_hit(near, key));
-            match (hit.filter(|hit| self.is_served(key, hit)), values.get_mut(at)) {
-                (Some(hit), Some(place)) => *place = hit.found.value(),
-                _ => far.push((at, key)),
-            }
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        match &self.near {
+            Some(near) => self.read_many_near(near, &keys).await,
+            None => self.get_many_far(&keys).await,
         }
-        if far.is_empty() {
-            return Ok(values);
-        }
-        let wanted: Vec<&str> = far.iter().map(|(_, key)| key.as_str()).collect();
-        let read = match &self.near {
-            Some(near) => self.read_many_near(near, &wanted).await?,
-            None => self.get_many_far(&wanted).await?,
-        };
-        for ((at, _), value) in far.into_iter().zip(read) {
-            if let Some(place) = values.get_mut(at) {
-                *place = value;
-            }
-        }
-        Ok(values)
     }
 
-    /// Reads each key, all at the same time, and then near; what is missing is loaded at once where the space has a loader.
+    /// Reads what is near, the rest from Redis, and then near; what is missing is loaded at once where the space has a loader.
     async fn read_many_near(
         &self,
         near: &Arc<NearStore<V>>,
         keys: &[&str],
     ) -> Result<Vec<Option<V>>, ClientError> {
+        let reads = match self.read_all_near(near, keys).await {
+            Ok(reads) => reads,
+            Err(error) if self.has_waited_in_vain(&error) => return Err(error),
+            Err(_) => return self.get_many_far(keys).await,
+        };
         let mut values = vec![None; keys.len()];
         let mut far = Vec::new();
-        let reads = join_all(keys.iter().map(|key| self.read_near(near, key))).await;
         for (((at, key), read), place) in keys.iter().enumerate().zip(reads).zip(&mut values) {
-            match read {
-                Ok(read) if self.is_served(key, &read) => *place = read.found.value(),
-                Ok(_) | Err(_) => far.push(at),
+            if self.is_served(key, &read) {
+                *place = read.found.value();
+            } else {
+                far.push(at);
             }
         }
         if !far.is_empty() {
@@ -185,10 +181,18 @@ where
 
     /// A value or an explicit null that is fresh by the policy. Where Redis cannot be asked in time there is none: the loader is asked.
     async fn fresh_near(&self, near: &Arc<NearStore<V>>, key: &str) -> Option<Option<V>> {
-        let asked = timeout(self.policy.time_for_a_look(), self.read_near(near, key)).await;
-        let read = asked.ok()?.ok()?;
-        let is_fresh = self.policy.judge(key, read.left_ms) == Age::Fresh;
-        (is_fresh && !matches!(read.found, Found::Missing)).then(|| read.found.value())
+        self.all_fresh_near(near, &[key]).await.pop().flatten()
+    }
+
+    /// The same of many, in their order.
+    async fn all_fresh_near(&self, near: &Arc<NearStore<V>>, keys: &[&str]) -> Vec<Option<Option<V>>> {
+        let asked = timeout(self.policy.time_for_a_look(), self.read_all_near(near, keys)).await;
+        let Ok(Ok(reads)) = asked else { return keys.iter().map(|_| None).collect() };
+        let judged = keys.iter().zip(reads).map(|(key, read)| {
+            let is_fresh = !matches!(read.found, Found::Missing) && self.is_fresh(key, read.left_ms);
+            is_fresh.then(|| read.found.value())
+        });
+        judged.collect()
     }
 
     /// The values of keys: each as [`Self::get_or_load`] has it, but what is missing is loaded by one call of `loader`, with the keys that
@@ -215,7 +219,8 @@ where
             return self.cache.get_or_load_many(keys, key_of, &self.policy, loader).await;
         };
         let began = Instant::now();
-        let fresh = join_all(names.iter().map(|name| self.fresh_near(near, name))).await;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let fresh = self.all_fresh_near(near, &names).await;
         let (mut found, mut far) = (HashMap::new(), Vec::new());
         for (key, fresh) in keys.iter().zip(fresh) {
             match fresh {
@@ -238,6 +243,23 @@ where
     /// As [`crate::Cache::get_sliding`].
     pub async fn get_sliding(&self, key: &K, sliding: Sliding) -> Result<Option<V>, ClientError> {
         self.cache.get_sliding(&self.key(key)?, sliding).await
+    }
+
+    /// As [`crate::Cache::read`]: what Redis has under a key, and tells a miss from a known absence. Nothing is loaded, and it goes past
+    /// the near cache.
+    ///
+    /// # Errors
+    /// [`ClientError::Key`] where the key cannot be rendered.
+    pub async fn read(&self, key: &K) -> Result<Read<V>, ClientError> {
+        Ok(self.cache.read(&self.key(key)?).await)
+    }
+
+    /// The value's bytes as they stand in Redis.
+    ///
+    /// # Errors
+    /// As [`crate::Cache::get_bytes`].
+    pub async fn get_bytes(&self, key: &K) -> Result<Option<Vec<u8>>, ClientError> {
+        self.cache.get_bytes(&self.key(key)?).await
     }
 
     /// Whether a key exists in Redis.

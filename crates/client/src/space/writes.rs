@@ -41,6 +41,14 @@ where
         Ok(self.cache.core.set_items(&keyed, options, &life_of, &self.policy.tags).await)
     }
 
+    /// Gives a value another lifetime, and leaves it as it is; answers whether it was there.
+    ///
+    /// # Errors
+    /// As [`crate::Cache::expire`].
+    pub async fn expire(&self, key: &K, life: impl Into<Lifetime>) -> Result<bool, ClientError> {
+        self.cache.expire(&self.key(key)?, life).await
+    }
+
     /// Deletes a value; answers whether it was there.
     ///
     /// # Errors

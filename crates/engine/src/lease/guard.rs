@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::goes_on::GoesOn;
 use super::held::HeldLock;
 use super::table::Shared;
 use crate::stores::chain;
@@ -64,24 +64,28 @@ impl Lease {
     /// # Errors
     /// [`CacheError`]: it ends by its lifetime.
     pub async fn release(mut self) -> Result<bool, CacheError> {
-        let released = match self.begin_release() {
-            Some(task) => task.await.ok(),
-            None => None,
-        };
-        // Without a runtime, or with one that ends, nothing was sent.
-        released.unwrap_or_else(|| Err(CacheError::timed_out("release a lock")))
+        let unsent = || Err(CacheError::timed_out("release a lock"));
+        let Some(releasing) = self.begin_release() else { return unsent() };
+        if Handle::try_current().is_ok() {
+            return GoesOn::new(releasing).await;
+        }
+        // Outside of a runtime, or where the one of then has ended, nothing can be sent from here.
+        match self.runtime.take() {
+            Some(runtime) => runtime.spawn(releasing).await.unwrap_or_else(|_ended| unsent()),
+            None => unsent(),
+        }
     }
 
-    fn begin_release(&mut self) -> Option<JoinHandle<Result<bool, CacheError>>> {
+    /// None: it was begun before.
+    fn begin_release(&mut self) -> Option<impl Future<Output = Result<bool, CacheError>> + Send + use<>> {
         // From here on it is not renewed: a renewal that is under way finds nothing, and nothing is wrong.
         let held = self.shared.table().held.remove(&self.number);
         let grants = std::mem::take(&mut self.grants);
         if grants.is_empty() {
             return None;
         }
-        let runtime = Handle::try_current().ok().or_else(|| self.runtime.take())?;
         let (shared, under_way) = (Arc::clone(&self.shared), self.shared.begin_release());
-        Some(runtime.spawn(async move {
+        Some(async move {
             let released = shared.release(&grants).await;
             if let Err(error) = &released {
                 debug!(error = %chain(error), "a lock was not released, it ends by itself");
@@ -89,12 +93,16 @@ impl Lease {
             // Only now may others of this process try.
             drop((held, under_way));
             Ok(released? == grants.len() as u64)
-        }))
+        })
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        drop(self.begin_release());
+        if let Some(releasing) = self.begin_release()
+            && let Some(runtime) = Handle::try_current().ok().or_else(|| self.runtime.take())
+        {
+            drop(runtime.spawn(releasing));
+        }
     }
 }

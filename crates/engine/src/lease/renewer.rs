@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_util::stream::StreamExt;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::goes_on::GoesOn;
 use super::guard::Lease;
 use super::held::HeldLock;
 use super::table::{BATCH, Renewals, Run, Shared};
@@ -66,19 +66,16 @@ impl Renewer {
             let name = names.into_iter().next().unwrap_or_default();
             return LeaseReply::Held { name, owner: owner.to_owned(), left: Duration::ZERO };
         }
-        let (sender, receiver) = oneshot::channel();
         let (renewer, owner) = (self.clone(), owner.to_owned());
-        drop(tokio::spawn(async move {
+        GoesOn::new(async move {
             let asked = Instant::now();
-            let reply =
-                match renewer.shared.redis.acquire_locks(&names, &owner, terms.life, terms.is_common).await {
-                    Ok(LeaseAttempt::Granted(grants)) => renewer.keep(grants, terms, asked),
-                    Ok(LeaseAttempt::Held { name, owner, left }) => LeaseReply::Held { name, owner, left },
-                    Err(error) => LeaseReply::Unavailable(error),
-                };
-            drop(sender.send(reply));
-        }));
-        receiver.await.unwrap_or_else(|_gone| LeaseReply::Unavailable(CacheError::timed_out("take a lock")))
+            match renewer.shared.redis.acquire_locks(&names, &owner, terms.life, terms.is_common).await {
+                Ok(LeaseAttempt::Granted(grants)) => renewer.keep(grants, terms, asked),
+                Ok(LeaseAttempt::Held { name, owner, left }) => LeaseReply::Held { name, owner, left },
+                Err(error) => LeaseReply::Unavailable(error),
+            }
+        })
+        .await
     }
 
     /// Renews locks for as long as it is awaited. Where two do, the later one has the table.

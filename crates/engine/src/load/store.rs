@@ -32,6 +32,8 @@ pub type Keys = Vec<(String, KeyValues)>;
 pub enum Cause {
     /// The source changed: an entry that cannot be stored must go.
     Change,
+    /// Somebody said so, by an event or a command: likewise.
+    Event,
     /// A write through the worker or the library: likewise.
     Write,
     /// The audit found it wrong: likewise.
@@ -52,6 +54,7 @@ impl Cause {
     pub fn label(self) -> &'static str {
         match self {
             Self::Change => "change",
+            Self::Event => "event",
             Self::Write => "write",
             Self::Audit => "audit",
             Self::Revalidation => "revalidation",
@@ -63,7 +66,7 @@ impl Cause {
 
     /// Whether the old value may not stay when the new one cannot be stored.
     pub(super) fn must_go(self) -> bool {
-        matches!(self, Self::Change | Self::Write | Self::Audit | Self::Revalidation)
+        matches!(self, Self::Change | Self::Event | Self::Write | Self::Audit | Self::Revalidation)
     }
 }
 

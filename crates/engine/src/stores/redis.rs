@@ -40,7 +40,7 @@ mod trouble;
 pub use advance::{Advance, Advanced, Followed, Watermark};
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
-pub use definitions::{Declared, REDEFINED, Registered};
+pub use definitions::{Declared, LivingWorker, REDEFINED, Registered};
 pub use denied::Denied;
 pub use entries::{CounterRule, StoreMode};
 pub use epoch::{Creation, NewEpoch};

@@ -56,6 +56,13 @@ impl Secrets {
         if let Some(password) = &self.password {
             options = options.password(password.reveal());
         }
+        // As libpq; the driver knows no name of the system's user by itself.
+        if !self.url.has_user()
+            && std::env::var_os("PGUSER").is_none_or(|user| user.is_empty())
+            && let Ok(user) = whoami::username()
+        {
+            options = options.username(&user);
+        }
         Ok(options
             .application_name(self.url.application_name.as_deref().unwrap_or("cachekeeper"))
             // Poolers refuse what they do not know. It is set later.

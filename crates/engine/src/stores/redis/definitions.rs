@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::{FromRedisValue, ParsingError, Value};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::entries::millis;
 use super::epoch::PRIMARY_LEASE;
@@ -50,6 +52,35 @@ pub struct Registered {
     pub is_of_another_run: bool,
     /// Whether the script asks for the definitions in full; then nothing was taken.
     pub wants_texts: bool,
+}
+
+/// A worker that lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LivingWorker {
+    /// Its name, which no other one has.
+    pub name: String,
+    /// For how long it has been registered without a gap, in milliseconds.
+    pub registered_ms: u64,
+    /// The datasets of its configuration.
+    pub datasets: Vec<String>,
+}
+
+impl LivingWorker {
+    /// None: it lives no more, or another version has recorded it otherwise.
+    fn read(name: String, record: &[u8], now_ms: u64) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Record {
+            ends: f64,
+            since: f64,
+            definitions: BTreeMap<String, IgnoredAny>,
+        }
+        let record: Record = serde_json::from_slice(record).ok()?;
+        let since = Duration::try_from_secs_f64(record.since / 1_000.0).ok()?;
+        let registered_ms = now_ms.saturating_sub(millis(since));
+        let lives =
+            Duration::from_millis(now_ms) < Duration::try_from_secs_f64(record.ends / 1_000.0).ok()?;
+        lives.then(|| Self { name, registered_ms, datasets: record.definitions.into_keys().collect() })
+    }
 }
 
 impl Registered {
@@ -147,6 +178,22 @@ impl Redis {
         let name_of =
             |(field, text): (String, String)| field.rsplit_once('@').map(|(name, _)| (name.to_owned(), text));
         Ok(found.into_iter().filter_map(name_of).collect())
+    }
+
+    /// The workers that live, by their names.
+    ///
+    /// # Errors
+    /// [`CacheError`]
+    pub async fn living_workers(&self) -> Result<Vec<LivingWorker>, CacheError> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("TIME").cmd("HGETALL").arg(&self.keys.metadata().workers);
+        let mut replies = self.pipeline("look who lives", &pipeline, 2).await?;
+        let (seconds, micros): (u64, u64) = replies.next()?;
+        let records: BTreeMap<String, Vec<u8>> = replies.next()?;
+        let now_ms = seconds * 1_000 + micros / 1_000;
+        let living =
+            records.into_iter().filter_map(|(name, record)| LivingWorker::read(name, &record, now_ms));
+        Ok(living.collect())
     }
 
     /// Whether each of these datasets is one of a worker that lives.

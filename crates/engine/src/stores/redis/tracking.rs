@@ -24,14 +24,19 @@ use crate::backoff::every;
 use cachekeeper_protocol::entry::Shape;
 
 const WHAT: &str = "hear what changes";
-/// Reads on the server whose changes are told, and on no other. What a key of another type holds is no value.
+/// Reads on the server whose changes are told, and on no other: of each key its value and its lifetime. What a key of another type
+/// holds is no value.
 const MARKED_READ: &str = "
-    local value = redis.pcall(ARGV[1] or 'GET', KEYS[1])
-    if type(value) == 'table' and value.err then
-      if not string.find(value.err, 'WRONGTYPE', 1, true) then return value end
-      value = false
+    local reply = {}
+    for at, key in ipairs(KEYS) do
+      local value = redis.pcall(ARGV[1] or 'GET', key)
+      if type(value) == 'table' and value.err then
+        if not string.find(value.err, 'WRONGTYPE', 1, true) then return value end
+        value = false
+      end
+      reply[at] = {value, redis.call('PTTL', key)}
     end
-    return {value, redis.call('PTTL', KEYS[1])}";
+    return reply";
 
 /// What came in.
 #[derive(Debug, Clone, PartialEq)]
@@ -126,28 +131,38 @@ impl Redis {
         })
     }
 
-    /// A value with its remaining lifetime, read on the server that has this mark. None: another one has answered, which may be older
-    /// than what is told of changes; or this one has lost its scripts, or refuses.
+    /// Values with their remaining lifetimes, in the order of the keys, read on the server that has this mark. None: another one has
+    /// answered, which may be older than what is told of changes; or this one has lost its scripts, or refuses.
     ///
     /// # Errors
     /// [`CacheError`].
     pub async fn read_marked(
         &self,
-        key: &str,
+        keys: &[impl AsRef<str>],
         mark: &str,
         shape: Shape,
-    ) -> Result<Option<ValueAndLife>, CacheError> {
-        const WHAT: &str = "read an entry";
+    ) -> Result<Option<Vec<ValueAndLife>>, CacheError> {
+        const WHAT: &str = "read entries";
         let mut command = redis::cmd("EVALSHA");
-        command.arg(mark).arg(1).arg(key);
+        command.arg(mark).arg(keys.len());
+        for key in keys {
+            command.arg(key.as_ref());
+        }
         if shape == Shape::Hash {
             command.arg("HGETALL");
         }
-        match self.command(WHAT, &command).await {
-            Ok(read) => with_life(WHAT, read, shape).map(Some),
-            Err(error) if error.is_unreachable() => Err(error),
-            Err(_refused) => Ok(None),
+        let read: Vec<(Value, i64)> = match self.command(WHAT, &command).await {
+            Ok(read) => read,
+            Err(error) if error.is_unreachable() => return Err(error),
+            Err(_refused) => return Ok(None),
+        };
+        if read.len() != keys.len() {
+            return Err(CacheError::unexpected(
+                WHAT,
+                &format!("{} values of {} keys", read.len(), keys.len()),
+            ));
         }
+        read.into_iter().map(|one| with_life(WHAT, one, shape)).collect::<Result<_, _>>().map(Some)
     }
 
     /// Tells the server that these entries are in use.
