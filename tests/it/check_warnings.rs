@@ -68,6 +68,11 @@ async fn a_role_database_or_server_without_room_for_a_worker_is_told() {
     let modest = format!("[postgres]\nmax_connections = 2\n{PRODUCT}");
     assert_eq!(warnings(&as_role(&rig, &modest, "few")), []);
 
+    // Without any it cannot be asked.
+    rig.postgres.execute("alter role few connection limit 0").await.unwrap();
+    let says = ["too many connections for role \"few\"; raise the limit of the role"];
+    as_role(&rig, PRODUCT, "few").says(&["check"], 69, &says);
+
     rig.postgres.execute("alter database postgres connection limit 20").await.unwrap();
     warns(&as_role(&rig, PRODUCT, "many"), setting, &["the limit of the database postgres is 20"]);
     // No limit holds for a superuser but that of the server.

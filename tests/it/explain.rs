@@ -291,6 +291,13 @@ async fn a_look_that_fails_says_at_what() {
     assert!(!text.contains("no dataset has"), "{text}");
     let unknown = shop.cli.json(&["invalidate", "-t", "kind:1", "-t", "category:1"]);
     assert_eq!(unknown["unknown_tags"], json!(["kind:1"]), "{unknown}");
+    // What stands under a key may be of another type: the row is shown as the dataset has it all the same.
+    let mut client = shop.rig.client().await;
+    let _: () = client.del("note:1").await.unwrap();
+    let _: () = client.hset("note:1", "a", "b").await.unwrap();
+    let explained = shop.cli.json(&["explain", "note:1"]);
+    assert_eq!(explained["row"]["value"], json!({ "id": 1, "text": "a note" }), "{explained:#}");
+    assert_eq!(explained["entry"]["undecodable"], "a hash is no entry", "{explained:#}");
     shop.rig.redis.kill();
     for (part, says) in [("size", "what its entries take"), ("lifetimes", "how long its entries live")] {
         let (code, body) = shop.ask("GET", &format!("/api/v1/datasets/product/{part}"), "").await;

@@ -56,6 +56,7 @@ impl ConnectError {
                     None => Self {
                         may_pass: matches!(&*code, "57P03" | "57P01" | "53300"),
                         ..Self::new(ErrorKind::Unavailable, place, message)
+                            .with_help((&*code == "53300").then_some(FULL))
                     },
                 }
             }
@@ -122,6 +123,8 @@ impl std::fmt::Display for ConnectError {
 }
 
 impl std::error::Error for ConnectError {}
+
+const FULL: &str = "raise the limit of the role, of the database, or max_connections of the server; pg_stat_activity says who has connections";
 
 const PASSWORD: &str = "correct the password: in postgres.url, or in the file of postgres.password_file";
 
