@@ -1,6 +1,6 @@
 // What `explain` says of a key, the verdict first.
 
-import { code, el, facts, link, table } from "./dom.js";
+import { code, el, facts, link, prose, table, tagList } from "./dom.js";
 import { bytes, clockMs, count, span, value } from "./format.js";
 import { touchWord, verdict } from "./states.js";
 import { toDataset } from "./route.js";
@@ -10,7 +10,7 @@ export function view(explained, actions) {
   return [
     el("section", { class: `hero ${mood}`, id: "verdict" },
       el("p", { class: "state" }, label),
-      el("h2", { class: "truth" }, explained.verdict.sentence),
+      el("h2", { class: "truth" }, prose(explained.verdict.sentence)),
       el("div", { class: "buttons" }, actions)),
     explained.values_hidden ? hidden(explained) : compared(explained),
     about(explained),
@@ -78,9 +78,9 @@ function about({ key, dataset, placeholders, is_superseded: isSuperseded, row, s
     el("h2", null, "What concerns it"),
     facts(
       ["Key", code(key)],
-      ["Dataset", dataset ? [link(toDataset(dataset), dataset), isSuperseded && " (superseded: another worker has another definition)"] : "none has a key like this"],
+      ["Dataset", dataset ? [link(toDataset(dataset), dataset), isSuperseded && " (superseded: another worker has another definition)"] : "none has this key"],
       given.length > 0 && ["Placeholders", given.map(([name, text], at) => [at ? ", " : null, code(`${name} = ${text}`)])],
-      row?.tags?.length > 0 && ["Tags", row.tags.map((tag, at) => [at ? ", " : null, code(tag)])],
+      row?.tags?.length > 0 && ["Tags", tagList(row.tags)],
       ["Watermark", watermark ? `as of ${watermark.as_of}${watermark.age_ms === null || watermark.age_ms === undefined ? "" : `, ${span(watermark.age_ms)} old`}` : "not known"],
       ["Not covered", notCovered],
       ["Pending", pending?.length ? pending.map((one) => el("div", null, value(one))) : "nothing"],
