@@ -21,7 +21,7 @@ export function view(explained, actions) {
 const isRecord = (data) => data !== null && typeof data === "object" && !Array.isArray(data);
 
 function compared({ entry, row, differences }) {
-  const heads = { redis: redisState(entry), postgres: postgresState(row) };
+  const heads = { redis: prose(redisState(entry)), postgres: prose(postgresState(row)) };
   const sides = [entry && !entry.undecodable ? entry.value : null, row?.exists ? row.value : null];
   const areRecords = sides.some(isRecord) && sides.every((side) => side === null || side === undefined || isRecord(side));
   return el("section", { id: "compared" },
@@ -35,7 +35,7 @@ function hidden({ entry, row, differences }) {
   return el("section", { id: "compared" },
     el("h2", null, "In Redis and in Postgres"),
     el("p", { class: "quiet" }, "Values are hidden: [admin] hide_values = true."),
-    facts(["Redis", redisState(entry)], ["Postgres", postgresState(row)],
+    facts(["Redis", prose(redisState(entry))], ["Postgres", prose(postgresState(row))],
       ["Differ", differences.length ? differences.map(({ column }, at) => [at ? ", " : null, code(column || "the value")]) : "nothing"]));
 }
 
@@ -82,7 +82,7 @@ function about({ key, dataset, placeholders, is_superseded: isSuperseded, row, s
       given.length > 0 && ["Placeholders", given.map(([name, text], at) => [at ? ", " : null, code(`${name} = ${text}`)])],
       row?.tags?.length > 0 && ["Tags", tagList(row.tags)],
       ["Watermark", watermark ? `as of ${watermark.as_of}${watermark.age_ms === null || watermark.age_ms === undefined ? "" : `, ${span(watermark.age_ms)} old`}` : "not known"],
-      ["Not covered", notCovered],
+      ["Not covered", notCovered && prose(notCovered)],
       ["Pending", pending?.length ? pending.map((one) => el("div", null, value(one))) : "nothing"],
       slot && ["Stamp slot", [count(slot.number), el("small", null, `stamp ${value(slot.stamp ?? "none")}, floor ${value(slot.floor ?? "none")}`)]],
     ));
