@@ -2,7 +2,7 @@
 
 import { SLOW_MS, get } from "./api.js";
 import { bars } from "./chart.js";
-import { code, el, link, prose, show, table } from "./dom.js";
+import { code, el, link, prose, show, table, tagList } from "./dom.js";
 import { bytes, count, span, value } from "./format.js";
 import { tick } from "./states.js";
 import { toKey } from "./route.js";
@@ -75,7 +75,7 @@ function rows({ rows: all, values_hidden: hidden }) {
       columns: [
         { head: "Key", kind: "name", cell: ({ key }) => link(toKey(key), code(key)) },
         { head: "Value", kind: "wide", cell: (one) => (one.refused ? `refused: ${one.refused}` : one.value === null ? "hidden" : code(value(one.value))) },
-        { head: "Tags", kind: "wide", cell: ({ tags }) => tags.map((tag, at) => [at ? ", " : null, code(tag)]) },
+        { head: "Tags", kind: "wide", cell: ({ tags }) => tagList(tags) },
         { head: "Size", kind: "number", cell: (one) => (one.refused ? "" : bytes(one.bytes)) },
       ],
     }),

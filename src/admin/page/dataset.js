@@ -2,10 +2,10 @@
 
 import { get, repeat } from "./api.js";
 import { closer } from "./closer.js";
-import { backfill, bar, cancel, next, pause, trend, warm } from "./datasets.js";
+import { backfill, bar, cancel, lastBackfill, next, pause, trend, warm } from "./datasets.js";
 import { code, el, facts, link, prose, show, table } from "./dom.js";
-import { ago, clock, count, span, value } from "./format.js";
-import { datasetMeaning, datasetWord } from "./states.js";
+import { ago, clock, count, entries, span, value } from "./format.js";
+import { datasetMeaning, datasetWord, outage, settled } from "./states.js";
 import { from } from "./settings.js";
 import { to, toKey } from "./route.js";
 
@@ -20,9 +20,10 @@ export function open(root, { name }) {
   show(root, back, state);
   const end = repeat(EVERY_MS, async (signal) => {
     try {
-      const dataset = await get(`datasets/${encodeURIComponent(name)}`, { signal });
+      const [dataset, machine] = await Promise.all([get(`datasets/${encodeURIComponent(name)}`, { signal }), get("machine", { signal })]);
       if (signal.aborted) return;
-      show(state, view(dataset));
+      const trouble = outage(machine);
+      show(state, view(settled(dataset, trouble), trouble));
       // Only of what there is, and once: it asks the servers.
       if (!looked.root.isConnected) {
         root.append(looked.root);
@@ -38,7 +39,8 @@ export function open(root, { name }) {
   };
 }
 
-function view(one) {
+function view(one, trouble) {
+  const stored = one.last_backfill_ms !== null && one.last_backfill_entries !== null ? `, ${entries(one.last_backfill_entries)}` : "";
   return [
     el("div", { class: "head" }, el("h1", null, one.name), el("div", { class: "buttons" },
       link(to("live", "", { dataset: one.name }), "Watch it live"), warm(one), pause(one))),
@@ -55,7 +57,7 @@ function view(one) {
         ["Format", value(one.format)],
         ["Lifetime", one.ttl_ms === null || one.ttl_ms === undefined ? "without end" : span(one.ttl_ms)],
         ["Last 30 backfills", one.backfills?.length ? [trend(one.backfills), el("small", null, "how long each of this worker took, the newest at the right")] : null],
-        ["Last backfill", one.last_backfill_ms === null ? "none yet" : [`${ago(one.last_backfill_ms)}, ${count(one.last_backfill_entries)} entries`, next(one)]],
+        ["Last backfill", [`${lastBackfill(one, trouble)}${stored}`, next(one)]],
         ["Age", one.age_ms === null ? null : `at most ${span(one.age_ms)}`],
       ),
       el("h3", null, "Query"),

@@ -82,3 +82,6 @@ export function prose(text) {
 
 export const code = (text) => el("code", null, text);
 export const link = (href, ...children) => el("a", { href }, ...children);
+
+/** Tags of an entry, each once: two templates may make the same one. */
+export const tagList = (tags) => [...new Set(tags)].map((tag, at) => [at ? ", " : null, code(tag)]);

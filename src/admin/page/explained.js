@@ -1,6 +1,6 @@
 // What `explain` says of a key, the verdict first.
 
-import { code, el, facts, link, table } from "./dom.js";
+import { code, el, facts, link, prose, table, tagList } from "./dom.js";
 import { bytes, clockMs, count, span, value } from "./format.js";
 import { touchWord, verdict } from "./states.js";
 import { toDataset } from "./route.js";
@@ -10,7 +10,7 @@ export function view(explained, actions) {
   return [
     el("section", { class: `hero ${mood}`, id: "verdict" },
       el("p", { class: "state" }, label),
-      el("h2", { class: "truth" }, explained.verdict.sentence),
+      el("h2", { class: "truth" }, prose(explained.verdict.sentence)),
       el("div", { class: "buttons" }, actions)),
     explained.values_hidden ? hidden(explained) : compared(explained),
     about(explained),
@@ -21,7 +21,7 @@ export function view(explained, actions) {
 const isRecord = (data) => data !== null && typeof data === "object" && !Array.isArray(data);
 
 function compared({ entry, row, differences }) {
-  const heads = { redis: redisState(entry), postgres: postgresState(row) };
+  const heads = { redis: prose(redisState(entry)), postgres: prose(postgresState(row)) };
   const sides = [entry && !entry.undecodable ? entry.value : null, row?.exists ? row.value : null];
   const areRecords = sides.some(isRecord) && sides.every((side) => side === null || side === undefined || isRecord(side));
   return el("section", { id: "compared" },
@@ -35,7 +35,7 @@ function hidden({ entry, row, differences }) {
   return el("section", { id: "compared" },
     el("h2", null, "In Redis and in Postgres"),
     el("p", { class: "quiet" }, "Values are hidden: [admin] hide_values = true."),
-    facts(["Redis", redisState(entry)], ["Postgres", postgresState(row)],
+    facts(["Redis", prose(redisState(entry))], ["Postgres", prose(postgresState(row))],
       ["Differ", differences.length ? differences.map(({ column }, at) => [at ? ", " : null, code(column || "the value")]) : "nothing"]));
 }
 
@@ -78,11 +78,11 @@ function about({ key, dataset, placeholders, is_superseded: isSuperseded, row, s
     el("h2", null, "What concerns it"),
     facts(
       ["Key", code(key)],
-      ["Dataset", dataset ? [link(toDataset(dataset), dataset), isSuperseded && " (superseded: another worker has another definition)"] : "none has a key like this"],
+      ["Dataset", dataset ? [link(toDataset(dataset), dataset), isSuperseded && " (superseded: another worker has another definition)"] : "none has this key"],
       given.length > 0 && ["Placeholders", given.map(([name, text], at) => [at ? ", " : null, code(`${name} = ${text}`)])],
-      row?.tags?.length > 0 && ["Tags", row.tags.map((tag, at) => [at ? ", " : null, code(tag)])],
+      row?.tags?.length > 0 && ["Tags", tagList(row.tags)],
       ["Watermark", watermark ? `as of ${watermark.as_of}${watermark.age_ms === null || watermark.age_ms === undefined ? "" : `, ${span(watermark.age_ms)} old`}` : "not known"],
-      ["Not covered", notCovered],
+      ["Not covered", notCovered && prose(notCovered)],
       ["Pending", pending?.length ? pending.map((one) => el("div", null, value(one))) : "nothing"],
       slot && ["Stamp slot", [count(slot.number), el("small", null, `stamp ${value(slot.stamp ?? "none")}, floor ${value(slot.floor ?? "none")}`)]],
     ));

@@ -107,7 +107,7 @@ function ages(epochs) {
     columns: [
       { head: "Epoch", kind: "name", cell: ({ id }) => code(id) },
       { head: "Seen since", cell: ({ since_ms: since }) => [ago(since), el("small", null, clock(since))] },
-      { head: "What was pending", kind: "wide", cell: ({ cause }) => cause ?? "nothing" },
+      { head: "Why it began", kind: "wide", cell: ({ cause }) => cause ?? "not known" },
     ],
   }));
 }
