@@ -100,9 +100,18 @@ pub struct WantedBackfills {
 
 #[derive(Debug, Default)]
 struct Backfills {
-    wanted: BTreeMap<String, Since>,
+    wanted: BTreeMap<String, Wanted>,
+    /// The number of the last that was wanted.
+    last: u64,
     /// The one that runs, and what it is to do for. A request that comes meanwhile is another one.
     running: Option<(String, Since)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    since: Since,
+    /// Who came first goes first: one that is wanted again and again holds up nobody.
+    number: u64,
 }
 
 impl WantedBackfills {
@@ -112,19 +121,23 @@ impl WantedBackfills {
         self.wake.now();
     }
 
-    /// All datasets of which one is wanted, but for what runs and for what can wait where a dataset is paused.
+    /// All datasets of which one is wanted, in the order in which they were; but for what runs and for what can wait where a dataset is
+    /// paused.
     #[must_use]
     pub fn datasets(&self, is_paused: impl Fn(&str) -> bool) -> Vec<String> {
         let state = self.lock();
-        let due = state.wanted.iter().filter(|(name, since)| !(since.is_optional() && is_paused(name)));
-        due.map(|(name, _)| name.clone()).collect()
+        let may_wait = |(name, wanted): &(&String, &Wanted)| wanted.since.is_optional() && is_paused(name);
+        let due = state.wanted.iter().filter(|one| !may_wait(one));
+        let mut due: Vec<(u64, &String)> = due.map(|(name, wanted)| (wanted.number, name)).collect();
+        due.sort_unstable();
+        due.into_iter().map(|(_, name)| name.clone()).collect()
     }
 
     /// One begins that is to do for all requests so far; answers after which moment that has to be. None: none is wanted.
     #[must_use]
     pub fn begin(&self, dataset: &str) -> Option<Since> {
         let mut state = self.lock();
-        state.running = state.wanted.remove_entry(dataset);
+        state.running = state.wanted.remove_entry(dataset).map(|(name, wanted)| (name, wanted.since));
         state.running.as_ref().map(|(_, since)| *since)
     }
 
@@ -156,8 +169,9 @@ impl Backfills {
         {
             return;
         }
-        let known = self.wanted.entry(dataset).or_insert(since);
-        *known = known.and(since);
+        self.last += 1;
+        let known = self.wanted.entry(dataset).or_insert(Wanted { since, number: self.last });
+        known.since = known.since.and(since);
     }
 }
 

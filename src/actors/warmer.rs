@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::attempts::{Attempts, RETRY_MAX};
+use super::attempts::{Attempts, NO_CHANCE, RETRY_MAX};
 use super::background::Background;
 use super::clock::now_ms;
 use super::context::TaskContext;
@@ -31,6 +31,7 @@ use cachekeeper_engine::lease::{LeaseName, LeaseReply};
 use cachekeeper_engine::load::LoadReport;
 use cachekeeper_engine::log_limit;
 use cachekeeper_engine::metrics::{ByDataset, ByDatasetOutcome};
+use cachekeeper_protocol::units::show_duration;
 
 /// Schedules are looked at no less often than this, so that a clock that was set is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -136,9 +137,8 @@ impl Plan {
         }
         if self.running.is_none() {
             let wanted = self.wanted();
-            let due = wanted.iter().filter(|name| self.not_before.get(*name).is_none_or(|at| *at <= now));
-            // What has waited longest comes first.
-            if let Some(name) = due.min_by_key(|name| self.not_before.get(*name)) {
+            let due = wanted.iter().find(|name| self.not_before.get(*name).is_none_or(|at| *at <= now));
+            if let Some(name) = due {
                 self.running = self.begin(name);
             }
         }
@@ -245,6 +245,7 @@ impl Plan {
         self.context.change_feed.now();
         self.not_before.remove(name);
         self.attempts.remove(name);
+        self.context.engine.lost_backfills.clear(name);
         self.context.health.update(|facts| {
             facts.not_warmed.remove(name);
             facts.broken.remove(name);
@@ -257,27 +258,29 @@ impl Plan {
     }
 
     fn on_failed(&mut self, name: &str, error: &EngineError, incarnation: Option<String>) {
-        let attempts = self.attempts.entry(name.to_owned()).or_default();
+        let lost = &self.context.engine.lost_backfills;
         match error {
             // A newer process takes care of it, until this one's definition counts again.
             EngineError::Superseded { .. } => return self.context.backfills.put_back(),
             EngineError::RedisRolledBack => self.context.epoch_keeper.now(),
-            EngineError::Source(_) if error.is_source_down() => attempts.lost_server(incarnation),
-            EngineError::Source(_) | EngineError::Dataset { .. } => attempts.met_server(),
-            EngineError::Cache(_)
-            | EngineError::PreconditionFailed(_)
-            | EngineError::OtherLife
-            | EngineError::Cancelled => {}
+            EngineError::Source(_) if !error.is_source_down() => lost.clear(name),
+            EngineError::Dataset { .. } => lost.clear(name),
+            // A server that began anew may be heard of before the statement fails.
+            EngineError::Source(_) | EngineError::OtherLife | EngineError::PreconditionFailed(_) => {
+                lost.note(name, incarnation.as_deref());
+            }
+            EngineError::Cache(_) | EngineError::Cancelled => {}
         }
-        let pause = attempts.pause();
-        let broken = match (error, attempts.restarts_each_time()) {
-            (EngineError::Dataset { .. }, _) => Some(error.to_string()),
-            (_, Some(restarts)) => Some(format!(
-                "Postgres has ended during each of its last {restarts} backfills, by chance or because of what the query needs \
-                 (see the server's log, and its memory); it is tried again in {} minutes at the latest",
-                pause.as_secs() / 60 + 1
+        let times = lost.times(name);
+        let pause = self.attempts.entry(name.to_owned()).or_default().pause(times);
+        let broken = match error {
+            EngineError::Dataset { .. } => Some(error.to_string()),
+            _ if times < NO_CHANCE => None,
+            _ => Some(format!(
+                "Postgres has ended during each of its last {times} backfills, by chance or because of what the query needs \
+                 (see the server's log, and its memory); the next one begins in {}",
+                show_duration(Duration::from_secs(pause.as_secs()))
             )),
-            (_, None) => None,
         };
         if let Some(text) = broken {
             self.context.health.update(|facts| drop(facts.broken.insert(name.to_owned(), text)));

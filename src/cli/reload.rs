@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::admin_client::{Answer, post};
 use super::output::{Exit, Output};
+use super::worker_asked::{Refused, found};
 use cachekeeper_config::Config;
 
 /// Has the worker load its configuration again, and says what changed.
@@ -63,6 +64,11 @@ async fn ask(config: &Config, path: &str, body: &Value, out: &Output) -> Result<
         out.failure("the admin listener is off: set [admin] listen, or send the worker a signal (SIGHUP loads again, SIGUSR1 drains)");
         return Err(Exit::Configuration);
     };
+    // What stands in this file may be of another namespace than the worker that has its address.
+    if let Err(Refused { error, exit: Exit::Configuration }) = found(config).await {
+        out.failure(&error);
+        return Err(Exit::Configuration);
+    }
     let Answer { code, body } = post(&config.admin, path, body).await.map_err(|error| {
         out.failure(&format!(
             "no worker answers on {listen}: {error}; where [admin] listen was changed, send the worker a signal (SIGHUP loads again, SIGUSR1 drains)"

@@ -1,6 +1,7 @@
 //! Backfills: every entry of a dataset, from one statement (R7), or the most wanted ones by key.
 
 mod bookmark;
+mod lost;
 mod pages;
 mod rest;
 mod scripts;
@@ -29,6 +30,7 @@ pub use bookmark::interrupted;
 use bookmark::{Bookmark, millis};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::revision::Revision;
+pub use lost::LostBackfills;
 use pages::Pages;
 use scripts::{Scripts, Sent};
 pub(crate) use stored::{KEYS_MAX, StoredKeys};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::backfill::LostBackfills;
 use super::catalog::{Catalog, Dataset};
 use super::coverage::Coverage;
 use super::directory;
@@ -49,6 +50,8 @@ pub struct Context {
     /// When it was last looked whether the registered definitions are this process's again.
     looked_again: Arc<Mutex<Option<Instant>>>,
     pub(super) watermark_watch: Arc<WatermarkWatch>,
+    /// Backfills that have lost Postgres.
+    pub lost_backfills: Arc<LostBackfills>,
 }
 
 /// How changes are captured, as the engine needs to know it.
@@ -107,6 +110,7 @@ impl Context {
             has_outbox: Arc::default(),
             looked_again: Arc::default(),
             watermark_watch: Arc::default(),
+            lost_backfills: Arc::default(),
         })
     }
 

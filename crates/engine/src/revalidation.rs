@@ -169,7 +169,9 @@ impl RevalidationScan<'_> {
     /// What comes before the scan of every entry. Answers what is settled in the end.
     async fn begin(&mut self, metadata: &Metadata, life: &ServerLife) -> Result<Settled, EngineError> {
         let is_refreshing = self.policy == OnNewEpoch::Refresh;
-        let is_filling = is_refreshing && is_worth_filling(self.context, self.dataset).await?;
+        // Where one has just lost Postgres, its statement may be why: loads by key are smaller.
+        let may_fill = self.context.lost_backfills.times(self.dataset.name()) == 0;
+        let is_filling = is_refreshing && may_fill && is_worth_filling(self.context, self.dataset).await?;
         // A backfill is so fast that to find out what is in use would make it half as long again.
         if is_refreshing && !is_filling {
             let a_while = self.rate_of_load().map(|rate| rate.saturating_mul(USED_FOR_SECONDS));
@@ -239,7 +241,7 @@ impl RevalidationScan<'_> {
             let mut filling = pin!(backfill_for(self.context, self.dataset, &options, Some(whole)));
             loop {
                 tokio::select! {
-                    filled = &mut filling => break filled?,
+                    filled = &mut filling => break filled,
                     () = tokio::time::sleep(NOTE_EVERY) => {
                         let entries = told.borrow().entries;
                         self.note_progress(entries).await?;
@@ -247,6 +249,11 @@ impl RevalidationScan<'_> {
                 }
             }
         };
+        let filled = filled.inspect_err(|error| {
+            if error.is_source_down() {
+                self.context.lost_backfills.note(self.dataset.name(), Some(&self.poll.incarnation));
+            }
+        })?;
         self.job = job;
         self.report.add(filled);
         stored.sort();
