@@ -216,8 +216,9 @@ impl DatasetCache {
         token: &Token,
         policy: &Policy,
     ) -> Result<Option<T>, ClientError> {
-        let read = self.read_since(key, token);
-        let Some(hard) = policy.hard else { return read.await };
+        let Some(hard) = policy.hard else { return self.read_since(key, token, true).await };
+        // To wait for a load that is under way and then for another one would take twice as long as the caller may expect.
+        let read = self.read_since(key, token, false);
         tokio::time::timeout(hard, read).await.unwrap_or(Err(ClientError::Timeout(hard)))
     }
 
@@ -225,6 +226,7 @@ impl DatasetCache {
         &self,
         key: &Arc<str>,
         token: &Token,
+        may_share: bool,
     ) -> Result<Option<T>, ClientError> {
         let (context, dataset) = match &self.rows {
             RowSource::Postgres(context, dataset) => (context, dataset),
@@ -255,7 +257,11 @@ impl DatasetCache {
                     }
                 };
                 // One statement for all who come while another one is under way. It begins after each of them came.
-                self.typed(key, self.core.source.later_loads.load(key, load).await?)
+                let loaded = match may_share {
+                    true => self.core.source.later_loads.load(key, load).await?,
+                    false => load().await?,
+                };
+                self.typed(key, loaded)
             }
         }
     }

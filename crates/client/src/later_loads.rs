@@ -1,18 +1,20 @@
 //! Loads that begin after they were asked for, for reads that must be as fresh as what their caller knows: nobody joins one that is under
 //! way, and all who come while it is share the next.
+//!
+//! Whoever waits polls the load, so that none depends on another one's runtime; it ends when the last who waits has left.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 
-use tokio::sync::oneshot;
-
+use super::error::ClientError;
 use super::flight::LoadedBytes;
 
-/// A load as all who want it share it; none: it has ended with the runtime of whoever began it.
-type Load = Shared<BoxFuture<'static, Option<LoadedBytes>>>;
+/// A load as all who want it share it.
+type Load = BoxFuture<'static, LoadedBytes>;
 
 /// The loads of this kind, by key.
 #[derive(Debug, Default)]
@@ -20,55 +22,45 @@ pub(super) struct LaterLoads {
     by_key: Mutex<HashMap<Arc<str>, Turns>>,
 }
 
+/// Only those who wait keep a load alive.
 #[derive(Debug, Default)]
 struct Turns {
-    under_way: Option<Load>,
+    under_way: Option<WeakShared<Load>>,
     /// It has not begun.
-    next: Option<Load>,
+    next: Option<WeakShared<Load>>,
 }
 
 impl LaterLoads {
-    /// Loads a key by what `load` makes, or by what somebody else wants to load next. It runs in a task of its own, and goes on without
-    /// whoever waits.
-    pub async fn load<F, U>(self: &Arc<Self>, key: &Arc<str>, load: F) -> LoadedBytes
+    /// Loads a key by what `load` makes, or by what somebody else wants to load next.
+    pub async fn load<U>(self: &Arc<Self>, key: &Arc<str>, load: impl FnOnce() -> U) -> LoadedBytes
     where
-        F: Fn() -> U,
         U: Future<Output = LoadedBytes> + Send + 'static,
     {
-        match self.join(key, || load().boxed()).await {
-            Some(loaded) => loaded,
-            None => load().await,
-        }
+        let load = self.join(key, || load().boxed());
+        load.await
     }
 
     /// The load that begins next, after the one that is under way.
-    fn join(
-        self: &Arc<Self>,
-        key: &Arc<str>,
-        load: impl FnOnce() -> BoxFuture<'static, LoadedBytes>,
-    ) -> Load {
+    fn join(self: &Arc<Self>, key: &Arc<str>, load: impl FnOnce() -> Load) -> Shared<Load> {
         let mut by_key = self.lock();
-        let Turns { under_way, next } = by_key.entry(Arc::clone(key)).or_default();
-        if let Some(next) = next {
-            return next.clone();
+        let turns = by_key.entry(Arc::clone(key)).or_default();
+        if let Some(next) = turns.next.as_ref().and_then(WeakShared::upgrade) {
+            return next;
         }
-        let (sender, receiver) = oneshot::channel();
-        let planned = next.insert(receiver.map(Result::ok).boxed().shared()).clone();
-        let before = under_way.clone();
-        // A runtime that shuts down drops a task at once, and its end needs the table.
-        drop(by_key);
+        let before = turns.under_way.as_ref().and_then(WeakShared::upgrade);
         let mut turn = Turn { loads: Arc::clone(self), key: Arc::clone(key), has_begun: false };
         let load = load();
-        drop(tokio::spawn(async move {
+        let planned = async move {
             if let Some(before) = before {
-                before.await;
+                drop(before.await);
             }
             turn.begin();
-            let loaded = load.await;
+            let loaded = AssertUnwindSafe(load).catch_unwind().await;
             drop(turn);
-            // An error is that nobody waits.
-            drop(sender.send(loaded));
-        }));
+            loaded.unwrap_or(Err(ClientError::LoaderPanicked))
+        };
+        let planned = planned.boxed().shared();
+        turns.next = planned.downgrade();
         planned
     }
 
@@ -77,7 +69,7 @@ impl LaterLoads {
     }
 }
 
-/// The turn of a load. Dropped, it is over, also where its task was never run to its end.
+/// The turn of a load. Dropped, it is over, also where nobody has waited for its end.
 struct Turn {
     loads: Arc<LaterLoads>,
     key: Arc<str>,
@@ -147,19 +139,18 @@ mod tests {
         assert!(loads.lock().is_empty());
     }
 
-    #[test]
-    fn one_whose_runtime_has_ended_holds_up_nobody() {
-        let (loads, key, begun) = (Arc::<LaterLoads>::default(), Arc::from("k"), Arc::default());
-        let load = counted(&begun);
-        let runtime =
-            || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        let first = runtime().unwrap();
-        first.block_on(async {
-            let given_up = loads.load(&key, load.clone());
-            drop(tokio::time::timeout(Duration::from_millis(1), given_up).await);
-        });
-        drop(first);
-        let value = runtime().unwrap().block_on(loads.load(&key, load)).unwrap().unwrap();
-        assert_eq!(value[0], 1);
+    /// Whoever began it may not be polled any more, or have left.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_depends_on_whoever_began_a_load() {
+        for has_left in [true, false] {
+            let (loads, key, begun) = (Arc::<LaterLoads>::default(), Arc::from("k"), Arc::default());
+            let load = counted(&begun);
+            let mut first = Box::pin(loads.load(&key, load.clone()));
+            assert!(tokio::time::timeout(Duration::from_millis(1), &mut first).await.is_err());
+            let first = (!has_left).then_some(first);
+            assert_eq!(loads.load(&key, load).await.unwrap().unwrap()[0], 1);
+            drop(first);
+            assert!(loads.lock().is_empty());
+        }
     }
 }

@@ -44,7 +44,7 @@ use self::turns::Turns;
 use super::moments::after;
 use cachekeeper_engine::lease::{LeaseReply, Renewer, Terms, Wakeup, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, Metrics};
-use cachekeeper_engine::stores::redis::{LeaseAttempt, Redis};
+use cachekeeper_engine::stores::redis::{CacheError, LeaseAttempt, Redis};
 
 /// Shorter lives are over before they can be used.
 const LIFE_MIN: Duration = Duration::from_millis(10);
@@ -197,7 +197,15 @@ impl RedisLocks {
         loop {
             let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
             let (name, holder, left) = match self.renewer.acquire(&names, &owner, terms).await {
-                LeaseReply::Granted(lease) => return Ok(LockGuard::new(lease, turns)),
+                LeaseReply::Granted(lease) if lease.is_trusted() => return Ok(LockGuard::new(lease, turns)),
+                // So late that it may be over: it is given back.
+                LeaseReply::Granted(late) => {
+                    drop(late.release().await);
+                    if deadline <= Instant::now() {
+                        return Err(CacheError::timed_out("take a lock").into());
+                    }
+                    continue;
+                }
                 LeaseReply::Held { name, owner, left } => (name, owner, left),
                 LeaseReply::Unavailable(error) => return Err(error.into()),
             };

@@ -70,9 +70,11 @@ pub(in super::super) struct NearStore<T> {
     numbers: AtomicU64,
 }
 
+/// Reads of a key of which nobody has heard a change since the first of them began.
 #[derive(Debug)]
 struct Reading {
     number: u64,
+    readers: usize,
     /// Closed when the read has ended.
     ended: watch::Receiver<()>,
 }
@@ -153,19 +155,23 @@ impl<T: Clone + Send + Sync + 'static> NearStore<T> {
             let ended = join_all(under_way.into_iter().map(async |mut ended| drop(ended.changed().await)));
             drop(tokio::time::timeout(WAIT_FOR_OTHERS, ended).await);
         }
-        let keys: Vec<Arc<str>> = keys.iter().map(|key| Arc::from(*key)).collect();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (ends, ended) = watch::channel(());
         // The generation first: a mark of a later one does no harm, since what is read under another generation is not kept.
         let generation = self.hub.proof()?.generation;
         let mark = self.hub.mark()?;
         let mut reading = self.lock();
-        for key in &keys {
-            reading.insert(Arc::clone(key), Reading { number, ended: ended.clone() });
-        }
+        let begun = keys.iter().map(|key| {
+            let key: Arc<str> = (*key).into();
+            let new = || Reading { number, readers: 0, ended: ended.clone() };
+            let reading = reading.entry(Arc::clone(&key)).or_insert_with(new);
+            reading.readers += 1;
+            (key, reading.number)
+        });
+        let keys = begun.collect();
         drop(reading);
         let began = Instant::now();
-        Some(NearTicket { store: Arc::clone(self), keys, number, generation, mark, began, _ends: ends })
+        Some(NearTicket { store: Arc::clone(self), keys, generation, mark, began, _ends: ends })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Reading>> {
@@ -197,8 +203,8 @@ impl<T: Clone + Send + Sync + 'static> NearValues for NearStore<T> {
 #[derive(Debug)]
 pub(in super::super) struct NearTicket<T: Clone + Send + Sync + 'static> {
     store: Arc<NearStore<T>>,
-    keys: Vec<Arc<str>>,
-    number: u64,
+    /// Each with the number under which it is read.
+    keys: Vec<(Arc<str>, u64)>,
     generation: u64,
     /// Of the server where it has to be read.
     pub mark: Arc<str>,
@@ -241,10 +247,10 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
     }
 
     fn put(&self, at: usize, held: impl FnOnce(u64) -> Held<T>) {
-        let Some(key) = self.keys.get(at) else { return };
+        let Some((key, number)) = self.keys.get(at) else { return };
         let generation = self.generation;
         let reading = self.store.lock();
-        let is_unchanged = reading.get(key).is_some_and(|reading| reading.number == self.number);
+        let is_unchanged = reading.get(key).is_some_and(|reading| reading.number == *number);
         // Under the lock, so that whoever hears of a change finds it.
         let is_of_now = self.store.hub.proof().is_some_and(|proof| proof.generation == generation);
         if is_unchanged && is_of_now {
@@ -257,8 +263,10 @@ impl<T: Clone + Send + Sync + 'static> NearTicket<T> {
 impl<T: Clone + Send + Sync + 'static> Drop for NearTicket<T> {
     fn drop(&mut self) {
         let mut reading = self.store.lock();
-        for key in &self.keys {
-            if reading.get(key).is_some_and(|reading| reading.number == self.number) {
+        for (key, number) in &self.keys {
+            let Some(one) = reading.get_mut(key).filter(|one| one.number == *number) else { continue };
+            one.readers -= 1;
+            if one.readers == 0 {
                 reading.remove(key);
             }
         }
@@ -307,6 +315,22 @@ mod tests {
         assert_eq!(value(&store, "n:1"), Some(2));
         hub.remove(&["n:1"]);
         assert_eq!(value(&store, "n:1"), None);
+    }
+
+    /// On a slow link many read the same; whoever begins takes nothing from those who have.
+    #[tokio::test(start_paused = true)]
+    async fn reads_that_overlap_are_kept_unless_something_changed() {
+        let (hub, store) = store(100_000);
+        let first = store.begin(&["n:1", "n:2"]).await.unwrap();
+        let second = store.begin(&["n:2", "n:2", "n:3"]).await.unwrap();
+        first.keep(1, Some(2), 1, -1);
+        assert_eq!(value(&store, "n:2"), Some(2));
+        hub.remove(&["n:2"]);
+        second.keep(0, Some(2), 1, -1);
+        second.keep(2, Some(3), 1, -1);
+        assert_eq!((value(&store, "n:2"), value(&store, "n:3")), (None, Some(3)));
+        drop((first, second));
+        assert!(store.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

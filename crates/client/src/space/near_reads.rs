@@ -1,12 +1,12 @@
 //! Reads by way of the near cache.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use super::keys::render;
 use super::short_text::ShortText;
@@ -53,10 +53,21 @@ impl<V> NearRead<V> {
     }
 }
 
-/// Keys of one command, and how many commands are under way: what was read waits in memory for who asked, and Redis serves nobody else
-/// while it runs one.
-const PAGE: usize = 256;
-const PAGES_AT_ONCE: usize = 4;
+/// Keys of the first command for many, and of any: it grows while replies are small.
+const PAGE_FIRST: usize = 64;
+const PAGE_MAX: usize = 256;
+/// Bytes of a reply that are little and much: Redis serves nobody else while it makes one, and it waits here in memory.
+const LITTLE: usize = 256 << 10;
+const MUCH: usize = 1 << 20;
+
+/// How many keys the next command has.
+fn next_page(page: usize, bytes: usize) -> usize {
+    match bytes {
+        ..LITTLE => (page * 2).min(PAGE_MAX),
+        LITTLE..MUCH => page,
+        _ => (page * MUCH / bytes).max(1),
+    }
+}
 
 impl<K, V> Space<K, V>
 where
@@ -99,30 +110,60 @@ where
         near: &Arc<NearStore<V>>,
         key: &str,
     ) -> Result<NearRead<V>, ClientError> {
-        Ok(self.read_page_near(near, &[key]).await?.pop().unwrap_or_else(|| NearRead::missing(-1)))
+        let (mut reads, _bytes) = self.read_page_near(near, &[key]).await?;
+        Ok(reads.pop().unwrap_or_else(|| NearRead::missing(-1)))
     }
 
-    /// The same of many, in their order: what is not near is read page by page.
+    /// The same of many, in their order: what is not near is read page by page. Where one fails, or time is over, the answer is of the
+    /// keys before it, with the error if there is one.
     pub(super) async fn read_all_near(
         &self,
         near: &Arc<NearStore<V>>,
         keys: &[&str],
-    ) -> Result<Vec<NearRead<V>>, ClientError> {
-        let mut reads = Vec::with_capacity(keys.len());
-        for together in keys.chunks(PAGE * PAGES_AT_ONCE) {
-            let pages = together.chunks(PAGE).map(|page| self.read_page_near(near, page));
-            reads.extend(try_join_all(pages).await?.into_iter().flatten());
+        until: Option<Instant>,
+    ) -> (Vec<NearRead<V>>, Option<ClientError>) {
+        let mut places = HashMap::with_capacity(keys.len());
+        let mut unique = Vec::with_capacity(keys.len());
+        for key in keys {
+            places.entry(*key).or_insert_with(|| {
+                unique.push(*key);
+                unique.len() - 1
+            });
         }
-        Ok(reads)
+        let (mut reads, mut error) = (Vec::with_capacity(unique.len()), None);
+        let (mut rest, mut page) = (&unique[..], PAGE_FIRST);
+        while !rest.is_empty() {
+            let (wanted, after) = rest.split_at(page.min(rest.len()));
+            let reading = self.read_page_near(near, wanted);
+            let read = match until {
+                None => Some(reading.await),
+                Some(until) => timeout_at(until, reading).await.ok(),
+            };
+            match read {
+                Some(Ok((read, bytes))) => {
+                    reads.extend(read);
+                    page = next_page(page, bytes);
+                    rest = after;
+                }
+                failed => {
+                    error = failed.and_then(Result::err);
+                    break;
+                }
+            }
+        }
+        let of_key = |key: &&str| places.get(key).and_then(|at| reads.get(*at)).cloned();
+        (keys.iter().map_while(of_key).collect(), error)
     }
 
+    /// The reads of a page, and how many bytes came for them.
     async fn read_page_near(
         &self,
         near: &Arc<NearStore<V>>,
         keys: &[&str],
-    ) -> Result<Vec<NearRead<V>>, ClientError> {
+    ) -> Result<(Vec<NearRead<V>>, usize), ClientError> {
         let core = &self.cache.core;
         core.near.follow();
+        let mut came = 0;
         let mut reads: Vec<_> = keys.iter().map(|key| self.near_hit(near, key)).collect();
         let far = keys.iter().zip(&mut reads).filter(|(_, read)| read.is_none());
         let (far, places): (Vec<&str>, Vec<_>) = far.map(|(key, read)| (*key, read)).unzip();
@@ -147,11 +188,13 @@ where
                 let keys: Vec<&str> = wanted.iter().filter_map(|(at, ..)| far.get(*at)).copied().collect();
                 let (looked, ticket) = self.look_near(ticket.as_ref(), &keys, shape).await?;
                 for ((at, class, place), (bytes, left_ms)) in wanted.into_iter().zip(looked) {
+                    came += bytes.as_ref().map_or(0, Vec::len);
                     *place = Some(self.taken(&class, bytes, left_ms, ticket.map(|ticket| (ticket, at))));
                 }
             }
         }
-        Ok(reads.into_iter().map(|read| read.unwrap_or_else(|| NearRead::missing(-1))).collect())
+        let reads = reads.into_iter().map(|read| read.unwrap_or_else(|| NearRead::missing(-1)));
+        Ok((reads.collect(), came))
     }
 
     /// Values as Redis has them; with the ticket where it was the server that tells of changes.

@@ -8,12 +8,13 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::near_reads::{Found, NearRead};
 use super::{Space, SpaceKey};
 use crate::error::ClientError;
 use crate::get_or_load::{Loaded, ManyLoaded, Partial};
+use crate::moments::after;
 use crate::near::NearStore;
 use crate::policy::{Age, Sliding};
 use crate::read::Read;
@@ -100,13 +101,12 @@ where
         near: &Arc<NearStore<V>>,
         keys: &[&str],
     ) -> Result<Vec<Option<V>>, ClientError> {
-        let reads = match self.read_all_near(near, keys).await {
-            Ok(reads) => reads,
-            Err(error) if self.has_waited_in_vain(&error) => return Err(error),
-            Err(_) => return self.get_many_far(keys).await,
-        };
+        let (reads, error) = self.read_all_near(near, keys, None).await;
+        if let Some(error) = error.filter(|error| self.has_waited_in_vain(error)) {
+            return Err(error);
+        }
         let mut values = vec![None; keys.len()];
-        let mut far = Vec::new();
+        let mut far: Vec<usize> = (reads.len()..keys.len()).collect();
         for (((at, key), read), place) in keys.iter().enumerate().zip(reads).zip(&mut values) {
             if self.is_served(key, &read) {
                 *place = read.found.value();
@@ -186,13 +186,15 @@ where
 
     /// The same of many, in their order.
     async fn all_fresh_near(&self, near: &Arc<NearStore<V>>, keys: &[&str]) -> Vec<Option<Option<V>>> {
-        let asked = timeout(self.policy.time_for_a_look(), self.read_all_near(near, keys)).await;
-        let Ok(Ok(reads)) = asked else { return keys.iter().map(|_| None).collect() };
+        let until = Some(after(self.policy.time_for_a_look()));
+        let (reads, _error) = self.read_all_near(near, keys, until).await;
         let judged = keys.iter().zip(reads).map(|(key, read)| {
             let is_fresh = !matches!(read.found, Found::Missing) && self.is_fresh(key, read.left_ms);
             is_fresh.then(|| read.found.value())
         });
-        judged.collect()
+        let mut judged: Vec<_> = judged.collect();
+        judged.resize(keys.len(), None);
+        judged
     }
 
     /// The values of keys: each as [`Self::get_or_load`] has it, but what is missing is loaded by one call of `loader`, with the keys that

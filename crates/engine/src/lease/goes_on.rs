@@ -5,18 +5,19 @@ use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 
-/// Polled by whoever awaits it, which costs no task; dropped before its end, it goes on in one.
+/// Polled by whoever awaits it, which costs no task; dropped before its end, it goes on in one, in the runtime where it began.
 pub(super) struct GoesOn<F>
 where
     F: Future<Output: Send> + Send + 'static,
 {
     /// None: it has ended, or panicked.
     rest: Option<Pin<Box<F>>>,
+    runtime: Option<Handle>,
 }
 
 impl<F: Future<Output: Send> + Send + 'static> GoesOn<F> {
     pub fn new(future: F) -> Self {
-        Self { rest: Some(Box::pin(future)) }
+        Self { rest: Some(Box::pin(future)), runtime: None }
     }
 }
 
@@ -26,6 +27,9 @@ impl<F: Future<Output: Send> + Send + 'static> Future for GoesOn<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Some(mut rest) = self.rest.take() else { return Poll::Pending };
         let polled = rest.as_mut().poll(context);
+        if polled.is_pending() && self.runtime.is_none() {
+            self.runtime = Handle::try_current().ok();
+        }
         if polled.is_pending() {
             self.rest = Some(rest);
         }
@@ -35,7 +39,8 @@ impl<F: Future<Output: Send> + Send + 'static> Future for GoesOn<F> {
 
 impl<F: Future<Output: Send> + Send + 'static> Drop for GoesOn<F> {
     fn drop(&mut self) {
-        if let (Some(rest), Ok(runtime)) = (self.rest.take(), Handle::try_current()) {
+        let runtime = self.runtime.take().or_else(|| Handle::try_current().ok());
+        if let (Some(rest), Some(runtime)) = (self.rest.take(), runtime) {
             drop(runtime.spawn(rest));
         }
     }

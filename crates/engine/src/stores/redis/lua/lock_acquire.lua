@@ -9,8 +9,10 @@ local last_token, owner, life, is_common = KEYS[1], ARGV[1], ARGV[2], ARGV[3] ==
 
 local function text_of(number) return string.format('%.0f', number) end
 
+-- All looks come before all writes: an error half way would keep what was written.
+local last = tonumber(redis.call('GET', last_token) or 0)
 local now = redis.call('TIME')
-local token = now[1] * 1000000 + now[2]
+local token = math.max(now[1] * 1000000 + now[2], last + 1)
 local is_taken = false
 -- One that is free, as most are, is taken without a look.
 if #KEYS == 2 then
@@ -26,11 +28,7 @@ if not is_taken then
     end
   end
 end
-local last = tonumber(redis.call('SET', last_token, text_of(token), 'GET') or 0)
-if token <= last then
-  token, is_taken = last + 1, false
-  redis.call('SET', last_token, text_of(token))
-end
+redis.call('SET', last_token, text_of(token))
 if not is_taken then
   for i = 2, #KEYS do redis.call('SET', KEYS[i], text_of(token) .. ' ' .. owner, 'PX', life) end
 end
