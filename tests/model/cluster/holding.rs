@@ -137,6 +137,27 @@ worlds! {
     #[ignore = "long: make model"]
     b13_two_adopt_and_a_former_owner_restarts:
         World { faults: &[(Migrate, 0, 1), (Restart, 0, 1)], has_moved: true, ..two(Duties::Adopts) };
+    #[ignore = "long: make model"]
+    b14_former_owner_fails_over_twice:
+        World { faults: &[(Migrate, 0, 1), (Failover, 0, 2)], ..moved_before() };
+    #[ignore = "long: make model"]
+    b15_former_owner_fails_over_and_the_database_loses_a_commit:
+        World { faults: &[(Migrate, 0, 1), (Failover, 0, 1), (Crash, 0, 1)], ..moved_before() };
+    #[ignore = "long: make model"]
+    b16_former_owner_fails_over_and_the_guard_is_evicted:
+        World { faults: &[(Migrate, 0, 2), (Failover, 0, 1), (EvictGuard, 0, 1)], ..moved_before() };
+    #[ignore = "long: make model"]
+    b17_former_owner_fails_over_beside_a_fill:
+        World { application: Fills, faults: &[(Migrate, 0, 1), (Failover, 0, 1)], ..moved_before() };
+    #[ignore = "long: make model"]
+    b18_former_owner_fails_over_and_two_changes:
+        World { todo: [2, 0, 0], faults: &[(Migrate, 0, 1), (Failover, 0, 1)], ..moved_before() };
+    #[ignore = "long: make model"]
+    b19_former_owner_fails_over_beside_an_unstamped_fill:
+        World {
+            application: FillsUnstamped, cached: [false, false], faults: &[(Migrate, 0, 1), (Failover, 0, 1)],
+            ..moved_before()
+        };
 
     // What can be done without.
     w01_generations_are_enough_without_compare_and_set:

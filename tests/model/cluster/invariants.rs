@@ -115,7 +115,9 @@ fn watermarks_are_true(_: &Cluster, state: &State) -> bool {
 fn minimum(cluster: &Cluster, state: &State) -> Option<(Watermark, Set)> {
     let shards = (0..state.homes.len()).filter(|shard| state.homes[*shard].is_some());
     let is_in_place = |shard: usize, mark: &Watermark| {
-        state.homes[shard] == Some(mark.node) || !cluster.world.has(Rule::MinimumLooksAtNode)
+        let is_of_this_run = mark.runs[mark.node] == state.map.runs[mark.node];
+        (state.homes[shard] == Some(mark.node) || !cluster.world.has(Rule::MinimumLooksAtNode))
+            && (is_of_this_run || !cluster.world.has(Rule::MinimumLooksAtRun))
     };
     let mark = |shard: usize| {
         let mark = state.shard(shard).and_then(|data| data.watermark);
@@ -124,17 +126,15 @@ fn minimum(cluster: &Cluster, state: &State) -> Option<(Watermark, Set)> {
     let marks: Option<Vec<Watermark>> = shards.map(mark).collect();
     let marks = marks?;
     let first = marks.first()?;
-    let is_same_map = |mark: &Watermark| {
-        (mark.map.owners == first.map.owners || !cluster.world.has(Rule::MinimumNamesMap))
-            && (mark.map.runs == first.map.runs || !cluster.world.has(Rule::MinimumNamesRuns))
-    };
+    let knows_same_runs =
+        |mark: &Watermark| mark.runs == first.runs || !cluster.world.has(Rule::MinimumNamesRuns);
     let is_same_life = |mark: &Watermark| {
         mark.snapshot.incarnation == first.snapshot.incarnation
             || !cluster.world.has(Rule::MinimumNamesIncarnation)
     };
     let has_mark = |node: usize| marks.iter().any(|mark| mark.node == node);
     let is_complete = (0..NODES).all(has_mark) || !cluster.world.has(Rule::MinimumLooksAtNode);
-    if !is_complete || !marks.iter().all(|mark| is_same_map(mark) && is_same_life(mark)) {
+    if !is_complete || !marks.iter().all(|mark| knows_same_runs(mark) && is_same_life(mark)) {
         return None;
     }
     let covers = marks.iter().fold(Set::default(), |covers, mark| covers.union(mark.covers));

@@ -60,7 +60,7 @@ impl Cluster {
                 adopted,
                 run: runs[node],
                 runs,
-                watermark: Some(Watermark { snapshot, map, node, covers: own }),
+                watermark: Some(Watermark { snapshot, runs, node, covers: own }),
             };
             let mut shards = [None; 3];
             shards[node] = Some(shard);
@@ -108,7 +108,7 @@ impl Cluster {
         let (a, b) = (a.shards[0].as_mut().unwrap(), b.shards[1].as_mut().unwrap());
         (a.adopted[0], b.adopted[0]) = (Adopted::No, Adopted::Settled(2));
         (a.members, b.members) = (Set::default(), a.members.union(b.members));
-        let watermark = |covers| a.watermark.map(|mark| Watermark { map: state.map, covers, ..mark });
+        let watermark = |covers| a.watermark.map(|mark| Watermark { covers, ..mark });
         (a.watermark, b.watermark) = (watermark(Set::default()), watermark([0, 1].into_iter().collect()));
     }
 

@@ -73,8 +73,8 @@ breaks! {
         World { faults: &[(Restart, 0, 1)], ..World::default() }.without(Rule::ClaimsNameRun);
     n18_watermark_names_what_is_pending breaks C2, C4:
         World { faults: &[(Migrate, 0, 1)], ..World::default() }.without(Rule::WatermarkNamesSlots);
-    n19_minimum_of_two_maps breaks C4:
-        World { faults: &[(Migrate, 0, 2), (Failover, 0, 1)], ..World::default() }.without(Rule::MinimumNamesMap);
+    n19_minimum_with_a_watermark_of_another_run breaks C4:
+        World { faults: &[(Migrate, 0, 2), (Failover, 0, 1)], ..World::default() }.without(Rule::MinimumLooksAtRun);
     n20_minimum_over_a_restart breaks C4:
         World { faults: &[(Migrate, 0, 1), (Restart, 0, 1)], ..moved_before() }.without(Rule::MinimumNamesRuns);
     n21_minimum_without_a_node breaks C4:

@@ -51,12 +51,12 @@ pub(crate) enum Rule {
     RolledBackIsNewEpoch,
     /// The watermark names the slots that it covers, not those that are pending.
     WatermarkNamesSlots,
-    /// There is a minimum over shards only where all watermarks name one map: which node serves each slot.
-    MinimumNamesMap,
-    /// And the same runs of all servers.
+    /// There is a minimum over shards only where all watermarks name the same runs of all servers.
     MinimumNamesRuns,
     /// A watermark counts only at the node that it names: it does not move with its home slot. And every node has one.
     MinimumLooksAtNode,
+    /// Nor does it count in another run of its server.
+    MinimumLooksAtRun,
     /// There is a minimum only where all watermarks name one incarnation.
     MinimumNamesIncarnation,
     /// A reader trusts a watermark only where the guard names its shard.

@@ -149,7 +149,7 @@ impl Cluster {
         } else {
             (0..SLOTS).filter(|slot| !pending(slot)).collect()
         };
-        data.watermark = Some(Watermark { snapshot: *to, map, node, covers });
+        data.watermark = Some(Watermark { snapshot: *to, runs: map.runs, node, covers });
         let is_foreign = |slot: usize| {
             let guard = state.nodes[node].slots[slot].guard.filter(|guard| guard.shard != job.shard);
             let has_adopted = |guard: &Guard| {

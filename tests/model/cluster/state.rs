@@ -61,8 +61,8 @@ pub(crate) struct Map {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Watermark {
     pub(super) snapshot: Snapshot,
-    /// As the writer knew it.
-    pub(super) map: Map,
+    /// Of all servers, as the writer knew them.
+    pub(super) runs: [u8; NODES],
     /// Where it was written.
     pub(super) node: usize,
     pub(super) covers: Set,

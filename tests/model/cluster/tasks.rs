@@ -159,7 +159,7 @@ impl Cluster {
         let covered: Set = data.settled().iter().filter(|slot| is_clear(*slot)).collect();
         let is_published = data.watermark.is_some_and(|mark| {
             let is_named = self.world.has(Rule::WatermarkNamesSlots);
-            mark.map == state.map
+            mark.runs == state.map.runs
                 && mark.snapshot == state.database.snapshot()
                 && (mark.covers == covered || !is_named)
         });
