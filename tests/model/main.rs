@@ -13,6 +13,7 @@
 )]
 
 mod broken;
+mod cluster;
 mod coverage;
 mod database;
 #[path = "../decisions/mod.rs"]

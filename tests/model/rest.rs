@@ -9,17 +9,14 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-use stateright::Model;
-
-use crate::protocol::{Action, Protocol};
-use crate::state::State;
+use crate::search::Searched;
 
 /// The way to the first state from which no rest can be reached, if there is one, and the number of states.
-pub(crate) fn unreachable(protocol: &Protocol) -> (Option<Vec<Action>>, usize) {
+pub(crate) fn unreachable<M: Searched>(protocol: &M) -> (Option<Vec<M::Action>>, usize) {
     let initial = protocol.initial();
-    let fingerprint = |state: &State| BuildHasherDefault::<DefaultHasher>::new().hash_one(state);
+    let fingerprint = |state: &M::State| BuildHasherDefault::<DefaultHasher>::new().hash_one(state);
     let mut numbers = HashMap::from([(fingerprint(&initial), 0_usize)]);
-    let mut parents: Vec<Option<(usize, Action)>> = vec![None];
+    let mut parents: Vec<Option<(usize, M::Action)>> = vec![None];
     let mut sources: Vec<Vec<u32>> = vec![Vec::new()];
     let mut at_rest = Vec::new();
     let mut queue = VecDeque::from([(initial, 0_usize)]);
@@ -41,7 +38,7 @@ pub(crate) fn unreachable(protocol: &Protocol) -> (Option<Vec<Action>>, usize) {
                     target
                 }
             };
-            if !action.is_fault() {
+            if !M::is_fault(action) {
                 sources[target].push(u32::try_from(number).unwrap());
             }
         }
@@ -57,7 +54,7 @@ pub(crate) fn unreachable(protocol: &Protocol) -> (Option<Vec<Action>>, usize) {
     (stuck.map(|number| path(&parents, number)), parents.len())
 }
 
-fn path(parents: &[Option<(usize, Action)>], mut number: usize) -> Vec<Action> {
+fn path<A: Copy>(parents: &[Option<(usize, A)>], mut number: usize) -> Vec<A> {
     let mut actions = Vec::new();
     while let Some((parent, action)) = parents[number] {
         actions.push(action);
