@@ -131,11 +131,14 @@ mod tests {
             async move { loads.load(&key, load).await.unwrap().unwrap()[0] }
         });
         tokio::time::sleep(Duration::from_millis(500)).await;
-        for round in 1..4 {
+        for _ in 0..3 {
+            let begun_before = begun.load(Ordering::Relaxed);
             let others = join_all((0..100).map(|_| loads.load(&key, load.clone()))).await;
-            assert!(others.into_iter().all(|one| one.unwrap().unwrap()[0] == round), "round {round}");
+            // Each began after it was asked for, and there were two at most: one at once, one for all others.
+            assert!(others.into_iter().all(|one| begun_before <= usize::from(one.unwrap().unwrap()[0])));
+            assert!(begun.load(Ordering::Relaxed) <= begun_before + 2);
         }
-        assert_eq!((first.await.unwrap(), begun.load(Ordering::Relaxed)), (0, 4));
+        assert_eq!(first.await.unwrap(), 0);
         assert!(loads.lock().is_empty());
     }
 
