@@ -196,8 +196,11 @@ impl RedisLocks {
         let mut wakeup: Option<Wakeup> = None;
         loop {
             let heard = wakeup.as_ref().map_or(0, Wakeup::begin);
+            let asked = Instant::now();
             let (name, holder, left) = match self.renewer.acquire(&names, &owner, terms).await {
-                LeaseReply::Granted(lease) if lease.is_trusted() => return Ok(LockGuard::new(lease, turns)),
+                LeaseReply::Granted(lease) if asked.elapsed() < life / 10 * 9 => {
+                    return Ok(LockGuard::new(lease, turns));
+                }
                 // So late that it may be over: it is given back.
                 LeaseReply::Granted(late) => {
                     drop(late.release().await);
