@@ -73,7 +73,7 @@ pub fn apply(
             }
         }
     }
-    leave_password_files(leaves, source);
+    leave_password_file(leaves, source);
 }
 
 /// The variables that override settings, without those that say nothing clear.
@@ -149,15 +149,14 @@ fn flatten(path: &str, value: config::Value, flat: &mut Vec<(String, String)>) {
 }
 
 /// Puts in a setting, and the sections around it: a variable alone can switch `warm` or `refresh` on.
-/// A URL from here that brings its password is meant as a whole: the password file belongs to the file's URL.
-fn leave_password_files(leaves: &mut Leaves, source: &Source) {
-    for section in ["postgres", "redis"] {
-        let (url, password) = (format!("{section}.url"), format!("{section}.password_file"));
-        let is_whole =
-            matches!(leaves.get(&url), Some(Leaf::Text(text)) if Secret::new(text.clone()).has_password());
-        if is_whole && source.is_of_variable(&url) && !source.is_of_variable(&password) {
-            leaves.remove(&password);
-        }
+/// An owner's URL beside the worker's file, for `migrate`: where it brings its password, the password file belongs to the file's URL.
+fn leave_password_file(leaves: &mut Leaves, source: &Source) {
+    const URL: &str = "postgres.url";
+    const PASSWORD: &str = "postgres.password_file";
+    let is_whole =
+        matches!(leaves.get(URL), Some(Leaf::Text(text)) if Secret::new(text.clone()).has_password());
+    if is_whole && source.is_of_variable(URL) && !source.is_of_variable(PASSWORD) {
+        leaves.remove(PASSWORD);
     }
 }
 
