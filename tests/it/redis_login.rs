@@ -104,9 +104,9 @@ async fn a_file_that_holds_no_password_is_told() {
     }
     // Of two passwords it is said which counts.
     let file = File::new(b"sesame");
-    let toml = format!("{DATASET}[postgres]\npassword_file = \"{}\"\n", file.shown());
-    let url = rig.postgres.url().replace("postgres@", "postgres:other@");
-    let both = Cli::new(&rig, &toml).with("CACHEKEEPER__POSTGRES__URL", &url);
+    let toml = format!("{DATASET}[redis]\npassword_file = \"{}\"\n", file.shown());
+    let url = rig.redis.url().replace("redis://", "redis://:other@");
+    let both = Cli::new(&rig, &toml).with("CACHEKEEPER__REDIS__URL", &url);
     both.says(&["check", "--offline"], 0, &["warning: the URL holds a password too", ":7:17\n"]);
     // While it runs it is read again.
     let file = File::new(b"sesame");

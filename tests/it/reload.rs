@@ -292,7 +292,7 @@ async fn a_shorter_lifetime_counts_for_entries_that_are_stored() {
     .await;
     // A revalidation that the first reload has begun may have stored it since.
     let (_, told) = worker.get("/api/v1/explain?key=product:3").await;
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let told: Value = serde_json::from_str(&told).unwrap();
     let is_stored_since = told["touches"][0]["at_ms"].as_u64().is_some_and(|at| marked <= u128::from(at));
     assert!((after[2] <= 60_000 || is_stored_since) && 200_000 < after[1], "{:?} {told}", &after[..3]);
     // What a worker that still has the former file stores meanwhile is found by the next one that starts.
