@@ -8,6 +8,7 @@ mod backfill;
 mod caller;
 mod connections;
 mod control;
+mod dataset_state;
 mod datasets;
 mod dead_letters;
 mod files;
@@ -41,7 +42,9 @@ mod write_limit;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
+use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -52,6 +55,7 @@ use self::connections::Connections;
 use self::files::Files;
 use self::guard::Guard;
 use self::live::Live;
+use self::refusal::refuse;
 use self::routes::{Operation, Routes};
 use self::shared::Shared;
 use crate::actors::clock::now_ms;
@@ -106,8 +110,22 @@ fn router(shared: Shared, guard: Guard) -> Router {
                 .route_layer(from_fn_with_state(guard::turns(), guard::in_turn)),
         )
         .merge(routes().with_document())
+        .fallback(nowhere)
+        .method_not_allowed_fallback(other_method)
         .layer(from_fn_with_state(guard, guard::guard))
         .with_state(shared)
+}
+
+async fn nowhere(uri: Uri) -> Response {
+    refuse(
+        StatusCode::NOT_FOUND,
+        format!("there is no {}; /api/v1/openapi.json says what there is", uri.path()),
+    )
+}
+
+async fn other_method(method: Method, uri: Uri) -> Response {
+    let error = format!("{} takes no {method}: /api/v1/openapi.json says what it takes", uri.path());
+    refuse(StatusCode::METHOD_NOT_ALLOWED, error)
 }
 
 /// The description of the API: `OpenAPI` 3.1.

@@ -154,6 +154,7 @@ enum Verb {
     /// Say why a key has the value that it has: Redis, Postgres, what is pending, what happened to it
     Explain {
         /// The key
+        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
         key: String,
     },
     /// Write to Postgres by a dataset's write statement, then store what it touched in Redis

@@ -198,7 +198,8 @@ impl Facts {
     }
 
     /// Why the changes do not come through.
-    fn feed_trouble(&self) -> Option<String> {
+    #[must_use]
+    pub fn feed_trouble(&self) -> Option<String> {
         let max_lag = self.max_lag?;
         match &self.watermark {
             None => Some("feed: there is no watermark yet".to_owned()),

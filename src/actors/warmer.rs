@@ -107,6 +107,8 @@ enum BackfillEnd {
     DoneElsewhere,
     /// Somebody has cancelled it.
     Cancelled,
+    /// Somebody has paused the dataset: it goes on when that is over.
+    Paused,
 }
 
 impl Plan {
@@ -225,6 +227,14 @@ impl Plan {
                     facts.not_warmed.remove(&name);
                 });
             }
+            Some(BackfillEnd::Paused) => {
+                count("paused");
+                info!(
+                    dataset = name,
+                    "the backfill stops: the dataset is paused; it goes on once that is over"
+                );
+                self.context.backfills.put_back();
+            }
             Some(BackfillEnd::Elsewhere(left)) => {
                 self.try_after(&name, left.clamp(LOOK_AT_PROGRESS, LOOK_AT_OTHERS));
             }
@@ -304,7 +314,7 @@ fn note(engine: &Context, name: &str, report: &LoadReport, took: Duration) {
         dataset = name,
         stored = report.stored,
         gone = report.gone,
-        failed = report.failures.len(),
+        failed = report.failed,
         duration_ms = u64::try_from(took.as_millis()).unwrap_or_default(),
         "backfill done"
     );
@@ -337,7 +347,8 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
     };
     let began = Instant::now();
     let under_way = &context.backfills.under_way;
-    let (cancelled, progress) = under_way.begin(dataset.name(), !since.is_optional());
+    let may_wait = since.is_optional();
+    let (cancelled, progress) = under_way.begin(dataset.name(), !may_wait);
     let options = BackfillOptions {
         cancel: lease.lost().child_token(),
         rate: dataset.backfill_rate(),
@@ -346,20 +357,22 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
     };
     let result = tokio::select! {
         result = backfill(&context.engine, dataset, &options) => result,
-        () = tell(under_way, dataset, options.cancel.clone(), &cancelled) => Err(EngineError::Cancelled),
+        () = tell(under_way, (dataset, may_wait), options.cancel.clone(), &cancelled) => Err(EngineError::Cancelled),
     };
+    let is_paused = may_wait && dataset.is_paused();
     match result {
         Err(EngineError::Cancelled) if cancelled.is_cancelled() && !lease.lost().is_cancelled() => {
             BackfillEnd::Cancelled
         }
+        Err(EngineError::Cancelled) if is_paused && !lease.lost().is_cancelled() => BackfillEnd::Paused,
         result => BackfillEnd::Ran(Ran { result, took: began.elapsed(), incarnation }),
     }
 }
 
-/// Tells how far it is, for ever; and has it end between two batches where somebody cancels it.
+/// Tells how far it is, for ever; and has it end between two batches where somebody cancels it, or pauses the dataset while it may wait.
 async fn tell(
     under_way: &UnderWay,
-    dataset: &Dataset,
+    (dataset, may_wait): (&Dataset, bool),
     end: CancellationToken,
     cancelled: &CancellationToken,
 ) {
@@ -369,6 +382,9 @@ async fn tell(
         tokio::select! {
             _ = ticks.tick() => {}
             () = cancelled.cancelled(), if !end.is_cancelled() => end.cancel(),
+        }
+        if may_wait && dataset.is_paused() {
+            end.cancel();
         }
         under_way.tick();
         if PROGRESS_EVERY <= told.elapsed()

@@ -97,14 +97,22 @@ impl Since {
     }
 }
 
-/// Each reason of readiness, with what it means for who reads the cache, and what to do.
+/// Each reason of readiness, with what it means for who reads the cache, and what to do. What only follows from another one is not told
+/// beside it: where a server is down somebody is to see to the server.
 fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
-    let mut attention: Vec<Attention> =
-        reasons.iter().filter(|reason| *reason != "stopping").map(|reason| of_reason(reason)).collect();
+    let is_down = |name: &str| facts.dependencies.get(name).is_some_and(Result::is_err);
+    let (postgres, redis) = (is_down("postgres"), is_down("redis"));
+    let follows = |reason: &str| {
+        let begins = |start: &str| reason.starts_with(start);
+        (postgres || redis) && (begins("feed:") || is_not_warmed(reason)) || redis && begins("subscription:")
+    };
+    let own = reasons.iter().filter(|reason| *reason != "stopping" && !follows(reason));
+    let mut attention: Vec<Attention> = own.map(|reason| of_reason(reason)).collect();
     attention.extend(of_uncovered(facts));
-    for (dataset, reason) in &facts.pending {
+    for (dataset, reason) in facts.pending.iter().filter(|_| !postgres && !redis) {
         let what = format!("dataset {dataset}: being revalidated: {reason}");
-        attention.push(of_dataset(("pending", dataset), what, PENDING));
+        let meaning = if facts.paused.contains_key(dataset) { PENDING_PAUSED } else { PENDING };
+        attention.push(of_dataset(("pending", dataset), what, meaning));
     }
     attention.extend(facts.full.as_ref().map(|full| {
         let (consequence, next) = FULL;
@@ -144,12 +152,15 @@ fn of_refused(history: &History, dataset: &str) -> Option<Attention> {
     if count == 0 {
         return None;
     }
-    let first = history.refused_rows(dataset).rows.into_iter().min_by_key(|row| row.since_ms)?;
+    let refused = history.refused_rows(dataset);
+    let named = refused.rows.into_iter().min_by_key(|row| row.since_ms);
+    let named = named.map(|row| (row.since_ms, format!("{}: {}", row.key, row.reason)));
+    let unnamed = refused.without_key.map(|rows| (rows.since_ms, rows.of.reason));
+    let (since_ms, example) = named.or(unnamed)?;
     let rows = if count == 1 { "1 row has".to_owned() } else { format!("{count} rows have") };
     // A key may hold what would mean something to a terminal.
-    let (key, reason) = (escaped(&first.key), escaped(&first.reason));
-    let what = format!("dataset {dataset}: {rows} no entry; {key}: {reason}");
-    let since_ms = Some(first.since_ms);
+    let what = format!("dataset {dataset}: {rows} no entry; {}", escaped(&example));
+    let since_ms = Some(since_ms);
     Some(Attention { since_ms, ..of_dataset(("rows without an entry", dataset), what, REFUSED) })
 }
 
@@ -205,13 +216,22 @@ const REFUSED: (&str, &str) = (
 
 const PENDING: (&str, &str) = (
     "Its entries are readable and may be old until they were compared.",
-    "Nothing: it ends by itself. The datasets show how far it is.",
+    "Wait: Datasets shows how far it is. Where it does not come on for a minute, the worker's log says why.",
+);
+
+const PENDING_PAUSED: (&str, &str) = (
+    "Its entries are readable and may be old: a paused dataset is not loaded.",
+    "Resume it once what it was paused for is over: `cachekeeper resume` with its name, or on its page.",
 );
 
 const REJECTED: (&str, &str) = (
     "What they were to write is not in Postgres.",
     "The machine room shows each with its reason: mend what is wrong and replay it, or discard it.",
 );
+
+fn is_not_warmed(reason: &str) -> bool {
+    reason.ends_with(": not warmed yet")
+}
 
 fn meaning(reason: &str) -> (&'static str, &'static str) {
     let begins = |start: &str| reason.starts_with(start);
@@ -223,15 +243,22 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
         (consequence, "See to Redis or its address; the worker goes on by itself once it answers.")
     } else if begins("subscription") {
         let consequence = "Events may have been missed; where changes are captured nothing is lost.";
-        (consequence, "Nothing, if it ends soon. `cachekeeper check` names missing rights.")
+        (
+            consequence,
+            "Wait a few seconds: it is opened again by itself. Where it stays, `cachekeeper check` names missing rights.",
+        )
     } else if begins("feed") {
         let consequence = "Entries grow old: changes are not followed, or not fast enough.";
         (
             consequence,
             "Look for long transactions and locks in Postgres, and at the log of the worker that leads.",
         )
-    } else if reason.contains("not warmed") {
-        ("Entries are missing until the backfill has come to them.", "Nothing: the backfill runs.")
+    } else if is_not_warmed(reason) {
+        let consequence = "Entries are missing until its backfill has come to them.";
+        (
+            consequence,
+            "Wait: Datasets shows how far the backfill is. Where it does not come on, the worker's log says why.",
+        )
     } else {
         let consequence = "The dataset is not kept as it is configured.";
         (consequence, "`cachekeeper check` says what to correct, and where.")
@@ -244,6 +271,33 @@ mod tests {
 
     use super::*;
     use cachekeeper_engine::metrics::Metrics;
+
+    #[test]
+    fn what_follows_from_a_server_that_is_down_is_one_matter() {
+        let health = Health::new(Arc::new(Metrics::new()));
+        let subjects = |health: &Health| -> Vec<String> {
+            let items = attention(&health.facts(), &health.reasons());
+            items.into_iter().map(|item| item.subject).collect()
+        };
+        health.update(|facts| {
+            facts.max_lag = Some(Duration::ZERO);
+            facts.not_warmed.insert("product".to_owned());
+            facts.pending.insert("note".to_owned(), "a new epoch".to_owned());
+            facts.broken.insert("rate".to_owned(), "no such column".to_owned());
+            facts.dependencies.extend(["postgres", "redis", "subscription"].map(|name| (name, Ok(()))));
+        });
+        let all = ["feed", "dataset rate", "dataset product", "pending: note"];
+        assert_eq!(subjects(&health), all);
+        let down = |health: &Health, name: &'static str| {
+            health.update(|facts| drop(facts.dependencies.insert(name, Err("it is gone".to_owned()))));
+        };
+        down(&health, "subscription");
+        assert_eq!(subjects(&health), [&["subscription"][..], &all].concat());
+        down(&health, "postgres");
+        assert_eq!(subjects(&health), ["postgres", "subscription", "dataset rate"]);
+        down(&health, "redis");
+        assert_eq!(subjects(&health), ["postgres", "redis", "dataset rate"]);
+    }
 
     #[test]
     fn it_is_known_since_when_until_it_is_over() {

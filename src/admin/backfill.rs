@@ -31,7 +31,7 @@ pub(super) struct BackfillState {
 /// That of a dataset; none: this worker runs none of it.
 pub(super) fn under_way(shared: &Shared, dataset: &str) -> Option<BackfillState> {
     let seen = shared.tasks.backfills.under_way.look(dataset)?;
-    let before = shared.backfill_entries(dataset).and_then(|entries| u64::try_from(entries).ok());
+    let before = shared.backfill_entries(dataset);
     // There are more rows now than there were.
     let expected = before.filter(|before| seen.entries <= *before);
     let left = expected.map(|expected| expected.saturating_sub(seen.entries));

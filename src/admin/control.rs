@@ -19,6 +19,7 @@ use crate::control::{LastReload, ReloadError};
 use crate::telemetry;
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct HowToReload {
     /// Only say what would change
     #[serde(default)]
@@ -26,6 +27,7 @@ pub(super) struct HowToReload {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Level {
     /// error, warn, info, debug, trace, or filters.
     level: String,

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::action_log::in_words;
 use super::backfill::{BackfillState, under_way};
+use super::dataset_state::{DatasetState, age_of, state};
 use super::refusal::refuse;
 use super::schemas;
 use super::setting::{Origin, origin_of_dataset};
@@ -44,9 +45,9 @@ struct DatasetOverview {
     /// When the last backfill began, in Unix milliseconds.
     last_backfill_ms: Option<u64>,
     /// How many entries the last backfill that this worker knows of stored.
-    last_backfill_entries: Option<i64>,
+    last_backfill_entries: Option<u64>,
     /// How many rows have no entry, of those that this worker has met.
-    rows_without_entry: usize,
+    rows_without_entry: u64,
     /// Since when somebody has paused it, in Unix milliseconds.
     paused_since_ms: Option<u64>,
     /// When its schedule has a backfill run next, in Unix milliseconds; null: there is none.
@@ -58,28 +59,6 @@ struct DatasetOverview {
     /// The last 30 that this worker did, the oldest first.
     #[schemars(with = "Option<Vec<schemas::EndedBackfill>>")]
     backfills: Option<Vec<EndedBackfill>>,
-}
-
-/// The state of a dataset.
-#[derive(Clone, Copy, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum DatasetState {
-    /// Another worker has a newer definition of it.
-    Superseded,
-    /// It cannot work.
-    Broken,
-    /// Its changed entries could not be loaded.
-    LeftOut,
-    /// Its changes may be missed.
-    NotCovered,
-    /// Its entries are being revalidated.
-    Pending,
-    /// Somebody has paused it.
-    Paused,
-    /// Its first backfill has not ended.
-    NotWarmed,
-    /// All is right.
-    Fresh,
 }
 
 /// How far a revalidation is.
@@ -192,7 +171,7 @@ fn overview(
         name: name.to_owned(),
         key: dataset.settings.key.as_str().to_owned(),
         state,
-        reason: reason.map(str::to_owned),
+        reason,
         progress: progress.map(|progress| RevalidationState { done: progress.done, total: progress.entries }),
         last_backfill_ms: backfilled.map(|backfilled| backfilled.began_ms),
         last_backfill_entries: shared.backfill_entries(name),
@@ -205,17 +184,9 @@ fn overview(
             .and_then(|warm| next_fire(warm, Utc::now()))
             .and_then(|fire| u64::try_from(fire.timestamp_millis()).ok()),
         backfill: under_way(shared, name),
-        age_ms: age_of(name, facts),
+        age_ms: age_of(name, facts).and_then(|age| u64::try_from(age.as_millis()).ok()),
         backfills: history.map(|history| history.backfills(name)),
     }
-}
-
-/// How old its entries may be, where the watermark speaks for it.
-fn age_of(name: &str, facts: &Facts) -> Option<u64> {
-    let (watermark, _) = facts.watermark.as_ref()?;
-    let is_covered = !watermark.not_covered.iter().any(|left_out| left_out == name);
-    let age = watermark.age().filter(|_| is_covered)?;
-    u64::try_from(age.as_millis()).ok()
 }
 
 pub(super) async fn pause(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
@@ -241,38 +212,6 @@ pub(super) async fn resume(State(shared): State<Shared>, Path(name): Path<String
         }
         Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, error.told()),
     }
-}
-
-/// The state in a word, and why. The worst comes first.
-fn state<'f>(name: &str, facts: &'f Facts) -> (DatasetState, Option<&'f str>) {
-    let of = |map: &'f BTreeMap<String, String>| map.get(name).map(String::as_str);
-    let states = [
-        (DatasetState::Broken, of(&facts.broken)),
-        (DatasetState::LeftOut, of(&facts.left_out)),
-        (DatasetState::NotCovered, of(&facts.uncovered).or(of(&facts.renamed)).or(of(&facts.unmet))),
-        (DatasetState::Pending, of(&facts.pending)),
-    ];
-    if facts.superseded.contains(name) {
-        return (
-            DatasetState::Superseded,
-            Some("another worker has a newer definition of it, which is served"),
-        );
-    }
-    if let Some((state, reason)) = states.into_iter().find(|(_, reason)| reason.is_some()) {
-        return (state, reason);
-    }
-    if facts.paused.contains_key(name) {
-        return (
-            DatasetState::Paused,
-            Some(
-                "a person has paused its backfills, its refreshing ahead and its audit; changes are applied",
-            ),
-        );
-    }
-    if facts.not_warmed.contains(name) {
-        return (DatasetState::NotWarmed, Some("its first backfill since the start has not ended"));
-    }
-    (DatasetState::Fresh, None)
 }
 
 /// The settings as they are called here and in the file.

@@ -21,6 +21,7 @@ const ALL: usize = 1_000_000;
 
 /// Ids as they are told; those that are kept no more are left out.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Letters {
     /// As `letter` or `id` names them.
     letters: Vec<String>,

@@ -12,6 +12,7 @@ pub(super) const LIMIT_MAX: usize = 1_000;
 
 /// As it is asked for.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
     /// Only what happened behind the touch of this number
     pub after: Option<u64>,

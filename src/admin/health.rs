@@ -23,7 +23,12 @@ pub(super) async fn readyz(State(shared): State<Shared>, caller: Option<Extensio
     let is_ready = reasons.is_empty();
     let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = match caller {
-        Some(_) => json!({ "ready": is_ready, "reasons": reasons, "notes": shared.health().facts().notes() }),
+        Some(_) => json!({
+            "ready": is_ready,
+            "reasons": reasons,
+            "notes": shared.health().facts().notes(),
+            "namespace": shared.engine().redis.keys().namespace(),
+        }),
         None => json!({ "ready": is_ready }),
     };
     (code, axum::Json(body)).into_response()

@@ -21,12 +21,14 @@ use cachekeeper_protocol::event::Op;
 const KEYS_MAX: usize = 1_000;
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct OneKey {
     /// The key
     key: String,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Keys {
     /// 1 to 1,000 keys.
     keys: Vec<String>,

@@ -40,6 +40,8 @@ pub(super) enum What {
     Refused,
     /// Its row has no entry; the reason says why.
     Failed,
+    /// A backfill of a whole dataset has ended: told once, with an empty key; the reason says how many entries.
+    Filled,
 }
 
 /// A backfill that ended.
@@ -59,6 +61,18 @@ pub(super) struct RowsWithoutEntry {
     rows: Vec<RefusedRow>,
     /// Whether there are, or were, more.
     has_more: bool,
+    /// Rows whose values make no key, as the last backfill has met them; null: none.
+    without_key: Option<RowsWithoutKey>,
+}
+
+/// Rows whose values make no key.
+#[derive(Serialize, JsonSchema)]
+struct RowsWithoutKey {
+    rows: u64,
+    /// Why the first of them has none.
+    reason: String,
+    /// Since when, in Unix milliseconds, as far as this worker has seen it.
+    since_ms: u64,
 }
 
 /// A row that has no entry.
@@ -217,6 +231,8 @@ struct RowFacts {
     hidden: Option<String>,
     /// Why Postgres could not be asked.
     not_asked: Option<String>,
+    /// The key that the row's entry has, where that is another spelling of the same values.
+    spelled: Option<String>,
 }
 
 /// A column that differs.

@@ -32,8 +32,11 @@ impl Shared {
     }
 
     /// Entries of the last complete backfill that this worker knows of.
-    pub fn backfill_entries(&self, dataset: &str) -> Option<i64> {
-        let entries = self.engine().metrics.backfill_entries.get_or_create(&ByDataset::new(dataset)).get();
-        (0 < entries).then_some(entries)
+    pub fn backfill_entries(&self, dataset: &str) -> Option<u64> {
+        let counted = self.engine().metrics.backfill_entries.get_or_create(&ByDataset::new(dataset)).get();
+        let counted = u64::try_from(counted).ok().filter(|entries| 0 < *entries);
+        // After a reload it is counted anew, but what happened before is remembered.
+        let remembered = || self.engine().history.as_ref()?.backfills(dataset).last().map(|last| last.stored);
+        counted.or_else(remembered)
     }
 }

@@ -29,6 +29,7 @@ pub(super) struct Reached {
 
 /// `?token=…` (of `select cachekeeper.token()`), `&dataset=…`, `&wait=500ms`.
 #[derive(serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     /// Of `select cachekeeper.token()`
     token: Option<String>,

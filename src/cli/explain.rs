@@ -22,14 +22,19 @@ pub async fn explain(
     out: &Output,
 ) -> Result<Exit, EngineError> {
     let explained = explain_key(context, key).await?;
-    let history = history_of_worker(config, key).await;
+    let history = history_of_worker(config, explained.dataset.as_deref(), key).await;
     let mut json = serde_json::to_value(&explained).unwrap_or_default();
     if let (History::Told { touches, since_ms }, Some(json)) = (&history, json.as_object_mut()) {
         json.insert("touches".to_owned(), Value::Array(touches.clone()));
         json.insert("touches_since_ms".to_owned(), since_ms.clone());
     }
     out.result(&text(&explained, &history), &json);
-    Ok(if explained.verdict.state == State::Wrong { Exit::Failed } else { Exit::Ok })
+    Ok(match &explained.row.not_asked {
+        Some(not_asked) if not_asked.is_of_configuration => Exit::Configuration,
+        Some(_) => Exit::Unavailable,
+        None if explained.verdict.state == State::Wrong => Exit::Failed,
+        None => Exit::Ok,
+    })
 }
 
 /// What the worker of this configuration remembers.
@@ -42,24 +47,37 @@ enum History {
     Told { touches: Vec<Value>, since_ms: Value },
 }
 
-async fn history_of_worker(config: &Config, key: &str) -> History {
+/// Touches that are told.
+const TOUCHES_MAX: usize = 20;
+
+async fn history_of_worker(config: &Config, dataset: Option<&str>, key: &str) -> History {
     // What is special in a pattern or a query stands for itself.
-    let pattern = cachekeeper_protocol::glob::escape(key);
-    let pattern: String = pattern.bytes().map(|byte| format!("%{byte:02x}")).collect();
-    let mut body = match ask(config, &format!("/api/v1/touches?limit=20&key={pattern}")).await {
-        Ok(body) => body,
-        Err(refused) => return History::NotTold(refused.error),
-    };
-    let namespace = body.get("namespace").and_then(Value::as_str).unwrap_or_default();
-    if namespace != config.service.namespace {
-        return History::OfAnother(namespace.to_owned());
+    let plain = |text: &str| -> String { text.bytes().map(|byte| format!("%{byte:02x}")).collect() };
+    let of_key = format!("key={}", plain(&cachekeeper_protocol::glob::escape(key)));
+    // A backfill is told once, and not with each key.
+    let of_all = dataset.map(|dataset| format!("what=filled&dataset={}", plain(dataset)));
+    let mut told = Vec::new();
+    let mut begins = Value::Null;
+    for filter in std::iter::once(of_key).chain(of_all) {
+        let path = format!("/api/v1/touches?limit={TOUCHES_MAX}&{filter}");
+        let mut body = match ask(config, &path).await {
+            Ok(body) => body,
+            Err(refused) => return History::NotTold(refused.error),
+        };
+        let namespace = body.get("namespace").and_then(Value::as_str).unwrap_or_default();
+        if namespace != config.service.namespace {
+            return History::OfAnother(namespace.to_owned());
+        }
+        begins = body.get_mut("since_ms").map(Value::take).unwrap_or_default();
+        let Some(Value::Array(touches)) = body.get_mut("touches").map(Value::take) else {
+            return History::NotTold("its answer has another form than agreed".to_owned());
+        };
+        told.extend(touches);
     }
-    let since_ms = body.get_mut("since_ms").map(Value::take).unwrap_or_default();
-    let Some(Value::Array(mut touches)) = body.get_mut("touches").map(Value::take) else {
-        return History::NotTold("its answer has another form than agreed".to_owned());
-    };
-    touches.reverse();
-    History::Told { touches, since_ms }
+    let number = |touch: &Value| touch.get("number").and_then(Value::as_u64).unwrap_or_default();
+    told.sort_by_key(|touch| std::cmp::Reverse(number(touch)));
+    told.truncate(TOUCHES_MAX);
+    History::Told { touches: told, since_ms: begins }
 }
 
 fn text(explained: &Explanation, history: &History) -> String {
@@ -148,9 +166,11 @@ fn row(explained: &Explanation) -> String {
             "the same".to_owned()
         }
         (_, _, Some(value)) => value.to_string(),
-        _ => row.hidden.as_ref().map_or("(no row)".to_owned(), |hidden| {
-            format!("(no row that the role sees; row security of {hidden} decides)")
-        }),
+        _ => match (&row.spelled, &row.hidden) {
+            (Some(spelled), _) => format!("(a row whose key is {spelled})"),
+            (None, Some(hidden)) => format!("(no row that the role sees; row security of {hidden} decides)"),
+            (None, None) => "(no row)".to_owned(),
+        },
     }
 }
 

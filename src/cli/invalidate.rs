@@ -79,11 +79,7 @@ pub async fn invalidate(
         report.stored,
         report.gone,
         report.invalidated,
-        if report.failures.is_empty() {
-            String::new()
-        } else {
-            format!(", {} failed", report.failures.len())
-        }
+        if report.failures.is_empty() { String::new() } else { format!(", {} failed", report.failed) }
     );
     let unknown = unknown_tags(context, &targets.tags);
     let failed: Vec<_> =

@@ -120,6 +120,11 @@ async fn install(
     // Last: what was only just made is granted too.
     if let Some(role) = grant {
         context.postgres.grant(role).await?;
+        if let Some(statement) = context.postgres.missing_temporary(role).await? {
+            out.note(&format!(
+                "note: {role} lacks TEMPORARY, without which no change is covered; the owner of the database gives it: {statement}"
+            ));
+        }
     }
     namespaces::note_watched(context).await?;
     // What the owner of a type does could be run with those rights, if anything of a type were evaluated (faults C1).

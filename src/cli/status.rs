@@ -143,19 +143,16 @@ async fn worker(context: &Context, config: &Config, lines: &mut Vec<String>) -> 
         LeaseAttempt::Held { owner, .. } => Some(owner),
         LeaseAttempt::Granted(_) => None,
     });
-    let said = match &config.admin.listen {
-        Some(_) => readiness(&config.admin).await,
-        None => None,
-    };
-    lines.push(match (&said, &config.admin.listen) {
-        (Some(said), _) if said.is_ready => format!("worker     {}", with("ready", &said.notes)),
-        (Some(said), _) => {
+    let said = readiness(config).await;
+    lines.push(match &said {
+        Ok(said) if said.is_ready => format!("worker     {}", with("ready", &said.notes)),
+        Ok(said) => {
             let reasons = format!("not ready: {}", said.reasons.join("; "));
             format!("worker     {}", with(&reasons, &said.notes))
         }
-        (None, Some(listen)) => format!("worker     nobody answers on {listen}"),
-        (None, None) => "worker     its admin listener is off".to_owned(),
+        Err(why) => format!("worker     {why}"),
     });
+    let said = said.ok();
     lines.push(match (&leader, context.feed.is_on) {
         (Some(owner), _) => format!("leader     {owner} follows the changes"),
         (None, true) => "leader     none: no worker follows the changes".to_owned(),

@@ -56,7 +56,7 @@ enum Kind {
     Refresh,
     /// Because an application missed it
     Miss,
-    /// Because of a backfill; those of single entries that have none
+    /// Because of a backfill: when it has ended, and rows that have no entry
     Backfill,
     /// Because the audit found it wrong
     Audit,
@@ -72,6 +72,8 @@ enum Kind {
     /// A row has no entry
     #[value(alias = "failure")]
     Failed,
+    /// A backfill of a whole dataset has ended
+    Filled,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -281,11 +283,11 @@ fn line(touch: &Value) -> String {
     let word = |name: &str| touch.get(name).and_then(Value::as_str).unwrap_or_default();
     let at = touch.get("at_ms").and_then(Value::as_i64).and_then(DateTime::<Utc>::from_timestamp_millis);
     let at = at.map_or(String::new(), |at| at.format("%H:%M:%S%.3fZ").to_string());
+    let (what, cause, dataset, key) = (word("what"), word("cause"), word("dataset"), word("key"));
     let reason = match word("reason") {
-        "" => String::new(),
+        reason if reason.is_empty() || key.is_empty() => reason.to_owned(),
         reason => format!(": {reason}"),
     };
-    let (what, cause, dataset, key) = (word("what"), word("cause"), word("dataset"), word("key"));
     escaped(&format!("{at}  {what:<8} {cause:<12} {dataset:<16} {key}{reason}")).into_owned()
 }
 

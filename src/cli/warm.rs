@@ -64,10 +64,10 @@ pub async fn warm(
                     dataset.name(),
                     report.stored,
                     if report.stored == 1 { "entry" } else { "entries" },
-                    if report.failures.is_empty() {
-                        String::new()
-                    } else {
-                        format!(", {} rows failed", report.failures.len())
+                    match report.failed {
+                        0 => String::new(),
+                        1 => ", 1 row has no entry".to_owned(),
+                        rows => format!(", {rows} rows have no entry"),
                     }
                 );
                 let failed: Vec<_> = report
@@ -75,7 +75,7 @@ pub async fn warm(
                     .iter()
                     .map(|one| json!({ "key": one.key, "reason": one.reason }))
                     .collect();
-                out.result(&text, &json!({ "dataset": dataset.name(), "stored": report.stored, "seconds": seconds, "failed": failed }));
+                out.result(&text, &json!({ "dataset": dataset.name(), "stored": report.stored, "seconds": seconds, "failed": failed, "failed_rows": report.failed }));
                 for failure in report.failures.iter().take(10) {
                     out.note(&format!(
                         "  {}: {}",

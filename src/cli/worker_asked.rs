@@ -20,12 +20,16 @@ pub(super) async fn found(config: &Config) -> Result<Value, Refused> {
     if namespace == config.service.namespace {
         return Ok(machine);
     }
+    Err(Refused { error: of_another(config, namespace), exit: Exit::Configuration })
+}
+
+/// That a worker of another namespace answers.
+pub(super) fn of_another(config: &Config, namespace: &str) -> String {
     let (listen, own) = (config.admin.listen.as_deref().unwrap_or_default(), &config.service.namespace);
-    let error = format!(
+    format!(
         "the worker on {listen} is of namespace {namespace}, this configuration of {own}: name the worker's configuration with -c, or \
          set [admin] listen to the address of this one's"
-    );
-    Err(Refused { error, exit: Exit::Configuration })
+    )
 }
 
 /// Asks for a path that answers in JSON.

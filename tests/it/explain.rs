@@ -136,8 +136,14 @@ async fn a_key_is_explained_in_every_state() {
     assert_eq!(right["row"]["tags"], json!(["category:1"]));
     assert_eq!(right["entry"]["value"]["name"], "product 7");
     assert!(right["watermark"]["age_ms"].is_u64() && right["not_covered"].is_null(), "{right:#}");
+    let touches = right["touches"].as_array().unwrap();
+    let filled = touches.iter().find(|touch| touch["what"] == "filled").unwrap();
+    assert_eq!((&filled["cause"], &filled["key"]), (&json!("backfill"), &json!("")));
+    assert!(filled["reason"].as_str().unwrap().starts_with("20 entries in "), "{right:#}");
     shop.explained("product:99", "absent", "no row, and no entry").await;
     shop.explained("note:1", "absent", "nobody has asked for it").await;
+    let spelled = shop.explained("product:007", "absent", "has its entry under `product:7`").await;
+    assert_eq!(spelled["row"]["spelled"], "product:7");
     shop.explained("page:1", "foreign", "belongs to no dataset").await;
     // What happened to it is told, by the running worker.
     shop.rig.postgres.execute("update products set name = 'renamed' where id = 7").await.unwrap();
@@ -195,7 +201,7 @@ async fn a_key_is_explained_in_every_state() {
     );
     assert!(behind.contains("what touched it is not told: no worker answers on"), "{behind}");
     shop.rig.postgres.kill();
-    shop.cli.says(&["explain", "product:7"], 0, &["Postgres cannot be asked", "renamed"]);
+    shop.cli.says(&["explain", "product:7"], 69, &["Postgres cannot be asked", "renamed"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,4 +311,34 @@ async fn a_look_that_fails_says_at_what() {
         assert!(code == 503 && error.starts_with(&format!("{says} cannot be told now: ")), "{body}");
         assert!(error.contains("Redis"), "{body}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_key_are_told_until_a_backfill_meets_none() {
+    let tables = "
+        create table labels (id int primary key, name text);
+        insert into labels values (1, 'one'), (2, null), (3, null);";
+    let datasets = r#"
+        [dataset.label]
+        query = "select name, id from labels"
+        key = "label:{name}"
+        warm = {}
+        watch = [{ table = "labels", key = { name = "name" } }]
+    "#;
+    let shop = Shop::with(tables, datasets).await;
+    let told = shop.get("/api/v1/datasets/label").await;
+    let without_key = &told["without_entry"]["without_key"];
+    assert_eq!((&without_key["rows"], &told["without_entry"]["rows"]), (&json!(2), &json!([])), "{told:#}");
+    assert_eq!(shop.get("/api/v1/datasets").await["datasets"][0]["rows_without_entry"], 2);
+    let attention = shop.get("/api/v1/now").await["attention"].clone();
+    let what = attention[0]["what"].as_str().unwrap();
+    assert!(what.starts_with("dataset label: 2 rows have no entry; no key: "), "{what}");
+    shop.cli.says(&["status"], 0, &["no entry   dataset label: 2 rows have no entry"]);
+    shop.rig.postgres.execute("delete from labels where name is null").await.unwrap();
+    assert_eq!(shop.ask("POST", "/api/v1/datasets/label/warm", "{}").await.0, 202);
+    wait_until("a backfill has met none", async || {
+        let told = shop.get("/api/v1/datasets/label").await;
+        if told["without_entry"]["without_key"].is_null() { Ok(()) } else { Err(told.to_string()) }
+    })
+    .await;
 }

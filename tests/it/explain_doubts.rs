@@ -171,7 +171,7 @@ async fn what_is_no_fault_is_not_called_one() {
         0,
         &["another installation's worker answers there (namespace test)"],
     );
-    shop.cli.says(&["explain", "product:98"], 0, &["nothing since 2", "memory begins"]);
+    shop.cli.says(&["explain", "product:98"], 0, &["filled (backfill): "]);
 }
 
 /// What only renders has turns of its own, and whoever asks why is not kept waiting.
@@ -203,6 +203,6 @@ async fn where_a_server_is_silent_explain_says_so_and_metrics_are_answered() {
     }
     shop.worker.take().unwrap().stop().await;
     shop.rig.postgres.kill();
-    let text = shop.cli.says(&["explain", "product:7"], 0, &["Postgres cannot be asked"]);
+    let text = shop.cli.says(&["explain", "product:7"], 69, &["Postgres cannot be asked"]);
     assert!(!text.contains("(missing) in Postgres"), "{text}");
 }

@@ -396,3 +396,41 @@ async fn a_worker_goes_on_with_the_schema_of_a_newer_version() {
     Cli::new(&rig, &toml).says(&["migrate"], 1, &["a newer version of Cachekeeper has made it"]);
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_give_the_right_to_temporary_views_gives_it_and_who_may_not_says_so() {
+    let rig = Rig::start("").await;
+    rig.postgres.execute("create role shop login; create role cache login").await.unwrap();
+    let toml = dataset("products");
+    for (database, owner) in [("own", "shop"), ("another", "postgres")] {
+        for statement in [
+            format!("create database {database} owner {owner}"),
+            format!("revoke temporary on database {database} from public"),
+            format!("grant create on database {database} to shop"),
+        ] {
+            rig.postgres.execute(&statement).await.unwrap();
+        }
+        psql(&rig.postgres.url_of(database), "grant create on schema public to shop");
+        psql(&url_of(&rig, "shop", database), &format!("{TABLES} grant select on products to cache"));
+    }
+    let may = |database: &str| {
+        let sql = format!("select has_database_privilege('cache', '{database}', 'temporary')::text");
+        let url = rig.postgres.url_of(database);
+        async move { text(&url, &sql).await }
+    };
+    let given =
+        cli(&rig, &toml, "shop", "own").says(&["migrate", "--grant", "cache"], 0, &["changes are captured"]);
+    assert!(!given.contains("TEMPORARY") && may("own").await == "true", "{given}");
+    let statement = "grant temporary on database another to cache";
+    cli(&rig, &toml, "shop", "another").run(&["migrate", "--grant", "cache"]);
+    let (_, told) = cli(&rig, &toml, "shop", "another").run(&["migrate", "--grant", "cache"]);
+    assert!(told.contains(statement) && may("another").await == "false", "{told}");
+    psql(&rig.postgres.url_of("another"), statement);
+    psql(&rig.postgres.url_of("another"), "grant temporary on database another to shop");
+    let given = cli(&rig, &toml, "shop", "another").says(
+        &["migrate", "--grant", "cache"],
+        0,
+        &["changes are captured"],
+    );
+    assert!(!given.contains("TEMPORARY"), "{given}");
+}

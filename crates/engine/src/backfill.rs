@@ -10,6 +10,7 @@ mod stored;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,7 @@ use super::epoch;
 use super::error::EngineError;
 use super::load::{BATCH_BYTES, Cause, Job, Keys, LoadOptions, LoadReport, delete_failed, load, note_stored};
 use super::rate_limit::RateLimit;
+use crate::history::{History, What};
 use crate::metrics::ByReason;
 use crate::shown::cut_name;
 use crate::stores::postgres::{BackfillRows, DatasetSource, ErrorKind, KeyValues, Poll};
@@ -75,9 +77,22 @@ pub async fn backfill(
     let began = Instant::now();
     let report = backfill_for(context, dataset, options, None).await?;
     if let Some(history) = &context.history {
-        history.note_backfill(dataset.name(), began.elapsed(), report.stored, report.failures.len());
+        note_ended(history, dataset.name(), began.elapsed(), &report);
     }
     Ok(report)
+}
+
+fn note_ended(history: &History, name: &str, took: Duration, report: &LoadReport) {
+    let stored = report.stored;
+    let entries = if stored == 1 { "entry" } else { "entries" };
+    let told = format!("{stored} {entries} in {:.1} s", took.as_secs_f64());
+    let cause = Cause::Backfill.label();
+    history.note((name, cause), [("", What::Filled, Some(told.as_str()))].into_iter());
+    history.note_backfill(name, took, stored, report.failed);
+    // One that went on where another was interrupted has not met the rows before that.
+    if report.without_key.is_some() || report.stored_earlier == 0 {
+        history.note_without_key(name, report.without_key.clone());
+    }
 }
 
 /// The job that a backfill is part of, and makes the claim.

@@ -13,7 +13,7 @@ use super::directory;
 use super::error::EngineError;
 use super::event_scope::EventScope;
 use super::history::{History, What};
-use super::lease::unique_owner;
+use super::lease::worker_name;
 use super::registrar::Registrar;
 use super::watermark_watch::WatermarkWatch;
 use crate::metrics::{ByReason, Metrics};
@@ -75,7 +75,7 @@ impl Context {
     pub fn of_worker(config: &Config) -> Result<Self, EngineError> {
         let context = Self::new(config)?;
         let (release, service) = (config.service.release, directory::of_service(config));
-        let registrar = Registrar::new(unique_owner(), release, service, Arc::clone(&context.catalog));
+        let registrar = Registrar::new(worker_name(), release, service, Arc::clone(&context.catalog));
         Ok(Self { registrar: Some(Arc::new(registrar)), history: Some(Arc::default()), ..context })
     }
 

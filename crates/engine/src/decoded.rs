@@ -1,9 +1,11 @@
 //! Stored values as people read them, within bounds of size and depth: anybody may have stored them.
 
+use std::fmt;
 use std::io::Cursor;
 
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Number, Value};
 
 use crate::compress::decompress;
 use cachekeeper_config::Format;
@@ -48,12 +50,12 @@ fn decode(plain: &[u8], format: Option<&Format>) -> Value {
         Some(Format::Raw { .. }) => as_text(plain),
         Some(Format::Hash) => fields_of(plain).unwrap_or_else(|| as_text(plain)),
         Some(Format::Json { .. }) => serde_json::from_slice(plain).unwrap_or_else(|_other| as_text(plain)),
-        Some(Format::MessagePack { .. }) => message_pack(plain).unwrap_or_else(|| as_text(plain)),
+        Some(Format::MessagePack { .. }) => shown_message_pack(plain),
         // Text first: almost every text begins as a number of MessagePack does.
         None if std::str::from_utf8(plain).is_ok() => {
             serde_json::from_slice(plain).unwrap_or_else(|_other| as_text(plain))
         }
-        None => message_pack(plain).unwrap_or_else(|| as_text(plain)),
+        None => shown_message_pack(plain),
     }
 }
 
@@ -77,6 +79,10 @@ fn fields_of(value: &[u8]) -> Option<Value> {
     Some(Value::Object(fields.into_iter().map(|(name, value)| (text(name), as_text(value))).collect()))
 }
 
+fn shown_message_pack(plain: &[u8]) -> Value {
+    message_pack(plain).map_or_else(|| as_text(plain), |Shown(value)| value)
+}
+
 /// One value and nothing behind it.
 fn message_pack<T: DeserializeOwned>(plain: &[u8]) -> Option<T> {
     let mut deserializer = rmp_serde::Deserializer::new(Cursor::new(plain));
@@ -85,10 +91,104 @@ fn message_pack<T: DeserializeOwned>(plain: &[u8]) -> Option<T> {
     (deserializer.position() == plain.len() as u64).then_some(value)
 }
 
+/// Any value of MessagePack as JSON. What JSON has no form for is text: bytes as a `bytea` is shown, numbers that are not finite, keys that
+/// are no text.
+struct Shown(Value);
+
+impl<'de> Deserialize<'de> for Shown {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ShownVisitor).map(Self)
+    }
+}
+
+struct ShownVisitor;
+
+impl<'de> Visitor<'de> for ShownVisitor {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a value of MessagePack")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_f32<E>(self, value: f32) -> Result<Value, E> {
+        // By its text: the nearest f64 has digits that nobody stored.
+        let number = value.to_string().parse().ok().and_then(Number::from_f64);
+        Ok(number.map_or_else(|| Value::from(value.to_string()), Value::Number))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or_else(|| Value::from(value.to_string()), Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(Value::from(hexadecimal(value)))
+    }
+
+    /// An extension: its number and its bytes.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let (kind, Shown(bytes)) = Deserialize::deserialize(deserializer)?;
+        let kind: i8 = kind;
+        Ok(serde_json::json!({ "extension": kind, "bytes": bytes }))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Shown(part)) = parts.next_element()? {
+            all.push(part);
+        }
+        Ok(Value::Array(all))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut parts: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some((Shown(key), Shown(value))) = parts.next_entry()? {
+            let key = match key {
+                Value::String(key) => key,
+                other => other.to_string(),
+            };
+            all.insert(key, value);
+        }
+        Ok(Value::Object(all))
+    }
+}
+
 fn as_text(plain: &[u8]) -> Value {
     if let Ok(text) = std::str::from_utf8(plain) {
         return Value::from(text);
     }
+    Value::from(hexadecimal(plain))
+}
+
+/// As Postgres writes a `bytea`.
+fn hexadecimal(plain: &[u8]) -> String {
     let mut text = String::with_capacity(2 + 2 * plain.len());
     text.push_str("\\x");
     for byte in plain {
@@ -96,7 +196,7 @@ fn as_text(plain: &[u8]) -> Value {
             [byte >> 4, byte & 15].iter().filter_map(|digit| char::from_digit(u32::from(*digit), 16)),
         );
     }
-    Value::from(text)
+    text
 }
 
 #[cfg(test)]
@@ -116,6 +216,20 @@ mod tests {
         assert_eq!(decoded(&[0x91, 0x07], Some(&format)), Ok(json!([7])));
         assert_eq!(decoded(&[0x91, 0x07, 0x07], Some(&format)), Ok(json!("\\x910707")));
         assert!(!is_of(&[0xc0, 0xc0], &format) && is_of(&[0xc0], &format));
+    }
+
+    #[test]
+    fn bytes_and_other_keys_of_message_pack_are_shown() {
+        let format = Format::MessagePack { numeric: Numeric::Text };
+        // {"a": bytes 0 255, 1: [NaN, 0.1 as 32 bits], "x": extension 5}
+        let mut packed = vec![0x83, 0xa1, b'a', 0xc4, 2, 0, 255, 0x01, 0x92, 0xcb];
+        packed.extend(f64::NAN.to_be_bytes());
+        packed.push(0xca);
+        packed.extend(0.1_f32.to_be_bytes());
+        packed.extend([0xa1, b'x', 0xd4, 5, 7]);
+        let shown = json!({ "a": "\\x00ff", "1": ["NaN", 0.1], "x": { "extension": 5, "bytes": "\\x07" } });
+        assert_eq!(decoded(&packed, Some(&format)), Ok(shown.clone()));
+        assert_eq!(decoded(&packed, None), Ok(shown));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! From rows to entries: key, value, tags, lifetime.
 
+use serde::Serialize;
+
 use super::catalog::Dataset;
 use crate::compress::compress;
 use crate::process::now_ms;
@@ -15,6 +17,15 @@ pub struct Failure {
     /// The key, if the row has one.
     pub key: Option<String>,
     /// Why.
+    pub reason: String,
+}
+
+/// Rows whose values make no key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WithoutKey {
+    /// How many.
+    pub rows: u64,
+    /// Why the first of them has none.
     pub reason: String,
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+pub use asked::NotAsked;
 pub use difference::Difference;
 pub use facts::{EntryFacts, Explanation, RowFacts, SlotFacts, WatermarkFacts};
 pub use verdict::{State, Verdict};
@@ -55,7 +56,7 @@ async fn explain_until(context: &Context, key: &str, until: Instant) -> Result<E
     let history = context.history.as_ref();
     let mut explained = Explanation {
         key: key.to_owned(),
-        touches: history.map(|history| history.of_key(key, TOUCHES_MAX)),
+        touches: history.map(|history| history.of_key(None, key, TOUCHES_MAX)),
         touches_since_ms: history.map(|history| history.since_ms()),
         ..Explanation::default()
     };
@@ -63,6 +64,7 @@ async fn explain_until(context: &Context, key: &str, until: Instant) -> Result<E
     let Some((dataset, values)) = context.catalog.of_key(key) else {
         return explain_foreign(context, explained, form_of).await;
     };
+    explained.touches = history.map(|history| history.of_key(Some(dataset.name()), key, TOUCHES_MAX));
     let metadata = context.redis.metadata("").await?;
     let columns = dataset.settings.key.columns().map(str::to_owned);
     explained.placeholders = columns.zip(values.iter().cloned()).collect();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::encode::WithoutKey;
 use crate::shown::{cut, cut_name};
 
 /// What is kept, in bytes.
@@ -36,6 +37,8 @@ pub enum What {
     Refused,
     /// Its row has no entry; the reason says why.
     Failed,
+    /// A backfill has ended, which stores every entry of a dataset: told once, with no key; the reason says how many.
+    Filled,
 }
 
 impl What {
@@ -48,6 +51,7 @@ impl What {
             Self::Deleted => "deleted",
             Self::Refused => "refused",
             Self::Failed => "failed",
+            Self::Filled => "filled",
         }
     }
 }
@@ -62,7 +66,7 @@ pub struct Touch {
     /// The dataset, or `none`.
     #[serde(serialize_with = "as_text")]
     pub dataset: Arc<str>,
-    /// The key.
+    /// The key; empty: of the dataset as a whole.
     pub key: Box<str>,
     /// What happened.
     pub what: What,
@@ -114,6 +118,18 @@ pub struct RefusedRows {
     pub rows: Vec<RefusedRow>,
     /// Whether there are, or were, more.
     pub has_more: bool,
+    /// Rows that have no entry because their values make no key, as the last backfill has met them.
+    pub without_key: Option<RowsWithoutKey>,
+}
+
+/// Rows whose values make no key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RowsWithoutKey {
+    /// How many, and why.
+    #[serde(flatten)]
+    pub of: WithoutKey,
+    /// Since when, in Unix milliseconds, as far as this worker has seen it.
+    pub since_ms: u64,
 }
 
 /// The newest of what happened.
@@ -143,6 +159,7 @@ struct RefusedOfDataset {
     by_key: BTreeMap<String, (String, u64)>,
     bytes: usize,
     has_more: bool,
+    without_key: Option<RowsWithoutKey>,
 }
 
 impl History {
@@ -186,12 +203,12 @@ impl History {
     }
 
     /// Notes a backfill that has just ended.
-    pub(crate) fn note_backfill(&self, dataset: &str, took: Duration, stored: u64, failed: usize) {
+    pub(crate) fn note_backfill(&self, dataset: &str, took: Duration, stored: u64, failed: u64) {
         let ended = EndedBackfill {
             at_ms: now_ms(),
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             stored,
-            failed: failed as u64,
+            failed,
         };
         let mut inner = self.inner();
         let backfills = inner.backfills.entry(dataset.to_owned()).or_default();
@@ -201,16 +218,25 @@ impl History {
         }
     }
 
+    /// Notes which rows of a whole dataset make no key; none: each makes one.
+    pub(crate) fn note_without_key(&self, dataset: &str, without_key: Option<WithoutKey>) {
+        let mut inner = self.inner();
+        let refused = inner.refused.entry(dataset.to_owned()).or_default();
+        let since_ms = refused.without_key.as_ref().map_or_else(now_ms, |before| before.since_ms);
+        refused.without_key = without_key.map(|of| RowsWithoutKey { of, since_ms });
+    }
+
     /// The last backfills of a dataset that this worker did, the oldest first.
     #[must_use]
     pub fn backfills(&self, dataset: &str) -> Vec<EndedBackfill> {
         self.inner().backfills.get(dataset).into_iter().flatten().copied().collect()
     }
 
-    /// The last that happened to a key, the newest first.
+    /// The last that happened to a key, and to its dataset as a whole, the newest first.
     #[must_use]
-    pub fn of_key(&self, key: &str, most: usize) -> Vec<Touch> {
-        let (touches, _) = self.newest(0, most, |touch| *touch.key == *key);
+    pub fn of_key(&self, dataset: Option<&str>, key: &str, most: usize) -> Vec<Touch> {
+        let is_of_all = |touch: &Touch| touch.what == What::Filled && dataset == Some(&*touch.dataset);
+        let (touches, _) = self.newest(0, most, |touch| *touch.key == *key || is_of_all(touch));
         touches.into_iter().map(Arc::unwrap_or_clone).collect()
     }
 
@@ -262,13 +288,20 @@ impl History {
             reason: reason.clone(),
             since_ms: *since_ms,
         };
-        RefusedRows { rows: refused.by_key.iter().map(row).collect(), has_more: refused.has_more }
+        RefusedRows {
+            rows: refused.by_key.iter().map(row).collect(),
+            has_more: refused.has_more,
+            without_key: refused.without_key.clone(),
+        }
     }
 
     /// How many they are.
     #[must_use]
-    pub fn count_refused(&self, dataset: &str) -> usize {
-        self.inner().refused.get(dataset).map_or(0, |refused| refused.by_key.len())
+    pub fn count_refused(&self, dataset: &str) -> u64 {
+        self.inner().refused.get(dataset).map_or(0, |refused| {
+            let without_key = refused.without_key.as_ref().map_or(0, |without| without.of.rows);
+            refused.by_key.len() as u64 + without_key
+        })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -297,7 +330,7 @@ impl Inner {
                     refused.remove(key);
                 }
             }
-            What::Deleted | What::Refused => {}
+            What::Deleted | What::Refused | What::Filled => {}
         }
     }
 }
@@ -375,10 +408,10 @@ mod tests {
         let refused = history.refused_rows("t");
         let bytes: usize = refused.rows.iter().map(|row| row.key.len() + row.reason.len()).sum();
         assert!(refused.has_more && bytes <= REFUSED_BYTES_MAX, "{bytes}");
-        assert_eq!(history.count_refused("t"), refused.rows.len());
+        assert_eq!(history.count_refused("t"), refused.rows.len() as u64);
         assert!(refused.rows[0].key.contains('…') && refused.rows[0].reason.ends_with('…'));
         stored(&history, &[&key(0)]);
-        assert_eq!(history.count_refused("t") + 1, refused.rows.len());
+        assert_eq!(history.count_refused("t") + 1, refused.rows.len() as u64);
     }
 
     #[test]
@@ -392,9 +425,9 @@ mod tests {
         history.note_stored("t", ["c"].into_iter());
         let refused = history.refused_rows("t");
         let row = RefusedRow { key: "a".into(), reason: "too large".into(), since_ms: since };
-        assert_eq!(refused, RefusedRows { rows: vec![row], has_more: false });
+        assert_eq!(refused, RefusedRows { rows: vec![row], ..RefusedRows::default() });
         history.note(("t", "change"), [("a", What::Gone, None)].into_iter());
         assert_eq!(history.refused_rows("t"), RefusedRows::default());
-        assert_eq!(history.of_key("a", 2).len(), 2);
+        assert_eq!(history.of_key(None, "a", 2).len(), 2);
     }
 }

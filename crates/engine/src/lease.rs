@@ -25,6 +25,12 @@ pub use renewer::{LeaseReply, Renewer};
 pub use terms::{LeaseName, Terms};
 pub use wakeups::{Wakeup, Wakeups};
 
+/// Names a worker: as a holder is named, and by its version, so that people see which one runs where.
+#[must_use]
+pub fn worker_name() -> String {
+    format!("{}:v{}", unique_owner(), env!("CARGO_PKG_VERSION"))
+}
+
 /// Names a holder: host, process, and a number of its own.
 #[must_use]
 pub fn unique_owner() -> String {

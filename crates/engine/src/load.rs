@@ -217,7 +217,7 @@ impl Loading<'_> {
         let touches = keys.iter().map(|(key, _)| (key.as_str(), what, Some(reason)));
         context.note_touches((dataset.name(), cause), touches);
         let failed = |(key, _): &&(String, _)| Failure { key: Some(key.clone()), reason: reason.to_owned() };
-        report.add(LoadReport { failures: keys.iter().map(failed).collect(), ..LoadReport::default() });
+        report.add(LoadReport::of_failures(keys.iter().map(failed).collect()));
         let must_go = must_go && self.options.storing == Storing::Always;
         // What was refused in a backfill may be missing. (Where Redis is full, another one at once would not help.)
         let is_refused_row = self.options.cause == Cause::Backfill && matches!(why, Why::Refused);

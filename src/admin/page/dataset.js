@@ -5,7 +5,7 @@ import { closer } from "./closer.js";
 import { backfill, bar, cancel, lastBackfill, next, pause, trend, warm } from "./datasets.js";
 import { code, el, facts, link, prose, show, table } from "./dom.js";
 import { ago, clock, count, entries, span, value } from "./format.js";
-import { datasetMeaning, datasetWord, outage, settled } from "./states.js";
+import { datasetMeaning, datasetWord } from "./states.js";
 import { from } from "./settings.js";
 import { to, toKey } from "./route.js";
 
@@ -20,10 +20,9 @@ export function open(root, { name }) {
   show(root, back, state);
   const end = repeat(EVERY_MS, async (signal) => {
     try {
-      const [dataset, machine] = await Promise.all([get(`datasets/${encodeURIComponent(name)}`, { signal }), get("machine", { signal })]);
+      const dataset = await get(`datasets/${encodeURIComponent(name)}`, { signal });
       if (signal.aborted) return;
-      const trouble = outage(machine);
-      show(state, view(settled(dataset, trouble), trouble));
+      show(state, view(dataset));
       // Only of what there is, and once: it asks the servers.
       if (!looked.root.isConnected) {
         root.append(looked.root);
@@ -39,7 +38,7 @@ export function open(root, { name }) {
   };
 }
 
-function view(one, trouble) {
+function view(one) {
   const stored = one.last_backfill_ms !== null && one.last_backfill_entries !== null ? `, ${entries(one.last_backfill_entries)}` : "";
   return [
     el("div", { class: "head" }, el("h1", null, one.name), el("div", { class: "buttons" },
@@ -57,7 +56,7 @@ function view(one, trouble) {
         ["Format", value(one.format)],
         ["Lifetime", one.ttl_ms === null || one.ttl_ms === undefined ? "without end" : span(one.ttl_ms)],
         ["Last 30 backfills", one.backfills?.length ? [trend(one.backfills), el("small", null, "how long each of this worker took, the newest at the right")] : null],
-        ["Last backfill", [`${lastBackfill(one, trouble)}${stored}`, next(one)]],
+        ["Last backfill", [`${lastBackfill(one)}${stored}`, next(one)]],
         ["Age", one.age_ms === null ? null : `at most ${span(one.age_ms)}`],
       ),
       el("h3", null, "Query"),
@@ -70,14 +69,18 @@ const list = (tags) => (tags?.length ? tags.map((tag, at) => [at ? ", " : null, 
 
 function withoutEntry({ without_entry: given, rows_without_entry: number }) {
   const rows = given?.rows ?? [];
-  if (rows.length === 0) {
+  const keyless = given?.without_key && el("p", null,
+    `${count(given.without_key.rows)} of them have no key, since ${clock(given.without_key.since_ms)}, as the last backfill has met them: `,
+    prose(given.without_key.reason));
+  if (rows.length === 0 && !keyless) {
     return el("section", { id: "without-entry" }, el("h2", null, "Rows without an entry"),
-      el("p", { class: "quiet" }, number ? `${count(number)}; which, is not known any more.` : "None: every row can be stored."));
+      el("p", { class: "quiet" }, number ? `${count(number)}; which, is not known any more.` : "None that this worker has met: a backfill looks at every row, changes at theirs."));
   }
   return el("section", { id: "without-entry" },
     el("h2", null, `Rows without an entry (${count(number ?? rows.length)})`),
     el("p", null, "These rows have no entry, because they cannot be stored as they are. Mend the row or the query; the next change of it, or a backfill, tries again."),
-    table({
+    keyless,
+    rows.length > 0 && table({
       label: "Rows without an entry",
       rows,
       id: ({ key }) => key,

@@ -5,7 +5,7 @@ import { button } from "./act.js";
 import { code, el, link, prose, show, table } from "./dom.js";
 import { bars } from "./chart.js";
 import { ago, bytes, clock, count, entries, now, span } from "./format.js";
-import { byGravity, datasetMood, datasetWord, outage, settled } from "./states.js";
+import { byGravity, datasetMood, datasetWord } from "./states.js";
 import { toDataset } from "./route.js";
 
 const EVERY_MS = 1_000;
@@ -21,9 +21,9 @@ export function open(root) {
   let known = [];
   const end = repeat(EVERY_MS, async (signal) => {
     try {
-      const [{ datasets }, machine] = await Promise.all([get("datasets", { signal }), get("machine", { signal })]);
+      const { datasets } = await get("datasets", { signal });
       known = datasets;
-      if (!signal.aborted) show(root, view(datasets, outage(machine), sizes));
+      if (!signal.aborted) show(root, view(datasets, sizes));
     } catch (failure) {
       if (!signal.aborted) show(root, el("h1", null, "Datasets"), el("p", { class: "note bad" }, failure.message));
     }
@@ -42,17 +42,16 @@ export function open(root) {
   };
 }
 
-function view(given, trouble, sizes) {
-  if (given.length === 0) return empty();
-  const datasets = given.map((one) => settled(one, trouble));
+function view(datasets, sizes) {
+  if (datasets.length === 0) return empty();
   const troubled = datasets.filter(({ state }) => ["warn", "bad"].includes(datasetMood(state))).length;
   return [
     el("h1", null, "Datasets"),
-    el("p", { class: "lead" }, trouble ? `${trouble.why}: ${trouble.means}.` : troubled === 0 ? `${datasets.length === 1 ? "The one dataset is" : `All ${datasets.length} are`} fresh.`
+    el("p", { class: "lead" }, troubled === 0 ? `${datasets.length === 1 ? "The one dataset is" : `All ${datasets.length} are`} fresh.`
       : `${troubled} of ${datasets.length} ${troubled === 1 ? "is" : "are"} not fresh.`),
     el("div", { class: "scroll", id: "datasets" }, table({
       label: "Datasets",
-      rows: datasets.sort(byGravity),
+      rows: [...datasets].sort(byGravity),
       id: ({ name }) => name,
       columns: [
         { head: "Dataset", kind: "name", cell: ({ name, key }) => [link(toDataset(name), name), el("small", null, code(key))] },
@@ -60,7 +59,7 @@ function view(given, trouble, sizes) {
         { head: "Age", kind: "number", cell: (one) => (one.age_ms === null ? "not known" : `≤ ${span(one.age_ms)}`) },
         { head: "Entries", kind: "number", cell: (one) => count(one.last_backfill_entries) },
         { head: "Size", kind: "number", cell: (one) => size(one, sizes.get(one.name)) },
-        { head: "Last backfill", kind: "number", cell: (one) => [lastBackfill(one, trouble), next(one)] },
+        { head: "Last backfill", kind: "number", cell: (one) => [lastBackfill(one), next(one)] },
         { head: "Last 30", kind: "trend", cell: ({ backfills }) => trend(backfills) },
         { head: "No entry", kind: "number", cell: withoutEntryCell },
         { head: "Action", kind: "action", cell: (one) => el("div", { class: "buttons" }, warm(one), pause(one)) },
@@ -91,9 +90,9 @@ function size({ last_backfill_entries: stored }, sample) {
 }
 
 /** When it began. That is recorded in Redis, so where none is, it may only be that Redis was not asked. */
-export function lastBackfill({ last_backfill_ms: at, last_backfill_entries: stored }, trouble) {
+export function lastBackfill({ last_backfill_ms: at, last_backfill_entries: stored, state }) {
   if (at !== null) return ago(at);
-  return trouble?.state === "not_known" || stored !== null ? "not known" : "none yet";
+  return state === "not_known" || stored !== null ? "not known" : "none yet";
 }
 
 export function next({ next_run_ms: at }) {

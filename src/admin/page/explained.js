@@ -49,6 +49,7 @@ function postgresState(row) {
   if (!row || row.not_asked) return `not asked: ${row?.not_asked ?? "no dataset makes this key"}`;
   if (row.refused) return `refused: ${row.refused}`;
   if (row.exists === null || row.exists === undefined) return "not known";
+  if (row.spelled) return `a row whose key is ${row.spelled}`;
   return row.exists ? "the row as it would be stored now" : "no row";
 }
 
@@ -107,7 +108,7 @@ export function touchColumns() {
     { head: "At", kind: "time", cell: ({ at_ms: at }) => clockMs(at) },
     { head: "What", cell: ({ what }) => touchWord(what) },
     { head: "Cause", cell: ({ cause }) => cause },
-    { head: "Key", kind: "name", cell: ({ key }) => link(`#/key?${new URLSearchParams({ key })}`, code(key)) },
+    { head: "Key", kind: "name", cell: ({ key }) => (key ? link(`#/key?${new URLSearchParams({ key })}`, code(key)) : "all of the dataset") },
     { head: "Dataset", cell: ({ dataset }) => dataset ?? "" },
     { head: "Reason", kind: "wide", cell: ({ reason }) => reason ?? "" },
   ];

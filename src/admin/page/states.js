@@ -1,10 +1,6 @@
 // The states of datasets, verdicts and touches: their words, how grave they are, and what they mean.
 
 import { el } from "./dom.js";
-import { span } from "./format.js";
-
-/** The watermark moves about each second. Where it is older than this, nobody would call its entries fresh. */
-const FRESH_WITHIN_MS = 10_000;
 
 const DATASETS = {
   broken: ["broken", "bad", "Its query fails, so nothing of it can be loaded."],
@@ -28,7 +24,7 @@ const VERDICTS = {
   foreign: ["Not one of ours", "calm"],
 };
 
-const TOUCHES = { stored: "good", gone: "calm", deleted: "calm", refused: "warn", failed: "bad" };
+const TOUCHES = { stored: "good", gone: "calm", deleted: "calm", refused: "warn", failed: "bad", filled: "good" };
 
 export const KINDS = Object.keys(TOUCHES);
 
@@ -43,29 +39,6 @@ export const verdict = (state) => known(VERDICTS, state);
 export const touchWord = (what) => word([what, TOUCHES[what] ?? "calm"]);
 export const tick = (is) => el("span", { class: `tick ${is ? "good" : "bad"}` }, is ? "✓ yes" : "✗ no");
 export const upWord = (isUp) => word(isUp ? ["up", "good"] : ["down", "bad"]);
-
-/** Why no dataset is fresh, by what the machine room says: `{state, why, means}`; null: nothing that concerns all of them. */
-export function outage({ servers, reasons }) {
-  const isDown = (server) => servers.some(({ name, is_up: isUp }) => name === server && !isUp);
-  if (isDown("redis")) return { state: "not_known", why: "Redis cannot be reached", means: "how fresh the datasets are is not known" };
-  if (isDown("postgres")) return { state: "behind", why: "Postgres cannot be reached", means: "entries stay readable and grow old" };
-  if (reasons.some((reason) => reason.startsWith("feed: "))) {
-    return { state: "behind", why: "Changes are not followed, or not fast enough", means: "entries grow old" };
-  }
-  return null;
-}
-
-/** A dataset as it is said: the worker calls fresh also what it cannot know of, or what the watermark has left behind. */
-export function settled(one, trouble) {
-  const stored = one.last_backfill_entries ?? one.backfills?.at(-1)?.stored ?? null;
-  const age = one.age_ms === null ? null : `as fresh as ${span(one.age_ms)} ago`;
-  const said = (state, ...reasons) => ({ ...one, last_backfill_entries: stored, state, reason: reasons.filter(Boolean).join("; ") || null });
-  if (one.state !== "fresh") return said(one.state, one.reason);
-  if (trouble?.state === "not_known") return said(trouble.state, trouble.why, age && `last known: ${age}`);
-  if (trouble) return said(trouble.state, trouble.why, age);
-  if (age && FRESH_WITHIN_MS < one.age_ms) return said("behind", age);
-  return said(one.state, one.reason);
-}
 
 /** The gravest first. */
 export function byGravity(a, b) {

@@ -98,7 +98,7 @@ fn column(text: &str, columns: usize) -> String {
 }
 
 fn has_age(state: &str) -> bool {
-    matches!(state, "fresh" | "paused" | "not_warmed")
+    matches!(state, "fresh" | "behind" | "paused" | "not_warmed")
 }
 
 fn mood(state: &str) -> Mood {

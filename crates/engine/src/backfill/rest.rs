@@ -36,7 +36,7 @@ impl BackfillStream<'_> {
                 KeyPage::Keys(keys) => self.load_keys(keys.into_iter(), options, rate).await?,
                 KeyPage::Unreadable(error) => {
                     let failure = Failure { key: None, reason: error.told() };
-                    self.report.add(LoadReport { failures: vec![failure], ..LoadReport::default() });
+                    self.report.add(LoadReport::of_failures(vec![failure]));
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::asked::NotAsked;
 use super::difference::Difference;
 use super::verdict::Verdict;
 use crate::catalog::Dataset;
@@ -122,7 +123,9 @@ pub struct RowFacts {
     /// What may hide the row from the worker's role.
     pub hidden: Option<String>,
     /// Why Postgres could not be asked.
-    pub not_asked: Option<String>,
+    pub not_asked: Option<NotAsked>,
+    /// The key that the row's entry has, where that is another spelling of the same values.
+    pub spelled: Option<String>,
 }
 
 /// The stamp slot of a key.

@@ -22,6 +22,14 @@ pub(super) fn judge(explained: &Explanation, dataset: &Dataset, looked: &Looked,
     if let Some(reason) = doubts.impossible.as_ref().filter(|_| !is_there) {
         return Verdict::new(State::Absent, format!("This text is {reason}: no row can have this key."));
     }
+    if let Some(spelled) = looked.spelled(key).filter(|_| !is_there) {
+        return Verdict::new(
+            State::Absent,
+            format!(
+                "Its row has its entry under `{spelled}`: no entry has this spelling of the key. Ask for that one."
+            ),
+        );
+    }
     let no_row = match &doubts.hidden {
         _ if row.ended.contains(key) => {
             let column = dataset.settings.ttl_column.as_deref().unwrap_or_default();

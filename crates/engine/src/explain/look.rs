@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::asked::asked;
+use super::asked::{NotAsked, asked};
 use super::facts::RowFacts;
 use crate::audit::sure::{Moment, is_null};
 use crate::audit::{Expected, expect, is_covered};
@@ -40,7 +40,7 @@ pub(super) enum Proof {
 pub(super) struct Looked {
     pub entry: SeenEntry,
     /// Why Postgres could not be asked.
-    pub row: Result<Expected, String>,
+    pub row: Result<Expected, NotAsked>,
     /// The entry is what the row says.
     pub agrees: bool,
     /// The entry is an explicit null of this dataset.
@@ -52,7 +52,7 @@ pub(super) struct Looked {
 }
 
 impl Looked {
-    fn new(dataset: &Dataset, seen: SeenEntries, row: Result<Expected, String>, key: &str) -> Self {
+    fn new(dataset: &Dataset, seen: SeenEntries, row: Result<Expected, NotAsked>, key: &str) -> Self {
         let moment = row.as_ref().ok().map(|row| Moment::of(&seen, row, dataset));
         let entry = seen.entries.into_iter().next().unwrap_or_else(SeenEntry::absent);
         let proof = match moment.filter(|moment| moment.is_past) {
@@ -84,6 +84,14 @@ impl Looked {
         self.agrees || !self.entry.is_there() || has_nothing && self.is_null
     }
 
+    /// The key of the row that was found, where the values are spelled in another way there (`07` for the number 7).
+    pub(super) fn spelled(&self, key: &str) -> Option<&str> {
+        let row = self.row.as_ref().ok()?;
+        let mut found = row.values.keys().chain(row.unreadable.keys()).map(String::as_str);
+        let first = found.next()?;
+        (first != key && found.all(|other| other != key)).then_some(first)
+    }
+
     /// What is told of the row.
     pub(super) async fn row(&self, key: &str, dataset: &Dataset) -> RowFacts {
         let expected = match &self.row {
@@ -94,6 +102,7 @@ impl Looked {
             exists: Some(expected.values.contains_key(key) || expected.unreadable.contains_key(key)),
             tags: expected.tags.get(key).cloned().unwrap_or_default(),
             refused: expected.unreadable.get(key).cloned(),
+            spelled: self.spelled(key).map(str::to_owned),
             ..RowFacts::default()
         };
         if let Some(value) = expected.values.get(key) {
@@ -150,7 +159,7 @@ async fn expected(
     key: &str,
     values: &KeyValues,
     until: Instant,
-) -> Result<Result<Expected, String>, EngineError> {
+) -> Result<Result<Expected, NotAsked>, EngineError> {
     let wanted = [(key.to_owned(), values.clone())];
     let read = async {
         let source = dataset.source(&context.postgres).await?;

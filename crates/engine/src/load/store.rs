@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use crate::catalog::Dataset;
 use crate::context::Context;
-use crate::encode::Failure;
+use crate::encode::{Failure, WithoutKey};
 use crate::epoch;
 use crate::error::{EngineError, chain};
 use crate::history::What;
@@ -147,8 +147,12 @@ pub struct LoadReport {
     pub invalidated: u64,
     /// Left as they were.
     pub left: u64,
-    /// Rows without an entry.
+    /// Rows without an entry, each with the reason; where they are many, some.
     pub failures: Vec<Failure>,
+    /// How many they are.
+    pub failed: u64,
+    /// Of them, those whose values make no key.
+    pub without_key: Option<WithoutKey>,
     /// What was read, where [`LoadOptions::keeps_values`] asks for it.
     pub loaded: LoadedValues,
 }
@@ -163,8 +167,24 @@ pub struct LoadedValues {
 }
 
 impl LoadReport {
+    /// Of rows that have no entry.
+    #[must_use]
+    pub fn of_failures(failures: Vec<Failure>) -> Self {
+        let mut without = failures.iter().filter(|failure| failure.key.is_none());
+        let without_key = without.next().map(|first| WithoutKey {
+            rows: 1 + without.count() as u64,
+            reason: cut(&first.reason).into_owned(),
+        });
+        Self { failed: failures.len() as u64, without_key, failures, ..Self::default() }
+    }
+
     /// Adds up.
     pub fn add(&mut self, other: Self) {
+        self.failed += other.failed;
+        self.without_key = match (self.without_key.take(), other.without_key) {
+            (Some(first), Some(more)) => Some(WithoutKey { rows: first.rows + more.rows, ..first }),
+            (one, other) => one.or(other),
+        };
         self.stored += other.stored;
         self.stored_earlier += other.stored_earlier;
         self.gone += other.gone;
@@ -285,7 +305,7 @@ impl<'a> BatchOfLoad<'a> {
             delete_failed(self.context, self.dataset, cause, self.poll, self.job, failures, report).await?;
         } else {
             note_failed(self.context, self.dataset, cause, &failures);
-            self.report.add(LoadReport { failures, ..LoadReport::default() });
+            self.report.add(LoadReport::of_failures(failures));
         }
         Ok((self.report, self.refused))
     }
@@ -373,7 +393,7 @@ pub(crate) async fn delete_failed(
         report.invalidated += context.checked(Some(dataset), answer)?;
         job.count += 1;
     }
-    report.add(LoadReport { failures, ..LoadReport::default() });
+    report.add(LoadReport::of_failures(failures));
     Ok(())
 }
 

@@ -81,8 +81,9 @@ async fn rebuild_on(
     Ok(())
 }
 
-/// What a worker's role needs of the schema: to read it, to record the incarnation, and to keep the outbox small. Triggers it cannot
-/// make: that takes the tables' owner.
+/// What a worker's role needs of the schema: to read it, to record the incarnation, and to keep the outbox small; and to make the
+/// temporary view that tells what a query reads, as far as whoever grants may give that. Triggers it cannot make: that takes the tables'
+/// owner.
 pub(super) fn grants(role: &str) -> Vec<String> {
     // Not again where it is held: that would look as if the schema had been changed.
     let usage = format!(
@@ -90,9 +91,15 @@ pub(super) fn grants(role: &str) -> Vec<String> {
         role.replace('\'', "''"),
         quote(role)
     );
+    let temporary = format!(
+        "do $$ begin if not has_database_privilege('{}', current_database(), 'temporary') then execute format('grant temporary on database \
+         %I to %I', current_database(), '{0}'); end if; exception when insufficient_privilege then null; end $$",
+        role.replace('\'', "''"),
+    );
     let role = quote(role);
     vec![
         usage,
+        temporary,
         format!("grant select on cachekeeper._sqlx_migrations to {role}"),
         format!("grant select, insert, delete on cachekeeper.incarnation to {role}"),
         format!("grant select, insert, delete on cachekeeper.outbox to {role}"),

@@ -108,6 +108,17 @@ impl Postgres {
         found.map_err(|source| SourceError::new("look for a role", source))
     }
 
+    /// The statement that lets a role make temporary views; none: it may.
+    ///
+    /// # Errors
+    /// [`SourceError`] if the database does not answer.
+    pub async fn missing_temporary(&self, role: &str) -> Result<Option<String>, SourceError> {
+        let sql = "select format('grant temporary on database %I to %I', current_database(), $1::text) \
+                   where not has_database_privilege($1::text, current_database(), 'temporary')";
+        let found = sqlx::query_scalar(sql).bind(role).fetch_optional(&self.pool).await;
+        found.map_err(|source| SourceError::new("look at the rights of a role", source))
+    }
+
     /// What has been applied.
     ///
     /// # Errors

@@ -165,7 +165,7 @@ const READ_ONLY: &str = "#!lua flags=no-writes\n";
 /// One script, known to Redis by the hash of its text.
 #[derive(Debug)]
 pub(super) struct Script {
-    pub(super) name: &'static str,
+    pub(super) what: &'static str,
     pub(super) text: String,
     pub(super) hash: String,
     /// Hash and text of the script that compares no stamps: the control that tests must see fail.
@@ -175,53 +175,53 @@ pub(super) struct Script {
 const COMPARISON: &str = "return a_high < b_high or (a_high == b_high and a_low < b_low)";
 
 impl Script {
-    fn new(name: &'static str, parts: &[&str]) -> Self {
+    fn new(what: &'static str, parts: &[&str]) -> Self {
         let text = parts.concat();
         let hash_of = |text: &str| redis::Script::new(text).get_hash().to_owned();
         let loose = text.replace(COMPARISON, "return false");
-        Self { name, hash: hash_of(&text), without_stamps: (hash_of(&loose), loose), text }
+        Self { what, hash: hash_of(&text), without_stamps: (hash_of(&loose), loose), text }
     }
 }
 
 macro_rules! scripts {
-    ($($constant:ident = $file:literal, $($part:expr),+;)+) => {
+    ($($constant:ident = $file:literal: $what:literal, $($part:expr),+;)+) => {
         $(pub(super) static $constant: LazyLock<Script> = LazyLock::new(|| {
-            Script::new($file, &[$($part,)+ include_str!(concat!("lua/", $file, ".lua"))])
+            Script::new($what, &[$($part,)+ include_str!(concat!("lua/", $file, ".lua"))])
         });)+
     };
 }
 
 scripts! {
-    STORE = "store", NEEDS_MEMORY, PRELUDE, COUNTERS, TAG_MEMBERS;
-    ADD_MEMBERS = "add_members", NEEDS_MEMORY, PRELUDE, TAG_MEMBERS;
-    RAISE = "raise", ALLOW_OOM, PRELUDE, REMOVE_MEMBERS;
-    RAISE_TAGS = "raise_tags", ALLOW_OOM, PRELUDE, TAG_SETS;
-    MEMBERS = "members", ALLOW_OOM, PRELUDE;
-    SCAN = "scan", ALLOW_OOM, PRELUDE;
-    SCAN_KEYS = "scan_keys", ALLOW_OOM, PRELUDE;
-    EXTEND = "extend", ALLOW_OOM, PRELUDE;
-    SHORTEN = "shorten", ALLOW_OOM, PRELUDE;
-    MARK_PENDING = "mark_pending", ALLOW_OOM, PRELUDE, CAUSES;
-    FINISH_JOB = "finish_job", ALLOW_OOM, PRELUDE;
-    MARK_SLOTS = "mark_slots", ALLOW_OOM, PRELUDE, CAUSES;
-    NOTE_PROGRESS = "note_progress", ALLOW_OOM, PRELUDE, SERVER;
-    PENDING_SLOTS = "pending_slots", ALLOW_OOM, PRELUDE;
-    ADVANCE = "advance", ALLOW_OOM, PRELUDE, CAUSES;
-    REGISTER = "register", ALLOW_OOM, PRELUDE, CAUSES, SERVER;
-    REGISTER_PREFIXES = "register_prefixes", ALLOW_OOM;
-    SEE_HASH = "see_hash", READ_ONLY;
-    METADATA = "metadata", READ_ONLY;
-    METADATA_COUNTED = "metadata", ALLOW_OOM;
-    CREATE_EPOCH = "create_epoch", ALLOW_OOM, VERSION, SERVER;
-    DROP_WINDOWS = "drop_windows", ALLOW_OOM;
-    INVALIDATE_KEYS = "invalidate_keys", ALLOW_OOM, COUNTERS, REMOVE_MEMBERS;
-    INVALIDATE_TAGS = "invalidate_tags", ALLOW_OOM, COUNTERS, TAG_SETS;
-    STREAM_OPEN = "stream_open", ALLOW_OOM;
-    STREAM_TAKE = "stream_take", ALLOW_OOM;
-    STREAM_FINISH = "stream_finish", ALLOW_OOM;
-    LOCK_ACQUIRE = "lock_acquire", ALLOW_OOM;
-    LOCK_RENEW = "lock_renew", ALLOW_OOM;
-    LOCK_RELEASE = "lock_release", ALLOW_OOM;
+    STORE = "store": "store entries", NEEDS_MEMORY, PRELUDE, COUNTERS, TAG_MEMBERS;
+    ADD_MEMBERS = "add_members": "note the members of tags", NEEDS_MEMORY, PRELUDE, TAG_MEMBERS;
+    RAISE = "raise": "raise stamps", ALLOW_OOM, PRELUDE, REMOVE_MEMBERS;
+    RAISE_TAGS = "raise_tags": "raise tags", ALLOW_OOM, PRELUDE, TAG_SETS;
+    MEMBERS = "members": "read the members of tags", ALLOW_OOM, PRELUDE;
+    SCAN = "scan": "look through entries", ALLOW_OOM, PRELUDE;
+    SCAN_KEYS = "scan_keys": "look through keys", ALLOW_OOM, PRELUDE;
+    EXTEND = "extend": "keep entries alive", ALLOW_OOM, PRELUDE;
+    SHORTEN = "shorten": "shorten the lives of entries", ALLOW_OOM, PRELUDE;
+    MARK_PENDING = "mark_pending": "note what is to be revalidated", ALLOW_OOM, PRELUDE, CAUSES;
+    FINISH_JOB = "finish_job": "confirm what was stored", ALLOW_OOM, PRELUDE;
+    MARK_SLOTS = "mark_slots": "note which entries are to be revalidated", ALLOW_OOM, PRELUDE, CAUSES;
+    NOTE_PROGRESS = "note_progress": "note how far a backfill is", ALLOW_OOM, PRELUDE, SERVER;
+    PENDING_SLOTS = "pending_slots": "read what is to be revalidated", ALLOW_OOM, PRELUDE;
+    ADVANCE = "advance": "move the watermark", ALLOW_OOM, PRELUDE, CAUSES;
+    REGISTER = "register": "register the definition of a dataset", ALLOW_OOM, PRELUDE, CAUSES, SERVER;
+    REGISTER_PREFIXES = "register_prefixes": "register the prefixes of keys", ALLOW_OOM;
+    SEE_HASH = "see_hash": "read an entry", READ_ONLY;
+    METADATA = "metadata": "read what is known of the namespace", READ_ONLY;
+    METADATA_COUNTED = "metadata": "read what is known of the namespace", ALLOW_OOM;
+    CREATE_EPOCH = "create_epoch": "begin an epoch", ALLOW_OOM, VERSION, SERVER;
+    DROP_WINDOWS = "drop_windows": "drop old windows of tags", ALLOW_OOM;
+    INVALIDATE_KEYS = "invalidate_keys": "invalidate keys", ALLOW_OOM, COUNTERS, REMOVE_MEMBERS;
+    INVALIDATE_TAGS = "invalidate_tags": "invalidate tags", ALLOW_OOM, COUNTERS, TAG_SETS;
+    STREAM_OPEN = "stream_open": "open a stream", ALLOW_OOM;
+    STREAM_TAKE = "stream_take": "take from a stream", ALLOW_OOM;
+    STREAM_FINISH = "stream_finish": "finish entries of a stream", ALLOW_OOM;
+    LOCK_ACQUIRE = "lock_acquire": "take a lock", ALLOW_OOM;
+    LOCK_RENEW = "lock_renew": "renew a lock", ALLOW_OOM;
+    LOCK_RELEASE = "lock_release": "release a lock", ALLOW_OOM;
 }
 
 /// The call of a script: keys first, then arguments, packed as they come.
@@ -289,8 +289,8 @@ impl Call {
     /// Runs the script; one that Redis has forgotten is loaded and run again (it did not run the first time).
     pub(super) async fn run<T: FromRedisValue>(&self, redis: &Redis) -> Result<T, CacheError> {
         let mut connection = redis.connection.clone();
-        let name = self.script.name;
-        let failed = |source| CacheError::new(name, source);
+        let what = self.script.what;
+        let failed = |source| CacheError::new(what, source);
         let mut reply: Result<Value, _> = self.command.query_async(&mut connection).await;
         let is_unknown = matches!(
             &reply,
@@ -302,7 +302,7 @@ impl Call {
             reply = self.command.query_async(&mut connection).await;
         }
         T::from_redis_value(reply.map_err(failed)?)
-            .map_err(|parse| CacheError::unexpected(name, &parse.to_string()))
+            .map_err(|parse| CacheError::unexpected(what, &parse.to_string()))
     }
 }
 
