@@ -304,6 +304,10 @@ class Follower:
         if self.process is not None and self.process.poll() is not None:
             raise RuntimeError("it ended: " + (self.servers.folder / "follower.log").read_text(errors="replace")[-2000:])
 
+    def settle(self):
+        """Waits until what it does after a start is over."""
+        time.sleep(2)
+
     def sessions(self):
         """What only its sessions in Postgres have in memory, in MiB."""
         pids = self.servers.session.execute(
@@ -320,6 +324,17 @@ class Cachekeeper(Follower):
 
     def command(self):
         return [self.options.cachekeeper, "-c", self.file, "run"]
+
+    def settle(self):
+        """The watermark covers the dataset once every entry was revalidated."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            watermark = json.loads(self.servers.redis.get("ck:{compare:0}:watermark") or "null")
+            if watermark and not watermark["not_covered"]:
+                break
+            self.check()
+            time.sleep(0.05)
+        super().settle()
 
 
 class Debezium(Follower):
@@ -453,7 +468,8 @@ def lags(servers, seconds):
     for number in range(seconds * 100):
         time.sleep(max(0.0, began + number / 100 - time.monotonic()))
         row = servers.rows - PROBED + 1 + number % PROBED
-        key, price = b"item:%d" % row, 1_000_000 + number
+        # A price that no row has yet.
+        key, price = b"item:%d" % row, 1_000_000 + int(began * 1000) % 1_000_000_000 + number
         session.execute("update items set price = %s where id = %s", (price, row))
         with lock:
             waiting[key] = (price, time.monotonic())
@@ -470,10 +486,15 @@ def lags(servers, seconds):
     return {"rate": rate, "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": at(1.0)}
 
 
-def throughput(servers, seconds):
+def throughput(servers, seconds, figures, when):
+    """As many transactions as go, by four sessions; what Postgres's processes need for one tells more on a busy machine."""
     command = servers.pgbench(TRANSACTION.format(rows=servers.rows), "-c", 4, "-j", 2, "-T", seconds)
+    before = cpu(servers.postgres.pid)
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(re.search(r"tps = ([\d.]+)", output).group(1))
+    spent_seconds = cpu(servers.postgres.pid) - before
+    figures[f"transactions a second, {when}"] = float(re.search(r"tps = ([\d.]+)", output).group(1))
+    done = int(re.search(r"transactions actually processed: (\d+)", output).group(1))
+    figures[f"… Postgres's CPU for one, {when} (µs)"] = spent_seconds / done * 1e6
 
 
 def spent(after, before):
@@ -495,7 +516,8 @@ def turn(name, options):
         if follows:
             visible(servers, follower, all_rows(servers))
             figures["first fill, with the start (s)"] = time.monotonic() - began
-            time.sleep(2)
+            follower.settle()
+            figures["… until it has settled (s)"] = time.monotonic() - began
 
         if follows:
             before = servers.cpu(follower)
@@ -526,7 +548,7 @@ def turn(name, options):
         for part in ("own", "postgres", "redis", "all"):
             figures[f"… CPU, {part} (s)"] = after[part]
 
-        figures["transactions a second, while it follows"] = throughput(servers, options.seconds // 2)
+        throughput(servers, options.seconds // 2, figures, "while it follows")
         if follows:
             began = time.monotonic()
             visible(servers, follower, all_rows(servers))
@@ -540,10 +562,11 @@ def turn(name, options):
             figures["its sessions in Postgres, private memory (MiB)"] = follower.sessions()
         follower.stop()
 
-        figures["transactions a second, while it is stopped"] = throughput(servers, options.seconds // 2)
-        began = time.monotonic()
+        throughput(servers, options.seconds // 2, figures, "while it is stopped")
+        before, began = cpu(servers.postgres.pid), time.monotonic()
         servers.session.execute("update items set price = price + 1 where id > 100 and id <= 50100")
         figures["an update of 50,000 rows, while it is stopped (s)"] = time.monotonic() - began
+        figures["… Postgres's CPU for it (s)"] = cpu(servers.postgres.pid) - before
         change_all(servers, options.changed)
         if follows:
             expected = all_rows(servers)
@@ -642,6 +665,8 @@ def main():
         options.rounds, options.seconds = 1, 5
     options.seconds = max(4, options.seconds)
     load_before = " ".join(f"{number:.2f}" for number in os.getloadavg())
+    # The servers are stopped whatever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = {name: [] for name in options.systems}
     for round_number in range(options.rounds):
         for name in options.systems:
