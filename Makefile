@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench faults model lint deny servers readers older
+.PHONY: demo test bench compare faults model lint deny servers readers older
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
@@ -24,6 +24,12 @@ bench: servers
 	$(CARGO) bench --locked --bench client
 	$(CARGO) bench --locked --bench locks
 	$(CARGO) bench --locked --bench writes
+
+# Beside Debezium with a plain sink (docs/comparison.md): some 15 minutes; COMPARE="--quick" for one short round.
+compare: servers
+	@benches/debezium/install
+	$(CARGO) build --release --locked
+	target/compare/bin/python benches/debezium/compare.py $(COMPARE)
 
 # Some 500 faults against real servers, one by one and in pairs: directly, through proxies and a pooler, with replicas, and between
 # workers of an earlier commit and of this one. CACHEKEEPER_SEED=n repeats a run.
