@@ -49,8 +49,8 @@ pub use output::Exit;
 #[derive(Debug, Parser)]
 #[command(name = "cachekeeper", version, about, propagate_version = true)]
 struct Arguments {
-    /// The configuration file [default: ./cachekeeper.toml, then /etc/cachekeeper/cachekeeper.toml]
-    #[arg(short, long, global = true, value_name = "FILE", env = "CACHEKEEPER_CONFIG")]
+    /// The configuration file [default: what `CACHEKEEPER_CONFIG` names, else ./cachekeeper.toml, then /etc/cachekeeper/cachekeeper.toml]
+    #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON instead of text
     #[arg(long, global = true)]
@@ -149,6 +149,7 @@ enum Verb {
     /// Show an entry, decoded
     Get {
         /// Its key
+        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
         key: String,
     },
     /// Say why a key has the value that it has: Redis, Postgres, what is pending, what happened to it

@@ -6,6 +6,7 @@ use super::output::{Exit, Output};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::lease::LeaseName;
+use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::LeaseAttempt;
 
 /// Removes what this namespace has in Postgres. It says what that is, and what others keep, and asks.
@@ -50,7 +51,17 @@ pub async fn uninstall(
     if let Err(exit) = out.confirm(is_confirmed) {
         return Ok(exit);
     }
-    let removed = context.postgres.uninstall(namespace).await?;
+    let removed = match context.postgres.uninstall(namespace).await {
+        Err(error) if error.kind == ErrorKind::Forbidden => {
+            out.failure(&format!(
+                "{}; nothing more is removed. Run it as the role that ran `migrate`: \
+                 CACHEKEEPER__POSTGRES__URL=postgres://ROLE@HOST/DATABASE cachekeeper migrate --uninstall",
+                error.told()
+            ));
+            return Ok(Exit::Configuration);
+        }
+        removed => removed?,
+    };
     let text = match (removed.has_removed_schema, removed.busy.as_slice()) {
         (true, _) => "the schema cachekeeper is removed".to_owned(),
         (false, []) => format!("the namespace {namespace:?} is removed"),

@@ -142,8 +142,7 @@ async fn a_key_is_explained_in_every_state() {
     assert!(filled["reason"].as_str().unwrap().starts_with("20 entries in "), "{right:#}");
     shop.explained("product:99", "absent", "no row, and no entry").await;
     shop.explained("note:1", "absent", "nobody has asked for it").await;
-    let spelled = shop.explained("product:007", "absent", "has its entry under `product:7`").await;
-    assert_eq!(spelled["row"]["spelled"], "product:7");
+    shop.explained("product:007", "foreign", "is not how a value of their columns' types is written").await;
     shop.explained("page:1", "foreign", "belongs to no dataset").await;
     // What happened to it is told, by the running worker.
     shop.rig.postgres.execute("update products set name = 'renamed' where id = 7").await.unwrap();
@@ -341,4 +340,24 @@ async fn rows_without_a_key_are_told_until_a_backfill_meets_none() {
         if told["without_entry"]["without_key"].is_null() { Ok(()) } else { Err(told.to_string()) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_spelling_of_a_key_is_told_from_a_row_that_is_not_there() {
+    let tables = "
+        create table devices (id uuid primary key);
+        insert into devices values ('aaaaaaaa-0000-0000-0000-00000000000a');";
+    let datasets = r#"
+        [dataset.device]
+        query = "select id from devices"
+        key = "device:{id}"
+        watch = [{ table = "devices", key = { id = "id" } }]
+    "#;
+    let shop = Shop::with(tables, datasets).await;
+    let (right, other) = ("aaaaaaaa-0000-0000-0000-00000000000a", "AAAAAAAA-0000-0000-0000-00000000000A");
+    let sentence = format!("has its entry under `device:{right}`");
+    let spelled = shop.explained(&format!("device:{other}"), "absent", &sentence).await;
+    assert_eq!(spelled["row"]["spelled"], format!("device:{right}"));
+    let unknown = shop.explained(&format!("device:{}", right.replace('a', "b")), "absent", "no row").await;
+    assert!(unknown["row"]["spelled"].is_null(), "{unknown:#}");
 }

@@ -181,7 +181,7 @@ async fn a_dataset_shows_what_it_is_made_of_and_its_refused_rows() {
         "Every entry is at least as fresh",
         "100 / price as share",
         "category:{category}",
-        "None: every row can be stored.",
+        "None that this worker has met",
     ])
     .await;
     // One row that cannot be computed.
@@ -198,7 +198,7 @@ async fn a_dataset_shows_what_it_is_made_of_and_its_refused_rows() {
     shop.rig.postgres.execute("update products set price = 5 where id = 5").await.unwrap();
     shop.holds("product:5", Some("share")).await;
     page.go("#/datasets/product").await;
-    page.reads(&["None: every row can be stored."]).await;
+    page.reads(&["None that this worker has met"]).await;
     // A name is text, in the address as well.
     page.go(&format!("#/datasets/{}", "%3Cb%3Enote%3C%2Fb%3E")).await;
     page.reads(&["<b>note</b>", "<i>none</i>"]).await;

@@ -110,6 +110,16 @@ async fn a_url_that_leaves_everything_out_means_what_it_means_to_psql() {
     assert!(!text.contains("anonymous") && !text.contains("localhost:5432"), "{text}");
     let cli = cli.with("PGUSER", "postgres");
     cli.says(&["migrate", "--uninstall", "--yes"], 0, &[&place]);
+    // What is empty is not given, and what cannot be meant is said.
+    cli.says(&["check"], 78, &["the schema `cachekeeper` is not installed"]);
+    for (name, value, says) in [
+        ("PGHOST", "", "the schema `cachekeeper` is not installed"),
+        ("PGHOST", "127.0.0.1,127.0.0.2", "PGHOST names several servers (127.0.0.1,127.0.0.2)"),
+        ("PGPORT", "abc", "PGPORT is abc, which is no port"),
+    ] {
+        let cli = Cli::new(&rig, DATASET).with(URL, "postgres:///postgres").with("PGUSER", "postgres");
+        cli.with("PGHOST", "127.0.0.1").with("PGPORT", &port).with(name, value).says(&["check"], 78, &[says]);
+    }
 }
 
 #[tokio::test]

@@ -108,7 +108,8 @@ pub fn find(
     explicit: Option<PathBuf>,
     environment: &BTreeMap<String, String>,
 ) -> Result<PathBuf, Box<Diagnostic>> {
-    if let Some(path) = explicit.or_else(|| environment.get("CACHEKEEPER_CONFIG").map(PathBuf::from)) {
+    let named = environment.get("CACHEKEEPER_CONFIG").filter(|path| !path.is_empty());
+    if let Some(path) = explicit.or_else(|| named.map(PathBuf::from)) {
         return Ok(path);
     }
     let usual = ["cachekeeper.toml", "/etc/cachekeeper/cachekeeper.toml"];

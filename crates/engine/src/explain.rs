@@ -34,6 +34,7 @@ use super::error::EngineError;
 use super::events::leave_out;
 use crate::stores::postgres::KeyValues;
 use crate::stores::redis::{CacheError, Metadata, Refusal, SeenEntry};
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
 
 /// Touches that are told.
 const TOUCHES_MAX: usize = 20;
@@ -146,6 +147,7 @@ async fn explain_foreign(
     let entry = seen.entries.into_iter().next().unwrap_or_else(SeenEntry::absent);
     explained.slot = SlotFacts::new(key, &entry, seen.floor);
     explained.verdict = match form_of.filter(|_| !entry.is_there()) {
+        _ if key.starts_with(RESERVED_PREFIX) => Verdict::of_own_key(),
         Some(dataset) => Verdict::of_no_value(&dataset),
         None => Verdict::of_no_dataset(entry.is_there()),
     };

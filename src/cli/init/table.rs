@@ -83,7 +83,7 @@ pub fn flaw(table: &TableOutline) -> Option<(String, String)> {
         let reason = format!("the role {role} may not read it");
         return Some((
             reason,
-            format!("its owner {} grants it: grant select on {path} to {role};", table.owner),
+            format!("its owner {} grants it: grant select on {path} to {role}", table.owner),
         ));
     }
     None

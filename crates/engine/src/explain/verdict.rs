@@ -40,6 +40,11 @@ impl Verdict {
         Self::new(State::Foreign, format!("The key belongs to no dataset of this configuration. {what}."))
     }
 
+    pub(super) fn of_own_key() -> Self {
+        let sentence = "The key is one of Cachekeeper's own (docs/protocol.md says what they hold): nobody else may change it.";
+        Self::new(State::Foreign, sentence)
+    }
+
     pub(super) fn of_foreign_unseen() -> Self {
         let sentence =
             "The key belongs to no dataset of this configuration, and the user in Redis may not look at it.";
@@ -48,7 +53,7 @@ impl Verdict {
 
     pub(super) fn of_no_value(dataset: &str) -> Self {
         let sentence = format!(
-            "The key has the form of {dataset}'s keys, but its text is no value of their columns' types: no row can have this key."
+            "The key has the form of {dataset}'s keys, but its text is not how a value of their columns' types is written (7 and not 07): no row can have this key."
         );
         Self::new(State::Foreign, sentence)
     }

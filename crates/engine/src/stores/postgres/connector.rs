@@ -56,9 +56,29 @@ impl Secrets {
         if let Some(password) = &self.password {
             options = options.password(password.reveal());
         }
-        // As libpq; the driver knows no name of the system's user by itself.
+        let given = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let wrong = |text: String| sqlx::Error::Configuration(text.into());
+        // As libpq; the driver takes what is empty, and passes over what is no port.
+        match given("PGHOST").filter(|_| server.host.is_none()) {
+            Some(hosts) if hosts.to_string_lossy().contains(',') => {
+                let hosts = hosts.display();
+                return Err(wrong(format!(
+                    "PGHOST names several servers ({hosts}): give them in postgres.url"
+                )));
+            }
+            None if server.host.is_none() && std::env::var_os("PGHOST").is_some() => {
+                options = options.host("localhost");
+            }
+            _ => {}
+        }
+        if let Some(port) = given("PGPORT").filter(|_| server.port.is_none())
+            && port.to_str().and_then(|port| port.parse::<u16>().ok()).is_none()
+        {
+            return Err(wrong(format!("PGPORT is {}, which is no port", port.display())));
+        }
+        // The driver knows no name of the system's user by itself.
         if !self.url.has_user()
-            && std::env::var_os("PGUSER").is_none_or(|user| user.is_empty())
+            && given("PGUSER").is_none()
             && let Ok(user) = whoami::username()
         {
             options = options.username(&user);

@@ -258,6 +258,12 @@ impl SourceError {
         self.has_code("42601")
     }
 
+    /// Whether a column, a table, a function or a type is not there (SQLSTATE 42703, 42P01, 42883, 42704, 3F000).
+    #[must_use]
+    pub(super) fn is_of_something_missing(&self) -> bool {
+        ["42703", "42P01", "42883", "42704", "3F000"].into_iter().any(|code| self.has_code(code))
+    }
+
     /// Whether a text cannot be the name of a relation (SQLSTATE 42602, with too many dots 42601, of another database 0A000).
     #[must_use]
     pub(super) fn is_of_a_name(&self) -> bool {

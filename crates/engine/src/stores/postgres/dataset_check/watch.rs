@@ -9,7 +9,7 @@ use super::watched::{Origins, Table, tags_like};
 use super::{Finding, reach};
 use crate::stores::postgres::spelling::{SpelledColumn, difference};
 use crate::stores::postgres::statement::quote;
-use crate::stores::postgres::{Inspection, Postgres, SourceError};
+use crate::stores::postgres::{ErrorKind, Inspection, Postgres, SourceError};
 use cachekeeper_config::{Dataset, Watch, WatchTarget};
 use cachekeeper_protocol::template::Template;
 
@@ -35,8 +35,16 @@ impl Postgres {
                 Ok(table) => table,
                 Err(error) if error.is_transient() => return Err(error),
                 Err(error) => {
-                    let message = format!("{} cannot be the name of a table: {}", rule.table, error.source);
-                    let help = "write schema.table, or \"Table\" in quotes";
+                    let (message, help) = match error.kind {
+                        ErrorKind::Forbidden => (
+                            format!("the worker's role may not look at {}: {}", rule.table, error.message()),
+                            "grant usage on its schema to the worker's role",
+                        ),
+                        _ => (
+                            format!("{} cannot be the name of a table: {}", rule.table, error.source),
+                            "write schema.table, or \"Table\" in quotes",
+                        ),
+                    };
                     findings.push(Finding::new(format!("{setting}.table"), message, help));
                     continue;
                 }

@@ -148,10 +148,16 @@ fn help_with(query: &str, error: &SourceError) -> String {
     if error.is_of_syntax() && (of_template || ParameterizedSql::parse(query).places().next().is_some()) {
         return format!("a query has no parameters, be it :id, {{id}} or ?: {WITHOUT_PARAMETERS}");
     }
-    error.hint().map_or_else(
-        || "the query is used inside a larger statement; try it as `select * from (<query>) q`".to_owned(),
-        |hint| format!("Postgres says: {hint}"),
-    )
+    match error.hint() {
+        Some(hint) => format!("Postgres says: {hint}"),
+        None if error.is_of_something_missing() => {
+            "correct the name; or give back what was renamed, dropped, or moved out of the role's search_path"
+                .to_owned()
+        }
+        None => {
+            "the query is used inside a larger statement; try it as `select * from (<query>) q`".to_owned()
+        }
+    }
 }
 
 /// Of which relation a column is, and its number there; none: it is computed.
