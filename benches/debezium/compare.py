@@ -583,6 +583,9 @@ def turn(name, options):
             figures["peak memory of its process (MiB)"] = follower.peak
             if kind.wal_level == "logical":
                 figures["events it was given"] = int(servers.redis.get("sink:events"))
+                # The rows that were there before it came as events too.
+                figures["… of so many changes of rows that Postgres counts"] = servers.session.execute(
+                    "select n_tup_ins + n_tup_upd + n_tup_del from pg_stat_user_tables where relname = 'items'").fetchone()[0]
             follower.stop()
         return figures
     finally:
