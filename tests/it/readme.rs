@@ -4,6 +4,7 @@
 //! lines below it are what it prints on standard output, with `…` for whatever varies. A command that ends with `&` goes on
 //! until `kill %N`, or until the page ends. Addresses are replaced by those of the test's own servers.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -214,6 +215,54 @@ fn the_readme_is_short_and_no_link_leads_nowhere() {
     for document in documents.iter().filter(|document| **document != index) {
         assert!(listed.contains(document), "docs/README.md does not name {}", document.display());
     }
+}
+
+/// The names of the functions of each module of these tests, and of the modules within it.
+fn tests_by_module() -> BTreeMap<String, Vec<String>> {
+    fn add(folder: &Path, module: Option<&str>, found: &mut BTreeMap<String, Vec<String>>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            let module = module.unwrap_or(&name);
+            if path.is_dir() {
+                add(&path, Some(module), found);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let words: Vec<&str> = text.split(|one: char| !one.is_alphanumeric() && one != '_').collect();
+                let named = words.windows(2).filter(|pair| ["fn", "mod"].contains(&pair[0]));
+                let names = named.map(|pair| pair[1].to_owned());
+                found.entry(module.to_owned()).or_default().extend(names);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    add(&Path::new(ROOT).join("tests/it"), None, &mut found);
+    found
+}
+
+/// The documents say which test shows what they say: `module::test`, or its beginning with `…`.
+#[test]
+fn every_test_that_a_document_names_is_there() {
+    let tests = tests_by_module();
+    let mut named = 0;
+    for entry in std::fs::read_dir(Path::new(ROOT).join("docs")).unwrap() {
+        let page = entry.unwrap().path();
+        if page.extension().is_none_or(|ending| ending != "md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&page).unwrap();
+        for name in text.split('`').filter(|part| part.contains("::") && !part.contains(' ')) {
+            let (module, rest) = name.split_once("::").unwrap();
+            let (Some(known), Some(test)) = (tests.get(module), rest.split("::").last()) else { continue };
+            let is_there = match test.strip_suffix('…') {
+                Some(begins) => known.iter().any(|name| name.starts_with(begins)),
+                None => known.iter().any(|name| name == test),
+            };
+            assert!(is_there, "{}: there is no test {name}", page.display());
+            named += 1;
+        }
+    }
+    assert!(50 < named, "{named}");
 }
 
 #[test]
