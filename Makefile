@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench compare faults model lint deny servers readers older
+.PHONY: demo test bench compare faults model lint deny servers readers older packages deb package publish-check
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
@@ -50,7 +50,30 @@ lint:
 	$(CARGO) clippy --locked -p cachekeeper-client --no-default-features -- -D warnings
 	$(CARGO) clippy --locked --features otlp -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
-	@$(MAKE) --no-print-directory deny
+	@$(MAKE) --no-print-directory deny packages
+
+# What the worker is installed with: the unit, the Dockerfile, the compose file, the Helm chart, and what stands in two places.
+LINTERS := target/deploy/python/bin/python
+packages:
+	@deploy/install-linters
+	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/lint; else $(PYTHON) deploy/lint; fi
+
+# The Debian package, with the list of what is compiled in; then what lintian and the schema of CycloneDX say of both.
+deb:
+	$(CARGO) build --release --locked --features otlp
+	deploy/debian/build
+	@deploy/install-linters
+	@if command -v lintian >/dev/null; then lintian --fail-on error,warning target/debian/*.deb; \
+	else echo "lintian: not there, so the package is not linted"; fi
+	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/sbom --check target/debian/cachekeeper.cdx.json; fi
+
+# Everything that is released, tried as far as it can be without Docker and Kubernetes.
+package: deb servers packages publish-check
+	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/compose/try; else $(PYTHON) deploy/compose/try; fi
+
+# Whether each crate can be published: its contents are packed, unpacked and compiled with each other.
+publish-check:
+	$(CARGO) publish --workspace --dry-run --locked --exclude cachekeeper-model
 
 # What may be compiled in (deny.toml). Where cargo-deny is missing it is built once under target/tools: unoptimised, which takes
 # a minute or two instead of many, and a check takes seconds all the same.

@@ -12,6 +12,7 @@ mod healthcheck;
 mod init;
 mod invalidate;
 mod listener;
+mod manual;
 mod migrate;
 mod output;
 mod pause;
@@ -32,7 +33,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::demo::Ending;
 use crate::service::Place;
@@ -192,6 +193,17 @@ enum Verb {
         #[arg(long)]
         toml: bool,
     },
+    /// Print what a shell needs to complete verbs and options: `cachekeeper completions bash`
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them
+    Man {
+        /// Write a page for each verb into this directory
+        #[arg(long, value_name = "DIRECTORY")]
+        dir: Option<PathBuf>,
+    },
     /// Ask a running worker's admin listener: exit 0 if it lives (for containers)
     Healthcheck {
         /// Ask for readiness instead
@@ -237,6 +249,8 @@ async fn run(arguments: Arguments, environment: &BTreeMap<String, String>, out: 
             out.line(&format!("{:#}", cachekeeper_config::schema::json_schema()));
             return Exit::Ok;
         }
+        Verb::Completions { shell } => return manual::completions(Arguments::command(), shell, out),
+        Verb::Man { dir } => return manual::man(Arguments::command(), dir.as_deref(), out),
         Verb::Demo(options) => {
             return match crate::demo::run(&options, environment).await {
                 Ending::Agreed => Exit::Ok,
@@ -324,6 +338,8 @@ async fn run_verb(
         | Verb::Top
         | Verb::Tap(_)
         | Verb::Schema { .. }
+        | Verb::Completions { .. }
+        | Verb::Man { .. }
         | Verb::Demo(_)
         | Verb::Init(_) => Ok(Exit::Usage),
     };

@@ -348,3 +348,46 @@ async fn capture_is_installed_checked_switched_and_removed() {
     says(&["audit", "--sample", "100"], 0, "right");
     says(&["migrate", "--uninstall", "--yes"], 0, "the schema cachekeeper is removed");
 }
+
+/// Both are made of the command line's definition, so no verb can be forgotten; a packager asks for them without a configuration.
+#[test]
+fn shells_and_manual_pages_know_every_verb() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeeper"));
+        let output = command.args(arguments).current_dir("/").output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let help = run(&["--help"]);
+    let listed = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let verbs: Vec<&str> = listed
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .collect();
+    assert!(20 < verbs.len(), "{help}");
+    for shell in ["bash", "zsh", "fish"] {
+        let text = run(&["completions", shell]);
+        for word in verbs.iter().chain(&["uninstall", "from-table", "dead-letters"]) {
+            assert!(text.contains(word), "{shell} does not complete {word}");
+        }
+    }
+    let directory = std::env::temp_dir().join(format!("cachekeeper-manual-{:016x}", rand::random::<u64>()));
+    std::fs::create_dir(&directory).unwrap();
+    let pages = run(&["man", "--dir", directory.to_str().unwrap()]);
+    for verb in &verbs {
+        let name = format!("cachekeeper-{verb}.1");
+        assert!(pages.lines().any(|line| line == name), "{name} is not among\n{pages}");
+        let page = std::fs::read_to_string(directory.join(&name)).unwrap();
+        assert!(page.contains(".SH OPTIONS"), "{page}");
+    }
+    let first = std::fs::read_to_string(directory.join("cachekeeper.1")).unwrap();
+    for part in
+        ["EXIT STATUS", "/etc/cachekeeper/cachekeeper.toml", &format!("cachekeeper\\-{}(1)", verbs[0])]
+    {
+        assert!(first.contains(part), "{part}\n{first}");
+    }
+    assert_eq!(run(&["man"]).trim_end(), first.trim_end());
+    std::fs::remove_dir_all(&directory).unwrap();
+}

@@ -14,15 +14,15 @@ use super::{ErrorKind, Postgres, SourceError};
 /// Version, description and text. Named here one by one: the macro that reads the folder would bring two crates of
 /// code generation into every application that links the library.
 const FILES: [(i64, &str, &str); 9] = [
-    (1, "incarnation", include_str!("../../../../../migrations/0001_incarnation.sql")),
-    (2, "outbox", include_str!("../../../../../migrations/0002_outbox.sql")),
-    (3, "writes", include_str!("../../../../../migrations/0003_writes.sql")),
-    (4, "row_capture", include_str!("../../../../../migrations/0004_row_capture.sql")),
-    (5, "namespaces", include_str!("../../../../../migrations/0005_namespaces.sql")),
-    (6, "writers", include_str!("../../../../../migrations/0006_writers.sql")),
-    (7, "clocks", include_str!("../../../../../migrations/0007_clocks.sql")),
-    (8, "definitions_and_lives", include_str!("../../../../../migrations/0008_definitions_and_lives.sql")),
-    (9, "logged_sequences", include_str!("../../../../../migrations/0009_logged_sequences.sql")),
+    (1, "incarnation", include_str!("../../../migrations/0001_incarnation.sql")),
+    (2, "outbox", include_str!("../../../migrations/0002_outbox.sql")),
+    (3, "writes", include_str!("../../../migrations/0003_writes.sql")),
+    (4, "row_capture", include_str!("../../../migrations/0004_row_capture.sql")),
+    (5, "namespaces", include_str!("../../../migrations/0005_namespaces.sql")),
+    (6, "writers", include_str!("../../../migrations/0006_writers.sql")),
+    (7, "clocks", include_str!("../../../migrations/0007_clocks.sql")),
+    (8, "definitions_and_lives", include_str!("../../../migrations/0008_definitions_and_lives.sql")),
+    (9, "logged_sequences", include_str!("../../../migrations/0009_logged_sequences.sql")),
 ];
 
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {

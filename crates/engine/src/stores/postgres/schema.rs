@@ -8,7 +8,7 @@ use super::session::Session;
 use super::{ErrorKind, Postgres, SourceError};
 
 /// What the migrations make, as [`DESCRIBE`] tells it. A test keeps it true.
-const EXPECTED: &str = include_str!("../../../../../migrations/schema.txt");
+const EXPECTED: &str = include_str!("../../../migrations/schema.txt");
 
 /// One line for each object. What belongs to a capture (`capture_1` and its kin) is not among them.
 const DESCRIBE: &str = "
