@@ -458,6 +458,7 @@ async fn what_cannot_be_followed_is_not_covered_and_says_why() {
         cachekeeper_config::Secret::new(rig.postgres.url().replace("postgres@", "limited@"));
     let limited = Context::of_worker(&config).unwrap();
     rig.context("").postgres.grant("limited").await.unwrap();
+    rig.postgres.execute("revoke temporary on database postgres from limited").await.unwrap();
     let coverage = coverage::look(&limited, false).await.unwrap();
     let (_, reason) = coverage.gaps().next().unwrap();
     assert!(reason.contains("needs the right TEMPORARY"), "{reason}");
