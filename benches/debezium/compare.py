@@ -234,11 +234,16 @@ class Servers:
                 # Postgres: fast shutdown.
                 process.send_signal(signal.SIGINT if process is self.postgres else signal.SIGTERM)
                 try:
-                    process.wait(20)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # Processes of a killed Postgres write a little longer.
+        for _ in range(20):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                break
+            time.sleep(0.5)
 
 
 def wait_for(attempt, what):
