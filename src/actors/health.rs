@@ -34,6 +34,8 @@ pub struct Facts {
     pub lacking: Vec<String>,
     /// Why misses are not filled, where that is asked for.
     pub misses: Option<String>,
+    /// Datasets of which a miss could not be filled, each with when that was last and the reason.
+    pub unfilled: BTreeMap<String, (Instant, String)>,
     /// Streams that this worker cannot work off, with the reason.
     pub streams: BTreeMap<&'static str, String>,
     /// Events may have been missed, and it is not written down yet which entries that concerns.
@@ -71,6 +73,8 @@ pub struct Facts {
     pub is_draining: bool,
 }
 
+/// A miss that could not be filled is told for so long: another one may never come.
+const UNFILLED_FOR: Duration = Duration::from_secs(60);
 /// Epochs that are remembered.
 const EPOCHS_MAX: usize = 20;
 
@@ -113,6 +117,14 @@ impl Health {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = facts.dependencies.insert(dependency, state);
         before.map(|before| before.is_ok()) != Some(is_up)
+    }
+
+    /// Notes whether the last misses of a dataset were filled; if not, why.
+    pub fn note_unfilled(&self, dataset: &str, reason: Option<String>) {
+        self.update(|facts| match reason {
+            Some(reason) => drop(facts.unfilled.insert(dataset.to_owned(), (Instant::now(), reason))),
+            None => drop(facts.unfilled.remove(dataset)),
+        });
     }
 
     /// Notes whether a stream can be worked off.
@@ -183,7 +195,14 @@ impl Facts {
             )
         });
         let renamed = self.renamed.iter().map(|(dataset, reason)| format!("dataset {dataset}: {reason}"));
-        superseded.chain(renamed).chain(self.full.clone()).collect()
+        let unfilled = self.unfilled().map(|(dataset, reason)| format!("dataset {dataset}: {reason}"));
+        superseded.chain(renamed).chain(unfilled).chain(self.full.clone()).collect()
+    }
+
+    /// Datasets of which a miss could not be filled within the last minute, with the reason.
+    pub fn unfilled(&self) -> impl Iterator<Item = (&str, String)> {
+        let recent = self.unfilled.iter().filter(|(_, (at, _))| at.elapsed() < UNFILLED_FOR);
+        recent.map(|(dataset, (_, reason))| (dataset.as_str(), format!("misses cannot be filled: {reason}")))
     }
 
     /// Notes the epoch. Where it is another one than before it is remembered with what made datasets pending.

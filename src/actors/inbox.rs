@@ -23,6 +23,8 @@ pub struct Since {
     cause: Option<u64>,
     /// The moment by this process's clock.
     here: Option<Instant>,
+    /// The moment by Redis's clock, in Unix milliseconds.
+    there: Option<u64>,
     /// Whether one that began before the moment and was interrupted may be gone on with.
     may_resume: bool,
 }
@@ -31,7 +33,7 @@ impl Since {
     /// This moment.
     #[must_use]
     pub fn now() -> Self {
-        Self { cause: None, here: Some(Instant::now()), may_resume: false }
+        Self { cause: None, here: Some(Instant::now()), there: None, may_resume: false }
     }
 
     /// The start of this process. What changed while none ran is a cause of its own, unless the feed follows it.
@@ -43,7 +45,13 @@ impl Since {
     /// A cause.
     #[must_use]
     pub fn cause(number: u64) -> Self {
-        Self { cause: Some(number), here: None, may_resume: true }
+        Self { cause: Some(number), here: None, there: None, may_resume: true }
+    }
+
+    /// When one began that was interrupted: it is to be gone on with.
+    #[must_use]
+    pub fn interrupted(began: Backfilled) -> Self {
+        Self { cause: None, here: None, there: Some(began.began_ms), may_resume: true }
     }
 
     /// The later of both: a backfill must satisfy the stricter request.
@@ -52,6 +60,7 @@ impl Since {
         Self {
             cause: self.cause.max(other.cause),
             here: self.here.max(other.here),
+            there: self.there.max(other.there),
             may_resume: self.may_resume && other.may_resume,
         }
     }
@@ -66,7 +75,8 @@ impl Since {
         // What began later than now began before that clock was set back, who knows when.
         let is_late_enough =
             moment.is_none_or(|moment| moment <= backfilled.began_ms && backfilled.began_ms <= now_ms);
-        self.cause <= Some(backfilled.cause) && is_late_enough
+        let is_after = self.there.is_none_or(|there| there <= backfilled.began_ms);
+        self.cause <= Some(backfilled.cause) && is_late_enough && is_after
     }
 
     /// Whether a backfill that was interrupted does, if it is gone on with.

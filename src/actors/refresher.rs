@@ -17,7 +17,7 @@ use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::log_limit;
-use cachekeeper_engine::refresh::{Outage, RefreshReport, RefreshScan, fill_missed};
+use cachekeeper_engine::refresh::{Missed, Outage, RefreshReport, RefreshScan, fill_missed};
 use cachekeeper_engine::shorten::{Due, due, note, shorten};
 
 const SCAN_EVERY_MIN: Duration = Duration::from_millis(500);
@@ -80,11 +80,20 @@ async fn fill_forever(context: &TaskContext, wake: &Wake) {
         }
         let engine = context.engine.clone();
         match Background::spawn(async move { fill_missed(&engine, keys).await }).result().await {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                debug!(error = %chain(&error), "misses not filled, the next miss tries again");
-            }
+            Some(missed) => missed.into_iter().for_each(|missed| note_missed(context, missed)),
             None => warn!("filling misses panicked"),
+        }
+    }
+}
+
+/// Whoever reads sees nothing but misses: people are told.
+fn note_missed(context: &TaskContext, Missed { dataset, keys, filled }: Missed) {
+    let name = dataset.name();
+    context.health.note_unfilled(name, filled.as_ref().err().map(EngineError::told));
+    if let Err(error) = &filled {
+        let what = "misses cannot be filled, the next miss tries again";
+        if let Some(keys) = log_limit::due(what, name, keys) {
+            warn!(dataset = name, keys, error = error.told(), "{what}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -63,13 +63,17 @@ impl Task for Warmer {
             began: Instant::now(),
         };
         plan.start();
-        loop {
-            let looks_at = plan.look();
-            tokio::select! {
-                end = plan.ended() => plan.on_ended(end),
-                () = wake.requested_until(looks_at) => {}
+        let interrupted = want_interrupted(plan.context.clone());
+        let runs = async {
+            loop {
+                let looks_at = plan.look();
+                tokio::select! {
+                    end = plan.ended() => plan.on_ended(end),
+                    () = wake.requested_until(looks_at) => {}
+                }
             }
-        }
+        };
+        tokio::join!(interrupted, runs);
     }
 }
 
@@ -318,6 +322,21 @@ fn note(engine: &Context, name: &str, report: &LoadReport, took: Duration) {
         duration_ms = u64::try_from(took.as_millis()).unwrap_or_default(),
         "backfill done"
     );
+}
+
+/// What was under way when its worker ended is gone on with, whoever wanted it then.
+async fn want_interrupted(context: TaskContext) {
+    let metadata = loop {
+        match context.engine.redis.metadata("").await {
+            Ok(metadata) => break metadata,
+            Err(_) => sleep(LOOK_AT_OTHERS).await,
+        }
+    };
+    for dataset in context.engine.catalog.iter() {
+        if let Some(began) = interrupted(&metadata, dataset) {
+            context.backfills.want(dataset.name(), Since::interrupted(began));
+        }
+    }
 }
 
 async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Since) -> BackfillEnd {

@@ -14,7 +14,7 @@ use crate::actors::health::{Facts, Health};
 use cachekeeper_engine::backoff::every;
 use cachekeeper_engine::commands::group_of;
 use cachekeeper_engine::history::History;
-use cachekeeper_engine::shown::escaped;
+use cachekeeper_engine::shown::{escaped, few};
 
 /// How exactly it is known since when.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -104,15 +104,26 @@ fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
     let (postgres, redis) = (is_down("postgres"), is_down("redis"));
     let follows = |reason: &str| {
         let begins = |start: &str| reason.starts_with(start);
-        (postgres || redis) && (begins("feed:") || is_not_warmed(reason)) || redis && begins("subscription:")
+        let of_redis = ["subscription:", "events:", "writes:"].into_iter().any(begins);
+        (postgres || redis) && (begins("feed:") || is_not_warmed(reason)) || redis && of_redis
     };
     let own = reasons.iter().filter(|reason| *reason != "stopping" && !follows(reason));
-    let mut attention: Vec<Attention> = own.map(|reason| of_reason(reason)).collect();
+    let (not_warmed, own): (Vec<&String>, Vec<&String>) = own.partition(|reason| is_not_warmed(reason));
+    let mut attention: Vec<Attention> = own.into_iter().map(|reason| of_reason(reason)).collect();
+    attention.extend(of_not_warmed(&not_warmed));
     attention.extend(of_uncovered(facts));
-    for (dataset, reason) in facts.pending.iter().filter(|_| !postgres && !redis) {
+    for (dataset, reason) in facts.unfilled().filter(|_| !postgres && !redis) {
+        attention.push(of_dataset(("misses", dataset), format!("dataset {dataset}: {reason}"), UNFILLED));
+    }
+    // Where its entries cannot be loaded that is told already, and waiting ends nothing.
+    let told = |dataset: &String| {
+        [&facts.left_out, &facts.broken, &facts.uncovered].iter().any(|all| all.contains_key(dataset))
+            || facts.not_warmed.contains(dataset)
+    };
+    let pending = facts.pending.iter().filter(|(dataset, _)| !postgres && !redis && !told(dataset));
+    for (dataset, reason) in pending {
         let what = format!("dataset {dataset}: being revalidated: {reason}");
-        let meaning = if facts.paused.contains_key(dataset) { PENDING_PAUSED } else { PENDING };
-        attention.push(of_dataset(("pending", dataset), what, meaning));
+        attention.push(of_dataset(("pending", dataset), what, PENDING));
     }
     attention.extend(facts.full.as_ref().map(|full| {
         let (consequence, next) = FULL;
@@ -120,6 +131,20 @@ fn attention(facts: &Facts, reasons: &[String]) -> Vec<Attention> {
         Attention { what: full.clone(), subject, dataset: None, since_ms: None, consequence, next }
     }));
     attention
+}
+
+/// Datasets whose first backfill has not ended: several are one matter.
+fn of_not_warmed(reasons: &[&String]) -> Option<Attention> {
+    let [first, more @ ..] = reasons else { return None };
+    if more.is_empty() {
+        return Some(of_reason(first));
+    }
+    let name = |reason: &&String| reason.strip_prefix("dataset ")?.split_once(':').map(|(name, _)| name.to_owned());
+    let names: Vec<String> = reasons.iter().filter_map(name).collect();
+    let what = format!("{} datasets: not warmed yet ({})", names.len(), few(&names));
+    let (consequence, next) = meaning(first);
+    let subject = "not warmed".to_owned();
+    Some(Attention { what, subject, dataset: None, since_ms: None, consequence, next })
 }
 
 /// What is not covered, by its reason: where nothing is captured at all that is one matter, not one of each dataset.
@@ -154,14 +179,14 @@ fn of_refused(history: &History, dataset: &str) -> Option<Attention> {
     }
     let refused = history.refused_rows(dataset);
     let named = refused.rows.into_iter().min_by_key(|row| row.since_ms);
-    let named = named.map(|row| (row.since_ms, format!("{}: {}", row.key, row.reason)));
-    let unnamed = refused.without_key.map(|rows| (rows.since_ms, rows.of.reason));
-    let (since_ms, example) = named.or(unnamed)?;
+    let named = named.map(|row| (row.since_ms, format!("{}: {}", row.key, row.reason), REFUSED));
+    let unnamed = refused.without_key.map(|rows| (rows.since_ms, rows.of.reason, WITHOUT_KEY));
+    let (since_ms, example, meaning) = named.or(unnamed)?;
     let rows = if count == 1 { "1 row has".to_owned() } else { format!("{count} rows have") };
     // A key may hold what would mean something to a terminal.
     let what = format!("dataset {dataset}: {rows} no entry; {}", escaped(&example));
     let since_ms = Some(since_ms);
-    Some(Attention { since_ms, ..of_dataset(("rows without an entry", dataset), what, REFUSED) })
+    Some(Attention { since_ms, ..of_dataset(("rows without an entry", dataset), what, meaning) })
 }
 
 /// Redis takes nothing more.
@@ -214,14 +239,19 @@ const REFUSED: (&str, &str) = (
     "Its page names each row with its reason: mend the row or the query; the next change of it tries again.",
 );
 
+const UNFILLED: (&str, &str) = (
+    "Applications find nothing under keys that they have missed, and each asks again.",
+    "The reason says what is wrong; `cachekeeper check` says what to correct, where it is a right or the query.",
+);
+
 const PENDING: (&str, &str) = (
     "Its entries are readable and may be old until they were compared.",
     "Wait: Datasets shows how far it is. Where it does not come on for a minute, the worker's log says why.",
 );
 
-const PENDING_PAUSED: (&str, &str) = (
-    "Its entries are readable and may be old: a paused dataset is not loaded.",
-    "Resume it once what it was paused for is over: `cachekeeper resume` with its name, or on its page.",
+const WITHOUT_KEY: (&str, &str) = (
+    "No key leads to these rows, so nobody can ask for them.",
+    "Give them values for the key, or leave them out of the query; the next backfill counts them again (`Warm` on its page).",
 );
 
 const REJECTED: (&str, &str) = (
@@ -253,6 +283,12 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             consequence,
             "Look for long transactions and locks in Postgres, and at the log of the worker that leads.",
         )
+    } else if begins("events:") || begins("writes:") {
+        let consequence = "What comes by this stream waits there; nothing of it is lost.";
+        (consequence, "The reason says what is wrong with the stream; `cachekeeper check` names rights that are missing.")
+    } else if begins("misses are not filled") {
+        let consequence = "Applications find nothing under keys that they have missed.";
+        (consequence, "Do what the reason says; `cachekeeper check` says it too.")
     } else if is_not_warmed(reason) {
         let consequence = "Entries are missing until its backfill has come to them.";
         (

@@ -56,9 +56,9 @@ pub(super) fn state(name: &str, facts: &Facts) -> (DatasetState, Option<String>)
         return (state, reason);
     }
     if facts.paused.contains_key(name) {
-        let why =
-            "a person has paused its backfills, its refreshing ahead and its audit; changes are applied";
-        return (S::Paused, Some(why.to_owned()));
+        let why = "a person has paused its backfills, its refreshing ahead and its audit";
+        let rest = freshness(name, facts).1.unwrap_or_else(|| "changes are applied".to_owned());
+        return (S::Paused, Some(format!("{why}; {rest}")));
     }
     if facts.not_warmed.contains(name) {
         return (S::NotWarmed, Some("its first backfill since the start has not ended".to_owned()));

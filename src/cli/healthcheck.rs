@@ -14,7 +14,17 @@ pub async fn healthcheck(config: &Config, ready: bool, out: &Output) -> Exit {
         return Exit::Configuration;
     };
     let path = if ready { "/readyz" } else { "/livez" };
-    match get(&config.admin, path).await {
+    let live = get(&config.admin, path).await;
+    // Whose worker it is, only readiness says.
+    if !ready
+        && live.is_ok()
+        && let Ok(answer) = get(&config.admin, "/readyz").await
+        && let Some(other) = other_namespace(config, &serde_json::from_str(&answer.body).unwrap_or_default())
+    {
+        out.failure(&of_another(config, other));
+        return Exit::Configuration;
+    }
+    match live {
         Ok(answer) => {
             let said: Value = serde_json::from_str(&answer.body).unwrap_or_else(|_text| json!(answer.body));
             if let Some(other) = other_namespace(config, &said) {

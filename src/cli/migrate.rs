@@ -118,14 +118,10 @@ async fn install(
     text.extend(mended.iter().map(|what| format!("mended: {what}")));
     let coverage = install_triggers(context, &mut patience).await?;
     // Last: what was only just made is granted too.
-    if let Some(role) = grant {
-        context.postgres.grant(role).await?;
-        if let Some(statement) = context.postgres.missing_temporary(role).await? {
-            out.note(&format!(
-                "note: {role} lacks TEMPORARY, without which no change is covered; the owner of the database gives it: {statement}"
-            ));
-        }
-    }
+    let left = match grant {
+        Some(role) => give(context, role, out).await?,
+        None => None,
+    };
     namespaces::note_watched(context).await?;
     // What the owner of a type does could be run with those rights, if anything of a type were evaluated (faults C1).
     for (table, owner, role) in context.postgres.captures_by_others().await? {
@@ -140,14 +136,27 @@ async fn install(
         });
     }
     let gaps: BTreeMap<&String, &String> = coverage.gaps().collect();
-    out.result(&text.join("\n"), &json!({ "applied": state.applied, "mended": mended, "not_covered": gaps }));
+    out.result(&text.join("\n"), &json!({ "applied": state.applied, "mended": mended, "not_covered": gaps, "left": left }));
     // What is watched is to be captured: not done is a failure.
     let is_asked_for = |name: &String| {
         context.catalog.get(name).is_some_and(|dataset| {
             dataset.settings.feed == FeedNeed::Required || !dataset.settings.watch.is_empty()
         })
     };
-    Ok(if gaps.keys().any(|name| is_asked_for(name)) { Exit::Failed } else { Exit::Ok })
+    let is_done = left.is_none() && !gaps.keys().any(|name| is_asked_for(name));
+    Ok(if is_done { Exit::Ok } else { Exit::Failed })
+}
+
+/// Gives the rights of a worker; answers the statement that is left to somebody else.
+async fn give(context: &Context, role: &str, out: &Output) -> Result<Option<String>, EngineError> {
+    context.postgres.grant(role).await?;
+    let left = context.postgres.missing_temporary(role).await?;
+    if let Some(statement) = &left {
+        out.note(&format!(
+            "note: {role} lacks TEMPORARY, without which no change is covered; the owner of the database gives it: {statement}"
+        ));
+    }
+    Ok(left)
 }
 
 fn would_be_published(publications: &[String]) -> String {

@@ -57,8 +57,8 @@ struct Trouble {
     is_broken: bool,
 }
 
-/// Shows what stands in both servers. Nothing is changed. The code is 1 where something is broken: the stamp tables, a dataset, or the
-/// readiness of the worker.
+/// Shows what stands in both servers. Nothing is changed. The code is 1 where something is broken: the stamp tables, a dataset, the
+/// readiness of the worker, or where nobody follows the changes.
 pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<Exit, EngineError> {
     let facts = context.redis.facts().await?;
     let metadata = context.redis.metadata("").await?;
@@ -101,7 +101,9 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
         }),
     );
     let is_ready = worker.get("ready").and_then(Value::as_bool) != Some(false);
-    let is_right = metadata.is_whole && is_ready && !troubles.values().any(|trouble| trouble.is_broken);
+    // Where nobody follows the changes, entries grow old however well all the rest is.
+    let is_followed = !context.feed.is_on || worker.get("leader").is_some_and(|leader| !leader.is_null());
+    let is_right = metadata.is_whole && is_ready && is_followed && !troubles.values().any(|trouble| trouble.is_broken);
     let datasets = datasets(context, &metadata, &troubles, &mut lines);
     out.result(
         &lines.join("\n"),

@@ -423,8 +423,8 @@ async fn who_may_give_the_right_to_temporary_views_gives_it_and_who_may_not_says
     assert!(!given.contains("TEMPORARY") && may("own").await == "true", "{given}");
     let statement = "grant temporary on database another to cache";
     cli(&rig, &toml, "shop", "another").run(&["migrate", "--grant", "cache"]);
-    let (_, told) = cli(&rig, &toml, "shop", "another").run(&["migrate", "--grant", "cache"]);
-    assert!(told.contains(statement) && may("another").await == "false", "{told}");
+    let (code, told) = cli(&rig, &toml, "shop", "another").run(&["migrate", "--grant", "cache"]);
+    assert!(code == 1 && told.contains(statement) && may("another").await == "false", "{told}");
     psql(&rig.postgres.url_of("another"), statement);
     psql(&rig.postgres.url_of("another"), "grant temporary on database another to shop");
     let given = cli(&rig, &toml, "shop", "another").says(

@@ -346,7 +346,9 @@ impl<'a> BackfillStream<'a> {
         {
             self.confirm(sent.unwrap_or_else(Sent::aborted), flow).await?;
         }
-        let (scripts, progress) = (self.scripts.clone(), self.confirmed.clone());
+        // As a part of a revalidation it is not gone on with, and an interrupted backfill keeps its place.
+        let progress = if self.stored.is_some() { String::new() } else { self.confirmed.clone() };
+        let scripts = self.scripts.clone();
         flow.under_way.push_back(tokio::spawn(async move { scripts.store(batch, members, &progress).await }));
         Ok(())
     }

@@ -91,6 +91,8 @@ metrics! {
         "Entries kept past their lifetime while Postgres was down";
     "misses_filled", misses: Family<ByDataset, Counter> = Family::default(),
         "Misses of applications that were filled";
+    "misses_unfilled", unfilled: Family<ByDataset, Counter> = Family::default(),
+        "Misses of applications that were not filled, because their rows could not be loaded or stored";
     "events", events: Family<BySourceKind, Counter> = Family::default(),
         "Invalidation events applied";
     "events_invalid", events_invalid: Family<ByReason, Counter> = Family::default(),

@@ -14,7 +14,7 @@ use super::use_scan::idle_for;
 use crate::metrics::ByDataset;
 use crate::stores::postgres::{KeyValues, QUICK_MAX};
 use crate::stores::redis::{Epoch, Metadata, Precondition, ScannedEntry, ServerFacts, UseSign, Wanted};
-use cachekeeper_config::Scope;
+use cachekeeper_config::{OnMiss, Scope};
 use cachekeeper_protocol::freshness::Verdict;
 
 /// Keys looked at by one script of the scan.
@@ -291,29 +291,41 @@ async fn epoch_of(context: &Context, outage: Option<&Outage>) -> Result<(Epoch, 
     }
 }
 
-/// Fills what applications missed.
-///
-/// # Errors
-/// [`EngineError`]; the next miss tries again.
-pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Result<u64, EngineError> {
+/// What became of the misses of one dataset.
+#[derive(Debug)]
+pub struct Missed {
+    /// The dataset.
+    pub dataset: Arc<Dataset>,
+    /// How many keys were missed.
+    pub keys: u64,
+    /// How many entries were stored; a row may be gone. Where they could not be loaded, the next miss tries again.
+    pub filled: Result<u64, EngineError>,
+}
+
+/// Fills what applications missed, where the dataset asks for it. What cannot be loaded keeps no other dataset from being filled.
+pub async fn fill_missed(context: &Context, keys: Vec<String>) -> Vec<Missed> {
     let mut by_dataset = super::invalidate::Reloads::new();
     for key in keys {
         let Some((dataset, values)) = context.catalog.of_key(&key) else {
             continue;
         };
-        let settings = &dataset.settings;
-        let is_wanted = settings.on_miss == cachekeeper_config::OnMiss::Load || settings.scope == Scope::All;
-        if is_wanted && !dataset.is_superseded() {
+        if dataset.settings.on_miss == OnMiss::Load && !dataset.is_superseded() {
             let entry = by_dataset.entry(dataset.name().to_owned());
             entry.or_insert_with(|| (Arc::clone(dataset), Vec::new())).1.push((key, values));
         }
     }
-    let mut filled = 0;
+    let mut missed = Vec::new();
     for (dataset, keys) in by_dataset.into_values() {
+        let labels = ByDataset::new(dataset.name());
         let because = LoadOptions::because(Cause::Miss);
-        let report = load(context, &dataset, &keys, because, &mut Job::uncounted()).await?;
-        context.metrics.misses.get_or_create(&ByDataset::new(dataset.name())).inc_by(report.stored);
-        filled += report.stored;
+        let report = load(context, &dataset, &keys, because, &mut Job::uncounted()).await;
+        let filled = report.map(|report| report.stored);
+        let keys = keys.len() as u64;
+        match &filled {
+            Ok(filled) => context.metrics.misses.get_or_create(&labels).inc_by(*filled),
+            Err(_) => context.metrics.unfilled.get_or_create(&labels).inc_by(keys),
+        };
+        missed.push(Missed { dataset, keys, filled });
     }
-    Ok(filled)
+    missed
 }

@@ -20,7 +20,8 @@ use crate::invalidate::{RaisedKeys, ReloadMembers, delete_keys, raise_keys};
 use crate::load::{Cause, Job, Keys, LoadOptions, LoadReport, load};
 use crate::log_limit;
 use crate::metrics::ByReason;
-use crate::stores::postgres::{KeyValues, Poll, QUICK_MAX};
+use crate::shown::cut;
+use crate::stores::postgres::{ErrorKind, KeyValues, Poll, QUICK_MAX};
 use crate::stores::redis::{Epoch, Failed};
 use cachekeeper_config::Scope;
 
@@ -327,7 +328,11 @@ fn within(limit: Duration) -> LoadOptions {
 /// What people read beside the dataset's name; the whole error is in the log.
 fn short(error: &EngineError) -> String {
     match error {
-        EngineError::Source(error) => error.kind.to_string(),
+        EngineError::Source(error) => match error.kind {
+            ErrorKind::Cancelled => "no answer in time: a table is locked, or Postgres is slow".to_owned(),
+            ErrorKind::Forbidden | ErrorKind::Statement | ErrorKind::Data => cut(&error.message()).into_owned(),
+            _ => error.kind.to_string(),
+        },
         _ => "the dataset does not fit the database".to_owned(),
     }
 }
