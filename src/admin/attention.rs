@@ -139,7 +139,8 @@ fn of_not_warmed(reasons: &[&String]) -> Option<Attention> {
     if more.is_empty() {
         return Some(of_reason(first));
     }
-    let name = |reason: &&String| reason.strip_prefix("dataset ")?.split_once(':').map(|(name, _)| name.to_owned());
+    let name =
+        |reason: &&String| reason.strip_prefix("dataset ")?.split_once(':').map(|(name, _)| name.to_owned());
     let names: Vec<String> = reasons.iter().filter_map(name).collect();
     let what = format!("{} datasets: not warmed yet ({})", names.len(), few(&names));
     let (consequence, next) = meaning(first);
@@ -285,7 +286,10 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
         )
     } else if begins("events:") || begins("writes:") {
         let consequence = "What comes by this stream waits there; nothing of it is lost.";
-        (consequence, "The reason says what is wrong with the stream; `cachekeeper check` names rights that are missing.")
+        (
+            consequence,
+            "The reason says what is wrong with the stream; `cachekeeper check` names rights that are missing.",
+        )
     } else if begins("misses are not filled") {
         let consequence = "Applications find nothing under keys that they have missed.";
         (consequence, "Do what the reason says; `cachekeeper check` says it too.")

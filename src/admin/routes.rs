@@ -2,15 +2,19 @@
 //! made of the same list, so no path is without its description.
 
 use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
 use axum::handler::Handler;
-use axum::middleware::from_fn_with_state;
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
 use axum::routing::{get, post};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::guard;
-use super::refusal::WhyNot;
+use super::refusal::{WhyNot, refuse};
 use super::shared::Shared;
 
 /// Where the description is served.
@@ -74,6 +78,30 @@ impl Operation {
     }
 }
 
+/// A body that says nothing is no longer than this.
+const EMPTY_MAX: usize = 64;
+
+async fn no_query(request: Request, next: Next) -> Response {
+    match request.uri().query().filter(|query| !query.is_empty()) {
+        Some(_) => {
+            let error = format!("{} takes no parameters", request.uri().path());
+            refuse(StatusCode::BAD_REQUEST, error)
+        }
+        None => next.run(request).await,
+    }
+}
+
+async fn no_body(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, EMPTY_MAX).await;
+    let is_empty = body.is_ok_and(|body| matches!(body.trim_ascii(), b"" | b"{}" | b"null"));
+    if !is_empty {
+        let error = format!("{} takes no body but {{}}", parts.uri.path());
+        return refuse(StatusCode::BAD_REQUEST, error);
+    }
+    next.run(Request::from_parts(parts, Body::empty())).await
+}
+
 /// Paths, and what is told of them.
 #[derive(Default)]
 pub(super) struct Routes {
@@ -89,6 +117,13 @@ impl Routes {
         T: 'static,
     {
         let method = if operation.is_action { post(handler) } else { get(handler) };
+        // What is not read is not passed over: whoever sends it means something by it.
+        let method = if operation.query.is_none() { method.layer(from_fn(no_query)) } else { method };
+        let method = if operation.is_action && operation.body.is_none() {
+            method.layer(from_fn(no_body))
+        } else {
+            method
+        };
         self.router = self.router.route(operation.path, method);
         self.operations.push(operation);
         self

@@ -136,7 +136,10 @@ async fn install(
         });
     }
     let gaps: BTreeMap<&String, &String> = coverage.gaps().collect();
-    out.result(&text.join("\n"), &json!({ "applied": state.applied, "mended": mended, "not_covered": gaps, "left": left }));
+    out.result(
+        &text.join("\n"),
+        &json!({ "applied": state.applied, "mended": mended, "not_covered": gaps, "left": left }),
+    );
     // What is watched is to be captured: not done is a failure.
     let is_asked_for = |name: &String| {
         context.catalog.get(name).is_some_and(|dataset| {

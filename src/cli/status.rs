@@ -103,7 +103,8 @@ pub async fn status(context: &Context, config: &Config, out: &Output) -> Result<
     let is_ready = worker.get("ready").and_then(Value::as_bool) != Some(false);
     // Where nobody follows the changes, entries grow old however well all the rest is.
     let is_followed = !context.feed.is_on || worker.get("leader").is_some_and(|leader| !leader.is_null());
-    let is_right = metadata.is_whole && is_ready && is_followed && !troubles.values().any(|trouble| trouble.is_broken);
+    let is_right =
+        metadata.is_whole && is_ready && is_followed && !troubles.values().any(|trouble| trouble.is_broken);
     let datasets = datasets(context, &metadata, &troubles, &mut lines);
     out.result(
         &lines.join("\n"),

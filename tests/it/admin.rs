@@ -210,6 +210,7 @@ async fn strangers_learn_whether_it_lives_and_is_ready_and_nothing_else() {
     worker.get("/nowhere", READ).await.says(404, &[r#"{"error":"there is no /nowhere; "#]);
     worker.get("/api/v1/drain", ACT).await.says(405, &[r#"{"error":"/api/v1/drain takes no GET"#]);
     worker.get("/api/v1/touches?dataste=product", READ).await.says(400, &["dataste", "expected one of"]);
+    worker.get("/api/v1/now?x=1", READ).await.says(400, &["takes no parameters"]);
     let policy =
         ["content-security-policy: default-src 'none'; script-src 'self'", "referrer-policy: no-referrer"];
     worker.get("/", READ).await.says(200, &policy);

@@ -299,3 +299,32 @@ fn empty_admin() -> cachekeeper_config::Admin {
         cachekeeper_config::Config::load(Path::new("f.toml"), toml, &std::collections::BTreeMap::new());
     loaded.unwrap().0.admin
 }
+
+/// A key that is computed may not be the text of the column that a rule takes it from; with a limit one row moves others.
+#[tokio::test]
+async fn what_a_change_may_touch_beyond_its_rules_is_told() {
+    let rig = Rig::start(TABLES).await;
+    Cli::new(&rig, PRODUCT).says(&["migrate"], 0, &[]);
+    let with = |query: &str| PRODUCT.replace("select id, name from products", query);
+    let key = "dataset.product.watch.0.key.id";
+    warns(
+        &Cli::new(&rig, &with("select id + 1000 as id, name from products")),
+        key,
+        &["the query computes id"],
+    );
+    let query = "dataset.product.query";
+    let limited = with("select id, name from products order by id limit 10");
+    warns(&Cli::new(&rig, &limited), query, &["`limit`, `offset` or `fetch`", "dataset = true"]);
+    let ranked = with("select id, rank() over (order by name) as place from products");
+    warns(&Cli::new(&rig, &ranked), query, &["a window"]);
+    for fine in [
+        "select id, (select note from log l where l.id = p.id limit 1) as note from products p",
+        "select id::bigint as id, name as \\\"limit\\\" from products",
+    ] {
+        let found = warnings(&Cli::new(&rig, &with(fine)));
+        assert!(
+            !found.iter().any(|(_, told)| told.contains("computes") || told.contains("limit`")),
+            "{found:#?}"
+        );
+    }
+}

@@ -330,7 +330,9 @@ fn short(error: &EngineError) -> String {
     match error {
         EngineError::Source(error) => match error.kind {
             ErrorKind::Cancelled => "no answer in time: a table is locked, or Postgres is slow".to_owned(),
-            ErrorKind::Forbidden | ErrorKind::Statement | ErrorKind::Data => cut(&error.message()).into_owned(),
+            ErrorKind::Forbidden | ErrorKind::Statement | ErrorKind::Data => {
+                cut(&error.message()).into_owned()
+            }
             _ => error.kind.to_string(),
         },
         _ => "the dataset does not fit the database".to_owned(),

@@ -2,6 +2,7 @@
 //! allowed, whether changes of what it reads can be followed, and whether its watch rules name what they mean. Coverage asks the
 //! last two questions too: what is refused here is not covered there, for the same reason.
 
+mod beyond;
 mod by_statement;
 mod reach;
 mod reads;

@@ -6,7 +6,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _};
 
 use super::watched::{Origins, Table, tags_like};
-use super::{Finding, reach};
+use super::{Finding, beyond, reach};
 use crate::stores::postgres::spelling::{SpelledColumn, difference};
 use crate::stores::postgres::statement::quote;
 use crate::stores::postgres::{ErrorKind, Inspection, Postgres, SourceError};
@@ -28,7 +28,10 @@ impl Postgres {
     ) -> Result<Vec<Finding>, SourceError> {
         let mut findings = Vec::new();
         let mut unreached = BTreeMap::new();
-        let origins = self.origins(dataset).await?;
+        let mut warnings: Vec<Finding> = beyond::moved_rows(dataset).into_iter().collect();
+        let known_origins = self.origins(dataset).await?;
+        let is_right = known_origins.is_some();
+        let origins = known_origins.unwrap_or_default();
         for (position, rule) in dataset.watch.iter().enumerate() {
             let setting = format!("watch.{position}");
             let table = match self.look_at_table(&rule.table).await {
@@ -51,12 +54,16 @@ impl Postgres {
             };
             let known = findings.len();
             check_rule(&setting, dataset, rule, (table.as_ref(), &origins), &mut findings);
+            if is_right && findings.len() == known {
+                warnings.extend(beyond::computed_key(&setting, dataset, rule, &origins));
+            }
             if let Some(table) = table.filter(|_| findings.len() == known) {
                 let found = reach::flaw(&setting, dataset, rule, (&table, &origins));
                 unreached.extend(found.map(|finding| (position, finding)));
             }
         }
         findings.extend(self.relied_on(dataset, reads, unreached).await?);
+        findings.extend(warnings);
         for (position, table) in dataset.reads.iter().enumerate() {
             let is_there = match self.look_at_table(table).await {
                 Err(error) if error.is_transient() => return Err(error),
@@ -87,13 +94,13 @@ impl Postgres {
     }
 
     /// Those columns of keys and tags that come straight from a relation, by their names in the query: of an expression, such as
-    /// `id::text`, the type says nothing about the values.
-    async fn origins(&self, dataset: &Dataset) -> Result<Origins, SourceError> {
+    /// `id::text`, the type says nothing about the values. None: the query is not right.
+    async fn origins(&self, dataset: &Dataset) -> Result<Option<Origins>, SourceError> {
         let error = |source| SourceError::new("describe a query", source);
         let names: BTreeSet<&str> =
             dataset.key.columns().chain(dataset.tags.iter().flat_map(Template::columns)).collect();
         if names.is_empty() || dataset.watch.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Some(HashMap::new()));
         }
         let list: Vec<String> = names.iter().map(|name| format!("q.{}", quote(name))).collect();
         // Sent as text: what the driver knows of a prepared one may be out of date. No row is read.
@@ -104,7 +111,7 @@ impl Postgres {
         );
         let row = match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&self.pool).await.map_err(error) {
             // Nothing is loaded either, and that is said elsewhere.
-            Err(error) if !error.is_transient() => return Ok(HashMap::new()),
+            Err(error) if !error.is_transient() => return Ok(None),
             row => row?,
         };
         let mut found = HashMap::new();
@@ -118,7 +125,7 @@ impl Postgres {
             let origin = columns.into_iter().find(|origin| origin.number == number);
             found.extend(origin.map(|origin| (column.name().to_owned(), origin)));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 }
 
