@@ -2,7 +2,7 @@
 # image has no shell and no package manager, its user is 65532, and nothing in it is written to.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
-# What is compiled in: traces (OTLP), as in the Debian package.
+# With traces (`otlp`) and without symbols, as the Debian package.
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TERM_COLOR=never
 
 # Dependencies first, with empty sources of our own: this layer is made again only where a manifest has changed.

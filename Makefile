@@ -3,12 +3,12 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench compare faults model lint deny servers readers older packages deb package publish-check
+.PHONY: demo test bench compare faults model lint deny servers readers older linters packages deb package publish-check
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
 
-test: servers readers older
+test: servers readers older linters
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --locked --workspace && $(CARGO) test --locked --workspace --doc; \
 	else \
@@ -54,15 +54,15 @@ lint:
 
 # What the worker is installed with: the unit, the Dockerfile, the compose file, the Helm chart, and what stands in two places.
 LINTERS := target/deploy/python/bin/python
-packages:
+linters:
 	@deploy/install-linters
+packages: linters
 	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/lint; else $(PYTHON) deploy/lint; fi
 
 # The Debian package, with the list of what is compiled in; then what lintian and the schema of CycloneDX say of both.
-deb:
+deb: linters
 	$(CARGO) build --release --locked --features otlp
 	deploy/debian/build
-	@deploy/install-linters
 	@if command -v lintian >/dev/null; then lintian --fail-on error,warning target/debian/*.deb; \
 	else echo "lintian: not there, so the package is not linted"; fi
 	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/sbom --check target/debian/cachekeeper.cdx.json; fi

@@ -81,6 +81,7 @@ mod near_bound;
 mod observing;
 mod openapi;
 mod oracle;
+mod packages;
 mod page;
 mod passes;
 mod per_row;
