@@ -35,6 +35,7 @@ mod client_limits;
 mod client_neighbours;
 mod client_programs;
 mod clients;
+mod cluster;
 mod commands;
 mod config;
 mod coverage;

@@ -2,6 +2,9 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::cluster_slot::ClusterSlot;
+use super::cluster_slot_set::ClusterSlotSet;
+
 /// Number of slots in a stamp table (R3): 8 bytes each, so a table is 1 MiB and never grows.
 pub(crate) const SLOTS: u32 = 131_072;
 
@@ -52,6 +55,8 @@ pub struct Keyspace {
 /// decides where a cluster puts a key, so that one script can reach them together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardKeys {
+    /// The number of the shard, which stands in the braces.
+    pub number: u32,
     /// Hash: epoch, incarnation, floor, cursor, pending revalidations, retired incarnations, dataset revisions, job
     /// counters.
     pub meta: String,
@@ -78,12 +83,15 @@ pub struct ShardKeys {
     pub tag_prefix: String,
     /// What stands before a dataset's name and the number of a cause in the key of a bitmap of pending stamp slots.
     pub pending_prefix: String,
+    /// String, on a cluster only: the epoch, then of each cluster slot whether the shard has adopted it, and by which generation.
+    pub adopted: String,
 }
 
 impl ShardKeys {
-    fn new(namespace: &str, shard: u32) -> Self {
-        let prefix = format!("{RESERVED_PREFIX}{{{namespace}:{shard}}}:");
+    fn new(namespace: &str, number: u32) -> Self {
+        let prefix = format!("{RESERVED_PREFIX}{{{}}}:", home_tag(namespace, number));
         Self {
+            number,
             meta: format!("{prefix}meta"),
             stamps: format!("{prefix}stamps"),
             tag_stamps: format!("{prefix}tagstamps"),
@@ -95,8 +103,20 @@ impl ShardKeys {
             directory: format!("{prefix}directory"),
             tag_prefix: format!("{prefix}tag:"),
             pending_prefix: format!("{prefix}pending:"),
+            adopted: format!("{prefix}adopted"),
         }
     }
+
+    /// The home slot of the shard: the cluster slot of these keys.
+    #[must_use]
+    pub fn home_slot(&self) -> ClusterSlot {
+        ClusterSlot::of(self.meta.as_bytes())
+    }
+}
+
+/// The hash tag of a shard's own keys.
+fn home_tag(namespace: &str, number: u32) -> String {
+    format!("{namespace}:{number}")
 }
 
 impl Keyspace {
@@ -104,6 +124,35 @@ impl Keyspace {
     #[must_use]
     pub fn new(namespace: &str) -> Self {
         Self { namespace: namespace.to_owned(), shard: ShardKeys::new(namespace, 0) }
+    }
+
+    /// The same namespace with the own keys of another shard.
+    #[must_use]
+    pub fn of_shard(&self, number: u32) -> Self {
+        Self { namespace: self.namespace.clone(), shard: ShardKeys::new(&self.namespace, number) }
+    }
+
+    /// The lowest number of a shard that is not `taken` and whose home slot is among these; none: there are none.
+    #[must_use]
+    pub fn shard_within(&self, served: &ClusterSlotSet, taken: &[u32]) -> Option<u32> {
+        let is_home = |number: &u32| {
+            let home = ClusterSlot::of(home_tag(&self.namespace, *number).as_bytes());
+            served.contains(home) && !taken.contains(number)
+        };
+        // Any cluster slot is hit sooner.
+        (0..1_000_000).find(is_home)
+    }
+
+    /// String, on a cluster only: which shard has adopted this cluster slot ([`crate::guard`]). It stands in that cluster slot.
+    #[must_use]
+    pub fn guard(&self, slot: ClusterSlot) -> String {
+        format!("{RESERVED_PREFIX}{{{}}}:{}:g", slot.hash_tag(), self.namespace)
+    }
+
+    /// A key of this cluster slot that never exists: a script that cannot look for it sees that the cluster slot is moving.
+    #[must_use]
+    pub fn probe(&self, slot: ClusterSlot) -> String {
+        format!("{}:never", self.guard(slot))
     }
 
     /// The namespace.
@@ -136,8 +185,12 @@ impl Keyspace {
     #[must_use]
     pub fn namespace_of(key: &str) -> Option<&str> {
         let rest = key.strip_prefix(RESERVED_PREFIX)?.strip_prefix('{')?;
-        let own = [":0}:meta", ":0}:uses", "}:head"];
-        own.iter().find_map(|end| rest.strip_suffix(end))
+        let of_shard = rest.strip_suffix("}:meta").or_else(|| rest.strip_suffix("}:uses"));
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        match of_shard {
+            Some(tag) => tag.rsplit_once(':').filter(|(_, number)| is_number(number)).map(|(name, _)| name),
+            None => rest.strip_suffix("}:head"),
+        }
     }
 
     /// What every own key of this namespace begins with.
@@ -221,6 +274,35 @@ mod tests {
         assert_eq!(Keyspace::namespace_of("ck:{shop:0}:meta"), Some("shop"));
         assert_eq!(Keyspace::namespace_of("ck:{shop}:head"), Some("shop"));
         assert_eq!(Keyspace::namespace_of("ck:{shop:0}:counters"), None);
+        assert_eq!(Keyspace::namespace_of("ck:{shop:31}:meta"), Some("shop"));
+        assert_eq!(Keyspace::namespace_of("ck:{shop:x}:meta"), None);
         assert_eq!(keys.former_lease(), "ck:{shop}:lock:feed");
+    }
+
+    #[test]
+    fn the_own_keys_of_a_shard_share_its_home_slot() {
+        let served: ClusterSlotSet = "100-5000".parse().unwrap();
+        let number = Keyspace::new("shop").shard_within(&served, &[]).unwrap();
+        let keys = Keyspace::new("shop").of_shard(number);
+        let on = keys.metadata();
+        assert!(served.contains(on.home_slot()), "{on:?}");
+        for key in [&on.stamps, &on.tag_stamps, &on.watermark, &on.counters, &on.adopted, &on.tag_prefix] {
+            assert_eq!(ClusterSlot::of(key.as_bytes()), on.home_slot(), "{key}");
+        }
+        assert_eq!(keys.lock("feed"), Keyspace::new("shop").lock("feed"));
+        let next = keys.shard_within(&served, &[number]).unwrap();
+        assert!(number < next && served.contains(keys.of_shard(next).metadata().home_slot()));
+        assert_eq!(keys.shard_within(&ClusterSlotSet::all(), &[]), Some(0));
+        assert_eq!(keys.shard_within(&ClusterSlotSet::default(), &[]), None);
+    }
+
+    #[test]
+    fn a_guard_stands_in_its_cluster_slot() {
+        let keys = Keyspace::new("shop");
+        let slot = ClusterSlot::of(b"product:42");
+        for key in [keys.guard(slot), keys.probe(slot)] {
+            assert_eq!(ClusterSlot::of(key.as_bytes()), slot, "{key}");
+            assert!(key.starts_with(RESERVED_PREFIX) && Keyspace::namespace_of(&key).is_none(), "{key}");
+        }
     }
 }

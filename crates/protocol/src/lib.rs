@@ -2,12 +2,15 @@
 //!
 //! Nothing here does I/O, reads a clock, or waits; a test enforces it.
 
+pub mod cluster_slot;
+pub mod cluster_slot_set;
 pub mod counters;
 pub mod entry;
 pub mod event;
 pub mod fields;
 pub mod freshness;
 pub mod glob;
+pub mod guard;
 pub mod keyspace;
 pub mod moment;
 pub mod parameters;

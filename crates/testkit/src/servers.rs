@@ -1,6 +1,7 @@
 //! Private Postgres and Redis servers, for the demo and the tests: own directory, own free port, gone with us.
 
 mod clock;
+mod cluster;
 mod pgbouncer;
 mod postgres;
 mod redis;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use clock::Clock;
+pub use cluster::Cluster;
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Copied, Postgres, Refusal, Session};
 pub use redis::Redis;
