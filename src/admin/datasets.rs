@@ -20,7 +20,7 @@ use crate::actors::clock::now_ms;
 use crate::actors::health::Facts;
 use crate::actors::inbox::Since;
 use crate::schedule::next_fire;
-use cachekeeper_config::{Rows, Scope};
+use cachekeeper_config::{Codec, FeedNeed, OnChange, OnMiss, Rows, Scope};
 use cachekeeper_engine::catalog::Dataset;
 use cachekeeper_engine::history::{EndedBackfill, RefusedRows};
 use cachekeeper_engine::stores::redis::Metadata;
@@ -100,6 +100,16 @@ struct MadeOf {
 struct DatasetSettings {
     rows: &'static str,
     ttl_ms: u64,
+    ttl_jitter: f64,
+    ttl_column: Option<String>,
+    max_stale_ms: u64,
+    on_change: &'static str,
+    on_miss: &'static str,
+    feed: &'static str,
+    /// The part of the lifetime that is left when an entry is loaded again.
+    refresh_ahead: Option<f64>,
+    compression: Option<&'static str>,
+    warm_schedule: Option<String>,
     negative_ttl_ms: Option<u64>,
     revalidation_rate: Option<u64>,
     batch: usize,
@@ -215,9 +225,18 @@ pub(super) async fn resume(State(shared): State<Shared>, Path(name): Path<String
 }
 
 /// The settings as they are called here and in the file.
-const PATHS: [(&str, &str); 10] = [
+const PATHS: [(&str, &str); 19] = [
     ("rows", "rows"),
     ("ttl_ms", "ttl"),
+    ("ttl_jitter", "ttl_jitter"),
+    ("ttl_column", "ttl_column"),
+    ("max_stale_ms", "max_stale"),
+    ("on_change", "on_change"),
+    ("on_miss", "on_miss"),
+    ("feed", "feed"),
+    ("refresh_ahead", "refresh.ahead"),
+    ("compression", "compression"),
+    ("warm_schedule", "warm.schedule"),
     ("negative_ttl_ms", "negative_ttl"),
     ("revalidation_rate", "revalidation_rate"),
     ("batch", "batch"),
@@ -245,6 +264,18 @@ fn made_of(shared: &Shared, dataset: &Dataset) -> MadeOf {
         settings: DatasetSettings {
             rows: if matches!(settings.rows, Rows::One) { "one" } else { "many" },
             ttl_ms: millis(settings.ttl),
+            ttl_jitter: settings.ttl_jitter,
+            ttl_column: settings.ttl_column.clone(),
+            max_stale_ms: millis(settings.max_stale),
+            on_change: if settings.on_change == OnChange::Delete { "delete" } else { "refresh" },
+            on_miss: if settings.on_miss == OnMiss::Load { "load" } else { "ignore" },
+            feed: if settings.feed == FeedNeed::Required { "required" } else { "wanted" },
+            refresh_ahead: settings.refresh_ahead,
+            compression: settings.compression.as_ref().map(|one| match one.codec {
+                Codec::Zstd => "zstd",
+                Codec::Lz4 => "lz4",
+            }),
+            warm_schedule: warm.and_then(|warm| Some(warm.schedule.as_ref()?.expression.clone())),
             negative_ttl_ms: settings.negative_ttl.map(millis),
             revalidation_rate: settings.revalidation_rate,
             batch: settings.batch,

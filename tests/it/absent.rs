@@ -81,5 +81,5 @@ async fn a_write_that_a_full_redis_does_not_store_is_pending() {
     .await;
     assert!(worker.stop().await);
     cli.says(&["check"], 0, &["redis is full", "maxmemory 0 MiB", "raise maxmemory"]);
-    cli.says(&["status"], 0, &["redis is full"]);
+    cli.says(&["status"], 1, &["redis is full"]);
 }

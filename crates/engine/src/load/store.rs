@@ -346,7 +346,10 @@ pub(crate) fn note_stored(
     report.gone += gone;
     let labels = ByDatasetCause::new(dataset.name(), cause.label());
     context.metrics.stored.get_or_create(&labels).inc_by(stored);
-    context.metrics.deleted.get_or_create(&labels).inc_by(gone);
+    // What was missed was not there.
+    if cause != Cause::Miss {
+        context.metrics.deleted.get_or_create(&labels).inc_by(gone);
+    }
     context.metrics.refused.get_or_create(&labels).inc_by(refused.len() as u64);
     note_touched(context, dataset.name(), cause, entries, refused);
     keys
