@@ -343,7 +343,7 @@ async fn verbs_say_what_they_did_and_what_stands() {
 
     cli.says(
         &["status"],
-        0,
+        1,
         &["leader     none: no worker follows the changes", "worker     its admin listener is off"],
     );
     let broken =
