@@ -38,6 +38,7 @@ const PRODUCT: &str = r#"
     ttl = "1000s"
     watch = [{ table = "products", key = { id = "id" } }]
     warm = {}
+    on_miss = "load"
     [dataset.product.write]
     statement = "update products set name = :name where id = :id"
 "#;
