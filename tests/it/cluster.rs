@@ -4,6 +4,8 @@ use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_testkit::servers::Cluster;
 use redis::{Cmd, RedisError};
 
+use crate::support::wait_until;
+
 /// A plain client's read at one node, without following where it is sent.
 async fn get(cluster: &Cluster, node: usize, key: &str) -> Result<Option<String>, String> {
     let mut connection = cluster.connect(node).await.unwrap();
@@ -73,16 +75,18 @@ async fn a_replica_that_was_cut_off_takes_over_without_what_came_later() {
     let master = cluster.owner(slot, 0).await.unwrap();
     let replica = master + 3;
     let mut connection = cluster.connect(master).await.unwrap();
-    let mut arrived = redis::pipe();
-    arrived.add_command(set("product:42", "first")).ignore().cmd("WAIT").arg(1).arg(5_000);
-    let (arrived,): (u64,) = arrived.query_async(&mut connection).await.unwrap();
-    assert_eq!(arrived, 1);
+    let _: () = set("product:42", "first").query_async(&mut connection).await.unwrap();
+    wait_until("the replica has it", async || {
+        let arrived = redis::cmd("WAIT").arg(1).arg(100).query_async::<u64>(&mut connection.clone()).await;
+        if matches!(arrived, Ok(1)) { Ok(()) } else { Err(format!("{arrived:?}")) }
+    })
+    .await;
     cluster.cut_off(replica, master).await.unwrap();
     cluster.ask::<()>(master, &set("product:42", "second")).await.unwrap();
     cluster.node_mut(master).unwrap().kill();
     cluster.take_over(replica).await.unwrap();
     assert_eq!(get(&cluster, replica, "product:42").await, Ok(Some("first".to_owned())));
-    crate::support::wait_until("the others know the new master", async || {
+    wait_until("the others know the new master", async || {
         if cluster.agrees_on(slot, replica).await { Ok(()) } else { Err("not yet".to_owned()) }
     })
     .await;

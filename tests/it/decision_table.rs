@@ -140,7 +140,10 @@ async fn by_the_scripts(
         Reply::Failed(
             failed @ (PreconditionFailed::Outdated
             | PreconditionFailed::Members
-            | PreconditionFailed::Version),
+            | PreconditionFailed::Version
+            | PreconditionFailed::Guard
+            | PreconditionFailed::Adopted
+            | PreconditionFailed::Run),
         ) => {
             panic!("no case is about that: {failed}")
         }

@@ -55,7 +55,7 @@ pub use self::forms::log_level_problem;
 pub use self::from_file::ConfigError;
 pub use self::postgres::Postgres;
 pub use self::redis::{Redis, Tls, TlsIdentity};
-pub use self::redis_url::{AddressFlaw, Sentinels};
+pub use self::redis_url::{AddressFlaw, ClusterNodes, Sentinels};
 pub use self::secret::{Password, Secret};
 use self::words::words;
 use cachekeeper_protocol::entry::Shape;

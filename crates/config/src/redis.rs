@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{AddressFlaw, Password, Secret, Sentinels};
+use super::{AddressFlaw, ClusterNodes, Password, Secret, Sentinels};
 
 /// `[redis]`
 #[derive(Clone, Debug)]
 pub struct Redis {
-    /// Where Redis is, or the sentinels that know it. May hold a password.
+    /// Where Redis is, the sentinels that know it, or nodes of a cluster. May hold a password.
     pub url: Secret,
     /// Overrides the password of the URL.
     pub password: Option<Password>,
@@ -63,5 +63,13 @@ impl Redis {
     /// What is wrong with the URL.
     pub fn sentinels(&self) -> Result<Option<Sentinels>, AddressFlaw> {
         Sentinels::parse(self.url.reveal())
+    }
+
+    /// The nodes of the URL; none: it names no cluster.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn cluster(&self) -> Result<Option<ClusterNodes>, AddressFlaw> {
+        ClusterNodes::parse(self.url.reveal())
     }
 }

@@ -1,12 +1,16 @@
-//! The addresses of Redis: their parameters, and those that name sentinels:
+//! The addresses of Redis: their parameters, those that name the nodes of a cluster, and those that name sentinels:
 //! `redis+sentinel://user:password@host:port,host:port/service/database`.
 
+mod cluster;
 mod flaw;
+mod hosts;
 mod parameters;
 
 use std::fmt;
 
+pub use self::cluster::ClusterNodes;
 pub use self::flaw::AddressFlaw;
+use self::hosts::{authority, hosts};
 
 /// Sentinels, and which master they are asked for.
 #[derive(Clone)]
@@ -44,20 +48,15 @@ impl Sentinels {
         };
         let before = url.len() - rest.len();
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let user = authority.rsplit_once('@').map_or("", |(user, _)| user);
         let flaw = |at: usize, message: String, help| AddressFlaw {
             message,
             help,
             offset: user.is_empty().then_some(before + at),
         };
-        let mut nodes = Vec::new();
-        let mut at = authority.len() - hosts.len();
-        for (position, host) in hosts.split(',').enumerate() {
-            nodes.push(node(host).ok_or_else(|| {
-                flaw(at, format!("sentinel {} of this URL is not a host and a port", position + 1), FORM)
-            })?);
-            at += host.len() + 1;
-        }
+        let nodes = hosts(authority, PORT).map_err(|(position, at)| {
+            flaw(at, format!("sentinel {position} of this URL is not a host and a port"), FORM)
+        })?;
         let path = path.strip_suffix('/').unwrap_or(path);
         let (service, database) = path.split_once('/').unwrap_or((path, "0"));
         let at = authority.len() + 1;
@@ -103,24 +102,11 @@ impl Sentinels {
     }
 }
 
-/// Host and port as they stand in a URL.
-fn authority(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}
-
-fn node(text: &str) -> Option<(String, u16)> {
-    let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    let (host, port) = match bracketed {
-        Some((host, rest)) => (host, if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) }),
-        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
-    };
-    let port = port.map_or(Some(PORT), |port| port.parse().ok().filter(|port| *port != 0))?;
-    let is_host = url::Url::parse(&format!("redis://{}", authority(host, port))).is_ok();
-    (is_host && !host.is_empty()).then(|| (host.to_owned(), port))
-}
-
-/// The URL without user and password, for logs; none: it names no sentinels.
+/// The URL without user and password, for logs; none: it names neither sentinels nor a cluster.
 pub(crate) fn redacted(url: &str) -> Option<String> {
+    if let Some(cluster) = ClusterNodes::parse(url).ok()? {
+        return Some(cluster.redacted());
+    }
     let sentinels = Sentinels::parse(url).ok()??;
     let nodes: Vec<String> = sentinels.nodes.iter().map(|(host, port)| authority(host, *port)).collect();
     let scheme = SCHEMES.iter().find(|(_, is_tls)| *is_tls == sentinels.is_tls)?.0;

@@ -48,6 +48,9 @@ impl Secret {
         if let Ok(Some(sentinels)) = redis_url::Sentinels::parse(&self.0) {
             return sentinels.has_password();
         }
+        if let Ok(Some(cluster)) = redis_url::ClusterNodes::parse(&self.0) {
+            return cluster.has_password();
+        }
         if let Ok(url) = PostgresUrl::parse(&self.0) {
             return url.has_password();
         }

@@ -347,6 +347,7 @@ impl FeedConsumer {
             watermark,
             waits_for_former: self.unfollowed.is_none_or(|since| since.elapsed() < FOLLOWED_WITHIN),
             followed: &followed,
+            of_shard: None,
         };
         let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {

@@ -238,10 +238,20 @@ impl Context {
                 EngineError::PreconditionFailed(failed)
             }
             (PreconditionFailed::Revision | PreconditionFailed::Outdated, None)
-            | (PreconditionFailed::Members | PreconditionFailed::Version, _) => {
-                EngineError::PreconditionFailed(failed)
-            }
-            (PreconditionFailed::Table | PreconditionFailed::Epoch | PreconditionFailed::Incarnation, _) => {
+            | (
+                PreconditionFailed::Members
+                | PreconditionFailed::Version
+                | PreconditionFailed::Guard
+                | PreconditionFailed::Adopted,
+                _,
+            ) => EngineError::PreconditionFailed(failed),
+            (
+                PreconditionFailed::Table
+                | PreconditionFailed::Epoch
+                | PreconditionFailed::Incarnation
+                | PreconditionFailed::Run,
+                _,
+            ) => {
                 self.set_epoch(None);
                 EngineError::PreconditionFailed(failed)
             }

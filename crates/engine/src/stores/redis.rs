@@ -1,7 +1,11 @@
 //! Redis: every command and script, one function each, and what their replies mean.
 
+mod adopted;
+mod adoption;
 mod advance;
 mod attempt;
+mod cluster;
+mod cluster_map;
 mod connection;
 mod counters;
 mod definitions;
@@ -14,6 +18,7 @@ mod gather;
 mod hashes;
 mod hello;
 mod leases;
+mod list;
 mod memory;
 mod metadata;
 mod namespaces;
@@ -37,7 +42,11 @@ mod tls;
 mod tracking;
 mod trouble;
 
-pub use advance::{Advance, Advanced, Followed, Watermark};
+pub use adopted::Adopted;
+pub use adoption::Adoption;
+pub use advance::{Advance, Advanced, Followed, ShardAdvance, Watermark};
+pub use cluster::{Cluster, ShardServer, Survey};
+pub use cluster_map::{ClusterMap, ClusterNode};
 pub use connection::Redis;
 pub use counters::{BatchCommand, BatchReply};
 pub use definitions::{Declared, LivingWorker, REDEFINED, Registered};

@@ -6,8 +6,10 @@ use redis::{FromRedisValue, ParsingError, Value};
 use serde::{Deserialize, Serialize};
 
 use super::hashes::{ask_values, take_values};
-use super::script::{ADVANCE, Call, nonce, read_word};
-use super::{Answer, CacheError, Epoch, Precondition, Redis};
+use super::script::{ADVANCE, Call, nonce, pack, read_word};
+use super::{Adopted, Answer, CacheError, Epoch, Precondition, Redis, ShardServer};
+use cachekeeper_protocol::cluster_slot::ClusterSlot;
+use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use cachekeeper_protocol::entry::Shape;
 use cachekeeper_protocol::moment::parse_utc;
 use cachekeeper_protocol::stamp::Snapshot;
@@ -26,6 +28,15 @@ pub struct Watermark {
     pub as_of: String,
     /// Datasets that this does not hold for.
     pub not_covered: Vec<String>,
+    /// On a cluster: the cluster slots that this holds for, where their guards name this shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covers: Option<ClusterSlotSet>,
+    /// On a cluster: the id of the node that it was written at. It does not count at another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// On a cluster: the runs of all servers, as its writer knew them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Vec<String>>,
 }
 
 impl Watermark {
@@ -66,6 +77,53 @@ pub struct Advance<'a> {
     pub waits_for_former: bool,
     /// The datasets whose changes are followed. Any other one becomes pending.
     pub followed: &'a [Followed<'a>],
+    /// On a shard of a cluster: what becomes of its cluster slots.
+    pub of_shard: Option<&'a ShardAdvance<'a>>,
+}
+
+/// What a move of the cursor says of a shard's cluster slots. It is refused where any of it is not so.
+#[derive(Debug)]
+pub struct ShardAdvance<'a> {
+    /// The shard's server, its run, and the cluster slots that it serves.
+    pub server: &'a ShardServer,
+    /// The runs of all servers, in the order of their names.
+    pub runs: &'a [String],
+    /// What the shard has adopted, as it was when the batch was routed.
+    pub adopted: &'a Adopted,
+    /// Those of which no other server holds entries, and none shows that they are moving. The watermark covers no other one.
+    pub clear: &'a ClusterSlotSet,
+    /// Those with a change that a script has refused. They are to be adopted again.
+    pub refused: &'a ClusterSlotSet,
+}
+
+impl ShardAdvance<'_> {
+    /// As the script is given it.
+    fn arguments(&self, redis: &Redis) -> Vec<Vec<u8>> {
+        let Self { server, adopted, .. } = self;
+        let lost = adopted.all().without(self.clear).or(&adopted.all().without(&server.serves));
+        let dropped = lost.or(self.refused);
+        let covers = adopted.settled().without(&dropped);
+        let runs = serde_json::to_string(self.runs).unwrap_or_default();
+        let shard = redis.keys.metadata().number.to_string();
+        let mut arguments: Vec<Vec<u8>> = [
+            server.run.clone(),
+            runs.clone(),
+            server.node.clone(),
+            server.serves.to_string(),
+            adopted.changes.to_string(),
+            covers.to_string(),
+        ]
+        .map(String::into_bytes)
+        .into();
+        arguments.push(pack(dropped.iter().map(|slot| u32::from(slot.number()))));
+        arguments.extend([adopted.runs.clone(), shard].map(String::into_bytes));
+        if runs != adopted.runs {
+            let guard =
+                |slot: ClusterSlot| [slot.to_string(), redis.keys.guard(slot)].map(String::into_bytes);
+            arguments.extend(adopted.all().iter().flat_map(guard));
+        }
+        arguments
+    }
 }
 
 /// A dataset whose changes are followed.
@@ -122,7 +180,10 @@ impl Redis {
     ) -> Result<Answer<Advanced>, CacheError> {
         let on = self.keys.metadata();
         let precondition = Precondition::of_epoch(epoch, incarnation);
-        let mut call = Call::guarded(&ADVANCE, self, on, [&on.watermark].into_iter(), Some(&precondition));
+        let of_shard = advance.of_shard.map(|advance| advance.arguments(self)).unwrap_or_default();
+        let keys = if advance.of_shard.is_some() { 2 } else { 1 };
+        let keys = [&on.watermark, &on.adopted].into_iter().take(keys);
+        let mut call = Call::guarded_with(&ADVANCE, self, on, keys, &of_shard, Some(&precondition));
         call.arg(advance.job.0).number(advance.job.1);
         call.arg(advance.from).arg(advance.to.as_str()).arg(advance.watermark.unwrap_or_default());
         call.arg(NEWLY_COVERED).arg(NO_LONGER_COVERED).arg(epoch.to_string()).arg(nonce());

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use redis::{FromRedisValue, Value};
 
-use super::CacheError;
 use super::endpoint::Endpoint;
 use super::gather::Gathered;
 use super::shared::SharedConnection;
+use super::{Adopted, CacheError};
 
 use cachekeeper_config as config;
 use cachekeeper_protocol::keyspace::Keyspace;
@@ -19,6 +19,8 @@ pub struct Redis {
     pub(super) keys: Keyspace,
     pub(super) compares_stamps: bool,
     pub(super) gathered: Arc<Gathered>,
+    /// On a shard of a cluster: the cluster slots that it has adopted, as whoever has this handle knows them.
+    pub(super) adopted: Option<Arc<Adopted>>,
 }
 
 impl std::fmt::Debug for Redis {
@@ -39,7 +41,15 @@ impl Redis {
             keys: Keyspace::new(namespace),
             compares_stamps: true,
             gathered: Arc::default(),
+            adopted: None,
         })
+    }
+
+    /// The same shard, for work that begins now: its stores name the adoptions that are known now. Of what was loaded under earlier
+    /// ones nothing may be stored any more.
+    #[must_use]
+    pub fn with_adopted(&self, adopted: Arc<Adopted>) -> Self {
+        Self { adopted: Some(adopted), ..self.clone() }
     }
 
     /// The same, but no stamps are compared: nothing keeps an old value from replacing a newer one. For the control

@@ -51,9 +51,12 @@ pub(super) struct Session {
 impl Endpoint {
     pub fn new(settings: &config::Redis) -> Result<Self, CacheError> {
         const WHAT: &str = "read the URL";
-        let wrong = |flaw: config::AddressFlaw| {
-            CacheError::new(WHAT, Trouble::new("redis.url", flaw.message, flaw.help).into())
-        };
+        let wrong = |flaw: config::AddressFlaw| CacheError::of_address(&flaw);
+        if settings.cluster().map_err(wrong)?.is_some() {
+            let text = "this URL names a Redis Cluster, which is not supported yet".to_owned();
+            let help = "give the URL of a single Redis, or of the sentinels that know it";
+            return Err(CacheError::new(WHAT, Trouble::new("redis.url", text, help).into()));
+        }
         let sentinels = settings.sentinels().map_err(wrong)?.map(Arc::new);
         // The address is replaced by what the sentinels say.
         let url = match &sentinels {

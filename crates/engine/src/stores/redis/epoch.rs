@@ -72,8 +72,11 @@ impl Redis {
     pub async fn create_epoch(&self, seen: &Metadata, new: &NewEpoch<'_>) -> Result<Creation, CacheError> {
         let epoch = Epoch::random();
         let on = self.keys.metadata();
-        let mut call = Call::new(&CREATE_EPOCH, 5);
+        let mut call = Call::new(&CREATE_EPOCH, if self.adopted.is_some() { 6 } else { 5 });
         call.arg(&on.meta).arg(&on.stamps).arg(&on.tag_stamps).arg(&on.watermark).arg(&on.counters);
+        if self.adopted.is_some() {
+            call.arg(&on.adopted);
+        }
         call.arg(seen.epoch.as_ref().map_or(&[][..], Epoch::as_bytes));
         call.arg(seen.incarnation.as_deref().unwrap_or_default());
         call.arg(epoch.as_bytes()).arg(new.incarnation);

@@ -4,6 +4,7 @@ use redis::{ErrorKind, RedisError};
 
 use super::Denied;
 use super::trouble::{Trouble, TroubleKind};
+use cachekeeper_config::AddressFlaw;
 
 /// A command or script that failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,8 @@ pub enum Refusal {
     Full,
     /// The server takes no writes now: a replica, a failed snapshot, loading, a cluster that is down.
     NotWritable,
+    /// A key is at another node of the cluster, or is moving.
+    Elsewhere,
     /// Wrong user, password or rights.
     Forbidden,
     /// The key holds another type.
@@ -41,6 +44,7 @@ impl std::fmt::Display for Refusal {
             Self::Unknown => "no reply, so it is not known whether it was applied",
             Self::Full => "memory is full; raise maxmemory, or set an eviction policy",
             Self::NotWritable => "the server takes no writes at the moment",
+            Self::Elsewhere => "a key is at another node of the cluster",
             Self::Forbidden => "the user, the password or the user's rights are wrong",
             Self::WrongType => "a key holds another type than it must have; delete it",
             Self::Other => "the server refused it",
@@ -51,6 +55,11 @@ impl std::fmt::Display for Refusal {
 impl CacheError {
     pub(super) fn new(what: &'static str, source: RedisError) -> Self {
         Self { what, refusal: refusal(&source), source }
+    }
+
+    /// An address of the configuration that cannot be used.
+    pub(super) fn of_address(flaw: &AddressFlaw) -> Self {
+        Self::new("read the URL", Trouble::new("redis.url", flaw.message.clone(), flaw.help).into())
     }
 
     /// A reply that does not have the agreed form.
@@ -90,7 +99,7 @@ impl CacheError {
                 "cannot connect to Redis: connection refused".to_owned()
             }
             Refusal::Unknown => format!("failed to {what}: no reply from Redis ({source})"),
-            Refusal::Full | Refusal::NotWritable | Refusal::WrongType => {
+            Refusal::Full | Refusal::NotWritable | Refusal::Elsewhere | Refusal::WrongType => {
                 format!("failed to {what}: {}", self.refusal)
             }
             Refusal::Forbidden => format!("Redis: {} ({source})", self.refusal),
@@ -140,6 +149,7 @@ impl Refusal {
             Self::Unknown => "no_reply",
             Self::Full => "full",
             Self::NotWritable => "not_writable",
+            Self::Elsewhere => "elsewhere",
             Self::Forbidden => "forbidden",
             Self::WrongType => "wrong_type",
             Self::Other => "other",
@@ -186,6 +196,7 @@ fn meaning(code: &str, detail: &str) -> Refusal {
         "OOM" => Refusal::Full,
         "MISCONF" | "NOREPLICAS" | "READONLY" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN"
         | "TRYAGAIN" => Refusal::NotWritable,
+        "MOVED" | "ASK" => Refusal::Elsewhere,
         "NOAUTH" | "WRONGPASS" | "NOPERM" => Refusal::Forbidden,
         "WRONGTYPE" => Refusal::WrongType,
         // Some servers put the code of an error inside a script behind ERR.

@@ -66,8 +66,13 @@ impl Redis {
     /// rolled back in between.
     pub async fn metadata(&self, job: &str) -> Result<Metadata, CacheError> {
         let on = self.keys.metadata();
-        let mut call = Call::new(if job.is_empty() { &METADATA } else { &METADATA_COUNTED }, 3);
-        call.arg(&on.meta).arg(&on.stamps).arg(&on.tag_stamps).arg(job);
+        let script = if job.is_empty() { &METADATA } else { &METADATA_COUNTED };
+        let mut call = Call::new(script, if self.adopted.is_some() { 4 } else { 3 });
+        call.arg(&on.meta).arg(&on.stamps).arg(&on.tag_stamps);
+        if self.adopted.is_some() {
+            call.arg(&on.adopted);
+        }
+        call.arg(job);
         call.run(self).await
     }
 

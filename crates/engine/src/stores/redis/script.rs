@@ -1,11 +1,14 @@
 //! The Lua scripts: what they must find unchanged (R4), how they are called, and their typed replies.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, FromRedisValue, ParsingError, ServerErrorKind, Value};
 
-use super::{CacheError, Redis};
-use cachekeeper_protocol::keyspace::{ShardKeys, slot};
+use super::list::List;
+use super::{Adopted, CacheError, Redis};
+use cachekeeper_protocol::cluster_slot::ClusterSlot;
+use cachekeeper_protocol::keyspace::{RESERVED_PREFIX, ShardKeys, slot};
 
 /// One uninterrupted order of stamps. Eight random bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +80,12 @@ pub enum PreconditionFailed {
     Version,
     /// Members of tags that an earlier script has added may be missing, or one of the tags has changed.
     Members,
+    /// On a cluster: a key is in a cluster slot that this shard has not adopted (any more), or that is moving.
+    Guard,
+    /// On a cluster: which cluster slots are adopted or served is not what the caller knows.
+    Adopted,
+    /// On a cluster: the server has another run than the caller knows.
+    Run,
 }
 
 impl std::fmt::Display for PreconditionFailed {
@@ -91,6 +100,9 @@ impl std::fmt::Display for PreconditionFailed {
                 "a later version of cachekeeper works in this namespace, with rules that this one does not know: upgrade it"
             }
             Self::Members => "the members of a tag are no longer as they were added",
+            Self::Guard => "a cluster slot is another shard's, or is moving",
+            Self::Adopted => "the cluster slots of the shard have changed",
+            Self::Run => "the server of the shard was restarted or replaced",
         })
     }
 }
@@ -119,6 +131,9 @@ impl<T: FromRedisValue> FromRedisValue for Answer<T> {
             Some("outdated") => Ok(Self::Failed(PreconditionFailed::Outdated)),
             Some("version") => Ok(Self::Failed(PreconditionFailed::Version)),
             Some("members") => Ok(Self::Failed(PreconditionFailed::Members)),
+            Some("guard") => Ok(Self::Failed(PreconditionFailed::Guard)),
+            Some("adopted") => Ok(Self::Failed(PreconditionFailed::Adopted)),
+            Some("run") => Ok(Self::Failed(PreconditionFailed::Run)),
             Some(other) => Err(format!("unknown precondition {other:?}").into()),
         }
     }
@@ -161,6 +176,29 @@ const NEEDS_MEMORY: &str = "#!lua\n";
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 /// Runs also where nothing may be written, on a replica for example.
 const READ_ONLY: &str = "#!lua flags=no-writes\n";
+/// What a single Redis and a shard of a cluster do in their own way.
+const UNLINK: &str = include_str!("lua/unlink_alone.lua");
+const CLUSTER_SLOTS: &str = include_str!("lua/advance_alone.lua");
+const COVERED: &str = include_str!("lua/covered.lua");
+
+/// What stands on a shard in place of these parts.
+const ON_SHARD: [(&str, &str); 4] = [
+    (NEEDS_MEMORY, concat!("#!lua flags=allow-cross-slot-keys\n", include_str!("lua/shard.lua"))),
+    (ALLOW_OOM, concat!("#!lua flags=allow-oom,allow-cross-slot-keys\n", include_str!("lua/shard.lua"))),
+    (UNLINK, include_str!("lua/unlink_shard.lua")),
+    (
+        CLUSTER_SLOTS,
+        concat!(
+            include_str!("lua/server.lua"),
+            include_str!("lua/covered.lua"),
+            include_str!("lua/advance_shard.lua")
+        ),
+    ),
+];
+
+fn on_shard(part: &str) -> &str {
+    ON_SHARD.iter().find(|(alone, _)| *alone == part).map_or(part, |(_, on_shard)| *on_shard)
+}
 
 /// One script, known to Redis by the hash of its text.
 #[derive(Debug)]
@@ -170,16 +208,28 @@ pub(super) struct Script {
     pub(super) hash: String,
     /// Hash and text of the script that compares no stamps: the control that tests must see fail.
     without_stamps: (String, String),
+    /// Hash and text of the script on a shard of a cluster.
+    on_shard: (String, String),
 }
 
 const COMPARISON: &str = "return a_high < b_high or (a_high == b_high and a_low < b_low)";
 
 impl Script {
     fn new(what: &'static str, parts: &[&str]) -> Self {
-        let text = parts.concat();
-        let hash_of = |text: &str| redis::Script::new(text).get_hash().to_owned();
-        let loose = text.replace(COMPARISON, "return false");
-        Self { what, hash: hash_of(&text), without_stamps: (hash_of(&loose), loose), text }
+        let hashed = |text: String| (redis::Script::new(&text).get_hash().to_owned(), text);
+        let (hash, text) = hashed(parts.concat());
+        let without_stamps = hashed(text.replace(COMPARISON, "return false"));
+        let on_shard = hashed(parts.iter().map(|part| on_shard(part)).collect());
+        Self { what, text, hash, without_stamps, on_shard }
+    }
+
+    /// Hash and text for whoever runs it.
+    fn version(&self, redis: &Redis) -> (&str, &str) {
+        match (&redis.adopted, redis.compares_stamps) {
+            (Some(_), _) => (&self.on_shard.0, &self.on_shard.1),
+            (None, true) => (&self.hash, &self.text),
+            (None, false) => (&self.without_stamps.0, &self.without_stamps.1),
+        }
     }
 }
 
@@ -194,7 +244,7 @@ macro_rules! scripts {
 scripts! {
     STORE = "store": "store entries", NEEDS_MEMORY, PRELUDE, COUNTERS, TAG_MEMBERS;
     ADD_MEMBERS = "add_members": "note the members of tags", NEEDS_MEMORY, PRELUDE, TAG_MEMBERS;
-    RAISE = "raise": "raise stamps", ALLOW_OOM, PRELUDE, REMOVE_MEMBERS;
+    RAISE = "raise": "raise stamps", ALLOW_OOM, PRELUDE, REMOVE_MEMBERS, UNLINK;
     RAISE_TAGS = "raise_tags": "raise tags", ALLOW_OOM, PRELUDE, TAG_SETS;
     MEMBERS = "members": "read the members of tags", ALLOW_OOM, PRELUDE;
     SCAN = "scan": "look through entries", ALLOW_OOM, PRELUDE;
@@ -206,7 +256,10 @@ scripts! {
     MARK_SLOTS = "mark_slots": "note which entries are to be revalidated", ALLOW_OOM, PRELUDE, CAUSES;
     NOTE_PROGRESS = "note_progress": "note how far a backfill is", ALLOW_OOM, PRELUDE, SERVER;
     PENDING_SLOTS = "pending_slots": "read what is to be revalidated", ALLOW_OOM, PRELUDE;
-    ADVANCE = "advance": "move the watermark", ALLOW_OOM, PRELUDE, CAUSES;
+    ADVANCE = "advance": "move the watermark", ALLOW_OOM, PRELUDE, CAUSES, CLUSTER_SLOTS;
+    ADOPT = "adopt": "adopt cluster slots", ALLOW_OOM, PRELUDE, SERVER, COVERED;
+    SETTLE = "settle": "settle cluster slots", ALLOW_OOM, PRELUDE, SERVER, COVERED;
+    HELD_ELSEWHERE = "held_elsewhere": "look for entries of another server's cluster slots", READ_ONLY;
     REGISTER = "register": "register the definition of a dataset", ALLOW_OOM, PRELUDE, CAUSES, SERVER;
     REGISTER_PREFIXES = "register_prefixes": "register the prefixes of keys", ALLOW_OOM;
     SEE_HASH = "see_hash": "read an entry", READ_ONLY;
@@ -224,11 +277,16 @@ scripts! {
     LOCK_RELEASE = "lock_release": "release a lock", ALLOW_OOM;
 }
 
+/// What no guard says.
+const NO_GUARD: &str = "-";
+
 /// The call of a script: keys first, then arguments, packed as they come.
 pub(super) struct Call {
     script: &'static Script,
     text: &'static str,
     command: Cmd,
+    /// What stands behind the arguments on a shard of a cluster.
+    of_shard: Option<Vec<u8>>,
 }
 
 impl Call {
@@ -239,7 +297,7 @@ impl Call {
     fn with_text(script: &'static Script, (hash, text): (&str, &'static str), key_count: usize) -> Self {
         let mut command = Cmd::with_capacity(key_count + 32, 256);
         command.arg("EVALSHA").arg(hash).arg(key_count);
-        Self { script, text, command }
+        Self { script, text, command, of_shard: None }
     }
 
     /// The call of a script behind the prelude: the metadata with its tables, then the other keys, then the
@@ -251,14 +309,28 @@ impl Call {
         keys: impl ExactSizeIterator<Item = K>,
         precondition: Option<&Precondition<'_>>,
     ) -> Self {
-        let text = match redis.compares_stamps {
-            true => (&*script.hash, &*script.text),
-            false => (&*script.without_stamps.0, &*script.without_stamps.1),
-        };
-        let mut call = Self::with_text(script, text, 3 + keys.len());
+        Self::guarded_with(script, redis, on, keys, &[], precondition)
+    }
+
+    /// The same with arguments for what is done on a shard alone.
+    pub(super) fn guarded_with<K: AsRef<[u8]>>(
+        script: &'static Script,
+        redis: &Redis,
+        on: &ShardKeys,
+        keys: impl ExactSizeIterator<Item = K>,
+        of_shard: &[Vec<u8>],
+        precondition: Option<&Precondition<'_>>,
+    ) -> Self {
+        let declared = if redis.adopted.is_some() { 3 } else { 3 + keys.len() };
+        let mut call = Self::with_text(script, script.version(redis), declared);
         call.arg(&on.meta).arg(&on.stamps).arg(&on.tag_stamps);
-        for key in keys {
-            call.arg(key);
+        match &redis.adopted {
+            None => {
+                for key in keys {
+                    call.arg(key);
+                }
+            }
+            Some(adopted) => call.of_shard = Some(shard_argument(redis, adopted, keys, of_shard)),
         }
         match precondition {
             Some(expected) => call
@@ -287,7 +359,10 @@ impl Call {
     }
 
     /// Runs the script; one that Redis has forgotten is loaded and run again (it did not run the first time).
-    pub(super) async fn run<T: FromRedisValue>(&self, redis: &Redis) -> Result<T, CacheError> {
+    pub(super) async fn run<T: FromRedisValue>(mut self, redis: &Redis) -> Result<T, CacheError> {
+        if let Some(of_shard) = self.of_shard.take() {
+            self.command.arg(of_shard);
+        }
         let mut connection = redis.connection.clone();
         let what = self.script.what;
         let failed = |source| CacheError::new(what, source);
@@ -304,6 +379,29 @@ impl Call {
         T::from_redis_value(reply.map_err(failed)?)
             .map_err(|parse| CacheError::unexpected(what, &parse.to_string()))
     }
+}
+
+/// What a script on a shard is given behind its arguments: the keys that are not declared, and the guards of their cluster slots. Where
+/// one is not adopted, its guard is asked for what no guard says.
+fn shard_argument<K: AsRef<[u8]>>(
+    redis: &Redis,
+    adopted: &Adopted,
+    keys: impl Iterator<Item = K>,
+    of_shard: &[Vec<u8>],
+) -> Vec<u8> {
+    let keys: Vec<K> = keys.collect();
+    let is_own = |key: &[u8]| key.starts_with(RESERVED_PREFIX.as_bytes());
+    let entries = keys.iter().map(AsRef::as_ref).filter(|key| !is_own(key));
+    let slots: BTreeSet<ClusterSlot> = entries.map(ClusterSlot::of).collect();
+    // Many cluster slots were adopted at once.
+    let mut guarded: BTreeMap<String, List> = BTreeMap::new();
+    for slot in slots {
+        let says = adopted.guard(slot).map_or_else(|| NO_GUARD.to_owned(), |guard| guard.to_string());
+        let guards = guarded.entry(says.clone()).or_insert_with(|| List::of_texts([says]));
+        *guards = std::mem::take(guards).with_text(redis.keys.guard(slot).as_bytes());
+    }
+    let lists = [List::of_texts(keys), List::of_lists(guarded.into_values()), List::of_texts(of_shard)];
+    List::of_lists(lists).into_bytes()
 }
 
 /// Numbers as scripts read them: four bytes each.

@@ -16,6 +16,8 @@ local failure = check_precondition()
 if failure then return failure end
 if redis.call('HGET', meta, 'job:' .. job) ~= known then return redis.status_reply('ROLLED_BACK') end
 if redis.call('HGET', meta, 'cursor') ~= from then return redis.status_reply('MOVED') end
+failure = check_shard()
+if failure then return failure end
 
 local followed, replaced, left_out, recorded, former = {}, {}, {}, {}, {}
 for i = FIRST_DATASET, #ARGV, 4 do
@@ -72,6 +74,7 @@ for name in pairs(recorded) do
   end
 end
 redis.call('HSET', meta, 'cursor', to)
+local of_cluster_slots = drop_cluster_slots()
 -- Postgres answers somebody: who is cut off alone has met no outage.
 redis.call('HDEL', meta, 'outage')
 if as_of ~= '' then
@@ -88,7 +91,7 @@ if as_of ~= '' then
   table.sort(names)
   local list = #names == 0 and '[]' or cjson.encode(names)
   redis.call('SET', watermark, '{"epoch":"' .. epoch_text .. '","incarnation":"' .. incarnation .. '","snapshot":"' .. to
-    .. '","as_of":"' .. as_of .. '","not_covered":' .. list .. '}')
+    .. '","as_of":"' .. as_of .. '","not_covered":' .. list .. of_cluster_slots .. '}')
 end
 count(job)
 return redis.status_reply(cause and 'PENDING' or 'DONE')

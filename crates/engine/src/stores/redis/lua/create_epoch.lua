@@ -1,5 +1,5 @@
 -- Begins an epoch (R13), only if the metadata is still what was read.
--- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags, 4 watermark, 5 counters.
+-- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags, 4 watermark, 5 counters, 6 on a cluster the table of adopted cluster slots.
 -- ARGV: 1 the epoch that was read or '', 2 its incarnation or '', 3 new epoch, 4 incarnation, 5 floor, 6 cursor,
 --       7 the reason why everything is pending, 8 'new' (the stamps are worthless) or 'renew' (Redis was rolled back, but its
 --       tables are whole: only the epoch's id changes) or 'uncovered' (as 'new', and no dataset was covered until now), 9 the place
@@ -66,4 +66,9 @@ if run == '' then redis.call('HDEL', meta, 'run') else redis.call('HSET', meta, 
 -- Counters that were rolled back must not read as permission: the table begins anew, under another generation.
 redis.call('SET', counters, epoch)
 redis.call('UNLINK', watermark)
+if KEYS[6] then -- every one is to be adopted again
+  redis.call('SET', KEYS[6], epoch .. string.rep('\0', 147456))
+  redis.call('HINCRBY', meta, 'adoptions', 1)
+  redis.call('HDEL', meta, 'runs')
+end
 return redis.status_reply('CREATED')

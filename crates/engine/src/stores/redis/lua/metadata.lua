@@ -1,5 +1,5 @@
 -- The metadata as it is (read-only unless a job is counted), and whether the tables are whole and agree with it.
--- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags. ARGV: 1 a job to count or ''.
+-- KEYS: 1 metadata, 2 stamps of keys, 3 stamps of tags, 4 on a cluster the table of adopted cluster slots. ARGV: 1 a job to count or ''.
 -- Replies [1 if whole else 0, the job's count, Redis's clock in milliseconds, field, value, …].
 local meta, job = KEYS[1], ARGV[1]
 local TABLE_BYTES = 1048584
@@ -15,6 +15,9 @@ end
 for i = 2, 3 do
   local size = redis.pcall('STRLEN', KEYS[i])
   whole = whole and size == TABLE_BYTES and redis.call('GETRANGE', KEYS[i], 0, 7) == epoch
+end
+if KEYS[4] then
+  whole = whole and redis.pcall('STRLEN', KEYS[4]) == 147464 and redis.call('GETRANGE', KEYS[4], 0, 7) == epoch
 end
 local counted = 0
 if whole and job ~= '' then counted = redis.call('HINCRBY', meta, 'job:' .. job, 1) end

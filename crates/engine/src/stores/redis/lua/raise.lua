@@ -15,7 +15,7 @@ if not failure then
 end
 local reply
 if action == 'delete' then
-  reply = redis.call('UNLINK', unpack(KEYS, BEFORE_KEYS + 1))
+  reply = unlink_keys(BEFORE_KEYS)
 elseif not failure then
   reply = {}
   for i = 1, n do

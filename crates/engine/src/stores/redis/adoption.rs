@@ -1,0 +1,159 @@
+//! How a shard of a cluster adopts cluster slots, and settles them once their entries were loaded again.
+//!
+//! What a shard has adopted stands in its table, and in the guard of each cluster slot, which migrates with it. Scripts act only where
+//! the guard says what the caller knows (R20).
+
+use std::sync::Arc;
+
+use redis::{FromRedisValue, ParsingError, Value};
+
+use super::script::{ADOPT, Call, SETTLE};
+use super::{Adopted, Answer, CacheError, Epoch, Precondition, Redis};
+use cachekeeper_protocol::cluster_slot::ClusterSlot;
+use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
+use cachekeeper_protocol::guard::{Generation, Guard};
+use cachekeeper_protocol::keyspace::RESERVED_PREFIX;
+
+/// Guards of one pipeline.
+const GUARDS_AT_ONCE: usize = 1_000;
+
+/// How an adoption ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoption {
+    /// What it is known by.
+    pub generation: Generation,
+    /// The cluster slots that were refused: the server does not serve them, or they are moving.
+    pub refused: ClusterSlotSet,
+}
+
+/// Positions of a list.
+struct Positions(Vec<usize>);
+
+impl FromRedisValue for Positions {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        Vec::from_redis_value(value).map(Self)
+    }
+}
+
+impl Positions {
+    fn of(&self, slots: &[ClusterSlot]) -> ClusterSlotSet {
+        self.0.iter().filter_map(|position| slots.get(*position).copied()).collect()
+    }
+}
+
+impl Redis {
+    /// Whether a key is one of those that this handle may store: on a single Redis every key is.
+    #[must_use]
+    pub fn takes(&self, key: &str) -> bool {
+        let is_adopted = |adopted: &Arc<Adopted>| adopted.guard(ClusterSlot::of(key.as_bytes())).is_some();
+        self.adopted.as_ref().is_none_or(is_adopted)
+    }
+
+    /// Those of these adopted cluster slots whose guard does not say so (any more): others have had them meanwhile.
+    ///
+    /// # Errors
+    /// [`CacheError`], also where the server does not serve all of them.
+    pub async fn foreign_guards(
+        &self,
+        adopted: &Adopted,
+        slots: &ClusterSlotSet,
+    ) -> Result<ClusterSlotSet, CacheError> {
+        let slots: Vec<ClusterSlot> = slots.iter().collect();
+        let mut foreign = ClusterSlotSet::default();
+        for part in slots.chunks(GUARDS_AT_ONCE) {
+            let mut pipeline = redis::pipe();
+            for slot in part {
+                pipeline.cmd("GET").arg(self.keys.guard(*slot));
+            }
+            let mut guards = self.pipeline("look at guards", &pipeline, part.len()).await?;
+            for slot in part {
+                let says: Option<String> = guards.next()?;
+                if says != adopted.guard(*slot).map(|guard| guard.to_string()) {
+                    foreign.insert(*slot);
+                }
+            }
+        }
+        Ok(foreign)
+    }
+
+    /// The keys of entries in these cluster slots, which the server must serve.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn entries_within(&self, slots: &[ClusterSlot]) -> Result<Vec<String>, CacheError> {
+        const WHAT: &str = "list the entries of cluster slots";
+        let mut pipeline = redis::pipe();
+        for slot in slots {
+            pipeline.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot.number());
+        }
+        let mut counts = self.pipeline(WHAT, &pipeline, slots.len()).await?;
+        let mut keys = Vec::new();
+        for slot in slots {
+            let count: u64 = counts.next()?;
+            if count == 0 {
+                continue;
+            }
+            let mut command = redis::cmd("CLUSTER");
+            command.arg("GETKEYSINSLOT").arg(slot.number()).arg(count);
+            let found: Vec<Vec<u8>> = self.command(WHAT, &command).await?;
+            let found = found.into_iter().filter_map(|key| String::from_utf8(key).ok());
+            keys.extend(found.filter(|key| !key.starts_with(RESERVED_PREFIX)));
+        }
+        Ok(keys)
+    }
+
+    /// What the shard has adopted in this epoch; none: its table is lost, or another epoch has begun.
+    pub async fn read_adopted(&self, epoch: &Epoch) -> Result<Option<Arc<Adopted>>, CacheError> {
+        let on = self.keys.metadata();
+        let mut pipeline = redis::pipe();
+        pipeline.atomic().cmd("HMGET").arg(&on.meta).arg("adoptions").arg("runs");
+        pipeline.cmd("GET").arg(&on.adopted);
+        let mut replies = self.pipeline("read the adopted cluster slots", &pipeline, 2).await?;
+        let (changes, runs): (Option<u64>, Option<String>) = replies.next()?;
+        let table: Vec<u8> = replies.next::<Option<Vec<u8>>>()?.unwrap_or_default();
+        let known = (changes.unwrap_or_default(), runs.unwrap_or_default());
+        Ok(Adopted::read(on.number, known, table, epoch.as_bytes()).map(Arc::new))
+    }
+
+    /// Adopts cluster slots: from now on only what was loaded after this is stored there. `run` is that of the server when it was
+    /// asked whether others hold entries of them.
+    pub async fn adopt(
+        &self,
+        precondition: &Precondition<'_>,
+        run: &str,
+        slots: &[ClusterSlot],
+    ) -> Result<Answer<Adoption>, CacheError> {
+        let on = self.keys.metadata();
+        let generation = Generation::from_bytes(rand::random());
+        let keys = [&on.watermark, &on.adopted].into_iter();
+        let mut call = Call::guarded(&ADOPT, self, on, keys, Some(precondition));
+        call.arg(run).arg(Guard { shard: on.number, generation }.to_string()).arg(generation.as_bytes());
+        for slot in slots {
+            call.arg(slot.to_string()).arg(self.keys.guard(*slot));
+        }
+        Ok(match call.run::<Answer<Positions>>(self).await? {
+            Answer::Done(refused) => Answer::Done(Adoption { generation, refused: refused.of(slots) }),
+            Answer::Failed(failed) => Answer::Failed(failed),
+        })
+    }
+
+    /// Settles adopted cluster slots whose entries were loaded again. Answers those that are not pending by this adoption (any more).
+    pub async fn settle(
+        &self,
+        precondition: &Precondition<'_>,
+        run: &str,
+        generation: &Generation,
+        slots: &[ClusterSlot],
+    ) -> Result<Answer<ClusterSlotSet>, CacheError> {
+        let on = self.keys.metadata();
+        let mut call = Call::guarded(&SETTLE, self, on, [&on.adopted].into_iter(), Some(precondition));
+        call.arg(run).arg(generation.as_bytes());
+        for slot in slots {
+            call.arg(slot.to_string());
+        }
+        Ok(match call.run::<Answer<Positions>>(self).await? {
+            Answer::Done(refused) => Answer::Done(refused.of(slots)),
+            Answer::Failed(failed) => Answer::Failed(failed),
+        })
+    }
+}
