@@ -21,6 +21,7 @@ use crate::supervisor::SupervisorMessage;
 use cachekeeper_config::Config;
 use cachekeeper_engine::audit::{Extent, compare};
 use cachekeeper_engine::epoch::with_current_epoch;
+use cachekeeper_engine::explain::explain;
 use cachekeeper_protocol::units::parse_duration;
 use cachekeeper_testkit::servers::{Postgres, Redis, free_port};
 
@@ -52,6 +53,8 @@ const CONFIG: &str = include_str!("../config/demo.toml");
 /// The address of the admin listener, where it is not given: a free one of this machine.
 const LISTEN: &str = "CACHEKEEPER__ADMIN__LISTEN";
 const SHOWN: [u32; 4] = [1, 2, 3, 42];
+/// The key that is explained at the end.
+const EXPLAINED: &str = "product:42";
 const FAULT_EVERY: Duration = Duration::from_secs(6);
 /// How long the worker may take to catch up when the load has ended.
 const SETTLE_WITHIN: Duration = Duration::from_secs(60);
@@ -147,11 +150,12 @@ impl Stage {
                 break;
             }
         }
+        let took = began.elapsed();
         view.say("\nthe load ends, the worker catches up …");
         stop.cancel();
         while tasks.join_next().await.is_some() {}
         self.settle(&mut view).await;
-        let exit = self.report(&mut view).await?;
+        let exit = self.report(took, &mut view).await?;
         let in_time = self.worker.stop().await;
         view.say(if in_time { "worker stopped" } else { "the worker did not stop in time" });
         Ok(exit)
@@ -218,19 +222,24 @@ impl Stage {
         }
     }
 
-    async fn report(&mut self, view: &mut View) -> anyhow::Result<Ending> {
+    async fn report(&mut self, took: Duration, view: &mut View) -> anyhow::Result<Ending> {
         view.say("\nevery entry in Redis against Postgres:");
         let mut is_clean = true;
+        let mut checked = 0;
         let context = self.worker.context.clone();
         let extent = Extent::default();
         for dataset in context.catalog.iter() {
             let found = with_current_epoch(&context, || compare(&context, dataset, &extent)).await?;
             is_clean &= found.is_clean();
+            checked += found.checked;
             view.say(&format!("  {found}"));
         }
         for text in &self.happened {
             view.say(&format!("  meanwhile: {text}"));
         }
+        let explained = explain(&context, EXPLAINED).await?;
+        view.say(&format!("\ncachekeeper explain {EXPLAINED}\n  {}", explained.verdict.sentence));
+        view.say(&format!("\n{}\n{checked} entries were compared.", self.shoppers.counts.told(took)));
         view.say(if is_clean { "\nRedis and Postgres agree" } else { "\nRedis and Postgres do NOT agree" });
         Ok(if is_clean { Ending::Agreed } else { Ending::Differed })
     }

@@ -31,6 +31,25 @@ pub struct Counts {
     pub events: AtomicU64,
 }
 
+impl Counts {
+    /// In two sentences.
+    #[must_use]
+    pub fn told(&self, took: Duration) -> String {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let reads = load(&self.hits) + load(&self.misses);
+        let percent = (load(&self.hits) * 100).checked_div(reads).unwrap_or_default();
+        format!(
+            "In {} s applications read {reads} times ({percent} % found an entry), wrote {} times\nto Postgres, and published {} events. \
+             With their server failed\n{} reads and {} writes.",
+            took.as_secs(),
+            load(&self.writes),
+            load(&self.events),
+            load(&self.failed_reads),
+            load(&self.failed_writes),
+        )
+    }
+}
+
 /// The applications' connections.
 #[derive(Clone)]
 pub struct Shoppers {

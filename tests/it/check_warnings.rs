@@ -321,9 +321,6 @@ async fn what_a_change_may_touch_beyond_its_rules_is_told() {
         "select id::bigint as id, name as \\\"limit\\\" from products",
     ] {
         let found = warnings(&Cli::new(&rig, &with(fine)));
-        assert!(
-            !found.iter().any(|(_, told)| told.contains("computes") || told.contains("limit`")),
-            "{found:#?}"
-        );
+        assert!(!found.iter().any(|(_, told)| told.starts_with("the query ")), "{found:#?}");
     }
 }
