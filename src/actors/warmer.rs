@@ -95,7 +95,7 @@ struct Running {
 
 /// A backfill that ran.
 struct Ran {
-    result: Result<LoadReport, EngineError>,
+    result: Result<Box<LoadReport>, EngineError>,
     took: Duration,
     /// The incarnation of the database in which it began, where that is known.
     incarnation: Option<String>,
@@ -384,7 +384,7 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
             BackfillEnd::Cancelled
         }
         Err(EngineError::Cancelled) if is_paused && !lease.lost().is_cancelled() => BackfillEnd::Paused,
-        result => BackfillEnd::Ran(Ran { result, took: began.elapsed(), incarnation }),
+        result => BackfillEnd::Ran(Ran { result: result.map(Box::new), took: began.elapsed(), incarnation }),
     }
 }
 

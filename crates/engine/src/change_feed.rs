@@ -3,6 +3,7 @@
 mod batch;
 mod gather;
 mod loads;
+mod round;
 mod verification;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub(crate) use batch::apply_own;
 use cachekeeper_protocol::stamp::Snapshot;
 use gather::Gatherer;
 use loads::{FeedLoads, Troubles};
+pub(crate) use round::{ShardFacts, ShardRound};
 use verification::Verification;
 
 /// What a step did.
@@ -61,6 +63,8 @@ pub struct FeedConsumer {
     has_made_pending: bool,
     /// Since when a former definition was found that is not followed.
     unfollowed: Option<Instant>,
+    /// On a shard of a cluster: what is known of its cluster slots.
+    round: Option<ShardRound>,
 }
 
 /// The position of the feed in Redis.
@@ -99,7 +103,26 @@ impl FeedConsumer {
             has_met_another: false,
             has_made_pending: false,
             unfollowed: None,
+            round: None,
         }
+    }
+
+    /// The same as [`Self::step`] on a shard of a cluster, in a context that takes only keys of cluster slots which the shard has
+    /// adopted. Where anything about them has changed, the cursor's script runs.
+    pub(crate) async fn step_on_shard(
+        &mut self,
+        context: Context,
+        round: ShardRound,
+        must_advance: bool,
+    ) -> Result<Step, EngineError> {
+        let is_news = self.round.as_ref().is_none_or(|last| last.facts != round.facts);
+        (self.context, self.round) = (context, Some(round));
+        let step = self.step(must_advance || is_news).await;
+        if !matches!(step, Ok(Step::Idle | Step::Applied(_))) {
+            // What has changed is still to be told.
+            self.round = None;
+        }
+        step
     }
 
     /// Whether somebody else moves the cursor or the watermark too, as far as this one has noticed. With `look` it looks:
@@ -338,6 +361,11 @@ impl FeedConsumer {
         statements: u64,
     ) -> Result<Step, EngineError> {
         let followed: Vec<_> = self.verification.followed(&self.context.catalog).collect();
+        let facts = match &self.round {
+            Some(round) => Some(round.look_again().await?),
+            None => None,
+        };
+        let of_shard = facts.as_ref().map(ShardFacts::advance);
         let is_certain = !self.is_uncertain && self.verification.is_at(&poll.snapshot);
         let watermark = is_certain.then_some(as_of);
         let advance = Advance {
@@ -347,7 +375,7 @@ impl FeedConsumer {
             watermark,
             waits_for_former: self.unfollowed.is_none_or(|since| since.elapsed() < FOLLOWED_WITHIN),
             followed: &followed,
-            of_shard: None,
+            of_shard: of_shard.as_ref(),
         };
         let answer = self.context.redis.advance(&position.epoch, &position.incarnation, &advance).await?;
         match self.context.checked(None, answer)? {

@@ -73,10 +73,7 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn of_worker(config: &Config) -> Result<Self, EngineError> {
-        let context = Self::new(config)?;
-        let (release, service) = (config.service.release, directory::of_service(config));
-        let registrar = Registrar::new(worker_name(), release, service, Arc::clone(&context.catalog));
-        Ok(Self { registrar: Some(Arc::new(registrar)), history: Some(Arc::default()), ..context })
+        Ok(Self::new(config)?.registering(config))
     }
 
     /// The worker's name, which no other one has; none: this is not a worker's.
@@ -90,9 +87,32 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn new(config: &Config) -> Result<Self, EngineError> {
-        Ok(Self {
-            postgres: Postgres::new(&config.postgres)?,
-            redis: Redis::new(&config.redis, &config.service.namespace)?,
+        let redis = Redis::new(&config.redis, &config.service.namespace)?;
+        Ok(Self::with_stores(config, Postgres::new(&config.postgres)?, redis))
+    }
+
+    /// That of a worker on a shard of a cluster: what is registered, and its epoch, are the shard's own.
+    #[must_use]
+    pub fn of_shard(config: &Config, postgres: &Postgres, redis: Redis) -> Self {
+        Self::with_stores(config, postgres.clone(), redis).registering(config)
+    }
+
+    fn registering(self, config: &Config) -> Self {
+        let (release, service) = (config.service.release, directory::of_service(config));
+        let registrar = Registrar::new(worker_name(), release, service, Arc::clone(&self.catalog));
+        Self { registrar: Some(Arc::new(registrar)), history: Some(Arc::default()), ..self }
+    }
+
+    /// The same by another handle to the same Redis.
+    #[must_use]
+    pub fn with_redis(&self, redis: Redis) -> Self {
+        Self { redis, ..self.clone() }
+    }
+
+    fn with_stores(config: &Config, postgres: Postgres, redis: Redis) -> Self {
+        Self {
+            postgres,
+            redis,
             catalog: Arc::new(Catalog::new(config.datasets.clone(), &config.stream_keys())),
             metrics: Arc::new(Metrics::new()),
             feed: FeedSettings {
@@ -111,7 +131,7 @@ impl Context {
             looked_again: Arc::default(),
             watermark_watch: Arc::default(),
             lost_backfills: Arc::default(),
-        })
+        }
     }
 
     /// The same, knowing what happened before: that of a worker of this process which this one replaces.

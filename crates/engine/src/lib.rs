@@ -81,6 +81,8 @@ pub mod revalidation;
 #[cfg(feature = "postgres")]
 pub mod rights;
 #[cfg(feature = "postgres")]
+pub mod shard;
+#[cfg(feature = "postgres")]
 pub mod shorten;
 pub mod shown;
 pub mod stores;

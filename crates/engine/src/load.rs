@@ -77,11 +77,13 @@ pub async fn load(
         Some(limit) => dataset.source_within(&context.postgres, limit).await?,
         None => dataset.source(&context.postgres).await?,
     };
+    // On a shard of a cluster only its own can be stored; who wants the values gets them all.
+    let is_wanted = |key: &str| options.storing != Storing::Always || context.redis.takes(key);
+    let keys: Vec<&(String, KeyValues)> = keys.iter().filter(|(key, _)| is_wanted(key)).collect();
     let mut loading = Loading { context, dataset, revision, source, options, job };
     let mut report = LoadReport::default();
     for chunk in keys.chunks(dataset.settings.batch) {
-        let chunk: Vec<&(String, KeyValues)> = chunk.iter().collect();
-        report.add(loading.see_through(&chunk, 0).await?);
+        report.add(loading.see_through(chunk, 0).await?);
     }
     Ok(report)
 }

@@ -97,7 +97,9 @@ impl ChangeBatch<'_> {
             if self.is_left_to_backfill(dataset, keys.len() as u64).await? {
                 continue;
             }
-            let keys: Vec<(String, KeyValues)> = keys.into_iter().collect();
+            // The others are another shard's, or are loaded when they are adopted.
+            let keys = keys.into_iter().filter(|(key, _)| self.context.redis.takes(key));
+            let keys: Vec<(String, KeyValues)> = keys.collect();
             self.apply_keys(dataset, &keys).await?;
         }
         Ok(())

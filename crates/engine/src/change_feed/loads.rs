@@ -233,6 +233,7 @@ impl ReloadMembers for FeedLoads<'_> {
         job: &mut Job,
     ) -> Result<LoadReport, EngineError> {
         let mut own = Job { id: job.id.clone(), count: 0 };
+        let keys: Keys = keys.into_iter().filter(|(key, _)| self.context.redis.takes(key)).collect();
         let mut raised = raise_keys(self.context, dataset, poll, &keys, &mut own).await?;
         // Members that are gone have expired, or were deleted.
         raised.absent.clear();

@@ -39,7 +39,9 @@ pub(super) fn moved_rows(dataset: &Dataset) -> Option<Finding> {
     }
     let words = outer_words(&dataset.query);
     let has = |one: &str| words.iter().any(|word| word == one);
-    let follows = |one: &str, next: &str| words.windows(2).any(|pair| pair[0] == one && pair[1] == next);
+    let follows = |one: &str, next: &str| {
+        words.windows(2).any(|pair| matches!(pair, [first, second] if first == one && second == next))
+    };
     let what = if has("limit") || has("offset") || follows("fetch", "first") || follows("fetch", "next") {
         "`limit`, `offset` or `fetch`"
     } else if follows("over", "(") {
@@ -59,9 +61,12 @@ pub(super) fn moved_rows(dataset: &Dataset) -> Option<Finding> {
 fn is_cast_of(query: &str, column: &str) -> bool {
     let words = outer_words(query);
     let is_column = |word: &str| word == column;
-    let by_colons = words.windows(2).any(|pair| is_column(&pair[0]) && pair[1] == "::");
+    let by_colons =
+        words.windows(2).any(|pair| matches!(pair, [name, cast] if is_column(name) && cast == "::"));
     // What stands in brackets is left out but for its first word.
-    by_colons || words.windows(3).any(|three| three[0] == "cast" && three[1] == "(" && is_column(&three[2]))
+    by_colons || words
+            .windows(3)
+            .any(|three| matches!(three, [cast, opening, name] if cast == "cast" && opening == "(" && is_column(name)))
 }
 
 /// The words of a query outside of brackets, texts and comments, in small letters; of what stands in brackets the opening one and the
@@ -81,7 +86,7 @@ fn outer_words(query: &str) -> Vec<String> {
             _ if first.is_alphanumeric() || first == '_' => {
                 let is_part = |one: char| one.is_alphanumeric() || one == '_';
                 let end = rest.find(|one: char| !is_part(one)).unwrap_or(rest.len());
-                (end, Some(rest[..end].to_lowercase()))
+                (end, rest.get(..end).map(str::to_lowercase))
             }
             _ => (first.len_utf8(), None),
         };
