@@ -11,7 +11,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::attempts::{Attempts, NO_CHANCE, RETRY_MAX};
 use super::background::Background;
@@ -381,6 +381,9 @@ async fn run_backfill(context: &TaskContext, dataset: &Arc<Dataset>, since: Sinc
     let is_paused = may_wait && dataset.is_paused();
     match result {
         Err(EngineError::Cancelled) if cancelled.is_cancelled() && !lease.lost().is_cancelled() => {
+            if let Err(error) = context.engine.redis.forget_backfill(dataset.name()).await {
+                debug!(dataset = dataset.name(), error = error.told(), "the next worker goes on with it");
+            }
             BackfillEnd::Cancelled
         }
         Err(EngineError::Cancelled) if is_paused && !lease.lost().is_cancelled() => BackfillEnd::Paused,

@@ -14,6 +14,7 @@ use cachekeeper_protocol::stamp::Stamp;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
+use crate::explain::Shop;
 use crate::support::{Rig, wait_until};
 
 const TABLES: &str = "
@@ -410,4 +411,36 @@ async fn entries_of_many_tags_are_members_of_each_and_refusals_name_the_right_on
             assert_eq!(found, wanted, "{tag}");
         }
     }
+}
+
+/// Also one that nobody would want again: neither a start nor a schedule.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_under_way_when_its_worker_ended_is_gone_on_with() {
+    let tables = "create table big (id int primary key); insert into big select generate_series(1, 6000)";
+    let datasets = r#"
+        [dataset.big]
+        query = "select id from big"
+        key = "big:{id}"
+        warm = { on_start = false, rate = 1500 }
+        scope = "cached"
+        watch = [{ table = "big", key = { id = "id" } }]
+    "#;
+    let mut shop = Shop::with(tables, datasets).await;
+    assert_eq!(shop.ask("POST", "/api/v1/datasets/big/warm", "{}").await.0, 202);
+    let context = shop.worker.as_ref().unwrap().context.clone();
+    let at = async || context.redis.metadata("").await.unwrap().backfills.get("big").cloned();
+    wait_until("a part of it is stored", async || at().await.map(drop).ok_or_else(String::new)).await;
+    assert!(shop.worker.take().unwrap().stop().await);
+    assert!(at().await.is_some());
+    let worker = Worker::start(shop.rig.config(datasets)).await.unwrap();
+    wait_until("the next worker ends it", async || {
+        let metadata = context.redis.metadata("").await.map_err(|error| error.to_string())?;
+        let is_whole = metadata.backfills.is_empty() && metadata.backfilled.contains_key("big");
+        if is_whole { Ok(()) } else { Err(format!("{:?}", metadata.backfills)) }
+    })
+    .await;
+    let mut client = shop.rig.client().await;
+    let there: u64 = client.exists(&["big:1", "big:3000", "big:6000"][..]).await.unwrap();
+    assert_eq!(there, 3);
+    worker.stop().await;
 }

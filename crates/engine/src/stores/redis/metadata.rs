@@ -90,6 +90,13 @@ impl Redis {
         self.command::<u64>("resume a dataset", &command).await.map(|count| 0 < count)
     }
 
+    /// Forgets where a backfill of a dataset was interrupted: it is not to be gone on with.
+    pub async fn forget_backfill(&self, dataset: &str) -> Result<(), CacheError> {
+        let meta = &self.keys.metadata().meta;
+        let command = redis::cmd("HDEL").arg(meta).arg(format!("backfill:{dataset}")).to_owned();
+        self.command::<u64>("forget an interrupted backfill", &command).await.map(drop)
+    }
+
     /// Notes the longest that entries of a dataset may have left.
     pub async fn note_longest_life(&self, dataset: &str, longest: Duration) -> Result<(), CacheError> {
         let meta = &self.keys.metadata().meta;
