@@ -37,7 +37,8 @@ impl From<&EngineError> for NotAsked {
     fn from(error: &EngineError) -> Self {
         let is_of_configuration = match error {
             EngineError::Source(error) => error.is_of_configuration() || error.kind == ErrorKind::Forbidden,
-            _ => true,
+            EngineError::Dataset { .. } | EngineError::Superseded { .. } => true,
+            _ => false,
         };
         Self { reason: error.told(), is_of_configuration }
     }

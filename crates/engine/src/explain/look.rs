@@ -84,7 +84,7 @@ impl Looked {
         self.agrees || !self.entry.is_there() || has_nothing && self.is_null
     }
 
-    /// The key of the row that was found, where the values are spelled in another way there (`07` for the number 7).
+    /// The key of the row that was found, where the values are spelled in another way there (a uuid in capitals).
     pub(super) fn spelled(&self, key: &str) -> Option<&str> {
         let row = self.row.as_ref().ok()?;
         let mut found = row.values.keys().chain(row.unreadable.keys()).map(String::as_str);
