@@ -4,6 +4,8 @@
 //! leads and stands still may be dead while its lease lives on, so another one follows in its place, until the leader moves
 //! again. Wherever one of them stops, the next one begins where Redis says.
 
+mod substitution;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -44,8 +46,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const TRIM_EVERY: Duration = Duration::from_secs(60);
 /// R11 asks for one run of the cursor's script a second; half of that leaves time for a slow one.
 const ADVANCE_EVERY: Duration = Duration::from_millis(500);
-/// A leader that does not move the watermark for so long may be dead, while its lease lives on.
-const LEADERLESS_AFTER: Duration = Duration::from_millis(1_500);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -115,8 +115,8 @@ struct Looked {
 enum Role<'a> {
     /// Until the lease is lost.
     Leader(&'a Lease),
-    /// In the place of a leader that stands still, until somebody else moves the watermark.
-    Substitute,
+    /// In the place of a leader that stands still, until then, or until somebody else moves the watermark.
+    Substitute(Instant),
 }
 
 impl Feed {
@@ -130,47 +130,14 @@ impl Feed {
             info!("this worker follows the changes");
             self.may_install = true;
             self.is_noted = false;
+            // What is known may be from before somebody else followed.
+            self.look().await;
             self.follow(Role::Leader(&lease)).await;
             self.may_install = false;
         }
     }
 
-    /// Watches whoever leads, and follows in their place while they stand still: that is safe without the lease.
-    async fn stand_by(&mut self) -> Infallible {
-        self.last_seen = None;
-        loop {
-            tokio::time::sleep(WATCH_EVERY).await;
-            if self.look_at <= Instant::now() {
-                match self.is_current().await {
-                    true => self.look_at = Instant::now() + LOOK_EVERY,
-                    false => self.look().await,
-                }
-            }
-            if self.is_leaderless().await {
-                debug!("the watermark does not move, applying changes without the lease");
-                self.follow(Role::Substitute).await;
-                self.last_seen = None;
-            }
-        }
-    }
-
-    /// Whether the watermark stands still although somebody has the lease.
-    async fn is_leaderless(&mut self) -> bool {
-        let engine = &self.context.engine;
-        if engine.coverage().is_none() {
-            return false;
-        }
-        let Ok(watermark) = engine.redis.watermark().await else { return false };
-        let as_of = watermark.map(|watermark| watermark.as_of);
-        if self.last_seen.as_ref().is_none_or(|(seen, _)| *seen != as_of) {
-            self.last_seen = Some((as_of, Instant::now()));
-        }
-        self.last_seen.as_ref().is_some_and(|(_, since)| LEADERLESS_AFTER < since.elapsed())
-    }
-
     async fn follow(&mut self, role: Role<'_>) {
-        // What is known may be from before somebody else followed.
-        self.look().await;
         let mut follower = FeedConsumer::new(&self.engine);
         let mut trim_at = Instant::now();
         let mut interval = PollInterval::default();
@@ -182,7 +149,9 @@ impl Feed {
             let must_advance = is_woken || advanced.is_none_or(|advanced| ADVANCE_EVERY < advanced.elapsed());
             let is_over = match role {
                 Role::Leader(lease) => lease.lost().is_cancelled() || !self.may_lead(),
-                Role::Substitute => follower.has_met_another(must_advance).await,
+                Role::Substitute(until) => {
+                    until <= Instant::now() || follower.has_met_another(must_advance).await
+                }
             };
             if is_over {
                 return;

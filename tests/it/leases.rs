@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use cachekeeper::app::Worker;
 use cachekeeper::supervisor::SupervisorMessage;
+use cachekeeper_config::Secret;
 use cachekeeper_engine::audit::{Extent, compare};
 use cachekeeper_engine::change_feed::{FeedConsumer, Step};
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::lease::{Elector, Lease, LeaseName, LeaseReply, Renewer, Wakeups};
 use cachekeeper_engine::stores::redis::LeaseAttempt;
-use cachekeeper_testkit::servers::{Clock, Postgres, Redis};
+use cachekeeper_testkit::proxy::{Behaviour, Proxy};
+use cachekeeper_testkit::servers::{Clock, Postgres, Redis, Session};
 use redis::AsyncCommands;
 
 use crate::feed::{DATASETS, TABLES, ready};
@@ -131,6 +133,58 @@ async fn a_substitute_feed_steps_down_when_the_leader_moves_again() {
         if before < applied_by_worker() { Ok(()) } else { Err("nobody moves the watermark".to_owned()) }
     })
     .await;
+    assert!(worker.stop().await);
+    renewing.abort();
+}
+
+/// It would load for ever what the other one has moved past.
+#[tokio::test]
+async fn a_leader_that_is_slower_than_its_substitute_moves_the_watermark_again() {
+    let rig = Rig::start(TABLES).await;
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    ready(&worker).await;
+    assert!(worker.stop().await);
+    let road = Proxy::start(rig.postgres.port()).await.unwrap();
+    let mut config = rig.config(DATASETS);
+    config.postgres.url = Secret::new(
+        rig.postgres.url().replace(&format!(":{}/", rig.postgres.port()), &format!(":{}/", road.port())),
+    );
+    let context = Context::of_worker(&config).unwrap();
+    let (renewer, leader) = elector(&context, "the leader");
+    let renewing = tokio::spawn(async move { renewer.run().await });
+    let _lease = leader.lead(&LeaseName::FEED).await;
+    let coverage = cachekeeper_engine::coverage::look(&context, false).await.unwrap();
+    context.set_coverage(coverage);
+    let worker = Worker::start(rig.config(DATASETS)).await.unwrap();
+    let url = rig.postgres.url();
+    let writing = tokio::spawn(async move {
+        let mut session = Session::open(&url).await.unwrap();
+        loop {
+            session.execute("update products set price = price + 1 where id = 7").await.unwrap();
+        }
+    });
+    wait_until("another worker follows in its place", async || {
+        match worker.context.metrics.changed_keys.get_or_create(&labels()).get() {
+            0 => Err("nobody moves the watermark".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let is_late = |link: &mut Behaviour| link.delay = Duration::from_millis(20);
+    road.change_new(is_late);
+    road.change_all(is_late);
+    let mut feed = FeedConsumer::new(&context);
+    let mut moved = 0;
+    for attempts in 0.. {
+        match feed.step(false).await.unwrap() {
+            Step::Applied(_) => moved += 1,
+            step => assert!(attempts < 200, "moved {moved} times, now {step:?}"),
+        }
+        if 3 <= moved {
+            break;
+        }
+    }
+    writing.abort();
     assert!(worker.stop().await);
     renewing.abort();
 }
