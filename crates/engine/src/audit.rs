@@ -2,7 +2,7 @@
 //!
 //! Where the feed covers the dataset, an entry is wrong if it differs from its row although the watermark has passed the
 //! snapshot at which the row was read, and nothing newer has touched the entry ([`sure`]). Where it does not, what stays different for a
-//! second is accused.
+//! second is accused; while a revalidation of the dataset is pending, nothing is.
 
 mod comparison;
 mod expected;
@@ -238,6 +238,7 @@ async fn look_at(
     let names: Vec<&str> = chunk.iter().map(|(key, _)| key.as_str()).collect();
     let expected = expect(context, dataset, source, chunk).await?;
     let is_covered = is_covered(context, dataset).await?;
+    let is_followed = is_covered || with_care && is_pending(context, dataset).await?;
     if with_care && is_covered {
         let poll = expected.poll.clone();
         let token = Token { incarnation: poll.incarnation, snapshot: poll.snapshot };
@@ -267,8 +268,8 @@ async fn look_at(
         if row.is_none() && again.is_none() && !is_refused && is_null(dataset, entry) {
             return Verdict::Right;
         }
-        // Where the feed follows the dataset, whoever is not sure has seen something on its way.
-        if with_care && (row != again || is_covered && !is_sure) {
+        // Where the feed follows the dataset, whoever is not sure has seen something on its way, or what is still to be revalidated.
+        if with_care && (row != again || is_followed && !is_sure) {
             return Verdict::Changing;
         }
         match row {
@@ -284,6 +285,12 @@ async fn look_at(
 pub(crate) async fn is_covered(context: &Context, dataset: &Dataset) -> Result<bool, EngineError> {
     let watermark = context.redis.watermark().await?;
     Ok(watermark.is_some_and(|watermark| !watermark.not_covered.iter().any(|name| name == dataset.name())))
+}
+
+/// Whether the watermark leaves the dataset out only until its entries are revalidated, which it is known that they must be.
+async fn is_pending(context: &Context, dataset: &Dataset) -> Result<bool, EngineError> {
+    let metadata = context.redis.metadata("").await?;
+    Ok(metadata.is_pending(dataset.name()) || metadata.unfilled.contains_key(dataset.name()))
 }
 
 /// Whether these bytes are a value of the dataset's format, plain or as a frame.
