@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PYTHON ?= python3
 
-.PHONY: demo test bench compare faults model lint deny servers readers older linters packages deb package publish-check
+.PHONY: demo test bench compare faults model lint deny servers readers older linters packages book deb package publish-check
 
 demo: servers
 	$(CARGO) run --release --locked --quiet -- demo $(DEMO)
@@ -59,6 +59,14 @@ linters:
 packages: linters
 	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/lint; else $(PYTHON) deploy/lint; fi
 
+# The documents as a book with a search, each link followed: target/book/html. Without mdBook it is built once, which takes minutes.
+MDBOOK_VERSION := 0.5.2
+book: export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+book:
+	@mdbook --version >/dev/null 2>&1 || \
+		$(CARGO) install mdbook --version $(MDBOOK_VERSION) --locked --debug --root target/tools
+	@$(PYTHON) deploy/book/build mdbook
+
 # The Debian package, with the list of what is compiled in; then what lintian and the schema of CycloneDX say of both.
 deb: linters
 	$(CARGO) build --release --locked --features otlp
@@ -68,7 +76,7 @@ deb: linters
 	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/sbom --check target/debian/cachekeeper.cdx.json; fi
 
 # Everything that is released, tried as far as it can be without Docker and Kubernetes.
-package: deb servers packages publish-check
+package: deb servers packages book publish-check
 	@if [ -x $(LINTERS) ]; then $(LINTERS) deploy/compose/try; else $(PYTHON) deploy/compose/try; fi
 
 # Whether each crate can be published: its contents are packed, unpacked and compiled with each other.
