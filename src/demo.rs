@@ -1,7 +1,7 @@
 //! The demonstration: private servers, a shop, load, faults if wanted, and a comparison of everything at the end.
 
+pub mod failover;
 pub mod load;
-
 pub mod shop;
 pub mod view;
 
@@ -13,6 +13,7 @@ use clap::Args;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::failover::FirstLeader;
 use self::load::Shoppers;
 use self::view::{Scene, View};
 use crate::actors::TASKS;
@@ -55,6 +56,8 @@ const LISTEN: &str = "CACHEKEEPER__ADMIN__LISTEN";
 const SHOWN: [u32; 4] = [1, 2, 3, 42];
 /// The key that is explained at the end.
 const EXPLAINED: &str = "product:42";
+/// When the worker that leads first is killed, where the demo does not end before twice that.
+const FAILOVER_AFTER: Duration = Duration::from_secs(10);
 const FAULT_EVERY: Duration = Duration::from_secs(6);
 /// How long the worker may take to catch up when the load has ended.
 const SETTLE_WITHIN: Duration = Duration::from_secs(60);
@@ -86,6 +89,7 @@ struct Stage {
     postgres: Postgres,
     redis: Redis,
     worker: Worker,
+    first: FirstLeader,
     shoppers: Shoppers,
     happened: Vec<String>,
     next_fault: usize,
@@ -113,12 +117,16 @@ impl Stage {
             .map_err(|problems| anyhow::anyhow!("{}", cachekeeper_config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
         let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
-        cachekeeper_engine::context::Context::new(&config)?.postgres.migrate().await?;
-        view.say("starting the worker: five datasets, see config/demo.toml");
+        let context = cachekeeper_engine::context::Context::new(&config)?;
+        context.postgres.migrate().await?;
+        view.say("starting two workers: five datasets, see config/demo.toml");
+        let first = FirstLeader::start(CONFIG, &environment, &context).await?;
         let listen = config.admin.listen.clone();
         let worker = Worker::start(config).await?;
-        view.say(&listen.map_or(String::new(), |listen| format!("its page: http://{listen}/\n")));
-        Ok(Self { postgres, redis, worker, shoppers, happened: Vec::new(), next_fault: 0 })
+        view.say(
+            &listen.map_or(String::new(), |listen| format!("the page of the second: http://{listen}/\n")),
+        );
+        Ok(Self { postgres, redis, worker, first, shoppers, happened: Vec::new(), next_fault: 0 })
     }
 
     async fn play(
@@ -133,6 +141,7 @@ impl Stage {
             tasks.spawn(self.shoppers.clone().read(stop.clone()));
         }
         tasks.spawn(self.shoppers.clone().write(stop.clone()));
+        let failover_after = duration.map_or(FAILOVER_AFTER, |duration| FAILOVER_AFTER.min(duration / 2));
         let began = Instant::now();
         let mut last_fault = began;
         let mut tick = tokio::time::interval(view.pause());
@@ -145,6 +154,10 @@ impl Stage {
                 last_fault = Instant::now();
                 self.fault().await?;
             }
+            if failover_after < began.elapsed() {
+                self.happened.extend(self.first.kill(&self.worker.context));
+            }
+            self.happened.extend(self.first.taken_over().await);
             self.show(&mut view).await;
             if view.is_closed() || duration.is_some_and(|duration| duration <= began.elapsed()) {
                 break;

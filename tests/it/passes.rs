@@ -109,6 +109,40 @@ async fn an_interrupted_pass_goes_on_where_it_ended() {
     assert!(found.is_clean() && found.checked == 5_000, "{found:?}");
 }
 
+/// Another backfill raises the floor above this one's stamp: what it stores from then on is refused, and loaded by key later.
+#[tokio::test]
+async fn an_interrupted_backfill_has_not_passed_rows_that_were_refused() {
+    let rig = Rig::start(TABLES).await;
+    rig.postgres.execute("create table o as select 1 as id").await.unwrap();
+    let other = "[dataset.o]\nquery = \"select id from o\"\nkey = \"o:{id}\"\nwarm = {}";
+    let context =
+        rig.context(&format!("{}\n{other}", DATASET.replace("warm = {}", "warm = {}\nbatch = 5000")));
+    let dataset = context.catalog.get("t").unwrap();
+    let (progress, mut told) = tokio::sync::watch::channel(cachekeeper_engine::backfill::Progress::default());
+    let slow = BackfillOptions { rate: Some(4_000), progress: Some(progress), ..options() };
+    let filling = {
+        let (context, dataset) = (context.clone(), dataset.clone());
+        tokio::spawn(async move { backfill(&context, &dataset, &slow).await })
+    };
+    told.wait_for(|progress| 500 < progress.entries).await.unwrap();
+    rig.postgres.execute("insert into o values (2)").await.unwrap();
+    backfill(&context, context.catalog.get("o").unwrap(), &options()).await.unwrap();
+    wait_until("it ends, or its place is behind what was refused", async || {
+        let metadata = context.redis.metadata("").await.unwrap();
+        let place = metadata.backfills.get("t").cloned().unwrap_or_default();
+        let id = place.rsplit(':').next().and_then(|id| id.parse::<u32>().ok());
+        let is_behind = id.is_some_and(|id| 3_000 < id);
+        if is_behind || filling.is_finished() { Ok(()) } else { Err(place) }
+    })
+    .await;
+    filling.abort();
+    drop(filling.await);
+    backfill(&context, dataset, &options()).await.unwrap();
+    let extent = cachekeeper_engine::audit::Extent::default();
+    let found = cachekeeper_engine::audit::compare(&context, dataset, &extent).await.unwrap();
+    assert!(found.is_clean() && found.checked == 5_000, "{found}");
+}
+
 #[tokio::test]
 async fn row_10_the_most_wanted_are_warmed_their_lifetimes_are_spread_and_nothing_newer_is_overwritten() {
     let rig = Rig::start(TABLES).await;

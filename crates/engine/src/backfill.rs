@@ -166,8 +166,10 @@ struct BackfillStream<'a> {
     refused: Keys,
     /// Notes what is stored.
     stored: Option<StoredKeys>,
-    /// Where the last confirmed batch ended; what an interrupted backfill goes on from.
+    /// Where the last confirmed batch ended.
     confirmed: String,
+    /// The same, with nothing refused before it that is still to be loaded; what an interrupted backfill goes on from.
+    place: String,
     began: Backfilled,
 }
 
@@ -204,6 +206,7 @@ impl<'a> BackfillStream<'a> {
         if let Some(bookmark) = &interrupted {
             info!(dataset = dataset.name(), behind = %cut_name(&bookmark.key), entries = bookmark.entries, "resuming the backfill");
         }
+        let place = interrupted.as_ref().map(Bookmark::render).unwrap_or_default();
         let now = Backfilled { began_ms: state.metadata.now_ms, cause: state.metadata.causes };
         let mut rows = context.postgres.backfill(source, behind).await?;
         let scripts = Arc::new(Scripts {
@@ -228,7 +231,8 @@ impl<'a> BackfillStream<'a> {
             },
             refused: Vec::new(),
             stored: whole.as_mut().map(|whole| std::mem::take(whole.stored)),
-            confirmed: interrupted.as_ref().map(Bookmark::render).unwrap_or_default(),
+            confirmed: place.clone(),
+            place,
             began: interrupted.as_ref().map_or(now, |bookmark| bookmark.began),
         };
         backfill.stream(source, &mut rows, options).await?;
@@ -347,7 +351,7 @@ impl<'a> BackfillStream<'a> {
             self.confirm(sent.unwrap_or_else(Sent::aborted), flow).await?;
         }
         // As a part of a revalidation it is not gone on with, and an interrupted backfill keeps its place.
-        let progress = if self.stored.is_some() { String::new() } else { self.confirmed.clone() };
+        let progress = if self.stored.is_some() { String::new() } else { self.place.clone() };
         let scripts = self.scripts.clone();
         flow.under_way.push_back(tokio::spawn(async move { scripts.store(batch, members, &progress).await }));
         Ok(())
@@ -384,6 +388,9 @@ impl<'a> BackfillStream<'a> {
         // Rows whose slots moved on are loaded again by key; not too many of them at the end.
         if self.dataset.settings.batch <= self.refused.len() {
             self.load_refused().await?;
+        }
+        if self.refused.is_empty() {
+            self.place.clone_from(&self.confirmed);
         }
         tell(flow.options, self.report.stored_earlier + self.report.stored, 0 < self.report.stored_earlier);
         flow.rate.spend(self.report.stored - stored_before).await;
