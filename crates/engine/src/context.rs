@@ -1,5 +1,7 @@
 //! What every flow is given.
 
+mod on_shard;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,9 +18,12 @@ use super::history::{History, What};
 use super::lease::worker_name;
 use super::registrar::Registrar;
 use super::watermark_watch::WatermarkWatch;
+pub use on_shard::OnShard;
 use crate::metrics::{ByReason, Metrics};
 use crate::stores::postgres::{CaptureLimits, Postgres};
-use crate::stores::redis::{Answer, CacheError, Claim, Epoch, PreconditionFailed, Redis, Registered};
+use crate::stores::redis::{
+    Answer, CacheError, Claim, Cluster, Epoch, PlacedShard, PreconditionFailed, Redis, Registered,
+};
 use cachekeeper_config::{Config, FeedMode};
 
 /// Between two looks at definitions that were not this process's.
@@ -43,6 +48,8 @@ pub struct Context {
     pub history: Option<Arc<History>>,
     /// Registers the definitions of a worker (R16). A process that has none goes by those that are registered.
     pub(super) registrar: Option<Arc<Registrar>>,
+    /// On a shard of a cluster.
+    pub(super) on_shard: Option<OnShard>,
     registered: Arc<RwLock<Arc<Registered>>>,
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
@@ -91,22 +98,28 @@ impl Context {
         Ok(Self::with_stores(config, Postgres::new(&config.postgres)?, redis))
     }
 
-    /// That of a worker on a shard of a cluster: what is registered, and its epoch, are the shard's own.
-    #[must_use]
-    pub fn of_shard(config: &Config, postgres: &Postgres, redis: Redis) -> Self {
-        Self::with_stores(config, postgres.clone(), redis).registering(config)
+    /// That of one shard of a cluster: what is registered there, and its epoch, are the shard's own.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the address of its server cannot be used.
+    pub fn of_shard(
+        config: &Config,
+        postgres: &Postgres,
+        cluster: &Cluster,
+        shard: &PlacedShard,
+    ) -> Result<Self, EngineError> {
+        let redis = cluster.shard(&shard.node.address, shard.number)?;
+        let metrics = Arc::new(Metrics::of_shard(shard.number));
+        let on_shard = Some(OnShard::new(cluster, shard));
+        Ok(Self { metrics, on_shard, ..Self::with_stores(config, postgres.clone(), redis) })
     }
 
-    fn registering(self, config: &Config) -> Self {
+    /// The same for a worker, which registers the definitions of its datasets.
+    #[must_use]
+    pub fn registering(self, config: &Config) -> Self {
         let (release, service) = (config.service.release, directory::of_service(config));
         let registrar = Registrar::new(worker_name(), release, service, Arc::clone(&self.catalog));
         Self { registrar: Some(Arc::new(registrar)), history: Some(Arc::default()), ..self }
-    }
-
-    /// The same by another handle to the same Redis.
-    #[must_use]
-    pub fn with_redis(&self, redis: Redis) -> Self {
-        Self { redis, ..self.clone() }
     }
 
     fn with_stores(config: &Config, postgres: Postgres, redis: Redis) -> Self {
@@ -124,6 +137,7 @@ impl Context {
             event_scope: Arc::new(EventScope::new(config)),
             history: None,
             registrar: None,
+            on_shard: None,
             registered: Arc::default(),
             epoch: Arc::default(),
             coverage: Arc::default(),

@@ -193,7 +193,7 @@ impl Keyspace {
         }
     }
 
-    /// What every own key of this namespace begins with.
+    /// What every own key of this namespace begins with, on this shard.
     #[must_use]
     pub fn own_prefix(&self) -> String {
         self.own("")
@@ -248,9 +248,9 @@ impl Keyspace {
         self.own(&format!("writer:{stream}"))
     }
 
-    /// Locks and streams are the whole namespace's; they stand beside the metadata of the first shard.
+    /// Beside the metadata: each shard of a cluster has leases of its own, so that workers can share the shards.
     fn own(&self, name: &str) -> String {
-        format!("{RESERVED_PREFIX}{{{}:0}}:{name}", self.namespace)
+        format!("{RESERVED_PREFIX}{{{}}}:{name}", home_tag(&self.namespace, self.shard.number))
     }
 }
 
@@ -289,7 +289,7 @@ mod tests {
         for key in [&on.stamps, &on.tag_stamps, &on.watermark, &on.counters, &on.adopted, &on.tag_prefix] {
             assert_eq!(ClusterSlot::of(key.as_bytes()), on.home_slot(), "{key}");
         }
-        assert_eq!(keys.lock("feed"), Keyspace::new("shop").lock("feed"));
+        assert_eq!(ClusterSlot::of(keys.lock("feed").as_bytes()), on.home_slot());
         let next = keys.shard_within(&served, &[number]).unwrap();
         assert!(number < next && served.contains(keys.of_shard(next).metadata().home_slot()));
         assert_eq!(keys.shard_within(&ClusterSlotSet::all(), &[]), Some(0));

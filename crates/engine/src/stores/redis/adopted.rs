@@ -1,5 +1,6 @@
 //! What a shard of a cluster has adopted, as it was read from its table.
 
+use super::Epoch;
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use cachekeeper_protocol::guard::{Generation, Guard};
@@ -46,6 +47,11 @@ impl Adopted {
     /// Of a shard of which nothing is known.
     pub(super) fn nothing(shard: u32) -> Self {
         Self { shard, changes: 0, runs: String::new(), table: Vec::new() }
+    }
+
+    /// Whether it is of this epoch.
+    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
+        self.table.starts_with(epoch.as_bytes())
     }
 
     /// What the guard of a cluster slot says if it is still the shard's; none: it was not adopted.

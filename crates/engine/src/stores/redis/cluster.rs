@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
+use super::cluster_look::Looks;
 use super::endpoint::Address;
 use super::script::{Call, HELD_ELSEWHERE};
 use super::{Adopted, CacheError, ClusterMap, ClusterNode, Redis};
@@ -30,6 +31,7 @@ struct Inner {
     namespace: String,
     /// A handle to each server that was ever spoken to and is still in the map.
     servers: Mutex<BTreeMap<Address, Redis>>,
+    looks: Looks,
 }
 
 /// The server of a shard, as it was asked.
@@ -79,7 +81,8 @@ impl Cluster {
         let nodes = settings.cluster().map_err(|flaw| CacheError::of_address(&flaw))?;
         Ok(nodes.map(|nodes| {
             let (settings, namespace) = (settings.clone(), namespace.to_owned());
-            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers: Mutex::default() }) }
+            let (servers, looks) = (Mutex::default(), Looks::default());
+            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks }) }
         }))
     }
 
@@ -96,6 +99,10 @@ impl Cluster {
         };
         self.lock().retain(|address, _| map.masters.iter().any(|node| node.address == *address));
         Ok(map)
+    }
+
+    pub(super) fn looks(&self) -> &Looks {
+        &self.inner.looks
     }
 
     async fn newest_map(&self, asked: &[Address]) -> Result<ClusterMap, CacheError> {
