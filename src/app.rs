@@ -1,5 +1,7 @@
 //! The worker as a whole: build the stores, look at the servers, run the actors, stop them in time.
 
+mod on_cluster;
+
 use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
@@ -9,6 +11,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::actors::clock::now_ms;
+use crate::actors::{CLUSTER_TASKS, TASKS};
 use crate::actors::context::{Handover, Leaving, TaskContext};
 use crate::actors::health::Health;
 use crate::schedule;
@@ -24,6 +27,9 @@ use cachekeeper_engine::stores::redis::{CacheError, REDIS_MAJOR_MIN, ServerFacts
 /// How long a start waits for what the servers say of themselves. A silent one is waited for with the worker running, so that
 /// probes and scrapes are answered.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
+
+/// What to do where the URL names a node of a cluster.
+const CLUSTER_HELP: &str = "write redis+cluster://host:port,host:port with some of its nodes";
 
 /// How long the last answers over the admin listener may take, event streams included, which do not end by themselves.
 const LEFT_WITHIN: Duration = Duration::from_secs(1);
@@ -75,8 +81,8 @@ pub enum StartError {
     /// No session would keep what is set and locked in it.
     #[error("{0}")]
     Pooler(String),
-    /// Redis Cluster is not supported.
-    #[error("this Redis is a node of a cluster, which Cachekeeper does not support yet; use a single Redis")]
+    /// The URL names one node of a cluster as if it were alone.
+    #[error("this Redis is a node of a cluster: {CLUSTER_HELP}")]
     ClusterNode,
     /// Another namespace of this database uses the same keys.
     #[error("{message}; {CONFLICT_HELP}")]
@@ -126,7 +132,10 @@ impl Worker {
         check_schedules(&config)?;
         let lost = context.metrics.log_lines_lost.clone();
         telemetry::count_lost_in(lost);
-        let health = Health::new(context.metrics.clone());
+        let health = match &context.cluster {
+            Some(_) => Health::of_cluster(context.metrics.clone()),
+            None => Health::new(context.metrics.clone()),
+        };
         let (redis, postgres) =
             tokio::join!(look_at_redis(&config, &context), look_at_postgres(&config, &context));
         match redis {
@@ -156,12 +165,14 @@ impl Worker {
             redis = %config.redis.url.redacted(),
             "worker starts"
         );
-        let tasks = TaskContext::new(config, context.clone(), health.clone(), handover.clone());
+        let mut tasks = TaskContext::new(config, context.clone(), health.clone(), handover.clone());
         let leaving = tasks.leaving.clone();
         let (sender, outcome) = oneshot::channel();
         // A second less than the whole: the stores must be closed too.
         let stop_within = shutdown_timeout.saturating_sub(Duration::from_secs(1)).max(shutdown_timeout / 2);
-        let arguments = SupervisorArguments { context: tasks, stop_within, outcome: sender };
+        tasks.of_cluster = context.cluster.as_ref().map(|cluster| on_cluster::of(cluster, stop_within));
+        let list = if context.cluster.is_some() { CLUSTER_TASKS.as_slice() } else { TASKS.as_slice() };
+        let arguments = SupervisorArguments { context: tasks, tasks: list, stop_within, outcome: sender };
         let (root, join) = Actor::spawn(None, Supervisor, arguments).await.map_err(StartError::Spawn)?;
         Ok(Self { root, join, outcome, health, context, handover, leaving, shutdown_timeout })
     }
@@ -248,12 +259,20 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
 }
 
 async fn ask_redis(config: &Config, context: &Context) -> Result<(), LookError> {
+    if let Some(cluster) = &context.cluster {
+        return on_cluster::ask(config, context, cluster).await;
+    }
     let not_now = |error: CacheError| LookError::NotNow(error.told());
     check_facts(config, context.redis.facts().await.map_err(not_now)?)?;
     if context.redis.is_led_by_former_version().await.map_err(not_now)? {
         let namespace = config.service.namespace.clone();
         return Err(LookError::Final(StartError::FormerVersion { namespace }));
     }
+    share_names(config, context).await
+}
+
+/// What this namespace uses is made known, unless another one uses it.
+async fn share_names(config: &Config, context: &Context) -> Result<(), LookError> {
     let not_now = |error: EngineError| LookError::NotNow(error.told());
     if let Some(conflict) = namespaces::conflicts(context, config).await.map_err(not_now)?.into_iter().next()
     {
@@ -263,11 +282,15 @@ async fn ask_redis(config: &Config, context: &Context) -> Result<(), LookError> 
 }
 
 fn check_facts(config: &Config, facts: ServerFacts) -> Result<(), LookError> {
-    if facts.is_too_old() {
-        return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
-    }
     if facts.is_cluster_node {
         return Err(LookError::Final(StartError::ClusterNode));
+    }
+    check_server(config, facts)
+}
+
+fn check_server(config: &Config, facts: ServerFacts) -> Result<(), LookError> {
+    if facts.is_too_old() {
+        return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
     }
     check_eviction(config, &facts)
 }

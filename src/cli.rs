@@ -14,6 +14,7 @@ mod invalidate;
 mod listener;
 mod manual;
 mod migrate;
+mod on_cluster;
 mod output;
 mod pause;
 mod plan;
@@ -285,7 +286,8 @@ async fn run_verb(
 ) -> Result<Exit, EngineError> {
     match verb {
         Verb::Run => {
-            let problems = crate::check::of_admin(&config);
+            let mut problems = crate::check::of_admin(&config);
+            problems.extend(crate::check::of_cluster(&config));
             if !problems.is_empty() {
                 out.problems(&problems);
                 return Ok(Exit::Configuration);
@@ -302,6 +304,13 @@ async fn run_verb(
         _ => {}
     }
     let context = Context::new(&config)?;
+    let verb = match &context.cluster {
+        Some(cluster) => match on_cluster::run(verb, &config, (&context, cluster), out).await {
+            Ok(verb) => verb,
+            Err(done) => return done,
+        },
+        None => verb,
+    };
     let done = match verb {
         Verb::Migrate { uninstall: true, yes, .. } => {
             uninstall::uninstall(&context, &config.postgres.url.redacted(), yes, out).await
@@ -317,10 +326,12 @@ async fn run_verb(
         Verb::Warm { datasets, restart } => warm::warm(&context, &datasets, !restart, out).await,
         Verb::Pause { datasets } => pause::pause(&context, &datasets, true, out).await,
         Verb::Resume { datasets } => pause::pause(&context, &datasets, false, out).await,
-        Verb::Invalidate(targets) => invalidate::invalidate(&context, &targets, None, out).await,
+        Verb::Invalidate(targets) => {
+            invalidate::invalidate(std::slice::from_ref(&context), &targets, None, out).await
+        }
         Verb::Refresh(targets) => {
-            invalidate::invalidate(&context, &targets, Some(cachekeeper_protocol::event::Op::Refresh), out)
-                .await
+            let op = Some(cachekeeper_protocol::event::Op::Refresh);
+            invalidate::invalidate(std::slice::from_ref(&context), &targets, op, out).await
         }
         Verb::Get { key } => get::get(&context, &key, out).await,
         Verb::Explain { key } => explain::explain(&context, &config, &key, out).await,

@@ -20,6 +20,7 @@ use super::wake::Wake;
 use cachekeeper_config::FeedNeed;
 use cachekeeper_engine::backoff::Backoff;
 use cachekeeper_engine::change_feed::{FeedConsumer, Step};
+use cachekeeper_engine::shard::Follower;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::coverage;
 use cachekeeper_engine::coverage::Coverage;
@@ -171,7 +172,7 @@ impl Feed {
     async fn follow(&mut self, role: Role<'_>) {
         // What is known may be from before somebody else followed.
         self.look().await;
-        let mut follower = FeedConsumer::new(&self.engine);
+        let mut follower = Follower::new(&self.engine);
         let mut trim_at = Instant::now();
         let mut interval = PollInterval::default();
         // The first step moves the watermark: others wait to know what is covered.
@@ -182,23 +183,23 @@ impl Feed {
             let must_advance = is_woken || advanced.is_none_or(|advanced| ADVANCE_EVERY < advanced.elapsed());
             let is_over = match role {
                 Role::Leader(lease) => lease.lost().is_cancelled() || !self.may_lead(),
-                Role::Substitute => follower.has_met_another(must_advance).await,
+                Role::Substitute => follower.consumer.has_met_another(must_advance).await,
             };
             if is_over {
                 return;
             }
-            if self.look_beside(&follower).await {
-                follower = FeedConsumer::new(&self.engine);
+            if self.look_beside(&follower.consumer).await {
+                follower = Follower::new(&self.engine);
             }
             if trim_at <= Instant::now() {
                 trim_at = Instant::now() + TRIM_EVERY;
-                if let Err(error) = follower.trim().await {
+                if let Err(error) = follower.consumer.trim().await {
                     debug!(error = %chain(&error), "the outbox is trimmed later");
                 }
             }
             let began = Instant::now();
             let step = follower.step(must_advance).await;
-            if follower.take_made_pending() {
+            if follower.consumer.take_made_pending() {
                 self.context.epoch_keeper.now();
             }
             match step {

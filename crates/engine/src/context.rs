@@ -48,6 +48,8 @@ pub struct Context {
     pub history: Option<Arc<History>>,
     /// Registers the definitions of a worker (R16). A process that has none goes by those that are registered.
     pub(super) registrar: Option<Arc<Registrar>>,
+    /// On a cluster, of a program as a whole: [`Self::of_shard`] is what works with entries.
+    pub cluster: Option<Cluster>,
     /// On a shard of a cluster.
     pub(super) on_shard: Option<OnShard>,
     registered: Arc<RwLock<Arc<Registered>>>,
@@ -80,7 +82,11 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn of_worker(config: &Config) -> Result<Self, EngineError> {
-        Ok(Self::new(config)?.registering(config))
+        let context = Self::new(config)?;
+        if context.cluster.is_some() {
+            return Ok(Self { history: Some(Arc::default()), ..context });
+        }
+        Ok(context.registering(config))
     }
 
     /// The worker's name, which no other one has; none: this is not a worker's.
@@ -94,8 +100,13 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn new(config: &Config) -> Result<Self, EngineError> {
-        let redis = Redis::new(&config.redis, &config.service.namespace)?;
-        Ok(Self::with_stores(config, Postgres::new(&config.postgres)?, redis))
+        let postgres = Postgres::new(&config.postgres)?;
+        let cluster = Cluster::new(&config.redis, &config.service.namespace)?;
+        let redis = match &cluster {
+            Some(cluster) => cluster.any_node()?,
+            None => Redis::new(&config.redis, &config.service.namespace)?,
+        };
+        Ok(Self { cluster, ..Self::with_stores(config, postgres, redis) })
     }
 
     /// That of one shard of a cluster: what is registered there, and its epoch, are the shard's own.
@@ -137,6 +148,7 @@ impl Context {
             event_scope: Arc::new(EventScope::new(config)),
             history: None,
             registrar: None,
+            cluster: None,
             on_shard: None,
             registered: Arc::default(),
             epoch: Arc::default(),

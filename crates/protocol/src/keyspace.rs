@@ -184,12 +184,19 @@ impl Keyspace {
     /// a shard.
     #[must_use]
     pub fn namespace_of(key: &str) -> Option<&str> {
+        Self::home_of(key).map(|(namespace, _)| namespace)
+    }
+
+    /// The same with the number of the shard; earlier versions knew only one.
+    #[must_use]
+    pub fn home_of(key: &str) -> Option<(&str, u32)> {
         let rest = key.strip_prefix(RESERVED_PREFIX)?.strip_prefix('{')?;
         let of_shard = rest.strip_suffix("}:meta").or_else(|| rest.strip_suffix("}:uses"));
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        match of_shard {
-            Some(tag) => tag.rsplit_once(':').filter(|(_, number)| is_number(number)).map(|(name, _)| name),
-            None => rest.strip_suffix("}:head"),
+        match of_shard.map(|tag| tag.rsplit_once(':')) {
+            Some(Some((name, number))) if is_number(number) => Some((name, number.parse().ok()?)),
+            Some(_) => None,
+            None => rest.strip_suffix("}:head").map(|name| (name, 0)),
         }
     }
 

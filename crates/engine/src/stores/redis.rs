@@ -7,6 +7,7 @@ mod attempt;
 mod cluster;
 mod cluster_look;
 mod cluster_map;
+mod cluster_watermark;
 mod connection;
 mod counters;
 mod definitions;

@@ -121,6 +121,15 @@ impl Cluster {
         newest
     }
 
+    /// A handle to the first node of the URL, of whatever shard it may be: it stores nothing.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the URL cannot be used.
+    pub fn any_node(&self) -> Result<Redis, CacheError> {
+        let first = self.inner.nodes.nodes.first();
+        self.shard(first.ok_or_else(|| CacheError::unexpected("read the URL", "it names no node"))?, 0)
+    }
+
     /// A handle to a shard at this server. Nothing of it counts as adopted ([`Redis::with_adopted`]).
     ///
     /// # Errors

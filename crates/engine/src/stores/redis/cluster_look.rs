@@ -79,17 +79,26 @@ impl Cluster {
     }
 
     /// Which shard each master is: the one that most of the guards in its cluster slots name, of those whose home slot it serves; where
-    /// none does, the one with the lowest number. So the guards are the directory of shards, and every process that asks finds the
+    /// none does, the one that it was `before`, or the one with the lowest number. So the guards are the directory of shards, and every process that asks finds the
     /// same. A master that serves no home slot of any number (it has very few cluster slots) is no shard.
     ///
     /// # Errors
     /// [`CacheError`] where a master does not answer.
-    pub async fn placed_shards(&self, map: &ClusterMap) -> Result<Vec<PlacedShard>, CacheError> {
-        let placed = map.masters.iter().map(|node| self.placed(node));
+    pub async fn placed_shards(
+        &self,
+        map: &ClusterMap,
+        before: &[PlacedShard],
+    ) -> Result<Vec<PlacedShard>, CacheError> {
+        let before = |node: &ClusterNode| before.iter().find(|shard| shard.node.id == node.id);
+        let placed = map.masters.iter().map(|node| self.placed(node, before(node)));
         Ok(try_join_all(placed).await?.into_iter().flatten().collect())
     }
 
-    async fn placed(&self, node: &ClusterNode) -> Result<Option<PlacedShard>, CacheError> {
+    async fn placed(
+        &self,
+        node: &ClusterNode,
+        before: Option<&PlacedShard>,
+    ) -> Result<Option<PlacedShard>, CacheError> {
         let server = self.shard(&node.address, 0)?;
         let served: Vec<ClusterSlot> = node.serves.iter().collect();
         let step = served.len().div_ceil(SAMPLED).max(1);
@@ -102,7 +111,8 @@ impl Cluster {
         let known = named.into_iter().filter(|(number, _)| is_here(*number));
         // The lowest of those that are named as often.
         let known = known.rev().max_by_key(|(_, times)| *times).map(|(number, _)| number);
-        let number = known.or_else(|| server.keys().shard_within(&node.serves, &[]));
+        let before = before.map(|shard| shard.number).filter(|number| is_here(*number));
+        let number = known.or(before).or_else(|| server.keys().shard_within(&node.serves, &[]));
         Ok(number.map(|number| PlacedShard { number, node: node.clone() }))
     }
 }
