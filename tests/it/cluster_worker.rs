@@ -393,7 +393,7 @@ async fn what_does_not_work_on_a_cluster_is_refused_in_one_sentence() {
     let with_writes = with_writes.with("CACHEKEEPER__REDIS__URL", &world.servers.url());
     with_writes.says(&["run"], 78, &["nothing is written through on a Redis Cluster yet"]);
     world.cli.says(&["check"], 0, &["configuration is right"]);
-    for verb in [&["audit"][..], &["explain", "item:1"], &["purge"], &["plan"], &["writes", "list"]] {
+    for verb in [&["audit"][..], &["explain", "item:1"], &["purge"], &["plan"], &["writes", "status"]] {
         world.cli.says(verb, 78, &["does not work on a Redis Cluster yet", "docs/cluster.md"]);
     }
     let one = world.servers.node(0).unwrap().url();

@@ -100,13 +100,20 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn new(config: &Config) -> Result<Self, EngineError> {
-        let postgres = Postgres::new(&config.postgres)?;
-        let cluster = Cluster::new(&config.redis, &config.service.namespace)?;
-        let redis = match &cluster {
-            Some(cluster) => cluster.any_node()?,
-            None => Redis::new(&config.redis, &config.service.namespace)?,
+        let Some(cluster) = Cluster::new(&config.redis, &config.service.namespace)? else {
+            return Self::on_one_redis(config);
         };
-        Ok(Self { cluster, ..Self::with_stores(config, postgres, redis) })
+        let (postgres, redis) = (Postgres::new(&config.postgres)?, cluster.any_node()?);
+        Ok(Self { cluster: Some(cluster), ..Self::with_stores(config, postgres, redis) })
+    }
+
+    /// The same for what does not know clusters.
+    ///
+    /// # Errors
+    /// [`EngineError`] when a URL cannot be used, or names a cluster.
+    pub fn on_one_redis(config: &Config) -> Result<Self, EngineError> {
+        let redis = Redis::new(&config.redis, &config.service.namespace)?;
+        Ok(Self::with_stores(config, Postgres::new(&config.postgres)?, redis))
     }
 
     /// That of one shard of a cluster: what is registered there, and its epoch, are the shard's own.
