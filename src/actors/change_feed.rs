@@ -198,7 +198,7 @@ impl Feed {
                 }
             }
             let began = Instant::now();
-            let step = follower.step(must_advance).await;
+            let step = Box::pin(follower.step(must_advance)).await;
             if follower.consumer.take_made_pending() {
                 self.context.epoch_keeper.now();
             }

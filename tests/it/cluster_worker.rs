@@ -236,12 +236,21 @@ async fn read(servers: &Servers, stop: &AtomicBool) -> Vec<Seen> {
     seen
 }
 
+/// Rows whose cluster slots a new master is given.
+const JOINED: std::ops::Range<usize> = 5..25;
+
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
     /// A cluster slot moves, with its entries.
     Moves(usize),
-    /// Half of its entries move, and come back later.
+    /// The migration is turned back half way, and done later.
     TurnsBack(usize),
+    /// A master without cluster slots is given some.
+    Joins(usize),
+    /// A master gives away all that it has, and leaves.
+    Leaves(usize),
+    /// A node answers no client for two seconds.
+    IsPaused(usize),
     /// The home slot of the shard of a node moves.
     HomeMoves(usize),
     /// A node is flushed.
@@ -263,8 +272,30 @@ async fn strike(world: &World, trouble: Trouble) {
             world.servers.begin_move(slot(id), from, to).await.unwrap();
             world.servers.move_keys(slot(id), from, to, 1).await.unwrap();
             tokio::time::sleep(Duration::from_millis(rand::random_range(0..150))).await;
-            while world.servers.move_keys(slot(id), to, from, 10).await.unwrap() != 0 {}
             world.servers.turn_back(slot(id), from, to).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..150))).await;
+            // Whoever finds it so lets the migration go on to its end.
+            world.servers.move_slot(slot(id), from, to).await.unwrap();
+        }
+        Trouble::Joins(position) => {
+            for id in JOINED {
+                let from = world.servers.owner(slot(id), 0).await.unwrap();
+                if from != position {
+                    world.servers.move_slot(slot(id), from, position).await.unwrap();
+                }
+            }
+        }
+        Trouble::Leaves(position) => {
+            for id in JOINED {
+                if world.servers.owner(slot(id), 0).await.unwrap() == position {
+                    world.servers.move_slot(slot(id), position, 0).await.unwrap();
+                }
+            }
+            world.servers.remove(position).await.unwrap();
+        }
+        Trouble::IsPaused(position) => {
+            let pause = redis::cmd("CLIENT").arg("PAUSE").arg(2_000).to_owned();
+            world.servers.ask::<()>(position, &pause).await.unwrap();
         }
         Trouble::HomeMoves(position) => {
             let status = world.cli.json(&["status"]);
@@ -302,15 +333,13 @@ async fn other_master(world: &World, not: usize) -> usize {
 }
 
 /// Strikes while rows are written and entries are read; after each strike all is covered again, without help.
-async fn run(replicas: usize, troubles: &[Trouble]) {
-    let world = World::start(replicas).await;
-    let _worker = world.worker();
+async fn run(world: &World, troubles: &[Trouble]) {
     world.is_covered().await;
     world.agrees().await;
     let (stop, url) = (AtomicBool::new(false), world.rig.postgres.url());
     let strikes = async {
         for trouble in troubles {
-            strike(&world, *trouble).await;
+            strike(world, *trouble).await;
             let began = Instant::now();
             world.is_covered().await;
             println!("{trouble:?}: covered again after {:.1} s", began.elapsed().as_secs_f64());
@@ -373,12 +402,27 @@ async fn a_worker_goes_on_while_cluster_slots_move_and_nodes_are_flushed() {
         Trouble::Moves(2),
         Trouble::IsFlushed(0),
     ];
-    run(0, &troubles).await;
+    let world = World::start(0).await;
+    let _worker = world.worker();
+    run(&world, &troubles).await;
+}
+
+#[tokio::test]
+async fn two_workers_share_the_shards_one_of_them_dies_and_masters_come_and_go() {
+    let mut world = World::start(0).await;
+    let added = world.servers.add_master(&[]).await.unwrap();
+    let (one, _other) = (world.worker(), world.worker());
+    run(&world, &[Trouble::Joins(added), Trouble::IsPaused(1)]).await;
+    drop(one);
+    run(&world, &[Trouble::Moves(0), Trouble::Leaves(added), Trouble::IsPaused(0)]).await;
 }
 
 #[tokio::test]
 async fn a_worker_goes_on_after_a_master_has_failed_over() {
-    run(1, &[Trouble::Moves(3), Trouble::FailsOver(0), Trouble::Moves(4), Trouble::FailsOver(1)]).await;
+    let world = World::start(1).await;
+    let _worker = world.worker();
+    let troubles = [Trouble::Moves(3), Trouble::FailsOver(0), Trouble::Moves(4), Trouble::FailsOver(1)];
+    run(&world, &troubles).await;
 }
 
 #[tokio::test]

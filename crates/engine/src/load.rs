@@ -66,7 +66,7 @@ pub async fn load(
     loop {
         let pinned = context.pinned().await?;
         let is_pinned_here = matches!(&pinned, Cow::Owned(_));
-        match load_pinned(&pinned, dataset, keys, options, job).await {
+        match Box::pin(load_pinned(&pinned, dataset, keys, options, job)).await {
             Err(EngineError::PreconditionFailed(PreconditionFailed::Guard))
                 if is_pinned_here && refusals < MOVES_MAX =>
             {

@@ -49,7 +49,7 @@ impl Follower {
     pub async fn step(&mut self, must_advance: bool) -> Result<Step, EngineError> {
         match &mut self.shard {
             None => self.consumer.step(must_advance).await,
-            Some(shard) => shard.round(&mut self.consumer, must_advance).await,
+            Some(shard) => Box::pin(shard.round(&mut self.consumer, must_advance)).await,
         }
     }
 }
