@@ -1,6 +1,8 @@
 //! The worker as a whole: build the stores, look at the servers, run the actors, stop them in time.
 
+mod looks;
 mod on_cluster;
+mod start_error;
 
 use std::time::Duration;
 
@@ -10,26 +12,23 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use self::looks::{LookError, check_server, share_names};
+pub use self::start_error::StartError;
 use crate::actors::clock::now_ms;
-use crate::actors::{CLUSTER_TASKS, TASKS};
 use crate::actors::context::{Handover, Leaving, TaskContext};
 use crate::actors::health::Health;
+use crate::actors::{CLUSTER_TASKS, TASKS};
 use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
 use crate::telemetry;
-use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
+use cachekeeper_config::{Config, FeedMode, ScheduleProblem};
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::error::EngineError;
-use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
-use cachekeeper_engine::stores::postgres::{ErrorKind, POSTGRES_MAJOR_MIN};
-use cachekeeper_engine::stores::redis::{CacheError, REDIS_MAJOR_MIN, ServerFacts};
+use cachekeeper_engine::stores::postgres::ErrorKind;
+use cachekeeper_engine::stores::redis::{CacheError, ServerFacts};
 
 /// How long a start waits for what the servers say of themselves. A silent one is waited for with the worker running, so that
 /// probes and scrapes are answered.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
-
-/// What to do where the URL names a node of a cluster.
-const CLUSTER_HELP: &str = "write redis+cluster://host:port,host:port with some of its nodes";
 
 /// How long the last answers over the admin listener may take, event streams included, which do not end by themselves.
 const LEFT_WITHIN: Duration = Duration::from_secs(1);
@@ -47,68 +46,6 @@ pub struct Worker {
     handover: Handover,
     leaving: Leaving,
     shutdown_timeout: Duration,
-}
-
-/// Why a worker cannot start. Waiting does not help.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A URL cannot be used.
-    #[error(transparent)]
-    Flow(#[from] EngineError),
-    /// Who loaded the configuration did not check the schedules.
-    #[error("the schedule of dataset {dataset} cannot be used: {message}")]
-    Schedule {
-        /// Which dataset.
-        dataset: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// The actors could not be started.
-    #[error("the actors could not be started")]
-    Spawn(#[source] ractor::SpawnErr),
-    /// The server is too old.
-    #[error("Redis {version} is too old: Cachekeeper needs {REDIS_MAJOR_MIN}.0 or newer (or Valkey)")]
-    RedisTooOld {
-        /// What it says.
-        version: String,
-    },
-    /// The server is too old.
-    #[error("Postgres {version} is too old: Cachekeeper needs {POSTGRES_MAJOR_MIN} or newer")]
-    PostgresTooOld {
-        /// What it says.
-        version: i32,
-    },
-    /// No session would keep what is set and locked in it.
-    #[error("{0}")]
-    Pooler(String),
-    /// The URL names one node of a cluster as if it were alone.
-    #[error("this Redis is a node of a cluster: {CLUSTER_HELP}")]
-    ClusterNode,
-    /// Another namespace of this database uses the same keys.
-    #[error("{message}; {CONFLICT_HELP}")]
-    SharedNames {
-        /// What both would use.
-        message: String,
-    },
-    /// A worker of an earlier version still runs.
-    #[error(
-        "a worker of an earlier version leads the namespace {namespace:?}; it keeps other keys, and the two would write over each \
-         other: stop all earlier workers and libraries, then start this one (a killed one is over after 10 s)"
-    )]
-    FormerVersion {
-        /// Which.
-        namespace: String,
-    },
-    /// Eviction could take what is required.
-    #[error(
-        "dataset {dataset} has feed = \"required\", but Redis may evict anything ({policy}); set maxmemory-policy to volatile-* or noeviction"
-    )]
-    Evicting {
-        /// Which dataset.
-        dataset: String,
-        /// Redis's policy.
-        policy: String,
-    },
 }
 
 impl Worker {
@@ -227,11 +164,6 @@ fn check_schedules(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-enum LookError {
-    Final(StartError),
-    NotNow(String),
-}
-
 /// A server that is down, a wrong password and a certificate can be mended while the worker waits, and their files are read
 /// again; so can a pooler, but who starts a worker behind one should know at once.
 async fn look_at_postgres(config: &Config, context: &Context) -> Result<(), StartError> {
@@ -271,42 +203,9 @@ async fn ask_redis(config: &Config, context: &Context) -> Result<(), LookError> 
     share_names(config, context).await
 }
 
-/// What this namespace uses is made known, unless another one uses it.
-async fn share_names(config: &Config, context: &Context) -> Result<(), LookError> {
-    let not_now = |error: EngineError| LookError::NotNow(error.told());
-    if let Some(conflict) = namespaces::conflicts(context, config).await.map_err(not_now)?.into_iter().next()
-    {
-        return Err(LookError::Final(StartError::SharedNames { message: conflict.message }));
-    }
-    namespaces::register(context, config).await.map_err(not_now)
-}
-
 fn check_facts(config: &Config, facts: ServerFacts) -> Result<(), LookError> {
     if facts.is_cluster_node {
         return Err(LookError::Final(StartError::ClusterNode));
     }
     check_server(config, facts)
-}
-
-fn check_server(config: &Config, facts: ServerFacts) -> Result<(), LookError> {
-    if facts.is_too_old() {
-        return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
-    }
-    check_eviction(config, &facts)
-}
-
-fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError> {
-    if !facts.evicts_anything() {
-        return Ok(());
-    }
-    let policy = facts.maxmemory_policy.clone();
-    if let Some(dataset) = config.datasets.iter().find(|dataset| dataset.feed == FeedNeed::Required) {
-        let dataset = dataset.name.clone();
-        return Err(LookError::Final(StartError::Evicting { dataset, policy }));
-    }
-    warn!(
-        policy,
-        "redis may evict the stamp tables; each time everything is revalidated. Better: volatile-lru, or noeviction"
-    );
-    Ok(())
 }

@@ -166,7 +166,10 @@ impl TaskContext {
     #[must_use]
     pub fn of_shard(&self, engine: Context, health: Health) -> Self {
         let handover = Handover { control: self.control.clone(), ..Handover::default() };
-        Self { config: Arc::clone(&self.config), ..Self::new((*self.config).clone(), engine, health, handover) }
+        Self {
+            config: Arc::clone(&self.config),
+            ..Self::new((*self.config).clone(), engine, health, handover)
+        }
     }
 
     /// Has keys filled that applications missed.

@@ -36,8 +36,13 @@ impl Task for Shards {
 
     async fn run(context: TaskContext, _wake: Wake) {
         let Some(of_cluster) = context.of_cluster.clone() else { return std::future::pending().await };
-        let mut keeper =
-            Keeper { context, of_cluster, placed: None, before: BTreeMap::new(), not_before: BTreeMap::new() };
+        let mut keeper = Keeper {
+            context,
+            of_cluster,
+            placed: None,
+            before: BTreeMap::new(),
+            not_before: BTreeMap::new(),
+        };
         loop {
             let looked = keeper.look().await;
             keeper.note(looked.as_ref().err());
@@ -84,9 +89,9 @@ impl Keeper {
             self.begin(shard).await?;
         }
         let followed = self.of_cluster.shards.all();
-        self.context.health.note_shards(
-            followed.into_iter().map(|(number, shard)| (number, shard.tasks.health)).collect(),
-        );
+        self.context
+            .health
+            .note_shards(followed.into_iter().map(|(number, shard)| (number, shard.tasks.health)).collect());
         let without = map.masters.len() - placed.len();
         let told = "has too few cluster slots to be a shard; give it more, or all of them to others";
         self.context.health.update(|facts| {

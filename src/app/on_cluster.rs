@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use ractor::{Actor, ActorCell, SpawnErr};
 use tokio::sync::oneshot;
 
-use super::{LookError, check_server, share_names};
+use super::looks::{LookError, check_server, share_names};
 use crate::actors::SHARD_TASKS;
 use crate::actors::context::{FollowedShards, OfCluster, TaskContext};
 use crate::supervisor::{Supervisor, SupervisorArguments};

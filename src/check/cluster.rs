@@ -43,7 +43,8 @@ impl Check<'_> {
             let shard = Context::of_shard(self.config, &self.context.postgres, cluster, &shard)?;
             let facts = shard.redis.facts().await?;
             if facts.is_too_old() {
-                let message = format!("a master is too old: Redis {}; Cachekeeper needs 7.0 or newer", facts.version);
+                let message =
+                    format!("a master is too old: Redis {}; Cachekeeper needs 7.0 or newer", facts.version);
                 self.error(URL, message, "use newer servers".to_owned());
                 return Ok(false);
             }

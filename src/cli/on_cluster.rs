@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::output::{Exit, Output};
-use super::{Verb, get, invalidate, pause, warm};
+use super::verb::Verb;
+use super::{get, invalidate, pause, warm};
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
@@ -65,6 +66,17 @@ async fn on_each(
     out: &Output,
 ) -> Result<Exit, EngineError> {
     let shards: Vec<(PlacedShard, Context)> = shards(config, of).await?;
+    if !matches!(verb, Verb::Pause { .. } | Verb::Resume { .. }) {
+        for (shard, context) in &shards {
+            if context.redis.watermark().await?.is_none() {
+                let (number, address) = (shard.number, address_of(shard));
+                out.failure(&format!(
+                    "no worker follows shard {number} at {address} yet, and nothing is stored there before that: start one with `cachekeeper run`"
+                ));
+                return Ok(Exit::Failed);
+            }
+        }
+    }
     let contexts: Vec<Context> = shards.iter().map(|(_, context)| context.clone()).collect();
     match &verb {
         Verb::Invalidate(targets) => return invalidate::invalidate(&contexts, targets, None, out).await,
@@ -148,7 +160,10 @@ async fn status(config: &Config, of: (&Context, &Cluster), out: &Output) -> Resu
         }
         None => "watermark  none of all shards: they do not all know the same servers yet".to_owned(),
     });
-    out.result(&lines.join("\n"), &json!({ "shards": told, "watermark": least, "masters": map.masters.len() }));
+    out.result(
+        &lines.join("\n"),
+        &json!({ "shards": told, "watermark": least, "masters": map.masters.len() }),
+    );
     Ok(if is_right { Exit::Ok } else { Exit::Failed })
 }
 

@@ -193,9 +193,7 @@ impl Followed {
         for Shard { context, .. } in &self.shards {
             let dataset = context.catalog.get("item").unwrap();
             let all = (0..ROWS).map(|id| format!("item:{id}"));
-            let keys: Keys = all
-                .map(|key| (key.clone(), dataset.read_key(&key).unwrap()))
-                .collect();
+            let keys: Keys = all.map(|key| (key.clone(), dataset.read_key(&key).unwrap())).collect();
             drop(
                 load(context, dataset, &keys, LoadOptions::because(Cause::Miss), &mut Job::uncounted()).await,
             );

@@ -357,7 +357,8 @@ async fn run(world: &World, troubles: &[Trouble]) {
 #[tokio::test]
 async fn a_worker_fills_a_cluster_and_follows_writes_tags_events_and_misses() {
     let world = World::start(0).await;
-    let _worker = world.worker();
+    world.cli.says(&["warm"], 1, &["no worker follows shard"]);
+    let mut worker = world.worker();
     world.is_covered().await;
     world.agrees().await;
     let postgres = &world.rig.postgres;
@@ -371,7 +372,8 @@ async fn a_worker_fills_a_cluster_and_follows_writes_tags_events_and_misses() {
         let owner = world.servers.owner(slot(id), 0).await.unwrap();
         world.servers.ask::<()>(owner, &set(id)).await.unwrap();
     }
-    let event = redis::cmd("PUBLISH").arg("cache:invalidation").arg(r#"{"keys":["item:0","item:1"]}"#).to_owned();
+    let event =
+        redis::cmd("PUBLISH").arg("cache:invalidation").arg(r#"{"keys":["item:0","item:1"]}"#).to_owned();
     world.servers.ask::<u64>(1, &event).await.unwrap();
     let event = redis::cmd("PUBLISH").arg("cache:invalidation").arg(r#"{"tag":"kind:2"}"#).to_owned();
     world.servers.ask::<u64>(2, &event).await.unwrap();
@@ -389,6 +391,11 @@ async fn a_worker_fills_a_cluster_and_follows_writes_tags_events_and_misses() {
     world.agrees().await;
     world.cli.says(&["warm", "item"], 0, &["entries stored"]);
     world.is_covered().await;
+    // Asked to, it ends in order.
+    let asked = std::process::Command::new("kill").arg(worker.0.id().to_string()).status().unwrap();
+    assert!(asked.success());
+    let ended = tokio::task::spawn_blocking(move || worker.0.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test]
@@ -432,7 +439,8 @@ async fn what_does_not_work_on_a_cluster_is_refused_in_one_sentence() {
     let with_stream = with_stream.with("CACHEKEEPER__REDIS__URL", &world.servers.url());
     with_stream.says(&["run"], 78, &["no stream of events is read on a Redis Cluster yet", "stream = \"\""]);
     with_stream.says(&["check"], 78, &["no stream of events is read on a Redis Cluster yet"]);
-    let written = "    [dataset.item.write]\n    statement = \"update items set version = :version where id = :id\"\n";
+    let written =
+        "    [dataset.item.write]\n    statement = \"update items set version = :version where id = :id\"\n";
     let with_writes = Cli::new(&world.rig, &format!("{CONFIG}{written}"));
     let with_writes = with_writes.with("CACHEKEEPER__REDIS__URL", &world.servers.url());
     with_writes.says(&["run"], 78, &["nothing is written through on a Redis Cluster yet"]);

@@ -1,6 +1,7 @@
 //! What every flow is given.
 
 mod on_shard;
+mod pinned;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -18,13 +19,13 @@ use super::history::{History, What};
 use super::lease::worker_name;
 use super::registrar::Registrar;
 use super::watermark_watch::WatermarkWatch;
-pub use on_shard::OnShard;
 use crate::metrics::{ByReason, Metrics};
 use crate::stores::postgres::{CaptureLimits, Postgres};
 use crate::stores::redis::{
     Answer, CacheError, Claim, Cluster, Epoch, PlacedShard, PreconditionFailed, Redis, Registered,
 };
 use cachekeeper_config::{Config, FeedMode};
+pub use on_shard::OnShard;
 
 /// Between two looks at definitions that were not this process's.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

@@ -237,7 +237,11 @@ impl Metrics {
     ///
     /// # Errors
     /// Only if formatting fails.
-    pub fn render_shards(&self, shards: &[Arc<Self>], others: &[&Registry]) -> Result<String, std::fmt::Error> {
+    pub fn render_shards(
+        &self,
+        shards: &[Arc<Self>],
+        others: &[&Registry],
+    ) -> Result<String, std::fmt::Error> {
         let shards = shards.iter().map(|shard| &shard.registry);
         let all: Vec<&Registry> = others.iter().copied().chain(shards).collect();
         self.render_with(&all).map(|text| exposition::grouped(&text))

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::info;
 
 use super::catalog::Dataset;
@@ -23,6 +24,8 @@ use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 const ADOPTED_AT_ONCE: usize = 500;
 /// Once so many entries were loaded for adoptions, changes come first again.
 const LOADED_AT_ONCE: u64 = 20_000;
+/// While a server does not answer, a twentieth of the time at most goes into changes that are applied and cannot be claimed.
+const UNCLAIMED_SHARE: u32 = 20;
 /// Why rows may be missing in cluster slots that come from elsewhere.
 const FROM_ELSEWHERE: &str = "cluster slots came to this shard";
 
@@ -62,25 +65,32 @@ struct ShardFollower {
     /// What the last look at the guards was about: the configuration of the cluster and the servers; none: a script was refused because
     /// of one since then.
     looked: Option<(u64, Vec<ShardServer>)>,
+    /// When changes may be applied again although a server does not answer.
+    again_at: Option<Instant>,
     /// What was adopted at the last round, and those of it that could be reached, as whoever touches entries is given it.
     within: Option<(Arc<Adopted>, ClusterSlotSet, Arc<Adopted>)>,
 }
 
 impl ShardFollower {
     fn new(context: &Context, on_shard: &OnShard) -> Self {
-        Self { context: context.clone(), on_shard: on_shard.clone(), looked: None, within: None }
+        Self {
+            context: context.clone(),
+            on_shard: on_shard.clone(),
+            looked: None,
+            again_at: None,
+            within: None,
+        }
     }
 
-    async fn round(
-        &mut self,
-        consumer: &mut FeedConsumer,
-        must_advance: bool,
-    ) -> Result<Step, EngineError> {
-        // Where a server does not answer, changes are applied by what is known, and nothing is claimed.
-        let (look, is_whole) = match self.on_shard.cluster.look().await {
-            Ok(look) => (look, true),
-            Err(error) => (self.on_shard.cluster.last_look().ok_or(error)?, false),
+    async fn round(&mut self, consumer: &mut FeedConsumer, must_advance: bool) -> Result<Step, EngineError> {
+        // Where a server does not answer, changes are applied by what is known, and nothing is claimed: so the next round applies them
+        // again, and must not come too soon.
+        let (look, is_whole) = match (self.on_shard.cluster.look().await, self.on_shard.cluster.last_look()) {
+            (Ok(look), _) => (look, true),
+            (Err(_), Some(last)) if self.again_at.is_none_or(|at| at <= Instant::now()) => (last, false),
+            (Err(error), _) => return Err(error.into()),
         };
+        let began = Instant::now();
         let Some(server) = self.server(&look) else { return Ok(Step::Waiting) };
         if self.context.epoch().is_none() {
             epoch::ensure(&self.context, "").await?;
@@ -93,6 +103,7 @@ impl ShardFollower {
         if step.is_err() {
             self.looked = None;
         }
+        self.again_at = (!is_whole).then(|| Instant::now() + began.elapsed() * UNCLAIMED_SHARE);
         let step = step?;
         adopted.map(|()| step)
     }

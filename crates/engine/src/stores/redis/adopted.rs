@@ -1,6 +1,5 @@
 //! What a shard of a cluster has adopted, as it was read from its table.
 
-use super::Epoch;
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use cachekeeper_protocol::guard::{Generation, Guard};
@@ -50,8 +49,8 @@ impl Adopted {
     }
 
     /// Whether it is of this epoch.
-    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
-        self.table.starts_with(epoch.as_bytes())
+    pub(super) fn is_of(&self, epoch: &[u8]) -> bool {
+        self.table.starts_with(epoch)
     }
 
     /// What the guard of a cluster slot says if it is still the shard's; none: it was not adopted.

@@ -53,7 +53,9 @@ impl Redis {
     #[must_use]
     pub(crate) fn takes_as(&self, key: &str, now: &Adopted) -> bool {
         let slot = ClusterSlot::of(key.as_bytes());
-        self.adopted.as_ref().is_some_and(|then| then.guard(slot).is_some() && then.guard(slot) == now.guard(slot))
+        self.adopted
+            .as_ref()
+            .is_some_and(|then| then.guard(slot).is_some() && then.guard(slot) == now.guard(slot))
     }
 
     /// Those of these adopted cluster slots whose guard does not say so (any more): others have had them meanwhile.
@@ -144,7 +146,10 @@ impl Redis {
     ///
     /// # Errors
     /// [`CacheError`].
-    pub async fn adopted_now(&self, known: Option<&Arc<Adopted>>) -> Result<Option<Arc<Adopted>>, CacheError> {
+    pub async fn adopted_now(
+        &self,
+        known: Option<&Arc<Adopted>>,
+    ) -> Result<Option<Arc<Adopted>>, CacheError> {
         let meta = &self.keys.metadata().meta;
         let command = redis::cmd("HMGET").arg(meta).arg("epoch").arg("adoptions").arg("runs").to_owned();
         let (epoch, changes, runs): (Option<Vec<u8>>, Option<u64>, Option<String>) =
@@ -153,7 +158,7 @@ impl Redis {
             return Ok(None);
         };
         let is_it = |known: &&Arc<Adopted>| {
-            known.is_of(&epoch)
+            known.is_of(epoch.as_bytes())
                 && known.changes == changes.unwrap_or_default()
                 && known.runs == runs.as_deref().unwrap_or_default()
         };

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
-use super::cluster_look::Looks;
 use super::endpoint::Address;
 use super::script::{Call, HELD_ELSEWHERE};
 use super::{Adopted, CacheError, ClusterMap, ClusterNode, Redis};
@@ -65,6 +64,27 @@ impl Survey {
     pub fn runs(&self) -> Vec<String> {
         self.servers.iter().map(|server| format!("{} {}", server.node, server.run)).collect()
     }
+}
+
+/// What all servers have said.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// Who serves what.
+    pub map: ClusterMap,
+    /// What the servers know of the cluster slots.
+    pub survey: Survey,
+}
+
+/// How a look ended.
+pub(super) type Looked = Result<Arc<Look>, CacheError>;
+
+/// The last look, and how it ended.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    /// Held while one is under way: whoever comes meanwhile waits for it.
+    pub(super) last: tokio::sync::Mutex<Option<(Instant, Looked)>>,
+    /// The last one to which all servers have answered.
+    pub(super) whole: Mutex<Option<Arc<Look>>>,
 }
 
 /// How often all servers are asked for entries of cluster slots that they do not serve, where nothing shows that there may be any.

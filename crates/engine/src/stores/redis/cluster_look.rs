@@ -7,17 +7,8 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use tokio::time::{Instant, timeout};
 
-use super::{CacheError, Cluster, ClusterMap, ClusterNode, Survey};
+use super::{CacheError, Cluster, ClusterMap, ClusterNode, Look};
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
-
-/// What all servers have said.
-#[derive(Debug, Clone)]
-pub struct Look {
-    /// Who serves what.
-    pub map: ClusterMap,
-    /// What the servers know of the cluster slots.
-    pub survey: Survey,
-}
 
 /// A master, and which shard it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,15 +17,6 @@ pub struct PlacedShard {
     pub number: u32,
     /// The master that serves its home slot.
     pub node: ClusterNode,
-}
-
-/// The last look, and how it ended.
-#[derive(Debug, Default)]
-pub(super) struct Looks {
-    /// Held while one is under way: whoever comes meanwhile waits for it.
-    last: tokio::sync::Mutex<Option<(Instant, Result<Arc<Look>, CacheError>)>>,
-    /// The last one to which all servers have answered.
-    whole: std::sync::Mutex<Option<Arc<Look>>>,
 }
 
 /// For how long an answer counts (0023).
@@ -55,14 +37,17 @@ impl Cluster {
         if let Some((_, answer)) = last.as_ref().filter(|(at, _)| at.elapsed() < COUNTS_FOR) {
             return answer.clone();
         }
-        let before = self.last_look();
+        let (before, began) = (self.last_look(), Instant::now());
         let asked = timeout(ANSWERED_WITHIN, self.ask_all(before.as_deref())).await;
-        let answer =
-            asked.unwrap_or_else(|_| Err(CacheError::timed_out("ask all masters of the cluster"))).map(Arc::new);
+        let answer = asked
+            .unwrap_or_else(|_| Err(CacheError::timed_out("ask all masters of the cluster")))
+            .map(Arc::new);
+        // What is known is as old as the first question; that somebody does not answer, as the end of the wait.
+        let at = if answer.is_ok() { began } else { Instant::now() };
         if let Ok(look) = &answer {
             *looks.whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(look));
         }
-        *last = Some((Instant::now(), answer.clone()));
+        *last = Some((at, answer.clone()));
         answer
     }
 
@@ -107,7 +92,8 @@ impl Cluster {
         for number in server.guarded_by(&sample).await? {
             *named.entry(number).or_default() += 1;
         }
-        let is_here = |number: u32| node.serves.contains(server.keys().of_shard(number).metadata().home_slot());
+        let is_here =
+            |number: u32| node.serves.contains(server.keys().of_shard(number).metadata().home_slot());
         let known = named.into_iter().filter(|(number, _)| is_here(*number));
         // The lowest of those that are named as often.
         let known = known.rev().max_by_key(|(_, times)| *times).map(|(number, _)| number);

@@ -86,7 +86,10 @@ impl Redis {
     ///
     /// # Errors
     /// [`CacheError`] where Redis cannot be asked.
-    pub async fn uses_of(&self, (namespace, shard): (&str, u32)) -> Result<BTreeMap<String, String>, CacheError> {
+    pub async fn uses_of(
+        &self,
+        (namespace, shard): (&str, u32),
+    ) -> Result<BTreeMap<String, String>, CacheError> {
         let key = Keyspace::new(namespace).of_shard(shard).uses();
         self.command("read what another namespace uses", redis::cmd("HGETALL").arg(key)).await
     }
