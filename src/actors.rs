@@ -22,6 +22,8 @@ pub mod poll_interval;
 pub mod refresher;
 pub mod runner;
 pub mod seen_events;
+pub mod shard_reporter;
+pub mod shards;
 pub mod task;
 pub mod under_way;
 pub mod wake;
@@ -29,7 +31,22 @@ pub mod warmer;
 
 use task::TaskEntry;
 
-/// All tasks, in the order in which they start: those that others rely on first. They stop backwards, so that leases are
+/// The tasks of a worker on a cluster as a whole.
+pub const CLUSTER_TASKS: [TaskEntry; 2] =
+    [TaskEntry::of::<metrics_reporter::MetricsReporter>(), TaskEntry::of::<shards::Shards>()];
+
+/// The tasks of each of its shards, in the order in which they start. Streams are not read on a cluster yet, and no audit runs.
+pub const SHARD_TASKS: [TaskEntry; 7] = [
+    TaskEntry::of::<lock_renewer::LockRenewer>(),
+    TaskEntry::of::<shard_reporter::ShardReporter>(),
+    TaskEntry::of::<epoch_keeper::EpochKeeper>(),
+    TaskEntry::of::<change_feed::ChangeFeed>(),
+    TaskEntry::of::<refresher::Refresher>(),
+    TaskEntry::of::<warmer::Warmer>(),
+    TaskEntry::of::<invalidation_listener::InvalidationListener>(),
+];
+
+/// All tasks on a single Redis, in the order in which they start: those that others rely on first. They stop backwards, so that leases are
 /// released last.
 pub const TASKS: [TaskEntry; 10] = [
     TaskEntry::of::<lock_renewer::LockRenewer>(),

@@ -23,6 +23,7 @@ mod live;
 mod look;
 mod machine;
 mod now;
+mod on_cluster;
 mod origin;
 mod page;
 mod problem;
@@ -43,7 +44,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -87,7 +88,11 @@ pub async fn serve(listener: TcpListener, tasks: &TaskContext) -> std::io::Resul
     let live = Arc::new(Live::new(tasks.engine.history.clone()));
     let shared =
         Shared { tasks: tasks.clone(), started_ms: now_ms(), since: since.clone(), live: Arc::clone(&live) };
-    let router = router(shared, guard);
+    let router = router(shared.clone(), guard);
+    let router = match shared.tasks.of_cluster {
+        Some(_) => router.layer(from_fn(on_cluster::only_what_works)),
+        None => router,
+    };
     tokio::select! {
         () = live.run() => Ok(()),
         ended = server::accept(listener, router, Arc::clone(&files), connections, &tasks.leaving.begun) => ended,

@@ -1,5 +1,9 @@
 //! The worker as a whole: build the stores, look at the servers, run the actors, stop them in time.
 
+mod looks;
+mod on_cluster;
+mod start_error;
+
 use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
@@ -8,18 +12,19 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use self::looks::{LookError, check_server, share_names};
+pub use self::start_error::StartError;
 use crate::actors::clock::now_ms;
 use crate::actors::context::{Handover, Leaving, TaskContext};
 use crate::actors::health::Health;
+use crate::actors::{CLUSTER_TASKS, TASKS};
 use crate::schedule;
 use crate::supervisor::{Outcome, Supervisor, SupervisorArguments, SupervisorMessage};
 use crate::telemetry;
-use cachekeeper_config::{Config, FeedMode, FeedNeed, ScheduleProblem};
+use cachekeeper_config::{Config, FeedMode, ScheduleProblem};
 use cachekeeper_engine::context::Context;
-use cachekeeper_engine::error::EngineError;
-use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
-use cachekeeper_engine::stores::postgres::{ErrorKind, POSTGRES_MAJOR_MIN};
-use cachekeeper_engine::stores::redis::{CacheError, REDIS_MAJOR_MIN, ServerFacts};
+use cachekeeper_engine::stores::postgres::ErrorKind;
+use cachekeeper_engine::stores::redis::{CacheError, ServerFacts};
 
 /// How long a start waits for what the servers say of themselves. A silent one is waited for with the worker running, so that
 /// probes and scrapes are answered.
@@ -43,68 +48,6 @@ pub struct Worker {
     shutdown_timeout: Duration,
 }
 
-/// Why a worker cannot start. Waiting does not help.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A URL cannot be used.
-    #[error(transparent)]
-    Flow(#[from] EngineError),
-    /// Who loaded the configuration did not check the schedules.
-    #[error("the schedule of dataset {dataset} cannot be used: {message}")]
-    Schedule {
-        /// Which dataset.
-        dataset: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// The actors could not be started.
-    #[error("the actors could not be started")]
-    Spawn(#[source] ractor::SpawnErr),
-    /// The server is too old.
-    #[error("Redis {version} is too old: Cachekeeper needs {REDIS_MAJOR_MIN}.0 or newer (or Valkey)")]
-    RedisTooOld {
-        /// What it says.
-        version: String,
-    },
-    /// The server is too old.
-    #[error("Postgres {version} is too old: Cachekeeper needs {POSTGRES_MAJOR_MIN} or newer")]
-    PostgresTooOld {
-        /// What it says.
-        version: i32,
-    },
-    /// No session would keep what is set and locked in it.
-    #[error("{0}")]
-    Pooler(String),
-    /// Redis Cluster is not supported.
-    #[error("this Redis is a node of a cluster, which Cachekeeper does not support yet; use a single Redis")]
-    ClusterNode,
-    /// Another namespace of this database uses the same keys.
-    #[error("{message}; {CONFLICT_HELP}")]
-    SharedNames {
-        /// What both would use.
-        message: String,
-    },
-    /// A worker of an earlier version still runs.
-    #[error(
-        "a worker of an earlier version leads the namespace {namespace:?}; it keeps other keys, and the two would write over each \
-         other: stop all earlier workers and libraries, then start this one (a killed one is over after 10 s)"
-    )]
-    FormerVersion {
-        /// Which.
-        namespace: String,
-    },
-    /// Eviction could take what is required.
-    #[error(
-        "dataset {dataset} has feed = \"required\", but Redis may evict anything ({policy}); set maxmemory-policy to volatile-* or noeviction"
-    )]
-    Evicting {
-        /// Which dataset.
-        dataset: String,
-        /// Redis's policy.
-        policy: String,
-    },
-}
-
 impl Worker {
     /// Starts the worker. Servers that are down are waited for, not ready; what waiting cannot mend is an error.
     pub async fn start(config: Config) -> Result<Self, StartError> {
@@ -126,7 +69,10 @@ impl Worker {
         check_schedules(&config)?;
         let lost = context.metrics.log_lines_lost.clone();
         telemetry::count_lost_in(lost);
-        let health = Health::new(context.metrics.clone());
+        let health = match &context.cluster {
+            Some(_) => Health::of_cluster(context.metrics.clone()),
+            None => Health::new(context.metrics.clone()),
+        };
         let (redis, postgres) =
             tokio::join!(look_at_redis(&config, &context), look_at_postgres(&config, &context));
         match redis {
@@ -156,12 +102,14 @@ impl Worker {
             redis = %config.redis.url.redacted(),
             "worker starts"
         );
-        let tasks = TaskContext::new(config, context.clone(), health.clone(), handover.clone());
+        let mut tasks = TaskContext::new(config, context.clone(), health.clone(), handover.clone());
         let leaving = tasks.leaving.clone();
         let (sender, outcome) = oneshot::channel();
         // A second less than the whole: the stores must be closed too.
         let stop_within = shutdown_timeout.saturating_sub(Duration::from_secs(1)).max(shutdown_timeout / 2);
-        let arguments = SupervisorArguments { context: tasks, stop_within, outcome: sender };
+        tasks.of_cluster = context.cluster.as_ref().map(|cluster| on_cluster::of(cluster, stop_within));
+        let list = if context.cluster.is_some() { CLUSTER_TASKS.as_slice() } else { TASKS.as_slice() };
+        let arguments = SupervisorArguments { context: tasks, tasks: list, stop_within, outcome: sender };
         let (root, join) = Actor::spawn(None, Supervisor, arguments).await.map_err(StartError::Spawn)?;
         Ok(Self { root, join, outcome, health, context, handover, leaving, shutdown_timeout })
     }
@@ -216,11 +164,6 @@ fn check_schedules(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-enum LookError {
-    Final(StartError),
-    NotNow(String),
-}
-
 /// A server that is down, a wrong password and a certificate can be mended while the worker waits, and their files are read
 /// again; so can a pooler, but who starts a worker behind one should know at once.
 async fn look_at_postgres(config: &Config, context: &Context) -> Result<(), StartError> {
@@ -248,42 +191,21 @@ async fn look_at_redis(config: &Config, context: &Context) -> Result<(), LookErr
 }
 
 async fn ask_redis(config: &Config, context: &Context) -> Result<(), LookError> {
+    if let Some(cluster) = &context.cluster {
+        return on_cluster::ask(config, context, cluster).await;
+    }
     let not_now = |error: CacheError| LookError::NotNow(error.told());
     check_facts(config, context.redis.facts().await.map_err(not_now)?)?;
     if context.redis.is_led_by_former_version().await.map_err(not_now)? {
         let namespace = config.service.namespace.clone();
         return Err(LookError::Final(StartError::FormerVersion { namespace }));
     }
-    let not_now = |error: EngineError| LookError::NotNow(error.told());
-    if let Some(conflict) = namespaces::conflicts(context, config).await.map_err(not_now)?.into_iter().next()
-    {
-        return Err(LookError::Final(StartError::SharedNames { message: conflict.message }));
-    }
-    namespaces::register(context, config).await.map_err(not_now)
+    share_names(config, context).await
 }
 
 fn check_facts(config: &Config, facts: ServerFacts) -> Result<(), LookError> {
-    if facts.is_too_old() {
-        return Err(LookError::Final(StartError::RedisTooOld { version: facts.version }));
-    }
     if facts.is_cluster_node {
         return Err(LookError::Final(StartError::ClusterNode));
     }
-    check_eviction(config, &facts)
-}
-
-fn check_eviction(config: &Config, facts: &ServerFacts) -> Result<(), LookError> {
-    if !facts.evicts_anything() {
-        return Ok(());
-    }
-    let policy = facts.maxmemory_policy.clone();
-    if let Some(dataset) = config.datasets.iter().find(|dataset| dataset.feed == FeedNeed::Required) {
-        let dataset = dataset.name.clone();
-        return Err(LookError::Final(StartError::Evicting { dataset, policy }));
-    }
-    warn!(
-        policy,
-        "redis may evict the stamp tables; each time everything is revalidated. Better: volatile-lru, or noeviction"
-    );
-    Ok(())
+    check_server(config, facts)
 }

@@ -1,6 +1,7 @@
 //! What only the servers know of a configuration: `cachekeeper check` says it, and a reload refuses what is wrong. Each part is asked by
 //! itself, so that nothing that is wrong hides anything else.
 
+mod cluster;
 mod dataset;
 mod loads;
 mod located;
@@ -13,6 +14,7 @@ mod write;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+pub use self::cluster::of_cluster;
 pub use self::notes::notes;
 use crate::admin::{self, FileProblem};
 use cachekeeper_config::Config;

@@ -16,7 +16,6 @@ use tracing::{error, info, warn};
 
 pub use policy::{Decision, RestartPolicy};
 
-use crate::actors::TASKS;
 use crate::actors::clock::now_ms;
 use crate::actors::context::TaskContext;
 use crate::actors::lock_renewer::LockRenewer;
@@ -33,6 +32,8 @@ const LASTING: [&str; 2] = [LockRenewer::NAME, MetricsReporter::NAME];
 pub struct SupervisorArguments {
     /// What the tasks are given.
     pub context: TaskContext,
+    /// The tasks, in the order in which they start.
+    pub tasks: &'static [TaskEntry],
     /// How long all tasks together may take to stop.
     pub stop_within: Duration,
     /// Told how it ended.
@@ -68,6 +69,7 @@ pub enum SupervisorMessage {
 #[derive(Debug)]
 pub struct SupervisorState {
     context: TaskContext,
+    tasks: &'static [TaskEntry],
     policy: RestartPolicy,
     running: HashMap<ActorId, Running>,
     stop_within: Duration,
@@ -97,11 +99,12 @@ impl Actor for Supervisor {
         myself: ActorRef<SupervisorMessage>,
         arguments: SupervisorArguments,
     ) -> Result<SupervisorState, ActorProcessingErr> {
-        for task in TASKS {
-            myself.cast(SupervisorMessage::Start(task))?;
+        for task in arguments.tasks {
+            myself.cast(SupervisorMessage::Start(*task))?;
         }
         Ok(SupervisorState {
             context: arguments.context,
+            tasks: arguments.tasks,
             policy: RestartPolicy::default(),
             running: HashMap::new(),
             stop_within: arguments.stop_within,
@@ -235,7 +238,7 @@ impl SupervisorState {
 
     async fn stop_all(&mut self, is_meant: impl Fn(&TaskEntry) -> bool) {
         let deadline = Instant::now() + self.stop_within;
-        for task in TASKS.iter().rev().filter(|task| is_meant(task)) {
+        for task in self.tasks.iter().rev().filter(|task| is_meant(task)) {
             let Some((_, child)) = self.running.iter().find(|(_, child)| child.task.name == task.name) else {
                 continue;
             };

@@ -30,6 +30,7 @@ use cachekeeper_engine::epoch;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::lease::{Lease, LeaseName};
 use cachekeeper_engine::metrics::ByReason;
+use cachekeeper_engine::shard::Follower;
 use cachekeeper_engine::stores::postgres::ErrorKind;
 use cachekeeper_engine::stores::redis::Registered;
 use cachekeeper_engine::{log_limit, namespaces};
@@ -138,7 +139,7 @@ impl Feed {
     }
 
     async fn follow(&mut self, role: Role<'_>) {
-        let mut follower = FeedConsumer::new(&self.engine);
+        let mut follower = Follower::new(&self.engine);
         let mut trim_at = Instant::now();
         let mut interval = PollInterval::default();
         // The first step moves the watermark: others wait to know what is covered.
@@ -150,24 +151,24 @@ impl Feed {
             let is_over = match role {
                 Role::Leader(lease) => lease.lost().is_cancelled() || !self.may_lead(),
                 Role::Substitute(until) => {
-                    until <= Instant::now() || follower.has_met_another(must_advance).await
+                    until <= Instant::now() || follower.consumer.has_met_another(must_advance).await
                 }
             };
             if is_over {
                 return;
             }
-            if self.look_beside(&follower).await {
-                follower = FeedConsumer::new(&self.engine);
+            if self.look_beside(&follower.consumer).await {
+                follower = Follower::new(&self.engine);
             }
             if trim_at <= Instant::now() {
                 trim_at = Instant::now() + TRIM_EVERY;
-                if let Err(error) = follower.trim().await {
+                if let Err(error) = follower.consumer.trim().await {
                     debug!(error = %chain(&error), "the outbox is trimmed later");
                 }
             }
             let began = Instant::now();
-            let step = follower.step(must_advance).await;
-            if follower.take_made_pending() {
+            let step = Box::pin(follower.step(must_advance)).await;
+            if follower.consumer.take_made_pending() {
                 self.context.epoch_keeper.now();
             }
             match step {

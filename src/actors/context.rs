@@ -1,9 +1,12 @@
 //! What every task is given. It outlives the restarts of all of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use ractor::{ActorCell, SpawnErr};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::now_ms;
@@ -16,6 +19,7 @@ use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::lease::{Elector, Renewer, Wakeups, unique_owner};
 use cachekeeper_engine::metrics::{ByReason, BySource};
+use cachekeeper_engine::stores::redis::{Cluster, PlacedShard};
 use cachekeeper_protocol::event::Event;
 
 /// The socket of the admin listener. It stays open from one worker of a process to the next, so that nobody is turned away, and is
@@ -40,6 +44,61 @@ pub struct Handover {
     pub listener: ListenerSlot,
     /// Datasets that need not be warmed at the start.
     pub warmed: BTreeSet<String>,
+}
+
+/// Starts the tasks of one shard, which have so long to stop.
+pub type StartShard = fn(TaskContext, Duration) -> BoxFuture<'static, Result<ActorCell, SpawnErr>>;
+
+/// What a worker on a cluster has as a whole.
+#[derive(Clone, Debug)]
+pub struct OfCluster {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// How a shard is begun.
+    pub start: StartShard,
+    /// How long the tasks of a shard may take to stop.
+    pub stop_within: Duration,
+    /// The shards that are followed.
+    pub shards: FollowedShards,
+}
+
+/// The shards that are followed, by their numbers. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct FollowedShards {
+    shards: Arc<Mutex<BTreeMap<u32, FollowedShard>>>,
+}
+
+/// A shard that is followed.
+#[derive(Clone, Debug)]
+pub struct FollowedShard {
+    /// Which, and where.
+    pub placed: PlacedShard,
+    /// What its tasks are given.
+    pub tasks: TaskContext,
+    /// Its supervisor.
+    pub root: ActorCell,
+}
+
+impl FollowedShards {
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<u32, FollowedShard> {
+        self.lock().clone()
+    }
+
+    /// Adds one.
+    pub fn add(&self, shard: FollowedShard) {
+        self.lock().insert(shard.placed.number, shard);
+    }
+
+    /// Takes one out.
+    pub fn remove(&self, number: u32) {
+        self.lock().remove(&number);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, FollowedShard>> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Stores, configuration, and what tasks share. Cheap to clone.
@@ -73,6 +132,8 @@ pub struct TaskContext {
     pub listener: ListenerSlot,
     /// How this worker lets go of it.
     pub leaving: Leaving,
+    /// On a cluster, of the worker as a whole: its shards.
+    pub of_cluster: Option<OfCluster>,
 }
 
 impl TaskContext {
@@ -97,6 +158,17 @@ impl TaskContext {
             control: handover.control,
             listener: handover.listener,
             leaving: Leaving::default(),
+            of_cluster: None,
+        }
+    }
+
+    /// What the tasks of a shard are given by the worker as a whole.
+    #[must_use]
+    pub fn of_shard(&self, engine: Context, health: Health) -> Self {
+        let handover = Handover { control: self.control.clone(), ..Handover::default() };
+        Self {
+            config: Arc::clone(&self.config),
+            ..Self::new((*self.config).clone(), engine, health, handover)
         }
     }
 

@@ -15,6 +15,8 @@ use cachekeeper_engine::stores::redis::Watermark;
 pub struct Health {
     facts: Arc<Mutex<Facts>>,
     metrics: Arc<Metrics>,
+    /// Those of the shards that are followed, by their numbers; none: this is not that of a worker on a cluster.
+    shards: Option<Arc<Mutex<BTreeMap<u32, Self>>>>,
 }
 
 /// What is known.
@@ -65,6 +67,8 @@ pub struct Facts {
     pub left_out: BTreeMap<String, String>,
     /// The epoch.
     pub epoch: Option<String>,
+    /// On a cluster: why it is not known which shards there are, or some master is none.
+    pub cluster: Option<String>,
     /// Why Redis stores nothing more, where it is full.
     pub full: Option<String>,
     /// Set while the worker stops.
@@ -96,13 +100,50 @@ impl Health {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { facts: Arc::default(), metrics }
+        Self { facts: Arc::default(), metrics, shards: None }
+    }
+
+    /// That of a worker on a cluster: whether it is ready is a matter of its shards.
+    #[must_use]
+    pub fn of_cluster(metrics: Arc<Metrics>) -> Self {
+        Self { shards: Some(Arc::default()), ..Self::new(metrics) }
+    }
+
+    /// Notes the shards that are followed now.
+    pub fn note_shards(&self, followed: BTreeMap<u32, Self>) {
+        if let Some(shards) = &self.shards {
+            *shards.lock().unwrap_or_else(PoisonError::into_inner) = followed;
+        }
+    }
+
+    /// Those of the shards that are followed, by their numbers; none: this is not that of a worker on a cluster.
+    #[must_use]
+    pub fn shards(&self) -> Option<BTreeMap<u32, Self>> {
+        self.shards.as_ref().map(|shards| shards.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// A copy of all facts.
     #[must_use]
     pub fn facts(&self) -> Facts {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same; on a cluster of datasets what any shard knows.
+    #[must_use]
+    pub fn all_facts(&self) -> Facts {
+        let mut all = self.facts();
+        let shards = self.shards().unwrap_or_default();
+        if !shards.is_empty() {
+            all.not_warmed.clear();
+        }
+        for facts in shards.values().map(Self::facts) {
+            all.pending.extend(facts.pending);
+            all.uncovered.extend(facts.uncovered);
+            all.renamed.extend(facts.renamed);
+            all.not_warmed.extend(facts.not_warmed);
+            all.broken.extend(facts.broken);
+        }
+        all
     }
 
     /// Changes facts.
@@ -149,6 +190,16 @@ impl Health {
             // Nobody looks at the rest any more.
             reasons
                 .push("draining: this worker takes no more work; start it again to have it work".to_owned());
+            return reasons;
+        }
+        if let Some(shards) = self.shards() {
+            reasons.extend(facts.cluster.iter().map(|reason| format!("cluster: {reason}")));
+            if shards.is_empty() {
+                reasons.push("cluster: no shard is followed yet".to_owned());
+            }
+            for (number, shard) in &shards {
+                reasons.extend(shard.reasons().into_iter().map(|reason| format!("shard {number}: {reason}")));
+            }
             return reasons;
         }
         for dependency in DEPENDENCIES {

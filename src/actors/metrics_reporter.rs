@@ -37,6 +37,11 @@ impl Task for MetricsReporter {
     const NAME: &'static str = "metrics_reporter";
 
     async fn run(context: TaskContext, _wake: Wake) {
+        if context.of_cluster.is_some() {
+            // The rest is reported of each shard.
+            tokio::join!(listen_forever(&context), log_forever());
+            return;
+        }
         tokio::join!(
             listen_forever(&context),
             report_forever(&context),
@@ -47,7 +52,7 @@ impl Task for MetricsReporter {
     }
 }
 
-async fn report_forever(context: &TaskContext) {
+pub(super) async fn report_forever(context: &TaskContext) {
     let mut ticks = every(REPORT_EVERY);
     // The first tick is at once: there is nothing to report yet.
     ticks.tick().await;
@@ -126,7 +131,7 @@ async fn look_at_rights_forever(context: &TaskContext) {
 }
 
 /// Why the watermark does not name datasets that have another name than before.
-async fn look_at_names_forever(context: &TaskContext) {
+pub(super) async fn look_at_names_forever(context: &TaskContext) {
     let (engine, health) = (&context.engine, &context.health);
     loop {
         tokio::time::sleep(NAMES_EVERY).await;

@@ -1,12 +1,15 @@
 //! What the running worker knows of its datasets.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::schemas;
 use super::shared::Shared;
+use super::{schemas, watermark};
+use crate::actors::context::FollowedShard;
 use cachekeeper_engine::stores::redis::Watermark;
 
 /// What the running worker knows of its datasets.
@@ -17,8 +20,40 @@ pub(super) struct Status {
     reasons: Vec<String>,
     epoch: Option<String>,
     datasets: Vec<DatasetStatus>,
+    /// On a cluster that of all shards together.
     #[schemars(with = "Option<schemas::Watermark>")]
     watermark: Option<Watermark>,
+    /// On a cluster, its shards as this worker follows them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shards: Option<Vec<ShardStatus>>,
+}
+
+/// What it knows of one shard.
+#[derive(Serialize, JsonSchema)]
+struct ShardStatus {
+    /// Its number.
+    shard: u32,
+    /// Host and port of its master.
+    address: String,
+    /// The cluster slots that the master serves, as ranges.
+    serves: String,
+    epoch: Option<String>,
+    /// Datasets whose entries are being revalidated there, each with why.
+    pending: BTreeMap<String, String>,
+    #[schemars(with = "Option<schemas::Watermark>")]
+    watermark: Option<Watermark>,
+}
+
+fn of_shard(shard: &FollowedShard) -> ShardStatus {
+    let (placed, facts) = (&shard.placed, shard.tasks.health.facts());
+    ShardStatus {
+        shard: placed.number,
+        address: format!("{}:{}", placed.node.address.0, placed.node.address.1),
+        serves: placed.node.serves.to_string(),
+        epoch: facts.epoch.clone(),
+        watermark: facts.watermark.map(|(watermark, _)| watermark),
+        pending: facts.pending,
+    }
 }
 
 /// What it knows of one.
@@ -40,7 +75,14 @@ struct DatasetStatus {
 }
 
 pub(super) async fn status(State(shared): State<Shared>) -> Response {
-    let facts = shared.health().facts();
+    let (watermark, shards) = match &shared.tasks.of_cluster {
+        Some(of) => {
+            let shards = of.shards.all();
+            (watermark::least(of).await.ok().flatten(), Some(shards.values().map(of_shard).collect()))
+        }
+        None => (shared.health().facts().watermark.map(|(watermark, _)| watermark), None),
+    };
+    let facts = shared.health().all_facts();
     let reasons = shared.health().reasons();
     let datasets = shared.engine().catalog.iter().map(|dataset| {
         let name = dataset.name();
@@ -59,7 +101,8 @@ pub(super) async fn status(State(shared): State<Shared>) -> Response {
         datasets: datasets.collect(),
         reasons,
         epoch: facts.epoch.clone(),
-        watermark: facts.watermark.as_ref().map(|(watermark, _)| watermark.clone()),
+        watermark,
+        shards,
     };
     axum::Json(body).into_response()
 }

@@ -8,13 +8,17 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use tokio::time::Instant;
+
 use super::asked;
 use super::refusal::refuse;
 use super::schemas;
 use super::shared::Shared;
+use crate::actors::context::OfCluster;
 use cachekeeper_engine::error::chain;
-use cachekeeper_engine::stores::redis::Watermark;
+use cachekeeper_engine::stores::redis::{CacheError, Watermark};
 use cachekeeper_engine::tokens::{self, WaitError};
+use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use cachekeeper_protocol::token::Token;
 use cachekeeper_protocol::units::parse_duration;
 
@@ -42,6 +46,35 @@ pub(super) struct Asked {
 /// Nobody waits longer than this for one answer.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// Between two looks at the watermarks of all shards, for who waits.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The same on a cluster: of all shards together. What it does not cover it does not hold for.
+async fn of_all(of: &OfCluster, token: Option<&Token>, dataset: Option<&str>, wait: Duration) -> Response {
+    let until = Instant::now() + wait;
+    loop {
+        let watermark = match least(of).await {
+            Ok(watermark) => watermark,
+            Err(error) => return refuse(StatusCode::SERVICE_UNAVAILABLE, error.told()),
+        };
+        let covers_all = watermark.as_ref().and_then(|watermark| watermark.covers.as_ref());
+        let covers_all = covers_all.is_some_and(|covers| *covers == ClusterSlotSet::all());
+        let satisfies = |token| covers_all && tokens::satisfies(watermark.as_ref(), token, dataset);
+        let fresh = token.map(satisfies);
+        if fresh != Some(false) || until <= Instant::now() {
+            return axum::Json(Reached { watermark, fresh }).into_response();
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// What all shards together are at least as fresh as.
+pub(super) async fn least(of: &OfCluster) -> Result<Option<Watermark>, CacheError> {
+    let map = of.cluster.look().await?.map.clone();
+    let shards: Vec<_> = of.shards.all().into_values().map(|shard| shard.placed).collect();
+    of.cluster.watermark(&map, &shards).await
+}
+
 pub(super) async fn watermark(
     State(shared): State<Shared>,
     asked::Asked(asked): asked::Asked<Asked>,
@@ -58,6 +91,9 @@ pub(super) async fn watermark(
         && shared.engine().catalog.get(name).is_none()
     {
         return refuse(StatusCode::NOT_FOUND, format!("no dataset is named {name}"));
+    }
+    if let Some(of_cluster) = &shared.tasks.of_cluster {
+        return of_all(of_cluster, token.as_ref(), asked.dataset.as_deref(), wait).await;
     }
     let found = match &token {
         Some(token) => tokens::wait(shared.engine(), token, asked.dataset.as_deref(), wait).await,

@@ -9,12 +9,16 @@ use cachekeeper_engine::rights;
 use cachekeeper_engine::shown::few;
 use cachekeeper_engine::stores::redis::{REDIS_MAJOR_MIN, Refusal, ServerFacts};
 
-const URL: &str = "redis.url";
+pub(super) const URL: &str = "redis.url";
+const CLUSTER_HELP: &str = "write redis+cluster://host:port,host:port with some of its nodes";
 const RIGHTS_HELP: &str = "`cachekeeper acl --for worker` prints all that the worker's user needs";
 
 impl Check<'_> {
     /// Whether it can be used.
     pub(super) async fn redis(&mut self) -> Result<bool, EngineError> {
+        if let Some(cluster) = &self.context.cluster {
+            return self.masters(cluster).await;
+        }
         let Some(facts) = self.redis_facts().await? else { return Ok(false) };
         self.check_eviction(&facts);
         if !self.is_usable(&facts) {
@@ -47,7 +51,7 @@ impl Check<'_> {
     }
 
     /// Whether this Redis can be written at all.
-    fn is_usable(&mut self, facts: &ServerFacts) -> bool {
+    pub(super) fn is_usable(&mut self, facts: &ServerFacts) -> bool {
         let (message, help) = if facts.is_too_old() {
             let version = &facts.version;
             let message = format!(
@@ -55,8 +59,7 @@ impl Check<'_> {
             );
             (message, "use a newer server")
         } else if facts.is_cluster_node {
-            let message = "this Redis is a node of a cluster, which Cachekeeper does not support yet";
-            (message.to_owned(), "use a single Redis")
+            ("this Redis is a node of a cluster".to_owned(), CLUSTER_HELP)
         } else if facts.role != "master" {
             let message = "this Redis is a replica, where nothing can be stored";
             (message.to_owned(), "give the address of its master")
@@ -67,7 +70,7 @@ impl Check<'_> {
         false
     }
 
-    fn check_eviction(&mut self, facts: &ServerFacts) {
+    pub(super) fn check_eviction(&mut self, facts: &ServerFacts) {
         if !facts.evicts_anything() {
             return;
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::choose::{exit_of, with_reason};
 use super::output::{Exit, Output};
 use super::{file, listener};
-use crate::check::{Askable, Unasked, notes, of_admin, of_servers};
+use crate::check::{Askable, Unasked, notes, of_admin, of_cluster, of_servers};
 use crate::{schedule, telemetry};
 use cachekeeper_config::check::{PartialConfig, in_order};
 use cachekeeper_config::diagnostic::{Diagnostic, Severity};
@@ -36,6 +36,7 @@ pub async fn check(
         problems.push(Diagnostic::error(message, None));
     }
     problems.extend(of_admin(&config));
+    problems.extend(of_cluster(&config));
     let mut unasked = Vec::new();
     if !offline {
         problems.extend(listener::obstacle(&config).await);

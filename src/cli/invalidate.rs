@@ -37,9 +37,9 @@ pub struct Targets {
     delete: bool,
 }
 
-/// Does at once, in this process, what an event would make the worker do.
+/// Does at once, in this process, what an event would make the worker do: on a single Redis, or on each shard of a cluster.
 pub async fn invalidate(
-    context: &Context,
+    contexts: &[Context],
     targets: &Targets,
     op: Option<Op>,
     out: &Output,
@@ -49,30 +49,17 @@ pub async fn invalidate(
         return Ok(Exit::Usage);
     }
     let op = if targets.delete { Some(Op::Delete) } else { op };
-    let mut report = LoadReport::default();
-    // The query's types decide to which dataset a key belongs. One that cannot work has no keys.
-    for dataset in context.catalog.iter() {
-        match dataset.source(&context.postgres).await {
-            Ok(_) | Err(EngineError::Dataset { .. }) => {}
-            Err(error) => return Err(error),
-        }
+    let Some(context) = contexts.first() else { return Ok(Exit::Failed) };
+    if !targets.datasets.is_empty()
+        && let Err(exit) = choose(context, &targets.datasets, out)
+    {
+        return Ok(exit);
     }
-    let mut keys = targets.keys.clone();
-    let left_out = events::leave_out(context, &mut keys).await?;
-    if !keys.is_empty() {
-        report.add(with_current_epoch(context, || invalidate::keys(context, &keys, op)).await?);
-    }
-    if !targets.tags.is_empty() {
-        report.add(with_current_epoch(context, || invalidate::tags(context, &targets.tags, op)).await?);
-    }
-    if !targets.datasets.is_empty() {
-        let chosen = match choose(context, &targets.datasets, out) {
-            Ok(chosen) => chosen,
-            Err(exit) => return Ok(exit),
-        };
-        for dataset in chosen {
-            report.add(with_current_epoch(context, || whole(context, dataset, op)).await?);
-        }
+    let (mut report, mut left_out) = (LoadReport::default(), BTreeSet::new());
+    for context in contexts {
+        let (done, left) = on_one(context, targets, op).await?;
+        report.add(done);
+        left_out.extend(left);
     }
     let text = format!(
         "{} stored again, {} gone, {} deleted{}",
@@ -98,6 +85,34 @@ pub async fn invalidate(
         ));
     }
     Ok(if report.failures.is_empty() && left_out.is_empty() { Exit::Ok } else { Exit::Failed })
+}
+
+/// What was done on one Redis, or on one shard; the keys that were left alone.
+async fn on_one(
+    context: &Context,
+    targets: &Targets,
+    op: Option<Op>,
+) -> Result<(LoadReport, Vec<String>), EngineError> {
+    let mut report = LoadReport::default();
+    // The query's types decide to which dataset a key belongs. One that cannot work has no keys.
+    for dataset in context.catalog.iter() {
+        match dataset.source(&context.postgres).await {
+            Ok(_) | Err(EngineError::Dataset { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut keys = targets.keys.clone();
+    let left_out = events::leave_out(context, &mut keys).await?;
+    if !keys.is_empty() {
+        report.add(with_current_epoch(context, || invalidate::keys(context, &keys, op)).await?);
+    }
+    if !targets.tags.is_empty() {
+        report.add(with_current_epoch(context, || invalidate::tags(context, &targets.tags, op)).await?);
+    }
+    for dataset in targets.datasets.iter().filter_map(|name| context.catalog.get(name)) {
+        report.add(with_current_epoch(context, || whole(context, dataset, op)).await?);
+    }
+    Ok((report, left_out))
 }
 
 /// Tags that no dataset's entries can have. Entries of applications may have any.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::check::{Askable, Unasked, of_admin, of_servers};
+use crate::check::{Askable, Unasked, of_admin, of_cluster, of_servers};
 use crate::control::{ReloadError, Reloaded};
 use crate::schedule;
 use cachekeeper_config::Config;
@@ -43,6 +43,7 @@ pub(super) async fn load(place: &Place, old: &Config) -> Result<(Config, Reloade
     let changes = old.changes(&newer);
     if !changes.is_empty() {
         problems.extend(of_admin(&newer));
+        problems.extend(of_cluster(&newer));
         check(&newer, &mut problems).await?;
     }
     problems.extend(of_address(old, &newer).await);

@@ -13,9 +13,9 @@ use cachekeeper_engine::epoch;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::load::{Cause, Job, Keys, LoadOptions, load};
 use cachekeeper_engine::revalidation;
-use cachekeeper_engine::shard::ShardFollower;
+use cachekeeper_engine::shard::Follower;
 use cachekeeper_engine::stores::postgres::Postgres;
-use cachekeeper_engine::stores::redis::{Cluster, Survey, Watermark};
+use cachekeeper_engine::stores::redis::{Cluster, Watermark};
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use cachekeeper_protocol::guard::Guard;
@@ -57,9 +57,13 @@ struct World {
 
 /// A worker's part on every shard.
 struct Followed {
-    cluster: Cluster,
-    followers: Vec<ShardFollower>,
-    last: Option<Survey>,
+    shards: Vec<Shard>,
+}
+
+/// What follows one shard; another one where the shard has another server.
+struct Shard {
+    context: Context,
+    follower: Follower,
 }
 
 fn slot(id: usize) -> ClusterSlot {
@@ -76,16 +80,17 @@ impl World {
         config.redis.url = Secret::new(self.servers.url());
         let cluster = Cluster::new(&config.redis, &config.service.namespace).unwrap().unwrap();
         let postgres = Postgres::new(&config.postgres).unwrap();
-        let mut followers = Vec::new();
-        for node in &cluster.map().await.unwrap().masters {
-            let number = Keyspace::new("test").shard_within(&node.serves, &[]).unwrap();
-            let redis = cluster.shard(&node.address, number).unwrap();
-            let context = Context::of_shard(&config, &postgres, redis);
+        let mut shards = Vec::new();
+        let map = cluster.map().await.unwrap();
+        for placed in cluster.placed_shards(&map, &[]).await.unwrap() {
+            let context = Context::of_shard(&config, &postgres, &cluster, &placed).unwrap();
+            let context = context.registering(&config);
             epoch::ensure(&context, "").await.unwrap();
             context.set_coverage(coverage::look(&context, true).await.unwrap());
-            followers.push(ShardFollower::new(&cluster, &context));
+            shards.push(Shard { follower: Follower::new(&context), context });
         }
-        Followed { cluster, followers, last: None }
+        assert_eq!(shards.len(), 3);
+        Followed { shards }
     }
 
     /// Checks everything that was seen against the history.
@@ -145,23 +150,20 @@ impl World {
 impl Followed {
     /// One round of all shards, and of whatever is pending on them.
     async fn round(&mut self) -> Result<(), EngineError> {
-        let map = self.cluster.map().await?;
-        let survey = self.cluster.survey(&map, self.last.as_ref()).await?;
         let mut failure = None;
-        for follower in &mut self.followers {
-            match follower.round(&map, &survey, false).await {
-                Ok(_) => follow_up(follower.context()).await?,
-                Err(EngineError::RedisRolledBack) => epoch::renew(follower.context()).await?,
+        for Shard { context, follower } in &mut self.shards {
+            match follower.step(false).await {
+                Ok(_) => follow_up(context).await?,
+                Err(EngineError::RedisRolledBack) => epoch::renew(context).await?,
                 Err(error) => failure = Some(error),
             }
         }
-        self.last = Some(survey);
         failure.map_or(Ok(()), Err)
     }
 
     /// Rounds until the watermarks of all shards cover all cluster slots, at the database as it is now.
     async fn settle(&mut self) {
-        let now = self.followers[0].context().postgres.poll().await.unwrap().snapshot;
+        let now = self.shards[0].context.postgres.poll().await.unwrap().snapshot;
         let mut last = String::new();
         for _ in 0..2_000 {
             if let Err(error) = self.round().await {
@@ -170,8 +172,8 @@ impl Followed {
                 continue;
             }
             let mut covers = ClusterSlotSet::default();
-            for follower in &self.followers {
-                let watermark = follower.context().redis.watermark().await.unwrap();
+            for Shard { context, .. } in &self.shards {
+                let watermark = context.redis.watermark().await.unwrap();
                 let Some(watermark) = watermark.filter(|mark| mark.not_covered.is_empty()) else { continue };
                 let snapshot = watermark.snapshot.parse::<cachekeeper_protocol::stamp::Snapshot>().unwrap();
                 if now.stamp() <= snapshot.stamp() {
@@ -188,14 +190,10 @@ impl Followed {
 
     /// Puts entries there that are missing.
     async fn fill(&self) {
-        for follower in &self.followers {
-            let context = follower.context();
+        for Shard { context, .. } in &self.shards {
             let dataset = context.catalog.get("item").unwrap();
             let all = (0..ROWS).map(|id| format!("item:{id}"));
-            let keys: Keys = all
-                .filter(|key| context.redis.takes(key))
-                .map(|key| (key.clone(), dataset.read_key(&key).unwrap()))
-                .collect();
+            let keys: Keys = all.map(|key| (key.clone(), dataset.read_key(&key).unwrap())).collect();
             drop(
                 load(context, dataset, &keys, LoadOptions::because(Cause::Miss), &mut Job::uncounted()).await,
             );
@@ -378,6 +376,7 @@ async fn a_master_that_fails_over_to_an_older_copy_is_followed_again() {
     world.servers.node_mut(position).unwrap().kill();
     world.servers.take_over(replica).await.unwrap();
     // It has entries of before, and a cursor and a watermark of then.
+    let mut followed = world.follow().await;
     followed.settle().await;
     let stale = wait_until("all nodes know the new master", async || {
         if world.servers.agrees_on(slot(0), replica).await { Ok(()) } else { Err("not yet".to_owned()) }

@@ -101,7 +101,6 @@ fn every_problem_has_a_place_and_help() {
         ("[redis]\nurl = \"redis+sentinel://a:1,b:x/shop/0\"", "5:29", &["sentinel 2 of this URL"]),
         ("[redis]\nurl = \"redis+sentinel://a:1\"", "5:28", &["names no service", "/mymaster/0"]),
         ("[redis]\nurl = \"redis+sentinel://u:secret@a:x/shop\"", "5:7", &["sentinel 1 of this URL"]),
-        ("[redis]\nurl = \"redis+cluster://a:1,b:2\"", "5:7", &["a Redis Cluster", "a single Redis"]),
         ("[redis]\nurl = \"redis+cluster://a:1,b:x\"", "5:28", &["node 2 of this URL"]),
         (
             "[redis]\nca_file = \"/nowhere/ca.pem\"\nurl = \"rediss://h\"",

@@ -38,6 +38,7 @@ mod clients;
 mod cluster;
 mod cluster_follow;
 mod cluster_shards;
+mod cluster_worker;
 mod commands;
 mod config;
 mod coverage;

@@ -48,7 +48,7 @@ impl Cache {
     /// # Errors
     /// [`ClientError`] when a URL cannot be used.
     pub fn open(config: &Config) -> Result<CacheBuilder, ClientError> {
-        let builder = Self::over(Context::new(config)?);
+        let builder = Self::over(Context::on_one_redis(config)?);
         let channel = config.invalidation.channels.first();
         let builder = channel.iter().fold(builder, |builder, channel| builder.channel(channel));
         let stream = config.invalidation.stream.iter();

@@ -143,10 +143,12 @@ fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
         let help = format!("leave it out of the file, and set the variable CACHEKEEPER__{section}__URL");
         return Some(Flaw::new("variables are not put into the file's texts", help));
     }
-    if schemes.contains(&"redis")
-        && let Some(flaw) = cluster(text)
-    {
-        return Some(flaw);
+    if schemes.contains(&"redis") {
+        match ClusterNodes::parse(text) {
+            Err(flaw) => return Some(Flaw { offset: flaw.offset, ..Flaw::new(flaw.message, flaw.help) }),
+            Ok(Some(_)) => return None,
+            Ok(None) => {}
+        }
     }
     if !schemes.contains(&scheme) {
         let schemes: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
@@ -171,18 +173,6 @@ fn url(text: &str, schemes: &[&str]) -> Option<Flaw> {
     match url::Url::parse(text) {
         Err(_not_repeated) => Some(Flaw::new("this URL cannot be read", help)),
         Ok(url) => redis_parts(&url),
-    }
-}
-
-/// What is wrong with a URL of a cluster; one that is right is not supported yet.
-fn cluster(text: &str) -> Option<Flaw> {
-    match ClusterNodes::parse(text) {
-        Err(flaw) => Some(Flaw { offset: flaw.offset, ..Flaw::new(flaw.message, flaw.help) }),
-        Ok(Some(_)) => Some(Flaw::new(
-            "this URL names a Redis Cluster, which Cachekeeper does not support yet",
-            "give the URL of a single Redis, or of the sentinels that know it",
-        )),
-        Ok(None) => None,
     }
 }
 

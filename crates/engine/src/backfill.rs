@@ -210,7 +210,8 @@ impl<'a> BackfillStream<'a> {
         let now = Backfilled { began_ms: state.metadata.now_ms, cause: state.metadata.causes };
         let mut rows = context.postgres.backfill(source, behind).await?;
         let scripts = Arc::new(Scripts {
-            context: context.clone(),
+            // After the causes were read that it may settle.
+            context: context.pinned().await?.into_owned(),
             dataset: dataset.name().to_owned(),
             revision: revision.clone(),
             epoch: state.epoch,
@@ -254,7 +255,9 @@ impl<'a> BackfillStream<'a> {
         rows: &mut BackfillRows,
         options: &BackfillOptions,
     ) -> Result<(), EngineError> {
-        let mut encoder = Encoder::new(self.dataset, source).at(rows.clock);
+        let scripts = Arc::clone(&self.scripts);
+        let encoder = Encoder::new(self.dataset, source).at(rows.clock);
+        let mut encoder = encoder.taken_by(&scripts.context.redis);
         let mut flow = Flow {
             options,
             rate: RateLimit::new(options.rate),

@@ -154,7 +154,8 @@ impl FeedConsumer {
     /// # Errors
     /// [`EngineError`]; the next step begins where Redis says.
     pub async fn step(&mut self, must_advance: bool) -> Result<Step, EngineError> {
-        let result = self.try_step(must_advance).await;
+        // In a box, as all that is deep: the stack of a thread need not hold the states of all who call one another.
+        let result = Box::pin(self.try_step(must_advance)).await;
         match &result {
             Ok(Step::Idle | Step::Applied(_)) => {}
             // How many of its scripts Redis has counted is not known any more.
@@ -226,7 +227,7 @@ impl FeedConsumer {
             self.position = Some(position);
             return Ok(Step::Idle);
         }
-        self.apply(position, poll, polled_at, &coverage.captures).await
+        Box::pin(self.apply(position, poll, polled_at, &coverage.captures)).await
     }
 
     /// Triggers have left something out. The datasets that it may concern are left out of the watermark from this step on; all others

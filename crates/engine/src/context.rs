@@ -1,5 +1,8 @@
 //! What every flow is given.
 
+mod on_shard;
+mod pinned;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,8 +21,11 @@ use super::registrar::Registrar;
 use super::watermark_watch::WatermarkWatch;
 use crate::metrics::{ByReason, Metrics};
 use crate::stores::postgres::{CaptureLimits, Postgres};
-use crate::stores::redis::{Answer, CacheError, Claim, Epoch, PreconditionFailed, Redis, Registered};
+use crate::stores::redis::{
+    Answer, CacheError, Claim, Cluster, Epoch, PlacedShard, PreconditionFailed, Redis, Registered,
+};
 use cachekeeper_config::{Config, FeedMode};
+pub use on_shard::OnShard;
 
 /// Between two looks at definitions that were not this process's.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -43,6 +49,10 @@ pub struct Context {
     pub history: Option<Arc<History>>,
     /// Registers the definitions of a worker (R16). A process that has none goes by those that are registered.
     pub(super) registrar: Option<Arc<Registrar>>,
+    /// On a cluster, of a program as a whole: [`Self::of_shard`] is what works with entries.
+    pub cluster: Option<Cluster>,
+    /// On a shard of a cluster.
+    pub(super) on_shard: Option<OnShard>,
     registered: Arc<RwLock<Arc<Registered>>>,
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
@@ -73,7 +83,11 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn of_worker(config: &Config) -> Result<Self, EngineError> {
-        Ok(Self::new(config)?.registering(config))
+        let context = Self::new(config)?;
+        if context.cluster.is_some() {
+            return Ok(Self { history: Some(Arc::default()), ..context });
+        }
+        Ok(context.registering(config))
     }
 
     /// The worker's name, which no other one has; none: this is not a worker's.
@@ -87,26 +101,44 @@ impl Context {
     /// # Errors
     /// [`EngineError`] when a URL cannot be used.
     pub fn new(config: &Config) -> Result<Self, EngineError> {
+        let Some(cluster) = Cluster::new(&config.redis, &config.service.namespace)? else {
+            return Self::on_one_redis(config);
+        };
+        let (postgres, redis) = (Postgres::new(&config.postgres)?, cluster.any_node()?);
+        Ok(Self { cluster: Some(cluster), ..Self::with_stores(config, postgres, redis) })
+    }
+
+    /// The same for what does not know clusters.
+    ///
+    /// # Errors
+    /// [`EngineError`] when a URL cannot be used, or names a cluster.
+    pub fn on_one_redis(config: &Config) -> Result<Self, EngineError> {
         let redis = Redis::new(&config.redis, &config.service.namespace)?;
         Ok(Self::with_stores(config, Postgres::new(&config.postgres)?, redis))
     }
 
-    /// That of a worker on a shard of a cluster: what is registered, and its epoch, are the shard's own.
-    #[must_use]
-    pub fn of_shard(config: &Config, postgres: &Postgres, redis: Redis) -> Self {
-        Self::with_stores(config, postgres.clone(), redis).registering(config)
+    /// That of one shard of a cluster: what is registered there, and its epoch, are the shard's own.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the address of its server cannot be used.
+    pub fn of_shard(
+        config: &Config,
+        postgres: &Postgres,
+        cluster: &Cluster,
+        shard: &PlacedShard,
+    ) -> Result<Self, EngineError> {
+        let redis = cluster.shard(&shard.node.address, shard.number)?;
+        let metrics = Arc::new(Metrics::of_shard(shard.number));
+        let on_shard = Some(OnShard::new(cluster, shard));
+        Ok(Self { metrics, on_shard, ..Self::with_stores(config, postgres.clone(), redis) })
     }
 
-    fn registering(self, config: &Config) -> Self {
+    /// The same for a worker, which registers the definitions of its datasets.
+    #[must_use]
+    pub fn registering(self, config: &Config) -> Self {
         let (release, service) = (config.service.release, directory::of_service(config));
         let registrar = Registrar::new(worker_name(), release, service, Arc::clone(&self.catalog));
         Self { registrar: Some(Arc::new(registrar)), history: Some(Arc::default()), ..self }
-    }
-
-    /// The same by another handle to the same Redis.
-    #[must_use]
-    pub fn with_redis(&self, redis: Redis) -> Self {
-        Self { redis, ..self.clone() }
     }
 
     fn with_stores(config: &Config, postgres: Postgres, redis: Redis) -> Self {
@@ -124,6 +156,8 @@ impl Context {
             event_scope: Arc::new(EventScope::new(config)),
             history: None,
             registrar: None,
+            cluster: None,
+            on_shard: None,
             registered: Arc::default(),
             epoch: Arc::default(),
             coverage: Arc::default(),

@@ -7,6 +7,7 @@ use crate::compress::compress;
 use crate::process::now_ms;
 use crate::stores::postgres::transcode::EncodeError;
 use crate::stores::postgres::{Clock, DatasetSource, Life, Row};
+use crate::stores::redis::Redis;
 use cachekeeper_config::{self as config, Format, Rows};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::template::{RenderError, Rendered, Template};
@@ -43,6 +44,8 @@ pub struct Encoder<'a> {
     /// What failed so far.
     pub failures: Vec<Failure>,
     clock: Clock,
+    /// On a shard of a cluster: rows of keys that it does not take are passed over.
+    only: Option<&'a Redis>,
 }
 
 /// The entry whose rows are being read.
@@ -80,7 +83,14 @@ impl<'a> Encoder<'a> {
             packed: Vec::new(),
             failures: Vec::new(),
             clock: Clock::default(),
+            only: None,
         }
+    }
+
+    /// Passes over rows whose keys this handle does not take.
+    #[must_use]
+    pub(crate) fn taken_by(self, redis: &'a Redis) -> Self {
+        Self { only: Some(redis), ..self }
     }
 
     /// With the clock of the server that the rows come from, as it was read with them.
@@ -103,6 +113,7 @@ impl<'a> Encoder<'a> {
             Rendered::Key,
         );
         match rendered {
+            Ok(()) if self.only.is_some_and(|redis| !redis.takes(&key)) => {}
             Ok(()) => {
                 if self.pending.rows == 0 || key != self.pending.key {
                     self.finish(batch);

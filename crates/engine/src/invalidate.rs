@@ -28,6 +28,7 @@ const NO_DATASET: &str = "none";
 /// # Errors
 /// [`EngineError`]; the event must then be applied again.
 pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
+    let context = &*context.pinned().await?;
     let poll = epoch::poll(context).await?;
     let mut report = LoadReport::default();
     let sorted = Sorted::new(context, keys.iter().cloned(), op);
@@ -47,6 +48,7 @@ pub async fn keys(context: &Context, keys: &[String], op: Option<Op>) -> Result<
 /// # Errors
 /// [`EngineError`]; the event must then be applied again. [`EngineError::RedisRolledBack`] where Redis rolled back meanwhile.
 pub async fn tags(context: &Context, tags: &[String], op: Option<Op>) -> Result<LoadReport, EngineError> {
+    let context = &*context.pinned().await?;
     // What applications hold under these tags without a stamp is guarded by counters.
     context.redis.invalidate_tags(tags).await?;
     let mut job = Job::new("tags");
@@ -180,6 +182,8 @@ async fn invalidate_members(
 /// Deletes keys at once and without a stamp, because none can be had while Postgres is down. The event is kept and
 /// applied again: until then an older load could still bring the old value back.
 pub(crate) async fn delete_now(context: &Context, keys: &[String]) -> Result<(), EngineError> {
+    let context = &*context.pinned().await?;
+    let keys: Vec<&String> = keys.iter().filter(|key| context.redis.takes(key)).collect();
     for page in keys.chunks(PAGE) {
         context.redis.invalidate_keys(page, "").await?;
     }
@@ -199,7 +203,8 @@ struct Sorted {
 impl Sorted {
     fn new(context: &Context, keys: impl Iterator<Item = String>, op: Option<Op>) -> Self {
         let mut sorted = Self::default();
-        for key in keys {
+        // Members of tags may have left with their cluster slot, and events name keys of every shard.
+        for key in keys.filter(|key| context.redis.takes(key)) {
             let Some((dataset, values)) = context.catalog.of_key(&key) else {
                 if !context.event_scope.is_protected(&key) {
                     sorted.delete(NO_DATASET, key);

@@ -34,6 +34,7 @@ pub async fn lifetimes(context: &Context, dataset: &Dataset) -> Result<Lifetimes
 }
 
 async fn look(context: &Context, dataset: &Dataset) -> Result<Lifetimes, EngineError> {
+    let context = &*context.pinned().await?;
     let (keys, is_whole) = some_keys(context, dataset).await?;
     let mut lifetimes = Lifetimes { is_whole, ..Lifetimes::default() };
     for left in context.redis.lives(&keys).await? {
@@ -89,6 +90,7 @@ async fn some_keys(context: &Context, dataset: &Dataset) -> Result<(Vec<String>,
         let scanned =
             context.redis.scan_keys(&precondition, "", (cursor, PAGE), dataset.settings.key.prefix());
         let (next, mut keys) = context.checked(None, scanned.await?)?;
+        keys.retain(|key| context.redis.takes(key));
         keys.retain(|key| context.catalog.of_key(key).is_some_and(|(of, _)| of.name() == dataset.name()));
         let room = ENTRIES_MAX - found.len();
         let has_room = keys.len() <= room;

@@ -6,6 +6,7 @@
 
 pub(crate) mod store;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use super::history::What;
 use super::log_limit;
 use crate::metrics::{ByDataset, ByDatasetCause};
 use crate::stores::postgres::{DatasetSource, ErrorKind, KeyValues};
-use crate::stores::redis::{Failed, Refusal};
+use crate::stores::redis::{Failed, PreconditionFailed, Refusal};
 use cachekeeper_protocol::entry::EntryBatch;
 use cachekeeper_protocol::revision::Revision;
 
@@ -42,6 +43,10 @@ enum Why {
 
 /// Loads that a key may be refused before it is invalidated instead (R10).
 const LOADS_MAX: usize = 3;
+/// On a cluster, whoever leads the feed of a shard sees within this time that a cluster slot moves, and gives it up: then the others can
+/// be loaded. After so many pauses of this length it is somebody else's to try again.
+pub(super) const MOVE_SEEN_WITHIN: Duration = Duration::from_millis(50);
+pub(super) const MOVES_MAX: usize = 20;
 /// Bytes of one script's entries, so that large values do not block Redis or fill the memory.
 pub(super) const BATCH_BYTES: usize = 1 << 20;
 
@@ -51,6 +56,29 @@ pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// [`EngineError`] if nothing more could be done; what was done until then stays done.
 #[instrument(level = "debug", skip_all, fields(dataset = dataset.name(), keys = keys.len(), cause = options.cause.label()))]
 pub async fn load(
+    context: &Context,
+    dataset: &Dataset,
+    keys: &[(String, KeyValues)],
+    options: LoadOptions,
+    job: &mut Job,
+) -> Result<LoadReport, EngineError> {
+    let mut refusals = 0;
+    loop {
+        let pinned = context.pinned().await?;
+        let is_pinned_here = matches!(&pinned, Cow::Owned(_));
+        match Box::pin(load_pinned(&pinned, dataset, keys, options, job)).await {
+            Err(EngineError::PreconditionFailed(PreconditionFailed::Guard))
+                if is_pinned_here && refusals < MOVES_MAX =>
+            {
+                refusals += 1;
+                tokio::time::sleep(MOVE_SEEN_WITHIN).await;
+            }
+            loaded => return loaded,
+        }
+    }
+}
+
+async fn load_pinned(
     context: &Context,
     dataset: &Dataset,
     keys: &[(String, KeyValues)],

@@ -1,5 +1,6 @@
 //! Every metric of the worker, in one place. Labels are names from the configuration or fixed words, never keys.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -181,7 +182,19 @@ impl Metrics {
     /// Registers everything under the prefix `cachekeeper_`.
     #[must_use]
     pub fn new() -> Self {
-        let mut metrics = Self::unregistered();
+        Self::unregistered().registered()
+    }
+
+    /// The same of one shard of a cluster: each of its metrics says so.
+    #[must_use]
+    pub fn of_shard(number: u32) -> Self {
+        let shard = ("shard".into(), number.to_string().into());
+        let registry = Registry::with_prefix_and_labels("cachekeeper", [shard].into_iter());
+        Self { registry, ..Self::unregistered() }.registered()
+    }
+
+    fn registered(self) -> Self {
+        let mut metrics = self;
         let mut registry = std::mem::take(&mut metrics.registry);
         metrics.register(&mut registry);
         metrics.client.register(&mut registry);
@@ -218,6 +231,20 @@ impl Metrics {
         }
         encode_eof(&mut text)?;
         Ok(exposition::without_empty_labels(&text))
+    }
+
+    /// The same of several shards of a cluster, behind what the worker as a whole counts.
+    ///
+    /// # Errors
+    /// Only if formatting fails.
+    pub fn render_shards(
+        &self,
+        shards: &[Arc<Self>],
+        others: &[&Registry],
+    ) -> Result<String, std::fmt::Error> {
+        let shards = shards.iter().map(|shard| &shard.registry);
+        let all: Vec<&Registry> = others.iter().copied().chain(shards).collect();
+        self.render_with(&all).map(|text| exposition::grouped(&text))
     }
 
     /// What [`Metrics::render_with`] has made, in Prometheus's older text format.

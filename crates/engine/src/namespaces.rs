@@ -35,8 +35,8 @@ pub const CONFLICT_HELP: &str = "give each namespace streams, a reply_prefix and
 /// [`EngineError`] where Redis cannot be asked.
 pub async fn conflicts(context: &Context, config: &Config) -> Result<Vec<Conflict>, EngineError> {
     let mut found = Vec::new();
-    for other in context.redis.other_namespaces().await? {
-        let uses = context.redis.uses_of(&other).await?;
+    for (other, shard) in context.redis.other_namespaces().await? {
+        let uses = context.redis.uses_of((&other, shard)).await?;
         if uses.is_empty() {
             let message = format!(
                 "this Redis database already serves the namespace {other:?}, which does not say what it uses: start its worker \

@@ -62,6 +62,7 @@ impl RefreshScan {
     /// # Errors
     /// [`EngineError`]; the next scan meets the same entries.
     pub async fn step(&mut self, context: &Context, outage: Option<Outage>) -> Result<bool, EngineError> {
+        let context = &*context.pinned().await?;
         let interested: Vec<&Arc<Dataset>> = context
             .catalog
             .iter()
@@ -88,7 +89,7 @@ impl RefreshScan {
             context.checked(None, context.redis.scan(&precondition, page, self.sign, &wanted).await?)?;
         self.cursor = page.cursor;
         let mut due: BTreeMap<&str, (&Arc<Dataset>, Vec<Due>)> = BTreeMap::new();
-        for entry in page.entries {
+        for entry in page.entries.into_iter().filter(|entry| context.redis.takes(&entry.key)) {
             let Some((dataset, values)) = context.catalog.of_key(&entry.key) else {
                 continue;
             };

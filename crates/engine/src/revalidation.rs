@@ -335,10 +335,15 @@ impl RevalidationScan<'_> {
     }
 
     async fn delete(&mut self, keys: &[(String, KeyValues)]) -> Result<(), EngineError> {
-        let names: Vec<&str> = keys.iter().map(|(key, _)| key.as_str()).collect();
+        let context = self.context.pinned().await?;
+        let names = keys.iter().map(|(key, _)| key.as_str());
+        let names: Vec<&str> = names.filter(|key| context.redis.takes(key)).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
         let precondition = self.dataset.precondition(&self.epoch, &self.poll.incarnation);
         let stamp = self.poll.snapshot.stamp();
-        let answer = self.context.redis.invalidate(&precondition, stamp, &names, &self.job.id, "").await?;
+        let answer = context.redis.invalidate(&precondition, stamp, &names, &self.job.id, "").await?;
         self.report.invalidated += self.context.checked(Some(self.dataset), answer)?;
         self.job.count += 1;
         Ok(())

@@ -56,6 +56,7 @@ pub async fn shorten(context: &Context, dataset: &Dataset) -> Result<u64, Engine
 }
 
 async fn pass(context: &Context, dataset: &Dataset) -> Result<u64, EngineError> {
+    let context = &*context.pinned().await?;
     epoch::revision(context, dataset).await?;
     let poll = epoch::poll(context).await?;
     let current = epoch::current(context).await?;
@@ -65,6 +66,7 @@ async fn pass(context: &Context, dataset: &Dataset) -> Result<u64, EngineError> 
         let prefix = dataset.settings.key.prefix();
         let answer = context.redis.scan_keys(&precondition, "", (cursor, PAGE), prefix).await?;
         let (next, mut keys) = context.checked(Some(dataset), answer)?;
+        keys.retain(|key| context.redis.takes(key));
         keys.retain(|key| context.catalog.of_key(key).is_some_and(|(of, _)| of.name() == dataset.name()));
         for chunk in keys.chunks(PAGE) {
             let answer = context.redis.shorten(&precondition, chunk, &dataset.lifetimes).await?;

@@ -148,6 +148,25 @@ impl EntryBatch {
         (0..self.ends.len()).filter_map(|position| self.get(position))
     }
 
+    /// A copy with the entries of these keys alone.
+    #[must_use]
+    pub fn only(&self, is_wanted: impl Fn(&str) -> bool) -> Self {
+        let mut kept = Self { shape: self.shape, ..Self::default() };
+        let mut places: HashMap<u32, u32> = HashMap::new();
+        for (position, entry) in (0..).zip(self.iter()) {
+            if is_wanted(entry.key) {
+                let place = kept.push_until(entry.key, entry.value, entry.life_ms, entry.ends_at_ms);
+                places.insert(position, place);
+            }
+        }
+        for (tag, position) in self.tagged() {
+            if let Some(place) = places.get(&position) {
+                kept.tag(*place, tag);
+            }
+        }
+        kept
+    }
+
     /// Each tag of each entry, with the entry's position; in the order in which they were given.
     pub fn tagged(&self) -> impl Iterator<Item = (&str, u32)> {
         let mut start = 0;

@@ -184,16 +184,23 @@ impl Keyspace {
     /// a shard.
     #[must_use]
     pub fn namespace_of(key: &str) -> Option<&str> {
+        Self::home_of(key).map(|(namespace, _)| namespace)
+    }
+
+    /// The same with the number of the shard; earlier versions knew only one.
+    #[must_use]
+    pub fn home_of(key: &str) -> Option<(&str, u32)> {
         let rest = key.strip_prefix(RESERVED_PREFIX)?.strip_prefix('{')?;
         let of_shard = rest.strip_suffix("}:meta").or_else(|| rest.strip_suffix("}:uses"));
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        match of_shard {
-            Some(tag) => tag.rsplit_once(':').filter(|(_, number)| is_number(number)).map(|(name, _)| name),
-            None => rest.strip_suffix("}:head"),
+        match of_shard.map(|tag| tag.rsplit_once(':')) {
+            Some(Some((name, number))) if is_number(number) => Some((name, number.parse().ok()?)),
+            Some(_) => None,
+            None => rest.strip_suffix("}:head").map(|name| (name, 0)),
         }
     }
 
-    /// What every own key of this namespace begins with.
+    /// What every own key of this namespace begins with, on this shard.
     #[must_use]
     pub fn own_prefix(&self) -> String {
         self.own("")
@@ -248,9 +255,9 @@ impl Keyspace {
         self.own(&format!("writer:{stream}"))
     }
 
-    /// Locks and streams are the whole namespace's; they stand beside the metadata of the first shard.
+    /// Beside the metadata: each shard of a cluster has leases of its own, so that workers can share the shards.
     fn own(&self, name: &str) -> String {
-        format!("{RESERVED_PREFIX}{{{}:0}}:{name}", self.namespace)
+        format!("{RESERVED_PREFIX}{{{}}}:{name}", home_tag(&self.namespace, self.shard.number))
     }
 }
 
@@ -289,7 +296,7 @@ mod tests {
         for key in [&on.stamps, &on.tag_stamps, &on.watermark, &on.counters, &on.adopted, &on.tag_prefix] {
             assert_eq!(ClusterSlot::of(key.as_bytes()), on.home_slot(), "{key}");
         }
-        assert_eq!(keys.lock("feed"), Keyspace::new("shop").lock("feed"));
+        assert_eq!(ClusterSlot::of(keys.lock("feed").as_bytes()), on.home_slot());
         let next = keys.shard_within(&served, &[number]).unwrap();
         assert!(number < next && served.contains(keys.of_shard(next).metadata().home_slot()));
         assert_eq!(keys.shard_within(&ClusterSlotSet::all(), &[]), Some(0));

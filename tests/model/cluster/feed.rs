@@ -104,9 +104,21 @@ impl Cluster {
         if !self.world.has(Rule::OthersAreAsked) || !self.world.has(Rule::OthersAreAskedAgain) {
             return self.move_cursor(state, task, &batch, all, say);
         }
-        let clear = all.iter().filter(|slot| state.is_clear(*slot)).collect();
+        let clear = self.clear(state, task);
         say(format_args!("T{task} asks for keys at other nodes than their own: none of {clear}"));
         Task::Advance(batch, clear)
+    }
+
+    /// The slots that no server shows as moving and of which, as far as the task knows, no other node holds keys.
+    pub(super) fn clear(&self, state: &mut State, task: usize) -> Set {
+        let now = state.asked_now();
+        let known = state.asked[task].filter(|known| (known.map, known.moving) == (now.map, now.moving));
+        let asked = known.unwrap_or(now);
+        if self.world.asks_seldom {
+            state.asked[task] = Some(asked);
+        }
+        let held = if self.world.asks_seldom { asked.held } else { now.held };
+        (0..SLOTS).filter(|slot| !now.moving[*slot] && !held.contains(*slot)).collect()
     }
 
     pub(super) fn move_cursor(

@@ -23,6 +23,11 @@ pub(super) fn two(second: Duties) -> World {
     World { tasks: 2, contests: 1, duties: [Duties::All, second], ..World::default() }
 }
 
+/// The others are asked seldom, and tools wait until they were asked.
+fn seldom(world: World) -> World {
+    World { asks_seldom: true, tools_wait_for_it: true, ..world }
+}
+
 macro_rules! worlds {
     ($($(#[$meta:meta])* $name:ident: $world:expr;)+) => {
         $(
@@ -99,6 +104,19 @@ worlds! {
         World {
             application: Fills, cached: [false, false], faults: &[(EvictGuard, 0, 1)], ..two(Duties::Adopts)
         };
+
+    // The others are asked for keys where a server or a migration is another than before, and now and then.
+    s02_keys_come_back: seldom(World { ends_early: true, faults: &[(Migrate, 0, 1), (BringBack, 0, 1)], ..World::default() });
+    s03_keys_of_a_former_owner_come_back: seldom(World { faults: &[(Failover, 0, 1), (BringBack, 0, 1)], ..moved_before() });
+    s04_former_owner_restarts:
+        World { asks_seldom: true, idle: 1, faults: &[(Migrate, 0, 1), (Restart, 0, 1)], ..moved_before() };
+    s05_migration_to_a_former_owner_turns_back:
+        World { asks_seldom: true, faults: &[(Migrate, 0, 1), (TurnBack, 0, 1), (Failover, 0, 1)], ..moved_before() };
+    s06_former_owner_restarts_and_keys_come_back:
+        seldom(World { idle: 1, faults: &[(Restart, 0, 1), (BringBack, 0, 1)], ..moved_before() });
+    #[ignore = "long: make model"]
+    s08_keys_come_back_after_a_migration:
+        seldom(World { ends_early: true, faults: &[(Migrate, 0, 1), (Failover, 0, 1), (BringBack, 0, 1)], ..moved_before() });
 
     // A's replica is still where it was before slot 0 moved to B.
     b01_former_owner_fails_over: World { faults: &[(Migrate, 0, 1), (Failover, 0, 1)], ..moved_before() };

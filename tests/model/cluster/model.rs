@@ -80,6 +80,7 @@ impl Cluster {
             left_over: [LeftOver::None; SLOTS],
             tasks: [Task::Idle; 2],
             maps: [map; 2],
+            asked: [None; 2],
             loader: Loader::Idle,
             reader: Reader::Idle,
             newest: [None; SLOTS],

@@ -124,6 +124,13 @@ breaks! {
         };
     l02_keys_come_back_before_anybody_looked breaks C2:
         World { tools_are_slow: false, faults: &[(Failover, 0, 1), (BringBack, 0, 1)], ..moved_before() };
+    l05_migration_turns_back_unseen_and_begins_again_before_who_asks_seldom_has_asked breaks C4:
+        World { asks_seldom: true, faults: &[(Migrate, 0, 2), (TurnBack, 0, 1)], ..World::default() };
+    l04_keys_come_back_before_anybody_asked_who_asks_seldom breaks C2:
+        World {
+            asks_seldom: true, ends_early: true, faults: &[(Migrate, 0, 2), (TurnBack, 0, 1), (BringBack, 0, 1)],
+            ..World::default()
+        };
     l03_target_fails_over_within_a_migration_that_turns_back breaks C2:
         World {
             faults: &[(Migrate, 0, 1), (TurnBack, 0, 1), (Failover, 0, 1), (EvictEntry, 0, 1)], ..moved_before()

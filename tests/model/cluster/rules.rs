@@ -121,6 +121,11 @@ pub(crate) struct World {
     pub(crate) moving_is_closed: bool,
     /// A migration may end while keys are left at the source.
     pub(crate) ends_early: bool,
+    /// The others are asked for keys where a server, its cluster slots or a migration is another than at the look before, and now and then
+    /// (the real ones: once a second). Else what they have said counts.
+    pub(crate) asks_seldom: bool,
+    /// With it: a tool waits until they were asked, and not only until a round has passed.
+    pub(crate) tools_wait_for_it: bool,
     /// Tools bring back what is left at other nodes once a whole round of the feed has passed, not at any moment.
     pub(crate) tools_are_slow: bool,
 }
@@ -154,6 +159,8 @@ impl Default for World {
             floors: false,
             moving_is_closed: false,
             ends_early: false,
+            asks_seldom: false,
+            tools_wait_for_it: false,
             tools_are_slow: true,
         }
     }

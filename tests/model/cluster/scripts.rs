@@ -163,7 +163,8 @@ impl Cluster {
         *state.shard_mut(job.shard).unwrap() = data;
         for slot in batch.fresh.iter().filter(|slot| state.map.owners[*slot] == node).collect::<Set>().iter()
         {
-            if state.left_over[slot] == LeftOver::Fresh {
+            let is_known = !clear.contains(slot) || state.other(slot).entry.is_none();
+            if state.left_over[slot] == LeftOver::Fresh && (is_known || !self.world.tools_wait_for_it) {
                 state.left_over[slot] = LeftOver::Old;
             }
         }

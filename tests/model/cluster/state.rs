@@ -117,6 +117,16 @@ pub(crate) enum LeftOver {
     Old,
 }
 
+/// What the others have said, where they are asked seldom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Asked {
+    /// What all servers looked like.
+    pub(super) map: Map,
+    pub(super) moving: [bool; SLOTS],
+    /// Slots of which another node held keys.
+    pub(super) held: Set,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(super) database: Database,
@@ -130,6 +140,8 @@ pub(crate) struct State {
     pub(super) left_over: [LeftOver; SLOTS],
     pub(super) tasks: [Task; TASKS],
     pub(super) maps: [Map; TASKS],
+    /// None: they are asked at the next look.
+    pub(super) asked: [Option<Asked>; TASKS],
     pub(super) loader: Loader,
     pub(super) reader: Reader,
     /// The newest value that was stored of each key, and in which incarnation, until the slot's data is rolled back.
@@ -187,6 +199,12 @@ impl State {
     /// Whether no other node holds an entry of the slot, and it is not shown as moving.
     pub(super) fn is_clear(&self, slot: usize) -> bool {
         self.moving[slot].is_none() && self.other(slot).entry.is_none()
+    }
+
+    /// What all servers look like, and which slots others hold keys of.
+    pub(super) fn asked_now(&self) -> Asked {
+        let held = (0..SLOTS).filter(|slot| self.other(*slot).entry.is_some()).collect();
+        Asked { map: self.map, moving: self.moving.map(|moving| moving.is_some()), held }
     }
 
     /// Whether the metadata of a shard is of now: neither rolled back nor of another incarnation.

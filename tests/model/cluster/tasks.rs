@@ -98,6 +98,8 @@ pub(crate) enum Task {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     FetchMap,
+    /// A second is over: the others are asked for keys at the next look.
+    AskAgain,
     Follow(usize),
     Adopt(usize),
     BeginEpoch(usize),
@@ -107,7 +109,7 @@ impl Cluster {
     pub(super) fn work(&self, state: &State, task: usize) -> Vec<Work> {
         let mut work = self.all_work(state, task);
         work.retain(|work| match (self.world.duties[task], work) {
-            (Duties::All, _) | (_, Work::FetchMap) => true,
+            (Duties::All, _) | (_, Work::FetchMap | Work::AskAgain) => true,
             (Duties::FollowsOne(shard), work) => {
                 *work == Work::Follow(shard) || *work == Work::BeginEpoch(shard)
             }
@@ -120,6 +122,10 @@ impl Cluster {
         let mut work = Vec::new();
         if state.maps[task] != state.map {
             work.push(Work::FetchMap);
+        }
+        // Where it would say what is known, nothing comes of it.
+        if state.asked[task].is_some_and(|asked| asked.held != state.asked_now().held) {
+            work.push(Work::AskAgain);
         }
         for shard in 0..state.homes.len() {
             if self.is_to_follow(state, shard) || 0 < state.idle && state.is_current(shard) {
@@ -199,6 +205,11 @@ impl Cluster {
                 state.maps[task] = state.map;
                 Task::Idle
             }
+            Work::AskAgain => {
+                say(format_args!("T{task} is to ask the others again"));
+                state.asked[task] = None;
+                Task::Idle
+            }
             Work::Follow(shard) => {
                 state.idle -= u8::from(!self.is_to_follow(state, shard));
                 say(format_args!("T{task} reads the metadata of shard {shard}"));
@@ -253,7 +264,7 @@ impl Cluster {
             Task::Floor { job, slot, guard } => {
                 let floor = state.database.snapshot();
                 let asks = self.world.has(Rule::OthersAreAsked);
-                let is_free = !asks || state.is_clear(slot);
+                let is_free = !asks || self.clear(state, task).contains(slot);
                 say(format_args!("T{task} takes snapshot {}", floor.stamp));
                 if asks {
                     let answer = if is_free { "none" } else { "some" };

@@ -129,6 +129,7 @@ impl Cluster {
             Fault::Kill => {
                 say(format_args!("T{target} is killed"));
                 (state.tasks[target], state.maps[target]) = (Task::Idle, state.map);
+                state.asked[target] = None;
             }
         }
     }

@@ -7,6 +7,7 @@ use tokio::task::JoinError;
 
 use crate::context::Context;
 use crate::error::EngineError;
+use crate::load::{MOVE_SEEN_WITHIN, MOVES_MAX};
 use crate::metrics::ByReason;
 use crate::stores::postgres::Poll;
 use crate::stores::redis::{AddedMembers, Answer, Epoch, Precondition, PreconditionFailed, StoreMode};
@@ -70,11 +71,30 @@ impl Scripts {
         members: Option<AddedMembers>,
         progress: &str,
     ) -> Sent {
-        let mut answer = self.store_with(&batch, members.as_ref(), progress).await;
-        if matches!(answer, Ok(Answer::Failed(PreconditionFailed::Members))) {
-            answer = self.store_with(&batch, None, progress).await;
+        let (mut batch, mut members, mut moves) = (batch, members, 0);
+        loop {
+            let answer = self.store_with(&batch, members.as_ref(), progress).await;
+            match answer {
+                Ok(Answer::Failed(PreconditionFailed::Members)) if members.is_some() => members = None,
+                Ok(Answer::Failed(PreconditionFailed::Guard)) if moves < MOVES_MAX => {
+                    moves += 1;
+                    tokio::time::sleep(MOVE_SEEN_WITHIN).await;
+                    match self.still_taken(&batch).await {
+                        Ok(taken) => batch = taken,
+                        Err(error) => return Sent { batch, answer: Err(error) },
+                    }
+                }
+                answer => return Sent { batch, answer },
+            }
         }
-        Sent { batch, answer }
+    }
+
+    /// Those of these entries whose cluster slots are still as adopted as when the backfill began. The others are missing once they are
+    /// adopted again, which is recorded then.
+    async fn still_taken(&self, batch: &EntryBatch) -> Result<EntryBatch, EngineError> {
+        let Some(on_shard) = &self.context.on_shard else { return Ok(batch.only(|_| true)) };
+        let adopted = self.context.adopted_now(on_shard).await?;
+        Ok(batch.only(|key| self.context.redis.takes_as(key, &adopted)))
     }
 
     async fn store_with(

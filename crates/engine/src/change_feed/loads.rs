@@ -78,7 +78,7 @@ impl Troubles {
         }
         self.reasons.insert(name.to_owned(), format!("changed entries cannot be loaded: {}", short(error)));
         if let Some(dataset) = context.catalog.get(name).cloned() {
-            let context = context.clone();
+            let context = context.unpinned();
             self.probes.spawn(async move {
                 // What has failed is what is tried: a probe that is easier to answer would end the trouble too early.
                 let mut pause = Backoff::new(PROBE_MIN, PROBE_MAX);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::EngineError;
-use crate::stores::redis::{Adopted, Cluster, ClusterMap, ShardAdvance, ShardServer, Survey};
+use crate::stores::redis::{Adopted, Cluster, ShardAdvance, ShardServer};
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 
 /// What is known of a shard's cluster slots.
@@ -39,8 +39,6 @@ impl ShardFacts {
 #[derive(Debug, Clone)]
 pub(crate) struct ShardRound {
     pub(crate) cluster: Cluster,
-    pub(crate) map: ClusterMap,
-    pub(crate) survey: Survey,
     pub(crate) facts: ShardFacts,
 }
 
@@ -48,7 +46,7 @@ impl ShardRound {
     /// What is known before the cursor moves: others are asked again, because entries may have come to be elsewhere meanwhile. The runs
     /// are those of the beginning: what was done before a failover is not claimed after it.
     pub(super) async fn look_again(&self) -> Result<ShardFacts, EngineError> {
-        let now = self.cluster.survey(&self.map, Some(&self.survey)).await?;
-        Ok(ShardFacts { clear: self.facts.clear.and(&now.clear), ..self.facts.clone() })
+        let now = self.cluster.look().await?;
+        Ok(ShardFacts { clear: self.facts.clear.and(&now.survey.clear), ..self.facts.clone() })
     }
 }

@@ -30,6 +30,7 @@ pub async fn delete_entries(
     (name, definition): (&str, &str),
     cancel: &CancellationToken,
 ) -> Result<u64, EngineError> {
+    let context = &*context.pinned().await?;
     // What another dataset renders too is not among its keys.
     let followed = following(context).await?;
     let Some(own) = context.catalog.get(name) else { return Ok(0) };
@@ -48,7 +49,8 @@ pub async fn delete_entries(
             let is_its = |key: &&String| {
                 followed.catalog.of_key(key).is_some_and(|(dataset, _)| dataset.name() == former.name())
             };
-            let keys: Vec<&str> = keys.iter().filter(is_its).map(String::as_str).collect();
+            let keys = keys.iter().filter(|key| context.redis.takes(key));
+            let keys: Vec<&str> = keys.filter(is_its).map(String::as_str).collect();
             if !keys.is_empty() {
                 let stamp = state.poll.snapshot.stamp();
                 let answer = context.redis.invalidate(&precondition, stamp, &keys, "", "").await?;

@@ -387,7 +387,9 @@ pub(crate) async fn delete_failed(
     report: &mut LoadReport,
 ) -> Result<(), EngineError> {
     note_failed(context, dataset, cause, &failures);
-    let keys: Vec<&str> = failures.iter().filter_map(|failure| failure.key.as_deref()).collect();
+    let context = &*context.pinned().await?;
+    let keys = failures.iter().filter_map(|failure| failure.key.as_deref());
+    let keys: Vec<&str> = keys.filter(|key| context.redis.takes(key)).collect();
     if !keys.is_empty() {
         let current = epoch::current(context).await?;
         let precondition = dataset.precondition(&current, &poll.incarnation);

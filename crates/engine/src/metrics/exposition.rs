@@ -1,5 +1,7 @@
 //! The texts of `/metrics`: as `OpenMetrics`, and of it in Prometheus's older format, which `promtool` and people's eyes read.
 
+use std::collections::HashMap;
+
 /// The same without braces that hold no labels, so that a metric looks alike whether or not it may be absent.
 pub(super) fn without_empty_labels(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
@@ -13,6 +15,39 @@ pub(super) fn without_empty_labels(open_metrics: &str) -> String {
             _ => text.push_str(line),
         }
     }
+    text
+}
+
+/// The same with the samples of one metric together, each described once, where several registries have metrics of the same names.
+pub(super) fn grouped(open_metrics: &str) -> String {
+    let mut order: Vec<&str> = Vec::new();
+    let mut metrics: HashMap<&str, (Vec<&str>, Vec<&str>)> = HashMap::new();
+    let (mut name, mut is_first) = ("", true);
+    for line in open_metrics.lines().filter(|line| !line.starts_with("# EOF")) {
+        match line.strip_prefix("# ").map(|rest| rest.splitn(3, ' ')) {
+            Some(mut words) => {
+                let described = words.nth(1).unwrap_or_default();
+                if described != name {
+                    is_first = !metrics.contains_key(described);
+                    name = described;
+                }
+                if is_first {
+                    if !metrics.contains_key(name) {
+                        order.push(name);
+                    }
+                    metrics.entry(name).or_default().0.push(line);
+                }
+            }
+            None => metrics.entry(name).or_default().1.push(line),
+        }
+    }
+    let lines = order.iter().filter_map(|name| metrics.get(name));
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in lines.flat_map(|(described, samples)| described.iter().chain(samples)) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.push_str("# EOF\n");
     text
 }
 
@@ -42,7 +77,16 @@ pub(super) fn classic(open_metrics: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{classic, without_empty_labels};
+    use super::{classic, grouped, without_empty_labels};
+
+    #[test]
+    fn a_metric_of_several_registries_is_described_once() {
+        let one = "# HELP a Age.\n# TYPE a gauge\na 1\n# HELP b Bytes.\n# TYPE b gauge\nb 2\n";
+        let other = "# HELP a Age.\n# TYPE a gauge\na{shard=\"1\"} 3\n# HELP c Calls.\n# TYPE c gauge\n";
+        let expected = "# HELP a Age.\n# TYPE a gauge\na 1\na{shard=\"1\"} 3\n# HELP b Bytes.\n# TYPE b gauge\nb 2\n\
+                        # HELP c Calls.\n# TYPE c gauge\n# EOF\n";
+        assert_eq!(grouped(&format!("{one}{other}# EOF\n")), expected);
+    }
 
     #[test]
     fn only_braces_without_labels_go() {

@@ -48,6 +48,11 @@ impl Adopted {
         Self { shard, changes: 0, runs: String::new(), table: Vec::new() }
     }
 
+    /// Whether it is of this epoch.
+    pub(super) fn is_of(&self, epoch: &[u8]) -> bool {
+        self.table.starts_with(epoch)
+    }
+
     /// What the guard of a cluster slot says if it is still the shard's; none: it was not adopted.
     #[must_use]
     pub fn guard(&self, slot: ClusterSlot) -> Option<Guard> {

@@ -49,6 +49,15 @@ impl Redis {
         self.adopted.as_ref().is_none_or(is_adopted)
     }
 
+    /// Whether a key is one of those, and its cluster slot is adopted now as it was when this handle was made.
+    #[must_use]
+    pub(crate) fn takes_as(&self, key: &str, now: &Adopted) -> bool {
+        let slot = ClusterSlot::of(key.as_bytes());
+        self.adopted
+            .as_ref()
+            .is_some_and(|then| then.guard(slot).is_some() && then.guard(slot) == now.guard(slot))
+    }
+
     /// Those of these adopted cluster slots whose guard does not say so (any more): others have had them meanwhile.
     ///
     /// # Errors
@@ -74,6 +83,24 @@ impl Redis {
             }
         }
         Ok(foreign)
+    }
+
+    /// The shards that the guards of these cluster slots name, which the server must serve.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub(super) async fn guarded_by(&self, slots: &[ClusterSlot]) -> Result<Vec<u32>, CacheError> {
+        let mut pipeline = redis::pipe();
+        for slot in slots {
+            pipeline.cmd("GET").arg(self.keys.guard(*slot));
+        }
+        let mut guards = self.pipeline("look at guards", &pipeline, slots.len()).await?;
+        let mut shards = Vec::with_capacity(slots.len());
+        for _slot in slots {
+            let says: Option<String> = guards.next()?;
+            shards.extend(says.and_then(|says| says.parse::<Guard>().ok()).map(|guard| guard.shard));
+        }
+        Ok(shards)
     }
 
     /// The keys of entries in these cluster slots, which the server must serve.
@@ -113,6 +140,32 @@ impl Redis {
         let table: Vec<u8> = replies.next::<Option<Vec<u8>>>()?.unwrap_or_default();
         let known = (changes.unwrap_or_default(), runs.unwrap_or_default());
         Ok(Adopted::read(on.number, known, table, epoch.as_bytes()).map(Arc::new))
+    }
+
+    /// The same as of now, where what is `known` may be it: then the table is not read.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn adopted_now(
+        &self,
+        known: Option<&Arc<Adopted>>,
+    ) -> Result<Option<Arc<Adopted>>, CacheError> {
+        let meta = &self.keys.metadata().meta;
+        let command = redis::cmd("HMGET").arg(meta).arg("epoch").arg("adoptions").arg("runs").to_owned();
+        let (epoch, changes, runs): (Option<Vec<u8>>, Option<u64>, Option<String>) =
+            self.command("read the adopted cluster slots", &command).await?;
+        let Some(epoch) = epoch.and_then(|bytes| bytes.try_into().ok()).map(Epoch::from_bytes) else {
+            return Ok(None);
+        };
+        let is_it = |known: &&Arc<Adopted>| {
+            known.is_of(epoch.as_bytes())
+                && known.changes == changes.unwrap_or_default()
+                && known.runs == runs.as_deref().unwrap_or_default()
+        };
+        match known.filter(is_it) {
+            Some(known) => Ok(Some(Arc::clone(known))),
+            None => self.read_adopted(&epoch).await,
+        }
     }
 
     /// Adopts cluster slots: from now on only what was loaded after this is stored there. `run` is that of the server when it was

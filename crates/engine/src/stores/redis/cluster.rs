@@ -30,6 +30,7 @@ struct Inner {
     namespace: String,
     /// A handle to each server that was ever spoken to and is still in the map.
     servers: Mutex<BTreeMap<Address, Redis>>,
+    looks: Looks,
 }
 
 /// The server of a shard, as it was asked.
@@ -65,6 +66,27 @@ impl Survey {
     }
 }
 
+/// What all servers have said.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// Who serves what.
+    pub map: ClusterMap,
+    /// What the servers know of the cluster slots.
+    pub survey: Survey,
+}
+
+/// How a look ended.
+pub(super) type Looked = Result<Arc<Look>, CacheError>;
+
+/// The last look, and how it ended.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    /// Held while one is under way: whoever comes meanwhile waits for it.
+    pub(super) last: tokio::sync::Mutex<Option<(Instant, Looked)>>,
+    /// The last one to which all servers have answered.
+    pub(super) whole: Mutex<Option<Arc<Look>>>,
+}
+
 /// How often all servers are asked for entries of cluster slots that they do not serve, where nothing shows that there may be any.
 const HELD_ASKED_EVERY: Duration = Duration::from_secs(1);
 /// Cluster slots of which one script counts the keys: more would hold up the server for milliseconds.
@@ -79,7 +101,8 @@ impl Cluster {
         let nodes = settings.cluster().map_err(|flaw| CacheError::of_address(&flaw))?;
         Ok(nodes.map(|nodes| {
             let (settings, namespace) = (settings.clone(), namespace.to_owned());
-            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers: Mutex::default() }) }
+            let (servers, looks) = (Mutex::default(), Looks::default());
+            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks }) }
         }))
     }
 
@@ -98,6 +121,10 @@ impl Cluster {
         Ok(map)
     }
 
+    pub(super) fn looks(&self) -> &Looks {
+        &self.inner.looks
+    }
+
     async fn newest_map(&self, asked: &[Address]) -> Result<ClusterMap, CacheError> {
         let mut newest: Result<ClusterMap, _> =
             Err(CacheError::unexpected("ask a node for the map", "no node is known"));
@@ -112,6 +139,15 @@ impl Cluster {
             }
         }
         newest
+    }
+
+    /// A handle to the first node of the URL, of whatever shard it may be: it stores nothing.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the URL cannot be used.
+    pub fn any_node(&self) -> Result<Redis, CacheError> {
+        let first = self.inner.nodes.nodes.first();
+        self.shard(first.ok_or_else(|| CacheError::unexpected("read the URL", "it names no node"))?, 0)
     }
 
     /// A handle to a shard at this server. Nothing of it counts as adopted ([`Redis::with_adopted`]).

@@ -211,6 +211,9 @@ impl Redis {
     /// Deletes entries of an application and refuses the fills that began before; answers how many existed. The keys
     /// leave `tag_set`, where it is not empty.
     pub async fn invalidate_keys(&self, keys: &[impl AsRef<str>], tag_set: &str) -> Result<u64, CacheError> {
+        if self.adopted.is_some() {
+            return self.unlink_each(keys).await;
+        }
         let on = self.keys.metadata_of(keys.first().map_or("", AsRef::as_ref));
         let mut call = Call::new(&INVALIDATE_KEYS, 2 + keys.len());
         call.arg(&on.counters).arg(&on.meta);
@@ -219,6 +222,16 @@ impl Redis {
         }
         call.arg(generation()).arg(pack(keys.iter().map(|key| key_counter(key.as_ref())))).arg(tag_set);
         call.run(self).await
+    }
+
+    /// On a shard of a cluster, which no application fills without a stamp: no counter is to be raised.
+    async fn unlink_each(&self, keys: &[impl AsRef<str>]) -> Result<u64, CacheError> {
+        let mut pipeline = redis::pipe();
+        for key in keys {
+            pipeline.cmd("UNLINK").arg(key.as_ref());
+        }
+        let mut replies = self.pipeline("delete entries", &pipeline, keys.len()).await?;
+        keys.iter().map(|_| replies.next::<u64>()).sum()
     }
 
     /// Refuses the fills under these tags that began before, and answers the sets of their members with their sizes.

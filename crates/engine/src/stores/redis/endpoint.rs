@@ -53,8 +53,8 @@ impl Endpoint {
         const WHAT: &str = "read the URL";
         let wrong = |flaw: config::AddressFlaw| CacheError::of_address(&flaw);
         if settings.cluster().map_err(wrong)?.is_some() {
-            let text = "this URL names a Redis Cluster, which is not supported yet".to_owned();
-            let help = "give the URL of a single Redis, or of the sentinels that know it";
+            let text = "this URL names a Redis Cluster, where only the worker works yet".to_owned();
+            let help = "give the URL of a single Redis, or of the sentinels that know it; docs/cluster.md says what works";
             return Err(CacheError::new(WHAT, Trouble::new("redis.url", text, help).into()));
         }
         let sentinels = settings.sentinels().map_err(wrong)?.map(Arc::new);

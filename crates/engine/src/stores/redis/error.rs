@@ -7,7 +7,7 @@ use super::trouble::{Trouble, TroubleKind};
 use cachekeeper_config::AddressFlaw;
 
 /// A command or script that failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("redis: failed to {what}: {refusal}")]
 pub struct CacheError {
     /// What was attempted.

@@ -18,11 +18,11 @@ pub enum OwnKeys {
 }
 
 impl Redis {
-    /// Other namespaces that keep metadata in this database.
+    /// Other namespaces that keep metadata in this database, each with the number of its shard here.
     ///
     /// # Errors
     /// [`CacheError`] where Redis cannot be asked.
-    pub async fn other_namespaces(&self) -> Result<Vec<String>, CacheError> {
+    pub async fn other_namespaces(&self) -> Result<Vec<(String, u32)>, CacheError> {
         let mut found = Vec::new();
         let mut cursor = 0_u64;
         loop {
@@ -31,8 +31,9 @@ impl Redis {
             command.arg("TYPE").arg("hash");
             let (next, page): (u64, Vec<String>) =
                 self.command("look for other namespaces", &command).await?;
-            let others = page.iter().filter_map(|key| Keyspace::namespace_of(key));
-            found.extend(others.filter(|other| *other != self.keys.namespace()).map(str::to_owned));
+            let others = page.iter().filter_map(|key| Keyspace::home_of(key));
+            let others = others.filter(|(other, _)| *other != self.keys.namespace());
+            found.extend(others.map(|(other, number)| (other.to_owned(), number)));
             if next == 0 {
                 // A scan may show a key twice.
                 found.sort_unstable();
@@ -85,8 +86,11 @@ impl Redis {
     ///
     /// # Errors
     /// [`CacheError`] where Redis cannot be asked.
-    pub async fn uses_of(&self, namespace: &str) -> Result<BTreeMap<String, String>, CacheError> {
-        let key = Keyspace::new(namespace).uses();
+    pub async fn uses_of(
+        &self,
+        (namespace, shard): (&str, u32),
+    ) -> Result<BTreeMap<String, String>, CacheError> {
+        let key = Keyspace::new(namespace).of_shard(shard).uses();
         self.command("read what another namespace uses", redis::cmd("HGETALL").arg(key)).await
     }
 
