@@ -399,12 +399,15 @@ async fn more_changes_than_a_backfill_loads_become_a_backfill() {
     assert_eq!(pending().await.as_deref(), Some("more changes than a backfill loads"));
     let watermark = context.redis.watermark().await.unwrap().unwrap();
     assert_eq!(watermark.not_covered, ["item"], "until it has run");
-    // What is to be revalidated is not accused.
+    // What is to be revalidated is not accused in the background.
     let mut client = rig.client().await;
     let other: Vec<u8> = client.get("item:6").await.unwrap();
     let _: () = client.set("item:5", other).await.unwrap();
-    let found = compare(&context, item, &Extent::default()).await.unwrap();
+    let background = Extent { rate: Some(1_000_000), ..Extent::default() };
+    let found = compare(&context, item, &background).await.unwrap();
     assert_eq!((found.stale.as_slice(), found.unsure.as_slice()), (&[][..], &["item:5".to_owned()][..]));
+    let found = compare(&context, item, &Extent::default()).await.unwrap();
+    assert_eq!((found.stale.as_slice(), found.unsure.as_slice()), (&["item:5".to_owned()][..], &[][..]));
     revalidation::run(&context, item, refresh, &CancellationToken::new()).await.unwrap();
     backfill(&context, item, &options).await.unwrap();
     settle(&mut follower).await;

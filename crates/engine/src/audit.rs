@@ -2,7 +2,7 @@
 //!
 //! Where the feed covers the dataset, an entry is wrong if it differs from its row although the watermark has passed the
 //! snapshot at which the row was read, and nothing newer has touched the entry ([`sure`]). Where it does not, what stays different for a
-//! second is accused; while a revalidation of the dataset is pending, nothing is.
+//! second is accused; but not in the background while a revalidation of the dataset is pending, because that sees to it.
 
 mod comparison;
 mod expected;
@@ -40,6 +40,13 @@ pub struct Extent {
     pub sample: Option<u64>,
     /// Most entries a second; a round in the background looks at what is there and remembers nothing.
     pub rate: Option<u64>,
+}
+
+impl Extent {
+    /// Nobody has asked for it now.
+    fn is_in_background(&self) -> bool {
+        self.rate.is_some()
+    }
 }
 
 const PAGE: usize = 500;
@@ -84,7 +91,7 @@ async fn compare_all(
         found.is_sample = true;
         let keys = sample_of(context, dataset, sample).await?;
         for page in keys.chunks(PAGE) {
-            check_or_forget(context, dataset, &source, page.to_vec(), &mut found).await?;
+            check_or_forget(context, (dataset, &source), page.to_vec(), extent, &mut found).await?;
         }
         return Ok(found);
     }
@@ -100,7 +107,7 @@ async fn compare_all(
         };
         keys.retain(|(key, _)| !is_whole || seen.insert(key.clone()));
         let checked_before = found.checked;
-        check_or_forget(context, dataset, &source, keys, &mut found).await?;
+        check_or_forget(context, (dataset, &source), keys, extent, &mut found).await?;
         rate.spend(found.checked - checked_before).await;
         cursor = next;
         if cursor == 0 {
@@ -165,12 +172,12 @@ async fn sample_of(
 /// Looks at keys; where the tables have changed, what is known of the query is forgotten.
 async fn check_or_forget(
     context: &Context,
-    dataset: &Dataset,
-    source: &DatasetSource,
+    (dataset, source): (&Dataset, &DatasetSource),
     keys: Vec<(String, KeyValues)>,
+    extent: &Extent,
     found: &mut Comparison,
 ) -> Result<(), EngineError> {
-    let checked = check_keys(context, dataset, source, keys, found).await;
+    let checked = check_keys(context, (dataset, source), keys, extent, found).await;
     if matches!(&checked, Err(EngineError::Source(error)) if error.kind == ErrorKind::Changed) {
         dataset.forget_source();
     }
@@ -179,9 +186,9 @@ async fn check_or_forget(
 
 async fn check_keys(
     context: &Context,
-    dataset: &Dataset,
-    source: &DatasetSource,
+    (dataset, source): (&Dataset, &DatasetSource),
     keys: Vec<(String, KeyValues)>,
+    extent: &Extent,
     found: &mut Comparison,
 ) -> Result<(), EngineError> {
     found.checked += keys.len() as u64;
@@ -197,7 +204,8 @@ async fn check_keys(
         let is_last = look + 1 == LOOKS;
         for chunk in suspects.chunks(PAGE) {
             // The first look only finds out what is suspect at all.
-            let verdicts = look_at(context, dataset, source, chunk, 0 < look).await?;
+            let is_patient = 0 < look && extent.is_in_background();
+            let verdicts = look_at(context, (dataset, source), chunk, (0 < look, is_patient)).await?;
             for ((key, values), verdict) in chunk.iter().zip(verdicts) {
                 match verdict {
                     Verdict::Right => found.right += 1,
@@ -230,15 +238,14 @@ enum Verdict {
 
 async fn look_at(
     context: &Context,
-    dataset: &Dataset,
-    source: &DatasetSource,
+    (dataset, source): (&Dataset, &DatasetSource),
     chunk: &[(String, KeyValues)],
-    with_care: bool,
+    (with_care, is_patient): (bool, bool),
 ) -> Result<Vec<Verdict>, EngineError> {
     let names: Vec<&str> = chunk.iter().map(|(key, _)| key.as_str()).collect();
     let expected = expect(context, dataset, source, chunk).await?;
     let is_covered = is_covered(context, dataset).await?;
-    let is_followed = is_covered || with_care && is_pending(context, dataset).await?;
+    let is_followed = is_covered || is_patient && is_pending(context, dataset).await?;
     if with_care && is_covered {
         let poll = expected.poll.clone();
         let token = Token { incarnation: poll.incarnation, snapshot: poll.snapshot };

@@ -92,14 +92,14 @@ impl ChangeBatch<'_> {
             // What this process has lost to another worker is left to whoever leads.
             let is_followed = |dataset: &&Arc<Dataset>| dataset.is_foreign() || !dataset.is_superseded();
             let Some(dataset) = self.context.catalog.get(&name).filter(is_followed) else { continue };
+            // The others are another shard's, or are loaded when they are adopted.
+            let keys = keys.into_iter().filter(|(key, _)| self.context.redis.takes(key));
+            let keys: Vec<(String, KeyValues)> = keys.collect();
             let labels = ByDataset::new(&name);
             self.context.metrics.changed_keys.get_or_create(&labels).inc_by(keys.len() as u64);
             if self.is_left_to_backfill(dataset, keys.len() as u64).await? {
                 continue;
             }
-            // The others are another shard's, or are loaded when they are adopted.
-            let keys = keys.into_iter().filter(|(key, _)| self.context.redis.takes(key));
-            let keys: Vec<(String, KeyValues)> = keys.collect();
             self.apply_keys(dataset, &keys).await?;
         }
         Ok(())
