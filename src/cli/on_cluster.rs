@@ -158,7 +158,8 @@ async fn status(config: &Config, of: (&Context, &Cluster), out: &Output) -> Resu
             };
             format!("watermark  {covered} cluster slots as of {}{left_out}", least.as_of)
         }
-        None => "watermark  none of all shards: they do not all know the same servers yet".to_owned(),
+        None => "watermark  none of all shards: one has none yet, or they do not all know the same servers"
+            .to_owned(),
     });
     out.result(
         &lines.join("\n"),
