@@ -1,6 +1,6 @@
 //! Follows the shards of a cluster: each master is one, with tasks of its own, which begin and end as masters come and go (R20).
 //!
-//! Which number a master has is told by the guards in its cluster slots ([`Cluster::placed_shards`]). Tasks speak to one server; where a
+//! Which number a master has is told by the guards in its cluster slots (`Cluster::placed_shards`). Tasks speak to one server; where a
 //! shard is served by another one, they end and others begin. Two workers, or two sets of tasks of one shard, do each other no harm.
 
 use std::collections::{BTreeMap, BTreeSet};
