@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::endpoint::Address;
 use super::script::{Call, HELD_ELSEWHERE};
-use super::{Adopted, CacheError, ClusterMap, ClusterNode, Redis};
+use super::{Adopted, CacheError, ClusterMap, ClusterNode, Redis, Refusal};
 use cachekeeper_config::{self as config, ClusterNodes, Secret};
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
@@ -126,19 +126,21 @@ impl Cluster {
     }
 
     async fn newest_map(&self, asked: &[Address]) -> Result<ClusterMap, CacheError> {
-        let mut newest: Result<ClusterMap, _> =
-            Err(CacheError::unexpected("ask a node for the map", "no node is known"));
+        let mut newest: Option<ClusterMap> = None;
+        let mut failed: Option<CacheError> = None;
         for answer in join_all(asked.iter().map(|address| self.map_of(address))).await {
-            let is_newer = match (&answer, &newest) {
-                (Ok(map), Ok(newest)) => newest.config_epoch < map.config_epoch,
-                (Ok(_) | Err(_), Err(_)) => true,
-                (Err(_), Ok(_)) => false,
-            };
-            if is_newer {
-                newest = answer;
+            match answer {
+                Ok(map) => {
+                    let is_newer = |known: &ClusterMap| known.config_epoch < map.config_epoch;
+                    newest = if newest.as_ref().is_none_or(is_newer) { Some(map) } else { newest };
+                }
+                // What the user may not do says more than that a replica was asked too.
+                Err(error) if failed.is_none() || error.refusal == Refusal::Forbidden => failed = Some(error),
+                Err(_) => {}
             }
         }
-        newest
+        let none = || CacheError::unexpected("ask a node for the map", "no node is known");
+        newest.ok_or_else(|| failed.unwrap_or_else(none))
     }
 
     /// A handle to the first node of the URL, of whatever shard it may be: it stores nothing.

@@ -107,7 +107,7 @@ impl Redis {
                 &format!("{} replies instead of {replies}", values.len()),
             ));
         }
-        Ok(Replies { what, values: values.into_iter() })
+        Ok(Replies::of(what, values))
     }
 }
 
@@ -119,6 +119,10 @@ pub(super) struct Replies {
 }
 
 impl Replies {
+    pub(super) fn of(what: &'static str, values: Vec<Value>) -> Self {
+        Self { what, values: values.into_iter() }
+    }
+
     /// The next reply, of the agreed type.
     pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, CacheError> {
         let value =

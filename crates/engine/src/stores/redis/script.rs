@@ -176,6 +176,9 @@ const NEEDS_MEMORY: &str = "#!lua\n";
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 /// Runs also where nothing may be written, on a replica for example.
 const READ_ONLY: &str = "#!lua flags=no-writes\n";
+/// The same for entries of a shard.
+const READ_ONLY_ON_SHARD: &str = "#!lua flags=no-writes,allow-cross-slot-keys\n";
+const HASH_LOOK: &str = include_str!("lua/hash_look.lua");
 /// What a single Redis and a shard of a cluster do in their own way.
 const UNLINK: &str = include_str!("lua/unlink_alone.lua");
 const CLUSTER_SLOTS: &str = include_str!("lua/advance_alone.lua");
@@ -262,7 +265,8 @@ scripts! {
     HELD_ELSEWHERE = "held_elsewhere": "look for entries of another server's cluster slots", READ_ONLY;
     REGISTER = "register": "register the definition of a dataset", ALLOW_OOM, PRELUDE, CAUSES, SERVER;
     REGISTER_PREFIXES = "register_prefixes": "register the prefixes of keys", ALLOW_OOM;
-    SEE_HASH = "see_hash": "read an entry", READ_ONLY;
+    SEE_HASH = "see_hash": "read an entry", READ_ONLY, HASH_LOOK;
+    SEE = "see": "look at entries", READ_ONLY_ON_SHARD, HASH_LOOK;
     METADATA = "metadata": "read what is known of the namespace", READ_ONLY;
     METADATA_COUNTED = "metadata": "read what is known of the namespace", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch": "begin an epoch", ALLOW_OOM, VERSION, SERVER;
