@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::failover::FirstLeader;
 use self::load::Shoppers;
+use self::shop::Size;
 use self::view::{Scene, View};
 use crate::actors::TASKS;
 use crate::app::Worker;
@@ -35,6 +36,9 @@ pub struct Options {
     /// Kill an actor, Postgres or Redis every few seconds
     #[arg(long)]
     faults: bool,
+    /// How many products the shop has; the other tables go by that
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_000..=1_000_000))]
+    products: u32,
 }
 
 /// How the demonstration ended.
@@ -72,7 +76,7 @@ pub async fn run(options: &Options, environment: &BTreeMap<String, String>) -> E
             return Ending::Misused;
         }
     };
-    match Stage::build(environment, &mut view).await {
+    match Stage::build(Size { products: options.products }, environment, &mut view).await {
         Ok(stage) => stage.play(duration, options.faults, view).await.unwrap_or_else(|error| {
             View::default().say(&format!("error: {error:#}"));
             Ending::Differed
@@ -96,12 +100,16 @@ struct Stage {
 }
 
 impl Stage {
-    async fn build(environment: &BTreeMap<String, String>, view: &mut View) -> anyhow::Result<Self> {
+    async fn build(
+        shop: Size,
+        environment: &BTreeMap<String, String>,
+        view: &mut View,
+    ) -> anyhow::Result<Self> {
         view.say("starting a private Postgres and a private Redis …");
         let (postgres, redis) = tokio::try_join!(Postgres::start(&[]), Redis::start(&[]))?;
         view.say(&format!("  {}\n  {}", postgres.url(), redis.url()));
-        view.say("filling the shop: 100,000 products, 150,000 reviews, 200,000 stocks, 20,000 users …");
-        postgres.execute(shop::SQL).await?;
+        view.say(&format!("filling the shop: {} …", shop.told()));
+        postgres.execute(&shop.sql()).await?;
         let mut environment: BTreeMap<String, String> = environment
             .iter()
             .filter(|(name, _)| name.starts_with("CACHEKEEPER__"))
@@ -116,7 +124,7 @@ impl Stage {
         let (config, _warnings) = Config::load_with(path, CONFIG.to_owned(), &environment, check)
             .map_err(|problems| anyhow::anyhow!("{}", cachekeeper_config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
-        let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
+        let shoppers = Shoppers::new(shop, &postgres.url(), &redis.url())?;
         let context = cachekeeper_engine::context::Context::new(&config)?;
         context.postgres.migrate().await?;
         view.say("starting two workers: five datasets, see config/demo.toml");
