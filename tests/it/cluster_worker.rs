@@ -2,20 +2,16 @@
 //! over. What a plain client of the cluster reads is never older than the watermark that covers it, and in the end it is the table.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cachekeeper_engine::stores::redis::Watermark;
-use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
-use cachekeeper_protocol::guard::Guard;
 use cachekeeper_protocol::keyspace::Keyspace;
 use cachekeeper_testkit::servers::Cluster as Servers;
-use cachekeeper_testkit::servers::Session;
 use tokio::time::Instant;
 
+use crate::cluster_clients::{Clients, asked, check, slot};
 use crate::support::{Cli, Rig, wait_until};
 
 const ROWS: usize = 300;
@@ -56,10 +52,6 @@ impl Drop for Worker {
     }
 }
 
-fn slot(id: usize) -> ClusterSlot {
-    ClusterSlot::of(format!("item:{id}").as_bytes())
-}
-
 impl World {
     async fn start(replicas: usize) -> Self {
         let rig = Rig::start(TABLES).await;
@@ -77,19 +69,12 @@ impl World {
         Worker(command.spawn().unwrap())
     }
 
-    /// A node that runs.
-    async fn asked(&self) -> usize {
-        for position in 0..self.servers.len() {
-            if self.servers.connect(position).await.is_ok() {
-                return position;
-            }
-        }
-        panic!("no node runs");
-    }
-
     async fn value(&self, id: usize) -> Result<Option<String>, String> {
-        let owner =
-            self.servers.owner(slot(id), self.asked().await).await.map_err(|error| error.to_string())?;
+        let owner = self
+            .servers
+            .owner(slot(id), asked(&self.servers).await)
+            .await
+            .map_err(|error| error.to_string())?;
         let get = redis::cmd("GET").arg(format!("item:{id}")).to_owned();
         self.servers.ask(owner, &get).await.map_err(|error| error.to_string())
     }
@@ -139,101 +124,6 @@ impl World {
         })
         .await;
     }
-
-    /// Checks everything that was seen against the history.
-    async fn check(&self, seen: &[Seen]) {
-        let mut session = self.rig.postgres.session().await.unwrap();
-        let mut newest: BTreeMap<(usize, String), i64> = BTreeMap::new();
-        for Seen { id, version, watermark } in seen {
-            let at = (*id, watermark.snapshot.clone());
-            if !newest.contains_key(&at) {
-                let sql = format!(
-                    "select max(version)::text from history where id = {id} and pg_visible_in_snapshot(xid, '{}')",
-                    watermark.snapshot
-                );
-                let expected = session.text(&sql).await.unwrap().unwrap().parse().unwrap();
-                newest.insert(at.clone(), expected);
-            }
-            assert!(
-                newest[&at] <= *version,
-                "item {id} is version {version}, but {watermark:?} has {}",
-                newest[&at]
-            );
-        }
-        let mut last: BTreeMap<(usize, &str), i64> = BTreeMap::new();
-        for Seen { id, version, watermark } in seen {
-            let before = last.insert((*id, watermark.epoch.as_str()), *version).unwrap_or_default();
-            assert!(before <= *version, "item {id} went from version {before} to {version} in {watermark:?}");
-        }
-    }
-}
-
-/// What a client saw at one moment.
-struct Seen {
-    id: usize,
-    version: i64,
-    watermark: Watermark,
-}
-
-/// Writes until it is told to stop.
-async fn write(url: &str, stop: &AtomicBool) -> usize {
-    let mut session = Session::open(url).await.unwrap();
-    let mut written = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let id = rand::random_range(0..ROWS);
-        let sql = format!(
-            "with changed as (update items set version = version + 1 where id = {id} returning id, version)
-             insert into history (id, version) select id, version from changed"
-        );
-        session.execute(&sql).await.unwrap();
-        written += 1;
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    written
-}
-
-/// Reads as a plain client of the cluster does, on one connection to the owner: guard, watermark, value.
-async fn read(servers: &Servers, stop: &AtomicBool) -> Vec<Seen> {
-    let namespace = Keyspace::new("test");
-    let mut seen = Vec::new();
-    let mut connections = BTreeMap::new();
-    while !stop.load(Ordering::Relaxed) {
-        let id = rand::random_range(0..ROWS);
-        tokio::time::sleep(Duration::from_micros(500)).await;
-        let asked = rand::random_range(0..servers.len());
-        let Ok(owner) = servers.owner(slot(id), asked).await else { continue };
-        let connection = match connections.entry(owner) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => match servers.connect(owner).await {
-                Ok(connection) => place.insert(connection),
-                Err(_is_down) => continue,
-            },
-        };
-        let guard: Result<Option<String>, _> =
-            redis::cmd("GET").arg(namespace.guard(slot(id))).query_async(connection).await;
-        let Ok(guard) = guard else {
-            connections.remove(&owner);
-            continue;
-        };
-        let Some(guard) = guard.and_then(|guard| guard.parse::<Guard>().ok()) else { continue };
-        let keys = namespace.of_shard(guard.shard);
-        let mut pipeline = redis::pipe();
-        pipeline.get(&keys.metadata().watermark).get(format!("item:{id}"));
-        let read: Result<(Option<String>, Option<String>), _> = pipeline.query_async(connection).await;
-        let Ok((watermark, value)) = read else {
-            connections.remove(&owner);
-            continue;
-        };
-        let Some(watermark) = watermark.map(|text| serde_json::from_str::<Watermark>(&text).unwrap()) else {
-            continue;
-        };
-        let is_covered =
-            watermark.covers.as_ref().unwrap().contains(slot(id)) && watermark.not_covered.is_empty();
-        let Some(value) = value.filter(|_| is_covered) else { continue };
-        let value: serde_json::Value = serde_json::from_str(&value).unwrap();
-        seen.push(Seen { id, version: value["version"].as_i64().unwrap(), watermark });
-    }
-    seen
 }
 
 /// Rows whose cluster slots a new master is given.
@@ -262,12 +152,12 @@ enum Trouble {
 async fn strike(world: &World, trouble: Trouble) {
     match trouble {
         Trouble::Moves(id) => {
-            let from = world.servers.owner(slot(id), world.asked().await).await.unwrap();
+            let from = world.servers.owner(slot(id), asked(&world.servers).await).await.unwrap();
             let to = other_master(world, from).await;
             world.servers.move_slot(slot(id), from, to).await.unwrap();
         }
         Trouble::TurnsBack(id) => {
-            let from = world.servers.owner(slot(id), world.asked().await).await.unwrap();
+            let from = world.servers.owner(slot(id), asked(&world.servers).await).await.unwrap();
             let to = other_master(world, from).await;
             world.servers.begin_move(slot(id), from, to).await.unwrap();
             world.servers.move_keys(slot(id), from, to, 1).await.unwrap();
@@ -322,7 +212,7 @@ async fn strike(world: &World, trouble: Trouble) {
 
 /// A master that is not this one.
 async fn other_master(world: &World, not: usize) -> usize {
-    let asked = world.asked().await;
+    let asked = asked(&world.servers).await;
     for id in 0..ROWS {
         let owner = world.servers.owner(slot(id), asked).await.unwrap();
         if owner != not {
@@ -336,7 +226,7 @@ async fn other_master(world: &World, not: usize) -> usize {
 async fn run(world: &World, troubles: &[Trouble]) {
     world.is_covered().await;
     world.agrees().await;
-    let (stop, url) = (AtomicBool::new(false), world.rig.postgres.url());
+    let clients = Clients::new(&world.rig, ROWS);
     let strikes = async {
         for trouble in troubles {
             strike(world, *trouble).await;
@@ -344,14 +234,12 @@ async fn run(world: &World, troubles: &[Trouble]) {
             world.is_covered().await;
             println!("{trouble:?}: covered again after {:.1} s", began.elapsed().as_secs_f64());
         }
-        stop.store(true, Ordering::Relaxed);
+        clients.stop_after_enough().await;
     };
-    let (written, seen, ()) = tokio::join!(write(&url, &stop), read(&world.servers, &stop), strikes);
-    println!("{written} writes, {} covered reads", seen.len());
+    let ((), seen, ()) = tokio::join!(clients.write(), clients.read(&world.servers), strikes);
     world.is_covered().await;
     world.agrees().await;
-    world.check(&seen).await;
-    assert!(50 < written && 50 < seen.len(), "{written} writes, {} covered reads", seen.len());
+    check(&world.rig, &seen).await;
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ mod client_neighbours;
 mod client_programs;
 mod clients;
 mod cluster;
+mod cluster_clients;
 mod cluster_follow;
 mod cluster_shards;
 mod cluster_worker;
