@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::failover::FirstLeader;
 use self::load::Shoppers;
 use self::servers::Servers;
+use self::shop::Size;
 use self::view::{Scene, View};
 use crate::actors::TASKS;
 use crate::app::Worker;
@@ -47,6 +48,9 @@ pub struct Options {
     /// With a Redis Cluster of six nodes: cluster slots move, and a master is killed
     #[arg(long)]
     cluster: bool,
+    /// How many products the shop has; the other tables go by that
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_000..=1_000_000))]
+    products: u32,
 }
 
 /// How the demonstration ended.
@@ -86,7 +90,8 @@ pub async fn run(options: &Options, environment: &BTreeMap<String, String>) -> E
             return Ending::Misused;
         }
     };
-    match Stage::build(environment, options.cluster, &mut view).await {
+    let shop = Size { products: options.products };
+    match Stage::build((shop, options.cluster), environment, &mut view).await {
         Ok(stage) => stage.play(duration, options.faults, view).await.unwrap_or_else(|error| {
             View::default().say(&format!("error: {error:#}"));
             Ending::Differed
@@ -134,22 +139,22 @@ struct Stage {
 
 impl Stage {
     async fn build(
+        (shop, is_cluster): (Size, bool),
         environment: &BTreeMap<String, String>,
-        is_cluster: bool,
         view: &mut View,
     ) -> anyhow::Result<Self> {
         let one = if is_cluster { "Redis Cluster: three masters, three replicas" } else { "Redis" };
         view.say(&format!("starting a private Postgres and a private {one} …"));
         let (postgres, redis) = tokio::try_join!(Postgres::start(&[]), Servers::start(is_cluster))?;
         view.say(&format!("  {}\n  {}", postgres.url(), redis.url()));
-        view.say("filling the shop: 100,000 products, 150,000 reviews, 200,000 stocks, 20,000 users …");
-        postgres.execute(shop::SQL).await?;
+        view.say(&format!("filling the shop: {} …", shop.told()));
+        postgres.execute(&shop.sql()).await?;
         let environment = settings(environment, &postgres, &redis)?;
         let (path, check) = (Path::new("config/demo.toml"), crate::schedule::check);
         let (config, _warnings) = Config::load_with(path, CONFIG.to_owned(), &environment, check)
             .map_err(|problems| anyhow::anyhow!("{}", cachekeeper_config::diagnostic::render(&problems)))?;
         crate::telemetry::start(&config.log).map_err(anyhow::Error::msg)?;
-        let shoppers = Shoppers::new(&postgres.url(), &redis.url())?;
+        let shoppers = Shoppers::new(shop, &postgres.url(), &redis.url())?;
         let context = cachekeeper_engine::context::Context::new(&config)?;
         context.postgres.migrate().await?;
         let how_many = if is_cluster { "a worker" } else { "two workers" };

@@ -47,10 +47,12 @@ mod coverage_dependencies;
 mod coverage_orders;
 mod coverage_tree;
 mod coverage_world;
+mod datasets;
 mod decision_table;
 #[path = "../decisions/mod.rs"]
 mod decisions;
 mod definitions;
+mod demo;
 mod directory;
 mod encodings;
 mod event_log;
