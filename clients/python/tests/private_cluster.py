@@ -35,7 +35,7 @@ class Cluster:
 
     def __init__(self, masters=3, replicas=0, options=(), **login):
         self.directory = tempfile.mkdtemp(prefix="cachekeeper-cluster-")
-        self.processes, self.ports, self._buses, self._login = [], [], [], login
+        self.processes, self.ports, self._buses, self.login = [], [], [], login
         try:
             for _ in range(masters * (1 + replicas)):
                 self._start(options)
@@ -50,7 +50,7 @@ class Cluster:
 
     def ask(self, position, *command):
         """What a node answers, whatever cluster slot it is about."""
-        with redis.Redis(port=self.ports[position], **self._login) as client:
+        with redis.Redis(port=self.ports[position], **self.login) as client:
             return client.execute_command(*command)
 
     def owner(self, slot, asked=None):
@@ -61,6 +61,13 @@ class Cluster:
                     if first <= slot <= last:
                         return self.ports.index(int(master[1]))
         raise AssertionError(f"nobody serves {slot}")
+
+    def slots(self):
+        """The cluster slots of each master, by its position."""
+        found = {}
+        for first, last, master, *_ in self.ask(0, "CLUSTER", "SLOTS"):
+            found.setdefault(self.ports.index(int(master[1])), []).extend(range(first, last + 1))
+        return found
 
     def begin_move(self, slot, to):
         """Both nodes show the cluster slot as moving."""
@@ -141,7 +148,8 @@ class Cluster:
 
 
 class Worker:
-    """Guards, watermarks and entries, as a worker leaves them. `shards`: the number of each master, by its position."""
+    """Guards, watermarks and entries, as a worker leaves them: every cluster slot is adopted. `shards`: the number of each master,
+    by its position."""
 
     LIFE = "life"
 
@@ -153,6 +161,12 @@ class Worker:
             number += 1
         for shard in self.shards.values():
             self._tell(directory_key(namespace, shard), "HSET", *(part for pair in DIRECTORY.items() for part in pair))
+        by_owner = cluster.slots()
+        for position, slots in by_owner.items():
+            with redis.Redis(port=cluster.ports[position], **cluster.login) as client, client.pipeline(transaction=False) as pipeline:
+                for slot in slots:
+                    pipeline.set(guard_key(namespace, slot), f"{self.shards[position]} {GENERATION}")
+                pipeline.execute()
 
     def write(self, version, *ids):
         """Entries of product."""
@@ -166,6 +180,10 @@ class Worker:
             slot = cluster_slot(f"product:{id}")
             of = self.shards[self.cluster.owner(slot)] if shard is None else shard
             self._tell(guard_key(self.namespace, slot), "SET", f"{of} {GENERATION}")
+
+    def drop(self, id):
+        """Nobody has adopted the cluster slot of this entry."""
+        self._tell(guard_key(self.namespace, cluster_slot(f"product:{id}")), "DEL")
 
     def reach(self, xmax, shard=None, covers=f"0-{CLUSTER_SLOTS - 1}", not_covered=(), life=LIFE):
         """The watermark of a shard, or of all."""
