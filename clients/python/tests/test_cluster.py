@@ -10,7 +10,7 @@ import redis
 
 import cachekeeper
 from cachekeeper import aio
-from cachekeeper.cluster import cluster_slot
+from cachekeeper.cluster import ClusterMap, cluster_slot, guard_key, redirection_of
 from cachekeeper.directory import watermark_key
 from cachekeeper.nodes import parse_nodes
 from private_cluster import LIMIT, Cluster, Worker, ids_at, wait_until
@@ -123,7 +123,7 @@ def test_what_no_guard_vouches_for_is_not_fresh(cluster, worker, kind):
     worker.drop(none)
     worker.adopt(foreign, shard=worker.shards[1])
     worker.reach(10)
-    worker.cluster.ask(0, "SET", cachekeeper.cluster.guard_key("shop", slot_of(odd)), "7")
+    worker.cluster.ask(0, "SET", guard_key("shop", slot_of(odd)), "7")
     with Driven(kind, cluster.url) as cache:
         for _ in range(2):
             found = told(cache, worker, plain, foreign, odd, none)
@@ -175,7 +175,7 @@ def test_a_guard_that_migrates_before_its_entries_claims_nothing(others, kind):
     with Driven(kind, cluster.url) as cache:
         assert told(cache, worker, id) == [("fresh", "")]
         cluster.begin_move(slot, 2)
-        cluster.move_keys(slot, 2, cachekeeper.cluster.guard_key("shop", slot))
+        cluster.move_keys(slot, 2, guard_key("shop", slot))
         assert told(cache, worker, id) == [("unknown", "its cluster slot is migrating")]
 
 
@@ -337,6 +337,33 @@ def test_urls_of_clusters_are_those_of_the_worker():
                 connect(url, "shop")
     with pytest.raises(cachekeeper.InvalidInput, match="tiemout"):
         cachekeeper.connect("redis+cluster://a:1", "shop", tiemout=1)
+
+
+@kinds
+def test_addresses_are_remapped_as_they_are_told(cluster, worker, kind):
+    (id,) = ids_at(cluster, 1, 1)
+    worker.write(1, id)
+    there = {("127.0.0.1", port): ("localhost", port) for port in cluster.ports}
+    with Driven(kind, cluster.url, address_remap=lambda node: there[node]) as cache:
+        assert cache.get("product", id) == {"id": id, "version": 1}
+        assert {host for host, _ in cache.cache._nodes.map.masters()} == {"localhost"}
+
+
+def test_what_a_node_tells_of_others_is_read():
+    map = ClusterMap([("asked", 5), ("asked", 5)])
+    assert not map.note([], ("asked", 5)) and list(map.to_ask()) == [("asked", 5)]
+    told = [[0, 5, [b"a", 1, b"id"]], [6, 7, [b"", 9, b"id"], [b"r", 1, b"id"]], [8, 8, [None, 9, b"id"]]]
+    assert map.note(told, ("asked", 5)) and not map.is_stale
+    assert [map.owner(slot) for slot in (5, 6, 8, 9)] == [("a", 1), ("asked", 9), ("asked", 9), None]
+    # The next one to be asked is another; those that are silent come last.
+    assert list(map.to_ask()) == [("a", 1), ("asked", 9), ("asked", 5)]
+    map.fell_silent(("a", 1))
+    assert map.is_stale and list(map.to_ask()) == [("asked", 9), ("asked", 5), ("a", 1)]
+    for text, kind, node in [("MOVED 9 ::1:7", "MOVED", ("::1", 7)), ("ASK 9 :7", "ASK", ("asked", 7)), ("MOVED 16384 a:1", None, None)]:
+        found = redirection_of(redis.ResponseError(text), ("asked", 5))
+        assert (found and (found.kind, found.node)) == (kind and (kind, node)), text
+    assert redirection_of(redis.exceptions.MovedError("9 h:7"), ("asked", 5)).node == ("h", 7)
+    assert redirection_of(redis.exceptions.AskError("9 h:7"), ("asked", 5)).kind == "ASK"
 
 
 def test_threads_share_a_cache_while_cluster_slots_move(others):

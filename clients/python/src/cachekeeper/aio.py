@@ -174,7 +174,7 @@ class Cache(Base):
     async def get_many(
         self, dataset: str, ids: Iterable[Any], *, token: Union[Token, str, None] = None, wait: float = 0.0
     ) -> list[Any]:
-        """The same for many, in their order, by one command (for each thousand)."""
+        """The same for many, in their order, by one command (for each thousand); on a cluster by one round trip for each node."""
         token = token_of(token)
         return value_of(await self.read_many(dataset, ids, token=token, wait=wait), token)
 
@@ -208,7 +208,7 @@ class Cache(Base):
     async def publish(self, event: Event, *, durable: bool = False) -> "int | str":
         """Tells the workers what changed, after it was committed.
 
-        Over pub/sub it answers how many heard it (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
+        Over pub/sub it answers how many heard it, on a cluster at one node (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
         where it waits for a worker.
         """
         checked = check_event(event)
