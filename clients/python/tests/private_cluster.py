@@ -93,6 +93,15 @@ class Cluster:
         self.move_keys(slot, to)
         self.end_move(slot, to)
 
+    def replicate(self, master):
+        """Waits until the replicas of a master have all that it has."""
+
+        def are_in_step():
+            _, offset, replicas = self.ask(master, "ROLE")
+            return replicas and all(int(one[2]) == offset for one in replicas)
+
+        wait_until(are_in_step, "the replicas to be in step")
+
     def take_over(self, replica):
         """Makes a replica master in place of its own, which need not run."""
         self.ask(replica, "CLUSTER", "FAILOVER", "TAKEOVER")

@@ -208,7 +208,7 @@ def test_a_failover_is_followed(others, kind, end):
     ids = [id for position in range(3) for id in ids_at(cluster, position, 2)]
     worker.write(1, *ids)
     worker.reach(10)
-    assert cluster.ask(0, "WAIT", 1, 5000) == 1
+    cluster.replicate(0)
     with Driven(kind, cluster.url, timeout=2) as cache:
         assert told(cache, worker, *ids) == [("fresh", "")] * 6
         if end == "killed":
@@ -230,7 +230,7 @@ def test_a_replica_is_never_read_and_an_old_map_is_mended(others, kind):
     (id,) = ids_at(cluster, 0, 1)
     worker.write(1, id)
     worker.reach(10)
-    assert cluster.ask(0, "WAIT", 1, 5000) == 1
+    cluster.replicate(0)
     with Driven(kind, cluster.url) as cache:
         map = cache.cache._nodes.map
         master, replica = (("127.0.0.1", cluster.ports[position]) for position in (0, 3))
