@@ -4,8 +4,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { clusterSlot, guardKey, parseGuard, redirectionOf } from "./cluster.js";
 import { explain, isPassing, SENTINEL_MS } from "./connection.js";
 import { directoryKey, watermarkKey } from "./directory.js";
-import { InvalidInput, Unreachable } from "./errors.js";
+import { CachekeeperError, InvalidInput, Unreachable } from "./errors.js";
 import { judgeOnCluster, parseWatermark, readingOf } from "./reading.js";
+import { within } from "./time.js";
 
 // Before each attempt but the first to follow redirections, after which they are an error.
 const PAUSES_MS = [0, 10, 20, 50, 100];
@@ -150,15 +151,21 @@ export class OnCluster {
     throw restless();
   }
 
-  // Calls again where a connection is lost or a node serves nothing now, as clients of a single Redis do. What was not answered in
-  // time is not asked again.
+  // Calls again where a connection is lost or a node serves nothing now, as clients of a single Redis do, within the limit of a
+  // command. What was not answered in time is not asked again.
   async #untilReached(call) {
+    const answer = await within(this.#untilUnbroken(call), this.#limitMs);
+    if (answer === undefined) throw new Error("Command timed out");
+    return answer;
+  }
+
+  async #untilUnbroken(call) {
     for (const pause of LOSS_PAUSES_MS) {
       try {
         return await call();
       } catch (error) {
-        const isLost = explain(error, "", "", "") instanceof Unreachable && !/timed out/.test(error.message);
-        if (error instanceof InvalidInput || !isLost) throw error;
+        const isLost = explain(error, "", "", "") instanceof Unreachable && !/timed out|ETIMEDOUT/.test(error.message);
+        if (error instanceof CachekeeperError || !isLost) throw error;
         await sleep(pause);
       }
     }

@@ -177,6 +177,23 @@ test("nodes that hang or are gone are passed over", { skip }, async (context) =>
   await assert.rejects(open(`redis+cluster://127.0.0.1:${silent},127.0.0.1:1`, { timeoutMs: 500 }), isOf(errors.Unreachable));
 });
 
+test("a master that hangs takes no longer than the limit, and the others are read on", { skip }, async (context) => {
+  const { cluster, worker, open } = await started(context);
+  const [[hangs], [runs]] = [await idsAt(cluster, 0, 1), await idsAt(cluster, 1, 1)];
+  await worker.write(1, hangs, runs);
+  await worker.reach(10);
+  const cache = await open(cluster.url, { timeoutMs: 1_000 });
+  assert.deepEqual(await told(cache, hangs, runs), ["fresh", "fresh"]);
+  cluster.processes[0].kill("SIGSTOP");
+  const began = performance.now();
+  await assert.rejects(cache.get("product", hangs), isOf(errors.Unreachable, /timed? ?out/i));
+  await assert.rejects(cache.get("product", hangs, { token: tokenOf(10), waitMs: 200 }), isOf(errors.Unreachable, /in time|timed? ?out/i));
+  assert.deepEqual(await told(cache, runs), ["fresh"]);
+  assert.ok(performance.now() - began < 8_000);
+  cluster.processes[0].kill("SIGCONT");
+  assert.equal((await cache.get("product", hangs, { token: tokenOf(10), waitMs: LIMIT_MS })).version, 1);
+});
+
 test("an event is heard whatever node it is published on", { skip }, async (context) => {
   const { cluster, open } = await started(context);
   const cache = await open();

@@ -122,7 +122,7 @@ class Cluster:
         words = {
             "port": port, "bind": "127.0.0.1", "cluster-enabled": "yes", "cluster-port": bus, "dir": self.directory,
             "cluster-config-file": f"{port}.conf", "cluster-node-timeout": 1000, "save": "", "repl-diskless-sync-delay": 0,
-            "cluster-allow-replica-migration": "no",
+            "cluster-allow-replica-migration": "no", "cluster-require-full-coverage": "no",
         }
         command = ["redis-server", *(part for name, value in words.items() for part in (f"--{name}", str(value))), *options]
         self.processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import threading
 import time
 
@@ -251,6 +252,27 @@ def test_nodes_that_hang_or_are_gone_are_passed_over(cluster, worker, kind, hung
     assert time.monotonic() - began < 10
     with pytest.raises(cachekeeper.Unreachable):
         Driven(kind, f"redis+cluster://127.0.0.1:{hung},127.0.0.1:1", timeout=0.5)
+
+
+@kinds
+def test_a_master_that_hangs_takes_no_longer_than_the_limit_and_the_others_are_read_on(others, kind):
+    cluster = others()
+    worker = Worker(cluster)
+    (hangs,), (runs,) = ids_at(cluster, 0, 1), ids_at(cluster, 1, 1)
+    worker.write(1, hangs, runs)
+    worker.reach(10)
+    with Driven(kind, cluster.url, timeout=1) as cache:
+        assert told(cache, worker, hangs, runs) == [("fresh", "")] * 2
+        cluster.processes[0].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(cachekeeper.Unreachable):
+            cache.get("product", hangs)
+        with pytest.raises(cachekeeper.Unreachable):
+            cache.get("product", hangs, token=worker.token(10), wait=0.2)
+        assert told(cache, worker, runs) == [("fresh", "")]
+        assert time.monotonic() - began < 8
+        cluster.processes[0].send_signal(signal.SIGCONT)
+        assert cache.get("product", hangs, token=worker.token(10), wait=LIMIT)["version"] == 1
 
 
 @kinds
