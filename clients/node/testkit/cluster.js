@@ -43,11 +43,11 @@ export class Cluster {
   ports = [];
   processes = [];
 
-  // Ended with the test.
-  static async start(context, { masters = 3, replicas = 0, password } = {}) {
+  // `atEnd` is told what ends it.
+  static async start(atEnd, { masters = 3, replicas = 0, password } = {}) {
     const cluster = new Cluster();
     cluster.#password = password;
-    context.after(() => cluster.close());
+    atEnd(() => cluster.close());
     for (let at = 0; at < masters * (1 + replicas); at += 1) await cluster.#start();
     await cluster.#join(masters);
     return cluster;
