@@ -220,6 +220,22 @@ test("an event is heard whatever node it is published on", { skip }, async (cont
   }
 });
 
+test("a durable event is added where its stream is now", { skip }, async (context) => {
+  const { cluster, worker, open } = await started(context);
+  await worker.takeEvents("events");
+  const [cache, slot] = [await open(), clusterSlot("events")];
+  const added = [await cache.publish({ key: "product:1" }, { durable: true })];
+  const target = ((await cluster.owner(slot)) + 1) % 3;
+  await cluster.beginMove(slot, target);
+  await cluster.moveKeys(slot, target);
+  added.push(await cache.publish({ keys: ["product:2"] }, { durable: true }));
+  await cluster.endMove(slot, target);
+  added.push(await cache.publish({ key: "product:3" }, { durable: true }));
+  const entries = await cluster.ask(target, "XRANGE", "events", "-", "+");
+  assert.deepEqual(entries.map(([id]) => id), added);
+  assert.deepEqual(entries[1][1], ["keys", '["product:2"]']);
+});
+
 test("what does not work on a cluster says what to do", { skip }, async (context) => {
   const { cluster, open } = await emptied(context);
   const cache = await open();

@@ -180,6 +180,13 @@ export class Worker {
     await this.#tell("SET", guardKey("shop", slotOf(id)), `${of} ${GENERATION}`);
   }
 
+  // Tells of a stream for durable events.
+  async takeEvents(stream) {
+    const told = JSON.parse(DIRECTORY[1]);
+    told.events.stream = stream;
+    for (const shard of this.shards.values()) await this.#tell("HSET", directoryKey("shop", shard), "service", JSON.stringify(told));
+  }
+
   // Nobody has adopted the cluster slot of this entry.
   drop = (id) => this.#tell("DEL", guardKey("shop", slotOf(id)));
 
