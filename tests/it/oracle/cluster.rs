@@ -137,7 +137,7 @@ impl Arena {
         self.is_over.load(Ordering::SeqCst)
     }
 
-    /// Another life of the nodes begins.
+    /// The nodes begin their next life.
     fn next_life(&self) {
         self.life.fetch_add(1, Ordering::SeqCst);
     }
@@ -214,7 +214,7 @@ impl Recoveries {
     fn show(&mut self) {
         for (name, took) in &mut self.0 {
             took.sort_unstable();
-            let (median, most) = (took[took.len() / 2], took[took.len() - 1]);
+            let (median, most) = (took[(took.len() - 1) / 2], took[took.len() - 1]);
             let times = took.len();
             println!(
                 "{name}: {times} times, right again after {:.1} s (p50), {:.1} s (max)",
