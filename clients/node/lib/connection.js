@@ -59,14 +59,16 @@ export function build(url, timeoutMs, more) {
     ...more,
     lazyConnect: true,
   };
+  // A URL only says that TLS is spoken, options say how.
+  const tls = more.tls && { tls: more.tls };
   try {
     if (cluster !== undefined) {
       // It is never connected: it says how to reach its nodes.
-      const redisOptions = { ...nodeOptions(timeoutMs), ...more, ...cluster.redisOptions };
+      const redisOptions = { ...nodeOptions(timeoutMs), ...more, ...cluster.redisOptions, ...tls };
       const client = new Cluster(cluster.nodes, { lazyConnect: true, redisOptions });
       return { client, where: whereOf(client) };
     }
-    const client = sentinels === undefined ? clientOf(url, options) : new Redis({ ...options, ...sentinels });
+    const client = sentinels === undefined ? clientOf(url, options) : new Redis({ ...options, ...sentinels, ...tls });
     // Errors come with the calls; nobody else need listen.
     client.on("error", () => {});
     wholeOf(client.options.db, "the database of the URL", 0, 2 ** 31 - 1);

@@ -1,7 +1,7 @@
 // Reads on a Redis Cluster, which is real; its worker is played.
 
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { after, test } from "node:test";
 import { Redis, Cluster as Client } from "ioredis";
 import { connect } from "../lib/index.js";
 import * as errors from "../lib/errors.js";
@@ -19,16 +19,27 @@ const isOf = (kind, text = /./) => (error) => {
   return true;
 };
 
+// A cluster of this test alone.
 async function started(context, options) {
-  const cluster = await Cluster.start(context, options);
-  const worker = await Worker.start(cluster);
-  const open = async (given = cluster.url, more) => {
-    const cache = await connect(given, "shop", more);
-    context.after(() => cache.close());
-    return cache;
-  };
-  return { cluster, worker, open };
+  const cluster = await Cluster.start((close) => context.after(close), options);
+  return { cluster, worker: await Worker.start(cluster), open: opener(context, cluster) };
 }
+
+// The one that those tests share that change no node.
+let [shared, end] = [undefined, () => {}];
+after(() => end());
+async function emptied(context) {
+  shared ??= await Cluster.start((close) => (end = close));
+  for (const position of [0, 1, 2]) await shared.ask(position, "FLUSHALL");
+  return { cluster: shared, worker: await Worker.start(shared), open: opener(context, shared) };
+}
+
+// What opens a cache, which is closed with the test.
+const opener = (context, cluster) => async (given = cluster.url, more) => {
+  const cache = await connect(given, "shop", more);
+  context.after(() => cache.close());
+  return cache;
+};
 
 // Freshness and reason of each.
 const told = async (cache, ...ids) =>
@@ -36,7 +47,7 @@ const told = async (cache, ...ids) =>
 const values = (...ids) => ids.map((id) => ({ id, version: 1 }));
 
 test("values of all nodes are read, and their freshness is that of their shard", { skip }, async (context) => {
-  const { cluster, worker, open } = await started(context);
+  const { cluster, worker, open } = await emptied(context);
   const byNode = [await idsAt(cluster, 0), await idsAt(cluster, 1), await idsAt(cluster, 2)];
   const ids = byNode.flat();
   await worker.write(1, ...ids);
@@ -66,7 +77,7 @@ test("values of all nodes are read, and their freshness is that of their shard",
 });
 
 test("what no guard vouches for is not fresh", { skip }, async (context) => {
-  const { cluster, worker, open } = await started(context);
+  const { cluster, worker, open } = await emptied(context);
   const [plain, foreign, odd, none] = await idsAt(cluster, 0, 4);
   await worker.write(1, plain, foreign, odd, none);
   const other = worker.shards.get(1);
@@ -118,7 +129,7 @@ test("a migration is followed, and claims nothing until the new shard has adopte
 });
 
 test("a read that waits sees the shard adopt, and its watermark move", { skip }, async (context) => {
-  const { cluster, worker, open } = await started(context);
+  const { cluster, worker, open } = await emptied(context);
   const [id] = await idsAt(cluster, 0, 1);
   await worker.write(1, id);
   await worker.drop(id);
@@ -167,7 +178,7 @@ test("a replica is never read", { skip }, async (context) => {
 });
 
 test("nodes that hang or are gone are passed over", { skip }, async (context) => {
-  const { cluster, worker, open } = await started(context);
+  const { cluster, worker, open } = await emptied(context);
   const [id] = await idsAt(cluster, 0, 1);
   await worker.write(1, id);
   const [silent, began] = [await hung(context), performance.now()];
@@ -195,7 +206,7 @@ test("a master that hangs takes no longer than the limit, and the others are rea
 });
 
 test("an event is heard whatever node it is published on", { skip }, async (context) => {
-  const { cluster, open } = await started(context);
+  const { cluster, open } = await emptied(context);
   const cache = await open();
   assert.equal(await cache.publish({ key: "product:1" }), 0);
   for (const port of cluster.ports) {
@@ -209,8 +220,24 @@ test("an event is heard whatever node it is published on", { skip }, async (cont
   }
 });
 
+test("a durable event is added where its stream is now", { skip }, async (context) => {
+  const { cluster, worker, open } = await started(context);
+  await worker.takeEvents("events");
+  const [cache, slot] = [await open(), clusterSlot("events")];
+  const added = [await cache.publish({ key: "product:1" }, { durable: true })];
+  const target = ((await cluster.owner(slot)) + 1) % 3;
+  await cluster.beginMove(slot, target);
+  await cluster.moveKeys(slot, target);
+  added.push(await cache.publish({ keys: ["product:2"] }, { durable: true }));
+  await cluster.endMove(slot, target);
+  added.push(await cache.publish({ key: "product:3" }, { durable: true }));
+  const entries = await cluster.ask(target, "XRANGE", "events", "-", "+");
+  assert.deepEqual(entries.map(([id]) => id), added);
+  assert.deepEqual(entries[1][1], ["keys", '["product:2"]']);
+});
+
 test("what does not work on a cluster says what to do", { skip }, async (context) => {
-  const { cluster, open } = await started(context);
+  const { cluster, open } = await emptied(context);
   const cache = await open();
   await assert.rejects(cache.write("product", { id: 1 }), isOf(errors.InvalidWrite, /on a cluster yet: write to Postgres/));
   const durable = cache.publish({ key: "product:1" }, { durable: true });

@@ -43,11 +43,11 @@ export class Cluster {
   ports = [];
   processes = [];
 
-  // Ended with the test.
-  static async start(context, { masters = 3, replicas = 0, password } = {}) {
+  // `atEnd` is told what ends it.
+  static async start(atEnd, { masters = 3, replicas = 0, password } = {}) {
     const cluster = new Cluster();
     cluster.#password = password;
-    context.after(() => cluster.close());
+    atEnd(() => cluster.close());
     for (let at = 0; at < masters * (1 + replicas); at += 1) await cluster.#start();
     await cluster.#join(masters);
     return cluster;
@@ -178,6 +178,13 @@ export class Worker {
   async adopt(id, shard) {
     const of = shard ?? this.shards.get(await this.cluster.owner(slotOf(id)));
     await this.#tell("SET", guardKey("shop", slotOf(id)), `${of} ${GENERATION}`);
+  }
+
+  // Tells of a stream for durable events.
+  async takeEvents(stream) {
+    const told = JSON.parse(DIRECTORY[1]);
+    told.events.stream = stream;
+    for (const shard of this.shards.values()) await this.#tell("HSET", directoryKey("shop", shard), "service", JSON.stringify(told));
   }
 
   // Nobody has adopted the cluster slot of this entry.

@@ -190,6 +190,13 @@ class Worker:
             of = self.shards[self.cluster.owner(slot)] if shard is None else shard
             self._tell(guard_key(self.namespace, slot), "SET", f"{of} {GENERATION}")
 
+    def take_events(self, stream):
+        """Tells of a stream for durable events."""
+        told = json.loads(DIRECTORY["service"])
+        told["events"]["stream"] = stream
+        for shard in self.shards.values():
+            self._tell(directory_key(self.namespace, shard), "HSET", "service", json.dumps(told))
+
     def drop(self, id):
         """Nobody has adopted the cluster slot of this entry."""
         self._tell(guard_key(self.namespace, cluster_slot(f"product:{id}")), "DEL")

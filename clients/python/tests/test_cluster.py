@@ -289,6 +289,24 @@ def test_an_event_is_heard_whatever_node_it_is_published_on(cluster, worker, kin
 
 
 @kinds
+def test_a_durable_event_is_added_where_its_stream_is_now(others, kind):
+    cluster = others()
+    worker, slot = Worker(cluster), cluster_slot("events")
+    worker.take_events("events")
+    with Driven(kind, cluster.url) as cache:
+        added = [cache.publish({"key": "product:1"}, durable=True)]
+        origin = cluster.owner(slot)
+        cluster.begin_move(slot, (origin + 1) % 3)
+        cluster.move_keys(slot, (origin + 1) % 3)
+        added.append(cache.publish({"keys": ["product:2"]}, durable=True))
+        cluster.end_move(slot, (origin + 1) % 3)
+        added.append(cache.publish({"key": "product:3"}, durable=True))
+    entries = cluster.ask((origin + 1) % 3, "XRANGE", "events", "-", "+")
+    assert [one[0].decode() for one in entries] == added
+    assert entries[1][1] == {b"keys": b'["product:2"]'}
+
+
+@kinds
 def test_what_does_not_work_on_a_cluster_says_what_to_do(cluster, worker, kind):
     with Driven(kind, cluster.url) as cache:
         with pytest.raises(cachekeeper.InvalidWrite, match="on a cluster yet: write to Postgres"):

@@ -31,6 +31,7 @@ struct Inner {
     /// A handle to each server that was ever spoken to and is still in the map.
     servers: Mutex<BTreeMap<Address, Redis>>,
     looks: Looks,
+    compares_guards: bool,
 }
 
 /// The server of a shard, as it was asked.
@@ -102,8 +103,20 @@ impl Cluster {
         Ok(nodes.map(|nodes| {
             let (settings, namespace) = (settings.clone(), namespace.to_owned());
             let (servers, looks) = (Mutex::default(), Looks::default());
-            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks }) }
+            let compares_guards = true;
+            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks, compares_guards }) }
         }))
+    }
+
+    /// The same cluster, but scripts act whatever the guards say. For the control run of tests, which must see that go wrong.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_guards(&self) -> Self {
+        let Inner { settings, nodes, namespace, .. } = &*self.inner;
+        let (settings, nodes, namespace) = (settings.clone(), nodes.clone(), namespace.clone());
+        let (servers, looks) = (Mutex::default(), Looks::default());
+        let compares_guards = false;
+        Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks, compares_guards }) }
     }
 
     /// The map as the nodes know it: the servers of the last map are asked, and where none answers, those of the URL. Of several
@@ -215,7 +228,8 @@ impl Cluster {
         }
         let url = Secret::new(self.inner.nodes.server(&address.0, address.1));
         let settings = config::Redis { url, ..self.inner.settings.clone() };
-        let server = Redis::new(&settings, &self.inner.namespace)?;
+        let compares_guards = self.inner.compares_guards;
+        let server = Redis { compares_guards, ..Redis::new(&settings, &self.inner.namespace)? };
         Ok(self.lock().entry(address.clone()).or_insert(server).clone())
     }
 

@@ -213,8 +213,11 @@ pub(super) struct Script {
     without_stamps: (String, String),
     /// Hash and text of the script on a shard of a cluster.
     on_shard: (String, String),
+    /// The same of one that acts whatever the guards say: likewise for tests alone.
+    without_guards: (String, String),
 }
 
+const GUARD_COMPARISON: &str = "if pcall('GET', guards[i]) ~= says then return false end";
 const COMPARISON: &str = "return a_high < b_high or (a_high == b_high and a_low < b_low)";
 
 impl Script {
@@ -223,16 +226,19 @@ impl Script {
         let (hash, text) = hashed(parts.concat());
         let without_stamps = hashed(text.replace(COMPARISON, "return false"));
         let on_shard = hashed(parts.iter().map(|part| on_shard(part)).collect());
-        Self { what, text, hash, without_stamps, on_shard }
+        let without_guards = hashed(on_shard.1.replace(GUARD_COMPARISON, ""));
+        Self { what, text, hash, without_stamps, on_shard, without_guards }
     }
 
     /// Hash and text for whoever runs it.
     fn version(&self, redis: &Redis) -> (&str, &str) {
-        match (&redis.adopted, redis.compares_stamps) {
-            (Some(_), _) => (&self.on_shard.0, &self.on_shard.1),
-            (None, true) => (&self.hash, &self.text),
-            (None, false) => (&self.without_stamps.0, &self.without_stamps.1),
-        }
+        let (hash, text) = match (&redis.adopted, redis.compares_stamps) {
+            (Some(_), _) if redis.compares_guards => &self.on_shard,
+            (Some(_), _) => &self.without_guards,
+            (None, true) => return (&self.hash, &self.text),
+            (None, false) => &self.without_stamps,
+        };
+        (hash, text)
     }
 }
 
