@@ -178,6 +178,34 @@ impl Health {
         });
     }
 
+    /// What is worth knowing of a worker that may be ready all the same; on a cluster of each shard.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let of_shard = |(number, shard): (u32, Self)| {
+            let notes = shard.facts().notes().into_iter();
+            notes.map(move |note| format!("shard {number}: {note}"))
+        };
+        let shards = self.shards().unwrap_or_default().into_iter().flat_map(of_shard);
+        self.facts().notes().into_iter().chain(shards).collect()
+    }
+
+    /// Why a server, or a subscription at one, is not reached; none: it is. On a cluster of all shards together.
+    #[must_use]
+    pub fn not_reached(&self, dependency: &str) -> Option<String> {
+        let of_one = |facts: &Facts| match facts.dependencies.get(dependency) {
+            Some(Ok(())) => None,
+            Some(Err(reason)) => Some(reason.clone()),
+            None => Some("not reached yet".to_owned()),
+        };
+        match self.shards() {
+            None => of_one(&self.facts()),
+            Some(shards) if shards.is_empty() => Some("no shard is followed yet".to_owned()),
+            Some(shards) => shards.into_iter().find_map(|(number, shard)| {
+                of_one(&shard.facts()).map(|reason| format!("shard {number}: {reason}"))
+            }),
+        }
+    }
+
     /// Why the worker is not ready; empty: it is.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {

@@ -30,7 +30,7 @@ pub(super) async fn readyz(State(shared): State<Shared>, caller: Option<Extensio
         Some(_) => json!({
             "ready": is_ready,
             "reasons": reasons,
-            "notes": shared.health().facts().notes(),
+            "notes": shared.health().notes(),
             "namespace": shared.engine().redis.keys().namespace(),
         }),
         None => json!({ "ready": is_ready }),

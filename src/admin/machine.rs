@@ -71,11 +71,7 @@ pub(super) async fn machine(State(shared): State<Shared>) -> Response {
         TaskState { name, is_up, restarts, ended_ms, ended_why }
     };
     let server = |name: &'static str| {
-        let reason = match facts.dependencies.get(name) {
-            Some(Ok(())) => None,
-            Some(Err(reason)) => Some(reason.clone()),
-            None => Some("not reached yet".to_owned()),
-        };
+        let reason = shared.health().not_reached(name);
         ServerState { name, is_up: reason.is_none(), reason }
     };
     let epoch = |seen: &SeenEpoch| EpochState {

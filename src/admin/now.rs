@@ -54,7 +54,7 @@ pub(super) async fn now(State(shared): State<Shared>, Extension(caller): Extensi
         ready: reasons.is_empty(),
         sentence: sentence(&shared, &facts, age, reasons.is_empty()),
         attention: shared.since.look(&shared.tasks),
-        notes: facts.notes(),
+        notes: shared.health().notes(),
         watermark_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         totals: sums(&text, &TOTALS),
         waiting: sums(&text, &WAITING),

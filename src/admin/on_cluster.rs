@@ -1,5 +1,5 @@
-//! What the listener of a worker on a Redis Cluster serves: health, numbers, the watermark of all shards, and orders to the process. The
-//! rest asks one Redis, and is refused in one sentence.
+//! What the listener of a worker on a Redis Cluster serves: health, numbers, what happens to entries, the watermark of all shards, and
+//! orders to the process. The rest asks one Redis, and is refused in one sentence.
 
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -8,7 +8,7 @@ use axum::response::Response;
 
 use super::refusal::refuse;
 
-const SERVED: [&str; 12] = [
+const SERVED: [&str; 15] = [
     "/livez",
     "/healthz",
     "/readyz",
@@ -17,6 +17,9 @@ const SERVED: [&str; 12] = [
     "/api/v1/watermark",
     "/api/v1/settings",
     "/api/v1/actions",
+    "/api/v1/machine",
+    "/api/v1/touches",
+    "/api/v1/live",
     "/api/v1/reload",
     "/api/v1/drain",
     "/api/v1/log-level",

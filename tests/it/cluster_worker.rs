@@ -8,7 +8,7 @@ use std::time::Duration;
 use cachekeeper_engine::stores::redis::Watermark;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use cachekeeper_protocol::keyspace::Keyspace;
-use cachekeeper_testkit::servers::Cluster as Servers;
+use cachekeeper_testkit::servers::{Cluster as Servers, free_port};
 use tokio::time::Instant;
 
 use crate::cluster_clients::{Clients, asked, check, slot};
@@ -414,6 +414,50 @@ async fn a_worker_with_the_rights_of_acl_alone_goes_on_through_a_move_a_flush_an
     }
     world.cli.says(&["audit"], 0, &["right"]);
     world.cli.says(&["status"], 0, &["16384 cluster slots"]);
+}
+
+#[tokio::test]
+async fn a_worker_on_a_cluster_tells_what_it_does_is_reloaded_and_drained() {
+    let mut world = World::start(0).await;
+    let listen = format!("127.0.0.1:{}", free_port().unwrap());
+    let with = |cli: Cli| {
+        cli.with("CACHEKEEPER__REDIS__URL", &world.servers.url()).with("CACHEKEEPER__ADMIN__LISTEN", &listen)
+    };
+    let (cli, other) = (with(Cli::new(&world.rig, CONFIG)), with(Cli::new(&world.rig, CONFIG)));
+    let other = other.with("CACHEKEEPER__SERVICE__NAMESPACE", "another");
+    world.cli = cli;
+    let _worker = world.worker();
+    world.is_covered().await;
+    world.agrees().await;
+    wait_until("the worker is ready", async || {
+        let (code, told) = world.cli.run(&["healthcheck", "--ready"]);
+        if code == 0 { Ok(()) } else { Err(told) }
+    })
+    .await;
+    world.rig.postgres.execute("update items set version = 9 where id = 7").await.unwrap();
+    world.agrees().await;
+    world.cli.says(&["explain", "item:7"], 0, &["what Postgres says now", "stored (change)"]);
+    // What stands in the file may be of another namespace than the worker that has its address.
+    for verb in [&["reload"][..], &["drain"], &["log-level", "debug"]] {
+        other.says(verb, 78, &["is of namespace test, this configuration of another"]);
+    }
+    world.cli.says(&["log-level", "debug"], 0, &[]);
+    world.cli.says(&["reload"], 0, &["nothing has changed"]);
+    let changed = std::fs::read_to_string(&world.cli.file).unwrap().replace("kind:{kind}", "sort:{kind}");
+    std::fs::write(&world.cli.file, changed).unwrap();
+    world.cli.says(&["reload"], 0, &["tags", "the worker works with the new configuration"]);
+    world.is_covered().await;
+    world.rig.postgres.execute("update items set version = 10 where id < 50").await.unwrap();
+    world.agrees().await;
+    // Its tags are the new ones, on every shard.
+    world.cli.says(&["refresh", "--tag", "sort:2"], 0, &[" stored again"]);
+    world.cli.says(&["drain"], 0, &[]);
+    wait_until("nobody leads", async || {
+        let (_, told) = world.cli.run(&["status"]);
+        if told.matches("nobody leads").count() == 3 { Ok(()) } else { Err(told) }
+    })
+    .await;
+    world.cli.says(&["healthcheck", "--ready"], 1, &["draining"]);
 }
 
 #[tokio::test]
