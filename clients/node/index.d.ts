@@ -1,6 +1,6 @@
 /** Cachekeeper for Node: read entries, read your own writes, publish events, hand over writes. */
 
-import type { Redis, RedisOptions } from "ioredis";
+import type { Cluster, Redis, RedisOptions } from "ioredis";
 
 /** One value, an array in the order of the key's columns, or an object by column. Values are the text that Postgres prints. */
 export type Id = string | number | bigint | ReadonlyArray<string | number | bigint> | Readonly<Record<string, string | number | bigint>>;
@@ -84,15 +84,16 @@ export interface Written {
 }
 
 /**
- * Connects, and reads what the workers of this namespace tell. A URL is `redis://`, `rediss://`, `unix://` or
- * `redis+sentinel://host:port,host:port/service/database`.
+ * Connects, and reads what the workers of this namespace tell. A URL is `redis://`, `rediss://`, `unix://`,
+ * `redis+sentinel://host:port,host:port/service/database` or `redis+cluster://host:port,host:port`.
  */
-export function connect(urlOrClient: string | Redis, namespace: string, options?: ConnectOptions): Promise<Cache>;
+export function connect(urlOrClient: string | Redis | Cluster, namespace: string, options?: ConnectOptions): Promise<Cache>;
 
 export class Cache {
   /** Asks nothing yet; `connect` does. */
-  constructor(client: Redis, namespace: string, options?: Pick<ConnectOptions, "valueBytesMax" | "bigints">);
-  readonly client: Redis;
+  constructor(client: Redis | Cluster, namespace: string, options?: Pick<ConnectOptions, "valueBytesMax" | "bigints" | "timeoutMs">);
+  /** What was given. For a URL of a cluster a client that is not connected: the cache has connections of its own. */
+  readonly client: Redis | Cluster;
   readonly namespace: string;
 
   /**
@@ -100,7 +101,7 @@ export class Cache {
    * that fresh, after up to `waitMs`, or `NotFresh` is thrown: ask the database then.
    */
   get<T = unknown>(dataset: string, id: Id, options?: ReadOptions): Promise<T | null | undefined>;
-  /** The same for many, in their order, by one command (for each thousand). */
+  /** The same for many, in their order, by one command (for each thousand); on a cluster by one round trip to each node. */
   getMany<T = unknown>(dataset: string, ids: readonly Id[], options?: ReadOptions): Promise<Array<T | null | undefined>>;
   /** The same by the key in full. */
   getKey<T = unknown>(key: string, options?: KeyOptions): Promise<T | null | undefined>;
@@ -110,7 +111,7 @@ export class Cache {
   readMany<T = unknown>(dataset: string, ids: readonly Id[], options?: ReadOptions): Promise<Array<Reading<T>>>;
   readKey<T = unknown>(key: string, options?: KeyOptions): Promise<Reading<T>>;
 
-  /** Tells the workers what changed, after it was committed. Answers how many heard it (0: nobody, it is lost). */
+  /** Tells the workers what changed, after it was committed. Answers how many heard it, on a cluster at one node (0: nobody, it is lost). */
   publish(event: Event, options?: { durable?: false }): Promise<number>;
   /** The same through the stream, where it waits for a worker. Answers the id of its entry. */
   publish(event: Event, options: { durable: true }): Promise<string>;

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::RngExt;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncCommands, RedisResult};
+use redis::RedisResult;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio_util::sync::CancellationToken;
 
+use super::client::Client;
 use super::shop::{self, Size};
 
 /// What the applications have done so far.
@@ -54,7 +54,7 @@ impl Counts {
 #[derive(Clone)]
 pub struct Shoppers {
     shop: Size,
-    redis: ConnectionManager,
+    redis: Client,
     postgres: PgPool,
     /// What they did.
     pub counts: Arc<Counts>,
@@ -76,15 +76,11 @@ impl Shoppers {
     /// # Errors
     /// When a URL cannot be used.
     pub fn new(shop: Size, postgres: &str, redis: &str) -> anyhow::Result<Self> {
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_connection_timeout(Some(Duration::from_millis(500)))
-            .set_response_timeout(Some(Duration::from_secs(2)));
         let options: PgConnectOptions = postgres.parse()?;
         let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(2));
         Ok(Self {
             shop,
-            redis: redis::Client::open(redis)?.get_connection_manager_lazy(manager)?,
+            redis: Client::new(redis)?,
             postgres: pool.connect_lazy_with(options),
             counts: Arc::default(),
         })
@@ -139,7 +135,7 @@ impl Shoppers {
             let sql = format!("select price_cents from products where id = {id}");
             let postgres =
                 sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(&self.postgres).await.unwrap_or(None);
-            let value: RedisResult<Option<Vec<u8>>> = self.redis.get(format!("product:{id}")).await;
+            let value: RedisResult<Option<Vec<u8>>> = self.redis.get(&format!("product:{id}")).await;
             let redis = value.ok().flatten().and_then(|value| {
                 let product: serde_json::Value = rmp_serde::from_slice(&value).ok()?;
                 product.get("price_cents")?.as_i64()

@@ -29,6 +29,7 @@ mod check;
 mod check_warnings;
 mod cli;
 mod cli_writes;
+mod client_cluster;
 mod client_failovers;
 mod client_faults;
 mod client_limits;

@@ -3,9 +3,11 @@
 use std::process::Command;
 
 use cachekeeper::app::Worker;
+use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::entry::Shape;
 use serde_json::{Value, json};
 
+use crate::client_cluster::World;
 use crate::support::{Rig, wait_until};
 
 const TABLES: &str = "
@@ -138,4 +140,45 @@ async fn python_and_node_read_every_value_and_their_events_are_applied() {
     })
     .await;
     assert!(worker.stop().await);
+}
+
+/// Whatever client of Redis Cluster they have: a value is under its key, at the node that serves that.
+#[tokio::test]
+async fn python_and_node_read_a_cluster_with_their_usual_clients() {
+    let config = format!("[invalidation]\nstream = \"\"\n{DATASETS}");
+    let world = World::start(TABLES, &config, 0).await;
+    let value = async |key: &str| -> String {
+        let at = ClusterSlot::of(key.as_bytes());
+        let owner = world.servers.owner(at, 0).await.unwrap();
+        let get = redis::cmd("GET").arg(key).to_owned();
+        let bytes: Option<Vec<u8>> = world.servers.ask(owner, &get).await.unwrap();
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    };
+    let keys = ["packed:7", "json:7", "zstd:7"];
+    wait_until("everything is warm", async || {
+        for key in keys.into_iter().chain(["json:9"]) {
+            if value(key).await.is_empty() {
+                return Err(format!("{key} is not there"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+    let url = world.servers.url();
+    for (language, command) in readers() {
+        let mut arguments = vec![url.as_str(), "get"];
+        arguments.extend(keys);
+        let read = call(&command, &arguments);
+        let names: Vec<Value> =
+            read.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone()).collect();
+        assert_eq!(names, vec![json!("name 7 ünï"); 3], "{language}");
+        let name = format!("{language} on a cluster");
+        world.rig.postgres.execute(&format!("update t set name = '{name}' where id = 9")).await.unwrap();
+        call(&command, &[&url, "publish", "json", "json:9"]);
+        wait_until(&format!("the event of {name} is applied"), async || {
+            let value = value("json:9").await;
+            if value.contains(&name) { Ok(()) } else { Err(value) }
+        })
+        .await;
+    }
 }

@@ -1,6 +1,6 @@
 // An application in Node: reads entries with its usual libraries, or publishes an event.
 //
-// reader.mjs URL get KEY…      prints each value as a line of JSON
+// reader.mjs URL get KEY…      prints each value as a line of JSON; a URL of a cluster names its nodes: redis+cluster://host:port,host:port
 // reader.mjs URL publish KIND TARGET      KIND: bare, json, msgpack
 
 import { createRequire } from "node:module";
@@ -26,7 +26,8 @@ function sorted(value) {
 }
 
 const [url, verb, ...rest] = process.argv.slice(2);
-const client = new Redis(url);
+const nodes = /^redis\+cluster:\/\/(.*)$/.exec(url)?.[1].split(",");
+const client = nodes === undefined ? new Redis(url) : new Redis.Cluster(nodes.map((node) => `redis://${node}`));
 if (verb === "get") {
   for (const key of rest) console.log(JSON.stringify(sorted(read(await client.getBuffer(key)))));
 } else {

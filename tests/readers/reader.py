@@ -1,6 +1,6 @@
 """An application in Python: reads entries with its usual libraries, or publishes an event.
 
-reader.py URL get KEY…      prints each value as a line of JSON
+reader.py URL get KEY…      prints each value as a line of JSON; a URL of a cluster names its nodes: redis+cluster://host:port,host:port
 reader.py URL publish KIND TARGET      KIND: bare, json, msgpack
 """
 
@@ -27,7 +27,8 @@ def decode(value):
 
 def main():
     url, verb, *rest = sys.argv[1:]
-    client = redis.Redis.from_url(url)
+    nodes = url.removeprefix("redis+cluster://")
+    client = redis.Redis.from_url(url) if nodes == url else redis.RedisCluster.from_url(f"redis://{nodes.split(',')[0]}")
     if verb == "get":
         for key in rest:
             print(json.dumps(decode(client.get(key)), sort_keys=True))

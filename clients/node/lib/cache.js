@@ -1,14 +1,17 @@
 // The cache.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { build, checkClient, explain, hasMoved, isOtherMaster, renew, whereOf } from "./connection.js";
+import { build, checkClient, explain, hasMoved, isCluster, isOtherMaster, renew, whereOf } from "./connection.js";
 import { Directory, directoryKey, watermarkKey } from "./directory.js";
-import { InvalidInput, NotFresh, NotRegistered, Unreachable, WriteUnknown } from "./errors.js";
+import { CachekeeperError, InvalidInput, InvalidWrite, NotFresh, NotRegistered, Unreachable, WriteUnknown } from "./errors.js";
 import { checkEvent, fieldsOf, messageOf } from "./events.js";
-import { optionsOf, TIMER_MS_MAX, wholeOf } from "./options.js";
+import { Nodes } from "./nodes.js";
+import { OnCluster } from "./on-cluster.js";
+import { optionsOf, wholeOf } from "./options.js";
 import { judge, KEYS_MAX, PAUSE_MAX_MS, PAUSE_MIN_MS, readingOf, whyNotFresh } from "./reading.js";
 import { Replies } from "./replies.js";
 import { shown } from "./template.js";
+import { now, within } from "./time.js";
 import { Token } from "./tokens.js";
 import { Command, outcomeOf } from "./writes.js";
 
@@ -20,7 +23,6 @@ const LOOK_EVERY_MS = 250;
 const LOOK_AFTER_MS = 1_000;
 // What a read may take beyond `waitMs`, for what it is just doing; and the pause between two attempts to hand over at most.
 const [SLACK_MS, SEND_PAUSE_MAX_MS] = [250, 250];
-const now = () => performance.now();
 
 // Connects, and reads what the workers of this namespace tell.
 export async function connect(urlOrClient, namespace, options = {}) {
@@ -32,9 +34,9 @@ export async function connect(urlOrClient, namespace, options = {}) {
     ? build(urlOrClient, timeoutMs, redis)
     : { client: urlOrClient, where: whereOf(urlOrClient) };
   try {
-    const cache = new Cache(client, namespace, { valueBytesMax, bigints, where, isOwn });
+    const cache = new Cache(client, namespace, { valueBytesMax, bigints, timeoutMs, where, isOwn });
     // The client reads database 0 where this one does not exist.
-    if (client.options?.db) await client.select(client.options.db).catch((error) => cache[EXPLAIN](error));
+    if (!isCluster(client) && client.options?.db) await client.select(client.options.db).catch((error) => cache[EXPLAIN](error));
     await cache.directory();
     return cache;
   } catch (error) {
@@ -46,6 +48,7 @@ export async function connect(urlOrClient, namespace, options = {}) {
 const EXPLAIN = Symbol("explain");
 
 export class Cache {
+  #cluster;
   // How often the connection was made, and when last.
   #connections = 0;
   #connectedAt = -Infinity;
@@ -62,7 +65,8 @@ export class Cache {
 
   // Asks nothing yet; `connect` does.
   constructor(client, namespace, options = {}) {
-    const { valueBytesMax, bigints, where, isOwn = false } = optionsOf(options, "valueBytesMax", "bigints", "where", "isOwn");
+    const names = ["valueBytesMax", "bigints", "timeoutMs", "where", "isOwn"];
+    const { valueBytesMax, bigints, timeoutMs = 5_000, where, isOwn = false } = optionsOf(options, ...names);
     checkClient(client);
     if (valueBytesMax !== undefined) wholeOf(valueBytesMax, "valueBytesMax", 1, Number.MAX_SAFE_INTEGER);
     if (bigints !== undefined && typeof bigints !== "boolean") {
@@ -76,6 +80,7 @@ export class Cache {
     this.#options = { valueBytesMax, bigints };
     this.#where = where ?? whereOf(client);
     this.#isOwn = isOwn;
+    if (isCluster(client)) this.#cluster = new OnCluster(namespace, new Nodes(client, timeoutMs), timeoutMs, this.#options);
     const onError = (error) => (this.#lastError = error);
     const onReady = () => {
       this.#lastError = undefined;
@@ -123,15 +128,17 @@ export class Cache {
     const checked = checkEvent(event, directory);
     const target = durable ? directory.eventStream : directory.channels[0];
     if (target === null || target === undefined) {
-      const what = durable ? "stream" : "channel";
-      throw new InvalidInput(`namespace ${JSON.stringify(this.namespace)} has no ${what} for events`);
+      const what = durable ? "stream for events: publish without `durable`" : "channel for events";
+      throw new InvalidInput(`namespace ${JSON.stringify(this.namespace)} has no ${what}`);
     }
     if (durable) {
       const fields = fieldsOf(checked);
-      return this.#ask("add an event", "publisher", () => this.client.xadd(target, "*", ...fields));
+      const add = () => this.#cluster?.add(target, fields) ?? this.client.xadd(target, "*", ...fields);
+      return this.#ask("add an event", "publisher", add);
     }
     const message = messageOf(checked);
-    const publish = () => this.#ask("publish an event", "publisher", () => this.client.publish(target, message));
+    const send = () => this.#cluster?.publish(target, message) ?? this.client.publish(target, message);
+    const publish = () => this.#ask("publish an event", "publisher", send);
     const heard = await publish();
     // On a server that is no master any more nobody listens.
     return heard === 0 && (await this.#leaveIfMoved()) ? publish() : heard;
@@ -140,6 +147,9 @@ export class Cache {
   async write(dataset, params, options = {}) {
     const { id, timeoutMs = 10_000 } = optionsOf(options, "id", "timeoutMs");
     const deadline = deadlineOf(timeoutMs, "timeoutMs");
+    if (this.#cluster) {
+      throw new InvalidWrite("nothing is written through on a cluster yet: write to Postgres, and the feed does the rest");
+    }
     const unsent = () => {
       const text = `failed to hand over a write within ${timeoutMs} ms: nothing was sent to ${this.#where}`;
       return new Unreachable(text, { cause: this.#lastError });
@@ -177,9 +187,13 @@ export class Cache {
     const isNamed = () => dataset === undefined || this.#directory?.datasets.has(dataset);
     const isKnown = isNamed() || age < DIRECTORY_AGE_MIN_MS;
     if (this.#directory !== undefined && age < DIRECTORY_AGE_MS && isKnown) return this.#directory;
-    const key = directoryKey(this.namespace);
+    const read = () => this.#cluster?.directory() ?? this.client.hgetall(directoryKey(this.namespace));
     try {
-      const fields = await this.#ask("read the directory", "reader", () => this.client.hgetall(key));
+      const fields = await this.#ask("read the directory", "reader", read);
+      if (this.#cluster && fields.service === undefined) {
+        const what = `no worker has registered the namespace ${JSON.stringify(this.namespace)} in ${this.#where}`;
+        throw new NotRegistered(`${what}: no shard has a directory of it. Check [service] namespace, and that a worker runs`);
+      }
       this.#directory = Directory.parse(fields, this.namespace, this.#where);
     } catch (error) {
       // Redis is away, and what is asked next tells whether it still is.
@@ -198,6 +212,7 @@ export class Cache {
   async close() {
     this.#isClosed = true;
     this.#replies?.close();
+    this.#cluster?.close();
     if (this.#isOwn) this.client.disconnect();
     else this.#detach();
   }
@@ -304,6 +319,7 @@ export class Cache {
 
   // One round trip; with a token the watermark comes first. All keys are of one dataset.
   async #readPage(page, token) {
+    if (this.#cluster) return this.#ask("read entries", "reader", () => this.#cluster.read(page, token));
     const keys = page.map(({ key }) => key);
     if (token !== undefined) keys.unshift(watermarkKey(this.namespace));
     const isHash = page[0]?.of.format === "hash";
@@ -329,6 +345,11 @@ export class Cache {
 
   // Where the sentinels name another master, the connection is made anew. Answers whether it is.
   async #leaveIfMoved() {
+    if (this.#cluster) {
+      // The map is fetched again by what is asked next.
+      this.#cluster.map.isStale = true;
+      return false;
+    }
     if (!(await hasMoved(this.client)) || this.#isClosed) return false;
     renew(this.client);
     return true;
@@ -338,7 +359,7 @@ export class Cache {
     try {
       return await this.#asked(command);
     } catch (error) {
-      throw explain(error, what, this.#where, kind, this.#lastError);
+      throw error instanceof CachekeeperError ? error : explain(error, what, this.#where, kind, this.#lastError);
     }
   }
 
@@ -347,7 +368,7 @@ export class Cache {
       return await command();
     } catch (error) {
       // Clients that were made here make the connection anew and ask again by themselves.
-      if (this.#isOwn || !isOtherMaster(error)) throw error;
+      if (this.#isOwn || this.#cluster || !isOtherMaster(error)) throw error;
       renew(this.client);
       return command();
     }
@@ -374,17 +395,4 @@ function deadlineOf(limitMs, what) {
     throw new InvalidInput(`${what} is a number of milliseconds, not ${shown(limitMs)}`);
   }
   return now() + limitMs;
-}
-
-// What a promise answers within this time, else undefined.
-async function within(promise, limitMs) {
-  let timer;
-  const limit = new Promise((resolve) => {
-    timer = setTimeout(resolve, Math.max(0, Math.min(limitMs, TIMER_MS_MAX)));
-  });
-  try {
-    return await Promise.race([promise, limit]);
-  } finally {
-    clearTimeout(timer);
-  }
 }

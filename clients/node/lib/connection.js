@@ -1,6 +1,7 @@
 // Clients of Redis from URLs, and what their errors mean.
 
-import { Redis } from "ioredis";
+import { Cluster, Redis } from "ioredis";
+import { parseNodes } from "./cluster-url.js";
 import { CachekeeperError, InvalidInput, PermissionDenied, RedisRefused, Unreachable } from "./errors.js";
 import { TIMER_MS_MAX, wholeOf } from "./options.js";
 import { shown } from "./template.js";
@@ -9,7 +10,7 @@ import { shown } from "./template.js";
 const ATTEMPTS = 3;
 const [PAUSE_MIN_MS, PAUSE_MAX_MS] = [50, 250];
 // For a sentinel at most: one that hangs is passed over.
-const SENTINEL_MS = 500;
+export const SENTINEL_MS = 500;
 
 // A server that is no master any more: the connection is made anew, and what was asked is asked there.
 const IS_OTHER_MASTER = /^(READONLY|UNBLOCKED|MASTERDOWN)/;
@@ -17,8 +18,24 @@ export const isOtherMaster = (error) => IS_OTHER_MASTER.test(error.message);
 export const reconnectOnError = (error) => (isOtherMaster(error) ? 2 : false);
 // Replies of a server that is about to be, or to find, a master: another attempt may succeed.
 const IS_PASSING = /^(LOADING|MASTERDOWN|READONLY|UNBLOCKED|TRYAGAIN|CLUSTERDOWN)/;
+export const isPassing = (error) => IS_PASSING.test(error.message);
+// What only a node of a cluster says, to a client that does not expect it.
+const IS_OF_CLUSTER = /^(MOVED|ASK|CROSSSLOT)/;
 const IS_NO_CONNECTION =
   /^(Connection is closed|Command timed out|Socket timeout|Reached the max retries|All sentinels are unreachable|Stream isn't writeable|Blocking command timed out)/;
+
+// Options of ioredis for a server whose commands are limited so.
+export function nodeOptions(timeoutMs) {
+  return {
+    connectTimeout: timeoutMs,
+    commandTimeout: timeoutMs,
+    socketTimeout: timeoutMs,
+    // A server that hangs is left soon.
+    disconnectTimeout: 500,
+    // It asks INFO, which applications need no right to.
+    enableReadyCheck: false,
+  };
+}
 
 // A client for a URL, and where it leads to, without secrets. It connects with its first command.
 export function build(url, timeoutMs, more) {
@@ -28,27 +45,30 @@ export function build(url, timeoutMs, more) {
     if (more[name] !== undefined) wholeOf(more[name], `redis.${name}`, 1, TIMER_MS_MAX);
   }
   if (more.port !== undefined) wholeOf(more.port, "redis.port", 0, 65_535);
-  const sentinels = parseSentinels(url);
+  const [sentinels, cluster] = [parseSentinels(url), parseNodes(url)];
   // A sentinel that hangs leaves time for the next one, and for the master.
   const share = sentinels && Math.max(1, Math.min(SENTINEL_MS, Math.floor(timeoutMs / (sentinels.sentinels.length + 1))));
   const options = {
+    ...nodeOptions(timeoutMs),
     connectTimeout: share ?? timeoutMs,
     sentinelCommandTimeout: share,
     updateSentinels: false,
-    commandTimeout: timeoutMs,
-    socketTimeout: timeoutMs,
-    // A server that hangs is left soon.
-    disconnectTimeout: 500,
     maxRetriesPerRequest: ATTEMPTS,
     retryStrategy: (times) => Math.min(PAUSE_MIN_MS * 2 ** Math.min(times - 1, 10), PAUSE_MAX_MS),
     reconnectOnError,
-    // It asks INFO, which applications need no right to.
-    enableReadyCheck: false,
     ...more,
     lazyConnect: true,
   };
+  // A URL only says that TLS is spoken, options say how.
+  const tls = more.tls && { tls: more.tls };
   try {
-    const client = sentinels === undefined ? clientOf(url, options) : new Redis({ ...options, ...sentinels });
+    if (cluster !== undefined) {
+      // It is never connected: it says how to reach its nodes.
+      const redisOptions = { ...nodeOptions(timeoutMs), ...more, ...cluster.redisOptions, ...tls };
+      const client = new Cluster(cluster.nodes, { lazyConnect: true, redisOptions });
+      return { client, where: whereOf(client) };
+    }
+    const client = sentinels === undefined ? clientOf(url, options) : new Redis({ ...options, ...sentinels, ...tls });
     // Errors come with the calls; nobody else need listen.
     client.on("error", () => {});
     wholeOf(client.options.db, "the database of the URL", 0, 2 ** 31 - 1);
@@ -98,7 +118,7 @@ export function areApart(one, other) {
 function clientOf(url, options) {
   const scheme = /^(redis|rediss|unix):\/\//.exec(url)?.[1];
   if (scheme === undefined) {
-    throw new InvalidInput("the URL of Redis begins with redis://, rediss://, unix:// or redis+sentinel://");
+    throw new InvalidInput("the URL of Redis begins with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://");
   }
   const parsed = parseUrl(url);
   if (scheme === "unix") return new Redis({ ...options, ...unixOf(parsed) });
@@ -124,9 +144,18 @@ export function checkClient(client) {
 
 // Where a client leads to, without secrets.
 export function whereOf(client) {
+  if (isCluster(client)) return `redis cluster at ${client.startupNodes.map(nameOf).join(", ")}`;
   const { path, host, port, sentinels, name } = client.options ?? {};
   if (sentinels) return `redis (service ${name} of its sentinels)`;
   return path ? `redis at ${path}` : `redis at ${host}:${port}`;
+}
+
+export const isCluster = (client) => client?.isCluster === true;
+
+// A node as a client of a cluster may be given it, without secrets.
+function nameOf(node) {
+  if (typeof node === "object") return `${node.host ?? "127.0.0.1"}:${node.port ?? 6_379}`;
+  return String(node).replace(/^.*[/@]/, "");
 }
 
 function unixOf({ pathname, searchParams }) {
@@ -172,6 +201,10 @@ export function explain(error, what, where, kind, last) {
   if (text.startsWith("NOPERM")) {
     const hint = `this user of ${where} lacks a right (${text}); see \`cachekeeper acl --for ${kind}\``;
     return new PermissionDenied(`failed to ${what}: ${hint}`, { cause: error });
+  }
+  if (isReply && IS_OF_CLUSTER.test(text)) {
+    const hint = `${where} is a node of a cluster (${text}): give a URL that begins with redis+cluster://`;
+    return new RedisRefused(`failed to ${what}: ${hint}`, { cause: error });
   }
   if (isWithout || IS_PASSING.test(text)) {
     const why = told === error.message ? text : `${text} (${error.message})`;

@@ -6,8 +6,9 @@ import { shown, Template } from "./template.js";
 // The version of the directory that this package understands.
 export const VERSION = 1;
 
-export const directoryKey = (namespace) => `ck:{${namespace}:0}:directory`;
-export const watermarkKey = (namespace) => `ck:{${namespace}:0}:watermark`;
+// Where the directory of a namespace and the watermark of a shard stand; a single Redis is shard 0.
+export const directoryKey = (namespace, shard = 0) => `ck:{${namespace}:${shard}}:directory`;
+export const watermarkKey = (namespace, shard = 0) => `ck:{${namespace}:${shard}}:watermark`;
 
 // How the entries of a dataset are named and read.
 export class Dataset {

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { connect, takeToken, Token } from "../lib/index.js";
 import * as errors from "../lib/errors.js";
-import { explain, parseSentinels } from "../lib/connection.js";
+import { build, explain, parseSentinels } from "../lib/connection.js";
 import { Directory } from "../lib/directory.js";
 import { judge } from "../lib/reading.js";
 import { Template } from "../lib/template.js";
@@ -128,4 +128,13 @@ test("errors are of their kind and tell no secret", async () => {
   });
   for (const url of ["http://h", "h:6379"]) await assert.rejects(connect(url, "shop"), errors.InvalidInput);
   await assert.rejects(connect("redis://127.0.0.1:1", ""), errors.InvalidInput);
+});
+
+test("options of TLS hold for every kind of URL", () => {
+  const settingsOf = ({ client }) => client.options.redisOptions ?? client.options;
+  for (const url of ["rediss://h/0", "rediss+sentinel://h/shop/0", "rediss+cluster://h"]) {
+    const { tls } = settingsOf(build(url, 1_000, { tls: { ca: "a" } }));
+    assert.equal(tls.ca, "a", url);
+    assert.ok(settingsOf(build(url, 1_000, {})).tls, url);
+  }
 });

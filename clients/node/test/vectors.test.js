@@ -3,8 +3,11 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { ClusterMap, clusterSlot, guardKey, hashTags, parseClusterSlots, parseGuard } from "../lib/cluster.js";
+import { watermarkKey } from "../lib/directory.js";
 import { InvalidEvent, InvalidKey, InvalidToken, Undecodable } from "../lib/errors.js";
 import { checkEvent, fieldsOf, messageOf } from "../lib/events.js";
+import { OnCluster } from "../lib/on-cluster.js";
 import { Template } from "../lib/template.js";
 import { parseSnapshot, Token } from "../lib/tokens.js";
 import { decodeValue, decompressZstdInJs } from "../lib/values.js";
@@ -109,5 +112,43 @@ test("a damaged lz4 frame is an error, wherever it is damaged", () => {
       }
       if (at > 15) assert.throws(() => decodeValue(frame.subarray(0, at), "raw", "k"), Undecodable);
     }
+  }
+});
+
+test("cluster slots and guards are those of the worker", () => {
+  const given = vectors("cluster");
+  for (const { key, slot } of given.slots) assert.equal(clusterSlot(key), slot, key);
+  const tags = hashTags();
+  const checksum = Buffer.from(tags.join(",")).reduce((sum, byte) => (Math.imul(sum, 31) + byte) >>> 0, 0);
+  assert.deepEqual([tags.slice(0, 8), tags.slice(-2), checksum], [given.hash_tags.first, given.hash_tags.last, given.hash_tags.checksum]);
+  assert.equal(new Set(tags).size, 16_384);
+  for (const { namespace, key, guard } of given.guards) {
+    assert.equal(guardKey(namespace, clusterSlot(key)), guard);
+    assert.equal(clusterSlot(guard), clusterSlot(key));
+  }
+  for (const { text, shard } of given.guard_texts) assert.equal(parseGuard(text), shard);
+  for (const text of given.invalid_guards) assert.equal(parseGuard(text), undefined, text);
+  for (const one of given.covers) {
+    const covered = parseClusterSlots(one.text);
+    assert.ok(one.in.every((slot) => covered[slot]) && !one.out.some((slot) => covered[slot]), one.text);
+  }
+  for (const text of [...given.invalid_covers, null, 5]) assert.throws(() => parseClusterSlots(text), RangeError, text);
+});
+
+test("freshness on a cluster is that of guard and watermark", async () => {
+  for (const one of vectors("cluster").verdicts) {
+    const map = new ClusterMap(["h:1"]);
+    assert.ok(map.note([[0, 16_383, ["h", 1, "id"]]], "h:1"));
+    const key = `{${hashTags()[one.slot]}}`;
+    const there = new Map([
+      [guardKey("shop", one.slot), one.guard],
+      [watermarkKey("shop", one.shard), one.watermark && JSON.stringify(one.watermark)],
+      [key, '{"id":1}'],
+    ]);
+    const answer = ([, name]) => (there.get(name) ? Buffer.from(there.get(name)) : null);
+    const nodes = { map, ask: async (_node, commands) => commands.map(answer) };
+    const page = [{ of: { name: "product", format: "json" }, key }];
+    const [found] = await new OnCluster("shop", nodes, 1_000, {}).read(page, Token.parse(one.token));
+    assert.deepEqual([found.freshness, found.value], [one.freshness, { id: 1 }], JSON.stringify(one));
   }
 });

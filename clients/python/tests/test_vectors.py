@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from cachekeeper.cluster import ClusterMap, cluster_slot, guard_key, hash_tags, parse_cluster_slots, parse_guard
+from cachekeeper.directory import Dataset, watermark_key
 from cachekeeper.errors import InvalidEvent, InvalidInput, InvalidKey, InvalidToken, Undecodable
 from cachekeeper.events import check_event, fields_of, message_of
+from cachekeeper.on_cluster import OnCluster
 from cachekeeper.template import Template
 from cachekeeper.tokens import Snapshot, Token
 from cachekeeper.values import decode
@@ -85,3 +88,49 @@ def test_what_cannot_be_read_says_which_key(vectors):
         with pytest.raises(Undecodable, match="the value of product:1 cannot be read") as caught:
             decode(bytes.fromhex(case["bytes"]), case["format"], "product:1")
         assert caught.value.key == "product:1" and not isinstance(caught.value, InvalidInput), case
+
+
+def test_cluster_slots_and_guards_are_those_of_the_worker(vectors):
+    given = vectors("cluster")
+    for case in given["slots"]:
+        assert cluster_slot(case["key"]) == case["slot"], case
+    tags, checksum = hash_tags(), 0
+    for byte in ",".join(tags).encode():
+        checksum = (checksum * 31 + byte) % 2**32
+    assert list(tags[:8]) == given["hash_tags"]["first"] and list(tags[-2:]) == given["hash_tags"]["last"]
+    assert checksum == given["hash_tags"]["checksum"] and len(set(tags)) == 16_384
+    for case in given["guards"]:
+        key = guard_key(case["namespace"], cluster_slot(case["key"]))
+        assert key == case["guard"] and cluster_slot(key) == cluster_slot(case["key"])
+    for case in given["guard_texts"]:
+        assert parse_guard(case["text"].encode()) == case["shard"]
+    for case in given["covers"]:
+        covered = parse_cluster_slots(case["text"])
+        assert all(covered[slot] for slot in case["in"]) and not any(covered[slot] for slot in case["out"]), case
+    for parse, texts in ((parse_guard, given["invalid_guards"]), (parse_cluster_slots, given["invalid_covers"])):
+        for text in texts:
+            with pytest.raises(ValueError):
+                parse(text)
+
+
+def test_freshness_on_a_cluster_is_that_of_guard_and_watermark(vectors):
+    product = Dataset("product", Template.parse("{id}"), "json", "one", False, False)
+    for case in vectors("cluster")["verdicts"]:
+        map = ClusterMap([("h", 1)])
+        assert map.note([[0, 16_383, [b"h", 1, b"id"]]], ("h", 1))
+        key = "{%s}" % hash_tags()[case["slot"]]
+        there = {
+            guard_key("shop", case["slot"]): case["guard"],
+            watermark_key("shop", case["shard"]): case["watermark"] and json.dumps(case["watermark"]),
+            key: '{"id":1}',
+        }
+        steps = OnCluster("shop", map, 1.0, 1 << 20).read([(product, key)], Token.parse(case["token"]))
+        answers, found = None, None
+        while found is None:
+            try:
+                requests = steps.send(answers)
+                told = [[there.get(command[1]) for command in one.commands] for one in requests]
+                answers = [[one and one.encode() for one in replies] for replies in told]
+            except StopIteration as end:
+                (found,) = end.value
+        assert (found.freshness, found.value) == (case["freshness"], {"id": 1}), case

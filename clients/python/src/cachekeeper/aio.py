@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from .base import (
     key_of,
     keys_of,
     limit_of,
+    pages,
     read_limit,
     target_of,
     token_of,
@@ -36,6 +36,7 @@ from .connection import PAUSES, build, check_client, connections_of, explain, is
 from .directory import Directory, directory_key
 from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
+from .nodes import AioNodes, nodes_of_client, nodes_of_url, within
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
 from .replies import Place, Replies
 from .tokens import TOKEN_SQL, Token, token_of_row
@@ -50,7 +51,7 @@ LOOK_EVERY = 0.25
 
 
 def connect(
-    url: "str | redis.Redis",
+    url: "str | redis.Redis | redis.RedisCluster",
     namespace: str,
     *,
     timeout: float = TIMEOUT,
@@ -91,7 +92,7 @@ class Connecting(Coroutine[Any, Any, "Cache"]):
 
 
 async def _connect(
-    url: "str | redis.Redis",
+    url: "str | redis.Redis | redis.RedisCluster",
     namespace: str,
     timeout: float,
     value_bytes_max: int,
@@ -101,7 +102,9 @@ async def _connect(
     client: Any = url
     where, is_own = "", isinstance(url, str)
     if isinstance(url, str):
-        client, where = build(redis.Redis, Sentinel, Retry, url, timeout_of(timeout), options, False)
+        client = nodes_of_url(url, timeout_of(timeout), options, False)
+        if client is None:
+            client, where = build(redis.Redis, Sentinel, Retry, url, timeout_of(timeout), options, False)
     elif options:
         raise InvalidInput(f"options for redis-py ({', '.join(options)}) are for a URL: a client has its own")
     cache = Cache(
@@ -142,7 +145,7 @@ class Cache(Base):
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: "redis.Redis | redis.RedisCluster | AioNodes",
         namespace: str,
         *,
         timeout: float = TIMEOUT,
@@ -151,9 +154,12 @@ class Cache(Base):
         where: str = "",
     ) -> None:
         """Asks nothing yet; `connect` does."""
-        check_client(client, sync_redis.Redis)
+        nodes = client if isinstance(client, AioNodes) else nodes_of_client(client, False)
+        if nodes is None:
+            check_client(client, sync_redis.Redis)
         connections = connections_of(client, max_connections)
-        super().__init__(client, namespace, where or where_of(client), value_bytes_max, timeout_of(timeout), connections)
+        where = where or where_of(nodes or client)
+        super().__init__(client, namespace, where, value_bytes_max, timeout_of(timeout), connections, nodes)
         self._slots = asyncio.Semaphore(connections)
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._replies: Optional[Replies] = None
@@ -168,7 +174,7 @@ class Cache(Base):
     async def get_many(
         self, dataset: str, ids: Iterable[Any], *, token: Union[Token, str, None] = None, wait: float = 0.0
     ) -> list[Any]:
-        """The same for many, in their order, by one command (for each thousand)."""
+        """The same for many, in their order, by one command (for each thousand); on a cluster by one round trip for each node."""
         token = token_of(token)
         return value_of(await self.read_many(dataset, ids, token=token, wait=wait), token)
 
@@ -202,19 +208,21 @@ class Cache(Base):
     async def publish(self, event: Event, *, durable: bool = False) -> "int | str":
         """Tells the workers what changed, after it was committed.
 
-        Over pub/sub it answers how many heard it (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
+        Over pub/sub it answers how many heard it, on a cluster at one node (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
         where it waits for a worker.
         """
         checked = check_event(event)
         target = target_of(checked, await self.directory(checked.get("dataset")), durable)
         if durable:
-            added = await self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)), self._until())
+            fields, until = fields_of(checked), self._until()
+            added = await self._call("add an event", "publisher", lambda: self._xadd(target, fields, until), until)
             return added.decode() if isinstance(added, bytes) else str(added)
-        message = message_of(checked)
-        heard = await self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+        message, until = message_of(checked), self._until()
+        heard = await self._call("publish an event", "publisher", lambda: self._publish(target, message, until), until)
         if heard == 0 and await self._look(self._until()) is not None:
             # On a server that is no master any more nobody listens.
-            heard = await self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+            until = self._until()
+            heard = await self._call("publish an event", "publisher", lambda: self._publish(target, message, until), until)
         return int(heard)
 
     async def write(
@@ -227,6 +235,7 @@ class Cache(Base):
         one connection.
         """
         deadline = limit_of(timeout, "timeout")
+        self._check_writable()
         directory = await self._told(dataset, deadline)
         command = Command.new(directory, dataset, params, id)
         if self._replies is None:
@@ -249,7 +258,9 @@ class Cache(Base):
         self._is_closed = True
         if self._replies is not None:
             await self._replies.close()
-        if self._is_own:
+        if self._nodes is not None:
+            await self._nodes.aclose()
+        elif self._is_own:
             await self.client.aclose()
 
     async def __aenter__(self) -> "Cache":
@@ -263,11 +274,10 @@ class Cache(Base):
         known = self._known(dataset)
         if known is not None:
             return known
-        key = directory_key(self.namespace)
         ask = self._call if self._directory is None else self._once
         what, until = "read the directory", self._until(deadline)
         try:
-            return self._note_directory(await ask(what, "reader", lambda: self.client.hgetall(key), until))
+            return self._note_directory(await ask(what, "reader", lambda: self._fields(until), until))
         except Unreachable as error:
             return self._old_directory(dataset, error)
 
@@ -277,10 +287,9 @@ class Cache(Base):
             self._check_open()
             try:
                 readings: list[Reading] = []
-                for page, keys in self._pages(asked, token):
-                    ask = self._hashes if are_hashes(page) else self._strings
-                    values = await self._call("read entries", "reader", lambda: ask(keys, token), self._until(limit))
-                    readings += self._readings(page, token, values)
+                for page in pages(asked):
+                    until = self._until(limit)
+                    readings += await self._call("read entries", "reader", lambda: self._page(page, token, until), until)
                 if token is None or all(one.is_fresh for one in readings) or deadline <= time.monotonic():
                     return readings
             except Unreachable:
@@ -294,12 +303,38 @@ class Cache(Base):
 
     async def _look(self, until: float) -> Any:
         """The master that sentinels name; none: they do not answer, or there are none. Connections to another one that nobody uses
-        are closed by this."""
+        are closed by this. On a cluster the map is fetched again by what is asked next."""
+        if self._nodes is not None:
+            self._nodes.map.is_stale = True
+            return None
         ask = getattr(self.client.connection_pool, "get_master_address", None)
         try:
             return None if ask is None else await within(ask(), until - time.monotonic())
         except (RedisError, OSError, asyncio.TimeoutError):
             return None
+
+    async def _fields(self, until: float) -> Any:
+        if self._nodes is not None and self._on_cluster is not None:
+            return await self._nodes.run(self._on_cluster.directory(), until)
+        return await self.client.hgetall(directory_key(self.namespace))
+
+    async def _page(self, page: Sequence[Asked], token: Optional[Token], until: float) -> list[Reading]:
+        if self._nodes is not None and self._on_cluster is not None:
+            readings: list[Reading] = await self._nodes.run(self._on_cluster.read(page, token), until)
+            return readings
+        keys = self._keys(page, token)
+        values = await (self._hashes(keys, token) if are_hashes(page) else self._strings(keys, token))
+        return self._readings(page, token, values)
+
+    async def _xadd(self, stream: str, fields: Mapping[str, str], until: float) -> Any:
+        if self._nodes is not None and self._on_cluster is not None:
+            return await self._nodes.run(self._on_cluster.add(stream, fields), until)
+        return await self.client.xadd(stream, fields)
+
+    async def _publish(self, channel: str, message: bytes, until: float) -> Any:
+        if self._nodes is not None and self._on_cluster is not None:
+            return await self._nodes.run(self._on_cluster.publish(channel, message), until)
+        return await self.client.publish(channel, message)
 
     async def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
         values: Sequence[Any] = await self.client.mget(keys)
@@ -331,7 +366,7 @@ class Cache(Base):
         try:
             return await within(ask(), until - time.monotonic())
         except (RedisError, OSError, asyncio.TimeoutError) as error:
-            if is_passing(error):
+            if self._nodes is None and is_passing(error):
                 await self.client.connection_pool.disconnect(inuse_connections=False)
             raise explain(error, what, self._where, kind) if is_free else self._busy(what) from error
 
@@ -397,11 +432,3 @@ class _HandOver:
 
 def _nowhere() -> Optional[Place]:
     return None
-
-
-async def within(call: Coroutine[Any, Any, T], seconds: float) -> T:
-    """What this answers in so many seconds."""
-    if sys.version_info < (3, 11):
-        return await asyncio.wait_for(call, seconds)
-    async with asyncio.timeout(seconds):
-        return await call

@@ -8,9 +8,10 @@ from datetime import datetime, timezone
 from typing import Any, Optional, Union
 
 from .directory import Dataset, Directory, parse_directory, watermark_key
-from .errors import InvalidInput, InvalidKey, NotFresh, NotRegistered, UnknownDataset, Unreachable
+from .errors import InvalidInput, InvalidKey, InvalidWrite, NotFresh, NotRegistered, UnknownDataset, Unreachable
 from .events import check_target
-from .reading import KEYS_MAX, LOOK_AFTER, Reading, judge, reading_of, why_not_fresh
+from .on_cluster import OnCluster
+from .reading import KEYS_MAX, LOOK_AFTER, Asked, Reading, judge, reading_of, why_not_fresh
 from .template import is_text
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
@@ -27,15 +28,12 @@ WAIT_MAX = 1e9
 SLACK = 0.25
 """Seconds that a call may take beyond the limit that it was given, for what it is just doing."""
 
-Asked = tuple[Dataset, str]
-"""A key, and the dataset that it is of."""
-
 
 class Base:
     """What is known of a namespace, and decisions on it."""
 
     def __init__(
-        self, client: Any, namespace: str, where: str, value_bytes_max: int, timeout: float, connections: int
+        self, client: Any, namespace: str, where: str, value_bytes_max: int, timeout: float, connections: int, nodes: Any = None
     ) -> None:
         if not isinstance(namespace, str) or not namespace or not is_text(namespace):
             raise InvalidInput(f"a namespace is text, not {namespace!r}: it is [service] namespace of the worker")
@@ -52,6 +50,8 @@ class Base:
         self._directory: Optional[Directory] = None
         self._directory_at = 0.0
         self._look_at = 0.0
+        self._nodes = nodes
+        self._on_cluster = None if nodes is None else OnCluster(namespace, nodes.map, timeout, value_bytes_max)
 
     def __repr__(self) -> str:
         closed = " (closed)" if self._is_closed else ""
@@ -102,6 +102,11 @@ class Base:
 
     def _note_directory(self, fields: Mapping[Any, Any]) -> Directory:
         try:
+            if self._on_cluster is not None and not fields:
+                raise NotRegistered(
+                    f"no worker has registered the namespace {self.namespace!r} in {self._where}: no shard has a directory of it. "
+                    "Check [service] namespace, and that a worker runs"
+                )
             self._directory = parse_directory(fields, self.namespace, self._where)
         except NotRegistered:
             # Redis was flushed: the workers write it again, and until then it is as it was.
@@ -111,12 +116,14 @@ class Base:
         assert self._directory is not None
         return self._directory
 
-    def _pages(self, asked: Sequence[Asked], token: Optional[Token]) -> Iterable[tuple[Sequence[Asked], list[str]]]:
-        """What each round trip asks for; with a token the watermark comes first, in each."""
+    def _check_writable(self) -> None:
+        if self._on_cluster is not None:
+            raise InvalidWrite("nothing is written through on a cluster yet: write to Postgres, and the feed does the rest")
+
+    def _keys(self, page: Sequence[Asked], token: Optional[Token]) -> list[str]:
+        """What a round trip asks for; with a token the watermark comes first."""
         head = [] if token is None else [watermark_key(self.namespace)]
-        for at in range(0, len(asked), KEYS_MAX):
-            page = asked[at : at + KEYS_MAX]
-            yield page, [*head, *(key for _, key in page)]
+        return [*head, *(key for _, key in page)]
 
     def _readings(self, page: Sequence[Asked], token: Optional[Token], values: Sequence[Any]) -> list[Reading]:
         """What a round trip answered."""
@@ -127,6 +134,12 @@ class Base:
         for (of, key), value in zip(page, values[1:]):
             found.append(reading_of(of, key, value, verdicts[of.name], self._limit))
         return found
+
+
+def pages(asked: Sequence[Asked]) -> Iterable[Sequence[Asked]]:
+    """What each round trip asks for."""
+    for at in range(0, len(asked), KEYS_MAX):
+        yield asked[at : at + KEYS_MAX]
 
 
 def are_hashes(page: Sequence[Asked]) -> bool:
@@ -202,5 +215,6 @@ def target_of(event: Mapping[str, Any], directory: Directory, durable: bool) -> 
     check_target(event, directory)
     target = directory.event_stream if durable else next(iter(directory.channels), None)
     if target is None:
-        raise InvalidInput(f"namespace {directory.namespace!r} has no {'stream' if durable else 'channel'} for events")
+        what = "stream for events: publish without `durable`" if durable else "channel for events"
+        raise InvalidInput(f"namespace {directory.namespace!r} has no {what}")
     return target

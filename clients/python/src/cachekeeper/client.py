@@ -28,6 +28,7 @@ from .base import (
     key_of,
     keys_of,
     limit_of,
+    pages,
     read_limit,
     target_of,
     token_of,
@@ -37,6 +38,7 @@ from .connection import PAUSES, Watch, build, check_client, connections_of, expl
 from .directory import Directory, directory_key
 from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
+from .nodes import Nodes, nodes_of_client, nodes_of_url
 from .reading import PAUSE_MAX, PAUSE_MIN, Reading
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
@@ -47,7 +49,7 @@ T = TypeVar("T")
 
 
 def connect(
-    url: "str | redis.Redis",
+    url: "str | redis.Redis | redis.RedisCluster",
     namespace: str,
     *,
     timeout: float = TIMEOUT,
@@ -57,14 +59,17 @@ def connect(
 ) -> "Cache":
     """Connects, and reads what the workers of this namespace tell.
 
-    `url` is `redis://`, `rediss://`, `unix://`, `redis+sentinel://host:port,host:port/service/database`, or a client of
-    redis-py. `timeout` limits each command, in seconds. `options` go to redis-py (certificates, for example); `sentinel`
-    among them is a dict for the connections to sentinels.
+    `url` is `redis://`, `rediss://`, `unix://`, `redis+sentinel://host:port,host:port/service/database`,
+    `redis+cluster://host:port,host:port`, or a client of redis-py (of a single Redis or of a cluster). `timeout` limits each
+    command, in seconds. `options` go to redis-py (certificates, for example); `sentinel` among them is a dict for the
+    connections to sentinels.
     """
     client: Any = url
     where, is_own = "", isinstance(url, str)
     if isinstance(url, str):
-        client, where = build(redis.Redis, Sentinel, Retry, url, timeout_of(timeout), options, True)
+        client = nodes_of_url(url, timeout_of(timeout), options, True)
+        if client is None:
+            client, where = build(redis.Redis, Sentinel, Retry, url, timeout_of(timeout), options, True)
     elif options:
         raise InvalidInput(f"options for redis-py ({', '.join(options)}) are for a URL: a client has its own")
     cache = Cache(
@@ -89,7 +94,7 @@ class Cache(Base):
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: "redis.Redis | redis.RedisCluster | Nodes",
         namespace: str,
         *,
         timeout: float = TIMEOUT,
@@ -98,9 +103,12 @@ class Cache(Base):
         where: str = "",
     ) -> None:
         """Asks nothing yet; `connect` does."""
-        check_client(client, aio_redis.Redis)
+        nodes = client if isinstance(client, Nodes) else nodes_of_client(client, True)
+        if nodes is None:
+            check_client(client, aio_redis.Redis)
         connections = connections_of(client, max_connections)
-        super().__init__(client, namespace, where or where_of(client), value_bytes_max, timeout_of(timeout), connections)
+        where = where or where_of(nodes or client)
+        super().__init__(client, namespace, where, value_bytes_max, timeout_of(timeout), connections, nodes)
         self._slots = threading.Semaphore(connections)
 
     def get(self, dataset: str, id: Any, *, token: Union[Token, str, None] = None, wait: float = 0.0) -> Any:
@@ -113,7 +121,7 @@ class Cache(Base):
     def get_many(
         self, dataset: str, ids: Iterable[Any], *, token: Union[Token, str, None] = None, wait: float = 0.0
     ) -> list[Any]:
-        """The same for many, in their order, by one command (for each thousand)."""
+        """The same for many, in their order, by one command (for each thousand); on a cluster by one round trip for each node."""
         token = token_of(token)
         return value_of(self.read_many(dataset, ids, token=token, wait=wait), token)
 
@@ -147,19 +155,21 @@ class Cache(Base):
     def publish(self, event: Event, *, durable: bool = False) -> "int | str":
         """Tells the workers what changed, after it was committed.
 
-        Over pub/sub it answers how many heard it (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
+        Over pub/sub it answers how many heard it, on a cluster at one node (0: nobody, it is lost); with `durable`, the id of its entry in the stream,
         where it waits for a worker.
         """
         checked = check_event(event)
         target = target_of(checked, self.directory(checked.get("dataset")), durable)
         if durable:
-            added = self._call("add an event", "publisher", lambda: self.client.xadd(target, fields_of(checked)), self._until())
+            fields, until = fields_of(checked), self._until()
+            added = self._call("add an event", "publisher", lambda: self._xadd(target, fields, until), until)
             return added.decode() if isinstance(added, bytes) else str(added)
-        message = message_of(checked)
-        heard = self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+        message, until = message_of(checked), self._until()
+        heard = self._call("publish an event", "publisher", lambda: self._publish(target, message, until), until)
         if heard == 0 and self._look(self._until()) is not None:
             # On a server that is no master any more nobody listens.
-            heard = self._call("publish an event", "publisher", lambda: self.client.publish(target, message), self._until())
+            until = self._until()
+            heard = self._call("publish an event", "publisher", lambda: self._publish(target, message, until), until)
         return int(heard)
 
     def write(
@@ -171,6 +181,7 @@ class Cache(Base):
         `Unreachable` (nothing was handed over) or `WriteUnknown` (say it again with the same id).
         """
         deadline = limit_of(timeout, "timeout")
+        self._check_writable()
         directory = self._told(dataset, deadline)
         command = Command.new(directory, dataset, params, id)
         list_name = f"{directory.reply_prefix}{uuid4()}"
@@ -218,7 +229,9 @@ class Cache(Base):
     def close(self) -> None:
         """Closes the connections that were opened here; a client that was given stays open. No call is answered after it."""
         self._is_closed = True
-        if self._is_own:
+        if self._nodes is not None:
+            self._nodes.close()
+        elif self._is_own:
             self.client.close()
 
     def __enter__(self) -> "Cache":
@@ -232,11 +245,10 @@ class Cache(Base):
         known = self._known(dataset)
         if known is not None:
             return known
-        key = directory_key(self.namespace)
         ask = self._call if self._directory is None else self._once
         what, until = "read the directory", self._until(deadline)
         try:
-            return self._note_directory(ask(what, "reader", lambda: self.client.hgetall(key), until))
+            return self._note_directory(ask(what, "reader", lambda: self._fields(until), until))
         except Unreachable as error:
             return self._old_directory(dataset, error)
 
@@ -246,10 +258,9 @@ class Cache(Base):
             self._check_open()
             try:
                 readings: list[Reading] = []
-                for page, keys in self._pages(asked, token):
-                    ask = self._hashes if are_hashes(page) else self._strings
-                    values = self._call("read entries", "reader", lambda: ask(keys, token), self._until(limit))
-                    readings += self._readings(page, token, values)
+                for page in pages(asked):
+                    until = self._until(limit)
+                    readings += self._call("read entries", "reader", lambda: self._page(page, token, until), until)
                 if token is None or all(one.is_fresh for one in readings) or deadline <= time.monotonic():
                     return readings
             except Unreachable:
@@ -267,7 +278,10 @@ class Cache(Base):
 
     def _look(self, until: float) -> Any:
         """The master that sentinels name; none: they do not answer, or there are none. Connections to another one that nobody uses
-        are closed by this."""
+        are closed by this. On a cluster the map is fetched again by what is asked next."""
+        if self._nodes is not None:
+            self._nodes.map.is_stale = True
+            return None
         ask = getattr(self.client.connection_pool, "get_master_address", None)
         try:
             return None if ask is None else self._ask("ask the sentinels", "reader", ask, until)
@@ -283,6 +297,27 @@ class Cache(Base):
         patience = min(block + max(BLOCK_SLACK, self._timeout), left + SLACK)
         until, watch = time.monotonic() + patience, partial(self._has_moved, deadline)
         return self._ask("wait for a reply", "writer", lambda: held.blpop([list_name], block), until, watch)
+
+    def _fields(self, until: float) -> Any:
+        if self._nodes is not None and self._on_cluster is not None:
+            return self._nodes.run(self._on_cluster.directory(), until)
+        return self.client.hgetall(directory_key(self.namespace))
+
+    def _page(self, page: Sequence[Asked], token: Optional[Token], until: float) -> list[Reading]:
+        if self._nodes is not None and self._on_cluster is not None:
+            return self._nodes.run(self._on_cluster.read(page, token), until)
+        keys = self._keys(page, token)
+        return self._readings(page, token, self._hashes(keys, token) if are_hashes(page) else self._strings(keys, token))
+
+    def _xadd(self, stream: str, fields: Mapping[str, str], until: float) -> Any:
+        if self._nodes is not None and self._on_cluster is not None:
+            return self._nodes.run(self._on_cluster.add(stream, fields), until)
+        return self.client.xadd(stream, fields)
+
+    def _publish(self, channel: str, message: bytes, until: float) -> Any:
+        if self._nodes is not None and self._on_cluster is not None:
+            return self._nodes.run(self._on_cluster.publish(channel, message), until)
+        return self.client.publish(channel, message)
 
     def _strings(self, keys: Sequence[str], _token: Optional[Token]) -> Sequence[Any]:
         values: Sequence[Any] = self.client.mget(keys)
@@ -308,7 +343,7 @@ class Cache(Base):
         try:
             return self._ask(what, kind, command, until)
         except Unreachable as error:
-            if error.__cause__ is not None and is_passing(error.__cause__):
+            if self._nodes is None and error.__cause__ is not None and is_passing(error.__cause__):
                 with suppress(TypeError):
                     self.client.connection_pool.disconnect(inuse_connections=False)
             raise

@@ -35,6 +35,9 @@ _PASSING_ERRORS = (
     redis_errors.ReadOnlyError, redis_errors.MasterDownError, redis_errors.TryAgainError, redis_errors.ClusterDownError
 )
 
+# What only a node of a cluster says, to a client that does not expect it.
+_OF_CLUSTER = ("MOVED ", "ASK ", "CROSSSLOT", "Keys in request don't hash to the same slot")
+
 
 @dataclass(frozen=True)
 class Sentinels:
@@ -221,7 +224,7 @@ def timeout_of(seconds: Any) -> float:
 def connections_of(client: Any, given: Any) -> int:
     """How many connections a cache may use at once."""
     if given is None:
-        of_pool = getattr(client.connection_pool, "max_connections", None)
+        of_pool = getattr(getattr(client, "connection_pool", None), "max_connections", None)
         return min(CONNECTIONS, of_pool) if isinstance(of_pool, int) and 0 < of_pool else CONNECTIONS
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise InvalidInput(f"max_connections is a whole number above 0, not {given!r}")
@@ -240,6 +243,8 @@ def is_passing(error: BaseException) -> bool:
 
 def where_of(client: Any) -> str:
     """Where a client leads to, without secrets."""
+    if not hasattr(client, "connection_pool"):
+        return f"redis cluster at {', '.join(f'{host}:{port}' for host, port in client.map.seeds)}"
     settings = client.connection_pool.connection_kwargs
     if settings.get("path"):
         return f"redis at {settings['path']}"
@@ -272,6 +277,8 @@ def explain(error: Exception, what: str, where: str, kind: str) -> CachekeeperEr
         return PermissionDenied(
             f"failed to {what}: this user of {where} lacks a right ({text}); see `cachekeeper acl --for {kind}`"
         )
+    if isinstance(error, redis_errors.AskError) or text.startswith(_OF_CLUSTER):
+        return RedisRefused(f"failed to {what}: {where} is a node of a cluster ({text}): give a URL that begins with redis+cluster://")
     if isinstance(error, (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, TimeoutError)) or is_passing(error):
         return Unreachable(f"failed to {what}: {where} cannot be reached: {text or type(error).__name__}")
     return RedisRefused(f"failed to {what}: {where} answered: {text}")

@@ -71,14 +71,14 @@ class Directory:
         return self.write_stream
 
 
-def directory_key(namespace: str) -> str:
-    """Where the directory of a namespace stands."""
-    return f"ck:{{{namespace}:0}}:directory"
+def directory_key(namespace: str, shard: int = 0) -> str:
+    """Where the directory of a namespace stands; a single Redis is shard 0."""
+    return f"ck:{{{namespace}:{shard}}}:directory"
 
 
-def watermark_key(namespace: str) -> str:
-    """Where the watermark of a namespace stands."""
-    return f"ck:{{{namespace}:0}}:watermark"
+def watermark_key(namespace: str, shard: int = 0) -> str:
+    """Where the watermark of a shard stands."""
+    return f"ck:{{{namespace}:{shard}}}:watermark"
 
 
 def parse_directory(fields: Mapping[Any, Any], namespace: str, where: str) -> Directory:

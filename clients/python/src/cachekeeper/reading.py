@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
+from .cluster import parse_cluster_slots
 from .directory import Dataset
 from .errors import InvalidToken
 from .tokens import Snapshot, Token
@@ -16,6 +17,9 @@ from .values import decode, decode_hash
 
 State = Literal["hit", "negative", "missing"]
 Freshness = Literal["fresh", "stale", "unknown"]
+
+Asked = tuple[Dataset, str]
+"""A key, and the dataset that it is of."""
 
 KEYS_MAX = 1_000
 """Keys of one round trip."""
@@ -70,24 +74,55 @@ def reading_of(dataset: Dataset, key: str, value: Any, verdict: Optional[Verdict
     return Reading(key, state, decoded, verdict.freshness, verdict.behind_ms, verdict.reason)
 
 
+@dataclass(frozen=True)
+class Watermark:
+    """How far entries have come: at least to the snapshot, but for datasets that it does not cover."""
+
+    incarnation: str
+    snapshot: Snapshot
+    as_of: str
+    not_covered: Sequence[str]
+    covers: Optional[bytearray]
+    """On a cluster: the cluster slots that it holds for."""
+
+    @classmethod
+    def parse(cls, text: Union[str, bytes]) -> "Optional[Watermark]":
+        """Reads what a worker wrote; none: it cannot be read."""
+        try:
+            told = json.loads(text)
+            covers = told.get("covers")
+            return cls(
+                told["incarnation"], Snapshot.parse(told["snapshot"]), told["as_of"], list(told["not_covered"]),
+                None if covers is None else parse_cluster_slots(covers),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidToken):
+            return None
+
+
 def judge(watermark: Optional[bytes], token: Token, dataset: str, now: datetime) -> Verdict:
     """Whether entries of a dataset, read together with this watermark, are at least as fresh as the token (R18)."""
     if watermark is None:
         return Verdict("unknown", None, "there is no watermark")
-    try:
-        told = json.loads(watermark)
-        incarnation, not_covered = told["incarnation"], told["not_covered"]
-        snapshot, as_of = Snapshot.parse(told["snapshot"]), told["as_of"]
-    except (ValueError, KeyError, TypeError, InvalidToken):
+    return _judge(Watermark.parse(watermark), token, dataset, now)
+
+
+def judge_on_cluster(watermark: Optional[Watermark], slot: int, token: Token, dataset: str, now: datetime) -> Verdict:
+    """The same on a cluster, for entries in this cluster slot, whose guard names the shard of this watermark."""
+    if watermark is not None and (watermark.covers is None or not watermark.covers[slot]):
+        return Verdict("unknown", None, f"the watermark does not cover cluster slot {slot}")
+    return _judge(watermark, token, dataset, now)
+
+
+def _judge(watermark: Optional[Watermark], token: Token, dataset: str, now: datetime) -> Verdict:
+    if watermark is None:
         return Verdict("unknown", None, "the watermark cannot be read")
-    if dataset in not_covered:
+    if dataset in watermark.not_covered:
         return Verdict("unknown", None, f"the watermark does not cover dataset {dataset}")
-    if incarnation != token.incarnation:
+    if watermark.incarnation != token.incarnation:
         return Verdict("unknown", None, "token and watermark are of two incarnations of the database")
-    if token.is_seen_at(incarnation, snapshot):
+    if token.is_seen_at(watermark.incarnation, watermark.snapshot):
         return Verdict("fresh", None, "")
-    behind = _behind_ms(as_of, now)
-    return Verdict("stale", behind, "the watermark has not reached the token")
+    return Verdict("stale", _behind_ms(watermark.as_of, now), "the watermark has not reached the token")
 
 
 def why_not_fresh(readings: Sequence[Reading]) -> str:
