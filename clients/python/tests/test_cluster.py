@@ -354,6 +354,18 @@ def test_a_client_of_a_cluster_is_taken_with_its_settings_and_stays_open(others,
     with pytest.raises(cachekeeper.PermissionDenied) as denied:
         Driven(kind, cluster.url.replace("://", "://nobody:wrong@"))
     assert "wrong@" not in str(denied.value)
+    # The rights of the README are enough, and each of them is needed.
+    needed = ["+cluster|slots", "+get", "+hgetall", "+asking", "+publish"]
+    url = cluster.url.replace("://", "://reader:pw@")
+    for rights in (needed, *([one for one in needed if one != without] for without in needed if without != "+asking")):
+        for position in range(3):
+            cluster.ask(position, "ACL", "SETUSER", "reader", "reset", "on", ">pw", "~product:*", "~ck:*", "&c", *rights)
+        if rights == needed:
+            with Driven(kind, url) as cache:
+                assert cache.get("product", id)["id"] == id and cache.publish({"key": "product:1"}) == 0
+        else:
+            with pytest.raises(cachekeeper.PermissionDenied, match="on a cluster it needs CLUSTER SLOTS"), Driven(kind, url) as cache:
+                cache.publish({"key": "product:1"})
     for options, part in [({"read_from_replicas": True}, "reads from replicas"), ({"decode_responses": True}, "decodes every response")]:
         with pytest.raises(cachekeeper.InvalidInput, match=part):
             Driven(kind, lambda: client(**options))
