@@ -63,6 +63,7 @@ def cluster():
 
 @pytest.fixture
 def worker(cluster):
+    cluster.settle()
     for position in range(3):
         cluster.ask(position, "FLUSHALL")
     return Worker(cluster)
@@ -139,9 +140,7 @@ def test_what_no_guard_vouches_for_is_not_fresh(cluster, worker, kind):
 
 
 @kinds
-def test_a_migration_is_followed_and_claims_nothing_until_the_new_shard_has_adopted(others, kind):
-    cluster = others()
-    worker = Worker(cluster)
+def test_a_migration_is_followed_and_claims_nothing_until_the_new_shard_has_adopted(cluster, worker, kind):
     moves, stays = ids_at(cluster, 0, 2)
     worker.write(1, moves, stays)
     worker.reach(10)
@@ -166,9 +165,7 @@ def test_a_migration_is_followed_and_claims_nothing_until_the_new_shard_has_adop
 
 
 @kinds
-def test_a_guard_that_migrates_before_its_entries_claims_nothing(others, kind):
-    cluster = others()
-    worker = Worker(cluster)
+def test_a_guard_that_migrates_before_its_entries_claims_nothing(cluster, worker, kind):
     (id,) = ids_at(cluster, 0, 1)
     worker.write(1, id)
     worker.reach(10)
@@ -289,9 +286,8 @@ def test_an_event_is_heard_whatever_node_it_is_published_on(cluster, worker, kin
 
 
 @kinds
-def test_a_durable_event_is_added_where_its_stream_is_now(others, kind):
-    cluster = others()
-    worker, slot = Worker(cluster), cluster_slot("events")
+def test_a_durable_event_is_added_where_its_stream_is_now(cluster, worker, kind):
+    slot = cluster_slot("events")
     worker.take_events("events")
     with Driven(kind, cluster.url) as cache:
         added = [cache.publish({"key": "product:1"}, durable=True)]
@@ -418,9 +414,7 @@ def test_what_a_node_tells_of_others_is_read():
     assert redirection_of(redis.exceptions.AskError("9 h:7"), ("asked", 5)).kind == "ASK"
 
 
-def test_threads_share_a_cache_while_cluster_slots_move(others):
-    cluster = others()
-    worker = Worker(cluster)
+def test_threads_share_a_cache_while_cluster_slots_move(cluster, worker):
     ids = [id for position in range(3) for id in ids_at(cluster, position)]
     worker.write(1, *ids)
     worker.reach(10)
