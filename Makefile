@@ -31,14 +31,16 @@ compare: servers
 	$(CARGO) build --release --locked
 	target/compare/bin/python benches/debezium/compare.py $(COMPARE)
 
-# Some 500 faults against real servers, one by one and in pairs: directly, through proxies and a pooler, with replicas, and between
-# workers of an earlier commit and of this one. CACHEKEEPER_SEED=n repeats a run.
+# Some 600 faults against real servers, one by one and in pairs: directly, through proxies and a pooler, with replicas, between
+# workers of an earlier commit and of this one, and on two clusters. CACHEKEEPER_SEED=n repeats a run.
 faults: servers older
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-320} $(CARGO) test --locked --test it oracle::no_fault -- --nocapture
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-50} $(CARGO) test --locked --test it oracle::network -- --nocapture
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-100} $(CARGO) test --locked --test it near_bound:: -- --nocapture
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-30} $(CARGO) test --locked --test it oracle::replicas -- --nocapture
 	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-16} $(CARGO) test --locked --test it oracle::upgrade -- --nocapture
+	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-80} $(CARGO) test --locked --test it oracle::cluster::no_fault_of_a_cluster -- --nocapture
+	CACHEKEEPER_FAULTS=$${CACHEKEEPER_FAULTS:-40} $(CARGO) test --locked --test it oracle::cluster::no_fault_of_a_larger -- --nocapture
 
 # The large worlds of the formal model; the small ones are part of `make test`.
 model:

@@ -35,8 +35,8 @@ use task::TaskEntry;
 pub const CLUSTER_TASKS: [TaskEntry; 2] =
     [TaskEntry::of::<metrics_reporter::MetricsReporter>(), TaskEntry::of::<shards::Shards>()];
 
-/// The tasks of each of its shards, in the order in which they start. Streams are not read on a cluster yet, and no audit runs.
-pub const SHARD_TASKS: [TaskEntry; 7] = [
+/// The tasks of each of its shards, in the order in which they start. Streams are not read on a cluster yet.
+pub const SHARD_TASKS: [TaskEntry; 8] = [
     TaskEntry::of::<lock_renewer::LockRenewer>(),
     TaskEntry::of::<shard_reporter::ShardReporter>(),
     TaskEntry::of::<epoch_keeper::EpochKeeper>(),
@@ -44,6 +44,7 @@ pub const SHARD_TASKS: [TaskEntry; 7] = [
     TaskEntry::of::<refresher::Refresher>(),
     TaskEntry::of::<warmer::Warmer>(),
     TaskEntry::of::<invalidation_listener::InvalidationListener>(),
+    TaskEntry::of::<auditor::Auditor>(),
 ];
 
 /// All tasks on a single Redis, in the order in which they start: those that others rely on first. They stop backwards, so that leases are

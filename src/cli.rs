@@ -200,7 +200,9 @@ async fn run_verb(
         Verb::Writes(action) => writes::writes(&context, &config, &action, out).await,
         Verb::Status { watch: true } => status::watch(&context, &config, out).await,
         Verb::Status { watch: false } => status::status(&context, &config, out).await,
-        Verb::Audit { datasets, fix, sample } => audit::audit(&context, &datasets, fix, sample, out).await,
+        Verb::Audit { datasets, fix, sample } => {
+            audit::audit(std::slice::from_ref(&context), &datasets, fix, sample, out).await
+        }
         Verb::Run
         | Verb::Reload { .. }
         | Verb::Drain

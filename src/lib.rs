@@ -19,6 +19,7 @@ pub mod actors;
 pub mod actions;
 pub mod control;
 pub mod schedule;
+pub mod shards;
 pub mod telemetry;
 
 pub mod admin;

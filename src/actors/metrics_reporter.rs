@@ -105,7 +105,7 @@ async fn count_waiting(context: &TaskContext) {
 }
 
 /// Rights may be taken away, and given, at any time.
-async fn look_at_rights_forever(context: &TaskContext) {
+pub(super) async fn look_at_rights_forever(context: &TaskContext) {
     let mut is_told = false;
     loop {
         // Where Redis does not answer, others say so.

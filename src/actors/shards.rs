@@ -4,6 +4,7 @@
 //! shard is served by another one, they end and others begin. Two workers, or two sets of tasks of one shard, do each other no harm.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -16,6 +17,7 @@ use super::health::Health;
 use super::task::Task;
 use super::wake::Wake;
 use cachekeeper_config::FeedMode;
+use cachekeeper_engine::backfill::SharedReads;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::{EngineError, chain};
 use cachekeeper_engine::stores::redis::{ClusterMap, PlacedShard};
@@ -42,6 +44,7 @@ impl Task for Shards {
             placed: None,
             before: BTreeMap::new(),
             not_before: BTreeMap::new(),
+            shared_reads: Arc::default(),
         };
         loop {
             let looked = keeper.look().await;
@@ -67,6 +70,8 @@ struct Keeper {
     before: BTreeMap<u32, BTreeSet<String>>,
     /// When those that have failed too often begin again.
     not_before: BTreeMap<u32, Instant>,
+    /// Of all shards.
+    shared_reads: Arc<SharedReads>,
 }
 
 impl Keeper {
@@ -89,6 +94,7 @@ impl Keeper {
             self.begin(shard).await?;
         }
         let followed = self.of_cluster.shards.all();
+        self.shared_reads.expect(followed.len());
         self.context
             .health
             .note_shards(followed.into_iter().map(|(number, shard)| (number, shard.tasks.health)).collect());
@@ -144,6 +150,7 @@ impl Keeper {
         let engine =
             Context::of_shard(config, &self.context.engine.postgres, &self.of_cluster.cluster, placed)?;
         let engine = engine.registering(config).with_history_of(&self.context.engine);
+        let engine = engine.reading_with_others(&self.shared_reads);
         let health = Health::new(engine.metrics.clone());
         // One that only changes its server has what was warmed.
         let before = self.before.get(&number).cloned();

@@ -52,6 +52,10 @@ impl Check<'_> {
             if let Some(full) = facts.full() {
                 self.warning(URL, full, None);
             }
+            if !self.check_rights(&shard).await? {
+                return Ok(false);
+            }
+            self.check_misses(&shard).await?;
         }
         Ok(true)
     }

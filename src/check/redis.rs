@@ -2,6 +2,7 @@
 
 use super::Check;
 use cachekeeper_config::FeedNeed;
+use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
 use cachekeeper_engine::miss_events;
 use cachekeeper_engine::namespaces::{self, CONFLICT_HELP};
@@ -24,8 +25,8 @@ impl Check<'_> {
         if !self.is_usable(&facts) {
             return Ok(false);
         }
-        if self.check_rights().await? {
-            self.check_misses().await?;
+        if self.check_rights(self.context).await? {
+            self.check_misses(self.context).await?;
             self.check_former_version().await?;
         }
         if let Some(full) = facts.full() {
@@ -85,8 +86,8 @@ impl Check<'_> {
     }
 
     /// What the user may not do in Redis, or the server does not have. Whether all that is needed is there.
-    async fn check_rights(&mut self) -> Result<bool, EngineError> {
-        let missing = rights::missing(self.context, self.config).await?;
+    pub(super) async fn check_rights(&mut self, context: &Context) -> Result<bool, EngineError> {
+        let missing = rights::missing(context, self.config).await?;
         for (what, means) in missing.weaker {
             let message = format!("the user in Redis lacks {what}: {means}");
             self.warning(URL, message, RIGHTS_HELP.to_owned());
@@ -107,9 +108,9 @@ impl Check<'_> {
     }
 
     /// Whether a worker would be told of misses, where datasets are filled by them.
-    async fn check_misses(&mut self) -> Result<(), EngineError> {
-        let Some(dataset) = miss_events::wanted_by(&self.context.catalog) else { return Ok(()) };
-        if let Some(reason) = miss_events::obstacle(self.context).await? {
+    pub(super) async fn check_misses(&mut self, context: &Context) -> Result<(), EngineError> {
+        let Some(dataset) = miss_events::wanted_by(&context.catalog) else { return Ok(()) };
+        if let Some(reason) = miss_events::obstacle(context).await? {
             let help = "the worker would not be ready; or let it do that itself: +config|get +config|set";
             let setting = format!("dataset.{dataset}.on_miss");
             self.error(&setting, format!("misses are not filled: {reason}"), help.to_owned());

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::output::{Exit, Output};
 use super::verb::Verb;
-use super::{get, invalidate, pause, warm};
+use super::{acl, audit, explain, get, invalidate, pause, warm};
+use crate::shards;
 use cachekeeper_config::Config;
 use cachekeeper_engine::context::Context;
 use cachekeeper_engine::error::EngineError;
@@ -26,18 +27,23 @@ pub(super) async fn run(
         | Verb::Pause { .. }
         | Verb::Resume { .. }
         | Verb::Invalidate(_)
-        | Verb::Refresh(_) => return Err(on_each(verb, config, (context, cluster), out).await),
-        Verb::Get { key } => return Err(at_owner(&key, config, (context, cluster), out).await),
+        | Verb::Refresh(_)
+        | Verb::Audit { .. } => return Err(on_each(verb, config, (context, cluster), out).await),
+        Verb::Get { .. } | Verb::Explain { .. } => {
+            return Err(at_owner(&verb, config, (context, cluster), out).await);
+        }
+        Verb::Acl { program } => {
+            // What is registered is the same on each; where none can be asked, what is known is told.
+            let shards = shards::all(config, context).await.unwrap_or_default();
+            return Err(acl::acl(shards.first().unwrap_or(context), config, program.as_deref(), out).await);
+        }
         Verb::Status { watch: false } => return Err(status(config, (context, cluster), out).await),
         Verb::Status { .. } => "status --watch",
         Verb::Migrate { .. } => "migrate --uninstall",
         Verb::Plan(_) => "plan",
         Verb::Purge { .. } => "purge",
-        Verb::Acl { .. } => "acl",
-        Verb::Explain { .. } => "explain",
         Verb::Write(_) => "write",
         Verb::Writes(_) => "writes",
-        Verb::Audit { .. } => "audit",
         verb => return Ok(verb),
     };
     out.failure(&format!(
@@ -46,26 +52,13 @@ pub(super) async fn run(
     Err(Ok(Exit::Configuration))
 }
 
-async fn shards(
-    config: &Config,
-    (context, cluster): (&Context, &Cluster),
-) -> Result<Vec<(PlacedShard, Context)>, EngineError> {
-    let map = cluster.look().await?.map.clone();
-    let placed = cluster.placed_shards(&map, &[]).await?;
-    let of = |shard: PlacedShard| {
-        let of_shard = Context::of_shard(config, &context.postgres, cluster, &shard)?;
-        Ok((shard, of_shard))
-    };
-    placed.into_iter().map(of).collect()
-}
-
 async fn on_each(
     verb: Verb,
     config: &Config,
     of: (&Context, &Cluster),
     out: &Output,
 ) -> Result<Exit, EngineError> {
-    let shards: Vec<(PlacedShard, Context)> = shards(config, of).await?;
+    let shards: Vec<(PlacedShard, Context)> = shards::of_cluster(config, of).await?;
     if !matches!(verb, Verb::Pause { .. } | Verb::Resume { .. }) {
         for (shard, context) in &shards {
             if context.redis.watermark().await?.is_none() {
@@ -82,6 +75,9 @@ async fn on_each(
         Verb::Invalidate(targets) => return invalidate::invalidate(&contexts, targets, None, out).await,
         Verb::Refresh(targets) => {
             return invalidate::invalidate(&contexts, targets, Some(Op::Refresh), out).await;
+        }
+        Verb::Audit { datasets, fix, sample } => {
+            return audit::audit(&contexts, datasets, *fix, *sample, out).await;
         }
         _ => {}
     }
@@ -101,18 +97,21 @@ async fn on_each(
     Ok(exit)
 }
 
+/// What is said of one key is said by the shard that serves it.
 async fn at_owner(
-    key: &str,
+    verb: &Verb,
     config: &Config,
     of: (&Context, &Cluster),
     out: &Output,
 ) -> Result<Exit, EngineError> {
-    let slot = ClusterSlot::of(key.as_bytes());
-    for (shard, context) in shards(config, of).await? {
-        if shard.node.serves.contains(slot) {
-            return get::get(&context, key, out).await;
-        }
+    let (Verb::Get { key } | Verb::Explain { key }) = verb else { return Ok(Exit::Usage) };
+    if let Some(of_shard) = shards::of_key(config, of.0, key).await? {
+        return match verb {
+            Verb::Get { .. } => get::get(&of_shard, key, out).await,
+            _ => explain::explain(&of_shard, config, key, out).await,
+        };
     }
+    let slot = ClusterSlot::of(key.as_bytes());
     out.failure(&format!("no master serves cluster slot {slot}, which is that of this key"));
     Ok(Exit::Unavailable)
 }
@@ -121,7 +120,7 @@ async fn at_owner(
 /// follows its changes, or there is no watermark of all.
 async fn status(config: &Config, of: (&Context, &Cluster), out: &Output) -> Result<Exit, EngineError> {
     let (mut lines, mut told, mut is_right) = (Vec::new(), Vec::new(), true);
-    let all = shards(config, of).await?;
+    let all = shards::of_cluster(config, of).await?;
     for (shard, context) in &all {
         let metadata = context.redis.metadata("").await?;
         let watermark = context.redis.watermark().await?;

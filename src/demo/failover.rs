@@ -1,10 +1,11 @@
 //! A second worker in a process of its own: it leads first, is killed with -9 halfway, and the worker of this process takes over.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -20,7 +21,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct FirstLeader {
     child: Child,
-    file: PathBuf,
     /// Who followed the changes before it was killed.
     name: String,
     is_killed: bool,
@@ -38,19 +38,18 @@ impl FirstLeader {
         environment: &BTreeMap<String, String>,
         context: &Context,
     ) -> anyhow::Result<Self> {
-        let file = std::env::temp_dir().join(format!("cachekeeper-demo-{}.toml", std::process::id()));
-        std::fs::write(&file, config)?;
-        let child = Command::new(std::env::current_exe()?)
-            .arg("run")
-            .arg("-c")
-            .arg(&file)
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["run", "-c", "/dev/stdin"])
             .envs(environment)
             .env("CACHEKEEPER__ADMIN__LISTEN", "")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        let mut first = Self { child, file, name: String::new(), is_killed: false, taking_over: None };
+        // No file, which another user of this machine could have made before, or could read.
+        let input = child.stdin.take();
+        let mut first = Self { child, name: String::new(), is_killed: false, taking_over: None };
+        input.context("the first worker has no standard input")?.write_all(config.as_bytes())?;
         let began = Instant::now();
         loop {
             if let Some(leader) = leader(context).await {
@@ -94,7 +93,6 @@ impl Drop for FirstLeader {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
-        drop(std::fs::remove_file(&self.file));
     }
 }
 

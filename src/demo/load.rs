@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::RngExt;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncCommands, RedisResult};
+use redis::RedisResult;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio_util::sync::CancellationToken;
 
-use super::shop;
+use super::client::Client;
+use super::shop::{self, Size};
 
 /// What the applications have done so far.
 #[derive(Debug, Default)]
@@ -53,7 +53,8 @@ impl Counts {
 /// The applications' connections.
 #[derive(Clone)]
 pub struct Shoppers {
-    redis: ConnectionManager,
+    shop: Size,
+    redis: Client,
     postgres: PgPool,
     /// What they did.
     pub counts: Arc<Counts>,
@@ -74,15 +75,12 @@ impl Shoppers {
     ///
     /// # Errors
     /// When a URL cannot be used.
-    pub fn new(postgres: &str, redis: &str) -> anyhow::Result<Self> {
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_connection_timeout(Some(Duration::from_millis(500)))
-            .set_response_timeout(Some(Duration::from_secs(2)));
+    pub fn new(shop: Size, postgres: &str, redis: &str) -> anyhow::Result<Self> {
         let options: PgConnectOptions = postgres.parse()?;
         let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(2));
         Ok(Self {
-            redis: redis::Client::open(redis)?.get_connection_manager_lazy(manager)?,
+            shop,
+            redis: Client::new(redis)?,
             postgres: pool.connect_lazy_with(options),
             counts: Arc::default(),
         })
@@ -91,7 +89,7 @@ impl Shoppers {
     /// Reads until cancelled.
     pub async fn read(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            let key = random_key();
+            let key = random_key(self.shop);
             let answer: RedisResult<Option<Vec<u8>>> = self.redis.get(&key).await;
             let counter = match answer {
                 Ok(Some(_)) => &self.counts.hits,
@@ -106,7 +104,7 @@ impl Shoppers {
     /// Writes until cancelled.
     pub async fn write(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            let (sql, event) = random_write();
+            let (sql, event) = random_write(self.shop);
             let done = sqlx::query(AssertSqlSafe(sql)).execute(&self.postgres).await;
             let counter = if done.is_ok() { &self.counts.writes } else { &self.counts.failed_writes };
             counter.fetch_add(1, Ordering::Relaxed);
@@ -137,7 +135,7 @@ impl Shoppers {
             let sql = format!("select price_cents from products where id = {id}");
             let postgres =
                 sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(&self.postgres).await.unwrap_or(None);
-            let value: RedisResult<Option<Vec<u8>>> = self.redis.get(format!("product:{id}")).await;
+            let value: RedisResult<Option<Vec<u8>>> = self.redis.get(&format!("product:{id}")).await;
             let redis = value.ok().flatten().and_then(|value| {
                 let product: serde_json::Value = rmp_serde::from_slice(&value).ok()?;
                 product.get("price_cents")?.as_i64()
@@ -149,32 +147,32 @@ impl Shoppers {
 }
 
 /// Some products are asked for far more often than others.
-fn popular() -> u32 {
+fn popular(shop: Size) -> u32 {
     let share: f64 = rand::random::<f64>().powi(3);
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "between 0 and the number of products"
     )]
-    let chosen = (share * f64::from(shop::PRODUCTS)) as u32;
-    1 + chosen.min(shop::PRODUCTS - 1)
+    let chosen = (share * f64::from(shop.products)) as u32;
+    1 + chosen.min(shop.products - 1)
 }
 
-fn random_key() -> String {
+fn random_key(shop: Size) -> String {
     let mut random = rand::rng();
     match random.random_range(0..10) {
-        0..6 => format!("product:{}", popular()),
-        6 => format!("reviews:{}", 1 + popular() % 50_000),
-        7 => format!("inventory:{}:{}", popular(), random.random_range(1..=shop::WAREHOUSES)),
-        8 => format!("price_history:{}", popular()),
+        0..6 => format!("product:{}", popular(shop)),
+        6 => format!("reviews:{}", 1 + popular(shop) % shop.reviewed()),
+        7 => format!("inventory:{}:{}", popular(shop), random.random_range(1..=shop::WAREHOUSES)),
+        8 => format!("price_history:{}", popular(shop)),
         _ => format!("user:00000000-0000-0000-0000-{:012x}", random.random_range(0..100)),
     }
 }
 
 /// A statement and the event that tells of it.
-fn random_write() -> (String, String) {
+fn random_write(shop: Size) -> (String, String) {
     let mut random = rand::rng();
-    let id = popular();
+    let id = popular(shop);
     match random.random_range(0..20) {
         0..12 => {
             let price = random.random_range(100..10_000);
@@ -192,15 +190,15 @@ fn random_write() -> (String, String) {
             (sql, format!(r#"{{"dataset":"inventory","ids":[[{id},{warehouse}]]}}"#))
         }
         15..17 => {
-            let product = 1 + id % 50_000;
+            let product = 1 + id % shop.reviewed();
             let review: u32 = random.random_range(1_000_000..u32::MAX);
             let sql =
                 format!("insert into reviews values ({review}, {product}, 5, 'new') on conflict do nothing");
             (sql, format!(r#"{{"key":"reviews:{product}"}}"#))
         }
         17 => {
-            let sql = format!("delete from reviews where product_id = {}", 1 + id % 50_000);
-            (sql, format!(r#"{{"keys":["reviews:{}"]}}"#, 1 + id % 50_000))
+            let sql = format!("delete from reviews where product_id = {}", 1 + id % shop.reviewed());
+            (sql, format!(r#"{{"keys":["reviews:{}"]}}"#, 1 + id % shop.reviewed()))
         }
         18 => {
             let sql = format!("insert into price_history values ({id}, clock_timestamp(), 1)");

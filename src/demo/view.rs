@@ -103,7 +103,12 @@ impl View {
         #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]
         let rate = |count: u64, before: u64| (count - before.min(count)) as f64 / seconds;
         let reasons = scene.health.reasons();
-        let facts = scene.health.facts();
+        let facts = scene.health.all_facts();
+        let epoch = facts.epoch.as_deref().unwrap_or("none yet");
+        let followed = match scene.health.shards() {
+            Some(shards) => format!("shards {}", shards.len()),
+            None => format!("epoch {epoch}"),
+        };
         let state = if reasons.is_empty() {
             "ready".to_owned()
         } else {
@@ -114,10 +119,9 @@ impl View {
         let _infallible = writeln!(text, "{clock:>4} s  {state}");
         let _infallible = writeln!(
             text,
-            "  entries {}  redis {} MiB  epoch {}",
+            "  entries {}  redis {} MiB  {followed}",
             scene.entries.map_or("?".to_owned(), |entries| entries.to_string()),
             scene.memory.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string()),
-            facts.epoch.as_deref().unwrap_or("none yet"),
         );
         let percent = (hits * 100).checked_div(hits + misses).unwrap_or_default();
         let _infallible = writeln!(

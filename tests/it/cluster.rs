@@ -106,3 +106,30 @@ async fn a_node_is_added_takes_a_cluster_slot_and_is_removed() {
     cluster.remove(added).await.unwrap();
     assert_eq!(get(&cluster, from, "product:42").await, Ok(Some("first".to_owned())));
 }
+
+#[tokio::test]
+async fn a_master_that_hears_nothing_from_the_others_is_replaced_and_clients_still_reach_it() {
+    let cluster = Cluster::start_divisible(3, 1, &[]).await.unwrap();
+    cluster.part(0);
+    wait_until("the replica has taken over", async || {
+        if cluster.is_master(3).await { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    assert!(cluster.is_master(0).await, "nobody has told it");
+    cluster.unite(0);
+    wait_until("all agree again", async || cluster.agree(&[0, 1, 2, 3, 4, 5]).await).await;
+    assert!(!cluster.is_master(0).await);
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_joins_again_as_another_one() {
+    let mut cluster = Cluster::start_divisible(3, 0, &[]).await.unwrap();
+    let slot = ClusterSlot::of(b"product:42");
+    let from = cluster.owner(slot, 0).await.unwrap();
+    let added = cluster.add_master(&[]).await.unwrap();
+    cluster.remove(added).await.unwrap();
+    cluster.join(added).await.unwrap();
+    cluster.move_slot(slot, from, added).await.unwrap();
+    assert!(cluster.served(added).await.unwrap().contains(slot));
+    cluster.agree(&[0, 1, 2, added]).await.unwrap();
+}

@@ -1,9 +1,6 @@
 //! Changes followed on the shards of a real cluster, while cluster slots move and nodes are flushed or fail over: what a plain client
 //! of the cluster reads is never older than the watermark that covers it.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cachekeeper_config::{Config, OnNewEpoch, Secret};
@@ -15,14 +12,12 @@ use cachekeeper_engine::load::{Cause, Job, Keys, LoadOptions, load};
 use cachekeeper_engine::revalidation;
 use cachekeeper_engine::shard::Follower;
 use cachekeeper_engine::stores::postgres::Postgres;
-use cachekeeper_engine::stores::redis::{Cluster, Watermark};
-use cachekeeper_protocol::cluster_slot::ClusterSlot;
+use cachekeeper_engine::stores::redis::Cluster;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
-use cachekeeper_protocol::guard::Guard;
-use cachekeeper_protocol::keyspace::Keyspace;
 use cachekeeper_testkit::servers::Cluster as Servers;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster_clients::{Clients, asked, check, slot};
 use crate::support::{Rig, wait_until};
 
 const ROWS: usize = 60;
@@ -42,13 +37,6 @@ const DATASETS: &str = r#"
     watch = [{ table = "items", key = { id = "id" } }]
 "#;
 
-/// What a client saw at one moment.
-struct Seen {
-    id: usize,
-    version: i64,
-    watermark: Watermark,
-}
-
 /// The servers.
 struct World {
     rig: Rig,
@@ -64,10 +52,6 @@ struct Followed {
 struct Shard {
     context: Context,
     follower: Follower,
-}
-
-fn slot(id: usize) -> ClusterSlot {
-    ClusterSlot::of(format!("item:{id}").as_bytes())
 }
 
 impl World {
@@ -93,44 +77,12 @@ impl World {
         Followed { shards }
     }
 
-    /// Checks everything that was seen against the history.
-    async fn check(&self, seen: &[Seen]) {
-        let mut session = self.rig.postgres.session().await.unwrap();
-        let mut newest: BTreeMap<(usize, String), i64> = BTreeMap::new();
-        for Seen { id, version, watermark } in seen {
-            let at = (*id, watermark.snapshot.clone());
-            if !newest.contains_key(&at) {
-                let sql = format!(
-                    "select max(version)::text from history where id = {id} and pg_visible_in_snapshot(xid, '{}')",
-                    watermark.snapshot
-                );
-                let expected = session.text(&sql).await.unwrap().unwrap().parse().unwrap();
-                newest.insert(at.clone(), expected);
-            }
-            assert!(
-                newest[&at] <= *version,
-                "item {id} is version {version}, but {watermark:?} has {}",
-                newest[&at]
-            );
-        }
-    }
-
-    /// A node that runs.
-    async fn asked(&self) -> usize {
-        for position in 0..self.servers.len() {
-            if self.servers.connect(position).await.is_ok() {
-                return position;
-            }
-        }
-        panic!("no node runs");
-    }
-
     /// Each entry that is there is the row of now.
     async fn agrees(&self) -> usize {
         let mut session = self.rig.postgres.session().await.unwrap();
         let mut found = 0;
         for id in 0..ROWS {
-            let owner = self.servers.owner(slot(id), self.asked().await).await.unwrap();
+            let owner = self.servers.owner(slot(id), asked(&self.servers).await).await.unwrap();
             let value: Option<String> =
                 self.servers.ask(owner, redis::cmd("GET").arg(format!("item:{id}"))).await.unwrap();
             let row = session
@@ -212,67 +164,7 @@ async fn follow_up(context: &Context) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Writes until it is told to stop.
-async fn write(url: &str, stop: &AtomicBool) -> usize {
-    let mut session = cachekeeper_testkit::servers::Session::open(url).await.unwrap();
-    let mut written = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let id = rand::random_range(0..ROWS);
-        let sql = format!(
-            "with changed as (update items set version = version + 1 where id = {id} returning id, version)
-             insert into history (id, version) select id, version from changed"
-        );
-        session.execute(&sql).await.unwrap();
-        written += 1;
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    written
-}
-
-/// Reads as a plain client of the cluster does, on one connection to the owner: guard, watermark, value.
-async fn read(servers: &Servers, namespace: &Keyspace, stop: &AtomicBool) -> Vec<Seen> {
-    let mut seen = Vec::new();
-    let mut connections = BTreeMap::new();
-    while !stop.load(Ordering::Relaxed) {
-        let id = rand::random_range(0..ROWS);
-        tokio::time::sleep(Duration::from_micros(500)).await;
-        let asked = rand::random_range(0..servers.len());
-        let Ok(owner) = servers.owner(slot(id), asked).await else { continue };
-        let connection = match connections.entry(owner) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => match servers.connect(owner).await {
-                Ok(connection) => place.insert(connection),
-                Err(_is_down) => continue,
-            },
-        };
-        let guard: Result<Option<String>, _> =
-            redis::cmd("GET").arg(namespace.guard(slot(id))).query_async(connection).await;
-        let Ok(guard) = guard else {
-            connections.remove(&owner);
-            continue;
-        };
-        let Some(guard) = guard.and_then(|guard| guard.parse::<Guard>().ok()) else { continue };
-        let keys = namespace.of_shard(guard.shard);
-        let mut pipeline = redis::pipe();
-        pipeline.get(&keys.metadata().watermark).get(format!("item:{id}"));
-        let read: Result<(Option<String>, Option<String>), _> = pipeline.query_async(connection).await;
-        let Ok((watermark, value)) = read else {
-            connections.remove(&owner);
-            continue;
-        };
-        let Some(watermark) = watermark.map(|text| serde_json::from_str::<Watermark>(&text).unwrap()) else {
-            continue;
-        };
-        let is_covered =
-            watermark.covers.as_ref().unwrap().contains(slot(id)) && watermark.not_covered.is_empty();
-        let Some(value) = value.filter(|_| is_covered) else { continue };
-        let version = value.rsplit(':').next().unwrap().trim_end_matches('}').parse().unwrap();
-        seen.push(Seen { id, version, watermark });
-    }
-    seen
-}
-
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 enum Trouble {
     Moves,
     MovesHalfWay,
@@ -304,30 +196,27 @@ async fn run(trouble: Trouble, times: usize) {
     followed.settle().await;
     followed.fill().await;
     assert_eq!(world.agrees().await, ROWS);
-    let (stop, url, namespace) = (AtomicBool::new(false), world.rig.postgres.url(), Keyspace::new("test"));
+    let clients = Clients::new(&world.rig, ROWS);
     let troubles = async {
         for round in 0..times {
             strike(&world.servers, trouble, round).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        stop.store(true, Ordering::Relaxed);
+        clients.stop_after_enough().await;
     };
     let rounds = async {
-        while !stop.load(Ordering::Relaxed) {
+        while !clients.are_stopped() {
             if followed.round().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             followed.fill().await;
         }
     };
-    let reads = read(&world.servers, &namespace, &stop);
-    let (written, seen, (), ()) = tokio::join!(write(&url, &stop), reads, troubles, rounds);
-    println!("{trouble:?}: {written} writes, {} covered reads", seen.len());
+    let ((), seen, (), ()) = tokio::join!(clients.write(), clients.read(&world.servers), troubles, rounds);
     followed.settle().await;
-    world.check(&seen).await;
+    check(&world.rig, &seen).await;
     followed.fill().await;
     assert_eq!(world.agrees().await, ROWS);
-    assert!(50 < written && 50 < seen.len(), "{written} writes, {} covered reads", seen.len());
 }
 
 #[tokio::test]

@@ -2,20 +2,16 @@
 //! over. What a plain client of the cluster reads is never older than the watermark that covers it, and in the end it is the table.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cachekeeper_engine::stores::redis::Watermark;
-use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
-use cachekeeper_protocol::guard::Guard;
 use cachekeeper_protocol::keyspace::Keyspace;
 use cachekeeper_testkit::servers::Cluster as Servers;
-use cachekeeper_testkit::servers::Session;
 use tokio::time::Instant;
 
+use crate::cluster_clients::{Clients, asked, check, slot};
 use crate::support::{Cli, Rig, wait_until};
 
 const ROWS: usize = 300;
@@ -56,14 +52,14 @@ impl Drop for Worker {
     }
 }
 
-fn slot(id: usize) -> ClusterSlot {
-    ClusterSlot::of(format!("item:{id}").as_bytes())
-}
-
 impl World {
     async fn start(replicas: usize) -> Self {
+        Self::start_with(replicas, &[]).await
+    }
+
+    async fn start_with(replicas: usize, arguments: &[&str]) -> Self {
         let rig = Rig::start(TABLES).await;
-        let servers = Servers::start(3, replicas).await.unwrap();
+        let servers = Servers::start_with(3, replicas, arguments).await.unwrap();
         let cli = Cli::new(&rig, CONFIG).with("CACHEKEEPER__REDIS__URL", &servers.url());
         Self { rig, servers, cli }
     }
@@ -77,19 +73,12 @@ impl World {
         Worker(command.spawn().unwrap())
     }
 
-    /// A node that runs.
-    async fn asked(&self) -> usize {
-        for position in 0..self.servers.len() {
-            if self.servers.connect(position).await.is_ok() {
-                return position;
-            }
-        }
-        panic!("no node runs");
-    }
-
     async fn value(&self, id: usize) -> Result<Option<String>, String> {
-        let owner =
-            self.servers.owner(slot(id), self.asked().await).await.map_err(|error| error.to_string())?;
+        let owner = self
+            .servers
+            .owner(slot(id), asked(&self.servers).await)
+            .await
+            .map_err(|error| error.to_string())?;
         let get = redis::cmd("GET").arg(format!("item:{id}")).to_owned();
         self.servers.ask(owner, &get).await.map_err(|error| error.to_string())
     }
@@ -139,101 +128,6 @@ impl World {
         })
         .await;
     }
-
-    /// Checks everything that was seen against the history.
-    async fn check(&self, seen: &[Seen]) {
-        let mut session = self.rig.postgres.session().await.unwrap();
-        let mut newest: BTreeMap<(usize, String), i64> = BTreeMap::new();
-        for Seen { id, version, watermark } in seen {
-            let at = (*id, watermark.snapshot.clone());
-            if !newest.contains_key(&at) {
-                let sql = format!(
-                    "select max(version)::text from history where id = {id} and pg_visible_in_snapshot(xid, '{}')",
-                    watermark.snapshot
-                );
-                let expected = session.text(&sql).await.unwrap().unwrap().parse().unwrap();
-                newest.insert(at.clone(), expected);
-            }
-            assert!(
-                newest[&at] <= *version,
-                "item {id} is version {version}, but {watermark:?} has {}",
-                newest[&at]
-            );
-        }
-        let mut last: BTreeMap<(usize, &str), i64> = BTreeMap::new();
-        for Seen { id, version, watermark } in seen {
-            let before = last.insert((*id, watermark.epoch.as_str()), *version).unwrap_or_default();
-            assert!(before <= *version, "item {id} went from version {before} to {version} in {watermark:?}");
-        }
-    }
-}
-
-/// What a client saw at one moment.
-struct Seen {
-    id: usize,
-    version: i64,
-    watermark: Watermark,
-}
-
-/// Writes until it is told to stop.
-async fn write(url: &str, stop: &AtomicBool) -> usize {
-    let mut session = Session::open(url).await.unwrap();
-    let mut written = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let id = rand::random_range(0..ROWS);
-        let sql = format!(
-            "with changed as (update items set version = version + 1 where id = {id} returning id, version)
-             insert into history (id, version) select id, version from changed"
-        );
-        session.execute(&sql).await.unwrap();
-        written += 1;
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    written
-}
-
-/// Reads as a plain client of the cluster does, on one connection to the owner: guard, watermark, value.
-async fn read(servers: &Servers, stop: &AtomicBool) -> Vec<Seen> {
-    let namespace = Keyspace::new("test");
-    let mut seen = Vec::new();
-    let mut connections = BTreeMap::new();
-    while !stop.load(Ordering::Relaxed) {
-        let id = rand::random_range(0..ROWS);
-        tokio::time::sleep(Duration::from_micros(500)).await;
-        let asked = rand::random_range(0..servers.len());
-        let Ok(owner) = servers.owner(slot(id), asked).await else { continue };
-        let connection = match connections.entry(owner) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => match servers.connect(owner).await {
-                Ok(connection) => place.insert(connection),
-                Err(_is_down) => continue,
-            },
-        };
-        let guard: Result<Option<String>, _> =
-            redis::cmd("GET").arg(namespace.guard(slot(id))).query_async(connection).await;
-        let Ok(guard) = guard else {
-            connections.remove(&owner);
-            continue;
-        };
-        let Some(guard) = guard.and_then(|guard| guard.parse::<Guard>().ok()) else { continue };
-        let keys = namespace.of_shard(guard.shard);
-        let mut pipeline = redis::pipe();
-        pipeline.get(&keys.metadata().watermark).get(format!("item:{id}"));
-        let read: Result<(Option<String>, Option<String>), _> = pipeline.query_async(connection).await;
-        let Ok((watermark, value)) = read else {
-            connections.remove(&owner);
-            continue;
-        };
-        let Some(watermark) = watermark.map(|text| serde_json::from_str::<Watermark>(&text).unwrap()) else {
-            continue;
-        };
-        let is_covered =
-            watermark.covers.as_ref().unwrap().contains(slot(id)) && watermark.not_covered.is_empty();
-        let Some(value) = value.filter(|_| is_covered) else { continue };
-        let value: serde_json::Value = serde_json::from_str(&value).unwrap();
-        seen.push(Seen { id, version: value["version"].as_i64().unwrap(), watermark });
-    }
-    seen
 }
 
 /// Rows whose cluster slots a new master is given.
@@ -262,12 +156,12 @@ enum Trouble {
 async fn strike(world: &World, trouble: Trouble) {
     match trouble {
         Trouble::Moves(id) => {
-            let from = world.servers.owner(slot(id), world.asked().await).await.unwrap();
+            let from = world.servers.owner(slot(id), asked(&world.servers).await).await.unwrap();
             let to = other_master(world, from).await;
             world.servers.move_slot(slot(id), from, to).await.unwrap();
         }
         Trouble::TurnsBack(id) => {
-            let from = world.servers.owner(slot(id), world.asked().await).await.unwrap();
+            let from = world.servers.owner(slot(id), asked(&world.servers).await).await.unwrap();
             let to = other_master(world, from).await;
             world.servers.begin_move(slot(id), from, to).await.unwrap();
             world.servers.move_keys(slot(id), from, to, 1).await.unwrap();
@@ -322,7 +216,7 @@ async fn strike(world: &World, trouble: Trouble) {
 
 /// A master that is not this one.
 async fn other_master(world: &World, not: usize) -> usize {
-    let asked = world.asked().await;
+    let asked = asked(&world.servers).await;
     for id in 0..ROWS {
         let owner = world.servers.owner(slot(id), asked).await.unwrap();
         if owner != not {
@@ -336,7 +230,7 @@ async fn other_master(world: &World, not: usize) -> usize {
 async fn run(world: &World, troubles: &[Trouble]) {
     world.is_covered().await;
     world.agrees().await;
-    let (stop, url) = (AtomicBool::new(false), world.rig.postgres.url());
+    let clients = Clients::new(&world.rig, ROWS);
     let strikes = async {
         for trouble in troubles {
             strike(world, *trouble).await;
@@ -344,14 +238,12 @@ async fn run(world: &World, troubles: &[Trouble]) {
             world.is_covered().await;
             println!("{trouble:?}: covered again after {:.1} s", began.elapsed().as_secs_f64());
         }
-        stop.store(true, Ordering::Relaxed);
+        clients.stop_after_enough().await;
     };
-    let (written, seen, ()) = tokio::join!(write(&url, &stop), read(&world.servers, &stop), strikes);
-    println!("{written} writes, {} covered reads", seen.len());
+    let ((), seen, ()) = tokio::join!(clients.write(), clients.read(&world.servers), strikes);
     world.is_covered().await;
     world.agrees().await;
-    world.check(&seen).await;
-    assert!(50 < written && 50 < seen.len(), "{written} writes, {} covered reads", seen.len());
+    check(&world.rig, &seen).await;
 }
 
 #[tokio::test]
@@ -399,6 +291,51 @@ async fn a_worker_fills_a_cluster_and_follows_writes_tags_events_and_misses() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_on_a_cluster_is_found_explained_and_mended() {
+    let mut world = World::start(0).await;
+    let toml = CONFIG.replace("on_miss = \"load\"", "scope = \"all\"");
+    world.cli = Cli::new(&world.rig, &toml).with("CACHEKEEPER__REDIS__URL", &world.servers.url());
+    let _worker = world.worker();
+    world.is_covered().await;
+    world.agrees().await;
+    world.cli.says(&["audit"], 0, &["item: 300 entries looked at, 300 right"]);
+    world.cli.says(&["explain", "item:1"], 0, &["\"version\":1", "redis", "the same"]);
+    let at_owner = async |command: &str, id: usize, value: &[&str]| {
+        let owner = world.servers.owner(slot(id), 0).await.unwrap();
+        let command = redis::cmd(command).arg(format!("item:{id}")).arg(value).to_owned();
+        world.servers.ask::<redis::Value>(owner, &command).await.unwrap();
+    };
+    for id in 0..9 {
+        at_owner("SET", id, &["{\"id\":0,\"version\":0,\"kind\":0}"]).await;
+    }
+    at_owner("DEL", 9, &[]).await;
+    at_owner("SET", 400, &["{\"id\":400,\"version\":0,\"kind\":0}"]).await;
+    let found = ["300 entries looked at", "9 stale: ", "1 extra: item:400", "1 missing: item:9"];
+    world.cli.says(&["audit"], 1, &found);
+    world.cli.says(&["explain", "item:3"], 1, &["The entry is wrong"]);
+    world.cli.says(&["explain", "item:9"], 0, &["Redis is to hold every row, and this one has no entry"]);
+    let (_, sampled) = world.cli.run(&["audit", "--sample", "6"]);
+    assert!(sampled.contains("6 entries looked at, chosen at random"), "{sampled}");
+    // Of a cluster slot that is moving nothing is claimed, so nothing is accused.
+    let from = world.servers.owner(slot(3), 0).await.unwrap();
+    world.servers.begin_move(slot(3), from, (from + 1) % 3).await.unwrap();
+    wait_until("the watermark leaves it out", async || {
+        let status = world.cli.json(&["status"]);
+        let covers = status["watermark"]["covers"].as_str().unwrap_or_default().to_owned();
+        let covers: ClusterSlotSet = covers.parse().map_err(|_none| format!("{status:#}"))?;
+        if covers.contains(slot(3)) || covers.is_empty() { Err(format!("{covers}")) } else { Ok(()) }
+    })
+    .await;
+    world.cli.says(&["audit"], 1, &["8 stale", "1 unsure: item:3"]);
+    world.cli.says(&["explain", "item:3"], 0, &["its cluster slot is moving, or has come from elsewhere"]);
+    world.servers.turn_back(slot(3), from, (from + 1) % 3).await.unwrap();
+    world.is_covered().await;
+    world.cli.says(&["audit", "--fix"], 0, &["entries mended"]);
+    world.cli.says(&["audit"], 0, &["300 right"]);
+    world.agrees().await;
+}
+
+#[tokio::test]
 async fn a_worker_goes_on_while_cluster_slots_move_and_nodes_are_flushed() {
     let troubles = [
         Trouble::Moves(0),
@@ -433,6 +370,53 @@ async fn a_worker_goes_on_after_a_master_has_failed_over() {
 }
 
 #[tokio::test]
+async fn a_worker_with_the_rights_of_acl_alone_goes_on_through_a_move_a_flush_and_a_failover() {
+    let mut world = World::start_with(1, &["--notify-keyspace-events", "Em"]).await;
+    let (code, said) = world.cli.run(&["acl", "--for", "worker"]);
+    assert_eq!(code, 0, "{said}");
+    let rules = said.lines().find_map(|line| line.strip_prefix("ACL ")).unwrap();
+    let asked = |rules: &str| {
+        let mut command = redis::cmd("ACL");
+        for word in rules.split(' ') {
+            command.arg(word);
+        }
+        command
+    };
+    let give = async |rules: &str| {
+        for position in 0..world.servers.len() {
+            world.servers.ask::<()>(position, &asked(rules)).await.unwrap();
+        }
+    };
+    give(&format!("{rules} >secret")).await;
+    let url = world.servers.url().replace("redis+cluster://", "redis+cluster://cachekeeper-worker:secret@");
+    let cli = Cli::new(&world.rig, CONFIG).with("CACHEKEEPER__REDIS__URL", &url);
+    for lacking in ["cluster|myid", "cluster|nodes", "info"] {
+        give(&format!("SETUSER cachekeeper-worker -{lacking}")).await;
+        cli.says(&["check"], 78, &[lacking, "the user"]);
+        give(&format!("SETUSER cachekeeper-worker +{lacking}")).await;
+    }
+    cli.says(&["check"], 0, &["configuration is right"]);
+    for position in 0..world.servers.len() {
+        world.servers.ask::<()>(position, redis::cmd("ACL").arg("LOG").arg("RESET")).await.unwrap();
+    }
+    world.cli = cli;
+    let _worker = world.worker();
+    run(&world, &[Trouble::Moves(0), Trouble::TurnsBack(1), Trouble::IsFlushed(1), Trouble::FailsOver(0)])
+        .await;
+    for position in 1..world.servers.len() {
+        let log: Vec<redis::Value> = world.servers.ask(position, redis::cmd("ACL").arg("LOG")).await.unwrap();
+        let shown = log.iter().map(|entry| format!("{entry:?}"));
+        // Drivers introduce themselves, and settings are asked for where that may be.
+        let is_needed =
+            |entry: &String| !["client|setinfo", "config|get"].iter().any(|it| entry.contains(it));
+        let refused: Vec<String> = shown.filter(is_needed).collect();
+        assert!(refused.is_empty(), "{refused:#?}");
+    }
+    world.cli.says(&["audit"], 0, &["right"]);
+    world.cli.says(&["status"], 0, &["16384 cluster slots"]);
+}
+
+#[tokio::test]
 async fn what_does_not_work_on_a_cluster_is_refused_in_one_sentence() {
     let world = World::start(0).await;
     let with_stream = Cli::new(&world.rig, &CONFIG.replace("stream = \"\"", ""));
@@ -445,7 +429,7 @@ async fn what_does_not_work_on_a_cluster_is_refused_in_one_sentence() {
     let with_writes = with_writes.with("CACHEKEEPER__REDIS__URL", &world.servers.url());
     with_writes.says(&["run"], 78, &["nothing is written through on a Redis Cluster yet"]);
     world.cli.says(&["check"], 0, &["configuration is right"]);
-    for verb in [&["audit"][..], &["explain", "item:1"], &["purge"], &["plan"], &["writes", "status"]] {
+    for verb in [&["purge"][..], &["plan"], &["writes", "status"]] {
         world.cli.says(verb, 78, &["does not work on a Redis Cluster yet", "docs/cluster.md"]);
     }
     let one = world.servers.node(0).unwrap().url();

@@ -132,6 +132,29 @@ async fn upkeep_makes_nothing_pending() {
     worker.stop().await;
 }
 
+/// The coverage is computed while a partition comes: nothing in the catalogs changes after that, so it has to be tried again unasked.
+#[tokio::test]
+async fn a_partition_that_comes_while_others_are_installed_is_looked_at_again() {
+    let rig = Rig::start(PARTS.before).await;
+    let late = case("late", "", "select id, v from late", &["late"], "");
+    coverage::look(&rig.context(&toml(&[PARTS])), true).await.unwrap();
+    // Whoever makes a trigger of the table has a partition made first.
+    let grow = "create table late (id int primary key, v int);
+        create function grow() returns event_trigger language plpgsql as $$ begin
+            if to_regclass('public.day') is null then
+                create table public.day (like public.parts including all);
+                alter table public.parts attach partition public.day for values from (10) to (20);
+            end if; end $$;
+        create event trigger grow on ddl_command_end when tag in ('CREATE TRIGGER') execute function grow()";
+    rig.postgres.execute(grow).await.unwrap();
+    let context = rig.context(&toml(&[PARTS, late]));
+    let looked = coverage::look(&context, true).await.unwrap();
+    assert!(looked.is_to_be_completed);
+    let looked = coverage::look(&context, true).await.unwrap();
+    assert!(!looked.is_to_be_completed && looked.gaps().next().is_none());
+    is_known(&rig, "day").await;
+}
+
 /// Row triggers are cloned to a new partition, those that tell of a truncate are not. A worker that may not make one looks at the
 /// partition's file instead (design-review-2.md 14).
 #[tokio::test]

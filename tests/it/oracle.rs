@@ -3,6 +3,7 @@
 
 mod bulk_faults;
 mod clock_faults;
+mod cluster;
 mod database_faults;
 mod faults;
 mod load;

@@ -139,7 +139,7 @@ fn fits(said: &str, shown: &str) -> bool {
 }
 
 /// The blocks of a page: the language, and the text.
-fn blocks(page: &str) -> Vec<(String, String)> {
+pub fn blocks(page: &str) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     let mut is_within = false;
     for line in page.lines() {

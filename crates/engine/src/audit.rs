@@ -312,6 +312,7 @@ async fn find_missing(
     seen: &HashSet<String>,
     found: &mut Comparison,
 ) -> Result<(), EngineError> {
+    let context = &*context.pinned().await?;
     let absent = match absent_rows(context, dataset, source, seen, found).await {
         Err(EngineError::Source(error)) if error.kind == ErrorKind::Data => {
             absent_keys(context, dataset, source, seen, found).await?
@@ -320,8 +321,9 @@ async fn find_missing(
     };
     // Stored between the scan of Redis and the one of the table?
     for chunk in absent.chunks(PAGE) {
-        let seen = context.redis.see(chunk, 0).await?;
-        let missing = chunk.iter().zip(seen.entries).filter(|(_, entry)| !entry.is_there());
+        let seen = context.redis.see_in_order(chunk, 0).await?;
+        let missing =
+            chunk.iter().zip(seen.entries).filter(|(_, entry)| !entry.is_there() && entry.is_covered);
         found.missing.extend(missing.map(|(key, _)| key.clone()));
     }
     Ok(())
@@ -336,7 +338,7 @@ async fn absent_rows(
     found: &mut Comparison,
 ) -> Result<Vec<String>, EngineError> {
     let mut rows = context.postgres.backfill(source, None).await?;
-    let mut encoder = Encoder::new(dataset, source).at(rows.clock);
+    let mut encoder = Encoder::new(dataset, source).at(rows.clock).taken_by(&context.redis);
     let mut batch = EntryBatch::default();
     let mut absent = Vec::new();
     let mut take = |batch: &mut EntryBatch| {
@@ -349,7 +351,7 @@ async fn absent_rows(
         batch.clear();
     };
     while let Some(group) = rows.next().await? {
-        for row in &group {
+        for row in group.iter() {
             encoder.add(row, &mut batch);
         }
         take(&mut batch);
@@ -380,7 +382,8 @@ async fn absent_keys(
             }
         };
         let named = keys.into_iter().filter_map(|values| Some((dataset.key_of(&values)?, values)));
-        let unseen: Vec<(String, KeyValues)> = named.filter(|(key, _)| !seen.contains(key)).collect();
+        let is_unseen = |(key, _): &(String, KeyValues)| !seen.contains(key) && context.redis.takes(key);
+        let unseen: Vec<(String, KeyValues)> = named.filter(is_unseen).collect();
         for chunk in unseen.chunks(PAGE) {
             let expected = expect(context, dataset, source, chunk).await?;
             found.unreadable.extend(expected.unreadable.into_keys());

@@ -5,6 +5,7 @@ mod lost;
 mod pages;
 mod rest;
 mod scripts;
+mod shared_read;
 mod stored;
 
 use futures_util::stream::{FuturesOrdered, StreamExt};
@@ -35,6 +36,7 @@ use cachekeeper_protocol::revision::Revision;
 pub use lost::LostBackfills;
 use pages::Pages;
 use scripts::{Scripts, Sent};
+pub use shared_read::SharedReads;
 pub(crate) use stored::{KEYS_MAX, StoredKeys};
 
 /// How far a backfill is.
@@ -187,7 +189,7 @@ impl<'a> BackfillStream<'a> {
     async fn run(
         context: &'a Context,
         (dataset, revision): (&'a Dataset, Revision),
-        source: &DatasetSource,
+        source: &Arc<DatasetSource>,
         options: &BackfillOptions,
         mut whole: Option<Whole<'a>>,
     ) -> Result<LoadReport, EngineError> {
@@ -208,10 +210,14 @@ impl<'a> BackfillStream<'a> {
         }
         let place = interrupted.as_ref().map(Bookmark::render).unwrap_or_default();
         let now = Backfilled { began_ms: state.metadata.now_ms, cause: state.metadata.causes };
-        let mut rows = context.postgres.backfill(source, behind).await?;
+        // After the causes that it may settle, and before the snapshot: of what is adopted later, others have applied changes since.
+        let pinned = context.pinned().await?.into_owned();
+        let mut rows = match (&context.shared_reads, behind) {
+            (Some(shared), None) => shared.read(&context.postgres, source).await?,
+            _ => context.postgres.backfill(source, behind).await?,
+        };
         let scripts = Arc::new(Scripts {
-            // After the causes were read that it may settle.
-            context: context.pinned().await?.into_owned(),
+            context: pinned,
             dataset: dataset.name().to_owned(),
             revision: revision.clone(),
             epoch: state.epoch,
@@ -281,7 +287,7 @@ impl<'a> BackfillStream<'a> {
                 group => group?,
             };
             is_over = group.is_none();
-            for row in group.iter().flatten() {
+            for row in group.iter().flat_map(|group| group.iter()) {
                 encoder.add(row, &mut batch);
                 if BATCH_ENTRIES <= batch.len() || BATCH_BYTES <= batch.bytes() {
                     let next = flow.spare.pop_front().unwrap_or_default();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backfill::LostBackfills;
+use super::backfill::{LostBackfills, SharedReads};
 use super::catalog::{Catalog, Dataset};
 use super::coverage::Coverage;
 use super::directory;
@@ -53,6 +53,8 @@ pub struct Context {
     pub cluster: Option<Cluster>,
     /// On a shard of a cluster.
     pub(super) on_shard: Option<OnShard>,
+    /// In a worker on a shard: reads that it has in common with the other shards.
+    pub(super) shared_reads: Option<Arc<SharedReads>>,
     registered: Arc<RwLock<Arc<Registered>>>,
     epoch: Arc<RwLock<Option<Epoch>>>,
     coverage: Arc<RwLock<Option<Arc<Coverage>>>>,
@@ -158,6 +160,7 @@ impl Context {
             registrar: None,
             cluster: None,
             on_shard: None,
+            shared_reads: None,
             registered: Arc::default(),
             epoch: Arc::default(),
             coverage: Arc::default(),
@@ -172,6 +175,12 @@ impl Context {
     #[must_use]
     pub fn with_history_of(self, before: &Self) -> Self {
         Self { history: before.history.clone(), ..self }
+    }
+
+    /// The same, reading what others read at the same moment together with them.
+    #[must_use]
+    pub fn reading_with_others(self, shared: &Arc<SharedReads>) -> Self {
+        Self { shared_reads: Some(Arc::clone(shared)), ..self }
     }
 
     /// The same with only those of its datasets that have these names.

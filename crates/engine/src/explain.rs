@@ -42,6 +42,10 @@ const TOUCHES_MAX: usize = 20;
 const POSTGRES_WITHIN: Duration = Duration::from_secs(4);
 const WITHIN: Duration = Duration::from_secs(5);
 
+/// Why a watermark does not hold for a key of its shard.
+const NOT_ADOPTED: &str =
+    "its cluster slot is moving, or has come from elsewhere and is still to be loaded again";
+
 /// Explains a key. Nothing is changed.
 ///
 /// # Errors
@@ -89,6 +93,9 @@ async fn fill(
     explained.watermark = looked.watermark.as_ref().map(|watermark| WatermarkFacts::new(watermark, dataset));
     explained.slot = SlotFacts::new(&key, &looked.entry, looked.floor);
     explained.not_covered = not_covered(context, dataset, looked.row.is_ok(), until).await?;
+    if !looked.entry.is_covered && explained.not_covered.is_none() {
+        explained.not_covered = Some(NOT_ADOPTED.to_owned());
+    }
     if looked.entry.is_there() {
         explained.entry = Some(EntryFacts::shown(&looked.entry, Some(&dataset.settings.format)).await);
     }

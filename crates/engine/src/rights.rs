@@ -152,6 +152,18 @@ impl Needs<'_> {
         [&self.config.invalidation.stream, &self.config.writes.stream].into_iter().flatten()
     }
 
+    fn is_on_cluster(&self) -> bool {
+        matches!(self.config.redis.cluster(), Ok(Some(_)))
+    }
+
+    /// Patterns of own keys of this name, or of all (`*`).
+    fn own(&self, name: &str) -> Vec<String> {
+        if self.is_on_cluster() {
+            return self.keyspace.patterns_on_cluster(name).to_vec();
+        }
+        vec![format!("{}{name}", escape(&self.keyspace.own_prefix()))]
+    }
+
     fn fills_misses(&self) -> bool {
         self.config.datasets.iter().any(|dataset| dataset.on_miss == OnMiss::Load)
     }
@@ -162,15 +174,14 @@ impl Needs<'_> {
         let entries = entries.chain(self.around.registered.iter().cloned());
         let allowed = config.invalidation.keys.iter().map(|glob| glob.as_str().to_owned());
         let registered = self.around.prefixes.iter().map(|prefix| format!("{}*", escape(prefix)));
-        let own = format!("{}*", escape(&self.keyspace.own_prefix()));
         let replies = format!("{}*", escape(&config.writes.reply_prefix));
-        let directory = KeyRight::Read(escape(&self.keyspace.metadata().directory));
+        let directory = self.own("directory").into_iter().map(KeyRight::Read);
         let of_applications = entries.clone().chain(allowed).chain(registered).map(KeyRight::All);
         let mut keys: BTreeSet<KeyRight> = BTreeSet::new();
         match program {
             Program::Worker => {
                 keys.extend(of_applications);
-                keys.extend([own, replies].map(KeyRight::All));
+                keys.extend(self.own("*").into_iter().chain([replies]).map(KeyRight::All));
                 let streams = self.streams().flat_map(|stream| [stream.clone(), dead_of(stream)]);
                 keys.extend(streams.map(|stream| KeyRight::All(escape(&stream))));
                 // Whether another namespace, or a worker of an earlier version, uses the same keys.
@@ -179,24 +190,25 @@ impl Needs<'_> {
             }
             Program::Library => {
                 keys.extend(of_applications);
-                keys.insert(KeyRight::All(own));
+                keys.extend(self.own("*").into_iter().map(KeyRight::All));
                 let stream = config.invalidation.stream.iter();
                 keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
             }
             Program::Reader => {
                 keys.extend(entries.map(KeyRight::Read));
-                keys.insert(KeyRight::Read(escape(&self.keyspace.metadata().watermark)));
-                keys.insert(directory);
+                keys.extend(self.own("watermark").into_iter().map(KeyRight::Read));
+                keys.extend(directory);
             }
             Program::Publisher => {
                 let stream = config.invalidation.stream.iter();
                 keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
-                keys.insert(directory);
+                keys.extend(directory);
             }
             Program::Writer => {
                 let stream = config.writes.stream.iter();
                 keys.extend(stream.map(|stream| KeyRight::Write(escape(stream))));
-                keys.extend([KeyRight::All(replies), directory]);
+                keys.insert(KeyRight::All(replies));
+                keys.extend(directory);
             }
         }
         keys.into_iter().collect()
@@ -205,6 +217,7 @@ impl Needs<'_> {
     fn channels(&self, program: Program) -> Vec<String> {
         let events = self.config.invalidation.channels.iter().map(|channel| escape(channel));
         let unlock = escape(&self.keyspace.unlock_channel());
+        let unlock = if self.is_on_cluster() { self.own("unlock").swap_remove(0) } else { unlock };
         match program {
             Program::Worker => {
                 let database = self.around.database;
@@ -222,6 +235,18 @@ impl Needs<'_> {
     }
 
     fn commands(&self, program: Program) -> BTreeSet<&'static str> {
+        let mut commands = self.commands_alone(program);
+        if self.is_on_cluster() {
+            commands.extend(commands::OF_CLUSTER);
+            if program == Program::Worker {
+                commands.extend(commands::WORKER_ON_CLUSTER);
+            }
+        }
+        commands
+    }
+
+    /// On a single Redis.
+    fn commands_alone(&self, program: Program) -> BTreeSet<&'static str> {
         let has_events = self.config.invalidation.stream.is_some();
         match program {
             Program::Worker => {
@@ -366,7 +391,7 @@ fn sample_of(pattern: &str) -> String {
 
 /// What rules call this command.
 fn name_of(asked: &str) -> String {
-    const CONTAINERS: [&str; 6] = ["object", "xgroup", "xinfo", "script", "client", "config"];
+    const CONTAINERS: [&str; 7] = ["object", "xgroup", "xinfo", "script", "client", "config", "cluster"];
     let mut words = asked.split(' ');
     let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if CONTAINERS.contains(&first) { format!("{first}|{second}") } else { first.to_owned() }

@@ -15,6 +15,7 @@ use super::change_feed::{FeedConsumer, ShardFacts, ShardRound, Step};
 use super::context::{Context, OnShard};
 use super::epoch;
 use super::error::EngineError;
+use super::failpoint;
 use super::load::{Cause, Job, Keys, LoadOptions, load};
 use crate::stores::redis::{Adopted, Failed, Look, Precondition, ShardServer};
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
@@ -175,6 +176,7 @@ impl ShardFollower {
         let state = epoch::ensure(context, "").await?;
         let precondition = Precondition::of_epoch(&state.epoch, &state.poll.incarnation);
         let adoption = context.checked(None, context.redis.adopt(&precondition, run, part).await?)?;
+        failpoint::reach("shard.adopted");
         let is_taken = |slot: &ClusterSlot| !adoption.refused.contains(*slot);
         let taken: Vec<ClusterSlot> = part.iter().copied().filter(is_taken).collect();
         // While they are pending: whoever begins anew does this again.
@@ -187,8 +189,10 @@ impl ShardFollower {
             let because = LoadOptions::because(Cause::Change);
             loaded += load(&pinned, &dataset, &keys, because, &mut Job::uncounted()).await?.stored;
         }
+        failpoint::reach("shard.loaded");
         let settled = context.redis.settle(&precondition, run, &adoption.generation, &taken).await?;
         context.checked(None, settled)?;
+        failpoint::reach("shard.settled");
         Ok(loaded)
     }
 

@@ -206,6 +206,17 @@ impl Keyspace {
         self.own("")
     }
 
+    /// Patterns of Redis that its own keys have on a cluster, whichever shards there are: those of the shards with this name at the end (`*`:
+    /// all), and the guards.
+    #[must_use]
+    pub fn patterns_on_cluster(&self, name: &str) -> [String; 2] {
+        let namespace = crate::glob::escape(&self.namespace);
+        [
+            format!("{RESERVED_PREFIX}{{{namespace}:*}}:{name}"),
+            format!("{RESERVED_PREFIX}{{*}}:{namespace}:g*"),
+        ]
+    }
+
     /// What its own keys began with in versions before 0.1 was released.
     #[must_use]
     pub fn former_prefix(&self) -> String {

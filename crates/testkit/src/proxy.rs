@@ -1,6 +1,8 @@
 //! An address behind which servers change, as behind a proxy, a virtual address or a name that moves; each connection can be held,
 //! delayed, cut and re-homed by itself.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +24,8 @@ pub struct Proxy {
 struct Shared {
     /// What new connections begin with.
     beginning: Mutex<Behaviour>,
+    /// The addresses from which everything is held, whatever new connections begin with.
+    held_from: Mutex<BTreeSet<IpAddr>>,
     links: Mutex<Vec<Link>>,
 }
 
@@ -44,6 +48,7 @@ pub struct Link {
     control: Arc<watch::Sender<Option<Behaviour>>>,
     received: watch::Receiver<u64>,
     from: Arc<AtomicU16>,
+    client: IpAddr,
 }
 
 impl Link {
@@ -89,7 +94,8 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
         let beginning = Behaviour { target, is_held: false, held_after: None, delay: Duration::ZERO };
-        let shared = Arc::new(Shared { beginning: Mutex::new(beginning), links: Mutex::default() });
+        let beginning = Mutex::new(beginning);
+        let shared = Arc::new(Shared { beginning, held_from: Mutex::default(), links: Mutex::default() });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Ok(Self { port, shared, accepting })
     }
@@ -140,6 +146,19 @@ impl Proxy {
         self.links().iter().for_each(|link| link.change(|behaviour| behaviour.is_held = true));
     }
 
+    /// Lets nothing pass that comes from this address or goes to it, now and later, or lets it pass again.
+    pub fn hold_from(&self, client: IpAddr, is_held: bool) {
+        let mut held = self.shared.held_from.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_held {
+            held.insert(client);
+        } else {
+            held.remove(&client);
+        }
+        let links = self.links();
+        let of_client = links.iter().filter(|link| link.client == client);
+        of_client.for_each(|link| link.change(|behaviour| behaviour.is_held = is_held));
+    }
+
     /// Puts another server behind the connection that its server sees come from this port. Its client does not notice. False:
     /// there is no such connection.
     #[must_use]
@@ -158,16 +177,30 @@ impl Drop for Proxy {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    while let Ok((client, _)) = listener.accept().await {
-        let beginning = *shared.beginning.lock().unwrap_or_else(PoisonError::into_inner);
-        let (control, controlled) = watch::channel(Some(beginning));
+    while let Ok((client, address)) = listener.accept().await {
         let (counter, received) = watch::channel(0);
         let from = Arc::new(AtomicU16::new(0));
-        let link = Link { control: Arc::new(control), received, from: Arc::clone(&from) };
-        shared.links.lock().unwrap_or_else(PoisonError::into_inner).push(link);
+        let controlled = add_link(&shared, received, Arc::clone(&from), address.ip());
         // It ends when either side closes, or it is cut.
         drop(tokio::spawn(async move { drop(pass(client, controlled, &counter, &from).await) }));
     }
+}
+
+/// Puts a connection among the others. Answers what it is told.
+fn add_link(
+    shared: &Shared,
+    received: watch::Receiver<u64>,
+    from: Arc<AtomicU16>,
+    client: IpAddr,
+) -> watch::Receiver<Option<Behaviour>> {
+    // Whoever holds what comes from an address meanwhile waits, and finds this one.
+    let held_from = shared.held_from.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut beginning = *shared.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+    beginning.is_held |= held_from.contains(&client);
+    let (control, controlled) = watch::channel(Some(beginning));
+    let link = Link { control: Arc::new(control), received, from, client };
+    shared.links.lock().unwrap_or_else(PoisonError::into_inner).push(link);
+    controlled
 }
 
 async fn connect(target: u16, from: &AtomicU16) -> std::io::Result<TcpStream> {

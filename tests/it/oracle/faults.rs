@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cachekeeper_testkit::servers::Session;
+use cachekeeper_testkit::servers::{Postgres, Session};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -434,7 +434,7 @@ async fn end_at(arena: &Arena, workers: &mut [WorkerProcess], point: &str, rando
 }
 
 /// Workers that are going to die take the places of workers that go in peace and leave no lease behind.
-async fn arm(workers: &mut [WorkerProcess], point: &str) {
+pub async fn arm(workers: &mut [WorkerProcess], point: &str) {
     workers.iter().for_each(|worker| worker.signal("TERM"));
     for worker in workers.iter_mut() {
         worker.ended().await;
@@ -452,7 +452,7 @@ async fn replace_all(arena: &Arena, workers: &mut [WorkerProcess], random: &mut 
     }
 }
 
-async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
+pub async fn wait_for_an_end(workers: &mut [WorkerProcess]) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
     while !workers.iter_mut().any(WorkerProcess::has_ended) {
         assert!(tokio::time::Instant::now() < deadline, "no worker came to the point at which it was to end");
@@ -493,21 +493,23 @@ async fn prepare_over_crash(arena: &Arena, some_time: Duration, lives: &mut Live
 
 /// As the out-of-memory killer does: the postmaster starts all processes anew, and xids may be used again.
 pub async fn kill_one_backend(arena: &Arena, lives: &mut Lives) {
-    let rig = arena.rig.lock().await;
-    let mut session = rig.postgres.session().await.unwrap();
+    end_one_backend(&arena.rig.lock().await.postgres).await;
+    lives.begin(arena).await;
+}
+
+pub async fn end_one_backend(postgres: &Postgres) {
+    let mut session = postgres.session().await.unwrap();
     let pid = session.text("select pg_backend_pid()::text").await.unwrap().unwrap();
     assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
     // The old life may still answer for a moment: what is in an unlogged table is lost with it.
     wait_until("the server has begun anew", || async {
-        let mut session = rig.postgres.session().await.map_err(|error| error.to_string())?;
+        let mut session = postgres.session().await.map_err(|error| error.to_string())?;
         match session.text("select life()::text").await.map_err(|error| error.to_string())? {
             Some(life) if life == "-1" => Ok(()),
             other => Err(format!("{other:?}")),
         }
     })
     .await;
-    drop(rig);
-    lives.begin(arena).await;
 }
 
 async fn postgres(arena: &Arena, sql: &str) {

@@ -120,19 +120,22 @@ async fn write(arena: Arc<Arena>, mut random: StdRng, number: u64) {
 /// The server stops or starts, or this session was ended.
 const BY_SERVER: &[&str] = &["57P01", "57P02", "57P03", "53300"];
 /// What writers and faults do to each other where they meet: a deadlock, a table that was swapped meanwhile.
-const BY_OTHERS: &[&str] = &["40P01", "42P01", "XX000", "23514"];
+pub const BY_OTHERS: &[&str] = &["40P01", "42P01", "XX000", "23514"];
 
 impl Arena {
     /// Writers come first: what they are refused must have another reason than Cachekeeper (promise 7).
     pub fn judge_refusal(&self, refusal: &Refusal, expected: &[&str], sql: &str) {
-        let Some(code) = refusal.code.as_deref() else { return };
-        if BY_SERVER.contains(&code) {
-            return;
-        }
-        if !expected.contains(&code) || refusal.text.contains("cachekeeper") {
-            self.break_promise(format!("P7: a writer was refused: {code} {}: {sql}", refusal.text));
+        if let Some(broken) = is_refused_by_us(refusal, expected, sql) {
+            self.break_promise(broken);
         }
     }
+}
+
+/// How a refusal breaks that promise, if it does.
+pub fn is_refused_by_us(refusal: &Refusal, expected: &[&str], sql: &str) -> Option<String> {
+    let code = refusal.code.as_deref().filter(|code| !BY_SERVER.contains(code))?;
+    let is_others = expected.contains(&code) && !refusal.text.contains("cachekeeper");
+    (!is_others).then(|| format!("P7: a writer was refused: {code} {}: {sql}", refusal.text))
 }
 
 /// Writes a table that nobody else writes: whatever it waits for or is refused by is Cachekeeper's.
@@ -158,7 +161,7 @@ async fn write_alone(arena: Arc<Arena>) {
     }
 }
 
-async fn connect(url: &str) -> Option<Session> {
+pub async fn connect(url: &str) -> Option<Session> {
     let session = Session::open(url).await.ok();
     if session.is_none() {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -167,7 +170,7 @@ async fn connect(url: &str) -> Option<Session> {
 }
 
 /// A transaction that bumps the version of what it writes and notes it in the history.
-fn statement(random: &mut StdRng, writer: u64, is_gentle: bool) -> String {
+pub fn statement(random: &mut StdRng, writer: u64, is_gentle: bool) -> String {
     let id = random.random_range(0..ITEMS);
     let group = random.random_range(0..GROUPS);
     let pause = if random.random_bool(0.1) { "|" } else { "" };

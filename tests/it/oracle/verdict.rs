@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use cachekeeper_engine::audit::{Extent, compare};
+use cachekeeper_testkit::servers::Postgres;
 
 use super::Arena;
 use super::load::Seen;
@@ -22,23 +23,30 @@ pub struct Lives {
 impl Lives {
     /// The database has just come back: from now on its transactions note the number of this life.
     pub async fn begin(&mut self, arena: &Arena) {
+        self.begin_in(&arena.rig.lock().await.postgres).await;
+    }
+
+    pub async fn begin_in(&mut self, postgres: &Postgres) {
         let number = self.numbered.len() + 1;
-        arena
-            .rig
-            .lock()
-            .await
-            .postgres
-            .execute(&format!("insert into lives values ({number})"))
-            .await
-            .unwrap();
-        let now = ask(arena, "select (extract(epoch from clock_timestamp()) * 1000000)::bigint::text").await;
+        postgres.execute(&format!("insert into lives values ({number})")).await.unwrap();
+        let now =
+            ask(postgres, "select (extract(epoch from clock_timestamp()) * 1000000)::bigint::text").await;
         self.numbered.push(now.parse().unwrap());
     }
 
     /// Notes the incarnation of the present life.
     pub async fn note(&mut self, arena: &Arena) {
-        let id = ask(arena, "select id::text from cachekeeper.incarnation").await;
+        self.note_in(&arena.rig.lock().await.postgres).await;
+    }
+
+    pub async fn note_in(&mut self, postgres: &Postgres) {
+        let id = ask(postgres, "select id::text from cachekeeper.incarnation").await;
         self.by_incarnation.entry(id).or_insert(self.numbered.len());
+    }
+
+    /// The life of an incarnation, if it was noted.
+    pub fn of_incarnation(&self, id: &str) -> Option<usize> {
+        self.by_incarnation.get(id).copied()
     }
 
     /// The life of a transaction that began at this time and noted this number. When it noted it says nothing: its snapshot may be
@@ -50,8 +58,8 @@ impl Lives {
     }
 }
 
-async fn ask(arena: &Arena, sql: &str) -> String {
-    let mut session = arena.rig.lock().await.postgres.session().await.unwrap();
+async fn ask(postgres: &Postgres, sql: &str) -> String {
+    let mut session = postgres.session().await.unwrap();
     session.text(sql).await.unwrap().unwrap_or_default()
 }
 
@@ -79,28 +87,29 @@ impl fmt::Display for Verdict {
     }
 }
 
-struct Commit {
-    xid: u64,
+pub struct Commit {
+    pub xid: u64,
     life: usize,
-    is_deleted: bool,
+    pub is_deleted: bool,
 }
 
 impl Commit {
     /// What an earlier life has committed, a later one knows by the same ids.
-    fn is_seen(&self, life: usize, snapshot: &str) -> bool {
+    pub fn is_seen(&self, life: usize, snapshot: &str) -> bool {
         self.life <= life && is_visible(self.xid, snapshot)
     }
 }
 
-type History = HashMap<i64, BTreeMap<i64, Commit>>;
+/// Of each row its versions.
+pub type History = HashMap<i64, BTreeMap<i64, Commit>>;
 
-async fn history(arena: &Arena, lives: &Lives, table: &str, deleted: &str) -> History {
+pub async fn history(postgres: &Postgres, lives: &Lives, table: &str, deleted: &str) -> History {
     let sql = format!(
         "select coalesce(string_agg(concat_ws(' ', id, version, xid, life, \
          (extract(epoch from at) * 1000000)::bigint, {deleted}), E'\\n'), '') from {table}"
     );
     let mut history = History::new();
-    for line in ask(arena, &sql).await.lines() {
+    for line in ask(postgres, &sql).await.lines() {
         let parts: Vec<&str> = line.split(' ').collect();
         let commit = Commit {
             xid: parts[2].parse().unwrap(),
@@ -122,9 +131,11 @@ pub fn is_visible(xid: u64, snapshot: &str) -> bool {
 /// Everything that was seen, against everything that was committed.
 pub async fn judge(arena: &Arena, lives: &Lives) -> Verdict {
     let seen = arena.observed.all();
-    let items = history(arena, lives, "history", "is_deleted").await;
-    let groups = history(arena, lives, "group_history", "false").await;
-    let shapes = history(arena, lives, "shape_history", "false").await;
+    let rig = arena.rig.lock().await;
+    let items = history(&rig.postgres, lives, "history", "is_deleted").await;
+    let groups = history(&rig.postgres, lives, "group_history", "false").await;
+    let shapes = history(&rig.postgres, lives, "shape_history", "false").await;
+    drop(rig);
     let mut verdict = Verdict {
         commits: items.values().map(BTreeMap::len).sum(),
         violations: arena.observed.broken.lock().unwrap().clone(),
@@ -172,7 +183,7 @@ struct HandedOver {
 
 async fn command_log(arena: &Arena, lives: &Lives) -> Vec<HandedOver> {
     let lines = ask(
-        arena,
+        &arena.rig.lock().await.postgres,
         "select coalesce(string_agg(concat_ws(E'\\t', producer, id, n, version, xid, life, \
          (extract(epoch from at) * 1000000)::bigint), E'\\n' order by seq), '') from command_log",
     )
@@ -224,7 +235,8 @@ async fn judge_handed_over(arena: &Arena, lives: &Lives, verdict: &mut Verdict) 
         }
     }
     let by_stream = logged.iter().filter(|one| !one.producer.starts_with("library")).count();
-    let records = ask(arena, "select count(*)::text from cachekeeper.applied where error is null").await;
+    let sql = "select count(*)::text from cachekeeper.applied where error is null";
+    let records = ask(&arena.rig.lock().await.postgres, sql).await;
     if records != by_stream.to_string() {
         verdict.violations.push(format!("W1: {records} records of {by_stream} carried out commands"));
     }

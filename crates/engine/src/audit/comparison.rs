@@ -38,6 +38,20 @@ pub struct Comparison {
 }
 
 impl Comparison {
+    /// Adds what was found of the same dataset on another shard.
+    pub fn add(&mut self, other: Self) {
+        self.is_sample |= other.is_sample;
+        self.checked += other.checked;
+        self.right += other.right;
+        self.undecodable.extend(other.undecodable);
+        self.unreadable.extend(other.unreadable);
+        self.unsure.extend(other.unsure);
+        self.clock.extend(other.clock);
+        self.stale.extend(other.stale);
+        self.extra.extend(other.extra);
+        self.missing.extend(other.missing);
+    }
+
     /// Whether Redis is as it should be.
     #[must_use]
     pub fn is_clean(&self) -> bool {

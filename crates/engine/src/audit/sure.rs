@@ -12,6 +12,9 @@
 //! does not. By (1) that change was applied, and by R5 and R6 whatever was loaded without seeing it is gone by then and is refused for ever: V
 //! cannot stand there. So V was never what the row was, or somebody else wrote it.
 //!
+//! On a shard of a cluster a third condition stands for what a single Redis need not be asked: the watermark covers the cluster slot, and its
+//! guard says that it is the shard's (R20).
+//!
 //! Both directions follow. An entry that was applied after S (the row went from A to B and back, and V is the B between) was loaded after
 //! S, so (2) does not hold: one looks again. A row that changed after S, and whose change is not applied yet, does not matter, because V is
 //! compared with the row at S. That two reads of the row are equal says nothing, so it is not asked for.
@@ -52,7 +55,7 @@ impl Moment {
 
     /// Whether this entry is wrong if it differs.
     pub(crate) fn is_sure_of(&self, entry: &SeenEntry) -> bool {
-        self.is_past && self.floor.max(entry.slot) <= self.oldest
+        self.is_past && entry.is_covered && self.floor.max(entry.slot) <= self.oldest
     }
 }
 

@@ -56,7 +56,11 @@ async fn look_and(context: &Context, what: Install) -> Result<Coverage, EngineEr
         // What is installed is seen for the first time.
         context.postgres.note_objects().await?;
         survey.captures = context.postgres.captures().await?;
-        survey.members = context.postgres.trees(&survey.tables(context)).await?;
+        let members = context.postgres.trees(&survey.tables(context)).await?;
+        // A partition that came meanwhile is part of what is found, and nobody has tried to make its trigger.
+        let is_known = |member: &TreeMember| survey.members.iter().any(|known| known.oid == member.oid);
+        installed.is_to_be_completed |= members.iter().any(|member| !tells(member) && !is_known(member));
+        survey.members = members;
     }
     if survey.captures.iter().any(|capture| capture.settling.is_some()) {
         context.postgres.settle_captures().await?;
@@ -107,6 +111,12 @@ struct Installed {
     is_to_be_completed: bool,
 }
 
+/// Whether nothing is missing that this role could make: a partition that was created later has no trigger that tells when it is
+/// emptied; its file tells, and more than that.
+fn tells(member: &TreeMember) -> bool {
+    member.kind != 'r' || !member.is_ours || member.tells_of_truncate()
+}
+
 async fn install(
     context: &Context,
     survey: &CoverageSurvey,
@@ -131,10 +141,7 @@ async fn install(
                 && wanted.by_statement == capture.by_statement
                 && members.iter().all(|member| flaw(member, capture).is_none())
         });
-        // A partition that was created later has no trigger that tells when it is emptied; its file tells, and more than that.
-        let tells =
-            |member: &&TreeMember| member.kind != 'r' || !member.is_ours || member.tells_of_truncate();
-        if is_captured && members.iter().all(tells) && !is_exact {
+        if is_captured && members.iter().all(|member| tells(member)) && !is_exact {
             continue;
         }
         let done = context.postgres.install_capture(&members, root, &wanted, &context.feed.limits).await;

@@ -9,7 +9,14 @@ pub(super) const NO_TOUCH: &str = "client no-touch off";
 /// Of applications that only read, with any client.
 pub(super) const READER: &[&str] = &["get KEY", "mget KEY", "exists KEY", "ttl KEY", "pttl KEY", DIRECTORY];
 
-/// Of the same, where entries are hashes. With the watermark, one is read in a transaction.
+/// Of any client of a cluster.
+pub(super) const OF_CLUSTER: &[&str] = &["cluster slots", "cluster shards", "cluster nodes", "asking"];
+
+/// Of the worker on a cluster.
+pub(super) const WORKER_ON_CLUSTER: &[&str] =
+    &["cluster myid", "cluster countkeysinslot 0", "cluster getkeysinslot 0 1", "info server"];
+
+/// Of applications that only read, where entries are hashes. With the watermark, one is read in a transaction.
 pub(super) const READER_OF_HASHES: &[&str] = &["hget KEY f", "hmget KEY f", "multi", "exec", "discard"];
 
 /// Of the worker, where entries are hashes.

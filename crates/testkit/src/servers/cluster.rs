@@ -1,5 +1,8 @@
 //! A private Redis Cluster: masters that share the cluster slots evenly, and replicas of them.
 
+mod parting;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -9,11 +12,14 @@ use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use tokio::time::Instant;
 
 use super::{READY_WITHIN, Redis, ServerError, failed, free_port};
+use crate::proxy::Proxy;
 
 /// A running cluster. Nodes are named by their position: the masters of the beginning, their replicas, then what was added.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Redis>,
+    /// What stands before the bus of each node, where nodes can be parted.
+    buses: Vec<Proxy>,
 }
 
 const CLUSTER_SLOTS: usize = 16_384;
@@ -42,30 +48,34 @@ impl Cluster {
         replicas: usize,
         arguments: &[&str],
     ) -> Result<Self, ServerError> {
-        let mut nodes = Vec::new();
+        let mut cluster = Self { nodes: Vec::new(), buses: Vec::new() };
         for _ in 0..masters * (1 + replicas) {
-            nodes.push(start_node(arguments).await?);
+            cluster.nodes.push(start_node(arguments).await?);
         }
-        let cluster = Self { nodes };
+        cluster.begin(masters).await?;
+        Ok(cluster)
+    }
+
+    /// Gives the cluster slots to the first nodes, and has the others follow them.
+    async fn begin(&self, masters: usize) -> Result<(), ServerError> {
         for (position, slots) in shares(masters).into_iter().enumerate() {
             let mut command = ::redis::cmd("CLUSTER");
             command.arg("ADDSLOTSRANGE");
             for range in slots.ranges() {
                 command.arg(*range.start()).arg(*range.end());
             }
-            cluster.ask::<()>(position, &command).await?;
+            self.ask::<()>(position, &command).await?;
             let epoch = (position + 1).to_string();
-            cluster.ask::<()>(position, &self::cluster(&["SET-CONFIG-EPOCH", &epoch])).await?;
+            self.ask::<()>(position, &cluster(&["SET-CONFIG-EPOCH", &epoch])).await?;
         }
-        for position in 1..cluster.nodes.len() {
-            cluster.meet(position).await?;
+        for position in 1..self.nodes.len() {
+            self.meet(position).await?;
         }
-        cluster.settled().await?;
-        for position in masters..cluster.nodes.len() {
-            cluster.follow(position, position % masters).await?;
+        self.settled().await?;
+        for position in masters..self.nodes.len() {
+            self.follow(position, position % masters).await?;
         }
-        cluster.replicated(masters..masters * (1 + replicas)).await?;
-        Ok(cluster)
+        self.replicated(masters..self.nodes.len()).await
     }
 
     /// `redis+cluster://127.0.0.1:PORT,…`, with the nodes of the beginning.
@@ -105,11 +115,37 @@ impl Cluster {
 
     /// Adds a master without cluster slots. Answers its position.
     pub async fn add_master(&mut self, arguments: &[&str]) -> Result<usize, ServerError> {
-        self.nodes.push(start_node(arguments).await?);
+        if self.buses.is_empty() {
+            self.nodes.push(start_node(arguments).await?);
+        } else {
+            self.add_divisible(arguments).await?;
+        }
         let position = self.nodes.len() - 1;
         self.meet(position).await?;
         self.settled().await?;
         Ok(position)
+    }
+
+    /// Has a node that was removed join again, as another node, empty and without cluster slots.
+    pub async fn join(&self, position: usize) -> Result<(), ServerError> {
+        self.ask::<()>(position, &::redis::cmd("FLUSHALL")).await?;
+        self.ask::<()>(position, &cluster(&["RESET", "HARD"])).await?;
+        self.meet(position).await?;
+        let id = self.id(position).await?;
+        self.wait("a node to join", async || self.is_known(&id).await).await
+    }
+
+    /// Whether every node knows this one, and that the cluster is whole.
+    async fn is_known(&self, id: &str) -> bool {
+        for position in 0..self.nodes.len() {
+            let lines: String = self.ask(position, &cluster(&["NODES"])).await.unwrap_or_default();
+            let info: String = self.ask(position, &cluster(&["INFO"])).await.unwrap_or_default();
+            let is_known = lines.lines().any(|line| line.starts_with(id) && !line.contains("handshake"));
+            if !is_known || !info.contains("cluster_state:ok") {
+                return false;
+            }
+        }
+        true
     }
 
     /// Has all others forget a node that serves nothing any more. Its server goes on, alone.
@@ -126,21 +162,50 @@ impl Cluster {
     /// The position of the master that serves a cluster slot, as this node knows it.
     pub async fn owner(&self, slot: ClusterSlot, asked: usize) -> Result<usize, ServerError> {
         let lines: String = self.ask(asked, &cluster(&["NODES"])).await?;
-        let serves = |line: &&str| {
-            let ranges = line.split(' ').skip(8).filter(|word| !word.starts_with('['));
-            ranges.filter_map(|range| range.parse::<ClusterSlotSet>().ok()).any(|range| range.contains(slot))
-        };
-        let line = lines.lines().find(serves).unwrap_or_default();
+        let line = lines.lines().find(|line| ranges(line).contains(slot)).unwrap_or_default();
         let address =
             line.split(' ').nth(1).and_then(|address| address.split('@').next()).unwrap_or_default();
         let is_it = |node: &Redis| address.ends_with(&format!(":{}", node.port()));
         self.nodes.iter().position(is_it).ok_or_else(|| failed("finding the owner of a cluster slot", lines))
     }
 
-    /// Whether all running nodes know that this one serves a cluster slot.
+    /// The cluster slots that a node itself says it serves.
+    pub async fn served(&self, position: usize) -> Result<ClusterSlotSet, ServerError> {
+        let lines: String = self.ask(position, &cluster(&["NODES"])).await?;
+        Ok(lines.lines().find(|line| line.contains("myself")).map(ranges).unwrap_or_default())
+    }
+
+    /// Whether all of these nodes run, know of the same masters, and are in step where they are replicas.
+    ///
+    /// # Errors
+    /// What is not so.
+    pub async fn agree(&self, members: &[usize]) -> Result<(), String> {
+        let mut first: Option<BTreeMap<String, ClusterSlotSet>> = None;
+        for position in members {
+            let said = |error: ServerError| error.to_string();
+            let lines: String = self.ask(*position, &cluster(&["NODES"])).await.map_err(said)?;
+            let info: String = self.ask(*position, &cluster(&["INFO"])).await.map_err(said)?;
+            let mut replication = ::redis::cmd("INFO");
+            let told: String = self.ask(*position, replication.arg("replication")).await.map_err(said)?;
+            let is_behind = told.contains("role:slave") && !told.contains("master_link_status:up");
+            let served = |line: &str| Some((line.split(' ').next()?.to_owned(), ranges(line)));
+            let mut served: BTreeMap<_, _> = lines.lines().filter_map(served).collect();
+            served.retain(|_, ranges| !ranges.is_empty());
+            let is_alike = first.as_ref().is_none_or(|first| *first == served);
+            if is_behind || !is_alike || !info.contains("cluster_state:ok") {
+                return Err(format!("node {position}: {info}{told}{lines}"));
+            }
+            first = Some(served);
+        }
+        Ok(())
+    }
+
+    /// Whether all running nodes know that this one serves a cluster slot. One that was removed is not asked.
     pub async fn agrees_on(&self, slot: ClusterSlot, owner: usize) -> bool {
         for position in 0..self.nodes.len() {
-            if self.is_running(position).await && self.owner(slot, position).await.ok() != Some(owner) {
+            let info: Result<String, _> = self.ask(position, &cluster(&["INFO"])).await;
+            let is_asked = info.is_ok_and(|info| !info.contains("cluster_known_nodes:1\r"));
+            if is_asked && self.owner(slot, position).await.ok() != Some(owner) {
                 return false;
             }
         }
@@ -226,12 +291,14 @@ impl Cluster {
     /// Makes a replica master in place of its own, which need not run, with what it has received.
     pub async fn take_over(&self, replica: usize) -> Result<(), ServerError> {
         self.ask::<()>(replica, &cluster(&["FAILOVER", "TAKEOVER"])).await?;
-        self.wait("a replica to take over", async || {
-            let role: Result<Vec<Value>, _> = self.ask(replica, &::redis::cmd("ROLE")).await;
-            let name = role.ok().and_then(|role| String::from_redis_value(role.into_iter().next()?).ok());
-            name.as_deref() == Some("master")
-        })
-        .await
+        self.wait("a replica to take over", async || self.is_master(replica).await).await
+    }
+
+    /// Whether a node answers and takes itself for a master.
+    pub async fn is_master(&self, position: usize) -> bool {
+        let role: Result<Vec<Value>, _> = self.ask(position, &::redis::cmd("ROLE")).await;
+        let name = role.ok().and_then(|role| String::from_redis_value(role.into_iter().next()?).ok());
+        name.as_deref() == Some("master")
     }
 
     /// Sends a command to a node, whatever cluster slot it is about.
@@ -263,6 +330,9 @@ impl Cluster {
     }
 
     async fn bus_port(&self, position: usize) -> Result<u16, ServerError> {
+        if let Some(bus) = self.buses.get(position) {
+            return Ok(bus.port());
+        }
         let mut command = ::redis::cmd("CONFIG");
         let (_, port): (String, u16) = self.ask(position, command.arg("GET").arg("cluster-port")).await?;
         Ok(port)
@@ -327,9 +397,22 @@ fn shares(masters: usize) -> Vec<ClusterSlotSet> {
     (0..masters).map(share).collect()
 }
 
+/// What a line of `CLUSTER NODES` says that its node serves.
+fn ranges(line: &str) -> ClusterSlotSet {
+    let ranges = line.split(' ').skip(8).filter(|word| !word.starts_with('['));
+    let ranges = ranges.filter_map(|range| range.parse::<ClusterSlotSet>().ok());
+    ranges.fold(ClusterSlotSet::default(), |all, range| all.or(&range))
+}
+
 async fn start_node(arguments: &[&str]) -> Result<Redis, ServerError> {
     let bus = free_port()?.to_string();
-    let mut all = vec!["--cluster-enabled", "yes", "--cluster-port", &bus];
+    let mut all = vec!["--cluster-port", &bus];
+    all.extend(arguments);
+    start_node_with(&all).await
+}
+
+async fn start_node_with(arguments: &[&str]) -> Result<Redis, ServerError> {
+    let mut all = vec!["--cluster-enabled", "yes"];
     all.extend(["--cluster-node-timeout", NODE_TIMEOUT_MS, "--repl-diskless-sync-delay", "0"]);
     // A master that gives away its last cluster slot stays one.
     all.extend(["--cluster-allow-replica-migration", "no"]);

@@ -117,6 +117,11 @@ impl SourceError {
         Self { what, kind: kind_of(&source), source: Cause(source) }
     }
 
+    /// The same for one more who waits for it.
+    pub(crate) fn copied(&self) -> Self {
+        Self::with(self.what, self.kind.clone(), self.message())
+    }
+
     pub(super) fn with(what: &'static str, kind: ErrorKind, detail: String) -> Self {
         Self { what, kind, source: Cause(Error::Protocol(detail)) }
     }

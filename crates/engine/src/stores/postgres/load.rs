@@ -1,5 +1,6 @@
 //! Snapshots with the incarnation that they belong to (R1, R2), and the loads that are read at one: by keys, or everything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -84,8 +85,8 @@ pub struct BackfillRows {
     /// Snapshot and incarnation.
     pub poll: Poll,
     pub(crate) clock: Clock,
-    rows: mpsc::Receiver<Result<Vec<Row>, SourceError>>,
-    reader: tokio::task::JoinHandle<()>,
+    rows: mpsc::Receiver<Result<Arc<Vec<Row>>, SourceError>>,
+    reader: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl DatasetSource {
@@ -218,21 +219,17 @@ impl Postgres {
         let large = source.large.clone();
         let reader = tokio::task::spawn(read_rows(connection, (sql, values), large, sender));
         let what = "begin a backfill";
-        let first = match rows.recv().await {
-            Some(Ok(group)) => group.into_iter().next(),
-            Some(Err(error)) => return Err(error),
-            None => None,
-        };
-        let Some(first) = first else {
+        let first = rows.recv().await.transpose()?;
+        let Some(first) = first.as_ref().and_then(|group| group.first()) else {
             return Err(SourceError::with(
                 what,
                 ErrorKind::Reply,
                 "the backfill returned no row at all".to_owned(),
             ));
         };
-        source.check_columns(what, &first)?;
-        let clock = Clock::read(began_ms, &first);
-        Ok(BackfillRows { poll: read_poll(what, &first)?, clock, rows, reader })
+        source.check_columns(what, first)?;
+        let clock = Clock::read(began_ms, first);
+        Ok(BackfillRows { poll: read_poll(what, first)?, clock, rows, reader: Some(reader) })
     }
 
     /// The keys of a backfill with a limit, the most wanted first; none if the dataset has no limit.
@@ -276,15 +273,22 @@ impl BackfillRows {
     ///
     /// # Errors
     /// [`SourceError`]; the backfill is over then.
-    pub async fn next(&mut self) -> Result<Option<Vec<Row>>, SourceError> {
+    pub async fn next(&mut self) -> Result<Option<Arc<Vec<Row>>>, SourceError> {
         self.rows.recv().await.transpose()
+    }
+
+    /// The same read, whose rows come from somebody else.
+    pub(crate) fn with_rows(&self, rows: mpsc::Receiver<Result<Arc<Vec<Row>>, SourceError>>) -> Self {
+        Self { poll: self.poll.clone(), clock: self.clock, rows, reader: None }
     }
 }
 
 impl Drop for BackfillRows {
     fn drop(&mut self) {
         // The connection goes with the task, so a backfill that is given up does not go on reading.
-        self.reader.abort();
+        if let Some(reader) = &self.reader {
+            reader.abort();
+        }
     }
 }
 
@@ -349,7 +353,7 @@ async fn read_rows(
     mut connection: Session,
     (sql, values): (String, KeyValues),
     large: Vec<usize>,
-    sender: mpsc::Sender<Result<Vec<Row>, SourceError>>,
+    sender: mpsc::Sender<Result<Arc<Vec<Row>>, SourceError>>,
 ) {
     let mut statement = sqlx::query(AssertSqlSafe(sql));
     for value in values {
@@ -367,7 +371,7 @@ async fn read_rows(
                 group.push(row);
             }
             Err(error) => {
-                if !group.is_empty() && sender.send(Ok(std::mem::take(&mut group))).await.is_err() {
+                if !group.is_empty() && sender.send(Ok(Arc::new(std::mem::take(&mut group)))).await.is_err() {
                     return;
                 }
                 let error = SourceError::new("read the rows of a backfill", error);
@@ -383,7 +387,7 @@ async fn read_rows(
         if is_first || group.len() == DatasetSource::GROUP || DatasetSource::GROUP_BYTES <= bytes {
             is_first = false;
             let full = std::mem::replace(&mut group, Vec::with_capacity(DatasetSource::GROUP));
-            if sender.send(Ok(full)).await.is_err() {
+            if sender.send(Ok(Arc::new(full))).await.is_err() {
                 return;
             }
             // Where rows are large, the next are read when these are taken.
@@ -396,7 +400,7 @@ async fn read_rows(
     }
     if !group.is_empty() {
         // An error is that nobody waits for the rest.
-        drop(sender.send(Ok(group)).await);
+        drop(sender.send(Ok(Arc::new(group))).await);
     }
 }
 

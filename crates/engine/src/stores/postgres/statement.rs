@@ -67,6 +67,11 @@ pub struct DatasetSource {
 }
 
 impl DatasetSource {
+    /// The statement that reads everything, with what its rows hold: where both are the same, so are the rows.
+    pub(crate) fn all_with_types(&self) -> String {
+        format!("{} {:?}", self.all, self.loaded)
+    }
+
     /// What the placeholder of this name can hold, as its column's type says.
     #[must_use]
     pub fn alphabet(&self, column: &str) -> Alphabet {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use redis::{FromRedisValue, ParsingError, Value};
 
 use super::script::{ADOPT, Call, SETTLE};
-use super::{Adopted, Answer, CacheError, Epoch, Precondition, Redis};
+use super::{Adopted, Answer, CacheError, Epoch, Precondition, Redis, Refusal};
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 use cachekeeper_protocol::guard::{Generation, Guard};
@@ -58,10 +58,10 @@ impl Redis {
             .is_some_and(|then| then.guard(slot).is_some() && then.guard(slot) == now.guard(slot))
     }
 
-    /// Those of these adopted cluster slots whose guard does not say so (any more): others have had them meanwhile.
+    /// Those of these adopted cluster slots whose guard does not say so (any more): others have had them meanwhile, or have them now.
     ///
     /// # Errors
-    /// [`CacheError`], also where the server does not serve all of them.
+    /// [`CacheError`].
     pub async fn foreign_guards(
         &self,
         adopted: &Adopted,
@@ -70,14 +70,8 @@ impl Redis {
         let slots: Vec<ClusterSlot> = slots.iter().collect();
         let mut foreign = ClusterSlotSet::default();
         for part in slots.chunks(GUARDS_AT_ONCE) {
-            let mut pipeline = redis::pipe();
-            for slot in part {
-                pipeline.cmd("GET").arg(self.keys.guard(*slot));
-            }
-            let mut guards = self.pipeline("look at guards", &pipeline, part.len()).await?;
-            for slot in part {
-                let says: Option<String> = guards.next()?;
-                if says != adopted.guard(*slot).map(|guard| guard.to_string()) {
+            for (slot, says) in part.iter().zip(self.guards_of(part).await?) {
+                if says != adopted.guard(*slot) {
                     foreign.insert(*slot);
                 }
             }
@@ -85,22 +79,31 @@ impl Redis {
         Ok(foreign)
     }
 
-    /// The shards that the guards of these cluster slots name, which the server must serve.
+    /// The shards that the guards of these cluster slots name, where the server has them.
     ///
     /// # Errors
     /// [`CacheError`].
     pub(super) async fn guarded_by(&self, slots: &[ClusterSlot]) -> Result<Vec<u32>, CacheError> {
+        Ok(self.guards_of(slots).await?.into_iter().flatten().map(|guard| guard.shard).collect())
+    }
+
+    /// What the guards of these cluster slots say; none: nothing, or the cluster slot has moved to another node since it was listed.
+    async fn guards_of(&self, slots: &[ClusterSlot]) -> Result<Vec<Option<Guard>>, CacheError> {
         let mut pipeline = redis::pipe();
         for slot in slots {
             pipeline.cmd("GET").arg(self.keys.guard(*slot));
         }
-        let mut guards = self.pipeline("look at guards", &pipeline, slots.len()).await?;
-        let mut shards = Vec::with_capacity(slots.len());
+        pipeline.ignore_errors();
+        let mut replies = self.pipeline("look at guards", &pipeline, slots.len()).await?;
+        let mut guards = Vec::with_capacity(slots.len());
         for _slot in slots {
-            let says: Option<String> = guards.next()?;
-            shards.extend(says.and_then(|says| says.parse::<Guard>().ok()).map(|guard| guard.shard));
+            guards.push(match replies.next::<Option<String>>() {
+                Ok(says) => says.and_then(|says| says.parse().ok()),
+                Err(error) if error.refusal == Refusal::Elsewhere => None,
+                Err(error) => return Err(error),
+            });
         }
-        Ok(shards)
+        Ok(guards)
     }
 
     /// The keys of entries in these cluster slots, which the server must serve.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::endpoint::Address;
 use super::script::{Call, HELD_ELSEWHERE};
-use super::{Adopted, CacheError, ClusterMap, ClusterNode, Redis};
+use super::{Adopted, CacheError, ClusterMap, ClusterNode, Redis, Refusal};
 use cachekeeper_config::{self as config, ClusterNodes, Secret};
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
@@ -31,6 +31,7 @@ struct Inner {
     /// A handle to each server that was ever spoken to and is still in the map.
     servers: Mutex<BTreeMap<Address, Redis>>,
     looks: Looks,
+    compares_guards: bool,
 }
 
 /// The server of a shard, as it was asked.
@@ -102,8 +103,20 @@ impl Cluster {
         Ok(nodes.map(|nodes| {
             let (settings, namespace) = (settings.clone(), namespace.to_owned());
             let (servers, looks) = (Mutex::default(), Looks::default());
-            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks }) }
+            let compares_guards = true;
+            Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks, compares_guards }) }
         }))
+    }
+
+    /// The same cluster, but scripts act whatever the guards say. For the control run of tests, which must see that go wrong.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_guards(&self) -> Self {
+        let Inner { settings, nodes, namespace, .. } = &*self.inner;
+        let (settings, nodes, namespace) = (settings.clone(), nodes.clone(), namespace.clone());
+        let (servers, looks) = (Mutex::default(), Looks::default());
+        let compares_guards = false;
+        Self { inner: Arc::new(Inner { settings, nodes, namespace, servers, looks, compares_guards }) }
     }
 
     /// The map as the nodes know it: the servers of the last map are asked, and where none answers, those of the URL. Of several
@@ -126,19 +139,21 @@ impl Cluster {
     }
 
     async fn newest_map(&self, asked: &[Address]) -> Result<ClusterMap, CacheError> {
-        let mut newest: Result<ClusterMap, _> =
-            Err(CacheError::unexpected("ask a node for the map", "no node is known"));
+        let mut newest: Option<ClusterMap> = None;
+        let mut failed: Option<CacheError> = None;
         for answer in join_all(asked.iter().map(|address| self.map_of(address))).await {
-            let is_newer = match (&answer, &newest) {
-                (Ok(map), Ok(newest)) => newest.config_epoch < map.config_epoch,
-                (Ok(_) | Err(_), Err(_)) => true,
-                (Err(_), Ok(_)) => false,
-            };
-            if is_newer {
-                newest = answer;
+            match answer {
+                Ok(map) => {
+                    let is_newer = |known: &ClusterMap| known.config_epoch < map.config_epoch;
+                    newest = if newest.as_ref().is_none_or(is_newer) { Some(map) } else { newest };
+                }
+                // What the user may not do says more than that a replica was asked too.
+                Err(error) if failed.is_none() || error.refusal == Refusal::Forbidden => failed = Some(error),
+                Err(_) => {}
             }
         }
-        newest
+        let none = || CacheError::unexpected("ask a node for the map", "no node is known");
+        newest.ok_or_else(|| failed.unwrap_or_else(none))
     }
 
     /// A handle to the first node of the URL, of whatever shard it may be: it stores nothing.
@@ -213,7 +228,8 @@ impl Cluster {
         }
         let url = Secret::new(self.inner.nodes.server(&address.0, address.1));
         let settings = config::Redis { url, ..self.inner.settings.clone() };
-        let server = Redis::new(&settings, &self.inner.namespace)?;
+        let compares_guards = self.inner.compares_guards;
+        let server = Redis { compares_guards, ..Redis::new(&settings, &self.inner.namespace)? };
         Ok(self.lock().entry(address.clone()).or_insert(server).clone())
     }
 

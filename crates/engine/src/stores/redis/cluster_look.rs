@@ -65,7 +65,7 @@ impl Cluster {
 
     /// Which shard each master is: the one that most of the guards in its cluster slots name, of those whose home slot it serves; where
     /// none does, the one that it was `before`, or the one with the lowest number. So the guards are the directory of shards, and every process that asks finds the
-    /// same. A master that serves no home slot of any number (it has very few cluster slots) is no shard.
+    /// same.
     ///
     /// # Errors
     /// [`CacheError`] where a master does not answer.

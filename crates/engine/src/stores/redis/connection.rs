@@ -18,6 +18,8 @@ pub struct Redis {
     pub(super) connection: SharedConnection,
     pub(super) keys: Keyspace,
     pub(super) compares_stamps: bool,
+    /// On a shard of a cluster. Neither is ever false but in the control runs of tests.
+    pub(super) compares_guards: bool,
     pub(super) gathered: Arc<Gathered>,
     /// On a shard of a cluster: the cluster slots that it has adopted, as whoever has this handle knows them.
     pub(super) adopted: Option<Arc<Adopted>>,
@@ -40,6 +42,7 @@ impl Redis {
             connection,
             keys: Keyspace::new(namespace),
             compares_stamps: true,
+            compares_guards: true,
             gathered: Arc::default(),
             adopted: None,
         })
@@ -107,7 +110,7 @@ impl Redis {
                 &format!("{} replies instead of {replies}", values.len()),
             ));
         }
-        Ok(Replies { what, values: values.into_iter() })
+        Ok(Replies::of(what, values))
     }
 }
 
@@ -119,6 +122,10 @@ pub(super) struct Replies {
 }
 
 impl Replies {
+    pub(super) fn of(what: &'static str, values: Vec<Value>) -> Self {
+        Self { what, values: values.into_iter() }
+    }
+
     /// The next reply, of the agreed type.
     pub(super) fn next<T: FromRedisValue>(&mut self) -> Result<T, CacheError> {
         let value =

@@ -176,6 +176,9 @@ const NEEDS_MEMORY: &str = "#!lua\n";
 const ALLOW_OOM: &str = "#!lua flags=allow-oom\n";
 /// Runs also where nothing may be written, on a replica for example.
 const READ_ONLY: &str = "#!lua flags=no-writes\n";
+/// The same for entries of a shard.
+const READ_ONLY_ON_SHARD: &str = "#!lua flags=no-writes,allow-cross-slot-keys\n";
+const HASH_LOOK: &str = include_str!("lua/hash_look.lua");
 /// What a single Redis and a shard of a cluster do in their own way.
 const UNLINK: &str = include_str!("lua/unlink_alone.lua");
 const CLUSTER_SLOTS: &str = include_str!("lua/advance_alone.lua");
@@ -210,8 +213,11 @@ pub(super) struct Script {
     without_stamps: (String, String),
     /// Hash and text of the script on a shard of a cluster.
     on_shard: (String, String),
+    /// The same of one that acts whatever the guards say: likewise for tests alone.
+    without_guards: (String, String),
 }
 
+const GUARD_COMPARISON: &str = "if pcall('GET', guards[i]) ~= says then return false end";
 const COMPARISON: &str = "return a_high < b_high or (a_high == b_high and a_low < b_low)";
 
 impl Script {
@@ -220,16 +226,19 @@ impl Script {
         let (hash, text) = hashed(parts.concat());
         let without_stamps = hashed(text.replace(COMPARISON, "return false"));
         let on_shard = hashed(parts.iter().map(|part| on_shard(part)).collect());
-        Self { what, text, hash, without_stamps, on_shard }
+        let without_guards = hashed(on_shard.1.replace(GUARD_COMPARISON, ""));
+        Self { what, text, hash, without_stamps, on_shard, without_guards }
     }
 
     /// Hash and text for whoever runs it.
     fn version(&self, redis: &Redis) -> (&str, &str) {
-        match (&redis.adopted, redis.compares_stamps) {
-            (Some(_), _) => (&self.on_shard.0, &self.on_shard.1),
-            (None, true) => (&self.hash, &self.text),
-            (None, false) => (&self.without_stamps.0, &self.without_stamps.1),
-        }
+        let (hash, text) = match (&redis.adopted, redis.compares_stamps) {
+            (Some(_), _) if redis.compares_guards => &self.on_shard,
+            (Some(_), _) => &self.without_guards,
+            (None, true) => return (&self.hash, &self.text),
+            (None, false) => &self.without_stamps,
+        };
+        (hash, text)
     }
 }
 
@@ -262,7 +271,8 @@ scripts! {
     HELD_ELSEWHERE = "held_elsewhere": "look for entries of another server's cluster slots", READ_ONLY;
     REGISTER = "register": "register the definition of a dataset", ALLOW_OOM, PRELUDE, CAUSES, SERVER;
     REGISTER_PREFIXES = "register_prefixes": "register the prefixes of keys", ALLOW_OOM;
-    SEE_HASH = "see_hash": "read an entry", READ_ONLY;
+    SEE_HASH = "see_hash": "read an entry", READ_ONLY, HASH_LOOK;
+    SEE = "see": "look at entries", READ_ONLY_ON_SHARD, HASH_LOOK;
     METADATA = "metadata": "read what is known of the namespace", READ_ONLY;
     METADATA_COUNTED = "metadata": "read what is known of the namespace", ALLOW_OOM;
     CREATE_EPOCH = "create_epoch": "begin an epoch", ALLOW_OOM, VERSION, SERVER;

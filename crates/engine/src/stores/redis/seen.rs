@@ -4,9 +4,12 @@ use super::advance::parse;
 use super::connection::Replies;
 use super::entries::NOT_THERE;
 use super::hashes::value_of;
-use super::script::SEE_HASH;
+use super::list::List;
+use super::script::{SEE, SEE_HASH, pack_slots};
 use super::{CacheError, Epoch, Redis, Watermark};
+use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::entry::Shape;
+use cachekeeper_protocol::guard::Guard;
 use cachekeeper_protocol::keyspace::slot;
 use cachekeeper_protocol::stamp::Stamp;
 
@@ -39,13 +42,23 @@ pub struct SeenEntry {
     pub left_ms: i64,
     /// The newest snapshot that touched a key of its stamp slot.
     pub slot: Stamp,
+    /// Whether the watermark holds for it. On a shard of a cluster it does where it covers the cluster slot, and the guard says that it is
+    /// this shard's.
+    pub is_covered: bool,
 }
 
 impl SeenEntry {
     /// Nothing.
     #[must_use]
     pub fn absent() -> Self {
-        Self { kind: String::new(), bytes: 0, value: Vec::new(), left_ms: NOT_THERE, slot: Stamp::ZERO }
+        Self {
+            kind: String::new(),
+            bytes: 0,
+            value: Vec::new(),
+            left_ms: NOT_THERE,
+            slot: Stamp::ZERO,
+            is_covered: true,
+        }
     }
 
     /// Whether anything stands there.
@@ -102,6 +115,9 @@ impl Redis {
         order: Order,
     ) -> Result<SeenEntries, CacheError> {
         let mut looks = 1;
+        if self.adopted.is_some() {
+            return self.see_on_shard(keys, most).await;
+        }
         loop {
             match self.see_once(keys, most, order).await {
                 Err(error) if !error.is_unreachable() && looks < LOOKS => looks += 1,
@@ -152,12 +168,7 @@ impl Redis {
                 }
                 Some(Kind::Hash) => {
                     pipeline.cmd("EVALSHA").arg(&SEE_HASH.hash).arg(1).arg(key);
-                    // What a number of Lua does not hold exactly is all.
-                    match u32::try_from(most) {
-                        Ok(most) => pipeline.arg(most),
-                        Err(_all) => pipeline.arg(""),
-                    };
-                    pipeline.cmd("PTTL").arg(key);
+                    pipeline.arg(most_of(most)).cmd("PTTL").arg(key);
                     replies += 2;
                 }
                 Some(Kind::Other) => {
@@ -175,6 +186,46 @@ impl Redis {
         }
         let replies = self.pipeline("look at entries", &pipeline, replies).await?;
         read(replies, kinds, order)
+    }
+
+    /// Keys of a shard have no cluster slot in common, so that no transaction reads them, but a script does.
+    async fn see_on_shard(&self, keys: &[impl AsRef<str>], most: usize) -> Result<SeenEntries, CacheError> {
+        const WHAT: &str = "look at entries";
+        let is_unnoticed = self.can_look_unnoticed().await?;
+        let on = self.keys.metadata();
+        let names = || keys.iter().map(AsRef::as_ref);
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(&SEE.text).ignore();
+        if is_unnoticed {
+            pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("ON").ignore();
+        }
+        pipeline.cmd("EVALSHA").arg(&SEE.hash).arg(3).arg(&on.meta).arg(&on.stamps).arg(&on.watermark);
+        let slots = || names().map(|name| ClusterSlot::of(name.as_bytes()));
+        let guards = List::of_texts(slots().map(|slot| self.keys.guard(slot))).into_bytes();
+        pipeline
+            .arg(most_of(most))
+            .arg(List::of_texts(names()).into_bytes())
+            .arg(guards)
+            .arg(pack_slots(names()));
+        if is_unnoticed {
+            pipeline.cmd("CLIENT").arg("NO-TOUCH").arg("OFF").ignore();
+        }
+        let (kinds, guards, values): (Vec<String>, Vec<String>, Vec<redis::Value>) =
+            self.pipeline(WHAT, &pipeline, 1).await?.next()?;
+        let kinds = kinds.iter().map(|name| match name.as_str() {
+            "" => None,
+            name if name == Shape::String.name() => Some(Kind::String),
+            name if name == Shape::Hash.name() => Some(Kind::Hash),
+            _ => Some(Kind::Other),
+        });
+        let mut seen = read(Replies::of(WHAT, values), kinds.collect(), Order::Asked)?;
+        let covers = seen.watermark.as_ref().and_then(|watermark| watermark.covers.as_ref());
+        for ((entry, guard), slot) in seen.entries.iter_mut().zip(guards).zip(slots()) {
+            let is_own = guard.parse().is_ok_and(|guard: Guard| guard.shard == on.number);
+            entry.is_covered = is_own && covers.is_some_and(|covers| covers.contains(slot));
+        }
+        Ok(seen)
     }
 
     /// What is there. Any other command would tell whoever listens that a key is missing.
@@ -226,6 +277,11 @@ impl Redis {
         }
         Ok(())
     }
+}
+
+/// Most bytes of a value, as scripts are told them. What a number of Lua does not hold exactly is all.
+fn most_of(most: usize) -> String {
+    u32::try_from(most).map_or_else(|_all| String::new(), |most| most.to_string())
 }
 
 enum Kind {
