@@ -19,9 +19,6 @@ export const reconnectOnError = (error) => (isOtherMaster(error) ? 2 : false);
 // Replies of a server that is about to be, or to find, a master: another attempt may succeed.
 const IS_PASSING = /^(LOADING|MASTERDOWN|READONLY|UNBLOCKED|TRYAGAIN|CLUSTERDOWN)/;
 export const isPassing = (error) => IS_PASSING.test(error.message);
-// What names of clusters begin with.
-const ON_CLUSTER = "redis cluster at ";
-const RIGHTS_ON_CLUSTER = "on a cluster it needs CLUSTER SLOTS, GET, HGETALL and ASKING, and PUBLISH for events";
 // What only a node of a cluster says, to a client that does not expect it.
 const IS_OF_CLUSTER = /^(MOVED|ASK|CROSSSLOT)/;
 const IS_NO_CONNECTION =
@@ -147,7 +144,7 @@ export function checkClient(client) {
 
 // Where a client leads to, without secrets.
 export function whereOf(client) {
-  if (isCluster(client)) return `${ON_CLUSTER}${client.startupNodes.map(nameOf).join(", ")}`;
+  if (isCluster(client)) return `redis cluster at ${client.startupNodes.map(nameOf).join(", ")}`;
   const { path, host, port, sentinels, name } = client.options ?? {};
   if (sentinels) return `redis (service ${name} of its sentinels)`;
   return path ? `redis at ${path}` : `redis at ${host}:${port}`;
@@ -202,8 +199,8 @@ export function explain(error, what, where, kind, last) {
     return new PermissionDenied(`${where} refused the login: ${text}`, { cause: error });
   }
   if (text.startsWith("NOPERM")) {
-    const hint = where.startsWith(ON_CLUSTER) ? RIGHTS_ON_CLUSTER : `see \`cachekeeper acl --for ${kind}\``;
-    return new PermissionDenied(`failed to ${what}: this user of ${where} lacks a right (${text}); ${hint}`, { cause: error });
+    const hint = `this user of ${where} lacks a right (${text}); see \`cachekeeper acl --for ${kind}\``;
+    return new PermissionDenied(`failed to ${what}: ${hint}`, { cause: error });
   }
   if (isReply && IS_OF_CLUSTER.test(text)) {
     const hint = `${where} is a node of a cluster (${text}): give a URL that begins with redis+cluster://`;

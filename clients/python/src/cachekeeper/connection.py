@@ -35,10 +35,6 @@ _PASSING_ERRORS = (
     redis_errors.ReadOnlyError, redis_errors.MasterDownError, redis_errors.TryAgainError, redis_errors.ClusterDownError
 )
 
-ON_CLUSTER = "redis cluster at "
-"""What names of clusters begin with."""
-RIGHTS_ON_CLUSTER = "on a cluster it needs CLUSTER SLOTS, GET, HGETALL and ASKING, and PUBLISH for events"
-
 # What only a node of a cluster says, to a client that does not expect it.
 _OF_CLUSTER = ("MOVED ", "ASK ", "CROSSSLOT", "Keys in request don't hash to the same slot")
 
@@ -248,7 +244,7 @@ def is_passing(error: BaseException) -> bool:
 def where_of(client: Any) -> str:
     """Where a client leads to, without secrets."""
     if not hasattr(client, "connection_pool"):
-        return f"{ON_CLUSTER}{', '.join(f'{host}:{port}' for host, port in client.map.seeds)}"
+        return f"redis cluster at {', '.join(f'{host}:{port}' for host, port in client.map.seeds)}"
     settings = client.connection_pool.connection_kwargs
     if settings.get("path"):
         return f"redis at {settings['path']}"
@@ -278,8 +274,9 @@ def explain(error: Exception, what: str, where: str, kind: str) -> CachekeeperEr
     if isinstance(error, redis_errors.NoPermissionError) or text.startswith("NOPERM"):
         # redis-py leaves the word out that people look for.
         text = text if text.startswith("NOPERM") else f"NOPERM {text}"
-        hint = RIGHTS_ON_CLUSTER if where.startswith(ON_CLUSTER) else f"see `cachekeeper acl --for {kind}`"
-        return PermissionDenied(f"failed to {what}: this user of {where} lacks a right ({text}); {hint}")
+        return PermissionDenied(
+            f"failed to {what}: this user of {where} lacks a right ({text}); see `cachekeeper acl --for {kind}`"
+        )
     if isinstance(error, redis_errors.AskError) or text.startswith(_OF_CLUSTER):
         return RedisRefused(f"failed to {what}: {where} is a node of a cluster ({text}): give a URL that begins with redis+cluster://")
     if isinstance(error, (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError, TimeoutError)) or is_passing(error):
