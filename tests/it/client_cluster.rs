@@ -360,7 +360,8 @@ async fn the_packages_read_and_publish_on_a_cluster_with_the_rights_of_acl_alone
         let login = format!("redis+cluster://cachekeeper-{kind}:secret@");
         world.servers.url().replace("redis+cluster://", &login)
     };
-    let options = json!({ "token": world.token().await, "wait": 90 });
+    let token = world.token().await;
+    let options = json!({ "token": token, "wait": 90 });
     for mut caller in Caller::start_all(&user("reader"), "test") {
         let item = caller.call("get", json!(["item", 7]), options.clone());
         assert_eq!(item, json!({ "id": 7, "version": 1 }), "{}", caller.name);
