@@ -15,7 +15,7 @@ from cachekeeper.cluster import ClusterMap, cluster_slot, guard_key, redirection
 from cachekeeper.directory import watermark_key
 from cachekeeper.nodes import parse_nodes
 from private_cluster import LIMIT, Cluster, Worker, ids_at, wait_until
-from test_limits import hung, serve  # noqa: F401
+from test_limits import hung, serve
 
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server")
 kinds = pytest.mark.parametrize("kind", ["threads", "asyncio"])
