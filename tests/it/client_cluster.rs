@@ -340,6 +340,44 @@ async fn what_the_packages_call_fresh_is_fresh_after_masters_have_failed_over() 
     run(&world, &troubles).await;
 }
 
+/// Users have the rules of `acl` on every node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_packages_read_and_publish_on_a_cluster_with_the_rights_of_acl_alone() {
+    let world = World::start(TABLES, CONFIG, 0).await;
+    world.is_covered().await;
+    let (code, said) = world.cli.run(&["acl"]);
+    assert_eq!(code, 0, "{said}");
+    for line in said.lines().filter(|line| line.starts_with("ACL SETUSER")) {
+        let mut rules = redis::Cmd::new();
+        for word in line.split(' ').chain([">secret"]) {
+            rules.arg(word);
+        }
+        for position in 0..world.servers.len() {
+            world.servers.ask::<()>(position, &rules).await.unwrap();
+        }
+    }
+    let user = |kind: &str| {
+        let login = format!("redis+cluster://cachekeeper-{kind}:secret@");
+        world.servers.url().replace("redis+cluster://", &login)
+    };
+    let token = world.token().await;
+    let options = json!({ "token": token, "wait": 90 });
+    for mut caller in Caller::start_all(&user("reader"), "test") {
+        let item = caller.call("get", json!(["item", 7]), options.clone());
+        assert_eq!(item, json!({ "id": 7, "version": 1 }), "{}", caller.name);
+        let fields = caller.call("get", json!(["fields", 7]), options.clone());
+        assert_eq!(fields, json!({ "id": "7", "version": "1" }), "{}", caller.name);
+        let event = ("publish", json!([{ "key": "loose:8" }]), json!({}));
+        caller.fails_with(event, "PermissionDenied", &["publish", "cachekeeper acl --for publisher"]);
+    }
+    for mut caller in Caller::start_all(&user("publisher"), "test") {
+        let heard = caller.call("publish", json!([{ "key": "loose:8" }]), json!({}));
+        assert!(heard.as_u64().is_some_and(|heard| 0 < heard), "{}: {heard}", caller.name);
+        let read = ("get", json!(["item", 7]), json!({}));
+        caller.fails_with(read, "PermissionDenied", &["cachekeeper acl --for reader"]);
+    }
+}
+
 fn texts(value: &Value) -> Vec<&str> {
     value.as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect()
 }

@@ -7,7 +7,7 @@ import { CachekeeperError, InvalidInput, InvalidWrite, NotFresh, NotRegistered, 
 import { checkEvent, fieldsOf, messageOf } from "./events.js";
 import { Nodes } from "./nodes.js";
 import { OnCluster } from "./on-cluster.js";
-import { optionsOf, wholeOf } from "./options.js";
+import { optionsOf, TIMER_MS_MAX, wholeOf } from "./options.js";
 import { judge, KEYS_MAX, PAUSE_MAX_MS, PAUSE_MIN_MS, readingOf, whyNotFresh } from "./reading.js";
 import { Replies } from "./replies.js";
 import { shown } from "./template.js";
@@ -80,7 +80,10 @@ export class Cache {
     this.#options = { valueBytesMax, bigints };
     this.#where = where ?? whereOf(client);
     this.#isOwn = isOwn;
-    if (isCluster(client)) this.#cluster = new OnCluster(namespace, new Nodes(client, timeoutMs), timeoutMs, this.#options);
+    if (isCluster(client)) {
+      wholeOf(timeoutMs, "timeoutMs", 1, TIMER_MS_MAX);
+      this.#cluster = new OnCluster(namespace, new Nodes(client, timeoutMs), timeoutMs, this.#options);
+    }
     const onError = (error) => (this.#lastError = error);
     const onReady = () => {
       this.#lastError = undefined;

@@ -279,6 +279,16 @@ test("a client of a cluster is taken with its settings, and stays open", { skip 
   assert.doesNotMatch(String(Object(cache)[Symbol.for("nodejs.util.inspect.custom")]()), /sesame/);
   const wrong = open(cluster.url.replace("://", "://nobody:wrong@"));
   await assert.rejects(wrong, (error) => isOf(errors.PermissionDenied)(error) && !error.message.includes("wrong@"));
+  // The rights of the README are enough, and without one of them it is said which are needed.
+  const rights = ["+cluster|slots", "+get", "+hgetall", "+asking", "+publish"];
+  const url = cluster.url.replace("://", "://reader:pw@");
+  for (const given of [rights, rights.slice(1)]) {
+    const words = ["ACL", "SETUSER", "reader", "reset", "on", ">pw", "~product:*", "~ck:*", "&c", ...given];
+    for (const position of [0, 1, 2]) await cluster.ask(position, ...words);
+    if (given === rights) assert.equal(await (await open(url)).publish({ key: "product:1" }), 0);
+    else await assert.rejects(open(url), isOf(errors.PermissionDenied, /lacks a right .*cachekeeper acl/));
+  }
+  await assert.rejects(open(made(), { timeoutMs: 0 }), isOf(errors.InvalidInput, /timeoutMs/));
   await assert.rejects(open(made({ scaleReads: "slave" })), isOf(errors.InvalidInput, /reads from replicas/));
 });
 

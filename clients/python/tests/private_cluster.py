@@ -1,5 +1,6 @@
 """A private Redis Cluster for the tests, and a worker that is played: it writes guards, watermarks and entries."""
 
+import itertools
 import json
 import shutil
 import socket
@@ -35,7 +36,7 @@ class Cluster:
 
     def __init__(self, masters=3, replicas=0, options=(), **login):
         self.directory = tempfile.mkdtemp(prefix="cachekeeper-cluster-")
-        self.processes, self.ports, self._buses, self.login = [], [], [], login
+        self.processes, self.ports, self._buses, self._moved, self.login = [], [], [], [], login
         try:
             for _ in range(masters * (1 + replicas)):
                 self._start(options)
@@ -71,6 +72,7 @@ class Cluster:
 
     def begin_move(self, slot, to):
         """Both nodes show the cluster slot as moving."""
+        self._moved.append(slot)
         origin = self.owner(slot)
         source, target = (self.ask(one, "CLUSTER", "MYID").decode() for one in (origin, to))
         self.ask(to, "CLUSTER", "SETSLOT", slot, "IMPORTING", source)
@@ -101,6 +103,14 @@ class Cluster:
             return replicas and all(int(one[2]) == offset for one in replicas)
 
         wait_until(are_in_step, "the replicas to be in step")
+
+    def settle(self):
+        """Ends what migrates where it is, and waits until all nodes name the same owners."""
+        for slot in self._moved:
+            for position in range(len(self.ports)):
+                self.ask(position, "CLUSTER", "SETSLOT", slot, "STABLE")
+            wait_until(lambda: len({self.owner(slot, position) for position in range(len(self.ports))}) == 1, "the nodes to agree")
+        self._moved.clear()
 
     def take_over(self, replica):
         """Makes a replica master in place of its own, which need not run."""
@@ -162,15 +172,16 @@ class Worker:
 
     LIFE = "life"
 
-    def __init__(self, cluster, namespace="shop", masters=3):
+    def __init__(self, cluster, namespace="shop"):
         self.cluster, self.namespace, self.shards = cluster, namespace, {}
-        number = 0
-        while len(self.shards) < masters:
-            self.shards.setdefault(cluster.owner(cluster_slot(directory_key(namespace, number))), number)
-            number += 1
+        by_owner = cluster.slots()
+        owners = {slot: position for position, slots in by_owner.items() for slot in slots}
+        for number in itertools.count():
+            self.shards.setdefault(owners[cluster_slot(directory_key(namespace, number))], number)
+            if len(self.shards) == len(by_owner):
+                break
         for shard in self.shards.values():
             self._tell(directory_key(namespace, shard), "HSET", *(part for pair in DIRECTORY.items() for part in pair))
-        by_owner = cluster.slots()
         for position, slots in by_owner.items():
             with redis.Redis(port=cluster.ports[position], **cluster.login) as client, client.pipeline(transaction=False) as pipeline:
                 for slot in slots:
@@ -221,10 +232,6 @@ class Worker:
 
 
 def ids_at(cluster, position, count=3):
-    """Ids of entries that this node serves, each in a cluster slot of its own."""
-    found, id = [], 0
-    while len(found) < count:
-        id += 1
-        if cluster.owner(cluster_slot(f"product:{id}"), 0) == position:
-            found.append(id)
-    return found
+    """Ids of entries that this node serves."""
+    slots, ids = set(cluster.slots()[position]), itertools.count(1)
+    return list(itertools.islice((id for id in ids if cluster_slot(f"product:{id}") in slots), count))

@@ -15,7 +15,7 @@ from cachekeeper.cluster import ClusterMap, cluster_slot, guard_key, redirection
 from cachekeeper.directory import watermark_key
 from cachekeeper.nodes import parse_nodes
 from private_cluster import LIMIT, Cluster, Worker, ids_at, wait_until
-from test_limits import hung, serve  # noqa: F401
+from test_limits import hung, serve
 
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server")
 kinds = pytest.mark.parametrize("kind", ["threads", "asyncio"])
@@ -63,6 +63,7 @@ def cluster():
 
 @pytest.fixture
 def worker(cluster):
+    cluster.settle()
     for position in range(3):
         cluster.ask(position, "FLUSHALL")
     return Worker(cluster)
@@ -139,9 +140,7 @@ def test_what_no_guard_vouches_for_is_not_fresh(cluster, worker, kind):
 
 
 @kinds
-def test_a_migration_is_followed_and_claims_nothing_until_the_new_shard_has_adopted(others, kind):
-    cluster = others()
-    worker = Worker(cluster)
+def test_a_migration_is_followed_and_claims_nothing_until_the_new_shard_has_adopted(cluster, worker, kind):
     moves, stays = ids_at(cluster, 0, 2)
     worker.write(1, moves, stays)
     worker.reach(10)
@@ -166,9 +165,7 @@ def test_a_migration_is_followed_and_claims_nothing_until_the_new_shard_has_adop
 
 
 @kinds
-def test_a_guard_that_migrates_before_its_entries_claims_nothing(others, kind):
-    cluster = others()
-    worker = Worker(cluster)
+def test_a_guard_that_migrates_before_its_entries_claims_nothing(cluster, worker, kind):
     (id,) = ids_at(cluster, 0, 1)
     worker.write(1, id)
     worker.reach(10)
@@ -289,9 +286,8 @@ def test_an_event_is_heard_whatever_node_it_is_published_on(cluster, worker, kin
 
 
 @kinds
-def test_a_durable_event_is_added_where_its_stream_is_now(others, kind):
-    cluster = others()
-    worker, slot = Worker(cluster), cluster_slot("events")
+def test_a_durable_event_is_added_where_its_stream_is_now(cluster, worker, kind):
+    slot = cluster_slot("events")
     worker.take_events("events")
     with Driven(kind, cluster.url) as cache:
         added = [cache.publish({"key": "product:1"}, durable=True)]
@@ -354,6 +350,18 @@ def test_a_client_of_a_cluster_is_taken_with_its_settings_and_stays_open(others,
     with pytest.raises(cachekeeper.PermissionDenied) as denied:
         Driven(kind, cluster.url.replace("://", "://nobody:wrong@"))
     assert "wrong@" not in str(denied.value)
+    # The rights of the README are enough, and each of them is needed.
+    needed = ["+cluster|slots", "+get", "+hgetall", "+asking", "+publish"]
+    url = cluster.url.replace("://", "://reader:pw@")
+    for rights in (needed, *([one for one in needed if one != without] for without in needed if without != "+asking")):
+        for position in range(3):
+            cluster.ask(position, "ACL", "SETUSER", "reader", "reset", "on", ">pw", "~product:*", "~ck:*", "&c", *rights)
+        if rights == needed:
+            with Driven(kind, url) as cache:
+                assert cache.get("product", id)["id"] == id and cache.publish({"key": "product:1"}) == 0
+        else:
+            with pytest.raises(cachekeeper.PermissionDenied, match="lacks a right .*cachekeeper acl"), Driven(kind, url) as cache:
+                cache.publish({"key": "product:1"})
     for options, part in [({"read_from_replicas": True}, "reads from replicas"), ({"decode_responses": True}, "decodes every response")]:
         with pytest.raises(cachekeeper.InvalidInput, match=part):
             Driven(kind, lambda: client(**options))
@@ -406,9 +414,7 @@ def test_what_a_node_tells_of_others_is_read():
     assert redirection_of(redis.exceptions.AskError("9 h:7"), ("asked", 5)).kind == "ASK"
 
 
-def test_threads_share_a_cache_while_cluster_slots_move(others):
-    cluster = others()
-    worker = Worker(cluster)
+def test_threads_share_a_cache_while_cluster_slots_move(cluster, worker):
     ids = [id for position in range(3) for id in ids_at(cluster, position)]
     worker.write(1, *ids)
     worker.reach(10)

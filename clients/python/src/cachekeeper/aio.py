@@ -17,7 +17,6 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from .base import (
     TIMEOUT,
-    Asked,
     Base,
     are_hashes,
     ask_hashes,
@@ -37,7 +36,7 @@ from .directory import Directory, directory_key
 from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
 from .nodes import AioNodes, nodes_of_client, nodes_of_url, within
-from .reading import PAUSE_MAX, PAUSE_MIN, Reading
+from .reading import PAUSE_MAX, PAUSE_MIN, Asked, Reading
 from .replies import Place, Replies
 from .tokens import TOKEN_SQL, Token, token_of_row
 from .values import VALUE_BYTES_MAX

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Optional, Union
 
-from .directory import Dataset, Directory, parse_directory, watermark_key
+from .directory import Directory, parse_directory, watermark_key
 from .errors import InvalidInput, InvalidKey, InvalidWrite, NotFresh, NotRegistered, UnknownDataset, Unreachable
 from .events import check_target
 from .on_cluster import OnCluster

@@ -20,7 +20,6 @@ from redis.sentinel import Sentinel
 from .base import (
     SLACK,
     TIMEOUT,
-    Asked,
     Base,
     are_hashes,
     ask_hashes,
@@ -39,7 +38,7 @@ from .directory import Directory, directory_key
 from .errors import CachekeeperError, InvalidInput, Unreachable, WriteUnknown
 from .events import Event, check_event, fields_of, message_of
 from .nodes import Nodes, nodes_of_client, nodes_of_url
-from .reading import PAUSE_MAX, PAUSE_MIN, Reading
+from .reading import PAUSE_MAX, PAUSE_MIN, Asked, Reading
 from .tokens import Token
 from .values import VALUE_BYTES_MAX
 from .writes import BLOCK, BLOCK_SLACK, Command, Written, outcome, read_reply
@@ -305,7 +304,8 @@ class Cache(Base):
 
     def _page(self, page: Sequence[Asked], token: Optional[Token], until: float) -> list[Reading]:
         if self._nodes is not None and self._on_cluster is not None:
-            return self._nodes.run(self._on_cluster.read(page, token), until)
+            readings: list[Reading] = self._nodes.run(self._on_cluster.read(page, token), until)
+            return readings
         keys = self._keys(page, token)
         return self._readings(page, token, self._hashes(keys, token) if are_hashes(page) else self._strings(keys, token))
 

@@ -33,8 +33,6 @@ _FORM = "a URL of a cluster is redis+cluster://user:password@host:port,host:port
 class Nodes:
     """The nodes of a cluster, for threads. It stands where caches have a client of redis-py."""
 
-    is_for_threads = True
-
     def __init__(self, make: Callable[[Address], Any], seeds: list[Address], remap: Any = None) -> None:
         self.map = ClusterMap(seeds, remap)
         self._make, self._clients, self._lock = make, dict[Address, Any](), threading.Lock()
@@ -79,8 +77,6 @@ class Nodes:
 
 class AioNodes:
     """The same for asyncio."""
-
-    is_for_threads = False
 
     def __init__(self, make: Callable[[Address], Any], seeds: list[Address], remap: Any = None) -> None:
         self.map = ClusterMap(seeds, remap)
@@ -159,12 +155,12 @@ def nodes_of_client(client: Any, for_threads: bool) -> "Optional[Nodes | AioNode
     if client.read_from_replicas or getattr(client, "load_balancing_strategy", None) is not None:
         raise InvalidInput("this client reads from replicas, of which nobody knows how fresh they are: give one that does not")
     manager = client.nodes_manager
-    known = list(manager.startup_nodes.values()) + list(client.get_nodes())
+    known: list[Any] = [*manager.startup_nodes.values(), *client.get_nodes()]
     kind, settings = _settings_of(known, for_threads)
     if settings.get("decode_responses"):
         raise InvalidInput("this client decodes every response as text: give one without decode_responses=True")
-    pool = redis.ConnectionPool if for_threads else aio_redis.ConnectionPool
-    whole = redis.Redis if for_threads else aio_redis.Redis
+    pool: Any = redis.ConnectionPool if for_threads else aio_redis.ConnectionPool
+    whole: Any = redis.Redis if for_threads else aio_redis.Redis
     settings["retry"] = Retry(NoBackoff(), 0) if for_threads else AioRetry(NoBackoff(), 0)
 
     def make(node: Address) -> Any:

@@ -9,8 +9,9 @@ pub(super) const NO_TOUCH: &str = "client no-touch off";
 /// Of applications that only read, with any client.
 pub(super) const READER: &[&str] = &["get KEY", "mget KEY", "exists KEY", "ttl KEY", "pttl KEY", DIRECTORY];
 
-/// Of any client of a cluster.
-pub(super) const OF_CLUSTER: &[&str] = &["cluster slots", "cluster shards", "cluster nodes", "asking"];
+/// Of any client of a cluster. The guards are read to find the directory.
+pub(super) const OF_CLUSTER: &[&str] =
+    &["cluster slots", "cluster shards", "cluster nodes", "asking", "get KEY"];
 
 /// Of the worker on a cluster.
 pub(super) const WORKER_ON_CLUSTER: &[&str] =
