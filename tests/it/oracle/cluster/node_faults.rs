@@ -359,7 +359,6 @@ impl Strike<'_> {
 
     async fn restart(&mut self, fault: NodeFault) {
         let master = self.some_master().await;
-        self.arena.next_life();
         if fault == NodeFault::RestartsOld {
             self.ask::<String>(master, &["SAVE"]).await;
             tokio::time::sleep(self.some_time).await;
@@ -367,6 +366,8 @@ impl Strike<'_> {
             // A replica leaves what it was sent first.
             self.servers.node(master).unwrap().forget_dump();
         }
+        // What was read of it until now may be newer than the dump.
+        self.arena.next_life();
         self.servers.node_mut(master).unwrap().kill();
         self.servers.node_mut(master).unwrap().start_again().await.unwrap();
         self.servers.node(master).unwrap().forget_dump();
