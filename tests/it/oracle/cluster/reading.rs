@@ -248,7 +248,7 @@ pub struct Verdict {
     pub violations: Vec<String>,
     pub checked: usize,
     pub versions: usize,
-    covered: usize,
+    pub covered: usize,
     unknown_life: usize,
 }
 
