@@ -111,7 +111,7 @@ export class Cluster {
     const [port, bus] = [await freePort(), await freePort()];
     const options = {
       port, bind: "127.0.0.1", "cluster-enabled": "yes", "cluster-port": bus, dir: this.#directory, "cluster-config-file": `${port}.conf`,
-      "cluster-node-timeout": 1000, save: "", "repl-diskless-sync-delay": 0, "cluster-allow-replica-migration": "no",
+      "cluster-node-timeout": 20000, save: "", "repl-diskless-sync-delay": 0, "cluster-allow-replica-migration": "no",
       "cluster-require-full-coverage": "no",
       ...(this.#password && { requirepass: this.#password, masterauth: this.#password }),
     };

@@ -131,7 +131,7 @@ class Cluster:
         port, bus = free_port(), free_port()
         words = {
             "port": port, "bind": "127.0.0.1", "cluster-enabled": "yes", "cluster-port": bus, "dir": self.directory,
-            "cluster-config-file": f"{port}.conf", "cluster-node-timeout": 1000, "save": "", "repl-diskless-sync-delay": 0,
+            "cluster-config-file": f"{port}.conf", "cluster-node-timeout": 20000, "save": "", "repl-diskless-sync-delay": 0,
             "cluster-allow-replica-migration": "no", "cluster-require-full-coverage": "no",
         }
         command = ["redis-server", *(part for name, value in words.items() for part in (f"--{name}", str(value))), *options]

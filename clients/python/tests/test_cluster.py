@@ -422,11 +422,15 @@ def test_threads_share_a_cache_while_cluster_slots_move(cluster, worker):
 
     def read(cache):
         while not is_over.is_set():
-            found = cache.read_many("product", ids, token=worker.token(10))
+            try:
+                found = cache.read_many("product", ids, token=worker.token(10))
+            except cachekeeper.CachekeeperError as error:
+                failures.append(error)
+                return
             if [one.value for one in found] != [{"id": id, "version": 1} for id in ids]:
                 failures.append(found)
 
-    with cachekeeper.connect(cluster.url, "shop", max_connections=4) as cache:
+    with cachekeeper.connect(cluster.url, "shop", timeout=60, max_connections=4) as cache:
         threads = [threading.Thread(target=read, args=(cache,)) for _ in range(6)]
         for one in threads:
             one.start()
