@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::info;
@@ -21,10 +22,12 @@ use crate::stores::redis::{Adopted, Failed, Look, Precondition, ShardServer};
 use cachekeeper_protocol::cluster_slot::ClusterSlot;
 use cachekeeper_protocol::cluster_slot_set::ClusterSlotSet;
 
-/// Cluster slots that are adopted at once.
+/// Cluster slots that are adopted at once, where they have few entries.
 const ADOPTED_AT_ONCE: usize = 500;
 /// Once so many entries were loaded for adoptions, changes come first again.
 const LOADED_AT_ONCE: u64 = 20_000;
+/// And after so long: meanwhile the watermark stands, and another worker would begin to do the same in this one's place.
+const ADOPTS_FOR: Duration = Duration::from_millis(500);
 /// While a server does not answer, a twentieth of the time at most goes into changes that are applied and cannot be claimed.
 const UNCLAIMED_SHARE: u32 = 20;
 /// Why rows may be missing in cluster slots that come from elsewhere.
@@ -158,11 +161,15 @@ impl ShardFollower {
             return Ok(());
         }
         let (mut loaded, mut adopted) = (0, 0);
-        for part in wanted.chunks(ADOPTED_AT_ONCE) {
-            loaded += self.adopt_part(&server.run, part).await?;
-            adopted += part.len();
-            if LOADED_AT_ONCE <= loaded {
-                break;
+        let began = Instant::now();
+        'adopting: for few in wanted.chunks(ADOPTED_AT_ONCE) {
+            let counts = self.context.redis.key_counts(few).await?;
+            for part in parts(few, &counts) {
+                loaded += self.adopt_part(&server.run, part).await?;
+                adopted += part.len();
+                if LOADED_AT_ONCE <= loaded || ADOPTS_FOR <= began.elapsed() {
+                    break 'adopting;
+                }
             }
         }
         let shard = self.context.redis.keys().metadata().number;
@@ -209,6 +216,18 @@ impl ShardFollower {
     }
 }
 
+/// Cluster slots in parts whose keys are listed, and loaded, at once: each ends with the one that fills it.
+fn parts<'a>(slots: &'a [ClusterSlot], counts: &[u64]) -> Vec<&'a [ClusterSlot]> {
+    let mut keys = 0;
+    let mut ends = counts.iter().map(|count| {
+        keys += count;
+        let is_full = LOADED_AT_ONCE <= keys;
+        keys = if is_full { 0 } else { keys };
+        is_full
+    });
+    slots.split_inclusive(|_slot| ends.next().unwrap_or_default()).collect()
+}
+
 /// Keys of datasets, with what their columns hold. Others are none of ours.
 fn by_dataset(context: &Context, keys: Vec<String>) -> Vec<(Arc<Dataset>, Keys)> {
     let mut sorted: BTreeMap<String, (Arc<Dataset>, Keys)> = BTreeMap::new();
@@ -218,4 +237,19 @@ fn by_dataset(context: &Context, keys: Vec<String>) -> Vec<(Arc<Dataset>, Keys)>
         sorted.entry(name).or_insert_with(|| (dataset, Keys::new())).1.push((key, values));
     }
     sorted.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_has_few_entries_or_is_one_cluster_slot() {
+        let slots: Vec<ClusterSlot> = ClusterSlot::all().take(6).collect();
+        let of = |counts: &[u64]| parts(&slots, counts).iter().map(|part| part.len()).collect::<Vec<_>>();
+        assert_eq!(of(&[0; 6]), [6]);
+        assert_eq!(of(&[1, 30_000, 10_000, 10_000, 5, 5]), [2, 2, 2]);
+        assert_eq!(of(&[90_000; 6]), [1; 6]);
+        assert!(parts(&[], &[]).is_empty());
+    }
 }

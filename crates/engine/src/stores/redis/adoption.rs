@@ -106,26 +106,38 @@ impl Redis {
         Ok(guards)
     }
 
+    /// How many keys each of these cluster slots has, which the server must serve.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub async fn key_counts(&self, slots: &[ClusterSlot]) -> Result<Vec<u64>, CacheError> {
+        let mut pipeline = redis::pipe();
+        for slot in slots {
+            pipeline.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot.number());
+        }
+        let mut counts = self.pipeline("count the keys of cluster slots", &pipeline, slots.len()).await?;
+        slots.iter().map(|_slot| counts.next()).collect()
+    }
+
     /// The keys of entries in these cluster slots, which the server must serve.
     ///
     /// # Errors
     /// [`CacheError`].
     pub async fn entries_within(&self, slots: &[ClusterSlot]) -> Result<Vec<String>, CacheError> {
-        const WHAT: &str = "list the entries of cluster slots";
+        let counts = self.key_counts(slots).await?;
         let mut pipeline = redis::pipe();
-        for slot in slots {
-            pipeline.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot.number());
+        let mut asked = 0;
+        for (slot, count) in slots.iter().zip(counts).filter(|(_, count)| 0 < *count) {
+            pipeline.cmd("CLUSTER").arg("GETKEYSINSLOT").arg(slot.number()).arg(count);
+            asked += 1;
         }
-        let mut counts = self.pipeline(WHAT, &pipeline, slots.len()).await?;
+        if asked == 0 {
+            return Ok(Vec::new());
+        }
+        let mut replies = self.pipeline("list the entries of cluster slots", &pipeline, asked).await?;
         let mut keys = Vec::new();
-        for slot in slots {
-            let count: u64 = counts.next()?;
-            if count == 0 {
-                continue;
-            }
-            let mut command = redis::cmd("CLUSTER");
-            command.arg("GETKEYSINSLOT").arg(slot.number()).arg(count);
-            let found: Vec<Vec<u8>> = self.command(WHAT, &command).await?;
+        for _slot in 0..asked {
+            let found: Vec<Vec<u8>> = replies.next()?;
             let found = found.into_iter().filter_map(|key| String::from_utf8(key).ok());
             keys.extend(found.filter(|key| !key.starts_with(RESERVED_PREFIX)));
         }
