@@ -314,7 +314,7 @@ impl Stage {
         let Some(cluster) = &self.worker.context.cluster else { return Ok(true) };
         let placed = shards::of_cluster(&self.config, (&self.worker.context, cluster)).await?;
         let placed: Vec<PlacedShard> = placed.into_iter().map(|(shard, _)| shard).collect();
-        let map = cluster.look().await?.map.clone();
+        let map = cluster.map().await?;
         let covers = cluster.watermark(&map, &placed).await?.and_then(|watermark| watermark.covers);
         Ok(covers == Some(ClusterSlotSet::all()))
     }

@@ -14,7 +14,7 @@ pub async fn of_cluster(
     config: &Config,
     (context, cluster): (&Context, &Cluster),
 ) -> Result<Vec<(PlacedShard, Context)>, EngineError> {
-    let map = cluster.look().await?.map.clone();
+    let map = cluster.map().await?;
     let placed = cluster.placed_shards(&map, &[]).await?;
     let of = |shard: PlacedShard| {
         let of_shard = Context::of_shard(config, &context.postgres, cluster, &shard)?;

@@ -41,7 +41,7 @@ fn start(context: TaskContext, stop_within: Duration) -> BoxFuture<'static, Resu
 /// Looks at each master.
 pub(super) async fn ask(config: &Config, context: &Context, cluster: &Cluster) -> Result<(), LookError> {
     let not_now = |error: EngineError| LookError::NotNow(error.told());
-    let map = cluster.look().await.map_err(|error| not_now(error.into()))?.map.clone();
+    let map = cluster.map().await.map_err(|error| not_now(error.into()))?;
     let shards = cluster.placed_shards(&map, &[]).await.map_err(|error| not_now(error.into()))?;
     for shard in &shards {
         let shard = Context::of_shard(config, &context.postgres, cluster, shard).map_err(not_now)?;

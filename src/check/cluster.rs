@@ -38,7 +38,7 @@ pub fn of_cluster(config: &Config) -> Vec<Diagnostic> {
 impl Check<'_> {
     /// Whether each master can be used.
     pub(super) async fn masters(&mut self, cluster: &Cluster) -> Result<bool, EngineError> {
-        let map = cluster.look().await?.map.clone();
+        let map = cluster.map().await?;
         for shard in cluster.placed_shards(&map, &[]).await? {
             let shard = Context::of_shard(self.config, &self.context.postgres, cluster, &shard)?;
             let facts = shard.redis.facts().await?;

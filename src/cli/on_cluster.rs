@@ -144,7 +144,7 @@ async fn status(config: &Config, of: (&Context, &Cluster), out: &Output) -> Resu
             "epoch": metadata.epoch.map(|epoch| epoch.to_string()), "whole": metadata.is_whole, "leader": leader,
             "pending": pending, "watermark": watermark }));
     }
-    let map = of.1.look().await?.map.clone();
+    let map = of.1.map().await?;
     let placed: Vec<PlacedShard> = all.into_iter().map(|(shard, _)| shard).collect();
     let least = of.1.watermark(&map, &placed).await?;
     is_right &= least.is_some() && placed.len() == map.masters.len();

@@ -26,6 +26,8 @@ const UNCACHED: &str = r#"
 "#;
 
 const ID: i64 = 7;
+/// Fills that come late without guards; one of them at least must be found.
+const ATTEMPTS: usize = 5;
 /// How long a covered read is waited for.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
@@ -71,9 +73,17 @@ async fn stores_late(is_guarded: bool) -> (bool, Verdict) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_guards_the_oracle_finds_a_violation() {
-    let (is_stored, verdict) = stores_late(false).await;
-    assert!(is_stored, "{verdict}");
-    assert!(verdict.violations.iter().any(|text| text.starts_with("C3")), "{verdict:?}");
+    let mut verdicts = Vec::new();
+    // Where the cluster slot is adopted once more after that, for whatever reason, what was stored is loaded again before anybody reads it.
+    for _ in 0..ATTEMPTS {
+        let (is_stored, verdict) = stores_late(false).await;
+        assert!(is_stored, "{verdict}");
+        if verdict.violations.iter().any(|text| text.starts_with("C3")) {
+            return;
+        }
+        verdicts.push(verdict);
+    }
+    panic!("{verdicts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
